@@ -1,0 +1,1 @@
+"""Utsuwa: a system-container manager with the LXD REST API on liblxc."""

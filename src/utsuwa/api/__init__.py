@@ -1,0 +1,1 @@
+"""REST resources: handlers only translate."""

@@ -1,0 +1,1 @@
+"""Errors, rollback, locks, names, units, config-key tables: what every layer uses."""

@@ -1,0 +1,73 @@
+"""Names from outside are judged here before they become part of a path, a query or a config line."""
+
+from __future__ import annotations
+
+import re
+
+from utsuwa.core.errors import InvalidName
+
+DEFAULT_PROJECT = "default"
+
+_INSTANCE = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
+_FINGERPRINT = re.compile(r"[0-9a-f]{1,64}\Z")
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
+
+
+def check_instance_name(name: str) -> str:
+    """1 to 63 letters, digits and dashes, starting with a letter, not ending with a dash (a DNS label)."""
+    if not name:
+        raise InvalidName("Instance name cannot be empty")
+    if len(name) > 63:
+        raise InvalidName(f"Instance name {name[:70]!r} is longer than 63 characters")
+    if not _INSTANCE.match(name):
+        raise InvalidName(
+            f"Invalid instance name {name!r}: use letters, digits and dashes, "
+            "start with a letter and do not end with a dash"
+        )
+    return name
+
+
+def check_object_name(kind: str, name: str) -> str:
+    """A profile, pool, project, network or device name: printable, no slash, no leading dot or dash, ≤ 64."""
+    if not name:
+        raise InvalidName(f"{kind} name cannot be empty")
+    if len(name) > 64:
+        raise InvalidName(f"{kind} name {name[:70]!r} is longer than 64 characters")
+    if name in (".", "..") or name[0] in ".-" or any(c in "/\\*?'\"`" or c.isspace() for c in name):
+        raise InvalidName(f"Invalid {kind.lower()} name {name!r}: no slashes, spaces, quotes or leading dots")
+    if not name.isprintable():
+        raise InvalidName(f"Invalid {kind.lower()} name {name!r}: control characters")
+    return name
+
+
+def check_project_name(name: str) -> str:
+    """Project names become part of storage names (`<project>_<name>`): no underscore either."""
+    check_object_name("Project", name)
+    if "_" in name:
+        raise InvalidName(f"Invalid project name {name!r}: no underscores")
+    return name
+
+
+def check_fingerprint_prefix(text: str) -> str:
+    """A whole sha256 fingerprint, or its beginning, in lower-case hexadecimal."""
+    if not _FINGERPRINT.match(text):
+        raise InvalidName(f"Invalid image fingerprint {text[:70]!r}")
+    return text
+
+
+def check_interface_name(name: str) -> str:
+    """A network interface: 1 to 15 characters that the kernel and config files take."""
+    if not _INTERFACE.match(name) or name in (".", ".."):
+        raise InvalidName(f"Invalid interface name {name[:40]!r}: up to 15 letters, digits, '.', '_' and '-'")
+    return name
+
+
+def storage_name(project: str, name: str) -> str:
+    """The name on disk and in liblxc: `<project>_<name>`, in the project `default` just `<name>`."""
+    return name if project == DEFAULT_PROJECT else f"{project}_{name}"
+
+
+def split_storage_name(stored: str) -> tuple[str, str]:
+    """The project and the name behind a storage name."""
+    project, found, name = stored.partition("_")
+    return (project, name) if found else (DEFAULT_PROJECT, stored)

@@ -1,0 +1,121 @@
+"""Where things lie in the state folder; laid out as people know it from LXD."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROOT = Path("/var/lib/utsuwa")
+
+
+@dataclass(frozen=True)
+class StatePaths:
+    """All paths below the state folder. `name` arguments are storage names (see `core.names`)."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> StatePaths:
+        """`$UTSUWA_DIR`, else `/var/lib/utsuwa`, as an absolute path without symlinks."""
+        return cls(Path(os.environ.get("UTSUWA_DIR") or DEFAULT_ROOT).resolve())
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "unix.socket"
+
+    @property
+    def server_cert(self) -> Path:
+        return self.root / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        return self.root / "server.key"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "utsuwa.lock"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "database" / "utsuwa.db"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def containers(self) -> Path:
+        """Symlinks `<storage name>` to the instance's folder in its pool; liblxc's lxcpath."""
+        return self.root / "containers"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def storage_pools(self) -> Path:
+        return self.root / "storage-pools"
+
+    def pool(self, pool: str) -> Path:
+        return self.storage_pools / pool
+
+    @property
+    def networks(self) -> Path:
+        return self.root / "networks"
+
+    @property
+    def devices(self) -> Path:
+        return self.root / "devices"
+
+    @property
+    def devlxd(self) -> Path:
+        return self.root / "devlxd"
+
+    @property
+    def shmounts(self) -> Path:
+        return self.root / "shmounts"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def instance_logs(self, name: str) -> Path:
+        return self.logs / name
+
+    @property
+    def seccomp(self) -> Path:
+        return self.root / "security" / "seccomp"
+
+    @property
+    def apparmor(self) -> Path:
+        return self.root / "security" / "apparmor"
+
+    def create_folders(self) -> None:
+        """Make every folder with its final mode; others may pass through, but not list."""
+        modes = {
+            self.root: 0o711,
+            self.root / "database": 0o700,
+            self.images: 0o700,
+            self.containers: 0o711,
+            self.snapshots: 0o700,
+            self.storage_pools: 0o711,
+            self.networks: 0o711,
+            self.devices: 0o711,
+            self.devlxd: 0o755,
+            self.shmounts: 0o711,
+            self.backups: 0o700,
+            self.logs: 0o700,
+            self.root / "security": 0o700,
+            self.seccomp: 0o700,
+            self.apparmor: 0o700,
+            self.apparmor / "cache": 0o700,
+            self.apparmor / "profiles": 0o700,
+        }
+        for path, mode in modes.items():
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)

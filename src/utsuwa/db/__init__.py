@@ -1,0 +1,1 @@
+"""The state: schema, migrations, and one module an entity."""

@@ -1,0 +1,1 @@
+"""The host: processes, system calls, liblxc, netlink, mounts. No policy."""

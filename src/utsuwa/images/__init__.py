@@ -1,0 +1,1 @@
+"""Images: formats, unpacking, the store."""

@@ -1,0 +1,1 @@
+"""Instances, one module a verb."""

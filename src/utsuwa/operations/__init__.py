@@ -1,0 +1,1 @@
+"""Background operations, events, scheduled tasks."""

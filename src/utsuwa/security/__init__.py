@@ -1,0 +1,1 @@
+"""Id maps, seccomp, AppArmor, TLS, authorisation."""

@@ -1,0 +1,157 @@
+"""The contract of storage drivers, and what a driver is told.
+
+A driver acts on the host and knows no database, no events and no other driver. Every method is
+blocking and runs in a worker thread; the manager holds the lock of the volume meanwhile. Failures
+are HostError or OutOfSpace (ENOSPC, EDQUOT); a driver that fails leaves nothing of that call behind.
+
+Layout below the pool's folder: `images/<fingerprint>/`, `containers/<storage name>/`. An instance's
+folder holds `rootfs/` (the mount point, or the tree itself), `metadata.yaml`, `templates/`, and what
+the driver keeps beside them. The way to a rootfs is 0711; the instance's folder is 0100 and belongs
+to the host id of the container's root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """`count` ids from `container` on inside are the ids from `host` on outside."""
+
+    container: int
+    host: int
+    count: int
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """The user and group ids of a container; both empty means privileged: ids are the host's."""
+
+    uids: tuple[IdRange, ...] = ()
+    gids: tuple[IdRange, ...] = ()
+
+    @property
+    def privileged(self) -> bool:
+        return not self.uids
+
+    def host_uid(self, container: int) -> int:
+        return _host_id(self.uids, container)
+
+    def host_gid(self, container: int) -> int:
+        return _host_id(self.gids, container)
+
+
+def _host_id(ranges: tuple[IdRange, ...], container: int) -> int:
+    """The host's id for a container's; raises ValueError where the map has none."""
+    if not ranges:
+        return container
+    for r in ranges:
+        if r.container <= container < r.container + r.count:
+            return r.host + container - r.container
+    raise ValueError(f"id {container} is not mapped")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the files of an image lie, as the images manager keeps them.
+
+    `metadata` is always a folder-like archive (tar of any compression) for unified images, where it
+    holds the rootfs too; split images have their root filesystem in `rootfs` (squashfs or tar).
+    `trusted` says whether the kernel may mount its squashfs; else it is unpacked by a confined process.
+    """
+
+    fingerprint: str
+    metadata: Path
+    rootfs: Path | None
+    trusted: bool = True
+
+
+@dataclass(frozen=True)
+class InstanceVolume:
+    """One instance's root volume: its pool's folder, names, image, id map and root disk options."""
+
+    name: str
+    """The storage name, `<project>_<name>` or `<name>`."""
+    idmap: IdMap
+    image: str | None = None
+    """The fingerprint of the image below it, where the driver keeps the two apart."""
+    size: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a driver can do: callers branch on this, never on a driver's name."""
+
+    name: str
+    quota: bool = False
+    copy_on_write_images: bool = False
+    """Whether instances share their image's files (so an image in use stays on the pool)."""
+    remote: bool = False
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of the file system below the pool, and its inodes."""
+
+    space_used: int
+    space_total: int
+    inodes_used: int
+    inodes_total: int
+
+
+class Driver(Protocol):
+    """One pool on the host."""
+
+    capabilities: Capabilities
+
+    def create(self) -> None:
+        """Make the pool's folders at its source; refuses a source that is not empty."""
+
+    def delete(self) -> None:
+        """Remove the pool; the manager has checked that nothing is on it."""
+
+    def mount(self) -> None:
+        """Make the pool usable after a start of the daemon or the machine; does nothing when it is."""
+
+    def unmount(self) -> None:
+        """Undo `mount`, images included; does nothing when it is not mounted."""
+
+    def usage(self) -> Usage: ...
+
+    def ensure_image(self, image: ImageSource) -> None:
+        """Bring an image onto the pool (mounted or unpacked), once; safe to repeat after a kill."""
+
+    def delete_image(self, fingerprint: str) -> None:
+        """Take an image off the pool; does nothing where it is not there."""
+
+    def image_present(self, fingerprint: str) -> bool: ...
+
+    def create_instance(self, volume: InstanceVolume) -> None:
+        """Make the instance's folder from its image, with `metadata.yaml` and `templates/`, not mounted."""
+
+    def delete_instance(self, name: str) -> None:
+        """Unmount and remove an instance's folder; does nothing where it is not there."""
+
+    def rename_instance(self, name: str, new: str) -> None:
+        """Rename the folder of an instance that is not mounted."""
+
+    def mount_instance(self, volume: InstanceVolume) -> Path:
+        """Mount the rootfs through the id map and give its path; does nothing when mounted so already."""
+
+    def unmount_instance(self, name: str) -> None:
+        """Unmount the rootfs; does nothing when it is not mounted."""
+
+    def instance_mounted(self, name: str) -> bool: ...
+
+    def instance_folder(self, name: str) -> Path: ...
+
+    def instance_usage(self, name: str) -> int:
+        """Bytes that the instance takes for itself, its image not counted."""
+
+    def instances(self) -> list[str]:
+        """The storage names of all instance folders on the pool: what the sweep at start-up looks at."""

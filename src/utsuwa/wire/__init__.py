@@ -1,0 +1,1 @@
+"""Records of the REST API as they travel: requests and responses."""

@@ -1,1 +1,110 @@
-"""Devices of instances behind one contract."""
+"""Devices of instances behind one contract: `load` gives a driver, `check_devices` judges a whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from utsuwa.core.errors import InvalidConfig, NotSupportedYet
+from utsuwa.core.names import check_object_name
+from utsuwa.devices.base import Device, DeviceFactory, DeviceHost, RunConfig
+from utsuwa.devices.disk import RootDisk, is_root_disk, load_disk
+from utsuwa.devices.nic import load_nic
+from utsuwa.devices.none import NoDevice
+
+__all__ = [
+    "Device",
+    "DeviceHost",
+    "Devices",
+    "RootDisk",
+    "RunConfig",
+    "check_devices",
+    "is_root_disk",
+    "load",
+    "root_disk",
+]
+
+Devices = Mapping[str, Mapping[str, str]]
+
+DRIVERS: Mapping[str, DeviceFactory] = {
+    "disk": load_disk,
+    "nic": load_nic,
+    "none": lambda name, config, instance: NoDevice(name, config, instance=instance),
+}
+
+LATER = frozenset(
+    {
+        "gpu",
+        "infiniband",
+        "pci",
+        "proxy",
+        "tpm",
+        "unix-block",
+        "unix-char",
+        "unix-hotplug",
+        "usb",
+    }
+)
+"""Types of the API that this version refuses."""
+
+
+def load(name: str, config: Mapping[str, str], *, instance: bool = True) -> Device:
+    """The driver of a device; its config is not checked yet (`Device.validate`).
+
+    Raises InvalidConfig for a missing or unknown type, NotSupportedYet for types of later versions.
+    """
+    kind = config.get("type", "")
+    driver = DRIVERS.get(kind)
+    if driver is not None:
+        return driver(name, config, instance)
+    if kind in LATER:
+        raise NotSupportedYet(f"Device {name!r}: devices of type {kind!r} are not supported yet")
+    if not kind:
+        raise InvalidConfig(f"Invalid device {name!r}: 'type' is required")
+    raise InvalidConfig(f"Invalid device {name!r}: 'type' is {kind[:40]!r}, which is not known")
+
+
+def check_devices(devices: Devices, *, profile: bool) -> None:
+    """Judge all devices of a profile or, merged over its profiles, of an instance.
+
+    Raises InvalidConfig or NotSupportedYet with the first problem; the message names device and key.
+    """
+    for name, config in devices.items():
+        check_object_name("Device", name)
+        load(name, config, instance=not profile).validate()
+    _check_unique_names(devices)
+    roots = [name for name, config in devices.items() if is_root_disk(config)]
+    if len(roots) > 1:
+        raise _several_roots(roots)
+
+
+def _check_unique_names(devices: Devices) -> None:
+    owners: dict[tuple[str, str], str] = {}
+    for device, config in devices.items():
+        for key in ("name", "host_name"):
+            value = config.get(key, "")
+            if config.get("type") != "nic" or not value:
+                continue
+            other = owners.setdefault((key, value), device)
+            if other != device:
+                raise InvalidConfig(
+                    f"Invalid device {device!r}: {key!r} {value!r} is taken by device {other!r}"
+                )
+
+
+def root_disk(devices: Devices) -> tuple[str, RootDisk]:
+    """The name and the driver of the root disk among an instance's merged devices.
+
+    Raises InvalidConfig where there is none or more than one.
+    """
+    roots = [name for name, config in devices.items() if is_root_disk(config)]
+    if not roots:
+        raise InvalidConfig(
+            "No root disk device was found: add a disk with path=/ and a pool to the instance or its profiles"
+        )
+    if len(roots) > 1:
+        raise _several_roots(roots)
+    return roots[0], RootDisk(roots[0], devices[roots[0]])
+
+
+def _several_roots(names: list[str]) -> InvalidConfig:
+    return InvalidConfig(f"Invalid devices: {' and '.join(map(repr, names))} are both root disks (path '/')")

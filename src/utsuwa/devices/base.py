@@ -7,12 +7,13 @@ in the event loop (await host work in threads); each says whether the container 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from utsuwa.core.config_keys import KeyTable
+from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.storage.base import IdMap
 
 
@@ -30,6 +31,12 @@ class DeviceHost:
     """`devices/<storage name>` in the state folder: the device's own place for sockets and nodes."""
     init_pid: int | None = None
     """The pid of the container's init where it runs."""
+    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The instance's expanded devices: names that are taken inside the container."""
+
+    def volatile(self, device: str, key: str) -> str:
+        """The value of `volatile.<device>.<key>`, empty where there is none."""
+        return self.config.get(f"volatile.{device}.{key}", "")
 
 
 @dataclass
@@ -42,32 +49,79 @@ class RunConfig:
     """Keys without `volatile.<device>.`; an empty value removes one."""
 
 
-class Device(Protocol):
-    """One device of one instance."""
+class Device:
+    """One device of one instance. A driver overrides what it has work for."""
 
-    keys: KeyTable
-    name: str
-    config: Mapping[str, str]
-    live: bool
+    keys: ClassVar[KeyTable]
+    """The keys that are in force."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are documented, but that this version does not serve: refused with NotSupportedYet."""
+    live: ClassVar[bool] = False
     """Whether it may be added to or removed from a running container."""
+    live_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the config whose change needs no detach and attach."""
+
+    def __init__(self, name: str, config: Mapping[str, str], *, instance: bool = True) -> None:
+        self.name = name
+        self.config = config
+        self.instance = instance
+        """False while the config stands in a profile, where it is not merged yet."""
 
     def validate(self) -> None:
-        """Check the merged config as a whole, the container running or not; raises InvalidConfig."""
+        """Check the merged config as a whole, the container running or not.
+
+        Raises InvalidConfig or NotSupportedYet; the message names the device and the key.
+        """
+        known = {}
+        for key, value in self.config.items():
+            if key == "type":
+                continue
+            if key in self.later and value:
+                raise NotSupportedYet(f"Device {self.name!r}: the key {key!r} is not supported yet")
+            if key not in self.later:
+                known[key] = value
+        try:
+            self.keys.check(known)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"Invalid device {self.name!r}: {error}") from None
+
+    def invalid(self, key: str, why: str) -> InvalidConfig:
+        return InvalidConfig(f"Invalid device {self.name!r}: {key!r} {why}")
+
+    def add(self, host: DeviceHost) -> RunConfig:
+        """Volatile keys that the device has from the moment it belongs to an instance (a MAC address).
+
+        Called when an instance is created or its devices change, running or not; touches no host state.
+        """
+        return RunConfig()
 
     async def start(self, host: DeviceHost) -> RunConfig:
         """Prepare the host before the container starts. Undone by `stop`."""
+        return RunConfig()
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         """Add the device to the running container (`host.init_pid` is set)."""
+        raise InvalidConfig(f"Device {self.name!r} cannot be added while the instance runs: stop it first")
 
     async def detach(self, host: DeviceHost) -> RunConfig:
         """Take the device from the running container."""
+        raise InvalidConfig(f"Device {self.name!r} cannot be removed while the instance runs: stop it first")
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
         """Change a device in place where only `live_keys` differ; the container may run."""
+        return RunConfig()
 
     async def stop(self, host: DeviceHost) -> RunConfig:
         """Clean the host after the container ended, whatever way it ended; safe to repeat."""
+        return RunConfig()
 
-    live_keys: frozenset[str]
-    """Keys of the config whose change needs no detach and attach."""
+    def changes_in_place(self, old: Mapping[str, str]) -> bool:
+        """Whether `update` is enough to come from the config `old` to this one."""
+        changed = {
+            key for key in old.keys() | self.config.keys() if old.get(key, "") != self.config.get(key, "")
+        }
+        return all(key in self.live_keys or key.startswith("user.") for key in changed)
+
+
+DeviceFactory = Callable[[str, Mapping[str, str], bool], Device]
+"""Chooses the driver within a type: name, config, whether it is an instance's."""

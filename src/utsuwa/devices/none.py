@@ -1,0 +1,17 @@
+"""`none`: hides a device of the same name that a profile brings."""
+
+from __future__ import annotations
+
+from utsuwa.core.config_keys import KeyTable
+from utsuwa.devices.base import Device, DeviceHost, RunConfig
+
+
+class NoDevice(Device):
+    keys = KeyTable("none device", ())
+    live = True
+
+    async def attach(self, host: DeviceHost) -> RunConfig:
+        return RunConfig()
+
+    async def detach(self, host: DeviceHost) -> RunConfig:
+        return RunConfig()

@@ -1,0 +1,68 @@
+"""Veth pairs between the host and a running container, by netlink. Blocking: call in threads."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from utsuwa.core.errors import HostError, InvalidConfig
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two ends: `host_name` stays on the host, `name` with `mac` goes into the container."""
+
+    host_name: str
+    name: str
+    mac: str
+    mtu: int | None = None
+
+
+def exists(name: str) -> bool:
+    """Whether this network namespace has an interface of that name."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def create(pair: Pair, pid: int) -> None:
+    """Make the pair with its inner end in the network namespace of `pid`, down; the host's end is up.
+
+    The inner end is made where it belongs, under its own name: nothing is moved or renamed, and nothing
+    is left when a name is taken (InvalidConfig). Other refusals are HostError.
+    """
+    peer: dict[str, object] = {"ifname": pair.name, "net_ns_pid": pid, "address": pair.mac}
+    settings: dict[str, object] = {}
+    if pair.mtu is not None:
+        peer["mtu"] = settings["mtu"] = pair.mtu
+    with IPRoute() as netlink:
+        try:
+            netlink.link("add", ifname=pair.host_name, kind="veth", state="up", peer=peer, **settings)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                raise InvalidConfig(
+                    f"The network interface {pair.host_name!r} or, inside, {pair.name!r} exists already"
+                ) from error
+            raise HostError(f"cannot create the network interface {pair.host_name!r}: {error}") from error
+
+
+def delete(name: str) -> None:
+    """Remove a veth pair by its end on the host; does nothing where it is gone or is no veth."""
+    with IPRoute() as netlink:
+        try:
+            index = socket.if_nametoindex(name)
+            link = next(iter(netlink.get_links(index)))
+            info = link.get_attr("IFLA_LINKINFO")
+            if info is not None and info.get_attr("IFLA_INFO_KIND") == "veth":
+                netlink.link("del", index=index)
+        except OSError:
+            return
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise HostError(f"cannot remove the network interface {name!r}: {error}") from error

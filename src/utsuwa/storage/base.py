@@ -17,42 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from utsuwa.core.idmap import IdMap, IdRange
 
-@dataclass(frozen=True)
-class IdRange:
-    """`count` ids from `container` on inside are the ids from `host` on outside."""
-
-    container: int
-    host: int
-    count: int
-
-
-@dataclass(frozen=True)
-class IdMap:
-    """The user and group ids of a container; both empty means privileged: ids are the host's."""
-
-    uids: tuple[IdRange, ...] = ()
-    gids: tuple[IdRange, ...] = ()
-
-    @property
-    def privileged(self) -> bool:
-        return not self.uids
-
-    def host_uid(self, container: int) -> int:
-        return _host_id(self.uids, container)
-
-    def host_gid(self, container: int) -> int:
-        return _host_id(self.gids, container)
-
-
-def _host_id(ranges: tuple[IdRange, ...], container: int) -> int:
-    """The host's id for a container's; raises ValueError where the map has none."""
-    if not ranges:
-        return container
-    for r in ranges:
-        if r.container <= container < r.container + r.count:
-            return r.host + container - r.container
-    raise ValueError(f"id {container} is not mapped")
+__all__ = ["Capabilities", "Driver", "IdMap", "IdRange", "ImageSource", "InstanceVolume", "Usage"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Numbered steps of the schema, run at start-up by `db.upgrade`."""

@@ -1,0 +1,367 @@
+"""The tables. Names and columns are LXD's where it has them: tools that ask its database find their way.
+
+Nothing here or in the entity modules is SQLite's alone: the same metadata serves PostgreSQL.
+Every change of this file comes with a migration in `migrations/versions`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+
+
+class _SqliteDateTime(UserDefinedType[str]):
+    """A DATETIME column of SQLite, which holds text."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "DATETIME"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware times in UTC. In SQLite text of one width, so that it sorts; what hands write is read too."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(_SqliteDateTime())
+        return dialect.type_descriptor(sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        if dialect.name == "sqlite":
+            return moment.isoformat(sep=" ", timespec="microseconds")
+        return moment
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+def _id() -> sa.Column[int]:
+    return sa.Column("id", sa.Integer, primary_key=True, autoincrement=True, nullable=False)
+
+
+def _owner(column: str, table: str, *, nullable: bool = False) -> sa.Column[int]:
+    """A reference whose rows go with the row that they refer to."""
+    return sa.Column(column, sa.Integer, sa.ForeignKey(f"{table}.id", ondelete="CASCADE"), nullable=nullable)
+
+
+def _text(name: str, default: str | None = None) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, server_default=default)
+
+
+def _integer(name: str, default: int | None = None) -> sa.Column[int]:
+    shown = None if default is None else sa.text(str(default))
+    return sa.Column(name, sa.Integer, nullable=False, server_default=shown)
+
+
+def _flag(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.false())
+
+
+def _time(name: str, *, nullable: bool = True) -> sa.Column[datetime]:
+    return sa.Column(name, UtcDateTime, nullable=nullable)
+
+
+def _table(name: str, *parts: sa.Column[Any] | sa.UniqueConstraint | sa.Index) -> sa.Table:
+    # AUTOINCREMENT: an id is never given out twice, so a stale one can never mean another row.
+    return sa.Table(name, metadata, *parts, sqlite_autoincrement=True)
+
+
+def _config(name: str, column: str, table: str) -> sa.Table:
+    """Keys and values that belong to the rows of another table."""
+    return _table(
+        name,
+        _id(),
+        _owner(column, table),
+        _text("key"),
+        sa.Column("value", sa.Text),
+        sa.UniqueConstraint(column, "key"),
+    )
+
+
+def _devices(name: str, column: str, table: str) -> sa.Table:
+    """Named devices of the rows of another table; `type` is a number of `codes.DEVICE_TYPES`."""
+    return _table(
+        name,
+        _id(),
+        _owner(column, table),
+        _text("name"),
+        _integer("type", 0),
+        sa.UniqueConstraint(column, "name"),
+    )
+
+
+# The server.
+
+nodes = _table(
+    "nodes",
+    _id(),
+    _text("name"),
+    _text("description"),
+    _text("address"),
+    _integer("state", 0),
+    sa.UniqueConstraint("name"),
+    sa.UniqueConstraint("address"),
+)
+
+config = _table("config", _id(), _text("key"), sa.Column("value", sa.Text), sa.UniqueConstraint("key"))
+
+# Projects, and who may see them.
+
+projects = _table("projects", _id(), _text("name"), _text("description"), sa.UniqueConstraint("name"))
+projects_config = _config("projects_config", "project_id", "projects")
+
+certificates = _table(
+    "certificates",
+    _id(),
+    _text("fingerprint"),
+    _integer("type"),
+    _text("name"),
+    _text("certificate"),
+    _flag("restricted"),
+    sa.UniqueConstraint("fingerprint"),
+)
+
+certificates_projects = _table(
+    "certificates_projects",
+    _owner("certificate_id", "certificates"),
+    _owner("project_id", "projects"),
+    sa.UniqueConstraint("certificate_id", "project_id"),
+)
+
+# Profiles.
+
+profiles = _table(
+    "profiles",
+    _id(),
+    _text("name"),
+    _text("description"),
+    _owner("project_id", "projects"),
+    sa.UniqueConstraint("project_id", "name"),
+)
+profiles_config = _config("profiles_config", "profile_id", "profiles")
+profiles_devices = _devices("profiles_devices", "profile_id", "profiles")
+profiles_devices_config = _config("profiles_devices_config", "profile_device_id", "profiles_devices")
+
+# Instances and their snapshots.
+
+instances = _table(
+    "instances",
+    _id(),
+    sa.Column(
+        "node_id",
+        sa.Integer,
+        sa.ForeignKey("nodes.id", ondelete="CASCADE"),
+        nullable=False,
+        server_default=sa.text("1"),
+    ),
+    _text("name"),
+    _integer("architecture"),
+    _integer("type", 0),
+    _flag("ephemeral"),
+    _time("creation_date", nullable=False),
+    _flag("stateful"),
+    _time("last_use_date"),
+    _text("description"),
+    _owner("project_id", "projects"),
+    _time("expiry_date"),
+    _integer("state", 0),
+    sa.UniqueConstraint("project_id", "name"),
+    sa.Index(None, "node_id"),
+)
+instances_config = _config("instances_config", "instance_id", "instances")
+instances_devices = _devices("instances_devices", "instance_id", "instances")
+instances_devices_config = _config("instances_devices_config", "instance_device_id", "instances_devices")
+
+instances_profiles = _table(
+    "instances_profiles",
+    _id(),
+    _owner("instance_id", "instances"),
+    # No cascade: a profile in use stays, even when two requests race.
+    sa.Column("profile_id", sa.Integer, sa.ForeignKey("profiles.id"), nullable=False),
+    _integer("apply_order", 0),
+    sa.UniqueConstraint("instance_id", "profile_id"),
+    sa.Index(None, "profile_id"),
+)
+
+instances_snapshots = _table(
+    "instances_snapshots",
+    _id(),
+    _owner("instance_id", "instances"),
+    _text("name"),
+    _time("creation_date", nullable=False),
+    _flag("stateful"),
+    _text("description"),
+    _time("expiry_date"),
+    sa.UniqueConstraint("instance_id", "name"),
+)
+instances_snapshots_config = _config(
+    "instances_snapshots_config", "instance_snapshot_id", "instances_snapshots"
+)
+instances_snapshots_devices = _devices(
+    "instances_snapshots_devices", "instance_snapshot_id", "instances_snapshots"
+)
+instances_snapshots_devices_config = _config(
+    "instances_snapshots_devices_config", "instance_snapshot_device_id", "instances_snapshots_devices"
+)
+
+# Images.
+
+images = _table(
+    "images",
+    _id(),
+    _text("fingerprint"),
+    _text("filename"),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    _flag("public"),
+    _integer("architecture"),
+    _time("creation_date"),
+    _time("expiry_date"),
+    _time("upload_date", nullable=False),
+    _flag("cached"),
+    _time("last_use_date"),
+    _flag("auto_update"),
+    _owner("project_id", "projects"),
+    _integer("type", 0),
+    _integer("state", 0),
+    _flag("split"),
+    _flag("trusted"),
+    sa.UniqueConstraint("project_id", "fingerprint"),
+)
+
+images_aliases = _table(
+    "images_aliases",
+    _id(),
+    _text("name"),
+    _owner("image_id", "images"),
+    _text("description"),
+    _owner("project_id", "projects"),
+    sa.UniqueConstraint("project_id", "name"),
+    sa.Index(None, "image_id"),
+)
+
+images_properties = _table(
+    "images_properties",
+    _id(),
+    _owner("image_id", "images"),
+    _integer("type", 0),
+    _text("key"),
+    sa.Column("value", sa.Text),
+    sa.UniqueConstraint("image_id", "key"),
+)
+
+images_source = _table(
+    "images_source",
+    _id(),
+    _owner("image_id", "images"),
+    _text("server"),
+    _integer("protocol"),
+    _text("certificate"),
+    _text("alias"),
+    sa.UniqueConstraint("image_id"),
+)
+
+images_profiles = _table(
+    "images_profiles",
+    _owner("image_id", "images"),
+    _owner("profile_id", "profiles"),
+    sa.UniqueConstraint("image_id", "profile_id"),
+)
+
+# Storage.
+
+storage_pools = _table(
+    "storage_pools",
+    _id(),
+    _text("name"),
+    _text("driver"),
+    _text("description"),
+    _integer("state", 0),
+    sa.UniqueConstraint("name"),
+)
+storage_pools_config = _config("storage_pools_config", "storage_pool_id", "storage_pools")
+
+storage_volumes = _table(
+    "storage_volumes",
+    _id(),
+    _text("name"),
+    _owner("storage_pool_id", "storage_pools"),
+    _integer("type"),
+    _text("description"),
+    _owner("project_id", "projects"),
+    _integer("content_type", 0),
+    _time("creation_date", nullable=False),
+    sa.UniqueConstraint("storage_pool_id", "project_id", "name", "type"),
+)
+storage_volumes_config = _config("storage_volumes_config", "storage_volume_id", "storage_volumes")
+
+storage_volumes_snapshots = _table(
+    "storage_volumes_snapshots",
+    _id(),
+    _owner("storage_volume_id", "storage_volumes"),
+    _text("name"),
+    _text("description"),
+    _time("creation_date", nullable=False),
+    _time("expiry_date"),
+    sa.UniqueConstraint("storage_volume_id", "name"),
+)
+storage_volumes_snapshots_config = _config(
+    "storage_volumes_snapshots_config", "storage_volume_snapshot_id", "storage_volumes_snapshots"
+)
+
+# Networks.
+
+networks = _table(
+    "networks",
+    _id(),
+    _owner("project_id", "projects"),
+    _text("name"),
+    _text("description"),
+    _integer("state", 0),
+    _integer("type", 0),
+    sa.UniqueConstraint("project_id", "name"),
+)
+networks_config = _config("networks_config", "network_id", "networks")
+
+# What went wrong and still matters.
+
+warnings = _table(
+    "warnings",
+    _id(),
+    _owner("node_id", "nodes", nullable=True),
+    _owner("project_id", "projects", nullable=True),
+    sa.Column("entity_type_code", sa.Integer),
+    sa.Column("entity_id", sa.Integer),
+    _text("uuid"),
+    _integer("type_code"),
+    _integer("status"),
+    _time("first_seen_date", nullable=False),
+    _time("last_seen_date", nullable=False),
+    _time("updated_date"),
+    _text("last_message"),
+    _integer("count"),
+    sa.UniqueConstraint("uuid"),
+)

@@ -1,0 +1,77 @@
+"""A small HTTP client over a unix socket, for tests only."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """One HTTP connection over the unix socket at `path`."""
+
+    def __init__(self, path: Path, timeout: float = 60) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as it came; `headers` have lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def metadata(self) -> Any:
+        return self.json["metadata"]
+
+    @property
+    def error(self) -> str:
+        """The sentence of an error envelope; raises KeyError where the reply is none."""
+        return str(self.json["error"])
+
+    @property
+    def operation(self) -> str:
+        """The URL of the background operation; raises KeyError where there is none."""
+        return str(self.json["operation"])
+
+
+def request(
+    path: Path,
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 60,
+) -> Reply:
+    """Send one request; `body` is bytes, an open file or anything JSON can hold (None sends nothing)."""
+    connection = UnixConnection(path, timeout)
+    sent = dict(headers or {})
+    payload: Any = body
+    if body is not None and not isinstance(body, bytes) and not hasattr(body, "read"):
+        payload = json.dumps(body).encode()
+        sent.setdefault("Content-Type", "application/json")
+    try:
+        connection.request(method, url, payload, sent)
+        answer = connection.getresponse()
+        content = answer.read()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return Reply(answer.status, names, content)
+    finally:
+        connection.close()

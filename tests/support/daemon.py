@@ -1,0 +1,264 @@
+"""A daemon of its own for a test: started, talked to, restarted, killed, and searched for leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.support import leaks
+from tests.support.api import Reply, request
+
+START_SECONDS = 60
+STOP_SECONDS = 30
+# What a healthy daemon never writes, not even while it refuses bad input.
+SIGNS_OF_FAULTS = (
+    "Traceback (most recent call",
+    "was never awaited",
+    "was never retrieved",
+    "Unclosed ",
+)
+
+
+class Daemon:
+    """`utsuwad` with a state folder below a short temporary path (unix sockets allow 107 bytes).
+
+    `home` holds everything: `dir` (UTSUWA_DIR), `conf` (LXD_CONF of the `lxc` client), `log`.
+    """
+
+    def __init__(self, env: Mapping[str, str] | None = None, arguments: tuple[str, ...] = ()) -> None:
+        self.before = leaks.HostState.now()
+        self.home = Path(tempfile.mkdtemp(prefix="ut-", dir=os.environ.get("UTSUWA_TEST_DIR", "/var/tmp")))
+        self.home.chmod(0o711)  # the ids of containers pass through to their root file systems
+        self.dir = self.home / "d"
+        self.conf = self.home / "c"
+        self.log = self.home / "daemon.log"
+        self.socket = self.dir / "unix.socket"
+        self.env = dict(env or {})
+        self.arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+        self.faults_expected = False
+
+    # ---- its life
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and return when it serves; raises AssertionError with its log where it does not."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "utsuwa.daemon.main", "--debug", *self.arguments],
+                env=self._environment(UTSUWA_DIR=str(self.dir), **self.env),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._serves():
+            assert self.process is not None, "the daemon was not started"
+            code = self.process.poll()
+            assert code is None, f"utsuwad ended with {code}:\n{self.log_tail()}"
+            assert time.monotonic() < deadline, f"utsuwad is not ready after {seconds} s:\n{self.log_tail()}"
+            time.sleep(0.02)
+
+    def _serves(self) -> bool:
+        try:
+            return request(self.socket, "GET", "/internal/ready", timeout=5).status == 200
+        except OSError:
+            return False
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Ask it to end (its containers run on) and return its exit code."""
+        assert self.process is not None, "the daemon was not started"
+        self.process.send_signal(signal_number)
+        return self._ended()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        assert self.process is not None, "the daemon was not started"
+        self.process.kill()
+        self._ended()
+
+    def _ended(self) -> int:
+        assert self.process is not None, "the daemon was not started"
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"utsuwad did not end in {STOP_SECONDS} s:\n{self.log_tail()}") from None
+        self.process = None
+        return code
+
+    def restart(self) -> None:
+        code = self.stop()
+        assert code == 0, f"utsuwad ended with {code}:\n{self.log_tail()}"
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the daemon does not run"
+        return self.process.pid
+
+    def log_tail(self, lines: int = 60) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    # ---- talking to it
+
+    def api(
+        self,
+        method: str,
+        url: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Reply:
+        """One request over the unix socket, whatever its answer."""
+        return request(self.socket, method, url, body, headers=headers, timeout=timeout)
+
+    def get(self, url: str) -> Any:
+        """The metadata of a successful GET."""
+        reply = self.api("GET", url)
+        assert reply.status == 200, f"GET {url}: {reply.status} {reply.body!r}"
+        return reply.metadata
+
+    def do(self, method: str, url: str, body: object = None, *, timeout: float = 60) -> Any:
+        """Send, wait for the operation where there is one, and return its metadata; it must succeed."""
+        reply = self.api(method, url, body, timeout=timeout)
+        assert reply.status in (200, 201, 202), f"{method} {url}: {reply.status} {reply.body!r}"
+        if reply.status != 202:
+            return reply.metadata
+        ended = self.wait(reply, timeout=timeout)
+        assert ended["status_code"] == 200, f"{method} {url}: {ended['err']}"
+        return ended["metadata"]
+
+    def wait(self, reply: Reply, *, timeout: float = 60) -> dict[str, Any]:
+        """The ended operation that `reply` announced."""
+        ended = self.api("GET", f"{reply.operation}/wait", timeout=timeout)
+        assert ended.status == 200, f"{reply.operation}: {ended.status} {ended.body!r}"
+        metadata: dict[str, Any] = ended.metadata
+        return metadata
+
+    def lxc(
+        self, *arguments: str, input: str | bytes | None = None, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Debian's `lxc` client, unmodified, at our socket; text in and out."""
+        text = input.decode() if isinstance(input, bytes) else input
+        ended = subprocess.run(
+            ["lxc", *arguments],
+            env=self.lxc_environment(),
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert ended.returncode == 0, (
+                f"lxc {' '.join(arguments)} ended with {ended.returncode}\n"
+                f"{ended.stdout}{ended.stderr}\n--- daemon log\n{self.log_tail()}"
+            )
+        return ended
+
+    def lxc_environment(self) -> dict[str, str]:
+        """For tests that start the client themselves (with a terminal, in the background)."""
+        return self._environment(LXD_DIR=str(self.dir), LXD_CONF=str(self.conf), HOME=str(self.home))
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("LXD_", "UTSUWA_", "INCUS_"))}
+        return kept | {"LANG": "C.UTF-8"} | more
+
+    # ---- what most tests begin and end with
+
+    def make_defaults(self, driver: str = "overlay") -> None:
+        """A pool `default`, and the default profile with a root disk on it and a p2p nic."""
+        self.do("POST", "/1.0/storage-pools", {"name": "default", "driver": driver, "config": {}})
+        devices = {
+            "root": {"type": "disk", "path": "/", "pool": "default"},
+            "eth0": {"type": "nic", "nictype": "p2p", "name": "eth0"},
+        }
+        self.do("PATCH", "/1.0/profiles/default", {"devices": devices})
+
+    def import_image(self, *files: Path, alias: str | None = None) -> str:
+        """Upload an image of one or two files with the client and return its fingerprint."""
+        before = {i["fingerprint"] for i in self.get("/1.0/images?recursion=1")}
+        self.lxc("image", "import", *map(str, files), *(["--alias", alias] if alias else []))
+        (new,) = {i["fingerprint"] for i in self.get("/1.0/images?recursion=1")} - before
+        return str(new)
+
+    def clean(self) -> None:
+        """Delete all instances, images, own profiles and pools; each deletion must succeed."""
+        self.delete_instances()
+        for image in self.get("/1.0/images?recursion=1"):
+            self.do("DELETE", f"/1.0/images/{image['fingerprint']}")
+        self.do("PATCH", "/1.0/profiles/default", {"devices": {}})
+        default = self.get("/1.0/profiles/default")
+        self.do("PUT", "/1.0/profiles/default", {**default, "config": {}, "devices": {}})
+        for profile in self.get("/1.0/profiles?recursion=1"):
+            if profile["name"] != "default":
+                self.do("DELETE", f"/1.0/profiles/{quote(profile['name'], safe='')}")
+        for pool in self.get("/1.0/storage-pools?recursion=1"):
+            self.do("DELETE", f"/1.0/storage-pools/{pool['name']}")
+
+    def delete_instances(self) -> None:
+        for instance in self.get("/1.0/instances?recursion=1"):
+            url = f"/1.0/instances/{instance['name']}"
+            if instance["status"] != "Stopped":
+                self.do("PUT", f"{url}/state", {"action": "stop", "force": True, "timeout": 30})
+            if self.api("GET", url).status != 404:  # an ephemeral one has gone by itself
+                self.do("DELETE", url)
+
+    # ---- the end
+
+    def close(self) -> list[str]:
+        """Clean up through the API, stop, remove the folder; returns every leak and fault as a line."""
+        problems: list[str] = []
+        if self.process is not None:
+            for step in (self.clean, self._stop_well):
+                try:
+                    step()
+                except Exception as error:
+                    problems.append(f"{step.__name__}: {error}")
+        problems += leaks.find_leaks(self.home, self.before)
+        if not self.faults_expected:
+            text = self.log.read_text(errors="replace") if self.log.exists() else ""
+            problems += [f"log: {sign}" for sign in SIGNS_OF_FAULTS if sign in text]
+        if problems:
+            problems.append(f"daemon log:\n{self.log_tail()}")
+            self._force()
+        shutil.rmtree(self.home, ignore_errors=bool(problems))
+        return problems
+
+    def _stop_well(self) -> None:
+        code = self.stop()
+        assert code == 0, f"utsuwad ended with {code}"
+
+    def _force(self) -> None:
+        """Take away what a broken daemon left, so that the next test is not harmed."""
+        for _ in range(3):
+            for pid, _command in leaks.processes_of(self.home):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        if self.process is not None:
+            self.process.wait(STOP_SECONDS)
+            self.process = None
+        for point in reversed(leaks.mounts_below(self.home)):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        for device, _file in leaks.loop_devices(self.home):
+            subprocess.run(["losetup", "-d", f"/dev/{device}"], check=False, capture_output=True)

@@ -1,0 +1,87 @@
+"""Guards of the unit tests: no real processes, no blocked event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, SupportsIndex
+
+# Far above what any callback of ours takes, far enough below what a user would notice.
+SLOW_CALLBACK_SECONDS = 0.5
+
+_PROCESS_EVENTS = frozenset(
+    {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "pty.spawn"}
+)
+
+
+class ProcessRefused(BaseException):
+    """A unit test tried to start a real process; a BaseException, so that no handler swallows it."""
+
+
+class LoopBlocked(AssertionError):
+    """Something held the event loop."""
+
+
+class _ProcessGuard:
+    """The audit hook; hooks cannot be removed, so it is installed once and switched."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.installed = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.active and event in _PROCESS_EVENTS:
+            raise ProcessRefused(f"{event} {arguments[:2]!r}: mark the test `processes` if it means to")
+
+
+_guard = _ProcessGuard()
+
+
+@contextmanager
+def refuse_processes() -> Iterator[None]:
+    """Raise ProcessRefused in whoever starts a process meanwhile, in any thread."""
+    if not _guard.installed:
+        sys.addaudithook(_guard)
+        _guard.installed = True
+    _guard.active = True
+    try:
+        yield
+    finally:
+        _guard.active = False
+
+
+@contextmanager
+def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
+    """Raise LoopBlocked at the end when a callback held an asyncio loop for more than `limit` seconds.
+
+    `time.sleep` in a thread with a running loop is refused at once, however short.
+    """
+    slow: list[str] = []
+    run, sleep = asyncio.Handle._run, time.sleep
+
+    def timed(handle: asyncio.Handle) -> None:
+        begin = time.perf_counter()
+        try:
+            run(handle)
+        finally:
+            taken = time.perf_counter() - begin
+            if taken > limit:
+                slow.append(f"{handle!r} held the event loop for {taken:.2f} s")
+
+    def refused(seconds: float | SupportsIndex) -> None:
+        if asyncio._get_running_loop() is not None:
+            raise LoopBlocked(f"time.sleep({seconds}) in the event loop")
+        sleep(seconds)
+
+    asyncio.Handle._run = timed  # type: ignore[assignment,method-assign]
+    time.sleep = refused
+    try:
+        yield
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+        time.sleep = sleep
+    if slow:
+        raise LoopBlocked("; ".join(slow))

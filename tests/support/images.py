@@ -1,0 +1,131 @@
+"""Images for tests: a busybox of 2 MB that boots in milliseconds, and a whole Debian."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BUSYBOX = Path("/bin/busybox")
+FOLDERS = ("bin", "dev", "etc", "home", "home/user", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
+
+# busybox's own default table spins on terminals that are not there.
+INITTAB = b"::sysinit:/bin/true\n::ctrlaltdel:/sbin/reboot\n::restart:/sbin/init\n"
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"
+GROUP = b"root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n"
+HOSTS = b"127.0.0.1\tlocalhost\n127.0.1.1\t{{ container.name }}\n"
+
+
+@dataclass(frozen=True)
+class Image:
+    """The files of an image in both forms; `unified` is None where only the split one was built."""
+
+    metadata: Path
+    rootfs: Path
+    unified: Path | None = None
+
+
+def template(path: str, when: tuple[str, ...], file: str) -> dict[str, Any]:
+    """One entry of metadata.yaml's `templates`."""
+    return {path: {"when": list(when), "create_only": False, "template": file, "properties": {}}}
+
+
+def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> Image:
+    """Write `busybox.tar.xz`, `meta.tar.xz` and `rootfs.squashfs` into the folder.
+
+    Images built from other `properties` have another fingerprint.
+    """
+    files = _busybox_files()
+    meta = _metadata_files(properties or {})
+    unified = folder / "busybox.tar.xz"
+    with tarfile.open(unified, "w:xz", preset=1) as tar:
+        _add(tar, meta)
+        _add(tar, {"rootfs": None} | {f"rootfs/{path}": content for path, content in files.items()})
+    split = folder / "meta.tar.xz"
+    with tarfile.open(split, "w:xz", preset=1) as tar:
+        _add(tar, meta)
+    rootfs = folder / "rootfs.squashfs"
+    tree = io.BytesIO()
+    with tarfile.open(fileobj=tree, mode="w") as tar:
+        _add(tar, files)
+    subprocess.run(
+        ["mksquashfs", "-", str(rootfs), "-tar", "-noappend", "-quiet", "-no-progress", "-comp", "zstd"],
+        input=tree.getvalue(),
+        capture_output=True,
+        check=True,
+    )
+    return Image(split, rootfs, unified)
+
+
+def _busybox_files() -> dict[str, bytes | str | None]:
+    """Path to content: bytes for a file, str for a symlink's target, None for a folder."""
+    applets = subprocess.run([str(BUSYBOX), "--list-full"], capture_output=True, check=True, text=True)
+    files: dict[str, bytes | str | None] = dict.fromkeys(FOLDERS)
+    files |= {"bin/busybox": BUSYBOX.read_bytes()}
+    files |= {"usr": None, "usr/bin": None, "usr/sbin": None, "var": None}
+    files |= {path: "/bin/busybox" for path in applets.stdout.split() if path != "bin/busybox"}
+    files |= {"etc/inittab": INITTAB, "etc/passwd": PASSWD, "etc/group": GROUP}
+    return files
+
+
+def _metadata_files(properties: Mapping[str, str]) -> dict[str, bytes | str | None]:
+    machine = platform.machine()
+    described = {"os": "BusyBox", "description": f"BusyBox {machine}", "name": f"busybox-{machine}"}
+    metadata = {
+        "architecture": machine,
+        "creation_date": int(BUSYBOX.stat().st_mtime),
+        "properties": described | {"architecture": machine} | dict(properties),
+        "templates": template("/etc/hostname", ("create", "copy"), "hostname.tpl")
+        | template("/etc/hosts", ("create", "copy"), "hosts.tpl"),
+    }
+    return {
+        "metadata.yaml": json.dumps(metadata, indent=2, sort_keys=True).encode(),
+        "templates": None,
+        "templates/hostname.tpl": b"{{ container.name }}\n",
+        "templates/hosts.tpl": HOSTS,
+    }
+
+
+def _add(tar: tarfile.TarFile, files: Mapping[str, bytes | str | None]) -> None:
+    for path, content in files.items():
+        entry = tarfile.TarInfo(path)
+        if content is None:
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if path.endswith("tmp") else 0o755
+        elif isinstance(content, str):
+            entry.type, entry.mode, entry.linkname = tarfile.SYMTYPE, 0o777, content
+        else:
+            entry.mode, entry.size = 0o755 if "bin/" in path else 0o644, len(content)
+        if path.endswith("home/user"):
+            entry.uid = entry.gid = 1000
+        tar.addfile(entry, io.BytesIO(content) if isinstance(content, bytes) else None)
+
+
+def debian() -> Image:
+    """The Debian image, built once by `scripts/build-debian-image` and kept while that is unchanged."""
+    script = ROOT / "scripts" / "build-debian-image"
+    cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
+    folder = cache / f"debian-{hashlib.sha256(script.read_bytes()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        for old in cache.glob("debian-*"):
+            shutil.rmtree(old)
+        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+        try:
+            built = subprocess.run([str(script), str(fresh)], stdin=subprocess.DEVNULL, capture_output=True)
+            assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
+            fresh.chmod(0o755)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return Image(folder / "metadata.tar.xz", folder / "rootfs.squashfs")

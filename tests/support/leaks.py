@@ -1,0 +1,151 @@
+"""What a daemon may leave behind on the host, and how to find it.
+
+Everything that can be traced to the daemon by its folder's name is searched for always. Network
+interfaces and firewall tables carry no such name: new ones count as leaks only while no other
+manager of containers runs on the machine, because then nobody else can have made them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PLACES = ("/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/lxc", "/var/log/lxc", "/var/cache/lxc", "/etc")
+MANAGERS = ("utsuwa.daemon.main", "utsuwad", "lxd", "incusd")
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What was on the host before the daemon started and cannot be told from its name."""
+
+    interfaces: frozenset[str]
+    tables: frozenset[str]
+    cgroups: frozenset[str]
+
+    @classmethod
+    def now(cls) -> HostState:
+        return cls(frozenset(_interfaces()), frozenset(_nft_tables()), frozenset(_cgroups()))
+
+
+def find_leaks(folder: Path, before: HostState, patience: float = 3) -> list[str]:
+    """Whatever of the daemon in `folder` is still on the host, one line each.
+
+    What goes by itself (a process that is just ending) gets `patience` seconds to do so.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        found = list(_all_leaks(folder, before))
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def _all_leaks(folder: Path, before: HostState) -> Iterator[str]:
+    token = str(folder)
+    yield from (f"mount: {m}" for m in mounts_below(folder))
+    yield from (f"loop device: {d} over {f}" for d, f in loop_devices(folder))
+    yield from (f"process: {pid} {what}" for pid, what in processes_of(folder))
+    yield from (f"file outside: {f}" for f in _files_named(folder))
+    alone = not _other_managers(token)
+    for kind, new in (
+        ("cgroup", set(_cgroups()) - before.cgroups),
+        ("network interface", set(_interfaces()) - before.interfaces),
+        ("firewall table", set(_nft_tables()) - before.tables),
+    ):
+        if alone:
+            yield from (f"{kind}: {name}" for name in sorted(new))
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """Mount points at or below the folder, deepest last in mount order."""
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split(" ")[4].encode().decode("unicode_escape")
+        if point == str(folder) or point.startswith(f"{folder}/"):
+            points.append(point)
+    return points
+
+
+def loop_devices(folder: Path) -> list[tuple[str, str]]:
+    """(device, backing file) of the loop devices whose file lies below the folder."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            file = backing.read_text().strip()
+        except OSError:  # detached meanwhile
+            continue
+        if file.startswith(f"{folder}/"):
+            found.append((backing.parts[3], file))
+    return found
+
+
+def processes_of(folder: Path) -> list[tuple[int, str]]:
+    """(pid, command) of processes that mention the folder in argv, environment, cwd or root."""
+    token = os.fsencode(str(folder))
+    found = []
+    for pid in _pids():
+        if pid == os.getpid():
+            continue
+        here = Path("/proc", str(pid))
+        command = _read(here / "cmdline")
+        links = b"".join(os.fsencode(_link(here / name)) for name in ("cwd", "root", "exe"))
+        if token in command or token in links or token in _read(here / "environ"):
+            found.append((pid, command.replace(b"\0", b" ").decode(errors="replace")[:200]))
+    return found
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process ended, or is a kernel thread
+        return b""
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _other_managers(token: str) -> bool:
+    """Whether another daemon that makes interfaces and tables runs on this machine."""
+    for pid in _pids():
+        here = Path("/proc", str(pid))
+        words = [Path(w).name for w in _read(here / "cmdline").decode(errors="replace").split("\0")]
+        if any(word in MANAGERS for word in words[:3]) and token not in str(_read(here / "environ")):
+            return True
+    return False
+
+
+def _files_named(folder: Path) -> Iterator[str]:
+    """Files and folders elsewhere that bear the folder's name; the outermost of each."""
+    for place in PLACES:
+        for top, folders, files in os.walk(place):
+            named = [f"{top}/{name}" for name in (*folders, *files) if folder.name in name]
+            yield from (path for path in named if path != str(folder))
+            folders[:] = [f for f in folders if folder.name not in f] if top.count("/") < 8 else []
+
+
+def _interfaces() -> list[str]:
+    return [entry.name for entry in Path("/sys/class/net").iterdir()]
+
+
+def _nft_tables() -> list[str]:
+    listed = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, check=True, text=True)
+    objects = json.loads(listed.stdout)["nftables"]
+    return [f"{o['table']['family']} {o['table']['name']}" for o in objects if "table" in o]
+
+
+def _cgroups() -> Iterator[str]:
+    for top, folders, _ in os.walk("/sys/fs/cgroup"):
+        yield from (f"{top}/{name}" for name in folders)

@@ -1,0 +1,1 @@
+"""The real daemon, liblxc, kernel and clients."""

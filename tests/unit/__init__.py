@@ -1,0 +1,1 @@
+"""Pure logic: no root, no processes, and an event loop that nothing may block."""

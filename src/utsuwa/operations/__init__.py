@@ -1,1 +1,1 @@
-"""Background operations, events, scheduled tasks."""
+"""Background operations, events, scheduled work."""

@@ -1,0 +1,219 @@
+"""What handlers see of HTTP: the request, the results they return, the routes they stand in.
+
+A handler is `async def f(request: Request) -> Result`. It parses, makes one manager call and shapes
+the reply; errors are raised, and one wrapper (`api.application`) renders them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from utsuwa.api.services import Services
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet, PreconditionFailed, TooLarge
+from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
+from utsuwa.operations.operations import Operation
+from utsuwa.security.authorization import Access, Caller
+from utsuwa.wire.codec import InvalidBody, convert, decode_object, encode_stable
+from utsuwa.wire.events import Requestor
+
+T = TypeVar("T")
+
+MAX_BODY = 4 * 2**20
+"""Bytes of a JSON body; uploads are streams and have limits of their own."""
+
+_TRUE = frozenset(("1", "true", "True", "yes", "on"))
+
+
+class Request:
+    """One request, authorised already, with what its path and query say."""
+
+    def __init__(
+        self,
+        raw: web.BaseRequest,
+        services: Services,
+        route: Route,
+        params: Mapping[str, str],
+        caller: Caller,
+    ) -> None:
+        self.raw = raw
+        self.services = services
+        self.route = route
+        self.params = params
+        self.caller = caller
+        self._data: bytes | None = None
+
+    @property
+    def query(self) -> MultiMapping[str]:
+        return self.raw.query
+
+    @property
+    def containers_api(self) -> bool:
+        """Whether the request came to `/1.0/containers` in place of `/1.0/instances`."""
+        return self.route.containers_api
+
+    @cached_property
+    def project(self) -> str:
+        """The project of `?project=`, by its name alone: whether it exists is the manager's to say."""
+        name = self.query.get("project") or DEFAULT_PROJECT
+        return name if name == DEFAULT_PROJECT else check_project_name(name)
+
+    @property
+    def all_projects(self) -> bool:
+        wanted = self.flag("all-projects")
+        if wanted and self.query.get("project"):
+            raise InvalidRequest("Give either project or all-projects, not both")
+        return wanted
+
+    @property
+    def recursion(self) -> int:
+        """0, 1 or 2."""
+        text = self.query.get("recursion") or "0"
+        if text not in ("0", "1", "2"):
+            raise InvalidRequest(f"Invalid recursion {text[:20]!r}: use 0, 1 or 2")
+        return int(text)
+
+    def refuse_filter(self) -> None:
+        """For lists that LXD can filter: say clearly that this version does not."""
+        if self.query.get("filter"):
+            raise NotSupportedYet("Filtering lists by ?filter= is not supported in this version")
+
+    @property
+    def requestor(self) -> Requestor:
+        """The caller as events show them."""
+        caller = self.caller
+        return Requestor(username=caller.username, protocol=caller.protocol, address=caller.address)
+
+    def flag(self, name: str) -> bool:
+        """Whether the query has `name` set to true or 1."""
+        return self.query.get(name, "") in _TRUE
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number from the query."""
+        text = self.query.get(name) or str(default)
+        try:
+            return int(text[:20])
+        except ValueError:
+            raise InvalidRequest(f"Invalid {name} {text[:20]!r}: use a whole number") from None
+
+    async def data(self) -> bytes:
+        """The whole body; TooLarge beyond `MAX_BODY`."""
+        if self._data is None:
+            self._data = await self._read()
+        return self._data
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object of plain values, nulls included."""
+        try:
+            return decode_object(await self.data())
+        except InvalidBody as error:
+            raise InvalidRequest(str(error)) from error
+
+    async def body(self, record: type[T]) -> T:
+        """The body as a record; InvalidRequest names what is wrong with it."""
+        value = await self.json()
+        try:
+            return convert(value, record)
+        except InvalidBody as error:
+            raise InvalidRequest(str(error)) from error
+
+    def check_etag(self, source: Any) -> None:
+        """Compare If-Match, where given, with the ETag of the object as it is now."""
+        wanted = self.raw.headers.get("If-Match")
+        if wanted and wanted.strip() != "*" and etag_of(source) not in _etags(wanted):
+            raise PreconditionFailed(
+                "The object has changed since you read it (its ETag differs): read it again and repeat"
+            )
+
+    async def _read(self) -> bytes:
+        if (self.raw.content_length or 0) > MAX_BODY:
+            raise _too_large()
+        data = bytearray()
+        async for chunk in self.raw.content.iter_any():
+            data += chunk
+            if len(data) > MAX_BODY:
+                raise _too_large()
+        return bytes(data)
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"The request body is larger than {MAX_BODY // 2**20} MiB")
+
+
+def etag_of(source: Any) -> str:
+    """The ETag of whatever an object's editable part is: equal for equal values."""
+    return hashlib.sha256(encode_stable(source)).hexdigest()
+
+
+def _etags(header: str) -> list[str]:
+    return [part.strip().removeprefix("W/").strip('"') for part in header.split(",")]
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """200 with a payload; `etag` is what the object's ETag is made from, None for no ETag."""
+
+    metadata: Any
+    etag: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """200, done, nothing to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """201; `location` is the URL of the new (or renamed) object."""
+
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """202; the work goes on as `operation`."""
+
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A response without envelope: a file, a stream, a websocket that has ended."""
+
+    response: web.StreamResponse
+
+
+Result = Sync | Empty | Created | Background | Raw
+Handler = Callable[[Request], Awaitable[Result]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path.
+
+    `path` has its parameters in braces, one a segment: `/1.0/instances/{name}`. `reply` is the type of
+    the payload for the API's description, or one of `Empty`, `Created`, `Background`, `Raw`; a union of
+    types where it depends on the request. `body` is the record that the handler reads, None for no body
+    or a stream.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    reply: Any = Empty
+    body: Any = None
+    access: Access = Access.TRUSTED
+    description: str = ""
+    containers_api: bool = False
+
+    def for_containers(self) -> Route:
+        """The same route below `/1.0/containers`."""
+        path = self.path.replace("/1.0/instances", "/1.0/containers", 1)
+        return replace(self, path=path, containers_api=True)

@@ -1,0 +1,54 @@
+"""What handlers may use: the managers, handed out once by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from utsuwa.core.paths import StatePaths
+    from utsuwa.db.engine import Database
+    from utsuwa.images.manager import ImageManager
+    from utsuwa.instances.manager import InstanceManager
+    from utsuwa.operations.events import EventHub
+    from utsuwa.operations.operations import Operations
+    from utsuwa.operations.scheduler import Scheduler
+    from utsuwa.profiles.manager import ProfileManager
+    from utsuwa.projects.manager import ProjectManager
+    from utsuwa.security.certificates import CertificateManager
+    from utsuwa.security.server_config import ServerConfig
+    from utsuwa.storage.manager import StorageManager
+    from utsuwa.wire.server import Environment
+
+
+class DaemonControl(Protocol):
+    """What the API may ask of the daemon itself."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether start-up has finished."""
+
+    def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
+        """Stop all containers, then end the daemon; returns at once."""
+
+    async def environment(self) -> Environment:
+        """The facts of host and daemon that `GET /1.0` shows to trusted callers."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every manager of the daemon, by the name that handlers use."""
+
+    paths: StatePaths
+    database: Database
+    events: EventHub
+    operations: Operations
+    scheduler: Scheduler
+    server: ServerConfig
+    certificates: CertificateManager
+    projects: ProjectManager
+    profiles: ProfileManager
+    storage: StorageManager
+    images: ImageManager
+    instances: InstanceManager
+    daemon: DaemonControl

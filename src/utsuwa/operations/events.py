@@ -1,0 +1,164 @@
+"""The event hub: what happens in the daemon, told to whoever listens.
+
+Publishing never waits. Each listener has a bounded buffer; one that does not read in time is cut off
+with a line in the log, so that it can neither hold up the daemon nor fill its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Self
+
+from utsuwa.core import clock
+from utsuwa.wire.codec import encode
+from utsuwa.wire.events import Event, Lifecycle, Logging, Requestor
+
+log = logging.getLogger(__name__)
+
+OPERATION = "operation"
+LIFECYCLE = "lifecycle"
+LOGGING = "logging"
+EVENT_TYPES = (OPERATION, LIFECYCLE, LOGGING)
+
+BUFFER_EVENTS = 2000
+"""Events that may wait for one listener."""
+BUFFER_BYTES = 8 * 2**20
+"""Bytes of JSON that may wait for one listener."""
+
+LOCATION = "none"
+"""What a server that is no part of a cluster calls itself."""
+
+
+class Subscription:
+    """The events for one listener, as an async iterator of their JSON.
+
+    The iterator ends when the subscription is closed, by the listener or because it was too slow
+    (`overflowed`). Use as `with hub.subscribe(...) as events: async for text in events: ...`.
+    """
+
+    def __init__(
+        self,
+        hub: EventHub,
+        types: Collection[str],
+        project: str | None,
+        visible: Callable[[Event], bool] | None,
+        name: str,
+    ) -> None:
+        self.name = name
+        self.overflowed = False
+        self._hub = hub
+        self._types = frozenset(types)
+        self._project = project
+        self._visible = visible
+        self._buffer: deque[bytes] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._wakeup = asyncio.Event()
+
+    def wants(self, event: Event) -> bool:
+        if self._closed or event.type not in self._types:
+            return False
+        if self._project is not None and event.project and event.project != self._project:
+            return False
+        return self._visible is None or self._visible(event)
+
+    def put(self, text: bytes) -> None:
+        if len(self._buffer) >= BUFFER_EVENTS or self._bytes + len(text) > BUFFER_BYTES:
+            self.overflowed = True
+            self.close()
+            log.warning("an event listener is too slow and was cut off", extra={"listener": self.name})
+            return
+        self._buffer.append(text)
+        self._bytes += len(text)
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Forget what waits and end the iterator; may be called more than once."""
+        self._closed = True
+        self._buffer.clear()
+        self._wakeup.set()
+        self._hub.forget(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._buffer:
+            if self._closed:
+                raise StopAsyncIteration
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        text = self._buffer.popleft()
+        self._bytes -= len(text)
+        return text
+
+
+class EventHub:
+    """All events of the daemon pass here; its methods belong to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+
+    def publish_lifecycle(
+        self,
+        action: str,
+        source: str,
+        project: str = "",
+        context: Mapping[str, Any] | None = None,
+        requestor: Requestor | None = None,
+    ) -> None:
+        """`action` (such as `instance-started`) happened to the object at the URL `source`."""
+        record = Lifecycle(
+            action=action, source=source, context=dict(context) if context else None, requestor=requestor
+        )
+        self._publish(LIFECYCLE, record, project)
+
+    def publish_operation(self, operation: Any, project: str = "") -> None:
+        """`operation` is the record of a `wire.operations.Operation`, as it is now."""
+        self._publish(OPERATION, operation, project)
+
+    def publish_logging(self, level: str, message: str, context: Mapping[str, str] | None = None) -> None:
+        self._publish(LOGGING, Logging(message=message, level=level, context=dict(context or {})), "")
+
+    def subscribe(
+        self,
+        types: Collection[str] = EVENT_TYPES,
+        project: str | None = None,
+        *,
+        visible: Callable[[Event], bool] | None = None,
+        name: str = "",
+    ) -> Subscription:
+        """Events from now on, of the given types and of one project, or of all where it is None.
+
+        `visible` decides event by event what the listener may see; `name` stands in the log.
+        """
+        subscription = Subscription(self, types, project, visible, name)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """End every subscription."""
+        for subscription in list(self._subscriptions):
+            subscription.close()
+
+    def _publish(self, kind: str, metadata: Any, project: str) -> None:
+        if not self._subscriptions:
+            return
+        event = Event(type=kind, timestamp=clock.now(), metadata=metadata, location=LOCATION, project=project)
+        listeners = [s for s in self._subscriptions if s.wants(event)]
+        if listeners:
+            text = encode(event)
+            for listener in listeners:
+                listener.put(text)

@@ -1,0 +1,312 @@
+"""Background operations: started by a request, watched by events, waited for, cancelled.
+
+An operation is a task that the manager owns. Its states follow each other in one order only:
+pending, running, then success, failure or cancelled; every change is published at once. Ended ones
+stay visible for a few seconds, so that a client which comes late still learns how it went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from aiohttp import web
+
+from utsuwa.core import clock
+from utsuwa.core.errors import Cancelled as CancelledOperation
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable, UtsuwaError
+from utsuwa.operations.events import EventHub
+from utsuwa.wire import operations as wire
+from utsuwa.wire.events import Requestor
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 5.0
+"""How long an ended operation stays visible."""
+
+PENDING = ("Pending", 105)
+RUNNING = ("Running", 103)
+SUCCESS = ("Success", 200)
+FAILURE = ("Failure", 400)
+CANCELLED = ("Cancelled", 401)
+
+INTERNAL_ERROR = "Internal error: the reason is in the daemon's log"
+CANCELLED_ERROR = "The operation was cancelled"
+
+current: ContextVar[Operation | None] = ContextVar("current_operation", default=None)
+"""The operation whose `run` we are in, where there is one."""
+
+
+class _Socket:
+    """One websocket that an operation waits for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.secret = secrets.token_hex(32)
+        self.taken = False
+        self.connected: asyncio.Future[web.WebSocketResponse] = asyncio.get_running_loop().create_future()
+
+
+class Operation:
+    """One operation. `run` gets it to report progress and to take its websockets."""
+
+    def __init__(
+        self,
+        manager: Operations,
+        *,
+        project: str,
+        kind: wire.OperationClass,
+        description: str,
+        resources: Mapping[str, Sequence[str]],
+        metadata: Mapping[str, Any] | None,
+        websockets: Sequence[str],
+        may_cancel: bool,
+        requestor: Requestor | None,
+    ) -> None:
+        self.id = str(uuid.uuid4())
+        self.project = project
+        self.kind = kind
+        self.description = description
+        self.resources = {name: list(urls) for name, urls in resources.items()}
+        self.metadata = dict(metadata or {})
+        self.may_cancel = may_cancel
+        self.requestor = requestor
+        self.created_at = self.updated_at = clock.now()
+        self.error = ""
+        self._status = PENDING
+        self._manager = manager
+        self._sockets = {name: _Socket(name) for name in websockets}
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        if websockets:
+            self.metadata["fds"] = self.secrets
+        elif kind == "token":
+            self.metadata.setdefault("secret", secrets.token_hex(32))
+
+    @property
+    def url(self) -> str:
+        return f"/1.0/operations/{self.id}"
+
+    @property
+    def status(self) -> str:
+        return self._status[0]
+
+    @property
+    def status_code(self) -> int:
+        return self._status[1]
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secret of each websocket, by its name; whoever has one may connect."""
+        return {name: socket.secret for name, socket in self._sockets.items()}
+
+    def record(self) -> wire.Operation:
+        """The operation as the API shows it now."""
+        return wire.Operation(
+            id=self.id,
+            class_=self.kind,
+            description=self.description,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            status=self.status,
+            status_code=self.status_code,
+            resources=self.resources or None,
+            metadata=dict(self.metadata) or None,
+            may_cancel=self.may_cancel and not self.ended,
+            err=self.error,
+        )
+
+    def update_metadata(self, changes: Mapping[str, Any]) -> None:
+        """Merge `changes` into the metadata and publish it; nothing happens after the end."""
+        if self.ended:
+            return
+        self.metadata.update(changes)
+        self.updated_at = clock.now()
+        self._publish()
+
+    def set_progress(self, stage: str, progress: int | str, speed: int = 0) -> None:
+        """How far `stage` (such as `download` or `create_instance_from_image_unpack`) is.
+
+        `progress` is a percentage or a text to show; `speed` is in bytes a second, 0 for unknown.
+        """
+        percent = str(progress) if isinstance(progress, int) else ""
+        text = f"{percent}%" if percent else str(progress)
+        if self.metadata.get(f"{stage}_progress") == text:
+            return
+        details = {"stage": stage, "percent": percent, "speed": str(speed) if speed else ""}
+        self.update_metadata({f"{stage}_progress": text, "progress": {k: v for k, v in details.items() if v}})
+
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        """Wait for the end, at most `timeout` seconds; whether it has ended."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """Ask a running operation to stop; InvalidRequest where that cannot be or makes no sense."""
+        if self.ended:
+            raise InvalidRequest("The operation has already ended")
+        if not self.may_cancel or self._task is None:
+            raise InvalidRequest("This operation cannot be cancelled")
+        self._task.cancel()
+
+    async def websocket(self, name: str, timeout: float | None = 30) -> web.WebSocketResponse:  # noqa: ASYNC109
+        """The socket that the client connected under `name`; Unavailable where it does not come in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(self._sockets[name].connected)
+        except TimeoutError:
+            raise Unavailable(f"The client did not connect the websocket {name!r} in time") from None
+
+    def claim(self, secret: str) -> str:
+        """The name of the websocket that belongs to `secret`; each can be had once.
+
+        Raises Forbidden for a wrong secret, so that it tells nothing more to a stranger.
+        """
+        for socket in self._sockets.values():
+            if hmac.compare_digest(socket.secret.encode(), secret.encode()) and not socket.taken:
+                if self.ended:
+                    break
+                socket.taken = True
+                return socket.name
+        raise Forbidden("not authorized")
+
+    def connect(self, name: str, socket: web.WebSocketResponse) -> None:
+        """Hand over the connected socket of a claimed name."""
+        self._sockets[name].connected.set_result(socket)
+
+    def knows_secret(self, secret: str) -> bool:
+        """Whether `secret` is the operation's own (`metadata.secret`) or one of its websockets'."""
+        known = [*self.secrets.values(), str(self.metadata.get("secret") or "")]
+        given = secret.encode()
+        matches = [hmac.compare_digest(candidate.encode(), given) for candidate in known if candidate]
+        return any(matches)
+
+    def start(self, run: Callable[[Operation], Awaitable[None]]) -> None:
+        """Called by the manager, once."""
+        self._publish()
+        self._set_status(RUNNING)
+        self._task = asyncio.get_running_loop().create_task(self._run(run), name=f"operation {self.id}")
+        self._task.add_done_callback(self._finish)
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Cancel the task whatever `may_cancel` says; for the daemon's end."""
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    async def _run(self, run: Callable[[Operation], Awaitable[None]]) -> None:
+        current.set(self)
+        await run(self)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        """The task is done: also one that was cancelled before its first step ends here."""
+        status = FAILURE
+        error = CancelledOperation(CANCELLED_ERROR) if task.cancelled() else task.exception()
+        match error:
+            case None:
+                status = SUCCESS
+            case CancelledOperation():
+                status = CANCELLED
+                self.error = error.message
+            case UtsuwaError():
+                self.error = error.message
+            case _:
+                self.error = INTERNAL_ERROR
+                log.error("operation failed: %s", self.description, exc_info=error)
+        for socket in self._sockets.values():
+            if not socket.connected.done():
+                socket.connected.cancel()
+        self._ended.set()
+        self._set_status(status)
+        self._manager.ended(self)
+
+    def _set_status(self, status: tuple[str, int]) -> None:
+        self._status = status
+        self.updated_at = clock.now()
+        self._publish()
+
+    def _publish(self) -> None:
+        self._manager.events.publish_operation(self.record(), self.project)
+
+
+class Operations:
+    """All operations of the daemon."""
+
+    def __init__(self, events: EventHub, keep_seconds: float = KEEP_SECONDS) -> None:
+        self.events = events
+        self._keep_seconds = keep_seconds
+        self._operations: dict[str, Operation] = {}
+        self._stopping = False
+
+    def start(
+        self,
+        *,
+        project: str,
+        description: str,
+        run: Callable[[Operation], Awaitable[None]],
+        kind: wire.OperationClass = "task",
+        resources: Mapping[str, Sequence[str]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        websockets: Sequence[str] = (),
+        may_cancel: bool = False,
+        requestor: Requestor | None = None,
+    ) -> Operation:
+        """Run `run` in the background from now on. `resources` maps kinds to URLs.
+
+        `websockets` names the sockets that a client is to connect; their secrets stand in the
+        metadata under `fds`.
+        """
+        if self._stopping:
+            raise Unavailable("The daemon is shutting down")
+        operation = Operation(
+            self,
+            project=project,
+            kind=kind,
+            description=description,
+            resources=resources or {},
+            metadata=metadata,
+            websockets=websockets,
+            may_cancel=may_cancel,
+            requestor=requestor,
+        )
+        self._operations[operation.id] = operation
+        operation.start(run)
+        return operation
+
+    def get(self, operation_id: str) -> Operation:
+        try:
+            return self._operations[operation_id]
+        except KeyError:
+            raise NotFound("Operation not found") from None
+
+    def all(self, project: str | None = None) -> list[Operation]:
+        """Oldest first; those of one project and those of none, or all where `project` is None."""
+        return [op for op in self._operations.values() if project is None or op.project in ("", project)]
+
+    def ended(self, operation: Operation) -> None:
+        """Called by an operation at its end: it goes out of sight a little later."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._keep_seconds, self._operations.pop, operation.id, None)
+
+    async def stop(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Refuse new operations, cancel the running ones and wait for their undo steps."""
+        self._stopping = True
+        tasks = [task for op in self.all() if not op.ended and (task := op.stop()) is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                log.warning("an operation did not stop in time", extra={"task": task.get_name()})

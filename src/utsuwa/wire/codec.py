@@ -1,0 +1,160 @@
+"""JSON from outside into records and back, with limits that hold before anything is decoded.
+
+`null` counts as absent where a field of a record is null, and as the empty value inside a map of
+strings (so `{"config": {"user.x": null}}` removes a key), as LXD's clients expect of its server.
+Unknown fields are ignored. Wrong types name the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class InvalidBody(ValueError):
+    """JSON that is none, is nested too deep, or does not fit the record; the text says what is wrong."""
+
+
+MAX_DEPTH = 64
+"""Levels of nested objects and arrays; no request of the API needs more than a handful."""
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_OPENING = b"[{"
+
+_encoder = msgspec.json.Encoder()
+_sorted_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON of records and plain values."""
+    return _encoder.encode(value)
+
+
+def encode_stable(value: Any) -> bytes:
+    """JSON that is equal for equal values, whatever the order of their keys."""
+    return _sorted_encoder.encode(value)
+
+
+def decode_json(data: bytes) -> Any:
+    """Any JSON value; InvalidBody where it is not JSON or nested too deep."""
+    check_depth(data)
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidBody(f"The request body is not valid JSON: {error}") from error
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """A JSON object as plain values."""
+    value = decode_json(data)
+    if not isinstance(value, dict):
+        raise InvalidBody("The request body must be a JSON object")
+    return value
+
+
+def decode(data: bytes, record: type[T]) -> T:
+    """A JSON object as a record (a msgspec Struct)."""
+    return convert(decode_object(data), record)
+
+
+def convert(value: dict[str, Any], record: type[T]) -> T:
+    """A decoded object as a record; InvalidBody names the first field of a wrong type."""
+    try:
+        return msgspec.convert(_without_nulls(value, record), record)
+    except msgspec.ValidationError as error:
+        raise InvalidBody(_field_message(str(error))) from error
+
+
+def check_depth(data: bytes, limit: int = MAX_DEPTH) -> None:
+    """Refuse nesting beyond `limit` without recursion; brackets inside strings do not count."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return
+    depth = 0
+    for bracket in _STRINGS.sub(b"", data).translate(None, _NOT_BRACKETS):
+        if bracket in _OPENING:
+            depth += 1
+            if depth > limit:
+                raise InvalidBody(f"The request body is nested deeper than {limit} levels")
+        else:
+            depth -= 1
+
+
+def _field_message(text: str) -> str:
+    reason, found, path = text.partition(" - at `$")
+    if not found:
+        return f"Invalid request: {text}"
+    return f"Invalid value for {path.rstrip('`').lstrip('.') or 'the body'!r}: {reason}"
+
+
+def _without_nulls(value: Any, record: Any) -> Any:
+    clean = _cleaner(record)
+    return value if clean is None else clean(value)
+
+
+Cleaner = Callable[[Any], Any]
+
+
+@cache
+def _cleaner(record: Any) -> Cleaner | None:
+    return _cleaner_of(msgspec.inspect.type_info(record))
+
+
+def _cleaner_of(info: msgspec.inspect.Type) -> Cleaner | None:
+    """What takes nulls out of a value of this type; None where there is nothing to take out."""
+    match info:
+        case msgspec.inspect.StructType(fields=fields):
+            return _struct_cleaner({field.encode_name: _cleaner_of(field.type) for field in fields})
+        case msgspec.inspect.DictType(value_type=inner):
+            return _map_cleaner(inner)
+        case msgspec.inspect.ListType(item_type=inner):
+            clean = _cleaner_of(inner)
+            return None if clean is None else lambda value: _clean_list(value, clean)
+        case msgspec.inspect.UnionType(types=types):
+            cleaners = [c for c in map(_cleaner_of, types) if c is not None]
+            return cleaners[0] if len(cleaners) == 1 else None
+        case _:
+            return None
+
+
+def _struct_cleaner(fields: dict[str, Cleaner | None]) -> Cleaner:
+    def clean(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        for name, item in value.items():
+            if item is not None and name in fields:
+                inner = fields[name]
+                kept[name] = item if inner is None else inner(item)
+        return kept
+
+    return clean
+
+
+def _map_cleaner(inner: msgspec.inspect.Type) -> Cleaner | None:
+    if isinstance(inner, msgspec.inspect.StrType):
+        return _clean_strings
+    clean = _cleaner_of(inner)
+    if clean is None:
+        return None
+    return lambda value: (
+        {name: clean({} if item is None else item) for name, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def _clean_strings(value: Any) -> Any:
+    if isinstance(value, dict) and None in value.values():
+        return {name: "" if item is None else item for name, item in value.items()}
+    return value
+
+
+def _clean_list(value: Any, clean: Cleaner) -> Any:
+    return [clean(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,27 @@
+"""Background operations as they travel."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+OperationClass = Literal["task", "websocket", "token"]
+
+
+class Operation(msgspec.Struct, kw_only=True):
+    """One background operation, field for field as LXD shows it."""
+
+    id: str
+    class_: str = msgspec.field(name="class")
+    description: str
+    created_at: datetime
+    updated_at: datetime
+    status: str
+    status_code: int
+    resources: dict[str, list[str]] | None
+    metadata: dict[str, Any] | None
+    may_cancel: bool
+    err: str
+    location: str = "none"

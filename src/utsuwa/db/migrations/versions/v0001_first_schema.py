@@ -42,7 +42,7 @@ def _first_rows() -> None:
         table("projects", "name", "description"),
         [{"name": "default", "description": "Default Utsuwa project"}],
     )
-    features = ("images", "networks", "profiles", "storage.buckets", "storage.volumes")
+    features = ("images", "networks", "profiles", "storage.volumes")
     op.bulk_insert(
         table("projects_config", "project_id", "key", "value"),
         [{"project_id": 1, "key": f"features.{name}", "value": "true"} for name in features],

@@ -1,0 +1,107 @@
+"""The trust password: how it is kept, and how guessing is held up.
+
+scrypt makes each guess cost 16 MiB and some tens of milliseconds, so hashing belongs into a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import time
+from base64 import b64decode, b64encode
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from utsuwa.core.errors import Forbidden
+
+MAX_PASSWORD = 1024
+"""Bytes of a password in UTF-8: more is not a password."""
+
+_SCHEME = "scrypt"
+_LOG2_COST, _BLOCK, _LANES = 14, 8, 1
+_SALT_BYTES = 16
+
+
+def hash_password(password: str) -> str:
+    """`scrypt$14$8$1$<salt>$<hash>`, with a new salt; blocking. `password` is at most `MAX_PASSWORD` long."""
+    salt = os.urandom(_SALT_BYTES)
+    digest = _scrypt(password, salt, _LOG2_COST, _BLOCK, _LANES)
+    parts = (_SCHEME, str(_LOG2_COST), str(_BLOCK), str(_LANES), _base64(salt), _base64(digest))
+    return "$".join(parts)
+
+
+def verify_password(password: str, stored: str) -> bool:
+    """Whether `password` is the one that `hash_password` made `stored` from; blocking, in constant time.
+
+    What is no such hash (a hand in the database) fits no password.
+    """
+    try:
+        scheme, cost, block, lanes, salt, digest = stored.split("$")
+        if scheme != _SCHEME or len(password.encode()) > MAX_PASSWORD:
+            return False
+        actual = _scrypt(password, b64decode(salt, validate=True), int(cost), int(block), int(lanes))
+        return hmac.compare_digest(actual, b64decode(digest, validate=True))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _scrypt(password: str, salt: bytes, log2_cost: int, block: int, lanes: int) -> bytes:
+    if not 1 <= log2_cost <= 20:
+        raise ValueError("not a cost of scrypt that this program ever wrote")
+    return hashlib.scrypt(password.encode(), salt=salt, n=1 << log2_cost, r=block, p=lanes, maxmem=1 << 28)
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+class GuessLimiter:
+    """Counts the tries of each address (each /64 of IPv6), so that nobody can guess for long.
+
+    A try counts when it begins, so that many at once do not get past; a right password clears it.
+    """
+
+    def __init__(
+        self,
+        tries: int = 10,
+        seconds: float = 60,
+        addresses: int = 4096,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tries = tries
+        self._seconds = seconds
+        self._addresses = addresses
+        self._now = now
+        self._begun: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def begin(self, host: str) -> None:
+        """Raises Forbidden where this address has tried too often of late."""
+        now = self._now()
+        begun = self._begun.setdefault(_network(host), deque())
+        self._begun.move_to_end(_network(host))
+        while begun and begun[0] <= now - self._seconds:
+            begun.popleft()
+        if len(begun) >= self._tries:
+            wait = begun[0] + self._seconds - now
+            raise Forbidden(f"Too many wrong passwords from this address, try again in {wait:.0f} seconds")
+        begun.append(now)
+        while len(self._begun) > self._addresses:
+            self._begun.popitem(last=False)
+
+    def succeeded(self, host: str) -> None:
+        self._begun.pop(_network(host), None)
+
+
+def _network(host: str) -> str:
+    """The address itself, or the /64 that one IPv6 host can choose its addresses from."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -1,0 +1,363 @@
+"""Unpacks image archives that anybody may have made.
+
+The work is done by `tar`, `unsquashfs` and the decompressors, in a sandbox: namespaces of their own
+for mounts, processes, network and IPC; a root that holds the system's programs (read-only), the
+archive and the target, and nothing else; no capabilities but those that owners, modes and file
+capabilities need; limits on time, memory and file size. On the way `archive_scan` judges each entry.
+What an archive can do at worst is to fill the target, which is removed then.
+
+Device nodes are left out: `dev/` of a container is a tmpfs that liblxc fills, so nobody misses them,
+and a node that the host's root made would be a way past the devices that an instance is allowed.
+A node outside of `dev/` is refused, and extended attributes are kept for `user.*`,
+`security.capability` and POSIX ACLs only: `trusted.overlay.*` would steer the overlay above.
+
+All functions block and belong into worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utsuwa.core.errors import InvalidImage, OutOfSpace
+from utsuwa.host import archive_scan
+from utsuwa.host.run import Completed, run_blocking
+
+Tree = Literal["image", "rootfs"]
+
+METADATA = archive_scan.METADATA
+MAX_METADATA = archive_scan.MAX_METADATA
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"hsqs", "squashfs"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+    (0, b"BZh", "bzip2"),
+    (0, b"\x5d\0\0", "lzma"),
+    (257, b"ustar", "tar"),
+)
+
+_DECOMPRESSORS: dict[str, tuple[str, ...]] = {
+    "tar": ("cat",),
+    "xz": ("xz", "-dc", "-T0", "--memlimit-decompress=1GiB"),
+    "gzip": ("gzip", "-dc"),
+    "zstd": ("zstd", "-dcq", "--memory=1024MB"),
+    "bzip2": ("bzip2", "-dc"),
+    "lzma": ("xz", "-dc", "--format=lzma", "--memlimit-decompress=1GiB"),
+}
+
+_SUFFIXES = {
+    "squashfs": ".squashfs",
+    "tar": ".tar",
+    "xz": ".tar.xz",
+    "gzip": ".tar.gz",
+    "zstd": ".tar.zst",
+    "bzip2": ".tar.bz2",
+    "lzma": ".tar.lzma",
+}
+
+
+@dataclass(frozen=True)
+class UnpackLimits:
+    """What one archive may take: bytes once unpacked, entries, seconds."""
+
+    size: int = 256 * 2**30
+    entries: int = 2_000_000
+    seconds: int = 3600
+
+
+DEFAULT_LIMITS = UnpackLimits()
+
+_MEMORY = 4 * 2**30
+"""Bytes of address space for each program in the sandbox."""
+_KEPT_CAPABILITIES = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+setfcap"
+
+# Arguments: the archive, the target (empty for none), the scanner's file, the limit of a file's size
+# in KiB, of the address space in KiB, and then the job: a name and its arguments. /sys gives a place
+# to build the new root that is in nobody's way: no archive and no target lies below it.
+_SANDBOX = r"""
+set -eu
+umask 022
+archive=$1 target=$2 scanner=$3 file_limit=$4 memory=$5 job=$6
+shift 6
+ulimit -c 0
+ulimit -f "$file_limit"
+ulimit -v "$memory"
+exec 3<"$archive"
+if [ -n "$target" ]; then cd "$target"; fi
+mount -t tmpfs -o mode=0755,nosuid,nodev,size=1m utsuwa /sys
+mkdir /sys/target /sys/old /sys/proc
+: >/sys/archive
+: >/sys/scan.py
+for folder in usr bin sbin lib lib32 lib64 libx32; do
+    if [ -L "/$folder" ]; then
+        cp -P "/$folder" "/sys/$folder"
+    elif [ -d "/$folder" ]; then
+        mkdir -p "/sys/$folder"
+        mount --bind -o ro "/$folder" "/sys/$folder"
+    fi
+done
+mount --bind -o ro "$archive" /sys/archive
+mount --bind -o ro "$scanner" /sys/scan.py
+if [ -n "$target" ]; then mount --no-canonicalize --bind . /sys/target; fi
+cd /sys
+mount -t proc proc proc # umount reads it; it is gone before the archive is looked at
+pivot_root . old
+umount -l /old
+umount -l /proc
+cd /target
+export HOME=/ TMPDIR=/target
+confined() { setpriv --no-new-privs --bounding-set "$CAPABILITIES" --inh-caps=-all "$@"; }
+scan() { ulimit -v 1048576; confined python3 -I -S /scan.py "$@"; }
+set +e
+case $job in
+metadata)
+    limit=$1 entries=$2 size=$3; shift 3
+    confined "$@" <&3 | scan metadata "$limit" "$entries" "$size"
+    ;;
+tar)
+    into=$1 tree=$2 entries=$3 size=$4 count=$5; shift 5
+    decompress=("${@:1:$count}"); shift "$count"
+    mkdir -p "$into" && cd "$into" || exit 1
+    confined "${decompress[@]}" <&3 | scan tar "$tree" "$entries" "$size" |
+        confined tar --extract --file=- --preserve-permissions --same-owner --numeric-owner \
+            --xattrs --xattrs-include='user.*' --xattrs-include=security.capability --acls \
+            --restrict --no-quote-chars='' --anchored --wildcards "$@"
+    ;;
+list)
+    confined unsquashfs -no-progress -lln /archive | scan squashfs "$1" "$2" "$3"
+    ;;
+cat)
+    confined unsquashfs -no-progress -cat /archive "$1"
+    ;;
+squashfs)
+    into=$1; shift
+    confined unsquashfs -no-progress -quiet -force -dest "$into" -excludes /archive "$@"
+    ;;
+esac
+echo "status ${PIPESTATUS[*]}" >&2
+"""
+
+
+def archive_format(path: Path) -> str:
+    """`squashfs`, `tar` (plain) or the name of the compression of a tar archive, by its first bytes.
+
+    Raises InvalidImage where it is none of them.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    for offset, magic, name in _MAGIC:
+        if start[offset : offset + len(magic)] == magic:
+            return name
+    raise InvalidImage(
+        "The image is of an unknown format: it must be a squashfs, or a tar archive that is plain "
+        "or compressed with xz, gzip, zstd, bzip2 or lzma"
+    )
+
+
+def archive_suffix(path: Path) -> str:
+    """What a file name for this archive ends with, such as `.tar.xz`."""
+    return _SUFFIXES[archive_format(path)]
+
+
+def read_metadata(archive: Path) -> bytes:
+    """The metadata.yaml of an image, at most 1 MiB; reads no further than needed.
+
+    Raises InvalidImage where there is none, or where it is no regular file.
+    """
+    form = archive_format(archive)
+    if form == "squashfs":
+        _list_squashfs(archive, "image", DEFAULT_LIMITS)
+        result = _sandbox(archive, None, DEFAULT_LIMITS, "cat", METADATA)
+        _judge(result, "unsquashfs")
+        if not result.stdout or len(result.stdout) > MAX_METADATA:
+            raise InvalidImage(f"The image is invalid: its {METADATA} is missing, empty or over 1 MiB")
+        return result.stdout
+    limits = (str(MAX_METADATA), str(DEFAULT_LIMITS.entries), str(DEFAULT_LIMITS.size))
+    result = _sandbox(archive, None, DEFAULT_LIMITS, "metadata", *limits, *_DECOMPRESSORS[form])
+    # The decompressor is cut off as soon as the file was found: its status says nothing then.
+    _judge(result, form, "scan", ignore_first=True)
+    return result.stdout
+
+
+def unpack_image(
+    metadata: Path, rootfs: Path | None, target: Path, *, limits: UnpackLimits = DEFAULT_LIMITS
+) -> None:
+    """Lay out `target/{metadata.yaml,templates/,rootfs/}` from a unified or a split image.
+
+    `target` must not be there or be an empty folder; its parent must be there. Owners, modes, hard
+    links and file capabilities are kept, device nodes left out. On failure nothing is left behind.
+    Raises InvalidImage, OutOfSpace, ProcessFailed.
+    """
+    with _Target(target):
+        _unpack(metadata, target, "image", limits)
+        if rootfs is not None:
+            (target / "rootfs").mkdir(mode=0o755, exist_ok=True)
+            _unpack(rootfs, target, "rootfs", limits)
+        _tidy(target)
+        if not (target / "rootfs").is_dir():
+            raise InvalidImage("The image is invalid: there is no rootfs in it")
+
+
+def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
+    """Lay out only `target/{metadata.yaml,templates/}`, for images whose root file system is mounted.
+
+    As `unpack_image` otherwise.
+    """
+    with _Target(target):
+        _unpack(metadata, target, "image", limits, without_rootfs=True)
+        _tidy(target)
+
+
+class _Target:
+    """The folder that is unpacked into: private meanwhile, gone when the block fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def __enter__(self) -> None:
+        try:
+            self._path.mkdir(mode=0o700)
+            self._made = True
+        except FileExistsError:
+            if self._path.is_symlink() or any(self._path.iterdir()):
+                raise
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        for entry in self._path.iterdir():
+            _remove(entry)
+        if self._made:
+            self._path.rmdir()
+
+
+def _unpack(
+    archive: Path, target: Path, tree: Tree, limits: UnpackLimits, *, without_rootfs: bool = False
+) -> None:
+    inner = "" if tree == "image" else "rootfs"
+    left_out = ["rootfs/dev/*"] if tree == "image" else ["dev/*"]
+    if without_rootfs:
+        left_out = ["rootfs"]
+    room = _room(target, limits)
+    form = archive_format(archive)
+    if form == "squashfs":
+        _list_squashfs(archive, tree, room)
+        result = _sandbox(archive, target, room, "squashfs", f"/target/{inner}", *left_out)
+        _judge(result, "unsquashfs")
+        return
+    excludes = [f"--exclude={start}{name}" for name in left_out for start in ("", "./", "/")]
+    decompressor = _DECOMPRESSORS[form]
+    result = _sandbox(
+        archive,
+        target,
+        room,
+        "tar",
+        f"/target/{inner}",
+        tree,
+        str(room.entries),
+        str(room.size),
+        str(len(decompressor)),
+        *decompressor,
+        *excludes,
+    )
+    _judge(result, form, "scan", "tar")
+
+
+def _list_squashfs(archive: Path, tree: Tree, limits: UnpackLimits) -> None:
+    result = _sandbox(archive, None, limits, "list", tree, str(limits.entries), str(limits.size))
+    _judge(result, "unsquashfs", "scan")
+
+
+def _room(target: Path, limits: UnpackLimits) -> UnpackLimits:
+    """The limits, lowered to the space that the target's file system has left."""
+    disk = os.statvfs(target)
+    return UnpackLimits(min(limits.size, disk.f_bavail * disk.f_frsize), limits.entries, limits.seconds)
+
+
+def _sandbox(
+    archive: Path, target: Path | None, limits: UnpackLimits, job: str, *arguments: str
+) -> Completed:
+    """Run one job of the script; its exit statuses are on the last line of stderr."""
+    return run_blocking(
+        [
+            "unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child",
+            "bash", "-c", _SANDBOX, "utsuwa-unpack",
+            str(archive.absolute()), str(target.absolute() if target else ""), archive_scan.__file__,
+            str(limits.size // 1024 + 1), str(_MEMORY // 1024), job, *arguments,
+        ],
+        timeout=limits.seconds,
+        env={"CAPABILITIES": _KEPT_CAPABILITIES},
+    )  # fmt: skip
+
+
+def _judge(result: Completed, *stages: str, ignore_first: bool = False) -> None:
+    """Raise what the stages of a pipeline ended with: the scanner's verdict counts most."""
+    text, _, last = result.stderr.decode(errors="replace").rstrip("\n").rpartition("\n")
+    codes = dict(zip(stages, map(int, last.split()[1:]), strict=True))
+    said = text.strip().splitlines()
+    if codes.get("scan") == archive_scan.REFUSED:
+        raise InvalidImage(f"The image is invalid: {_first(said, codes)}")
+    if codes.get("scan") == archive_scan.TOO_LARGE:
+        raise OutOfSpace("The image is too large: its content does not fit on the storage")
+    failed = [stage for stage in stages if codes[stage] and not (ignore_first and stage == stages[0])]
+    if not failed:
+        return
+    if any("No space left on device" in line or "quota exceeded" in line for line in said):
+        raise OutOfSpace("No space left while unpacking the image: free some space and try again")
+    reason = said[-1] if said else f"{failed[-1]} ended with status {codes[failed[-1]]}"
+    raise InvalidImage(f"The image cannot be unpacked, it may be damaged: {reason[:300]}")
+
+
+def _first(said: Sequence[str], codes: dict[str, int]) -> str:
+    return said[0] if said else repr(codes)
+
+
+def _tidy(target: Path) -> None:
+    """Judge what came out, and drop what is no part of an image."""
+    for entry in target.iterdir():
+        if entry.name not in (METADATA, "templates", "rootfs"):
+            _remove(entry)
+    metadata, templates = target / METADATA, target / "templates"
+    if not os.path.lexists(metadata):
+        raise InvalidImage(f"The image is invalid: there is no {METADATA} in it")
+    _own_file(metadata)
+    if metadata.stat().st_size > MAX_METADATA:
+        raise InvalidImage(f"The image is invalid: its {METADATA} is larger than 1 MiB")
+    if os.path.lexists(templates):
+        _own_tree(templates)
+
+
+def _own_tree(folder: Path) -> None:
+    """Templates are read by the daemon: plain files of root's in plain folders."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise InvalidImage("The image is invalid: templates is not a folder")
+    os.chown(folder, 0, 0)
+    folder.chmod(0o755)
+    for entry in folder.iterdir():
+        if stat.S_ISDIR(entry.lstat().st_mode):
+            _own_tree(entry)
+        else:
+            _own_file(entry)
+
+
+def _own_file(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise InvalidImage(f"The image is invalid: {path.name} is not a regular file of its own")
+    os.chown(path, 0, 0)
+    path.chmod(0o644)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

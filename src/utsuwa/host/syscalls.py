@@ -1,0 +1,269 @@
+"""System calls that Python lacks, each a thin wrapper without policy.
+
+A failure is an OSError with errno and the path it was about; callers decide what an errno means.
+All of them release the interpreter lock, so they run well in worker threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Numbers that all architectures share (calls that came after Linux 5.0).
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_MNT_ID = 0x1000
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+MOUNT_ATTR_IDMAP = 0x100000
+
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+
+MS_RDONLY = 0x1
+MS_BIND = 0x1000
+MS_PRIVATE = 0x40000
+MS_SHARED = 0x100000
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+CLONE_FS = 0x00000200
+
+LOOP_CTL_GET_FREE = 0x4C82
+LOOP_CONFIGURE = 0x4C0A
+LO_FLAGS_READ_ONLY = 1
+LO_FLAGS_AUTOCLEAR = 4
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+class _Statx(ctypes.Structure):
+    """`struct statx`: 256 bytes, of which only what is asked here has a name."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("_stat", ctypes.c_uint8 * 128),
+        ("mnt_id", ctypes.c_uint64),
+        ("_rest", ctypes.c_uint8 * 104),
+    )
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+class LoopConfig(ctypes.Structure):
+    """`struct loop_config` with the loop_info64 in it; 304 bytes."""
+
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_char * 64),
+        ("lo_crypt_name", ctypes.c_char * 64),
+        ("lo_encrypt_key", ctypes.c_uint8 * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+def _raise(path: str | os.PathLike[str] | None = None) -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number), None if path is None else os.fspath(path))
+
+
+def _encode(path: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"a path cannot hold a NUL: {path!r}")
+    return encoded
+
+
+def _call(number: int, *arguments: object, path: str | os.PathLike[str] | None = None) -> int:
+    """A system call by its number; integers are passed as 64-bit values."""
+    widened = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *widened))
+    if result < 0:
+        _raise(path)
+    return result
+
+
+def mount(source: str, target: Path, fstype: str | None, flags: int, data: str | None = None) -> None:
+    if _libc.mount(
+        _encode(source),
+        _encode(target),
+        None if fstype is None else fstype.encode(),
+        ctypes.c_ulong(flags),
+        None if data is None else data.encode(),
+    ):
+        _raise(target)
+
+
+def umount2(target: Path, flags: int = 0) -> None:
+    if _libc.umount2(_encode(target), flags):
+        _raise(target)
+
+
+def open_tree(path: Path | int, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC) -> int:
+    """A descriptor of the mount at `path` (or of an open descriptor), by default of a detached copy."""
+    if isinstance(path, int):
+        return _call(_NR_OPEN_TREE, path, b"", flags | AT_EMPTY_PATH)
+    return _call(_NR_OPEN_TREE, AT_FDCWD, _encode(path), flags, path=path)
+
+
+def move_mount(mount_fd: int, target: Path | int) -> None:
+    """Attach a detached mount at a path or at an open folder."""
+    if isinstance(target, int):
+        flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+        _call(_NR_MOVE_MOUNT, mount_fd, b"", target, b"", flags)
+    else:
+        _call(_NR_MOVE_MOUNT, mount_fd, b"", AT_FDCWD, _encode(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
+
+
+def mount_setattr(
+    mount: int | Path,
+    *,
+    attr_set: int = 0,
+    attr_clr: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = False,
+) -> None:
+    attributes = _MountAttr(attr_set, attr_clr, propagation, userns_fd)
+    flags = AT_RECURSIVE if recursive else 0
+    size = ctypes.sizeof(attributes)
+    if isinstance(mount, int):
+        _call(_NR_MOUNT_SETATTR, mount, b"", flags | AT_EMPTY_PATH, ctypes.byref(attributes), size)
+    else:
+        _call(_NR_MOUNT_SETATTR, AT_FDCWD, _encode(mount), flags, ctypes.byref(attributes), size, path=mount)
+
+
+def is_mount_root(path: Path) -> bool:
+    """Whether something is mounted right at `path` (binds included); symlinks are not followed."""
+    found = _Statx()
+    if _libc.statx(AT_FDCWD, _encode(path), _AT_SYMLINK_NOFOLLOW, _STATX_MNT_ID, ctypes.byref(found)):
+        _raise(path)
+    return bool(found.attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
+def fsopen(fstype: str) -> int:
+    return _call(_NR_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC)
+
+
+def fsconfig_string(fs_fd: int, key: str, value: str) -> None:
+    _call(_NR_FSCONFIG, fs_fd, _FSCONFIG_SET_STRING, key.encode(), _encode(value), 0, path=value)
+
+
+def fsconfig_create(fs_fd: int) -> None:
+    _call(_NR_FSCONFIG, fs_fd, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(fs_fd: int, attributes: int = 0) -> int:
+    """A detached mount of a file system that `fsconfig_create` made."""
+    return _call(_NR_FSMOUNT, fs_fd, FSMOUNT_CLOEXEC, attributes)
+
+
+def fs_messages(fs_fd: int) -> list[str]:
+    """What the kernel said about a file system that is being configured."""
+    messages = []
+    while True:
+        try:
+            messages.append(os.read(fs_fd, 8192).decode(errors="replace").strip())
+        except OSError:
+            return messages
+
+
+def openat2(folder_fd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int) -> int:
+    """Open below `folder_fd` under the given `RESOLVE_*` rules; always close-on-exec."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _call(_NR_OPENAT2, folder_fd, _encode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+
+
+def setfsuid(uid: int) -> None:
+    """Set the calling thread's file-system user id; raises PermissionError where it did not take."""
+    _libc.setfsuid(ctypes.c_uint32(uid))
+    if _libc.setfsuid(ctypes.c_uint32(0xFFFFFFFF)) != ctypes.c_int32(uid).value:
+        raise PermissionError(f"the file-system user id {uid} cannot be taken")
+
+
+def setfsgid(gid: int) -> None:
+    """Set the calling thread's file-system group id; raises PermissionError where it did not take."""
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    if _libc.setfsgid(ctypes.c_uint32(0xFFFFFFFF)) != ctypes.c_int32(gid).value:
+        raise PermissionError(f"the file-system group id {gid} cannot be taken")
+
+
+def raise_capabilities() -> None:
+    """Make every permitted capability of the calling thread effective again."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapabilityData * 2)()
+    if _libc.capget(ctypes.byref(header), data):
+        _raise()
+    for word in data:
+        word.effective = word.permitted
+    if _libc.capset(ctypes.byref(header), data):
+        _raise()
+
+
+def unshare(flags: int) -> None:
+    """Take something of the calling thread apart from the rest of the process."""
+    if _libc.unshare(flags):
+        _raise()

@@ -60,7 +60,19 @@ def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> 
     with tarfile.open(fileobj=tree, mode="w") as tar:
         _add(tar, files)
     subprocess.run(
-        ["mksquashfs", "-", str(rootfs), "-tar", "-noappend", "-quiet", "-no-progress", "-comp", "zstd"],
+        [
+            "mksquashfs",
+            "-",
+            str(rootfs),
+            "-tar",
+            "-noappend",
+            "-quiet",
+            "-no-progress",
+            "-comp",
+            "zstd",
+            "-root-mode",
+            "755",
+        ],
         input=tree.getvalue(),
         capture_output=True,
         check=True,

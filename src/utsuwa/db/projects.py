@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -43,7 +42,7 @@ async def update(conn: AsyncConnection, row: ProjectRow) -> None:
 
 async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ProjectRow]:
     query = sa.select(projects).where(where).order_by(projects.c.name)
-    found: Sequence[sa.Row[tuple[object, ...]]] = (await conn.execute(query)).all()
+    found = (await conn.execute(query)).all()
     config = await rows.load_config(
         conn, projects_config, "project_id", sa.select(projects.c.id).where(where)
     )

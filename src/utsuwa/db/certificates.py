@@ -1,0 +1,118 @@
+"""The trust store: client certificates, and the projects that a restricted one may use."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core.errors import InvalidRequest, NotFound
+from utsuwa.core.names import check_fingerprint_prefix
+from utsuwa.db import codes, rows
+from utsuwa.db.schema import certificates, certificates_projects, projects
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """`certificate` is PEM; `type` one of `codes.CERTIFICATE_TYPES`; `id` is 0 until the row is stored."""
+
+    id: int
+    fingerprint: str
+    type: str
+    name: str
+    certificate: str
+    restricted: bool = False
+    projects: list[str] = field(default_factory=list)
+
+
+async def get(conn: AsyncConnection, prefix: str) -> CertificateRow:
+    """The one whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
+    start = check_fingerprint_prefix(prefix)
+    found = await _load(conn, certificates.c.fingerprint.startswith(start))
+    if not found:
+        raise NotFound("Certificate not found")
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"More than one certificate has a fingerprint that begins with {start!r}: give more of it"
+        )
+    return found[0]
+
+
+async def get_all(conn: AsyncConnection) -> list[CertificateRow]:
+    """All certificates by fingerprint, in two queries."""
+    return await _load(conn, sa.true())
+
+
+async def insert(conn: AsyncConnection, row: CertificateRow) -> int:
+    """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
+    values = {"fingerprint": row.fingerprint, "certificate": row.certificate, **_editable(row)}
+    with rows.unique("Certificate already in trust store"):
+        certificate_id = await rows.insert(conn, certificates, values)
+    await _insert_projects(conn, certificate_id, row.projects)
+    return certificate_id
+
+
+async def update(conn: AsyncConnection, row: CertificateRow) -> None:
+    """Replace name, type, restriction and projects of the row with that id. Raises NotFound."""
+    statement = certificates.update().where(certificates.c.id == row.id).values(**_editable(row))
+    rows.one_changed(await conn.execute(statement), "Certificate not found")
+    await conn.execute(certificates_projects.delete().where(certificates_projects.c.certificate_id == row.id))
+    await _insert_projects(conn, row.id, row.projects)
+
+
+async def delete(conn: AsyncConnection, certificate_id: int) -> None:
+    """Raises NotFound."""
+    result = await conn.execute(certificates.delete().where(certificates.c.id == certificate_id))
+    rows.one_changed(result, "Certificate not found")
+
+
+def _editable(row: CertificateRow) -> dict[str, object]:
+    return {
+        "type": codes.number(codes.CERTIFICATE_TYPES, row.type, "certificate type"),
+        "name": row.name,
+        "restricted": row.restricted,
+    }
+
+
+async def _insert_projects(conn: AsyncConnection, certificate_id: int, names: Sequence[str]) -> None:
+    if not names:
+        return
+    wanted = sorted(set(names))
+    query = sa.select(projects.c.name, projects.c.id).where(projects.c.name.in_(wanted))
+    known = {name: project_id for name, project_id in await conn.execute(query)}
+    for name in wanted:
+        if name not in known:
+            raise NotFound(f"Project {name!r} not found")
+    await conn.execute(
+        certificates_projects.insert(),
+        [{"certificate_id": certificate_id, "project_id": known[name]} for name in wanted],
+    )
+
+
+async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[CertificateRow]:
+    query = sa.select(certificates).where(where).order_by(certificates.c.fingerprint)
+    found = (await conn.execute(query)).all()
+    names = (
+        sa.select(certificates_projects.c.certificate_id, projects.c.name)
+        .join(projects, projects.c.id == certificates_projects.c.project_id)
+        .where(certificates_projects.c.certificate_id.in_(sa.select(certificates.c.id).where(where)))
+        .order_by(projects.c.name)
+    )
+    allowed: defaultdict[int, list[str]] = defaultdict(list)
+    for certificate_id, name in await conn.execute(names):
+        allowed[certificate_id].append(name)
+    return [
+        CertificateRow(
+            id=r.id,
+            fingerprint=r.fingerprint,
+            type=codes.word(codes.CERTIFICATE_TYPES, r.type),
+            name=r.name,
+            certificate=r.certificate,
+            restricted=r.restricted,
+            projects=allowed[r.id],
+        )
+        for r in found
+    ]

@@ -1,0 +1,221 @@
+"""Images with their properties and the profiles that they bring. Aliases are in `image_aliases`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core.errors import InvalidRequest, NotFound
+from utsuwa.core.names import check_fingerprint_prefix
+from utsuwa.db import codes, rows
+from utsuwa.db.schema import images, images_profiles, images_properties, profiles, projects
+
+_SOURCE = images.join(projects, projects.c.id == images.c.project_id)
+_NOT_FOUND = "Image not found"
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """`id` is 0 for a row that is not stored yet; `split` images have a root file system of their own file.
+
+    `trusted` says whether the kernel may mount its squashfs. `profiles` are names in the image's project.
+    """
+
+    id: int
+    project: str
+    fingerprint: str
+    filename: str
+    size: int
+    architecture: str
+    created_at: datetime | None
+    expires_at: datetime | None
+    uploaded_at: datetime
+    last_used_at: datetime | None = None
+    public: bool = False
+    auto_update: bool = False
+    cached: bool = False
+    type: str = "container"
+    properties: dict[str, str] = field(default_factory=dict)
+    state: codes.State = "creating"
+    split: bool = False
+    trusted: bool = False
+    profiles: list[str] = field(default_factory=list)
+
+
+async def get(conn: AsyncConnection, project: str, fingerprint: str) -> ImageRow:
+    """By the whole fingerprint. Raises NotFound."""
+    found = await _load(conn, sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint))
+    if not found:
+        raise NotFound(_NOT_FOUND)
+    return found[0]
+
+
+async def find_by_prefix(conn: AsyncConnection, project: str, prefix: str) -> ImageRow:
+    """The one image whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
+    start = check_fingerprint_prefix(prefix)
+    begins = images.c.fingerprint.startswith(start)
+    found = await _load(conn, sa.and_(projects.c.name == project, begins))
+    if not found:
+        raise NotFound(_NOT_FOUND)
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"More than one image has a fingerprint that begins with {start!r}: give more of it"
+        )
+    return found[0]
+
+
+async def get_all(conn: AsyncConnection, project: str | None) -> list[ImageRow]:
+    """The images of a project, or of all (None), by project and fingerprint, in three queries."""
+    return await _load(conn, sa.true() if project is None else projects.c.name == project)
+
+
+async def insert(conn: AsyncConnection, row: ImageRow) -> int:
+    """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture)."""
+    owner = await rows.project_id(conn, row.project)
+    values = {
+        "project_id": owner,
+        "fingerprint": row.fingerprint,
+        "size": row.size,
+        "upload_date": row.uploaded_at,
+        "last_use_date": row.last_used_at,
+        "type": codes.number(codes.INSTANCE_TYPES, row.type, "image type"),
+        "state": codes.STATES[row.state],
+        "split": row.split,
+        "trusted": row.trusted,
+        **_editable(row),
+    }
+    with rows.unique("Image with same fingerprint already exists"):
+        image_id = await rows.insert(conn, images, values)
+    await rows.insert_config(conn, images_properties, "image_id", image_id, row.properties)
+    await _insert_profiles(conn, owner, image_id, row.profiles)
+    return image_id
+
+
+async def update(conn: AsyncConnection, row: ImageRow) -> None:
+    """Replace what is editable (also the times of creation and expiry). Raises NotFound."""
+    statement = (
+        images.update().where(images.c.id == row.id).values(**_editable(row)).returning(images.c.project_id)
+    )
+    owner = (await conn.execute(statement)).scalar_one_or_none()
+    if owner is None:
+        raise NotFound(_NOT_FOUND)
+    await rows.replace_config(conn, images_properties, "image_id", row.id, row.properties)
+    await conn.execute(images_profiles.delete().where(images_profiles.c.image_id == row.id))
+    await _insert_profiles(conn, owner, row.id, row.profiles)
+
+
+async def set_ready(conn: AsyncConnection, image_id: int) -> None:
+    """The image's files are in place: from now on it is seen. Raises NotFound."""
+    await _set(conn, image_id, {"state": codes.STATES["ready"]})
+
+
+async def set_last_used(conn: AsyncConnection, image_id: int, moment: datetime) -> None:
+    """Raises NotFound."""
+    await _set(conn, image_id, {"last_use_date": moment})
+
+
+async def delete(conn: AsyncConnection, image_id: int) -> None:
+    """Remove the row with its properties and aliases; does nothing where it is gone."""
+    await conn.execute(images.delete().where(images.c.id == image_id))
+
+
+async def projects_with(conn: AsyncConnection, fingerprint: str) -> list[str]:
+    """The projects that have an image: its files stay while one is left."""
+    query = (
+        sa.select(projects.c.name)
+        .select_from(_SOURCE)
+        .where(images.c.fingerprint == fingerprint)
+        .order_by(projects.c.name)
+    )
+    return list((await conn.execute(query)).scalars())
+
+
+def _editable(row: ImageRow) -> dict[str, Any]:
+    return {
+        "filename": row.filename,
+        "architecture": codes.number(codes.ARCHITECTURES, row.architecture, "architecture"),
+        "public": row.public,
+        "auto_update": row.auto_update,
+        "cached": row.cached,
+        "creation_date": row.created_at,
+        "expiry_date": row.expires_at,
+    }
+
+
+async def _set(conn: AsyncConnection, image_id: int, values: Mapping[str, Any]) -> None:
+    result = await conn.execute(images.update().where(images.c.id == image_id).values(**values))
+    rows.one_changed(result, _NOT_FOUND)
+
+
+async def _insert_profiles(
+    conn: AsyncConnection, project_id: int, image_id: int, names: Sequence[str]
+) -> None:
+    if not names:
+        return
+    rows.distinct(names, "A profile can stand only once in an image")
+    query = sa.select(profiles.c.name, profiles.c.id).where(
+        profiles.c.project_id == project_id, profiles.c.name.in_(names)
+    )
+    known = {name: profile_id for name, profile_id in await conn.execute(query)}
+    for name in names:
+        if name not in known:
+            raise NotFound(f"Requested profile {name!r} does not exist")
+    await conn.execute(
+        images_profiles.insert(), [{"image_id": image_id, "profile_id": known[name]} for name in names]
+    )
+
+
+async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ImageRow]:
+    query = (
+        sa.select(images, projects.c.name.label("project"))
+        .select_from(_SOURCE)
+        .where(where)
+        .order_by(projects.c.name, images.c.fingerprint)
+    )
+    found = (await conn.execute(query)).all()
+    owners = sa.select(images.c.id).select_from(_SOURCE).where(where)
+    properties = await rows.load_config(conn, images_properties, "image_id", owners)
+    applied = await _load_profiles(conn, owners)
+    return [
+        ImageRow(
+            id=r.id,
+            project=r.project,
+            fingerprint=r.fingerprint,
+            filename=r.filename,
+            size=r.size,
+            architecture=codes.word(codes.ARCHITECTURES, r.architecture),
+            created_at=r.creation_date,
+            expires_at=r.expiry_date,
+            uploaded_at=r.upload_date,
+            last_used_at=r.last_use_date,
+            public=r.public,
+            auto_update=r.auto_update,
+            cached=r.cached,
+            type=codes.word(codes.INSTANCE_TYPES, r.type),
+            properties=properties[r.id],
+            state=cast(codes.State, codes.word(codes.STATES, r.state)),
+            split=r.split,
+            trusted=r.trusted,
+            profiles=applied[r.id],
+        )
+        for r in found
+    ]
+
+
+async def _load_profiles(conn: AsyncConnection, owners: rows.Owners) -> defaultdict[int, list[str]]:
+    query = (
+        sa.select(images_profiles.c.image_id, profiles.c.name)
+        .join(profiles, profiles.c.id == images_profiles.c.profile_id)
+        .where(images_profiles.c.image_id.in_(owners))
+        .order_by(images_profiles.c.image_id, profiles.c.id)
+    )
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for image_id, name in await conn.execute(query):
+        found[image_id].append(name)
+    return found

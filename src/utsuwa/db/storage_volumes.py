@@ -1,0 +1,129 @@
+"""Volumes on storage pools; `type` is one of `codes.VOLUME_CONTAINER`, `VOLUME_IMAGE`, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core.errors import NotFound
+from utsuwa.db import rows
+from utsuwa.db.schema import projects, storage_pools, storage_volumes, storage_volumes_config
+
+_SOURCE = storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id).join(
+    projects, projects.c.id == storage_volumes.c.project_id
+)
+
+
+@dataclass(frozen=True)
+class VolumeRow:
+    """`id` is 0 for a row that is not stored yet."""
+
+    id: int
+    project: str
+    pool: str
+    name: str
+    type: int
+    description: str
+    created_at: datetime
+    config: dict[str, str] = field(default_factory=dict)
+
+
+async def get(conn: AsyncConnection, project: str, pool: str, type: int, name: str) -> VolumeRow:
+    """Raises NotFound."""
+    found = await _load(conn, _key(project, pool, type, name))
+    if not found:
+        raise NotFound(f"Storage volume {name!r} not found on pool {pool!r}")
+    return found[0]
+
+
+async def get_all(
+    conn: AsyncConnection, project: str | None, pool: str | None = None, type: int | None = None
+) -> list[VolumeRow]:
+    """By pool, type, project and name; None takes all. Two queries."""
+    where: list[sa.ColumnElement[bool]] = [sa.true()]
+    if project is not None:
+        where.append(projects.c.name == project)
+    if pool is not None:
+        where.append(storage_pools.c.name == pool)
+    if type is not None:
+        where.append(storage_volumes.c.type == type)
+    return await _load(conn, sa.and_(*where))
+
+
+async def insert(conn: AsyncConnection, row: VolumeRow) -> int:
+    """The new id. Raises AlreadyExists, NotFound (project, pool)."""
+    query = sa.select(storage_pools.c.id).where(storage_pools.c.name == row.pool)
+    pool_id = (await conn.execute(query)).scalar_one_or_none()
+    if pool_id is None:
+        raise NotFound(f"Storage pool {row.pool!r} not found")
+    values = {
+        "project_id": await rows.project_id(conn, row.project),
+        "storage_pool_id": pool_id,
+        "name": row.name,
+        "type": row.type,
+        "description": row.description,
+        "creation_date": row.created_at,
+    }
+    with rows.unique(f"Storage volume {row.name!r} already exists on pool {row.pool!r}"):
+        volume_id = await rows.insert(conn, storage_volumes, values)
+    await rows.insert_config(conn, storage_volumes_config, "storage_volume_id", volume_id, row.config)
+    return volume_id
+
+
+async def update(conn: AsyncConnection, row: VolumeRow) -> None:
+    """Replace description and config of the row with that id. Raises NotFound."""
+    statement = (
+        storage_volumes.update().where(storage_volumes.c.id == row.id).values(description=row.description)
+    )
+    rows.one_changed(await conn.execute(statement), f"Storage volume {row.name!r} not found")
+    await rows.replace_config(conn, storage_volumes_config, "storage_volume_id", row.id, row.config)
+
+
+async def rename(conn: AsyncConnection, volume_id: int, new: str) -> None:
+    """Raises AlreadyExists, NotFound."""
+    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(name=new)
+    with rows.unique(f"Storage volume {new!r} already exists"):
+        result = await conn.execute(statement)
+    rows.one_changed(result, "Storage volume not found")
+
+
+async def delete(conn: AsyncConnection, volume_id: int) -> None:
+    """Remove the row and its config; does nothing where it is gone."""
+    await conn.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
+
+
+def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        projects.c.name == project,
+        storage_pools.c.name == pool,
+        storage_volumes.c.type == type,
+        storage_volumes.c.name == name,
+    )
+
+
+async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
+    query = (
+        sa.select(storage_volumes, projects.c.name.label("project"), storage_pools.c.name.label("pool"))
+        .select_from(_SOURCE)
+        .where(where)
+        .order_by(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
+    )
+    found = (await conn.execute(query)).all()
+    owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(where)
+    config = await rows.load_config(conn, storage_volumes_config, "storage_volume_id", owners)
+    return [
+        VolumeRow(
+            id=r.id,
+            project=r.project,
+            pool=r.pool,
+            name=r.name,
+            type=r.type,
+            description=r.description,
+            created_at=r.creation_date,
+            config=config[r.id],
+        )
+        for r in found
+    ]

@@ -1,0 +1,151 @@
+"""`/1.0/certificates`: whose client certificates are trusted, and how one's own becomes so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utsuwa.api.http import Created, Empty, Handler, Request, Result, Route, Sync
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.db.certificates import CertificateRow
+from utsuwa.security.authorization import NOT_AUTHORIZED, Access
+from utsuwa.security.certificates import (
+    CLIENT,
+    ClientCertificate,
+    default_name,
+    parse_certificate,
+    parse_der,
+)
+from utsuwa.security.tls import peer_of
+from utsuwa.wire.certificates import Certificate, CertificatePatch, CertificatePut, CertificatesPost
+
+_TYPES = (CLIENT, "server", "metrics")
+
+
+async def list_certificates(request: Request) -> Result:
+    rows = await request.services.certificates.list()
+    if request.recursion:
+        return Sync([_record(row) for row in rows])
+    return Sync([_url(row.fingerprint) for row in rows])
+
+
+async def add_certificate(request: Request) -> Result:
+    """Untrusted callers come with the trust password; it is judged before anything else is told."""
+    body = await request.body(CertificatesPost)
+    manager = request.services.certificates
+    if not request.caller.trusted:
+        if not body.password:
+            raise Forbidden(NOT_AUTHORIZED)
+        await manager.check_password(body.password, request.caller.address)
+    _check_supported(body.type, body.restricted, body.projects)
+    if body.token:
+        raise NotSupportedYet(
+            "Certificate tokens are not supported in this version: "
+            "add the client's certificate file, or set core.trust_password"
+        )
+    certificate = parse_certificate(body.certificate) if body.certificate else _own(request)
+    name = body.name or default_name(certificate, request.caller.address)
+    row = await manager.add(certificate, name, request.requestor)
+    return Created(_url(row.fingerprint))
+
+
+async def show_certificate(request: Request) -> Result:
+    record = _record(await request.services.certificates.get(request.params["fingerprint"]))
+    return Sync(record, etag=record)
+
+
+async def replace_certificate(request: Request) -> Result:
+    row = await _editable(request)
+    body = await request.body(CertificatePut)
+    return await _update(request, row, body)
+
+
+async def patch_certificate(request: Request) -> Result:
+    row = await _editable(request)
+    given = await request.body(CertificatePatch)
+    body = CertificatePut(
+        name=row.name if given.name is None else given.name,
+        type=row.type if given.type is None else given.type,
+        restricted=row.restricted if given.restricted is None else given.restricted,
+        projects=row.projects if given.projects is None else given.projects,
+        certificate=given.certificate or "",
+    )
+    return await _update(request, row, body)
+
+
+async def delete_certificate(request: Request) -> Result:
+    await request.services.certificates.delete(request.params["fingerprint"], request.requestor)
+    return Empty()
+
+
+async def _editable(request: Request) -> CertificateRow:
+    """The row of the path, as it is when If-Match has been compared."""
+    row = await request.services.certificates.get(request.params["fingerprint"])
+    request.check_etag(_record(row))
+    return row
+
+
+async def _update(request: Request, row: CertificateRow, body: CertificatePut) -> Result:
+    if body.type != row.type:
+        raise Forbidden("The certificate type cannot be changed")
+    _check_supported(body.type, body.restricted, body.projects)
+    certificate = parse_certificate(body.certificate or row.certificate)
+    await request.services.certificates.update(row, body.name, certificate, request.requestor)
+    return Empty()
+
+
+def _own(request: Request) -> ClientCertificate:
+    """The certificate of the caller's connection, for one who is not trusted yet."""
+    if request.caller.trusted:
+        raise InvalidRequest("Client is already trusted")
+    transport = request.raw.transport
+    peer = peer_of(transport) if transport is not None else None
+    if peer is None or not peer.certificate:
+        raise InvalidRequest("No client certificate provided")
+    return parse_der(peer.certificate)
+
+
+def _check_supported(kind: str, restricted: bool, projects: list[str]) -> None:
+    if kind not in _TYPES:
+        raise InvalidRequest(f"Invalid certificate type {kind[:40]!r}: use {CLIENT!r}")
+    if kind != CLIENT:
+        raise NotSupportedYet(f"Certificates of type {kind!r} are not supported in this version")
+    if restricted or projects:
+        raise NotSupportedYet("Certificates restricted to projects are not supported in this version")
+
+
+def _url(fingerprint: str) -> str:
+    return f"/1.0/certificates/{fingerprint}"
+
+
+def _record(row: CertificateRow) -> Certificate:
+    return Certificate(
+        name=row.name,
+        type=row.type,
+        restricted=row.restricted,
+        projects=row.projects,
+        certificate=row.certificate,
+        fingerprint=row.fingerprint,
+    )
+
+
+def _route(method: str, path: str, handler: Handler, summary: str, **more: Any) -> Route:
+    return Route(method, f"/1.0/certificates{path}", handler, summary, **more)
+
+
+ROUTES: tuple[Route, ...] = (
+    _route("GET", "", list_certificates, "List trusted certificates", reply=list[str] | list[Certificate]),
+    _route(
+        "POST",
+        "",
+        add_certificate,
+        "Trust a certificate",
+        reply=Created,
+        body=CertificatesPost,
+        access=Access.PUBLIC,
+        description="Callers who are not trusted add their own with the trust password.",
+    ),
+    _route("GET", "/{fingerprint}", show_certificate, "Show a trusted certificate", reply=Certificate),
+    _route("PUT", "/{fingerprint}", replace_certificate, "Replace what can be edited", body=CertificatePut),
+    _route("PATCH", "/{fingerprint}", patch_certificate, "Change what can be edited", body=CertificatePatch),
+    _route("DELETE", "/{fingerprint}", delete_certificate, "Stop trusting a certificate"),
+)

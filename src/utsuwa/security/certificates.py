@@ -1,0 +1,284 @@
+"""Client certificates: the trust store that judges every request, and the manager that changes it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from asyncio import BaseTransport
+from base64 import b64decode
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from utsuwa.core import clock
+from utsuwa.core.errors import (
+    Forbidden,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from utsuwa.db import certificates as rows
+from utsuwa.db.certificates import CertificateRow
+from utsuwa.db.engine import Database
+from utsuwa.security.authorization import NOT_AUTHORIZED, Caller, tls_caller
+from utsuwa.security.passwords import GuessLimiter, verify_password
+from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
+from utsuwa.security.tls import peer_of
+from utsuwa.security.whole import run_whole
+from utsuwa.wire.events import Requestor
+
+log = logging.getLogger(__name__)
+
+CLIENT = "client"
+MAX_CERTIFICATE = 64 * 1024
+"""Characters of a certificate from outside."""
+MAX_NAME = 255
+_CHECKS_AT_ONCE = 2
+_CHECKS_WAITING = 32
+
+
+class LifecycleEvents(Protocol):
+    """The part of the event hub that this module uses."""
+
+    def publish_lifecycle(
+        self, action: str, source: str, project: str = "", context: Any = None, requestor: Any = None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """One certificate as it was parsed."""
+
+    fingerprint: str
+    """The sha256 of its DER form in hexadecimal."""
+    pem: str
+    common_name: str
+    valid_from: datetime
+    valid_until: datetime
+
+    def valid_at(self, moment: datetime) -> bool:
+        return self.valid_from <= moment <= self.valid_until
+
+
+def parse_certificate(text: str) -> ClientCertificate:
+    """A certificate as clients send it: base64 of DER, or PEM. Raises InvalidRequest."""
+    if len(text) > MAX_CERTIFICATE:
+        raise InvalidRequest(f"Invalid certificate: longer than {MAX_CERTIFICATE // 1024} KiB")
+    try:
+        if text.lstrip().startswith("-----BEGIN"):
+            return _described(x509.load_pem_x509_certificate(text.encode()))
+        return parse_der(b64decode("".join(text.split()), validate=True))
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid certificate: neither base64 of DER nor PEM ({error})") from error
+
+
+def parse_der(der: bytes) -> ClientCertificate:
+    """Raises InvalidRequest for what is no X.509 certificate."""
+    try:
+        return _described(x509.load_der_x509_certificate(der))
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid certificate material: {error}") from error
+
+
+def _described(certificate: x509.Certificate) -> ClientCertificate:
+    return ClientCertificate(
+        fingerprint=hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
+        pem=certificate.public_bytes(Encoding.PEM).decode(),
+        common_name=_common_name(certificate),
+        valid_from=certificate.not_valid_before_utc,
+        valid_until=certificate.not_valid_after_utc,
+    )
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    """Empty where the subject has none, or one that nobody can read."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    value = names[0].value if names else ""
+    return value if isinstance(value, str) else ""
+
+
+class TrustStore:
+    """The trusted certificates in memory: asked on every request, never out of date.
+
+    Taking a certificate away, or its end of validity, therefore ends connections' rights at once.
+    """
+
+    def __init__(self, now: Callable[[], datetime] = clock.now) -> None:
+        self._now = now
+        self._trusted: dict[str, tuple[CertificateRow, ClientCertificate]] = {}
+
+    def load(self, stored: Iterable[CertificateRow]) -> None:
+        """Trust these and no others; a row that is no certificate is told in the log and left out."""
+        trusted = {}
+        for row in stored:
+            try:
+                trusted[row.fingerprint] = (row, parse_certificate(row.certificate))
+            except InvalidRequest as error:
+                log.warning("stored certificate %s is not trusted: %s", row.fingerprint[:12], error)
+        self._trusted = trusted
+
+    def caller(self, transport: BaseTransport) -> Caller:
+        """Who is at the other end of an HTTPS connection, judged now."""
+        peer = peer_of(transport)
+        address = format_address(transport.get_extra_info("peername"))
+        return self.judge(peer.fingerprint if peer is not None else "", address)
+
+    def judge(self, fingerprint: str, address: str) -> Caller:
+        """The caller who proved to hold the key of the certificate with this fingerprint."""
+        row, certificate = self._trusted.get(fingerprint, (None, None))
+        if row is None or certificate is None:
+            return tls_caller(fingerprint=fingerprint, address=address, trusted=False)
+        # Only clients come in here: other types are for metrics and cluster members.
+        trusted = row.type == CLIENT and certificate.valid_at(self._now())
+        projects = frozenset(row.projects) if row.restricted else None
+        return tls_caller(fingerprint=fingerprint, address=address, trusted=trusted, projects=projects)
+
+
+def format_address(peername: Any) -> str:
+    """`host:port`, with brackets around IPv6; empty where the connection is gone already."""
+    if not isinstance(peername, tuple) or len(peername) < 2:
+        return ""
+    host, port = peername[0], peername[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(address: str) -> str:
+    """The host of `format_address`'s text."""
+    host, _, _ = address.rpartition(":")
+    return host.strip("[]")
+
+
+class CertificateManager:
+    """The certificates of one daemon; `load()` comes first."""
+
+    def __init__(self, database: Database, events: LifecycleEvents, config: ServerConfig) -> None:
+        self.store = TrustStore()
+        self._database = database
+        self._events = events
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._guesses = GuessLimiter()
+        self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
+        self._waiting = 0
+
+    async def load(self) -> None:
+        async with self._database.read() as conn:
+            self.store.load(await rows.get_all(conn))
+
+    async def list(self) -> list[CertificateRow]:
+        async with self._database.read() as conn:
+            return await rows.get_all(conn)
+
+    async def get(self, prefix: str) -> CertificateRow:
+        """By the fingerprint or its beginning. Raises NotFound, InvalidRequest where several begin so."""
+        try:
+            async with self._database.read() as conn:
+                return await rows.get(conn, prefix.lower())
+        except InvalidName as error:
+            raise NotFound("Certificate not found") from error
+
+    async def check_password(self, password: str, address: str) -> None:
+        """Raises Forbidden unless `password` is the trust password, or after too many tries."""
+        stored = self._config.value(TRUST_PASSWORD)
+        host = host_of(address)
+        if not stored or not password:
+            raise Forbidden(NOT_AUTHORIZED)
+        self._guesses.begin(host)
+        if not await self._password_fits(password, stored):
+            log.warning("wrong trust password", extra={"address": address})
+            raise Forbidden(NOT_AUTHORIZED)
+        self._guesses.succeeded(host)
+
+    async def _password_fits(self, password: str, stored: str) -> bool:
+        """In a thread, two at a time: each takes memory and a processor."""
+        if self._waiting >= _CHECKS_WAITING:
+            raise Unavailable("Too many passwords are being checked, try again in a moment")
+        self._waiting += 1
+        try:
+            async with self._checks:
+                return await asyncio.to_thread(verify_password, password, stored)
+        finally:
+            self._waiting -= 1
+
+    async def add(
+        self, certificate: ClientCertificate, name: str, requestor: Requestor | None
+    ) -> CertificateRow:
+        """Trust a client's certificate. Raises AlreadyExists, InvalidRequest where it has expired."""
+        check_name(name)
+        if certificate.valid_until < clock.now():
+            raise InvalidRequest(f"The certificate expired on {clock.to_wire(certificate.valid_until)}")
+        row = CertificateRow(
+            id=0, fingerprint=certificate.fingerprint, type=CLIENT, name=name, certificate=certificate.pem
+        )
+        await self._changed(self._insert(row))
+        self._publish("certificate-created", row, requestor)
+        return row
+
+    async def update(
+        self, row: CertificateRow, name: str, certificate: ClientCertificate, requestor: Requestor | None
+    ) -> CertificateRow:
+        """Rename `row`, or put another certificate in its place."""
+        check_name(name)
+        new = replace(row, name=name, fingerprint=certificate.fingerprint, certificate=certificate.pem)
+        await self._changed(self._replace(row, new))
+        self._publish("certificate-updated", new, requestor)
+        return new
+
+    async def delete(self, prefix: str, requestor: Requestor | None) -> None:
+        row = await self.get(prefix)
+        await self._changed(self._delete(row))
+        self._publish("certificate-deleted", row, requestor)
+
+    async def _insert(self, row: CertificateRow) -> None:
+        async with self._database.write("add certificate") as conn:
+            await rows.insert(conn, row)
+
+    async def _replace(self, old: CertificateRow, new: CertificateRow) -> None:
+        async with self._database.write("update certificate") as conn:
+            if old.fingerprint == new.fingerprint:
+                await rows.update(conn, new)
+            else:
+                await rows.delete(conn, old.id)
+                await rows.insert(conn, new)
+
+    async def _delete(self, row: CertificateRow) -> None:
+        async with self._database.write("delete certificate") as conn:
+            await rows.delete(conn, row.id)
+
+    async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
+        """One change of the rows, and the store in memory anew from them."""
+
+        async def both() -> None:
+            async with self._lock:
+                await change
+                await self.load()
+
+        await run_whole(both())
+
+    def _publish(self, action: str, row: CertificateRow, requestor: Requestor | None) -> None:
+        self._events.publish_lifecycle(
+            action, f"/1.0/certificates/{row.fingerprint}", "default", requestor=requestor
+        )
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequest for a name that cannot stand in one line of a list."""
+    if len(name) > MAX_NAME:
+        raise InvalidRequest(f"The certificate's name is longer than {MAX_NAME} characters")
+    if not name.isprintable():
+        raise InvalidRequest("The certificate's name has control characters")
+
+
+def default_name(certificate: ClientCertificate, address: str) -> str:
+    """The name for one that came without: the certificate's own, else where it came from."""
+    own = certificate.common_name[:MAX_NAME]
+    if own and own.isprintable():
+        return own
+    return host_of(address) or certificate.fingerprint[:12]

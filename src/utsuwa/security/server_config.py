@@ -1,0 +1,141 @@
+"""The daemon's own config (`core.*`, `images.*`, ...): a copy in memory, changed as a whole or not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from utsuwa.core.config_keys import KeyTable, parse_bool
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.rollback import Rollback
+from utsuwa.core.server_keys import SERVER_KEYS
+from utsuwa.db import config as rows
+from utsuwa.db.engine import Database
+from utsuwa.security.passwords import MAX_PASSWORD, hash_password
+from utsuwa.security.whole import run_whole
+
+log = logging.getLogger(__name__)
+
+TRUST_PASSWORD = "core.trust_password"
+
+Listener = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
+"""Told the changed keys and the whole new config before it is stored; raising refuses the change.
+
+A listener that raises has changed nothing. Where a later one refuses, the earlier ones are called
+again with the same keys and the old config.
+"""
+
+
+class ServerConfig:
+    """The config of one daemon; `load()` comes first."""
+
+    def __init__(self, database: Database, table: KeyTable = SERVER_KEYS) -> None:
+        self._database = database
+        self._table = table
+        self._config: dict[str, str] = {}
+        self._listeners: list[Listener] = []
+        self._lock = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Read what is stored; a key that this version does not know is kept, and told in the log."""
+        async with self._database.read() as conn:
+            self._config = await rows.load(conn)
+        try:
+            self._table.check(self._config)
+        except InvalidConfig as error:
+            log.warning("the stored server config has problems: %s", error)
+
+    def on_change(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def get(self) -> dict[str, str | bool]:
+        """What callers may see: the keys that are set, secrets as True."""
+        return {key: True if self._secret(key) else value for key, value in self._config.items()}
+
+    def value(self, key: str) -> str:
+        """One key's value, its default where it is not set. For the trust password its hash."""
+        found = self._config.get(key, "")
+        if found:
+            return found
+        known = self._table.find(key)
+        return known.default if known is not None else ""
+
+    def flag(self, key: str) -> bool:
+        """One boolean key."""
+        return parse_bool(self.value(key))
+
+    async def replace(self, config: Mapping[str, Any]) -> frozenset[str]:
+        """Make `config` the whole config (PUT); gives the keys that changed.
+
+        Values are strings; True keeps a secret as it is. Raises InvalidConfig, or what a listener raises.
+        """
+        return await run_whole(self._update(config, merge=False))
+
+    async def patch(self, config: Mapping[str, Any]) -> frozenset[str]:
+        """Set the given keys and leave the others (PATCH); an empty value unsets one."""
+        return await run_whole(self._update(config, merge=True))
+
+    async def _update(self, config: Mapping[str, Any], *, merge: bool) -> frozenset[str]:
+        async with self._lock:
+            values = await self._stored_form(config)
+            return await self._change({**self._config, **values} if merge else values)
+
+    def _secret(self, key: str) -> bool:
+        known = self._table.find(key)
+        return key == TRUST_PASSWORD or (known is not None and known.secret)
+
+    async def _stored_form(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Checked strings, with the trust password hashed and secrets that stay filled in."""
+        values: dict[str, str] = {}
+        for key, value in config.items():
+            if value is True and self._secret(key):
+                values[key] = self._config.get(key, "")
+            elif value is None:
+                values[key] = ""
+            elif isinstance(value, str):
+                values[key] = value
+            else:
+                raise InvalidConfig(f"Invalid value for {key[:60]!r}: must be a string")
+        new = {key: value for key, value in values.items() if value != self._config.get(key, "")}
+        self._check(new)
+        if new.get(TRUST_PASSWORD):
+            values[TRUST_PASSWORD] = await asyncio.to_thread(hash_password, new[TRUST_PASSWORD])
+        return values
+
+    def _check(self, new: Mapping[str, str]) -> None:
+        """Only what is new: a value that an older version took does not stand in the way of others.
+
+        The password is looked at apart, for messages quote a value and passwords may hold anything.
+        """
+        password = new.get(TRUST_PASSWORD, "")
+        if len(password.encode(errors="replace")) > MAX_PASSWORD:
+            raise InvalidConfig(f"{TRUST_PASSWORD} is longer than {MAX_PASSWORD} bytes")
+        if "\0" in password or not _encodable(password):
+            raise InvalidConfig(f"{TRUST_PASSWORD} has characters that cannot be typed")
+        self._table.check({key: value for key, value in new.items() if key != TRUST_PASSWORD})
+
+    async def _change(self, values: Mapping[str, str]) -> frozenset[str]:
+        old = self._config
+        new = {key: value for key, value in sorted(values.items()) if value}
+        changed = frozenset(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if not changed:
+            return changed
+        async with Rollback() as undo:
+            for listener in self._listeners:
+                await listener(changed, new)
+                undo.push(listener, changed, old)
+            async with self._database.write("server config") as conn:
+                await rows.replace(conn, new)
+            self._config = new
+            undo.keep()
+        return changed
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

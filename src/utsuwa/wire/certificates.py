@@ -1,0 +1,52 @@
+"""`/1.0/certificates`: the trust store as it travels."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Certificate(msgspec.Struct, kw_only=True):
+    """One trusted certificate; `certificate` is PEM."""
+
+    name: str
+    type: str
+    restricted: bool
+    projects: list[str]
+    certificate: str
+    fingerprint: str
+
+
+class CertificatesPost(msgspec.Struct, kw_only=True):
+    """What adds a certificate; without `certificate` it is the one of the connection."""
+
+    name: str = ""
+    type: str = ""
+    certificate: str = ""
+    restricted: bool = False
+    projects: list[str] = msgspec.field(default_factory=list)
+    password: str = ""
+    token: bool = False
+
+    def __repr__(self) -> str:
+        """Without the password: records end up in logs and tracebacks."""
+        return f"CertificatesPost(name={self.name!r}, type={self.type!r})"
+
+
+class CertificatePut(msgspec.Struct, kw_only=True):
+    """What replaces a certificate's editable part; an empty `certificate` keeps the one that is there."""
+
+    name: str = ""
+    type: str = ""
+    restricted: bool = False
+    projects: list[str] = msgspec.field(default_factory=list)
+    certificate: str = ""
+
+
+class CertificatePatch(msgspec.Struct, kw_only=True):
+    """What changes some of it; what is absent stays."""
+
+    name: str | None = None
+    type: str | None = None
+    restricted: bool | None = None
+    projects: list[str] | None = None
+    certificate: str | None = None

@@ -1,0 +1,301 @@
+"""AppArmor: one profile an instance, loaded before its start and unloaded when it has ended.
+
+The profile is a second wall behind user namespaces, capabilities and seccomp: it keeps the host's
+knobs in /proc and /sys shut even for privileged instances. Where the kernel can stack policies, an
+unprivileged container gets a policy namespace, so that it can load profiles of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.run import run
+
+PARSER = "apparmor_parser"
+_NAMESPACES = Path("sys/kernel/security/apparmor/policy/namespaces")
+
+
+class Mode(Enum):
+    """What the daemon does about AppArmor on this host."""
+
+    OFF = "off"
+    """The kernel has none, or it is not enabled."""
+    INHERIT = "inherit"
+    """It is enabled, but this daemon may not load policy (it runs in a container itself)."""
+    OWN = "own"
+    """Every instance gets its own profile."""
+
+
+@dataclass(frozen=True)
+class Support:
+    mode: Mode
+    stacking: bool = False
+    """Whether containers can have policy namespaces."""
+
+
+def probe(root: Path = Path("/")) -> Support:
+    """Look what the kernel offers; blocking, but only reads a few small files of /sys."""
+    if not _says(root / "sys/module/apparmor/parameters/enabled", "Y"):
+        return Support(Mode.OFF)
+    features = root / "sys/kernel/security/apparmor/features"
+    if not features.is_dir() or not _unconfined(root):
+        return Support(Mode.INHERIT)
+    return Support(
+        Mode.OWN, stacking=_says(features / "domain/stack", "yes") and (root / _NAMESPACES).is_dir()
+    )
+
+
+def available() -> bool:
+    """Whether instances get profiles of their own on this host."""
+    return probe().mode is Mode.OWN
+
+
+def _says(path: Path, expected: str) -> bool:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip() == expected
+    except OSError:
+        return False
+
+
+def _unconfined(root: Path) -> bool:
+    current = root / "proc/self/attr/apparmor/current"
+    return not current.exists() or _says(current, "unconfined")
+
+
+def profile_name(owner: str, storage_name: str) -> str:
+    """The name in the kernel; `owner` tells one daemon's instances from another's."""
+    return f"{owner}_{_plain(storage_name)}"
+
+
+def _plain(name: str) -> str:
+    """A name without characters that mean something in a profile; still one to one."""
+    return re.sub(r"[^A-Za-z0-9_.-]", lambda match: f"%{ord(match[0]):x}.", name)
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """What a profile depends on."""
+
+    name: str
+    privileged: bool
+    nesting: bool
+    stacked: bool
+    """Whether the container has a policy namespace, which carries the profile's name."""
+    raw: str = ""
+    """`raw.apparmor`: lines that are added as they are."""
+
+
+def check_raw(text: str) -> None:
+    """Refuse a `raw.apparmor` that is more than rules of its profile; raises InvalidConfig."""
+    if any(ord(c) < 32 and c not in "\n\t" for c in text):
+        raise InvalidConfig("Invalid value of 'raw.apparmor': control characters")
+    depth = 0
+    for char in re.sub(
+        r"(?m)#.*$|\"[^\"\n]*\"|\S*[^\s{},]\{[^{}\s]*\}\S*|\{[^{}\s]*,[^{}\s]*\}\S*", "", text
+    ):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if depth < 0:
+            raise InvalidConfig("Invalid value of 'raw.apparmor': a closing brace without its opening one")
+    if depth:
+        raise InvalidConfig("Invalid value of 'raw.apparmor': an opening brace is not closed")
+
+
+_BASE = """\
+  # what every program may do; the denials below come before it
+  capability,
+  dbus,
+  file,
+  network,
+  unix,
+  umount,
+  pivot_root,
+
+  # signals and tracing go to the container's own processes only; others may reach in
+  signal (receive),
+  signal peer=@{profile_name},
+  ptrace (readby, tracedby),
+  ptrace peer=@{profile_name},
+
+  # memory and switches of the host's kernel
+  deny @{PROC}/kcore rwklx,
+  deny @{PROC}/kmem rwklx,
+  deny @{PROC}/mem rwklx,
+  deny @{PROC}/sysrq-trigger rwklx,
+  deny @{PROC}/acpi/** wklx,
+  deny @{PROC}/bus/** wklx,
+  deny @{PROC}/fs/** wklx,
+  deny @{PROC}/irq/** wklx,
+  deny @{PROC}/scsi/** rwklx,
+
+  # sysctls that belong to the host: all but those of a namespace (net, user, ipc and uts)
+  deny @{PROC}/sys/{abi,debug,dev,vm}/** wklx,
+  deny @{PROC}/sys/fs/[^m]** wklx,
+  deny @{PROC}/sys/fs/mount-max wklx,
+  deny @{PROC}/sys/kernel/[^adhmns]** wklx,
+  deny @{PROC}/sys/kernel/ac** wklx,
+  deny @{PROC}/sys/kernel/dm** wklx,
+  deny @{PROC}/sys/kernel/h{ard,ot,ung}** wklx,
+  deny @{PROC}/sys/kernel/m{ax,od}** wklx,
+  deny @{PROC}/sys/kernel/n{gr,mi,um}** wklx,
+  deny @{PROC}/sys/kernel/se{cc,ccomp/}** wklx,
+  deny @{PROC}/sys/kernel/s{ch,g-,oft,pin,plit,tack,ys}** wklx,
+
+  # firmware, debugging and the security modules of the host
+  deny /sys/firmware/efi/efivars/** rwklx,
+  deny /sys/fs/{ext4,btrfs,xfs,f2fs,bcachefs,pstore}/** wklx,
+  deny /sys/kernel/debug/** rwklx,
+  deny /sys/kernel/tracing/** rwklx,
+  deny /sys/kernel/{mm,irq,livepatch,boot_params,iommu_groups}/** wklx,
+  deny /sys/kernel/{kexec*,profiling,uevent*,rcu_*} wklx,
+  deny /sys/module/** wklx,
+  deny /sys/power/** wklx,
+"""
+
+_OWN_POLICY = """\
+
+  # the container's own policy namespace
+  change_profile -> ":{name}:*",
+  change_profile -> ":{name}://*",
+  signal peer=":{name}://**",
+  ptrace peer=":{name}://**",
+  deny /sys/kernel/security/[^a]** wklx,
+"""
+
+_NO_POLICY = """\
+
+  deny /sys/kernel/security/** wklx,
+"""
+
+_MOUNT_ANYTHING = """\
+
+  # the user namespace limits what can be mounted; systemd and nested containers mount much
+  mount,
+"""
+
+_MOUNT_SOME = """\
+
+  # root here is the host's root: only file systems that show nothing of the host's disks
+  mount fstype=(proc, sysfs, tmpfs, devpts, mqueue, cgroup, cgroup2, overlay, ramfs, hugetlbfs),
+  mount fstype=(binfmt_misc, configfs, fusectl, fuse, fuse.*, autofs, nsfs, rpc_pipefs),
+  mount options=(rw, bind),
+  mount options=(ro, bind),
+  mount options=(rw, rbind),
+  mount options=(rw, move),
+  remount,
+  mount options=(rw, make-private) -> **,
+  mount options=(rw, make-rprivate) -> **,
+  mount options=(rw, make-slave) -> **,
+  mount options=(rw, make-rslave) -> **,
+  mount options=(rw, make-shared) -> **,
+  mount options=(rw, make-rshared) -> **,
+  mount options=(rw, make-unbindable) -> **,
+  mount options=(rw, make-runbindable) -> **,
+  # a bind mount would show the same files under a name that no denial knows
+  deny mount options=(rw, bind) @{PROC}/sys/**,
+  deny mount options=(rw, bind) /sys/kernel/** -> **,
+  deny @{PROC}/sys/fs/binfmt_misc/** wklx,
+"""
+
+_NESTED = """\
+
+  # containers inside run under this profile where they cannot load their own
+  change_profile -> "{name}",
+"""
+
+
+def profile_text(spec: ProfileSpec) -> str:
+    """The whole profile, for apparmor_parser."""
+    parts = [
+        # the features of this ABI are mediated, whatever the kernel adds later
+        "abi <abi/3.0>,\n",
+        "#include <tunables/global>\n",
+        f'profile "{spec.name}" flags=(attach_disconnected,mediate_deleted) {{\n',
+        _BASE,
+        (_OWN_POLICY if spec.stacked else _NO_POLICY).replace("{name}", spec.name),
+        _MOUNT_SOME if spec.privileged and not spec.nesting else _MOUNT_ANYTHING,
+        _NESTED.replace("{name}", spec.name) if spec.nesting and not spec.stacked else "",
+    ]
+    if spec.raw:
+        check_raw(spec.raw)
+        parts += ["\n  # raw.apparmor\n", *(f"  {line}\n" for line in spec.raw.splitlines())]
+    return "".join([*parts, "}\n"])
+
+
+class Profiles:
+    """The profiles of one daemon: files in `folder`/profiles, compiled ones in `folder`/cache."""
+
+    def __init__(self, folder: Path, owner: str, support: Support, root: Path = Path("/")) -> None:
+        self._folder = folder
+        self._owner = owner
+        self._support = support
+        self._namespaces = root / _NAMESPACES
+
+    async def load(
+        self, storage_name: str, *, privileged: bool, nesting: bool, raw: str = ""
+    ) -> list[tuple[str, str]]:
+        """Load an instance's profile; gives the lines for lxc.conf that put the container under it.
+
+        Raises InvalidConfig for a bad `raw.apparmor`, ProcessFailed with the parser's reason.
+        """
+        if self._support.mode is Mode.OFF:
+            return []
+        if self._support.mode is Mode.INHERIT:
+            return [("lxc.apparmor.profile", "unchanged")]
+        stacked = self._support.stacking and not privileged
+        name = profile_name(self._owner, storage_name)
+        text = profile_text(ProfileSpec(name, privileged, nesting, stacked, raw))
+        file = self._file(storage_name)
+        await asyncio.to_thread(_write_changed, file, text)
+        if stacked:
+            await asyncio.to_thread((self._namespaces / name).mkdir, exist_ok=True)
+        await self._parse("--replace", "--write-cache", file=file)
+        return [("lxc.apparmor.profile", f"{name}//&:{name}:" if stacked else name)]
+
+    async def unload(self, storage_name: str) -> None:
+        """Take an ended container's profile out of the kernel; its file stays for the next start."""
+        if self._support.mode is not Mode.OWN:
+            return
+        file = self._file(storage_name)
+        if not await asyncio.to_thread(file.exists):
+            return
+        # the parser fails for a profile that is not loaded, which is what is wanted here
+        await self._parse("--remove", file=file, accept=(0, 1, 254))
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread((self._namespaces / profile_name(self._owner, storage_name)).rmdir)
+
+    async def remove(self, storage_name: str) -> None:
+        """Unload a profile and forget its files; does nothing where there are none."""
+        await self.unload(storage_name)
+        await asyncio.to_thread(self._unlink, storage_name)
+
+    def _unlink(self, storage_name: str) -> None:
+        file = self._file(storage_name)
+        file.unlink(missing_ok=True)
+        for compiled in (self._folder / "cache").glob("*/*"):
+            if compiled.name == file.name:
+                compiled.unlink(missing_ok=True)
+
+    def _file(self, storage_name: str) -> Path:
+        return self._folder / "profiles" / profile_name(self._owner, storage_name)
+
+    async def _parse(self, *options: str, file: Path, accept: tuple[int, ...] = (0,)) -> None:
+        cache = f"--cache-loc={self._folder / 'cache'}"
+        await run([PARSER, *options, cache, str(file)], accept=accept)
+
+
+def _write_changed(file: Path, text: str) -> None:
+    """Write a profile where it differs: an unchanged file lets the parser use what it compiled before."""
+    with contextlib.suppress(OSError):
+        if file.read_text(encoding="utf-8") == text:
+            return
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600, exist_ok=False)
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)

@@ -1,0 +1,226 @@
+"""Seccomp policies in liblxc's format, version 2: which system calls a container is refused.
+
+A policy denies by list; a refused call gives ENOSYS, as on a kernel that lacks it, so that programs take
+their fallback. `raw.seccomp` replaces the policy, `security.syscalls.allow` turns it into an allow list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import InvalidConfig
+
+DENIED: tuple[str, ...] = (
+    # another kernel, or code for this one
+    "kexec_load",
+    "kexec_file_load",
+    "init_module",
+    "finit_module",
+    "delete_module",
+    "create_module",
+    "query_module",
+    "get_kernel_syms",
+    # files by handle: past every mount and chroot
+    "open_by_handle_at",
+    # hardware ports
+    "iopl",
+    "ioperm",
+    # the host's swap and accounting, which are in no namespace
+    "swapon",
+    "swapoff",
+    "acct",
+    # what nothing current uses and little tests: old entries into the kernel
+    "uselib",
+    "vm86",
+    "vm86old",
+    "lookup_dcookie",
+    "nfsservctl",
+    "_sysctl",
+)
+"""What systemd, package managers and nested containers all live without."""
+
+COMPAT_DENIED: Mapping[str, tuple[str, ...]] = {
+    "x86": (
+        "execve",
+        "execveat",
+        "fcntl64",
+        "getdents",
+        "io_setup",
+        "io_submit",
+        "ioctl",
+        "ipc",
+        "keyctl",
+        "kexec_load",
+        "mq_notify",
+        "mq_open",
+        "move_pages",
+        "msgctl",
+        "preadv",
+        "process_vm_readv",
+        "process_vm_writev",
+        "ptrace",
+        "pwritev",
+        "readv",
+        "recvmmsg",
+        "recvmsg",
+        "rt_sigaction",
+        "rt_sigqueueinfo",
+        "rt_sigreturn",
+        "semctl",
+        "sendmmsg",
+        "sendmsg",
+        "setsockopt",
+        "shmctl",
+        "sigaction",
+        "sigreturn",
+        "socketcall",
+        "timer_create",
+        "vmsplice",
+        "waitid",
+        "writev",
+    ),
+    "x32": (
+        "execve",
+        "execveat",
+        "io_setup",
+        "io_submit",
+        "ioctl",
+        "kexec_load",
+        "move_pages",
+        "mq_notify",
+        "preadv",
+        "process_vm_readv",
+        "process_vm_writev",
+        "ptrace",
+        "pwritev",
+        "readv",
+        "recvmmsg",
+        "recvmsg",
+        "rt_sigaction",
+        "rt_sigqueueinfo",
+        "rt_sigreturn",
+        "sendmmsg",
+        "sendmsg",
+        "setsockopt",
+        "timer_create",
+        "vmsplice",
+        "waitid",
+        "writev",
+    ),
+}
+"""The calls of 32-bit programs on x86_64 that the kernel serves by code of their own."""
+
+_ENOSYS = 38
+_LINE = re.compile(r"(?P<call>[a-z0-9_]{1,64})(?P<action>\s+(?:errno\s+[0-9]{1,4}|kill|trap|allow|log))?")
+_ARGUMENT = re.compile(r"\s+\[[0-9A-Za-z_,x]{1,200}\]")
+_SECTION = re.compile(r"\[[a-z0-9_]{1,16}\]\Z")
+_LIMIT = 64 * 1024
+
+
+def check(config: Mapping[str, str]) -> None:
+    """Refuse combinations that contradict each other, and lines that are no policy.
+
+    `config` may be an instance's or a profile's; raises InvalidConfig.
+    """
+    allow = config.get("security.syscalls.allow", "")
+    others = sorted(
+        key
+        for key in config
+        if key.startswith(("security.syscalls.deny", "security.syscalls.allow")) and config[key]
+    )
+    if allow and len(others) > 1:
+        others.remove("security.syscalls.allow")
+        raise InvalidConfig(f"'security.syscalls.allow' excludes {others[0]!r}: set one of them only")
+    if config.get("raw.seccomp") and others:
+        raise InvalidConfig(f"'raw.seccomp' replaces the policy and excludes {others[0]!r}")
+    _lines("security.syscalls.allow", allow)
+    _lines("security.syscalls.deny", config.get("security.syscalls.deny", ""))
+    _check_raw(config.get("raw.seccomp", ""))
+
+
+def policy(config: Mapping[str, str], machine: str) -> str | None:
+    """The text for an instance's merged config on a host of `machine` (`x86_64`…); None: no filter."""
+    check(config)
+    if config.get("raw.seccomp"):
+        return config["raw.seccomp"].rstrip("\n") + "\n"
+    allowed = _lines("security.syscalls.allow", config.get("security.syscalls.allow", ""))
+    if allowed:
+        return "\n".join(["2", "allowlist", "[all]", *allowed]) + "\n"
+    by_default = parse_bool(config.get("security.syscalls.deny_default", "") or "true")
+    compat = parse_bool(config.get("security.syscalls.deny_compat", "")) and machine == "x86_64"
+    denied = _lines("security.syscalls.deny", config.get("security.syscalls.deny", ""))
+    if not (by_default or compat or denied):
+        return None
+    lines = ["2", "denylist"]
+    if by_default:
+        # a container's root could take a file system away from under other programs' open files
+        lines += ["reject_force_umount", "[all]", *(f"{call} errno {_ENOSYS}" for call in DENIED)]
+    if compat:
+        for section, calls in COMPAT_DENIED.items():
+            lines += [f"[{section}]", *(f"{call} errno {_ENOSYS}" for call in calls)]
+    if denied:
+        lines += ["[all]", *(_with_action(line) for line in denied)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(key: str, value: str) -> list[str]:
+    """The lines of a key's list, each a call with or without an action and arguments, or a section."""
+    if len(value) > _LIMIT:
+        raise InvalidConfig(f"The value of {key!r} is too long")
+    found = [line.strip() for line in value.splitlines() if line.strip()]
+    for line in found:
+        if not _SECTION.match(line) and not _is_call(line):
+            raise InvalidConfig(f"Invalid line {line[:60]!r} in {key!r}: give one system call a line")
+    return found
+
+
+def _is_call(line: str) -> bool:
+    match = _LINE.match(line)
+    if not match:
+        return False
+    at = match.end()
+    while at < len(line):
+        argument = _ARGUMENT.match(line, at)
+        if not argument:
+            return False
+        at = argument.end()
+    return True
+
+
+def _with_action(line: str) -> str:
+    """liblxc kills a process for a denied call without an action: it gets the errno of the others."""
+    match = _LINE.fullmatch(line)
+    return f"{line} errno {_ENOSYS}" if match and not match["action"] else line
+
+
+def _check_raw(text: str) -> None:
+    if not text:
+        return
+    if len(text) > _LIMIT or any(ord(c) < 32 and c not in "\n\t" for c in text):
+        raise InvalidConfig("Invalid value of 'raw.seccomp': too long, or control characters")
+    if text.split("\n", 1)[0].strip() not in ("1", "2"):
+        raise InvalidConfig("Invalid value of 'raw.seccomp': the first line is the format's version, 2")
+
+
+def path(folder: Path, storage_name: str) -> Path:
+    """Where an instance's policy lies below `folder` (`security/seccomp` in the state folder)."""
+    return folder / storage_name
+
+
+def write(folder: Path, storage_name: str, text: str) -> Path:
+    """Store a policy for the next start and give its path."""
+    target = path(folder, storage_name)
+    fresh = target.with_name(f".{storage_name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600, exist_ok=False)
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(target)
+    return target
+
+
+def remove(folder: Path, storage_name: str) -> None:
+    """Forget a policy; does nothing where there is none."""
+    path(folder, storage_name).unlink(missing_ok=True)

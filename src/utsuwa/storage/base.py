@@ -18,23 +18,9 @@ from pathlib import Path
 from typing import Protocol
 
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.core.image_source import ImageSource
 
 __all__ = ["Capabilities", "Driver", "IdMap", "IdRange", "ImageSource", "InstanceVolume", "Usage"]
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Where the files of an image lie, as the images manager keeps them.
-
-    `metadata` is always a folder-like archive (tar of any compression) for unified images, where it
-    holds the rootfs too; split images have their root filesystem in `rootfs` (squashfs or tar).
-    `trusted` says whether the kernel may mount its squashfs; else it is unpacked by a confined process.
-    """
-
-    fingerprint: str
-    metadata: Path
-    rootfs: Path | None
-    trusted: bool = True
 
 
 @dataclass(frozen=True)

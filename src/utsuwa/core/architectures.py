@@ -1,0 +1,28 @@
+"""CPU architectures: the kernel's names for them, and what distributions call them."""
+
+from __future__ import annotations
+
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "i686": ("i386", "i486", "i586", "386", "x86", "generic_32"),
+    "x86_64": ("amd64", "generic_64"),
+    "armv6l": (),
+    "armv7l": ("armel", "armhf", "armhfp", "arm", "armv7a_hardfp", "armv7a_vfpv3_hardfp"),
+    "armv8l": (),
+    "aarch64": ("arm64", "arm64_generic"),
+    "ppc": ("powerpc",),
+    "ppc64": ("powerpc64",),
+    "ppc64le": ("ppc64el",),
+    "s390x": (),
+    "mips": ("mipsel", "mipsle"),
+    "mips64": ("mips64el", "mips64le"),
+    "riscv32": ("rv32",),
+    "riscv64": ("rv64",),
+    "loongarch64": ("loong64",),
+}
+
+_BY_NAME = {name: known for known, aliases in _ALIASES.items() for name in (known, *aliases)}
+
+
+def canonical_architecture(name: str) -> str | None:
+    """The kernel's name for an architecture (`amd64` is `x86_64`), None for an unknown one."""
+    return _BY_NAME.get(name.strip().lower())

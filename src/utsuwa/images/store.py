@@ -1,0 +1,72 @@
+"""The files of images: `images/<fingerprint>` and, for split ones, `images/<fingerprint>.rootfs`.
+
+Everything here blocks and belongs into worker threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+TEMPORARY = ".upload-"
+"""What the names of files begin with that are not an image yet."""
+
+_IMAGE_FILE = re.compile(r"(?P<fingerprint>[0-9a-f]{64})(?:\.rootfs)?\Z")
+
+
+class ImageStore:
+    """The folder `images` of the state folder, which only root may enter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def metadata(self, fingerprint: str) -> Path:
+        return self.folder / fingerprint
+
+    def rootfs(self, fingerprint: str) -> Path:
+        return self.folder / f"{fingerprint}.rootfs"
+
+    def complete(self, fingerprint: str, *, split: bool) -> bool:
+        return self.metadata(fingerprint).is_file() and (not split or self.rootfs(fingerprint).is_file())
+
+    def put(self, fingerprint: str, metadata: Path, rootfs: Path | None) -> None:
+        """Give an upload's files their final names, on disk when this returns."""
+        for path in filter(None, (metadata, rootfs)):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if rootfs is not None:
+            rootfs.rename(self.rootfs(fingerprint))
+        metadata.rename(self.metadata(fingerprint))
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def remove(self, fingerprint: str) -> None:
+        """Does nothing where there are none."""
+        self.metadata(fingerprint).unlink(missing_ok=True)
+        self.rootfs(fingerprint).unlink(missing_ok=True)
+
+    def sweep(self, known: Mapping[str, bool]) -> set[str]:
+        """Remove what uploads and deletions left behind when the daemon was killed.
+
+        `known` are the fingerprints of all images, with whether they are split. Gives back those
+        whose files are missing.
+        """
+        for path in self.folder.iterdir():
+            match = _IMAGE_FILE.match(path.name)
+            stale = match is not None and match["fingerprint"] not in known
+            if stale or path.name.startswith(TEMPORARY):
+                log.info("removing a left-over image file", extra={"path": str(path)})
+                with contextlib.suppress(IsADirectoryError):
+                    path.unlink()
+        return {
+            fingerprint for fingerprint, split in known.items() if not self.complete(fingerprint, split=split)
+        }

@@ -1,0 +1,128 @@
+"""An image while it arrives: into temporary files, hashed on the way, gone when it is not taken."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self
+
+from utsuwa.core.errors import OutOfSpace, TooLarge
+from utsuwa.images.store import TEMPORARY
+
+Part = Literal["metadata", "rootfs"]
+
+MAX_UPLOAD = 64 * 2**30
+"""Bytes of one upload."""
+RESERVE = 64 * 2**20
+"""Bytes of the file system that uploads leave free, so that the daemon itself can go on."""
+
+_BUFFER = 1024 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Upload:
+    """The files of one upload; leaving the block removes those that are still there.
+
+    The fingerprint of an image is the SHA-256 of its metadata file followed by its rootfs file, so the
+    parts are received in that order.
+    """
+
+    def __init__(self, folder: Path, limit: int = MAX_UPLOAD) -> None:
+        self._base = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self._folder = folder
+        self._limit = limit
+        self._hash = hashlib.sha256()
+        self._parts: dict[Part, Path] = {}
+        self.size = 0
+        """Bytes received."""
+
+    @property
+    def metadata(self) -> Path:
+        return self._parts["metadata"]
+
+    @property
+    def rootfs(self) -> Path | None:
+        return self._parts.get("rootfs")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What has been received, in order."""
+        return tuple(self._parts)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._hash.hexdigest()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.discard()
+
+    async def discard(self) -> None:
+        """Remove the files that are left."""
+        await asyncio.to_thread(self._remove)
+
+    async def expect(self, size: int | None) -> None:
+        """Refuse an announced size (None where none was) before its bytes come.
+
+        Raises TooLarge, OutOfSpace.
+        """
+        if size is not None:
+            await asyncio.to_thread(self._check_room, size)
+
+    async def receive(self, part: Part, chunks: AsyncIterator[bytes]) -> None:
+        """Store one part. Raises TooLarge, OutOfSpace, and whatever `chunks` raises."""
+        file = await asyncio.to_thread(self._open, part)
+        buffer = bytearray()
+        try:
+            async for chunk in chunks:
+                buffer += chunk
+                if len(buffer) >= _BUFFER:
+                    await asyncio.to_thread(self._write, file, bytes(buffer))
+                    buffer.clear()
+            await asyncio.to_thread(self._write, file, bytes(buffer))
+        finally:
+            # A buffered file: closing it waits for a thread that still writes.
+            await asyncio.to_thread(file.close)
+
+    def _open(self, part: Part) -> BinaryIO:
+        path = self._base.with_name(f"{self._base.name}.{part}")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._parts[part] = path
+        return os.fdopen(handle, "wb")
+
+    def _write(self, file: BinaryIO, data: bytes) -> None:
+        self._check_room(len(data))
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _no_space() from error
+            raise
+        self._hash.update(data)
+        self.size += len(data)
+
+    def _check_room(self, size: int) -> None:
+        if self.size + size > self._limit:
+            raise TooLarge(f"The image is larger than {self._limit} bytes")
+        disk = os.statvfs(self._folder)
+        if size + RESERVE > disk.f_bavail * disk.f_frsize:
+            raise _no_space()
+
+    def _remove(self) -> None:
+        for path in self._parts.values():
+            path.unlink(missing_ok=True)
+
+
+def _no_space() -> OutOfSpace:
+    return OutOfSpace("No space left for the image: free some space in the daemon's folder and try again")

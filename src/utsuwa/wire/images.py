@@ -1,0 +1,107 @@
+"""Records of `/1.0/images` as they travel; field names are the JSON's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class ImageAlias(msgspec.Struct, kw_only=True):
+    """A name of an image, as the image shows it."""
+
+    name: str
+    description: str
+
+
+class Image(msgspec.Struct, kw_only=True):
+    """An image; times are RFC 3339 in UTC, `expires_at` is 1970-01-01 for never."""
+
+    auto_update: bool
+    properties: dict[str, str]
+    public: bool
+    expires_at: str
+    profiles: list[str]
+    aliases: list[ImageAlias]
+    architecture: str
+    cached: bool
+    filename: str
+    fingerprint: str
+    size: int
+    """Bytes of its files."""
+    type: str
+    created_at: str
+    last_used_at: str
+    uploaded_at: str
+    project: str
+
+
+class ImagePut(msgspec.Struct, kw_only=True):
+    """The whole editable part of an image; absent `profiles` stay as they are."""
+
+    auto_update: bool = False
+    properties: dict[str, str] = {}
+    public: bool = False
+    expires_at: datetime | None = None
+    profiles: list[str] | UnsetType = UNSET
+
+
+class ImagePatch(msgspec.Struct, kw_only=True):
+    """A part of an image to merge: properties by name (an empty value removes one), the rest as it stands."""
+
+    auto_update: bool | UnsetType = UNSET
+    properties: dict[str, str] | UnsetType = UNSET
+    public: bool | UnsetType = UNSET
+    expires_at: datetime | UnsetType = UNSET
+    profiles: list[str] | UnsetType = UNSET
+
+
+class ImagesPostSource(msgspec.Struct, kw_only=True):
+    """Where a new image comes from when it is not uploaded."""
+
+    type: str = ""
+
+
+class ImagesPost(msgspec.Struct, kw_only=True):
+    """A request for a new image that is not an upload."""
+
+    source: ImagesPostSource = msgspec.field(default_factory=ImagesPostSource)
+
+
+class ImageAliasesEntry(msgspec.Struct, kw_only=True):
+    """A name of an image; `target` is the image's fingerprint."""
+
+    description: str
+    target: str
+    name: str
+    type: str
+
+
+class ImageAliasesPost(msgspec.Struct, kw_only=True):
+    """A new name for the image whose fingerprint is, or begins with, `target`."""
+
+    name: str = ""
+    description: str = ""
+    target: str = ""
+    type: str = ""
+
+
+class ImageAliasesEntryPut(msgspec.Struct, kw_only=True):
+    """The editable part of an alias."""
+
+    description: str = ""
+    target: str = ""
+
+
+class ImageAliasesEntryPatch(msgspec.Struct, kw_only=True):
+    """A part of an alias to change."""
+
+    description: str | UnsetType = UNSET
+    target: str | UnsetType = UNSET
+
+
+class ImageAliasesEntryPost(msgspec.Struct, kw_only=True):
+    """A new name for an alias."""
+
+    name: str = ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from utsuwa.security.certificates import CertificateManager
     from utsuwa.security.server_config import ServerConfig
     from utsuwa.storage.manager import StorageManager
+    from utsuwa.wire.resources import Resources
     from utsuwa.wire.server import Environment
 
 
@@ -33,6 +34,9 @@ class DaemonControl(Protocol):
 
     async def environment(self) -> Environment:
         """The facts of host and daemon that `GET /1.0` shows to trusted callers."""
+
+    async def resources(self) -> Resources:
+        """The host's processors and memory."""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,11 @@ class EventHub:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
 
+    @property
+    def listened_to(self) -> bool:
+        """Whether anybody listens; may be asked from any thread."""
+        return bool(self._subscriptions)
+
     def publish_lifecycle(
         self,
         action: str,

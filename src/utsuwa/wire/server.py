@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 
@@ -47,7 +45,7 @@ class SupportedDriver(msgspec.Struct, kw_only=True):
 class UntrustedServer(msgspec.Struct, kw_only=True):
     """What `GET /1.0` shows to everybody."""
 
-    api_extensions: list[str]
+    api_extensions: tuple[str, ...]
     api_status: str
     api_version: str
     auth: str
@@ -58,11 +56,11 @@ class UntrustedServer(msgspec.Struct, kw_only=True):
 class Server(UntrustedServer, kw_only=True):
     """What `GET /1.0` shows to trusted callers."""
 
-    config: dict[str, str]
+    config: dict[str, str | bool]
     environment: Environment
 
 
 class ServerPut(msgspec.Struct, kw_only=True):
     """The server's config, as PUT and PATCH take it; numbers and booleans count as their text."""
 
-    config: dict[str, Any] = {}
+    config: dict[str, str | int | float | bool | None] = {}

@@ -1,0 +1,109 @@
+"""From a connection to a handler and back: who asks, which route, may they, and how it is answered.
+
+This is the one place that renders errors. It stands on aiohttp's low-level server: no middlewares,
+and one table in place of aiohttp's router, so that little is done for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, etag_of
+from utsuwa.api.routing import Router
+from utsuwa.api.services import Services
+from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.security.authorization import Caller, authorize
+from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
+
+log = logging.getLogger(__name__)
+
+Identify = Callable[[asyncio.BaseTransport], Caller]
+"""Who is at the other end of a connection, as its transport proves it; asked for every request."""
+
+_EMPTY = sync_reply({})
+_CREATED = sync_reply(None)
+_INTERNAL = "Internal error: the reason is in the daemon's log"
+
+
+class Application:
+    """The API as a handler of aiohttp's low-level server, shared by all listeners."""
+
+    def __init__(self, services: Services, routes: Iterable[Route], identify: Identify) -> None:
+        self._services = services
+        self._router = Router(routes)
+        self._identify = identify
+
+    def runner(self) -> web.ServerRunner:
+        """What listeners are made of; `setup()` it before the first, `cleanup()` it at the end."""
+        # Bodies stay as they were sent: a small compressed one must not become a large one here.
+        server = web.Server(self.handle, access_log=None, auto_decompress=False)
+        return web.ServerRunner(server, handle_signals=False, shutdown_timeout=3)
+
+    async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return _render(await self._run(raw))
+        except UtsuwaError as error:
+            return _failed(raw, error.status, error.message, error.key)
+        except web.HTTPException as error:
+            return _failed(raw, error.status, error.text or error.reason, InvalidRequest.key)
+        except web.RequestPayloadError:
+            return _failed(raw, 400, "The request body was cut off", InvalidRequest.key)
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("request failed: %s %s", raw.method, raw.rel_url.raw_path)
+            return _failed(raw, 500, _INTERNAL, UtsuwaError.key)
+
+    async def _run(self, raw: web.BaseRequest) -> Result:
+        if raw.transport is None:
+            raise ConnectionResetError("the client has gone")
+        caller = self._identify(raw.transport)
+        method, path = raw.method, raw.rel_url.raw_path
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request", extra={"method": method, "url": path, "user": caller.username})
+        route, params = self._router.find(method, path)
+        authorize(caller, route.access)
+        if raw.headers.get("Expect", "").lower() == "100-continue":
+            await _continue(raw)
+        return await route.handler(Request(raw, self._services, route, params, caller))
+
+
+async def _continue(raw: web.BaseRequest) -> None:
+    """Tell a client that waits with its body to send it."""
+    await raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    raw.writer.output_size = 0
+
+
+def _render(result: Result) -> web.StreamResponse:
+    match result:
+        case Sync(metadata=metadata, etag=None):
+            return _json(sync_reply(metadata))
+        case Sync(metadata=metadata, etag=etag):
+            return _json(sync_reply(metadata), headers={"ETag": f'"{etag_of(etag)}"'})
+        case Empty():
+            return _json(_EMPTY)
+        case Created(location=location):
+            return _json(_CREATED, 201, {"Location": location})
+        case Background(operation=operation):
+            body = async_reply(operation.url, operation.record())
+            return _json(body, 202, {"Location": operation.url})
+        case Raw(response=response):
+            return response
+
+
+def _failed(raw: web.BaseRequest, status: int, message: str, key: str) -> web.StreamResponse:
+    """The error envelope; where a stream has begun already, cutting it is all that is left to say."""
+    if raw.writer.output_size > 0:
+        log.warning("a response was cut off: %s", message, extra={"url": raw.rel_url.raw_path})
+        if raw.transport is not None:
+            raw.transport.close()
+        raise ConnectionAbortedError(message)
+    return _json(error_reply(status, message, key), status, {"X-Content-Type-Options": "nosniff"})
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")

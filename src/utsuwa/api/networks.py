@@ -1,0 +1,36 @@
+"""`/1.0/networks`, ACLs and zones: there are none in this version, and that is what the lists say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utsuwa.api.http import Handler, Request, Result, Route, Sync
+from utsuwa.core.errors import NotFound
+
+
+async def list_none(request: Request) -> Result:
+    request.refuse_filter()
+    del request.recursion  # an invalid one is refused all the same
+    await request.services.projects.get(request.project)
+    return Sync([])
+
+
+def _missing(what: str) -> Handler:
+    async def show(request: Request) -> Result:
+        raise NotFound(f"{what} not found")
+
+    return show
+
+
+def _routes(path: str, plural: str, singular: str) -> tuple[Route, ...]:
+    return (
+        Route("GET", path, list_none, f"List {plural}", reply=list[str] | list[dict[str, Any]]),
+        Route("GET", f"{path}/{{name}}", _missing(singular), f"Show one of the {plural}", dict[str, Any]),
+    )
+
+
+ROUTES: tuple[Route, ...] = (
+    *_routes("/1.0/networks", "networks", "Network"),
+    *_routes("/1.0/network-acls", "network ACLs", "Network ACL"),
+    *_routes("/1.0/network-zones", "network zones", "Network zone"),
+)

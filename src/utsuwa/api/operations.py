@@ -1,0 +1,125 @@
+"""`/1.0/operations`: what runs in the background, and the websockets that belong to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
+from utsuwa.operations.operations import Operation
+from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
+from utsuwa.wire import operations as wire
+
+_MAX_MESSAGE = 4 * 2**20
+"""Bytes of one websocket message; clients send theirs in much smaller ones."""
+
+
+def websocket_response(request: Request) -> web.WebSocketResponse:
+    """A websocket to `prepare`; InvalidRequest where the client does not speak that."""
+    socket = web.WebSocketResponse(max_msg_size=_MAX_MESSAGE, compress=False)
+    if not socket.can_prepare(request.raw):
+        raise InvalidRequest("This URL wants a websocket")
+    return socket
+
+
+def _visible(request: Request, operation: Operation) -> bool:
+    """Operations of no project are the server's own."""
+    caller = request.caller
+    return may_see(caller, operation.project) if operation.project else caller.projects is None
+
+
+def _find(request: Request) -> Operation:
+    operation = request.services.operations.get(request.params["id"])
+    if not _visible(request, operation):
+        raise NotFound("Operation not found")
+    return operation
+
+
+async def list_operations(request: Request) -> Result:
+    request.refuse_filter()
+    recursive = request.recursion > 0
+    project = None if request.all_projects else request.project
+    groups: dict[str, list[Any]] = {}
+    for operation in request.services.operations.all(project):
+        if _visible(request, operation):
+            shown = operation.record() if recursive else operation.url
+            groups.setdefault(operation.status.lower(), []).append(shown)
+    return Sync(groups)
+
+
+async def get_operation(request: Request) -> Result:
+    return Sync(_find(request).record())
+
+
+async def cancel_operation(request: Request) -> Result:
+    _find(request).cancel()
+    return Empty()
+
+
+async def wait_for_operation(request: Request) -> Result:
+    """Untrusted callers may wait with the operation's secret; a stranger learns nothing."""
+    operation = _find(request) if request.caller.trusted else _by_secret(request)
+    timeout = request.number("timeout", -1)
+    await operation.wait(None if timeout < 0 else timeout)
+    return Sync(operation.record())
+
+
+def _by_secret(request: Request) -> Operation:
+    secret = request.query.get("secret", "")
+    try:
+        operation = request.services.operations.get(request.params["id"])
+    except NotFound:
+        raise Forbidden(NOT_AUTHORIZED) from None
+    if not secret or not operation.knows_secret(secret):
+        raise Forbidden(NOT_AUTHORIZED)
+    return operation
+
+
+async def connect_websocket(request: Request) -> Result:
+    """The secret alone decides: it is what the creator of the operation may hand on."""
+    operation = _find(request) if request.caller.trusted else _by_secret(request)
+    secret = request.query.get("secret", "")
+    if not secret:
+        raise InvalidRequest("Missing secret: give the one of the websocket from the operation's metadata")
+    socket = websocket_response(request)
+    name = operation.claim(secret)
+    await socket.prepare(request.raw)
+    operation.connect(name, socket)
+    await operation.wait()
+    if not socket.closed:
+        await socket.close()
+    return Raw(socket)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/1.0/operations",
+        list_operations,
+        "List operations by their status",
+        reply=dict[str, list[str]] | dict[str, list[wire.Operation]],
+        description="Ended ones stay visible for five seconds.",
+    ),
+    Route("GET", "/1.0/operations/{id}", get_operation, "Show an operation", wire.Operation),
+    Route("DELETE", "/1.0/operations/{id}", cancel_operation, "Cancel an operation"),
+    Route(
+        "GET",
+        "/1.0/operations/{id}/wait",
+        wait_for_operation,
+        "Wait for an operation's end",
+        wire.Operation,
+        access=Access.PUBLIC,
+        description="timeout in seconds, -1 for none; untrusted callers give the operation's secret.",
+    ),
+    Route(
+        "GET",
+        "/1.0/operations/{id}/websocket",
+        connect_websocket,
+        "Connect one of an operation's websockets",
+        Raw,
+        access=Access.PUBLIC,
+        description="secret is the value from metadata.fds; each can be used once.",
+    ),
+)

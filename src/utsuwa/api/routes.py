@@ -1,0 +1,106 @@
+"""The one table of routes: it serves requests, describes the API, and is what the tests go through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from aiohttp import web
+
+from utsuwa.api import (
+    cluster,
+    events,
+    internal,
+    networks,
+    operations,
+    server,
+)
+from utsuwa.api.http import Raw, Request, Result, Route, Sync
+from utsuwa.api.lxd_paths import PATHS
+from utsuwa.api.openapi import describe
+from utsuwa.core.errors import NotSupportedYet
+from utsuwa.security.authorization import Access
+from utsuwa.wire.codec import encode
+
+_MODULES = (
+    server,
+    operations,
+    events,
+    networks,
+    cluster,
+    internal,
+)
+
+_INSTANCES = "/1.0/instances"
+
+
+async def _get_description(request: Request) -> Result:
+    """Plain, as tools for OpenAPI want it."""
+    return Raw(web.Response(body=encode(description()), content_type="application/json"))
+
+
+async def _get_enveloped_description(request: Request) -> Result:
+    return Sync(description())
+
+
+_DESCRIPTION = (
+    Route("GET", "/openapi.json", _get_description, "Describe the API", Raw, access=Access.PUBLIC),
+    Route(
+        "GET",
+        "/1.0/metadata/openapi",
+        _get_enveloped_description,
+        "Describe the API",
+        dict[str, Any],
+        access=Access.PUBLIC,
+        description="The same as /openapi.json in the usual envelope.",
+    ),
+)
+
+
+@cache
+def description() -> dict[str, Any]:
+    """The OpenAPI description of what is served."""
+    return describe(served())
+
+
+async def _not_yet(request: Request) -> Result:
+    raise NotSupportedYet(
+        f"{request.raw.method} {request.raw.rel_url.raw_path} is not supported by this version of Utsuwa"
+    )
+
+
+def served() -> tuple[Route, ...]:
+    """What this version has, `/1.0/containers` included."""
+    own = [route for module in _MODULES for route in module.ROUTES]
+    return (*with_containers(own), *_DESCRIPTION)
+
+
+def with_containers(routes: Iterable[Route]) -> Iterable[Route]:
+    """The routes, and those of instances once more below `/1.0/containers`."""
+    for route in routes:
+        yield route
+        if route.path.startswith(_INSTANCES):
+            yield route.for_containers()
+
+
+def not_served(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """LXD's methods that `routes` lack; they answer 501."""
+    have = {(route.method, _shape(route.path)) for route in routes}
+    missing = [
+        Route(method, path, _not_yet, "Not in this version", Raw)
+        for path, methods in PATHS
+        for method in methods.split()
+    ]
+    return tuple(r for r in with_containers(missing) if (r.method, _shape(r.path)) not in have)
+
+
+def all_routes() -> tuple[Route, ...]:
+    """What a daemon answers."""
+    routes = served()
+    return routes + not_served(routes)
+
+
+def _shape(path: str) -> str:
+    """The path without the names of its parameters, which differ from one table to the other."""
+    return "/".join("{}" if segment.startswith("{") else segment for segment in path.split("/"))

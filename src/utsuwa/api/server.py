@@ -1,0 +1,99 @@
+"""`/` and `/1.0`: what this server is, and its config."""
+
+from __future__ import annotations
+
+from utsuwa.api.extensions import EXTENSIONS
+from utsuwa.api.http import Empty, Request, Result, Route, Sync
+from utsuwa.security.authorization import Access
+from utsuwa.wire.resources import Resources
+from utsuwa.wire.server import Server, ServerPut, UntrustedServer
+
+_AUTH_METHODS = ["tls"]
+
+
+async def list_versions(request: Request) -> Result:
+    return Sync(["/1.0"])
+
+
+async def get_server(request: Request) -> Result:
+    if not request.caller.trusted:
+        return Sync(
+            UntrustedServer(
+                api_extensions=EXTENSIONS,
+                api_status="stable",
+                api_version="1.0",
+                auth="untrusted",
+                public=False,
+                auth_methods=_AUTH_METHODS,
+            )
+        )
+    config = request.services.server.get()
+    server = Server(
+        api_extensions=EXTENSIONS,
+        api_status="stable",
+        api_version="1.0",
+        auth="trusted",
+        public=False,
+        auth_methods=_AUTH_METHODS,
+        config=config,
+        environment=await request.services.daemon.environment(),
+    )
+    return Sync(server, etag=config)
+
+
+async def replace_config(request: Request) -> Result:
+    server = request.services.server
+    body = await request.body(ServerPut)
+    request.check_etag(server.get())
+    await server.replace(_as_text(body))
+    _tell(request)
+    return Empty()
+
+
+async def patch_config(request: Request) -> Result:
+    server = request.services.server
+    body = await request.body(ServerPut)
+    request.check_etag(server.get())
+    await server.patch(_as_text(body))
+    _tell(request)
+    return Empty()
+
+
+def _tell(request: Request) -> None:
+    request.services.events.publish_lifecycle("config-updated", "/1.0", requestor=request.requestor)
+
+
+def _as_text(body: ServerPut) -> dict[str, str | bool]:
+    """Numbers as their text, as LXD takes them; True stays, for secrets are shown so and come back so."""
+    return {key: value if value is True else _text(value) for key, value in body.config.items()}
+
+
+def _text(value: str | int | float | bool | None) -> str:
+    match value:
+        case None:
+            return ""
+        case False:
+            return "false"
+        case _:
+            return str(value)
+
+
+async def get_resources(request: Request) -> Result:
+    return Sync(await request.services.daemon.resources())
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", list_versions, "List the API's versions", list[str], access=Access.PUBLIC),
+    Route(
+        "GET",
+        "/1.0",
+        get_server,
+        "Show the server",
+        reply=Server | UntrustedServer,
+        access=Access.PUBLIC,
+        description="Untrusted callers see no config and no environment.",
+    ),
+    Route("PUT", "/1.0", replace_config, "Replace the server's config", Empty, ServerPut),
+    Route("PATCH", "/1.0", patch_config, "Change some keys of the server's config", Empty, ServerPut),
+    Route("GET", "/1.0/resources", get_resources, "Show the host's processors and memory", Resources),
+)

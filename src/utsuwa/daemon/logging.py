@@ -1,0 +1,96 @@
+"""The daemon's log: one line of key=value pairs a record, to stderr, a file, and the event hub.
+
+    time=2026-01-31T10:20:30.123Z level=info msg="instance started" logger=instances name=web
+
+Fields come from `log.info("...", extra={"name": "web"})`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from utsuwa.operations.events import EventHub
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PLAIN = re.compile(r"[^\s\"=\x00-\x1f\x7f]+\Z")
+_LEVELS = {"WARNING": "warning", "CRITICAL": "error"}
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
+    """What the caller added by `extra`, as text."""
+    return {key: str(value) for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def level_of(record: logging.LogRecord) -> str:
+    return _LEVELS.get(record.levelname, record.levelname.lower())
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record, whatever is in it; a traceback follows in one quoted field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        pairs = {
+            "time": moment.replace("+00:00", "Z"),
+            "level": level_of(record),
+            "msg": record.getMessage(),
+            "logger": record.name.removeprefix("utsuwa."),
+            **fields_of(record),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            pairs["error"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        return " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.match(value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else _escape(c) for c in escaped) + '"'
+
+
+def _escape(character: str) -> str:
+    if character == "\n":
+        return "\\n"
+    return character.encode("unicode_escape").decode()
+
+
+def set_up(*, level: int, file: Path | None) -> None:
+    """Log to stderr and, where given, to a file that only root may read. Raises OSError for the file."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    logging.getLogger("utsuwa").setLevel(level)
+    for handler in handlers:
+        handler.setFormatter(LineFormatter())
+        root.addHandler(handler)
+
+
+class EventHandler(logging.Handler):
+    """Hands records to the event hub on its own loop, whatever thread they come from."""
+
+    def __init__(self, events: EventHub, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._events = events
+        self._loop = loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._events.listened_to or self._loop.is_closed():
+            return
+        try:
+            arguments = (level_of(record), record.getMessage(), fields_of(record))
+            self._loop.call_soon_threadsafe(self._events.publish_logging, *arguments)
+        except RuntimeError:  # the loop closed in between
+            pass
+        except Exception:
+            self.handleError(record)

@@ -1,0 +1,89 @@
+"""The unix socket: made with its final owner and mode, and who is at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import grp
+import logging
+import os
+import pwd
+import socket
+import struct
+from pathlib import Path
+
+from utsuwa.core.errors import HostError
+from utsuwa.security.authorization import Caller, unix_caller
+
+log = logging.getLogger(__name__)
+
+DEFAULT_GROUP = "utsuwa"
+_BACKLOG = 1024
+_UCRED = struct.Struct("3i")
+
+
+def socket_group(wanted: str | None) -> int | None:
+    """The id of the group that may use the socket, None for root alone.
+
+    The default group may be missing; one that was asked for by name may not (HostError).
+    """
+    try:
+        return grp.getgrnam(wanted or DEFAULT_GROUP).gr_gid
+    except KeyError:
+        if wanted:
+            raise HostError(f"The group {wanted!r} does not exist: create it or give another one") from None
+    log.warning(
+        "the group does not exist, so only root can use the unix socket: create it or give --group",
+        extra={"group": DEFAULT_GROUP},
+    )
+    return None
+
+
+def bind_unix(path: Path, group: int | None) -> socket.socket:
+    """A listening socket at `path`, in place of a stale one; the caller holds the daemon's lock.
+
+    It appears by a rename when its owner and mode are what they are to be. Raises HostError.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        previous = os.umask(0o177)
+        try:
+            listener.bind(str(new))
+        finally:
+            os.umask(previous)
+        if group is not None:
+            os.chown(new, 0 if os.geteuid() == 0 else -1, group)
+            new.chmod(0o660)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        new.rename(path)
+    except OSError as error:
+        listener.close()
+        raise HostError(f"Cannot listen on {path}: {error}") from error
+    return listener
+
+
+def remove_socket(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def unix_peer(transport: asyncio.BaseTransport) -> Caller | None:
+    """The peer of a unix connection by its kernel credentials; None for other transports."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(data)
+    return unix_caller(uid, _user_name(uid))
+
+
+@functools.lru_cache(maxsize=64)
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -79,8 +79,8 @@ class GuessLimiter:
     def begin(self, host: str) -> None:
         """Raises Forbidden where this address has tried too often of late."""
         now = self._now()
-        begun = self._begun.setdefault(_network(host), deque())
-        self._begun.move_to_end(_network(host))
+        begun = self._begun.setdefault(network_of(host), deque())
+        self._begun.move_to_end(network_of(host))
         while begun and begun[0] <= now - self._seconds:
             begun.popleft()
         if len(begun) >= self._tries:
@@ -91,10 +91,10 @@ class GuessLimiter:
             self._begun.popitem(last=False)
 
     def succeeded(self, host: str) -> None:
-        self._begun.pop(_network(host), None)
+        self._begun.pop(network_of(host), None)
 
 
-def _network(host: str) -> str:
+def network_of(host: str) -> str:
     """The address itself, or the /64 that one IPv6 host can choose its addresses from."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

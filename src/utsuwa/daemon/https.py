@@ -1,0 +1,177 @@
+"""The HTTPS listener of the API: where it listens, and how it moves while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.daemon.tls_port import Handle, Limits, TlsPort
+from utsuwa.security.certificates import TrustStore
+from utsuwa.security.tls import ServerContext
+
+log = logging.getLogger(__name__)
+
+HTTPS_ADDRESS = "core.https_address"
+DEFAULT_PORT = 8443
+_BACKLOG = 1024
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host (empty for every address of the machine) and port of `core.https_address`.
+
+    Takes `host`, `host:port`, `:port`, `[v6]`, `[v6]:port` and a bare IPv6 address. Raises InvalidConfig.
+    """
+    host, port = _split(text.strip())
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        raise InvalidConfig(f"Invalid port {port[:20]!r} in {HTTPS_ADDRESS} {text[:80]!r}: use 0 to 65535")
+    if any(c.isspace() or not c.isprintable() or c in "/[]@" for c in host):
+        raise InvalidConfig(f"Invalid host in {HTTPS_ADDRESS} {text[:80]!r}: use a name or an IP address")
+    return host, int(port)
+
+
+def _split(text: str) -> tuple[str, str]:
+    default = str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, closed, rest = text[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise InvalidConfig(f"Invalid {HTTPS_ADDRESS} {text[:80]!r}: use [address]:port for IPv6")
+        return host, rest[1:] if rest else default
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(text)), default
+    host, found, port = text.rpartition(":")
+    return (host, port) if found else (text, default)
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """What a socket is bound to: the family, and the address as the kernel takes it."""
+
+    family: socket.AddressFamily
+    address: tuple[Any, ...]
+
+    @property
+    def port(self) -> int:
+        return int(self.address[1])
+
+
+async def _resolve(text: str) -> _Endpoint:
+    """Raises InvalidConfig where the host has no address."""
+    host, port = parse_address(text)
+    if host in ("", "::"):
+        return _every_address(port)
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise InvalidConfig(f"Cannot resolve the host of {HTTPS_ADDRESS} {text[:80]!r}: {error}") from error
+    family, _, _, _, address = found[0]
+    return _Endpoint(family, tuple(address))
+
+
+def _every_address(port: int) -> _Endpoint:
+    """IPv6 and IPv4 by one socket, or IPv4 alone on hosts without IPv6."""
+    if socket.has_dualstack_ipv6():
+        return _Endpoint(socket.AF_INET6, ("::", port, 0, 0))
+    return _Endpoint(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104  asked for by name
+
+
+def _bind(endpoint: _Endpoint) -> socket.socket:
+    """A listening socket; raises OSError."""
+    new = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        new.setblocking(False)
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if endpoint.family == socket.AF_INET6:
+            new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(endpoint.address[0] != "::"))
+        new.bind(endpoint.address)
+        new.listen(_BACKLOG)
+    except BaseException:
+        new.close()
+        raise
+    return new
+
+
+class HttpsListener:
+    """Serves the API at `core.https_address`; `config_changed` is a listener of the server's config."""
+
+    def __init__(
+        self, handle: Handle, context: ServerContext, trust: TrustStore, limits: Limits | None = None
+    ) -> None:
+        self._handle = handle
+        self._context = context
+        self._trust = trust
+        self._limits = limits or Limits()
+        self._endpoint: _Endpoint | None = None
+        self._port: TlsPort | None = None
+        self._draining: set[TlsPort] = set()
+
+    @property
+    def address(self) -> str:
+        """`host:port` as it is bound now; empty where nothing listens."""
+        return self._port.address if self._port is not None else ""
+
+    async def config_changed(self, changed: frozenset[str], config: Mapping[str, str]) -> None:
+        if HTTPS_ADDRESS in changed:
+            await self.listen(config.get(HTTPS_ADDRESS, ""))
+
+    async def listen(self, text: str) -> None:
+        """Listen at `text` and nowhere else; nowhere at all where it is empty.
+
+        The old address is given up when the new one is bound. Raises InvalidConfig with the old one kept.
+        """
+        if not text:
+            self._use(None, None)
+            return
+        endpoint = await _resolve(text)
+        if endpoint == self._endpoint and endpoint.port:
+            return
+        try:
+            bound = self._bind_new(endpoint)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InvalidConfig(f"Cannot listen on {HTTPS_ADDRESS} {text[:80]!r}: {reason}") from error
+        self._use(endpoint, bound)
+
+    async def close(self, grace: float = 3) -> None:
+        """Stop listening; requests get `grace` seconds to end, then they are cut off."""
+        self._use(None, None)
+        await asyncio.gather(*(port.finish(grace) for port in list(self._draining)))
+
+    def _bind_new(self, endpoint: _Endpoint) -> socket.socket:
+        """Bound beside the old socket, or in its place where the two overlap (`:8443`, `127.0.0.1:8443`)."""
+        try:
+            return _bind(endpoint)
+        except OSError as error:
+            old = self._endpoint
+            if error.errno != errno.EADDRINUSE or old is None or old.port != endpoint.port:
+                raise
+        assert self._port is not None
+        self._port.stop_accepting()
+        try:
+            return _bind(endpoint)
+        except OSError:
+            self._port.accept_from(_bind(old))
+            raise
+
+    def _use(self, endpoint: _Endpoint | None, bound: socket.socket | None) -> None:
+        old = self._port
+        self._endpoint = endpoint
+        self._port = None
+        if bound is not None:
+            self._port = TlsPort(
+                self._handle, self._context, self._trust, self._limits, self._draining.discard
+            )
+            self._port.accept_from(bound)
+            log.info("listening on %s", self._port.address)
+        if old is not None:
+            self._draining.add(old)
+            old.retire()
+            log.info("no longer listening on %s", old.address)

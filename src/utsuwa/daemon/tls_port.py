@@ -1,0 +1,233 @@
+"""One TLS port and its connections; strangers on it cannot crowd out trusted clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from utsuwa.security.certificates import TrustStore, format_address, host_of
+from utsuwa.security.passwords import network_of
+from utsuwa.security.tls import ServerContext
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_ACCEPTS_A_TURN = 64
+_PAUSE = 0.5
+"""Seconds without accepting after the host refused to (no descriptors or memory left)."""
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+"""A peer that vanished is noticed within two minutes, also on a websocket where nobody talks."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the daemon's time and descriptors connections may take."""
+
+    handshake: float = 10
+    """Seconds for the whole handshake."""
+    first_request: float = 30
+    """Seconds from there to the head of a first request."""
+    goodbye: float = 5
+    """Seconds that a peer has to answer the end of TLS."""
+    strangers: int = 1024
+    """Connections that are in their handshake, or have no trusted certificate."""
+    strangers_of_one: int = 256
+    """The same from one address (one /64 of IPv6)."""
+    all: int = 4096
+
+
+@dataclass
+class _Connection:
+    """One connection after its handshake."""
+
+    network: str
+    stranger: bool
+    deadline: asyncio.TimerHandle
+
+
+class _Server(web.Server):
+    """aiohttp's server, which tells of connections that begin and end."""
+
+    def __init__(
+        self, handle: Handle, begun: Callable[[Any, asyncio.Transport], None], ended: Callable[[Any], None]
+    ) -> None:
+        # Bodies stay as they were sent: a small compressed one must not become a large one here.
+        super().__init__(handle, access_log=None, auto_decompress=False)
+        self._begun = begun
+        self._ended = ended
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._begun(handler, transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._ended(handler)
+
+
+class TlsPort:
+    """Accepts from a bound socket until it is retired; then its connections end with their requests."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        context: ServerContext,
+        trust: TrustStore,
+        limits: Limits,
+        drained: Callable[[TlsPort], None],
+    ) -> None:
+        """`drained` is called when a retired port has lost its last connection."""
+        self._handle = handle
+        self._context = context
+        self._trust = trust
+        self._limits = limits
+        self._drained = drained
+        self._loop = asyncio.get_running_loop()
+        self._server = _Server(self._served, self._begun, self._ended)
+        self._socket: socket.socket | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._connections: dict[Any, _Connection] = {}
+        self._strangers: Counter[str] = Counter()
+        self._retired = False
+        self.address = ""
+
+    def accept_from(self, bound: socket.socket) -> None:
+        """Take over a listening socket that does not block."""
+        self._socket = bound
+        self.address = format_address(bound.getsockname())
+        self._loop.add_reader(bound, self._accept)
+
+    def stop_accepting(self) -> None:
+        """Give the address up at once; connections stay."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def retire(self) -> None:
+        """Stop accepting, cut handshakes, close what is idle; running requests and websockets go on."""
+        self.stop_accepting()
+        self._retired = True
+        for handshake in self._handshakes:
+            handshake.cancel()
+        self._server.pre_shutdown()
+        self._tell_when_drained()
+
+    async def finish(self, grace: float) -> None:
+        """After `retire`: wait `grace` seconds for requests, then cut them."""
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        await self._server.shutdown(grace)
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                new, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("cannot accept connections on %s: %s", self.address, error)
+                self._loop.remove_reader(self._socket)
+                self._pause = self._loop.call_later(_PAUSE, self._accept_again)
+                return
+            self._begin(new, str(address[0]))
+
+    def _accept_again(self) -> None:
+        self._pause = None
+        if self._socket is not None:
+            self._loop.add_reader(self._socket, self._accept)
+
+    def _begin(self, new: socket.socket, host: str) -> None:
+        network = network_of(host)
+        if self._full(network):
+            log.warning("too many connections on %s, one from %s is refused", self.address, host)
+            new.close()
+            return
+        self._strangers[network] += 1
+        handshake = self._loop.create_task(self._shake_hands(new, network))
+        self._handshakes.add(handshake)
+        handshake.add_done_callback(lambda task: self._handshake_over(task, network))
+
+    def _full(self, network: str) -> bool:
+        limits = self._limits
+        return (
+            len(self._connections) + len(self._handshakes) >= limits.all
+            or self._strangers[network] >= limits.strangers_of_one
+            or self._strangers.total() >= limits.strangers
+        )
+
+    async def _shake_hands(self, new: socket.socket, network: str) -> None:
+        try:
+            new.setblocking(False)
+            for level, option, value in _KEEPALIVE:
+                new.setsockopt(level, option, value)
+            await self._loop.connect_accepted_socket(
+                self._server,
+                new,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.handshake,
+                ssl_shutdown_timeout=self._limits.goodbye,
+            )
+        except OSError as error:  # TLS errors and timeouts are among them
+            log.debug("no TLS connection from %s: %s", network, error)
+            new.close()
+        except BaseException:
+            new.close()
+            raise
+
+    def _handshake_over(self, task: asyncio.Task[None], network: str) -> None:
+        self._handshakes.discard(task)
+        self._forget_stranger(network)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a TLS handshake failed", exc_info=error)
+        self._tell_when_drained()
+
+    def _begun(self, handler: Any, transport: asyncio.Transport) -> None:
+        """The handshake is done; whether its certificate is trusted is asked again on every request."""
+        caller = self._trust.caller(transport)
+        network = network_of(host_of(caller.address))
+        if not caller.trusted:
+            self._strangers[network] += 1
+        deadline = self._loop.call_later(self._limits.first_request, transport.abort)
+        self._connections[handler] = _Connection(network, not caller.trusted, deadline)
+
+    async def _served(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = self._connections.get(request.protocol)
+        if connection is not None:
+            connection.deadline.cancel()
+        return await self._handle(request)
+
+    def _ended(self, handler: Any) -> None:
+        connection = self._connections.pop(handler, None)
+        if connection is not None:
+            connection.deadline.cancel()
+            if connection.stranger:
+                self._forget_stranger(connection.network)
+        self._tell_when_drained()
+
+    def _forget_stranger(self, network: str) -> None:
+        self._strangers[network] -= 1
+        if not self._strangers[network]:
+            del self._strangers[network]
+
+    def _tell_when_drained(self) -> None:
+        if self._retired and not self._connections and not self._handshakes:
+            self._drained(self)

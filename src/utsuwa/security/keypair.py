@@ -19,7 +19,7 @@ from utsuwa.core.errors import HostError
 from utsuwa.core.paths import StatePaths
 
 LIFETIME = timedelta(days=3650)
-_MAX_COMMON_NAME = 64
+_MAX_COMMON_NAME = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, hostname: str) -> x509.Certifi
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Utsuwa"),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"root@{hostname}"[:_MAX_COMMON_NAME]),
+            x509.NameAttribute(NameOID.COMMON_NAME, _shortened(f"root@{hostname}")),
         ]
     )
     now = clock.now()
@@ -108,6 +108,11 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, hostname: str) -> x509.Certifi
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(key, hashes.SHA384())
     )
+
+
+def _shortened(name: str) -> str:
+    """As much of it as X.509 lets stand there."""
+    return name.encode()[:_MAX_COMMON_NAME].decode(errors="ignore")
 
 
 def _signing_only() -> x509.KeyUsage:

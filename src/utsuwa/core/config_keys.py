@@ -14,6 +14,9 @@ from typing import Literal
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.units import parse_bytes
 
+KeyType = Literal["string", "bool", "integer", "size", "list"]
+Scope = Literal["", "container", "virtual-machine"]
+"""Whom a key is for; empty means every kind of instance, or what is no instance."""
 Validator = Callable[[str], None]
 """Raises InvalidConfig (or ValueError with a reason) for a value that is not acceptable."""
 
@@ -23,7 +26,7 @@ class ConfigKey:
     """One key. `name` may hold `*` for one free part (`environment.*`, `linux.sysctl.*`)."""
 
     name: str
-    type: Literal["string", "bool", "integer", "size", "list"] = "string"
+    type: KeyType = "string"
     default: str = ""
     live: bool = True
     """Whether a change takes effect while the instance or daemon runs."""
@@ -31,9 +34,13 @@ class ConfigKey:
     validate: Validator | None = None
     since: str = ""
     """The API extension that brought the key, where there is one."""
-    scope: Literal["", "container", "virtual-machine"] = ""
+    scope: Scope = ""
     secret: bool = False
     """Shown as `true` when set, never in full (LXD does so for trust passwords)."""
+    part: str = r"[^\n\r\0]+"
+    """What the `*` of a name may stand for, as a regular expression."""
+    in_force: bool = True
+    """False for a key that is checked and stored, but has no effect in this version."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class KeyTable:
     kind: str
     keys: tuple[ConfigKey, ...]
     free_prefixes: tuple[str, ...] = ("user.",)
+    refused_scope: Scope = ""
+    """Keys of this scope are known, but not for this kind of object."""
     _exact: dict[str, ConfigKey] = field(default_factory=dict, compare=False, repr=False)
     _patterns: list[tuple[re.Pattern[str], ConfigKey]] = field(
         default_factory=list, compare=False, repr=False
@@ -51,7 +60,7 @@ class KeyTable:
     def __post_init__(self) -> None:
         for key in self.keys:
             if "*" in key.name:
-                pattern = re.compile(re.escape(key.name).replace(r"\*", "[^\n\r\0]+") + r"\Z")
+                pattern = re.compile(re.escape(key.name).replace(r"\*", f"(?:{key.part})") + r"\Z")
                 self._patterns.append((pattern, key))
             else:
                 self._exact[key.name] = key
@@ -70,24 +79,27 @@ class KeyTable:
 
     def _problems(self, config: Mapping[str, str]) -> Iterable[str]:
         for name, value in config.items():
-            if not isinstance(value, str):
-                yield f"Invalid value for {name!r}: must be a string"
-                continue
             if any(c in name for c in "\n\r\0"):
-                yield f"Invalid config key {name!r}: control characters"
-                continue
-            if name.startswith(self.free_prefixes):
-                continue
-            key = self.find(name)
-            if key is None:
-                yield f"Unknown configuration key {name!r} for {self.kind}"
-            elif value:
-                yield from _value_problem(key, name, value)
+                yield f"Invalid config key {name[:60]!r}: control characters"
+            elif name.startswith(self.free_prefixes):
+                if "\0" in value:
+                    yield f"Invalid value for {name[:60]!r}: contains a NUL character"
+            else:
+                yield from self._known_problems(name, value)
+
+    def _known_problems(self, name: str, value: str) -> Iterable[str]:
+        key = self.find(name)
+        if key is None:
+            yield f"Unknown configuration key {name[:60]!r} for {self.kind}"
+        elif key.scope and key.scope == self.refused_scope:
+            yield f"Configuration key {name[:60]!r} is for {key.scope}s only"
+        elif value:
+            yield from _value_problem(key, name, value)
 
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
-_MULTILINE_PREFIXES = ("raw.", "user.", "cloud-init.", "security.syscalls.")
+_MULTILINE_PREFIXES = ("raw.", "user.", "cloud-init.", "security.syscalls.", "systemd.credential")
 
 
 def _value_problem(key: ConfigKey, name: str, value: str) -> Iterable[str]:

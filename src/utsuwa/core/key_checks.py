@@ -1,0 +1,220 @@
+"""Validators for the values of config keys: each takes a value that is not empty, and says what is wrong."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from utsuwa.core.config_keys import Validator, check_integer, parse_bool
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.units import parse_bytes
+
+MAX_CPUS = 8192
+"""The most CPUs that a Linux kernel can be built for."""
+MAX_ID = 2**32 - 2
+"""The highest user or group id; the one above it means "no id"."""
+
+_ALLOWANCE = re.compile(r"(?:([0-9]{1,3})%|([0-9]{1,6})ms/([0-9]{1,6})ms)\Z")
+_SET_PART = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
+_KERNEL_LIMIT = re.compile(r"(unlimited|[0-9]{1,19})(?::(unlimited|[0-9]{1,19}))?\Z")
+_IDMAP_LINE = re.compile(
+    r"(?:uid|gid|both)\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\Z"
+)
+_SYSCALL_LINE = re.compile(r"(?:[a-z0-9_]+(?:[ \t][ -~\t]*)?|\[[a-z0-9_]+\]|#[ -~\t]*)\Z")
+_LXC_LINE = re.compile(r"lxc\.[A-Za-z0-9_.\[\]-]+\s*=.*\Z")
+_MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_EXPIRY = re.compile(r"(?:[0-9]{1,6}[SMHdwmy])(?: +[0-9]{1,6}[SMHdwmy])*\Z")
+_CRON_ALIASES = frozenset(
+    ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@annually", "@yearly", "@startup", "@never")
+)
+_CRON_FIELD = re.compile(
+    r"(?:\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(?:/[0-9]+)?(?:,(?:\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(?:/[0-9]+)?)*\Z"
+)
+_COMPRESSOR = re.compile(r"(?:none|(?:bzip2|gzip|lz4|lzma|pigz|xz|zstd)(?: -[0-9]{1,2})?)\Z")
+_RSYNCABLE = re.compile(r"(?:gzip|pigz|zstd)(?: -[0-9]{1,2})? --rsyncable\Z")
+_HOST = r"(?:\[[0-9A-Fa-f:.%a-z]*\]|[A-Za-z0-9_.-]*)"
+_ADDRESS = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?\Z")
+_BARE_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\Z")
+
+
+def number_set(value: str) -> None:
+    """Numbers and ranges with commas between them: `0-3,7`."""
+    for part in value.split(","):
+        match = _SET_PART.match(part.strip())
+        if not match or int(match[1]) >= MAX_CPUS or int(match[2] or match[1]) >= MAX_CPUS:
+            raise InvalidConfig("must be a set such as 0-3,7")
+        if match[2] and int(match[2]) < int(match[1]):
+            raise InvalidConfig(f"the range {part.strip()} runs backwards")
+
+
+def cpus(value: str) -> None:
+    """How many CPUs, or which: `2`, `0-3,7`."""
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        if not 1 <= int(value) <= MAX_CPUS:
+            raise InvalidConfig(f"must be between 1 and {MAX_CPUS} CPUs, or a set such as 0-3,7")
+        return
+    number_set(value)
+
+
+def numa_nodes(value: str) -> None:
+    if value != "balanced":
+        number_set(value)
+
+
+def cpu_allowance(value: str) -> None:
+    """A share when the machine is busy (`50%`), or time in each period (`25ms/100ms`)."""
+    match = _ALLOWANCE.match(value)
+    if not match:
+        raise InvalidConfig("must be a percentage such as 50%, or times such as 25ms/100ms")
+    if match[1] and not 1 <= int(match[1]) <= 100:
+        raise InvalidConfig("must be between 1% and 100%")
+    if match[2] and not (int(match[2]) >= 1 and 1 <= int(match[3]) <= 1000):
+        raise InvalidConfig("the time must be at least 1ms, in a period of 1ms to 1000ms")
+
+
+def size_or_percent(value: str) -> None:
+    if not value.endswith("%"):
+        parse_bytes(value)
+    elif not re.fullmatch(r"[0-9]{1,3}%", value) or not 1 <= int(value[:-1]) <= 100:
+        raise InvalidConfig("must be a size such as 512MiB, or between 1% and 100% of the host's memory")
+
+
+def swap(value: str) -> None:
+    """Whether swap may be used, or how much."""
+    try:
+        parse_bool(value)
+    except InvalidConfig:
+        parse_bytes(value)
+
+
+def kernel_limit(value: str) -> None:
+    """`soft:hard` or one value for both; numbers or `unlimited`."""
+    match = _KERNEL_LIMIT.match(value)
+    if not match:
+        raise InvalidConfig("must be a number, unlimited, or soft:hard of these")
+    soft, hard = match[1], match[2] or match[1]
+    if hard != "unlimited" and (soft == "unlimited" or int(soft) > int(hard)):
+        raise InvalidConfig("the soft limit is above the hard one")
+
+
+def user_id(value: str) -> None:
+    check_integer(value)
+    if not 0 <= int(value) <= MAX_ID:
+        raise InvalidConfig(f"must be between 0 and {MAX_ID}")
+
+
+def idmap_size(value: str) -> None:
+    check_integer(value)
+    if not 1 <= int(value) <= MAX_ID:
+        raise InvalidConfig(f"must be between 1 and {MAX_ID} ids")
+
+
+def raw_idmap(value: str) -> None:
+    """Lines of `uid|gid|both HOST CONTAINER`, each an id or a range of the same length."""
+    for line in _lines(value):
+        match = _IDMAP_LINE.match(line)
+        if not match:
+            raise InvalidConfig(
+                f"the line {line[:60]!r} is not of the form 'both 1000 1000' or 'uid 50-60 500-510'"
+            )
+        host, container = _range(match[1], match[2]), _range(match[3], match[4])
+        if len(host) == 0 or len(host) != len(container):
+            raise InvalidConfig(f"the ranges of the line {line[:60]!r} differ in length or run backwards")
+        if max(host[-1], container[-1]) > MAX_ID:
+            raise InvalidConfig(f"the line {line[:60]!r} names an id above {MAX_ID}")
+
+
+def _range(first: str, last: str | None) -> range:
+    return range(int(first), int(last or first) + 1)
+
+
+def syscalls(value: str) -> None:
+    """One system call a line, each with what liblxc's policy format allows behind it."""
+    for line in _lines(value):
+        if not _SYSCALL_LINE.match(line):
+            raise InvalidConfig(f"the line {line[:60]!r} does not begin with a system call's name")
+
+
+def raw_lxc(value: str) -> None:
+    """Lines of `lxc.KEY = VALUE`; liblxc's own parser judges them with the rest of the config."""
+    for line in _lines(value):
+        if not line.startswith("#") and not _LXC_LINE.match(line):
+            raise InvalidConfig(f"the line {line[:60]!r} is not of the form lxc.KEY = VALUE")
+
+
+def kernel_modules(value: str) -> None:
+    for name in value.split(","):
+        if not _MODULE.match(name.strip()):
+            raise InvalidConfig(f"{name.strip()[:40]!r} is not a module's name; separate names by commas")
+
+
+def expiry(value: str) -> None:
+    """A time span of parts such as `1H 30M`: S, M(inutes), H, d, w, m(onths), y."""
+    if not _EXPIRY.match(value.strip()):
+        raise InvalidConfig("must be a time span such as 3d or '1w 12H' (S, M, H, d, w, m, y)")
+
+
+def schedule(value: str) -> None:
+    """Cron expressions of five fields, or aliases such as @daily, the latter with commas between several."""
+    aliases = [part.strip() for part in value.split(",")]
+    if all(part in _CRON_ALIASES for part in aliases):
+        return
+    fields = value.split()
+    if len(fields) != 5 or not all(_CRON_FIELD.match(text) for text in fields):
+        raise InvalidConfig(
+            "must be a cron expression such as '0 6 * * *', or aliases such as @daily, @startup"
+        )
+
+
+def compression(value: str) -> None:
+    """A compressor's name and level; nothing else gets onto its command line but `--rsyncable`."""
+    if not _COMPRESSOR.match(value) and not _RSYNCABLE.match(value):
+        raise InvalidConfig(
+            "must be none, or one of bzip2, gzip, lz4, lzma, pigz, xz, zstd with a level, as in 'zstd -3'"
+        )
+
+
+def listen_address(value: str) -> None:
+    """`ADDRESS`, `ADDRESS:PORT` or `:PORT`; IPv6 in brackets where a port follows."""
+    if _BARE_IPV6.match(value):
+        return
+    match = _ADDRESS.match(value)
+    if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
+        raise InvalidConfig("must be an address and port such as 10.0.0.1:8443, [::]:8443 or :8443")
+
+
+def at_least(low: int) -> Validator:
+    def check(value: str) -> None:
+        check_integer(value)
+        if int(value) < low:
+            raise InvalidConfig(f"must be {low} or more")
+
+    return check
+
+
+def list_of(*allowed: str) -> Validator:
+    """Words with commas between them."""
+
+    def check(value: str) -> None:
+        for word in value.split(","):
+            if word.strip() not in allowed:
+                raise InvalidConfig(f"{word.strip()[:40]!r} is not one of {', '.join(allowed)}")
+
+    return check
+
+
+def absolute_path(value: str) -> None:
+    if not value.startswith("/") or not value.isprintable():
+        raise InvalidConfig("must be an absolute path")
+
+
+def is_uuid(value: str) -> None:
+    try:
+        uuid.UUID(value)
+    except ValueError:
+        raise InvalidConfig("must be a UUID") from None
+
+
+def _lines(value: str) -> list[str]:
+    """The lines of a text, without the empty ones."""
+    return [line for line in map(str.strip, value.split("\n")) if line]

@@ -39,6 +39,8 @@ class ConfigKey:
     """Shown as `true` when set, never in full (LXD does so for trust passwords)."""
     part: str = r"[^\n\r\0]+"
     """What the `*` of a name may stand for, as a regular expression."""
+    multiline: bool = False
+    """Whether values may have line breaks, beyond the families of keys that always may."""
     in_force: bool = True
     """False for a key that is checked and stored, but has no effect in this version."""
 
@@ -99,14 +101,21 @@ class KeyTable:
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
-_MULTILINE_PREFIXES = ("raw.", "user.", "cloud-init.", "security.syscalls.", "systemd.credential")
+_MULTILINE_PREFIXES = (
+    "raw.",
+    "user.",
+    "cloud-init.",
+    "security.syscalls.",
+    "systemd.credential",
+)
 
 
 def _value_problem(key: ConfigKey, name: str, value: str) -> Iterable[str]:
     try:
         if "\0" in value:
             raise InvalidConfig("contains a NUL character")
-        if ("\n" in value or "\r" in value) and not name.startswith(_MULTILINE_PREFIXES):
+        several_lines = key.multiline or name.startswith(_MULTILINE_PREFIXES)
+        if ("\n" in value or "\r" in value) and not several_lines:
             raise InvalidConfig("contains a line break")
         match key.type:
             case "bool":

@@ -1,0 +1,258 @@
+"""`/1.0/images` and `/1.0/images/aliases`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NoReturn
+
+from utsuwa.api import image_transfer
+from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.db.image_aliases import AliasRow
+from utsuwa.db.images import ImageRow
+from utsuwa.images import records
+from utsuwa.images.manager import NewImage
+from utsuwa.images.upload import Upload
+from utsuwa.operations.operations import Operation
+from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
+from utsuwa.wire.images import (
+    Image,
+    ImageAliasesEntry,
+    ImageAliasesEntryPatch,
+    ImageAliasesEntryPost,
+    ImageAliasesEntryPut,
+    ImageAliasesPost,
+    ImagePatch,
+    ImagePut,
+    ImagesPost,
+)
+
+_SOURCES = {
+    "image": "Copying images from other servers is not supported yet: export the image there and import it",
+    "url": "Downloading images by URL is not supported yet: download the files and import them",
+    "instance": "Publishing instances is not supported yet",
+    "container": "Publishing instances is not supported yet",
+    "virtual-machine": "This server runs containers only",
+    "snapshot": "Publishing snapshots is not supported yet",
+}
+
+
+def _public_only(request: Request) -> bool:
+    """Whether the caller sees public images alone: also those that another project is none of theirs."""
+    return not may_see(request.caller, request.project)
+
+
+def _check_editor(request: Request) -> None:
+    """Seeing an image because it is public is not enough for changing it. Raises Forbidden."""
+    if _public_only(request):
+        raise Forbidden(NOT_AUTHORIZED)
+
+
+async def _image(request: Request) -> ImageRow:
+    fingerprint = request.params["fingerprint"]
+    return await request.services.images.get(request.project, fingerprint, public_only=_public_only(request))
+
+
+async def _alias(request: Request) -> AliasRow:
+    return await request.services.images.aliases.get(
+        request.project, request.params["name"], public_only=_public_only(request)
+    )
+
+
+async def list_images(request: Request) -> Result:
+    request.refuse_filter()
+    images = request.services.images
+    public_only = _public_only(request)
+    if not public_only:
+        await request.services.projects.get(request.project)
+    if request.recursion:
+        return Sync(await images.records(request.project, public_only=public_only))
+    rows = await images.all(request.project, public_only=public_only)
+    return Sync([records.image_url(row.project, row.fingerprint) for row in rows])
+
+
+async def create_image(request: Request) -> Result:
+    _check_editor(request)
+    await request.services.projects.get(request.project)
+    if not image_transfer.is_upload(request):
+        _refuse_source((await request.body(ImagesPost)).source.type)
+    new = image_transfer.new_image(request)
+    upload = request.services.images.upload()
+    try:
+        filename = await image_transfer.receive(request, upload)
+        return _import(request, upload, replace(new, filename=new.filename or filename))
+    except BaseException:
+        await upload.discard()
+        raise
+
+
+def _refuse_source(kind: str) -> NoReturn:
+    if kind in _SOURCES:
+        raise NotSupportedYet(_SOURCES[kind])
+    raise InvalidRequest(f"Unknown image source type {kind[:40]!r}")
+
+
+def _import(request: Request, upload: Upload, new: NewImage) -> Background:
+    """Go on in the background with what has been received: the operation owns the upload from now on."""
+    images, project, requestor = request.services.images, request.project, request.requestor
+
+    async def run(operation: Operation) -> None:
+        async with upload:
+            operation.set_progress("create_image", "Examining the image")
+            row = await images.add(project, upload, new, requestor)
+        operation.update_metadata({"fingerprint": row.fingerprint, "size": str(row.size)})
+
+    return Background(
+        request.services.operations.start(
+            project=project, description="Downloading image", run=run, requestor=requestor
+        )
+    )
+
+
+async def get_image(request: Request) -> Result:
+    row = await _image(request)
+    return Sync(await request.services.images.record(row), etag=records.image_etag(row))
+
+
+async def put_image(request: Request) -> Result:
+    _check_editor(request)
+    row = await _image(request)
+    request.check_etag(records.image_etag(row))
+    await request.services.images.put(row, await request.body(ImagePut), request.requestor)
+    return Empty()
+
+
+async def patch_image(request: Request) -> Result:
+    _check_editor(request)
+    row = await _image(request)
+    request.check_etag(records.image_etag(row))
+    await request.services.images.patch(row, await request.body(ImagePatch), request.requestor)
+    return Empty()
+
+
+async def delete_image(request: Request) -> Result:
+    _check_editor(request)
+    row = await _image(request)
+    images, requestor = request.services.images, request.requestor
+
+    async def run(operation: Operation) -> None:
+        await images.delete(row, requestor)
+
+    return Background(
+        request.services.operations.start(
+            project=row.project,
+            description="Deleting image",
+            run=run,
+            resources={"images": [records.image_url(row.project, row.fingerprint)]},
+            requestor=requestor,
+        )
+    )
+
+
+async def export_image(request: Request) -> Result:
+    row = await _image(request)
+    files = await request.services.images.files(row, request.requestor)
+    return Raw(await image_transfer.send(request, files))
+
+
+async def push_image(request: Request) -> Result:
+    _check_editor(request)
+    await _image(request)
+    raise NotSupportedYet("Pushing images to other servers is not supported yet: export the image")
+
+
+async def refresh_image(request: Request) -> Result:
+    _check_editor(request)
+    await _image(request)
+    raise NotSupportedYet("Refreshing images from their servers is not supported yet: import the new one")
+
+
+async def make_secret(request: Request) -> Result:
+    _check_editor(request)
+    await _image(request)
+    raise NotSupportedYet("Secrets for private images are not supported yet: make the image public")
+
+
+async def list_aliases(request: Request) -> Result:
+    rows = await request.services.images.aliases.all(request.project, public_only=_public_only(request))
+    if request.recursion:
+        return Sync([records.alias_record(row) for row in rows])
+    return Sync([records.alias_url(row.project, row.name) for row in rows])
+
+
+async def create_alias(request: Request) -> Result:
+    _check_editor(request)
+    await request.services.projects.get(request.project)
+    body = await request.body(ImageAliasesPost)
+    row = await request.services.images.aliases.create(request.project, body, request.requestor)
+    return Created(records.alias_url(row.project, row.name))
+
+
+async def get_alias(request: Request) -> Result:
+    row = await _alias(request)
+    return Sync(records.alias_record(row), etag=records.alias_etag(row))
+
+
+async def put_alias(request: Request) -> Result:
+    _check_editor(request)
+    row = await _alias(request)
+    request.check_etag(records.alias_etag(row))
+    body = await request.body(ImageAliasesEntryPut)
+    await request.services.images.aliases.put(row, body, request.requestor)
+    return Empty()
+
+
+async def patch_alias(request: Request) -> Result:
+    _check_editor(request)
+    row = await _alias(request)
+    request.check_etag(records.alias_etag(row))
+    body = await request.body(ImageAliasesEntryPatch)
+    await request.services.images.aliases.patch(row, body, request.requestor)
+    return Empty()
+
+
+async def rename_alias(request: Request) -> Result:
+    _check_editor(request)
+    row = await _alias(request)
+    body = await request.body(ImageAliasesEntryPost)
+    renamed = await request.services.images.aliases.rename(row, body.name, request.requestor)
+    return Created(records.alias_url(renamed.project, renamed.name))
+
+
+async def delete_alias(request: Request) -> Result:
+    _check_editor(request)
+    await request.services.images.aliases.delete(await _alias(request), request.requestor)
+    return Empty()
+
+
+_ONE = "/1.0/images/{fingerprint}"
+_ALIASES = "/1.0/images/aliases"
+_ALIAS = "/1.0/images/aliases/{name:path}"
+_PUBLIC = Access.PUBLIC
+
+ROUTES = (
+    Route("GET", "/1.0/images", list_images, "List images", list[str] | list[Image], access=_PUBLIC),
+    Route("POST", "/1.0/images", create_image, "Import an image", Background),
+    Route("GET", _ONE, get_image, "Show an image", Image, access=_PUBLIC),
+    Route("PUT", _ONE, put_image, "Replace an image's editable part", body=ImagePut),
+    Route("PATCH", _ONE, patch_image, "Change an image", body=ImagePatch),
+    Route("DELETE", _ONE, delete_image, "Delete an image", Background),
+    Route("GET", f"{_ONE}/export", export_image, "Export an image's files", Raw, access=_PUBLIC),
+    Route("POST", f"{_ONE}/export", push_image, "Push an image to another server", Background),
+    Route("POST", f"{_ONE}/refresh", refresh_image, "Refresh an image", Background),
+    Route("POST", f"{_ONE}/secret", make_secret, "Make a secret for a private image", Background),
+    Route(
+        "GET",
+        _ALIASES,
+        list_aliases,
+        "List image aliases",
+        list[str] | list[ImageAliasesEntry],
+        access=_PUBLIC,
+    ),
+    Route("POST", _ALIASES, create_alias, "Create an image alias", Created, ImageAliasesPost),
+    Route("GET", _ALIAS, get_alias, "Show an image alias", ImageAliasesEntry, access=_PUBLIC),
+    Route("PUT", _ALIAS, put_alias, "Replace an image alias", body=ImageAliasesEntryPut),
+    Route("PATCH", _ALIAS, patch_alias, "Change an image alias", body=ImageAliasesEntryPatch),
+    Route("POST", _ALIAS, rename_alias, "Rename an image alias", Created, ImageAliasesEntryPost),
+    Route("DELETE", _ALIAS, delete_alias, "Delete an image alias"),
+)

@@ -1,0 +1,375 @@
+"""All images of the daemon: importing, finding, changing and deleting them. Aliases: `images.aliases`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import UnsetType
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core import clock
+from utsuwa.core.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from utsuwa.core.image_source import ImageSource
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.paths import StatePaths
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import image_aliases as alias_rows
+from utsuwa.db import images as image_rows
+from utsuwa.db.engine import Database
+from utsuwa.db.image_aliases import AliasRow
+from utsuwa.db.images import ImageRow
+from utsuwa.host import unpack
+from utsuwa.images.aliases import ImageAliases
+from utsuwa.images.metadata import ImageMetadata, parse_metadata
+from utsuwa.images.records import (
+    check_alias_name,
+    check_properties,
+    expiry,
+    image_record,
+    image_records,
+    image_url,
+)
+from utsuwa.images.store import ImageStore
+from utsuwa.images.upload import Upload
+from utsuwa.operations.events import EventHub
+from utsuwa.wire import images as wire
+from utsuwa.wire.events import Requestor
+
+log = logging.getLogger(__name__)
+
+
+class ImagePools(Protocol):
+    """What the storage does for the images."""
+
+    async def delete_image(self, fingerprint: str) -> None:
+        """Take an image off every pool where no instance is made of it."""
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """What comes with an upload beside its files."""
+
+    filename: str = ""
+    fingerprint: str = ""
+    """What the client expects; empty for nothing."""
+    public: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """They win over those of the image's metadata."""
+    profiles: Sequence[str] = ("default",)
+    aliases: Sequence[str] = ()
+    trusted: bool = False
+    """Whether the kernel may mount its squashfs."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an image, and the name for it."""
+
+    part: str
+    path: Path
+    name: str
+
+
+class ImageManager:
+    def __init__(self, database: Database, paths: StatePaths, events: EventHub, pools: ImagePools) -> None:
+        self.aliases = ImageAliases(database, events)
+        self._database = database
+        self._store = ImageStore(paths.images)
+        self._events = events
+        self._pools = pools
+        self._locks = NamedLocks()
+
+    async def start(self) -> None:
+        """Bring files and rows together again after a kill: what is not whole goes."""
+        async with self._database.read() as conn:
+            rows = await image_rows.get_all(conn, None)
+        known = {row.fingerprint: row.split for row in rows if row.state == "ready"}
+        missing = await asyncio.to_thread(self._store.sweep, known)
+        stale = [row for row in rows if row.state != "ready" or row.fingerprint in missing]
+        if not stale:
+            return
+        async with self._database.write("sweep images") as conn:
+            for row in stale:
+                log.warning("removing an image without its files", extra={"fingerprint": row.fingerprint})
+                await image_rows.delete(conn, row.id)
+
+    # ---- finding
+
+    async def resolve(
+        self,
+        project: str,
+        *,
+        alias: str | None = None,
+        fingerprint: str | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> ImageRow:
+        """The image that an instance is to be made of, by the first of the three that is given.
+
+        A fingerprint may be a prefix; of several images with the properties the youngest is taken.
+        Raises NotFound, InvalidRequest.
+        """
+        async with self._database.read() as conn:
+            if alias:
+                target = (await alias_rows.get(conn, project, alias)).fingerprint
+                return _ready(await image_rows.get(conn, project, target))
+            if fingerprint:
+                return _ready(await image_rows.find_by_prefix(conn, project, fingerprint))
+            if not properties:
+                raise InvalidRequest("Name an image: by alias, fingerprint or properties")
+            rows = await image_rows.get_all(conn, project)
+        matching = [row for row in rows if row.state == "ready" and _has(row, properties)]
+        if not matching:
+            raise NotFound("No image has these properties")
+        return max(matching, key=lambda row: (row.created_at or _NEVER, row.uploaded_at))
+
+    def source(self, row: ImageRow) -> ImageSource:
+        """Where the image's files lie."""
+        rootfs = self._store.rootfs(row.fingerprint) if row.split else None
+        return ImageSource(row.fingerprint, self._store.metadata(row.fingerprint), rootfs, row.trusted)
+
+    async def mark_used(self, row: ImageRow) -> None:
+        """An instance was made of it just now; an image that has gone meanwhile is no error."""
+        try:
+            async with self._database.write("image used") as conn:
+                await image_rows.set_last_used(conn, row.id, clock.now())
+        except NotFound:
+            log.info("an image was deleted while it was used", extra={"fingerprint": row.fingerprint})
+
+    async def get(self, project: str, prefix: str, *, public_only: bool = False) -> ImageRow:
+        """By fingerprint or a unique beginning of it. Raises NotFound, InvalidName, InvalidRequest.
+
+        With `public_only` no private image is there at all.
+        """
+        if public_only:
+            return await self._get_public(project, prefix)
+        async with self._database.read() as conn:
+            return _ready(await image_rows.find_by_prefix(conn, project, prefix))
+
+    async def _get_public(self, project: str, prefix: str) -> ImageRow:
+        found = [
+            row for row in await self.all(project, public_only=True) if row.fingerprint.startswith(prefix)
+        ]
+        if not prefix or not found:
+            raise NotFound("Image not found")
+        if len(found) > 1:
+            raise InvalidRequest("More than one image has a fingerprint that begins so: give more of it")
+        return found[0]
+
+    async def all(self, project: str, *, public_only: bool = False) -> list[ImageRow]:
+        async with self._database.read() as conn:
+            return await _visible(conn, project, public_only)
+
+    async def record(self, row: ImageRow) -> wire.Image:
+        """The image as the API shows it."""
+        async with self._database.read() as conn:
+            aliases = await alias_rows.get_all(conn, row.project)
+        return image_record(row, (alias for alias in aliases if alias.fingerprint == row.fingerprint))
+
+    async def records(self, project: str, *, public_only: bool = False) -> list[wire.Image]:
+        async with self._database.read() as conn:
+            rows = await _visible(conn, project, public_only)
+            return image_records(rows, await alias_rows.get_all(conn, project))
+
+    # ---- importing
+
+    def upload(self) -> Upload:
+        """An empty upload to receive an image's files into."""
+        return Upload(self._store.folder)
+
+    async def add(
+        self, project: str, upload: Upload, request: NewImage, requestor: Requestor | None = None
+    ) -> ImageRow:
+        """Make an image of a received upload; the upload's files are taken or left to be discarded.
+
+        Raises InvalidImage, InvalidRequest, AlreadyExists, NotFound (profile, project).
+        """
+        fingerprint = upload.fingerprint
+        if request.fingerprint and request.fingerprint != fingerprint:
+            raise InvalidRequest(
+                f"The upload has the fingerprint {fingerprint}, but {request.fingerprint[:64]} was announced"
+            )
+        check_properties(request.properties)
+        names = [check_alias_name(name) for name in request.aliases]
+        metadata = await asyncio.to_thread(_examine, upload)
+        row = _first_row(project, upload, request, metadata)
+        async with self._locks.hold(fingerprint), Rollback() as undo:
+            row = await self._reserve(row, names)
+            undo.push(self._forget, row)
+            await self._place(row, upload, undo)
+            async with self._database.write("image is ready") as conn:
+                await image_rows.set_ready(conn, row.id)
+            undo.keep()
+        self._tell("created", row, requestor, {"type": row.type})
+        return replace(row, state="ready")
+
+    async def _reserve(self, row: ImageRow, aliases: Sequence[str]) -> ImageRow:
+        async with self._database.write("reserve image") as conn:
+            row_id = await image_rows.insert(conn, row)
+            for name in aliases:
+                await alias_rows.insert(conn, AliasRow(row.project, name, "", row.fingerprint))
+        return replace(row, id=row_id)
+
+    async def _forget(self, row: ImageRow) -> None:
+        async with self._database.write("discard image") as conn:
+            await image_rows.delete(conn, row.id)
+
+    async def _place(self, row: ImageRow, upload: Upload, undo: Rollback) -> None:
+        """Give the upload's files their place, unless another project has brought the same ones."""
+        async with self._database.read() as conn:
+            others = await image_rows.projects_with(conn, row.fingerprint)
+        if len(others) > 1:
+            await asyncio.to_thread(_check_same, self.source(row), upload)
+            return
+        undo.push(asyncio.to_thread, self._store.remove, row.fingerprint)
+        await asyncio.to_thread(self._store.put, row.fingerprint, upload.metadata, upload.rootfs)
+
+    # ---- changing
+
+    async def put(self, row: ImageRow, request: wire.ImagePut, requestor: Requestor | None = None) -> None:
+        """Raises InvalidRequest, NotFound (profile)."""
+        profiles = row.profiles if isinstance(request.profiles, UnsetType) else request.profiles
+        changed = replace(
+            row,
+            auto_update=request.auto_update,
+            public=request.public,
+            properties=request.properties,
+            expires_at=expiry(request.expires_at),
+            profiles=profiles,
+        )
+        await self._update(changed, requestor)
+
+    async def patch(
+        self, row: ImageRow, request: wire.ImagePatch, requestor: Requestor | None = None
+    ) -> None:
+        """Raises InvalidRequest, NotFound (profile)."""
+        given = {
+            name: value
+            for name in ("auto_update", "public", "profiles")
+            if not isinstance(value := getattr(request, name), UnsetType)
+        }
+        changed = replace(row, **given)
+        if not isinstance(request.properties, UnsetType):
+            merged = {**row.properties, **request.properties}
+            changed = replace(changed, properties={name: text for name, text in merged.items() if text})
+        if not isinstance(request.expires_at, UnsetType):
+            changed = replace(changed, expires_at=expiry(request.expires_at))
+        await self._update(changed, requestor)
+
+    async def _update(self, row: ImageRow, requestor: Requestor | None) -> None:
+        check_properties(row.properties)
+        async with self._database.write("update image") as conn:
+            await image_rows.update(conn, row)
+        self._tell("updated", row, requestor)
+
+    async def delete(self, row: ImageRow, requestor: Requestor | None = None) -> None:
+        """Remove an image with its aliases, and its files where no other project has it.
+
+        Killed half-way it is still whole: a pool fetches its copy again when it is wanted.
+        """
+        async with self._locks.hold(row.fingerprint):
+            async with self._database.read() as conn:
+                row = await image_rows.get(conn, row.project, row.fingerprint)
+                shared = len(await image_rows.projects_with(conn, row.fingerprint)) > 1
+            if not shared:
+                await self._pools.delete_image(row.fingerprint)
+            await self._forget(row)
+            if not shared:
+                await asyncio.to_thread(self._store.remove, row.fingerprint)
+        self._tell("deleted", row, requestor)
+
+    # ---- exporting
+
+    async def files(self, row: ImageRow, requestor: Requestor | None = None) -> list[ExportedFile]:
+        """The files to send to somebody who exports the image: one, or two for a split image."""
+        source = self.source(row)
+        found = await asyncio.to_thread(_exported, source)
+        self._tell("retrieved", row, requestor)
+        return found
+
+    def _tell(
+        self,
+        action: str,
+        row: ImageRow,
+        requestor: Requestor | None,
+        context: Mapping[str, object] | None = None,
+    ) -> None:
+        url = image_url(row.project, row.fingerprint)
+        self._events.publish_lifecycle(f"image-{action}", url, row.project, context, requestor)
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+async def _visible(conn: AsyncConnection, project: str, public_only: bool) -> list[ImageRow]:
+    rows = await image_rows.get_all(conn, project)
+    return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
+
+
+def _ready(row: ImageRow) -> ImageRow:
+    if row.state != "ready":
+        raise NotFound("Image not found")
+    return row
+
+
+def _has(row: ImageRow, properties: Mapping[str, str]) -> bool:
+    return all(row.properties.get(name) == value for name, value in properties.items())
+
+
+def _examine(upload: Upload) -> ImageMetadata:
+    """What the upload's metadata says; its files must be archives of a known kind."""
+    if upload.rootfs is not None:
+        unpack.archive_format(upload.rootfs)
+    return parse_metadata(unpack.read_metadata(upload.metadata))
+
+
+def _first_row(project: str, upload: Upload, request: NewImage, metadata: ImageMetadata) -> ImageRow:
+    properties = {**metadata.properties, **request.properties}
+    expires = datetime.fromtimestamp(metadata.expiry_date, UTC) if metadata.expiry_date else None
+    return ImageRow(
+        id=0,
+        project=project,
+        fingerprint=upload.fingerprint,
+        filename=request.filename,
+        size=upload.size,
+        architecture=metadata.architecture,
+        created_at=datetime.fromtimestamp(metadata.creation_date, UTC),
+        expires_at=expires,
+        uploaded_at=clock.now(),
+        public=request.public,
+        properties={name: value for name, value in properties.items() if value},
+        split=upload.rootfs is not None,
+        trusted=request.trusted,
+        profiles=list(request.profiles),
+    )
+
+
+def _check_same(source: ImageSource, upload: Upload) -> None:
+    """One hash over two files does not say where the first ends: the same bytes may be cut elsewhere."""
+    ours, theirs = [source.metadata, source.rootfs], [upload.metadata, upload.rootfs]
+    for mine, other in zip(ours, theirs, strict=True):
+        if (mine is None) != (other is None):
+            raise _cut_elsewhere()
+        if mine and other and (not mine.is_file() or mine.stat().st_size != other.stat().st_size):
+            raise _cut_elsewhere()
+
+
+def _cut_elsewhere() -> Conflict:
+    return AlreadyExists("An image with the same fingerprint, but other files, exists in another project")
+
+
+def _exported(source: ImageSource) -> list[ExportedFile]:
+    def name(path: Path) -> str:
+        return source.fingerprint + unpack.archive_suffix(path)
+
+    if source.rootfs is None:
+        return [ExportedFile("image", source.metadata, name(source.metadata))]
+    return [
+        ExportedFile("metadata", source.metadata, f"meta-{name(source.metadata)}"),
+        ExportedFile("rootfs", source.rootfs, name(source.rootfs)),
+    ]

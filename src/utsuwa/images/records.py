@@ -1,0 +1,113 @@
+"""Images and aliases as the API shows them, and what may stand in their editable parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from utsuwa.core import clock
+from utsuwa.core.errors import InvalidName, InvalidRequest
+from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.db.image_aliases import AliasRow
+from utsuwa.db.images import ImageRow
+from utsuwa.wire import images as wire
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""What the API shows as the time of expiry of an image that never expires."""
+
+MAX_PROPERTIES = 500
+MAX_VALUE = 64 * 1024
+
+
+def image_url(project: str, fingerprint: str) -> str:
+    return f"/1.0/images/{fingerprint}{_suffix(project)}"
+
+
+def alias_url(project: str, name: str) -> str:
+    return f"/1.0/images/aliases/{quote(name, safe='')}{_suffix(project)}"
+
+
+def _suffix(project: str) -> str:
+    return "" if project == DEFAULT_PROJECT else f"?project={quote(project, safe='')}"
+
+
+def image_record(row: ImageRow, aliases: Iterable[AliasRow]) -> wire.Image:
+    return wire.Image(
+        auto_update=row.auto_update,
+        properties=row.properties,
+        public=row.public,
+        expires_at=clock.to_wire(row.expires_at or EPOCH),
+        profiles=row.profiles,
+        aliases=[wire.ImageAlias(name=a.name, description=a.description) for a in aliases],
+        architecture=row.architecture,
+        cached=row.cached,
+        filename=row.filename,
+        fingerprint=row.fingerprint,
+        size=row.size,
+        type=row.type,
+        created_at=clock.to_wire(row.created_at),
+        last_used_at=clock.to_wire(row.last_used_at),
+        uploaded_at=clock.to_wire(row.uploaded_at),
+        project=row.project,
+    )
+
+
+def image_records(rows: Sequence[ImageRow], aliases: Iterable[AliasRow]) -> list[wire.Image]:
+    by_image: dict[tuple[str, str], list[AliasRow]] = {}
+    for alias in aliases:
+        by_image.setdefault((alias.project, alias.fingerprint), []).append(alias)
+    return [image_record(row, by_image.get((row.project, row.fingerprint), ())) for row in rows]
+
+
+def image_etag(row: ImageRow) -> object:
+    """What the ETag of an image is made of: its editable part."""
+    return (row.public, row.auto_update, row.properties, row.profiles, clock.to_wire(row.expires_at))
+
+
+def alias_record(row: AliasRow) -> wire.ImageAliasesEntry:
+    return wire.ImageAliasesEntry(
+        description=row.description, target=row.fingerprint, name=row.name, type=row.type
+    )
+
+
+def alias_etag(row: AliasRow) -> object:
+    return (row.name, row.description, row.fingerprint)
+
+
+def expiry(moment: datetime | None) -> datetime | None:
+    """A time of expiry from outside: everything up to 1970 means never."""
+    if moment is None:
+        return None
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return aware if aware > EPOCH else None
+
+
+def check_properties(properties: Mapping[str, str]) -> None:
+    """Raises InvalidRequest: they become config keys (`image.<name>`) of instances."""
+    if len(properties) > MAX_PROPERTIES:
+        raise InvalidRequest(f"An image can have at most {MAX_PROPERTIES} properties")
+    for name, value in properties.items():
+        if not name or len(name) > 255 or not name.isprintable():
+            raise InvalidRequest(
+                f"Invalid image property {name[:40]!r}: use 1 to 255 characters, no control characters"
+            )
+        if len(value) > MAX_VALUE or "\0" in value:
+            raise InvalidRequest(f"Invalid value of the image property {name!r}: too long, or with a NUL")
+
+
+def check_alias_name(name: str) -> str:
+    """1 to 255 printable characters; slashes are usual (`debian/12`). Raises InvalidName."""
+    if not name:
+        raise InvalidName("Image alias name cannot be empty")
+    if len(name) > 255 or not name.isprintable() or name != name.strip():
+        raise InvalidName(
+            f"Invalid image alias {name[:40]!r}: use up to 255 printable characters, no spaces around them"
+        )
+    return name
+
+
+def check_filename(name: str) -> str:
+    """The file name that a client gave, without folders; empty where it is of no use."""
+    base = name.replace("\\", "/").rpartition("/")[2]
+    return base if len(base) <= 255 and base.isprintable() and base not in (".", "..") else ""

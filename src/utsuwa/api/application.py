@@ -37,11 +37,10 @@ class Application:
         self._router = Router(routes)
         self._identify = identify
 
-    def runner(self) -> web.ServerRunner:
-        """What listeners are made of; `setup()` it before the first, `cleanup()` it at the end."""
+    def server(self) -> web.Server:
+        """A protocol factory for a listener; `shutdown()` it at the end."""
         # Bodies stay as they were sent: a small compressed one must not become a large one here.
-        server = web.Server(self.handle, access_log=None, auto_decompress=False)
-        return web.ServerRunner(server, handle_signals=False, shutdown_timeout=3)
+        return web.Server(self.handle, access_log=None, auto_decompress=False)
 
     async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from utsuwa.operations.events import EventHub
@@ -63,11 +64,11 @@ def _escape(character: str) -> str:
 
 
 def set_up(*, level: int, file: Path | None) -> None:
-    """Log to stderr and, where given, to a file that only root may read. Raises OSError for the file."""
+    """Log to stderr and, where given, to a file, which may be rotated away. Raises OSError for the file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(WatchedFileHandler(file, encoding="utf-8"))
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     logging.getLogger("utsuwa").setLevel(level)

@@ -13,6 +13,8 @@ import socket
 import struct
 from pathlib import Path
 
+from aiohttp import web
+
 from utsuwa.core.errors import HostError
 from utsuwa.security.authorization import Caller, unix_caller
 
@@ -66,7 +68,29 @@ def bind_unix(path: Path, group: int | None) -> socket.socket:
     return listener
 
 
-def remove_socket(path: Path) -> None:
+class UnixListener:
+    """Serves requests on a bound unix socket until it is closed."""
+
+    def __init__(self, path: Path, bound: socket.socket, server: web.Server) -> None:
+        self._path = path
+        self._bound = bound
+        self._server = server
+        self._listening: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_unix_server(self._server, sock=self._bound, backlog=_BACKLOG)
+
+    async def close(self, grace: float = 3) -> None:
+        """Take no new connections; requests get `grace` seconds to end, then they are cut off."""
+        if self._listening is not None:
+            self._listening.close()
+        _remove(self._path)
+        self._server.pre_shutdown()
+        await self._server.shutdown(grace)
+
+
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
 

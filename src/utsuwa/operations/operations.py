@@ -302,9 +302,13 @@ class Operations:
         loop = asyncio.get_running_loop()
         loop.call_later(self._keep_seconds, self._operations.pop, operation.id, None)
 
+    def refuse_new(self) -> None:
+        """From now on `start` raises Unavailable; what runs goes on."""
+        self._stopping = True
+
     async def stop(self, timeout: float = 10) -> None:  # noqa: ASYNC109
         """Refuse new operations, cancel the running ones and wait for their undo steps."""
-        self._stopping = True
+        self.refuse_new()
         tasks = [task for op in self.all() if not op.ended and (task := op.stop()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout)

@@ -1,0 +1,57 @@
+"""`utsuwad activateifneeded`: for hosts where systemd holds the socket until somebody asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import HostError
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon import control
+from utsuwa.daemon.process import state_lock
+from utsuwa.db import config as config_rows
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db.engine import Database
+from utsuwa.profiles.expand import expand
+
+
+def reason_to_start(paths: StatePaths) -> str | None:
+    """Why the daemon is to run although nobody asks; None where it runs already or need not."""
+    if not paths.database.exists():
+        return None
+    try:
+        with state_lock(paths):
+            return asyncio.run(_reason(paths))
+    except HostError:
+        return None
+
+
+async def _reason(paths: StatePaths) -> str | None:
+    database = await Database.open(paths.database)
+    try:
+        async with database.read() as conn:
+            if (await config_rows.load(conn)).get("core.https_address"):
+                return "Daemon has core.https_address set"
+            profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, None)}
+            for row in await instance_rows.get_all(conn, None):
+                used = [profiles[row.project, name] for name in row.profiles]
+                config, _ = expand(used, row.config, row.devices)
+                power = config.get("volatile.last_state.power")
+                if parse_bool(config.get("boot.autostart", "")) or power == "RUNNING":
+                    return "Daemon has auto-started instances"
+    finally:
+        await database.close()
+    return None
+
+
+def wake(socket: Path) -> int:
+    """Ask at the socket, so that whoever holds it starts the daemon; gives the exit status."""
+    try:
+        control.ask(socket, "GET", "/1.0")
+    except OSError as error:
+        sys.stderr.write(f"utsuwad: nobody holds {socket}: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,66 @@
+"""The environment block of `GET /1.0`: facts that stay are kept, what may change is asked anew."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+
+from utsuwa import __version__
+from utsuwa.db.storage_pools import PoolRow
+from utsuwa.host.facts import HostFacts, host_addresses
+from utsuwa.security.keypair import ServerCertificate
+from utsuwa.wire.server import Environment, SupportedDriver
+
+
+def environment(
+    facts: HostFacts,
+    certificate: ServerCertificate,
+    listening: str,
+    pools: Sequence[PoolRow],
+    drivers: Sequence[SupportedDriver],
+) -> Environment:
+    """`listening` is the HTTPS listener's `host:port`, empty where there is none."""
+    used = sorted({pool.driver for pool in pools})
+    versions = {driver.name: driver.version for driver in drivers}
+    return Environment(
+        addresses=_addresses(listening),
+        architectures=facts.architectures,
+        certificate=certificate.pem,
+        certificate_fingerprint=certificate.fingerprint,
+        driver="lxc",
+        driver_version=facts.lxc_version,
+        firewall="nftables",
+        kernel=facts.kernel,
+        kernel_architecture=facts.architecture,
+        kernel_features=facts.kernel_features,
+        kernel_version=facts.kernel_version,
+        lxc_features=facts.lxc_features,
+        os_name=facts.os_name,
+        os_version=facts.os_version,
+        project="default",
+        server="utsuwa",
+        server_clustered=False,
+        server_event_mode="full-mesh",
+        server_name=socket.gethostname(),
+        server_pid=os.getpid(),
+        server_version=__version__,
+        storage=" | ".join(used),
+        storage_version=" | ".join(versions.get(name, "") for name in used),
+        storage_supported_drivers=list(drivers),
+    )
+
+
+def _addresses(listening: str) -> list[str]:
+    """Where clients may connect; a listener on every address is shown as all of them."""
+    if not listening:
+        return []
+    host, _, port = listening.rpartition(":")
+    try:
+        everywhere = ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        everywhere = not host
+    if not everywhere:
+        return [listening]
+    return [f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in host_addresses()]

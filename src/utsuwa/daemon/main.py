@@ -1,0 +1,124 @@
+"""`utsuwad`: the daemon, and the subcommands that talk to a running one.
+
+Only what a subcommand needs is imported: `waitready` and `shutdown` are often run by scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utsuwa import __version__
+from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.paths import StatePaths
+
+LATER = ("init", "recover", "sql")
+"""Subcommands that are documented, but not there yet."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point; gives the exit status."""
+    # Scripts pass options that may be empty ("${debug}"): those count for nothing.
+    arguments = [a for a in (sys.argv[1:] if argv is None else argv) if a]
+    if arguments and arguments[0] in LATER:
+        return _fail(f"`utsuwad {arguments[0]}` is not in this version: use the REST API or the lxc client")
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except UtsuwaError as error:
+        return _fail(error.message)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"utsuwad: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    general = argparse.ArgumentParser(add_help=False)
+    general.add_argument("--group", metavar="G", default=argparse.SUPPRESS, help="group of the unix socket")
+    general.add_argument(
+        "--logfile", metavar="F", type=Path, default=argparse.SUPPRESS, help="also log to this file"
+    )
+    general.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS)
+    general.add_argument("-d", "--debug", action="store_true", default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="utsuwad",
+        description="The daemon of Utsuwa. Without a command it runs in the foreground.",
+        epilog=f"Not in this version: {', '.join(LATER)}. The state folder is $UTSUWA_DIR.",
+        parents=[general],
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    ready = commands.add_parser("waitready", parents=[general], help="wait until the daemon serves")
+    ready.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
+    ready.set_defaults(run=_wait_ready)
+
+    shutdown = commands.add_parser("shutdown", parents=[general], help="stop all instances and the daemon")
+    shutdown.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
+    shutdown.add_argument("--force", "-f", action="store_true", help="kill the instances at once")
+    shutdown.set_defaults(run=_shutdown)
+
+    activate = commands.add_parser(
+        "activateifneeded", parents=[general], help="wake the daemon where something is to run by itself"
+    )
+    activate.set_defaults(run=_activate)
+
+    version = commands.add_parser("version", parents=[general], help="show the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import process
+
+    return process.run(
+        StatePaths.from_environment(),
+        group=options.group,
+        logfile=options.logfile,
+        level="debug" if options.debug else "info" if options.verbose else "warning",
+    )
+
+
+def _wait_ready(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import control
+
+    if control.wait_ready(StatePaths.from_environment().socket, options.timeout):
+        return 0
+    return _fail(f"The daemon is not ready after {options.timeout} s")
+
+
+def _shutdown(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import control
+
+    socket = StatePaths.from_environment().socket
+    if control.shutdown(socket, force=options.force, timeout=options.timeout):
+        return 0
+    return _fail(f"The daemon still runs after {options.timeout} s")
+
+
+def _activate(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import activation
+
+    reason = activation.reason_to_start(StatePaths.from_environment())
+    if reason is None:
+        return 0
+    if options.debug or options.verbose:
+        print(f"{reason}, activating...", file=sys.stderr)
+    return activation.wake(StatePaths.from_environment().socket)
+
+
+def _version(options: argparse.Namespace) -> int:
+    print(__version__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

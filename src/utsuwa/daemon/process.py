@@ -1,0 +1,80 @@
+"""The daemon as a process: its lock, its log, its event loop, its signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvloop
+
+from utsuwa import __version__
+from utsuwa.core.errors import HostError, UtsuwaError
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon import logging as daemon_log
+from utsuwa.daemon.app import Daemon
+
+log = logging.getLogger(__name__)
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+
+
+def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: str) -> int:
+    """Run the daemon until it is told to end; gives the exit status."""
+    try:
+        daemon_log.set_up(level=_LEVELS[level], file=logfile)
+    except OSError as error:
+        raise HostError(f"Cannot write the log file {logfile}: {error.strerror}") from error
+    try:
+        paths.create_folders()
+    except OSError as error:
+        raise HostError(f"Cannot make the state folder {paths.root}: {error}") from error
+    with state_lock(paths):
+        log.info("starting", extra={"version": __version__, "folder": paths.root})
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(Daemon(paths, group)))
+        except UtsuwaError as error:
+            log.error("the daemon could not start: %s", error.message)
+            return 1
+        log.info("ended")
+    return 0
+
+
+async def _serve(daemon: Daemon) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.request_stop)
+    loop.add_signal_handler(signal.SIGPWR, lambda: daemon.request_shutdown(force=False, timeout=None))
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # What start-up made stays; looking at it again and again would only make requests late.
+    await daemon.start()
+    gc.collect()
+    gc.freeze()
+    await daemon.serve_until_told()
+
+
+@contextlib.contextmanager
+def state_lock(paths: StatePaths) -> Iterator[None]:
+    """Hold the state folder; HostError where another daemon has it."""
+    fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
+            raise HostError(
+                f"Another daemon (pid {holder or 'unknown'}) uses {paths.root}: "
+                "stop it, or give another folder in UTSUWA_DIR"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

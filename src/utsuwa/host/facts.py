@@ -1,0 +1,253 @@
+"""What the host is: kernel, distribution, liblxc, processors and memory. Reading only; blocking."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from utsuwa.wire.resources import CPU, Cards, Core, Devices, Disks, Memory, Resources, Socket, System, Thread
+
+_LXC_FEATURES = (
+    "cgroup2",
+    "core_scheduling",
+    "devpts_fd",
+    "idmapped_mounts_v2",
+    "mount_injection_file",
+    "network_gateway_device_route",
+    "network_ipvlan",
+    "network_l2proxy",
+    "network_phys_macvlan_mtu",
+    "network_veth_router",
+    "pidfd",
+    "seccomp_allow_deny_syntax",
+    "seccomp_notify",
+    "seccomp_proxy_send_notify_fd",
+)
+_KERNEL_SINCE = {
+    "netnsid_getifaddrs": (4, 20),
+    "seccomp_listener": (5, 0),
+    "seccomp_listener_continue": (5, 5),
+    "uevent_injection": (4, 18),
+    "unpriv_fscaps": (4, 14),
+}
+"""Kernel features that LXD reports and that came with a version; clients only show them."""
+
+_PERSONALITIES = {"x86_64": ["i686"], "aarch64": ["armv8l"], "ppc64le": [], "s390x": []}
+_CPUS = Path("/sys/devices/system/cpu")
+_KILOBYTES = " kB"
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What does not change while the host runs."""
+
+    kernel: str
+    kernel_version: str
+    architecture: str
+    architectures: list[str]
+    kernel_features: dict[str, str]
+    lxc_version: str
+    lxc_features: dict[str, str]
+    os_name: str
+    os_version: str
+
+
+def host_facts() -> HostFacts:
+    system = os.uname()
+    release = _os_release()
+    version, features = _liblxc()
+    return HostFacts(
+        kernel=system.sysname,
+        kernel_version=system.release,
+        architecture=system.machine,
+        architectures=[system.machine, *_PERSONALITIES.get(system.machine, [])],
+        kernel_features=_kernel_features(system.release),
+        lxc_version=version,
+        lxc_features=features,
+        os_name=release.get("NAME", ""),
+        os_version=release.get("VERSION_ID", ""),
+    )
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _os_release() -> Mapping[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
+
+
+def _kernel_features(release: str) -> dict[str, str]:
+    numbers = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
+    features = {name: _yes(numbers >= since) for name, since in _KERNEL_SINCE.items()}
+    features["idmapped_mounts"] = _yes(numbers >= (5, 12))
+    features["shiftfs"] = _yes("shiftfs" in Path("/proc/filesystems").read_text())
+    return dict(sorted(features.items()))
+
+
+def _liblxc() -> tuple[str, dict[str, str]]:
+    """The library's version and its features; empty where it is not installed."""
+    try:
+        library = ctypes.CDLL("liblxc.so.1")
+    except OSError:
+        return "", {}
+    library.lxc_get_version.restype = ctypes.c_char_p
+    library.lxc_has_api_extension.argtypes = [ctypes.c_char_p]
+    library.lxc_has_api_extension.restype = ctypes.c_bool
+    version = library.lxc_get_version().decode()
+    return version, {name: _yes(library.lxc_has_api_extension(name.encode())) for name in _LXC_FEATURES}
+
+
+def _yes(value: bool) -> str:
+    return "true" if value else "false"
+
+
+# ---- processors and memory
+
+
+def resources() -> Resources:
+    """Processors and memory as the kernel shows them now; the other parts are empty."""
+    return Resources(
+        cpu=_cpu(),
+        memory=_memory(),
+        gpu=Cards(),
+        network=Cards(),
+        storage=Disks(),
+        usb=Devices(),
+        pci=Devices(),
+        system=System(),
+    )
+
+
+def _cpu() -> CPU:
+    names = _cpu_names()
+    sockets: dict[int, dict[int, list[int]]] = {}
+    for folder in sorted(_CPUS.glob("cpu[0-9]*"), key=lambda p: int(p.name[3:])):
+        topology = folder / "topology"
+        if topology.is_dir():  # offline ones have none
+            package = max(_number(topology / "physical_package_id"), 0)
+            core = _number(topology / "core_id")
+            sockets.setdefault(package, {}).setdefault(core, []).append(int(folder.name[3:]))
+    found = [
+        Socket(socket=number, name=names[0], vendor=names[1], cores=_cores(cores))
+        for number, cores in sorted(sockets.items())
+    ]
+    total = sum(len(threads) for cores in sockets.values() for threads in cores.values())
+    return CPU(architecture=os.uname().machine, sockets=found, total=total)
+
+
+def _cores(cores: Mapping[int, list[int]]) -> list[Core]:
+    isolated = _isolated()
+    return [
+        Core(
+            core=number,
+            die=0,
+            threads=[
+                Thread(id=cpu, thread=n, numa_node=_node_of(cpu), online=True, isolated=cpu in isolated)
+                for n, cpu in enumerate(threads)
+            ],
+        )
+        for number, threads in sorted(cores.items())
+    ]
+
+
+def _cpu_names() -> tuple[str, str]:
+    """Model and vendor; empty on architectures whose kernel does not tell."""
+    found: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found.get("model name", ""), found.get("vendor_id", "")
+
+
+def _isolated() -> set[int]:
+    try:
+        return parse_cpu_list((_CPUS / "isolated").read_text())
+    except OSError:
+        return set()
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """The numbers of `0-3,8`, as the kernel writes lists of processors."""
+    numbers: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _node_of(cpu: int) -> int:
+    node = next((_CPUS / f"cpu{cpu}").glob("node[0-9]*"), None)
+    return int(node.name[4:]) if node is not None else 0
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _memory() -> Memory:
+    values = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        number = int(value.split()[0])
+        values[key] = number * 1024 if value.endswith(_KILOBYTES) else number
+    size = values.get("Hugepagesize", 0)
+    huge = values.get("HugePages_Total", 0)
+    free = values["MemFree"] + values["Buffers"] + values["Cached"] + values.get("SReclaimable", 0)
+    return Memory(
+        total=values["MemTotal"],
+        used=values["MemTotal"] - free,
+        hugepages_total=huge * size,
+        hugepages_used=(huge - values.get("HugePages_Free", 0)) * size,
+        hugepages_size=size,
+    )
+
+
+# ---- addresses
+
+_LOCAL_HOST = "/32 host LOCAL"
+
+
+def host_addresses() -> list[str]:
+    """The addresses by which others may reach this host: no loopback, no link-local ones."""
+    found = [ipaddress.ip_address(text) for text in (*_ipv4_addresses(), *_ipv6_addresses())]
+    return [str(a) for a in found if not (a.is_loopback or a.is_link_local)]
+
+
+def _ipv4_addresses() -> list[str]:
+    """From the kernel's routing table, where each of its own addresses stands once a table."""
+    found: dict[str, None] = {}
+    candidate = ""
+    for line in _lines(Path("/proc/net/fib_trie")):
+        text = line.strip()
+        if text.startswith("|-- "):
+            candidate = text[4:]
+        elif text == _LOCAL_HOST:
+            found[candidate] = None
+    return list(found)
+
+
+def _ipv6_addresses() -> list[str]:
+    numbers = [line.split()[0] for line in _lines(Path("/proc/net/if_inet6"))]
+    return [str(ipaddress.IPv6Address(int(number, 16))) for number in numbers]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -12,11 +12,13 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.host import pipes
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 2.0
@@ -24,7 +26,6 @@ GRACE = 2.0
 OUTPUT_LIMIT = 64 * 1024 * 1024
 """Bytes of output that are kept of one stream; a program that says more is stopped."""
 
-_CHUNK = 64 * 1024
 _PACKAGES = {
     "apparmor_parser": "apparmor",
     "btrfs": "btrfs-progs",
@@ -85,7 +86,7 @@ async def run(
     try:
         async with asyncio.timeout(timeout):
             stdout, stderr = await _communicate(process, stdin)
-            await _exited(pidfd)
+            await pipes.readable(pidfd)
         process.wait()
     except TimeoutError as error:
         raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
@@ -120,6 +121,50 @@ def run_blocking(
     return _judge(argv, process.returncode, stdout or b"", stderr, accept)
 
 
+class Spawned:
+    """A program that runs beside the daemon until it ends or is killed; `close` when done with it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self._pidfd = os.pidfd_open(process.pid)
+
+    async def wait(self) -> int:
+        """Its exit code, -N where signal N ended it."""
+        if self._process.returncode is None:
+            await pipes.readable(self._pidfd)
+        return self._process.wait()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal the program and what it started."""
+        if self._process.returncode is None:
+            _kill_group(self._process, number)
+
+    def close(self) -> None:
+        """Kill it where it still runs, and reap it."""
+        if self._process.returncode is None:
+            _kill_and_reap(self._process)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    output_fd: int | None = None,
+) -> Spawned:
+    """Start a program that is to run on; both outputs go to `output_fd`, by default to the daemon's stderr.
+
+    It does not end with the daemon by itself. Raises ProcessFailed where it cannot be started.
+    """
+    output = sys.stderr.fileno() if output_fd is None else output_fd
+    return Spawned(_popen(argv, subprocess.DEVNULL, output, output, env, cwd, pass_fds))
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment that programs get: nothing of the daemon's own."""
     return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **(extra or {})}
@@ -133,12 +178,26 @@ def _start(
     pass_fds: Sequence[int],
     stdout_fd: int | None,
 ) -> subprocess.Popen[bytes]:
+    stdin = subprocess.PIPE if with_stdin else subprocess.DEVNULL
+    stdout = subprocess.PIPE if stdout_fd is None else stdout_fd
+    return _popen(argv, stdin, stdout, subprocess.PIPE, env, cwd, pass_fds)
+
+
+def _popen(
+    argv: Sequence[str],
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.PIPE if with_stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if stdout_fd is None else stdout_fd,
-            stderr=subprocess.PIPE,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=environment(env),
             cwd=cwd,
             pass_fds=pass_fds,
@@ -181,54 +240,24 @@ async def _read(fd: int) -> bytes:
     os.set_blocking(fd, False)
     parts: list[bytes] = []
     size = 0
-    while True:
-        try:
-            part = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            await _ready(fd, for_reading=True)
-            continue
-        if not part:
-            return b"".join(parts)
+    while part := await pipes.read(fd):
         parts.append(part)
         size += len(part)
         if size > OUTPUT_LIMIT:
             raise OverflowError
+    return b"".join(parts)
 
 
 async def _write(fd: int, process: subprocess.Popen[bytes], data: bytes) -> None:
     """Write all of `data` and close the pipe; a program that does not want it may close it first."""
     os.set_blocking(fd, False)
-    view = memoryview(data)
     try:
-        while view:
-            try:
-                view = view[os.write(fd, view[:_CHUNK]) :]
-            except BlockingIOError:
-                await _ready(fd, for_reading=False)
+        await pipes.write(fd, data)
     except BrokenPipeError:
         pass
     finally:
         assert process.stdin is not None
         process.stdin.close()
-
-
-async def _ready(fd: int, *, for_reading: bool) -> None:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    (loop.add_reader if for_reading else loop.add_writer)(fd, wake)
-    try:
-        await done
-    finally:
-        (loop.remove_reader if for_reading else loop.remove_writer)(fd)
-
-
-async def _exited(pidfd: int) -> None:
-    await _ready(pidfd, for_reading=True)
 
 
 async def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
@@ -238,7 +267,7 @@ async def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
             _kill_group(process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
-                    await _exited(pidfd)
+                    await pipes.readable(pidfd)
     finally:
         if process.returncode is None:
             _kill_and_reap(process)

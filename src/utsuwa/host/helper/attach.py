@@ -1,0 +1,202 @@
+"""Running one command inside a container, and ending its session when nobody wants it any more."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+from typing import Any
+
+from utsuwa.host.helper import protocol
+from utsuwa.host.helper.liblxc import Container
+
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+_DEVPTS_MAGIC = 0x1CD1
+_PTMX_DEVICE = os.makedev(5, 2)
+_TIOCGPTPEER = 0x5441
+_TIOCSPTLCK = 0x40045431
+_PR_SET_PDEATHSIG = 1
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
+_DEFAULT_UMASK = 0o022
+_KILL_ROUNDS = 200
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_death_signal(number: int) -> None:
+    """The signal that this process gets when its parent dies; 0 for none."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+
+
+class Command:
+    """What the request asks for, everything prepared that the new process will need."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.argv = [os.fsencode(word) for word in spec["argv"]]
+        self.env = [os.fsencode(f"{name}={value}") for name, value in spec["env"].items()]
+        self.cwd = os.fsencode(spec["cwd"])
+        self.uid = int(spec["uid"])
+        self.gid = int(spec["gid"])
+        self.terminal: dict[str, int] | None = spec["terminal"]
+        self._worker = os.getpid()
+        self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
+        self._argv = (ctypes.c_char_p * (len(self.argv) + 1))(*self.argv, None)
+
+    def run(self) -> int:
+        """In the new process: become the leader of a session and turn into the command."""
+        try:
+            if os.getsid(0) != os.getpid():  # liblxc may have done this for a terminal
+                os.setsid()
+                if self.terminal:
+                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            set_death_signal(signal.SIGKILL)
+            if os.getppid() not in (0, self._worker):  # 0: the worker is outside of the pid namespace
+                return NOT_EXECUTABLE
+            # Python ignores these, and what is ignored stays so across exec.
+            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            os.umask(_DEFAULT_UMASK)
+            self._enter_folder()
+            _libc.execvp(self.argv[0], self._argv)
+            failure = ctypes.get_errno()
+        except OSError as error:
+            failure = error.errno or errno.EIO
+        os.write(self._tell_failure, str(failure).encode())
+        return NOT_FOUND if failure in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+
+    def _enter_folder(self) -> None:
+        """The working directory, or the root where the container has no such folder."""
+        try:
+            os.chdir(self.cwd)
+        except OSError:
+            os.chdir("/")
+
+    def started(self) -> None:
+        """In the worker, once the process is there."""
+        os.close(self._tell_failure)
+
+    def why_not_executed(self) -> int | None:
+        """The errno where the command could not be executed; asked after the process has ended."""
+        os.set_blocking(self.failure, False)
+        try:
+            said = os.read(self.failure, 16)
+        except BlockingIOError:
+            return None
+        return int(said) if said else None
+
+
+def open_terminal(container: Container, size: dict[str, int]) -> tuple[int, int]:
+    """Both ends of a pty: in the container's own devpts where that can be had, else of the host."""
+    devpts = container.devpts_fd()
+    pair = None if devpts is None else _open_in_devpts(devpts)
+    master, slave = pair or os.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", size["height"], size["width"], 0, 0))
+    os.fchown(slave, size["uid"], size["gid"])
+    return master, slave
+
+
+def _open_in_devpts(devpts: int) -> tuple[int, int] | None:
+    """The container's root may have put anything in the way: only the real ptmx is taken."""
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV_NO_LINKS)
+    path = _libc.syscall(_SYS_OPENAT2, devpts, b"ptmx", how, len(how))
+    if path < 0:
+        return None
+    master = -1
+    try:
+        if os.fstat(path).st_rdev != _PTMX_DEVICE or _filesystem(path) != _DEVPTS_MAGIC:
+            return None
+        master = os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        if master >= 0:
+            os.close(master)
+        return None
+    finally:
+        os.close(path)
+
+
+def _filesystem(fd: int) -> int:
+    """The magic number of the file system behind a descriptor."""
+    buffer = (ctypes.c_long * 32)()
+    return int(buffer[0]) if _libc.fstatfs(fd, buffer) == 0 else 0
+
+
+def follow(reply: socket.socket, pid: int, command: Command) -> None:
+    """From the command's start to its end: pass signals on, tell how it ended, or end it."""
+    pidfd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(reply, select.POLLIN)
+    while True:
+        ready = dict(poller.poll())
+        if pidfd in ready:
+            break
+        message = _receive(reply)
+        if message is None or message.get("kill"):
+            kill_session(pid)
+            break
+        _send_signal(pidfd, int(message.get("signal", 0)))
+    _pid, status = os.waitpid(pid, 0)
+    ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.why_not_executed()}
+    try:
+        protocol.send(reply, ended)
+    except OSError:
+        return
+
+
+def _receive(reply: socket.socket) -> dict[str, Any] | None:
+    try:
+        received = protocol.receive(reply)
+    except OSError:
+        return None
+    return None if received is None else received[0]
+
+
+def _send_signal(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except (OSError, ValueError):
+        return
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session; the leader is not reaped yet, so its id is still its own.
+
+    Repeated, for a process may fork while it is looked for. A frozen or hanging one dies later.
+    """
+    for _ in range(_KILL_ROUNDS):
+        members = session_members(leader)
+        if not members:
+            return
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.005)
+
+
+def session_members(leader: int) -> list[int]:
+    """The processes of a session that are not zombies."""
+    found = []
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - pathlib takes 10 ms to import
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:  # noqa: PTH123
+                    state, _parent, _group, session = file.read().rpartition(b")")[2].split()[:4]
+            except (OSError, ValueError):
+                continue
+            if int(session) == leader and state not in (b"Z", b"X"):
+                found.append(int(entry))
+    return found

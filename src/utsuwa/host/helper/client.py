@@ -1,0 +1,332 @@
+"""The daemon's side of the helper (see the package): asyncio, no threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utsuwa.core.errors import HostError, InvalidConfig, NotFound
+from utsuwa.host import pipes
+from utsuwa.host.helper import protocol
+from utsuwa.host.lxc import reasons
+from utsuwa.host.run import Spawned, spawn
+from utsuwa.wire.instances import NetworkAddress, NetworkCounters, StateNetwork
+
+log = logging.getLogger(__name__)
+
+_MAIN = Path(__file__).with_name("__main__.py")
+_END_GRACE = 2.0
+_KILL_GRACE = 5.0
+_RESTART_DELAY = 0.2
+_ANSWER_TIMEOUT = 30.0
+_CONSOLE_LIMIT = 16 * 1024 * 1024
+
+
+class HelperGone(HostError):
+    """The helper or its worker ended before it answered."""
+
+    key = "helper-gone"
+
+    def __init__(self) -> None:
+        super().__init__("The container helper ended unexpectedly: try again")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A pty for the command: its size, and the host ids that own its slave."""
+
+    width: int
+    height: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class AttachSpec:
+    """A command to run inside a container. `uid` and `gid` are the container's own ids."""
+
+    name: str
+    lxcpath: Path
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    """The whole environment; liblxc adds `container=lxc`."""
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    terminal: Terminal | None = None
+
+
+class Attached:
+    """A command that runs inside a container. `close` it in any case: what still runs then is killed."""
+
+    def __init__(self, reply: socket.socket, pid: int, master: int | None) -> None:
+        self.pid = pid
+        """As the host sees it."""
+        self.master = master
+        """The pty's master where a terminal was asked for; closed with this object."""
+        self.failure: int | None = None
+        """The errno where the command could not be executed, set once it has ended."""
+        self._reply = reply
+        self._ended = asyncio.get_running_loop().create_task(self._follow())
+        self._ended.add_done_callback(_retrieve)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.done()
+
+    async def wait(self) -> int:
+        """The exit code: 128+N where signal N ended it, 127 for not found, 126 for not executable.
+
+        Raises HelperGone where the helper was killed; the command is dead then too.
+        """
+        return await asyncio.shield(self._ended)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command's first process; nothing happens where it has ended."""
+        await self._send({"signal": number})
+
+    async def kill(self) -> None:
+        """Kill the command and all of its session, and wait for its end."""
+        await self._send({"kill": True})
+        with contextlib.suppress(TimeoutError, HelperGone):
+            await asyncio.wait_for(self.wait(), _KILL_GRACE)
+
+    def close(self) -> None:
+        """Give the command up: its session is killed where it still runs."""
+        self._ended.cancel()
+        self._reply.close()
+        if self.master is not None:
+            os.close(self.master)
+            self.master = None
+
+    async def _send(self, message: dict[str, object]) -> None:
+        if not self.ended:
+            with contextlib.suppress(OSError):
+                protocol.send(self._reply, message)
+
+    async def _follow(self) -> int:
+        ended, _fds = await _receive(self._reply)
+        self.failure = ended["errno"]
+        code = int(ended["code"])
+        return code if code >= 0 else 128 - code
+
+
+class Helper:
+    """The helper process, started again where it dies."""
+
+    def __init__(self) -> None:
+        self._process: Spawned | None = None
+        self._shared: socket.socket | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._sending = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the process; it loads liblxc meanwhile and takes requests as soon as it can."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [sys.executable, "-S", "-E", "-I", str(_MAIN), str(theirs.fileno())]
+            try:
+                self._process = spawn(argv, pass_fds=(theirs.fileno(),))
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._shared = ours
+        self._watcher = asyncio.create_task(self._watch(self._process), name="container helper")
+
+    async def close(self) -> None:
+        """End the process and its idle workers; commands that run go on until they are closed."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+        process, self._process = self._process, None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        if process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _END_GRACE)
+            process.close()
+
+    async def init_pid(self, name: str, lxcpath: Path, conf: Path | None = None) -> int | None:
+        """The pid of a container's init; None where the container does not run.
+
+        liblxc asks the monitor over its socket, so `conf` is not looked at.
+        """
+        pid: int | None = await self._ask("init_pid", name=name, lxcpath=str(lxcpath))
+        return pid
+
+    async def state(self, name: str, lxcpath: Path) -> str:
+        """liblxc's own state: `RUNNING`, `FROZEN`, `STOPPED`, `STARTING` and so on."""
+        state: str = await self._ask("state", name=name, lxcpath=str(lxcpath))
+        return state
+
+    async def check_config(self, conf: Path) -> None:
+        """Have liblxc parse a config file; raises InvalidConfig with its reason."""
+        try:
+            await self._ask("check_config", conf=str(conf))
+        except HelperGone:
+            raise
+        except HostError as error:
+            raise InvalidConfig(f"Invalid liblxc configuration: {error.message}") from error
+
+    async def freeze(self, name: str, lxcpath: Path, conf: Path | None = None) -> None:
+        await self._freeze(name, lxcpath, conf, frozen=True)
+
+    async def unfreeze(self, name: str, lxcpath: Path, conf: Path | None = None) -> None:
+        await self._freeze(name, lxcpath, conf, frozen=False)
+
+    async def console_log(self, name: str, lxcpath: Path) -> bytes:
+        """What liblxc's ring buffer of the console holds; HostError where the container keeps none."""
+        return await self._console(name, lxcpath, clear=False)
+
+    async def clear_console_log(self, name: str, lxcpath: Path) -> None:
+        await self._console(name, lxcpath, clear=True)
+
+    async def network_state(self, init_pid: int) -> dict[str, StateNetwork]:
+        """The interfaces inside a container by name; raises NotFound where it has ended."""
+        return (await self.network_states([init_pid]))[init_pid]
+
+    async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
+        """The interfaces of many containers in one request, by the pid of their init."""
+        host, *inside = await self._ask("network", pids=list(init_pids))
+        peers = {link["index"]: link for link in host}
+        found = {}
+        for pid, links in zip(init_pids, inside, strict=True):
+            if not links:
+                raise NotFound(f"No process {pid} with a network: the container has ended")
+            found[pid] = {link["name"]: _network(link, peers) for link in links}
+        return found
+
+    async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:
+        """Run a command inside a container. The three descriptors stay the caller's; with a terminal
+        they are not looked at and the result has `master`. HostError where liblxc refuses.
+        """
+        request = {
+            "name": spec.name,
+            "lxcpath": str(spec.lxcpath),
+            "argv": list(spec.argv),
+            "env": dict(spec.env),
+            "cwd": spec.cwd,
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "terminal": None if spec.terminal is None else vars(spec.terminal),
+        }
+        reply = await self._send("attach", request, () if spec.terminal else (stdin, stdout, stderr))
+        try:
+            answer, fds = await _receive(reply)
+            pid = _judge(answer)
+        except BaseException:
+            reply.close()
+            raise
+        return Attached(reply, pid, fds[0] if fds else None)
+
+    async def _console(self, name: str, lxcpath: Path, *, clear: bool) -> bytes:
+        file = os.memfd_create("console-log", os.MFD_CLOEXEC)
+        try:
+            await self._ask("console_log", [file], name=name, lxcpath=str(lxcpath), clear=clear)
+            return os.pread(file, _CONSOLE_LIMIT, 0)
+        finally:
+            os.close(file)
+
+    async def _freeze(self, name: str, lxcpath: Path, conf: Path | None, *, frozen: bool) -> None:
+        await self._ask(
+            "freeze", name=name, lxcpath=str(lxcpath), conf=str(conf) if conf else None, frozen=frozen
+        )
+
+    async def _ask(self, operation: str, fds: Sequence[int] = (), **request: object) -> Any:
+        reply = await self._send(operation, request, fds)
+        with reply:
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT):
+                    answer, _fds = await _receive(reply)
+            except TimeoutError:
+                raise HostError(
+                    f"liblxc did not answer within {_ANSWER_TIMEOUT:g} seconds ({operation})"
+                ) from None
+        return _judge(answer)
+
+    async def _send(self, operation: str, request: Mapping[str, object], fds: Sequence[int]) -> socket.socket:
+        """Hand a request to the next idle worker; gives the socket on which it answers."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            with theirs:
+                async with self._sending:
+                    await self._send_when_possible({"op": operation, **request}, [theirs.fileno(), *fds])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    async def _send_when_possible(self, message: dict[str, object], fds: list[int]) -> None:
+        while True:
+            if self._shared is None:
+                raise HostError("The container helper does not run")
+            try:
+                protocol.send(self._shared, message, fds)
+            except BlockingIOError:
+                await pipes.writable(self._shared.fileno())
+            except OSError as error:
+                raise HelperGone from error
+            else:
+                return
+
+    async def _watch(self, process: Spawned) -> None:
+        """Start the helper again when it has ended by itself."""
+        code = await process.wait()
+        log.error("the container helper ended with status %d: started again", code)
+        process.close()
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        await asyncio.sleep(_RESTART_DELAY)
+        await self.start()
+
+
+async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    while True:
+        try:
+            received = protocol.receive(reply)
+        except BlockingIOError:
+            await pipes.readable(reply.fileno())
+            continue
+        except ConnectionResetError:
+            received = None
+        if received is None:
+            raise HelperGone
+        return received
+
+
+def _judge(answer: Mapping[str, Any]) -> Any:
+    if "error" in answer:
+        raise HostError(reasons(answer["log"]) or answer["error"])
+    return answer["ok"]
+
+
+def _retrieve(task: asyncio.Task[int]) -> None:
+    """An end that nobody waited for is no news."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _network(link: Mapping[str, Any], peers: Mapping[int, Mapping[str, Any]]) -> StateNetwork:
+    """One interface; its peer on the host is the one that is linked back to it."""
+    peer = peers.get(link["peer"])
+    return StateNetwork(
+        addresses=[NetworkAddress(**address) for address in link["addresses"]],
+        counters=NetworkCounters(**link["counters"]),
+        hwaddr=link["hwaddr"],
+        host_name=peer["name"] if peer is not None and peer["peer"] == link["index"] else "",
+        mtu=link["mtu"],
+        state=link["state"],
+        type=link["type"],
+    )

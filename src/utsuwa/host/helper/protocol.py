@@ -1,0 +1,67 @@
+"""Messages between daemon and helper: JSON in one packet, file descriptors beside it.
+
+What is too large for a packet (arguments and environment may be megabytes) lies in a memory file
+whose descriptor comes last.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+PACKET = 60_000
+"""Bytes of JSON that go into the packet itself."""
+LIMIT = 64 * 1024 * 1024
+"""Bytes of JSON in a memory file; more is not read."""
+MAX_FDS = 8
+
+_INLINE = b"J"
+_IN_FILE = b"F"
+
+
+def encode(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def send(sock: socket.socket, value: object, fds: Sequence[int] = ()) -> None:
+    """Send one message; OSError as `sendmsg` gives it. The descriptors stay open on this side."""
+    data = encode(value)
+    if len(data) <= PACKET:
+        send_packet(sock, _INLINE + data, fds)
+        return
+    file = os.memfd_create("message", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        send_packet(sock, _IN_FILE, [*fds, file])
+    finally:
+        os.close(file)
+
+
+def send_packet(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
+    """One message and its descriptors (close-on-exec, the caller's to close); None at the end."""
+    space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    data, ancillary, _flags, _address = sock.recvmsg(PACKET + 1, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if not data:
+        return None
+    if data[:1] == _INLINE:
+        return json.loads(data[1:]), list(fds)
+    file = fds.pop()
+    try:
+        return json.loads(os.pread(file, LIMIT, 0)), list(fds)
+    finally:
+        os.close(file)

@@ -1,0 +1,149 @@
+"""The interfaces and addresses of a network namespace, by dumps over a netlink socket of our own."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+_GETLINK, _NEWLINK = 18, 16
+_GETADDR, _NEWADDR = 22, 20
+_DONE, _ERROR = 3, 2
+_REQUEST_DUMP = 0x1 | 0x300
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64 = 1, 3, 4, 5, 23
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x2, 0x8, 0x10
+_SCOPES = {0: "global", 253: "link", 254: "local"}
+_FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
+
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_STATS64 = struct.Struct("=8Q")
+
+Interface = dict[str, Any]
+
+
+def interfaces() -> list[Interface]:
+    """Every interface of this process's network namespace, with addresses and counters.
+
+    Keys: name, index, peer (the index that it is linked to, else None), hwaddr, mtu, state, type,
+    counters (name to number), addresses (family, address, netmask as prefix length, scope).
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
+        sock.bind((0, 0))
+        found = {link["index"]: link for link in map(parse_link, _dump(sock, _GETLINK, _NEWLINK)) if link}
+        for payload in _dump(sock, _GETADDR, _NEWADDR):
+            parsed = parse_address(payload)
+            if parsed and parsed[0] in found:
+                found[parsed[0]]["addresses"].append(parsed[1])
+    return list(found.values())
+
+
+def _dump(sock: socket.socket, request: int, answer: int) -> Iterator[bytes]:
+    """The payloads of one dump."""
+    body = bytes(_LINK.size if request == _GETLINK else _ADDRESS.size)
+    sock.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, 1, 0) + body)
+    while True:
+        for kind, payload in parse_messages(sock.recv(1 << 18)):
+            if kind == answer:
+                yield payload
+            elif kind == _ERROR:
+                number = -struct.unpack_from("=i", payload)[0]
+                raise OSError(number, "netlink dump failed")
+            elif kind == _DONE:
+                return
+
+
+def parse_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and payload of each netlink message; what is cut off or malformed ends it."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size or offset + length > len(data):
+            return
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def parse_attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > len(data):
+            break
+        found[kind & 0x3FFF] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def parse_link(payload: bytes) -> Interface | None:
+    if len(payload) < _LINK.size:
+        return None
+    _family, _type, index, flags, _change = _LINK.unpack_from(payload)
+    attributes = parse_attributes(payload[_LINK.size :])
+    name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    if not name:
+        return None
+    return {
+        "name": name,
+        "index": index,
+        "peer": _number(attributes.get(_IFLA_LINK)),
+        "hwaddr": _hwaddr(attributes.get(_IFLA_ADDRESS, b""), flags),
+        "mtu": _number(attributes.get(_IFLA_MTU)) or 0,
+        "state": "up" if flags & _IFF_UP else "down",
+        "type": _type_of(flags),
+        "counters": _counters(attributes.get(_IFLA_STATS64, b"")),
+        "addresses": [],
+    }
+
+
+def parse_address(payload: bytes) -> tuple[int, dict[str, str]] | None:
+    """The index of the interface and its address; None for families that are not shown."""
+    if len(payload) < _ADDRESS.size:
+        return None
+    family, prefix, _flags, scope, index = _ADDRESS.unpack_from(payload)
+    attributes = parse_attributes(payload[_ADDRESS.size :])
+    raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS) or b""
+    if len(raw) != {socket.AF_INET: 4, socket.AF_INET6: 16}.get(family):
+        return None
+    return index, {
+        "family": _FAMILIES[family],
+        "address": socket.inet_ntop(family, raw),
+        "netmask": str(prefix),
+        "scope": _SCOPES.get(scope, "global"),
+    }
+
+
+def _number(raw: bytes | None) -> int | None:
+    return int(struct.unpack("=I", raw)[0]) if raw is not None and len(raw) == 4 else None
+
+
+def _hwaddr(raw: bytes, flags: int) -> str:
+    return "" if flags & _IFF_LOOPBACK or len(raw) > 20 else raw.hex(":")
+
+
+def _type_of(flags: int) -> str:
+    if flags & _IFF_LOOPBACK:
+        return "loopback"
+    if flags & _IFF_POINTOPOINT:
+        return "point-to-point"
+    return "broadcast" if flags & _IFF_BROADCAST else "unknown"
+
+
+def _counters(raw: bytes) -> dict[str, int]:
+    values = _STATS64.unpack_from(raw) if len(raw) >= _STATS64.size else (0,) * 8
+    return {
+        "packets_received": values[0],
+        "packets_sent": values[1],
+        "bytes_received": values[2],
+        "bytes_sent": values[3],
+        "errors_received": values[4],
+        "errors_sent": values[5],
+        "packets_dropped_inbound": values[6],
+        "packets_dropped_outbound": values[7],
+    }

@@ -1,0 +1,238 @@
+"""The helper's own process: keeps workers forked ahead and does nothing else itself.
+
+Each worker serves one request and ends, so nothing that liblxc or a namespace left in it lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from utsuwa.host.helper import protocol, rtnetlink
+from utsuwa.host.helper.attach import Command, follow, open_terminal, set_death_signal
+from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
+
+IDLE_WORKERS = 2
+"""How many workers wait for requests."""
+
+_CLONE_NEWNET = 0x40000000
+_LOG_LIMIT = 64 * 1024
+_PID = struct.Struct("=i")
+
+
+def main(shared_fd: int) -> int:
+    """Serve until the daemon's end of the socket is gone."""
+    try:
+        liblxc = Liblxc()
+    except OSError as error:
+        print(f"liblxc cannot be loaded: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    os.umask(0o077)
+    os.chdir("/")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Parent(socket.socket(fileno=shared_fd), liblxc).serve()
+    return 0
+
+
+class Parent:
+    """Forks workers and reaps them."""
+
+    def __init__(self, shared: socket.socket, liblxc: Liblxc) -> None:
+        self._shared = shared
+        self._liblxc = liblxc
+        self._idle: set[int] = set()
+        self._taken_read, self._taken_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def serve(self) -> None:
+        poller = select.poll()
+        poller.register(self._shared, 0)  # only its end is of interest here
+        poller.register(self._taken_read, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        while True:
+            while len(self._idle) < IDLE_WORKERS:
+                self._fork()
+            for fd, _event in poller.poll():
+                if fd == self._shared.fileno():
+                    return
+                data = os.read(fd, 4096)
+                if fd == self._taken_read:
+                    self._idle.difference_update(pid for (pid,) in _PID.iter_unpack(data))
+            self._reap()
+
+    def _fork(self) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                Worker(self._shared, self._liblxc, self._taken_write, parent).serve()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        self._idle.add(pid)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._idle:
+                self._idle.discard(pid)
+                time.sleep(0.05)  # it should not have ended: do not fork in a tight circle
+
+
+class Worker:
+    """Serves one request."""
+
+    def __init__(self, shared: socket.socket, liblxc: Liblxc, taken: int, parent: int) -> None:
+        self._shared = shared
+        self._liblxc = liblxc
+        self._taken = taken
+        # While it is idle nobody needs this process once its parent is gone.
+        set_death_signal(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+        # liblxc repeats its log on stderr whatever it is told; what Python has to say stays on the old one.
+        sys.stderr = os.fdopen(os.dup(2), "w")
+        os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 2)
+        self._log = os.memfd_create("liblxc-log", os.MFD_CLOEXEC)
+        liblxc.log_to(self._log)
+
+    def serve(self) -> None:
+        received = protocol.receive(self._shared)
+        if received is None:
+            return
+        set_death_signal(0)
+        os.write(self._taken, _PID.pack(os.getpid()))
+        self._shared.close()
+        request, fds = received
+        with socket.socket(fileno=fds[0]) as reply:
+            _die_with(reply)
+            try:
+                _OPERATIONS[request["op"]](self, reply, request, fds[1:])
+            except LiblxcError as error:
+                self._refuse(reply, str(error))
+            except OSError as error:
+                self._refuse(reply, f"{error.strerror or error}")
+
+    def _refuse(self, reply: socket.socket, reason: str) -> None:
+        log = os.pread(self._log, _LOG_LIMIT, 0).decode(errors="replace")
+        protocol.send(reply, {"error": reason, "log": log})
+
+    def init_pid(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        pid = self._liblxc.container(request["name"], request["lxcpath"]).init_pid()
+        protocol.send(reply, {"ok": pid})
+
+    def state(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        state = self._liblxc.container(request["name"], request["lxcpath"]).state()
+        protocol.send(reply, {"ok": state})
+
+    def check_config(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        container = self._liblxc.container("check", "/nonexistent")
+        container.load_config(request["conf"])
+        protocol.send(reply, {"ok": None})
+
+    def freeze(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        container = self._liblxc.container(request["name"], request["lxcpath"])
+        # liblxc refuses a handle without any configuration, though it asks the monitor for all it needs.
+        container.set_config("lxc.uts.name", request["name"])
+        (container.freeze if request["frozen"] else container.unfreeze)()
+        protocol.send(reply, {"ok": None})
+
+    def console_log(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        container = self._liblxc.container(request["name"], request["lxcpath"])
+        with open(fds[0], "wb") as file:  # noqa: PTH123 - pathlib takes 10 ms to import
+            file.write(container.console_log(clear=request["clear"]))
+        protocol.send(reply, {"ok": None})
+
+    def network(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        """The interfaces on the host, then those of each container."""
+        found = [rtnetlink.interfaces()]
+        for pid in request["pids"]:
+            try:
+                _enter_network(int(pid))
+                found.append(rtnetlink.interfaces())
+            except OSError:
+                found.append([])
+        protocol.send(reply, {"ok": found})
+
+    def attach(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        container = self._liblxc.container(request["name"], request["lxcpath"])
+        command = Command(request)
+        master: list[int] = []
+        if command.terminal:
+            pty, slave = open_terminal(container, command.terminal)
+            master, fds = [pty], [slave, slave, slave]
+        pid = container.attach(
+            command.run, uid=command.uid, gid=command.gid, env=command.env, stdio=(fds[0], fds[1], fds[2])
+        )
+        for fd in {*fds}:
+            os.close(fd)
+        command.started()
+        _die_with(reply, on=False)
+        with contextlib.suppress(OSError):  # the caller has gone: seen again where replies are read
+            protocol.send(reply, {"ok": pid}, master)
+        for fd in master:
+            os.close(fd)
+        follow(reply, pid, command)
+
+
+Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
+_OPERATIONS: dict[str, Operation] = {
+    "attach": Worker.attach,
+    "check_config": Worker.check_config,
+    "console_log": Worker.console_log,
+    "freeze": Worker.freeze,
+    "init_pid": Worker.init_pid,
+    "network": Worker.network,
+    "state": Worker.state,
+}
+
+
+def _die_with(reply: socket.socket, *, on: bool = True) -> None:
+    """Let the kernel end this process when the caller goes away, whatever call into liblxc it hangs in."""
+    flags = fcntl.fcntl(reply, fcntl.F_GETFL)
+    if not on:
+        fcntl.fcntl(reply, fcntl.F_SETFL, flags & ~os.O_ASYNC)
+        return
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(reply, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(reply, fcntl.F_SETFL, flags | os.O_ASYNC)
+    poller = select.poll()
+    poller.register(reply, select.POLLIN)
+    if poller.poll(0):
+        _exit()
+
+
+def _exit() -> NoReturn:
+    os._exit(0)
+
+
+def _enter_network(pid: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(fd, _CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)

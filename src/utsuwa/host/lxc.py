@@ -1,0 +1,79 @@
+"""Starting containers by `lxc-start`, and reading from liblxc's log why one did not start."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from pathlib import Path
+
+from utsuwa.core.errors import HostError, ProcessFailed, StartFailed
+from utsuwa.host.run import PATH, run
+
+START_TIMEOUT = 120.0
+"""Seconds that liblxc gets until the container runs; its hooks and mounts are within."""
+
+_LOG_TAIL = 128 * 1024
+_MAX_REASONS = 4
+
+# `lxc-start web 20240101120000.000 ERROR    start - ../src/lxc/start.c:start:2197 - the reason`
+_LINE = re.compile(r"\S+ (?:.* )?[0-9]{14}\.[0-9]{3} (?P<level>[A-Z]+) +\S+ - \S+:\S+:[0-9]+ - (?P<text>.*)")
+# What liblxc says on every failure, whatever its reason.
+_NOISE = (
+    "An error occurred in another process",
+    "Failed to spawn container",
+    "The container failed to start",
+    "To get more details",
+    "Additional information can be obtained",
+    "Received container state",
+    "Container is not defined",
+    "Error: ",
+)
+
+
+async def start(name: str, lxcpath: Path, conf: Path, log: Path, *, level: str = "ERROR") -> None:
+    """Start a container and return once it runs; a monitor process of liblxc stays with it.
+
+    `log` is written anew. Raises StartFailed with the reason from it, HostError where lxc is missing.
+    """
+    await asyncio.to_thread(log.unlink, missing_ok=True)
+    argv = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
+    try:
+        await run(argv, timeout=START_TIMEOUT)
+    except ProcessFailed as error:
+        if error.code is None and shutil.which("lxc-start", path=PATH) is None:
+            raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
+        reason = reasons(await asyncio.to_thread(_tail, log)) or error.stderr.strip() or error.message
+        raise StartFailed(f"Failed to start the container: {reason}") from error
+
+
+def reasons(log: str) -> str:
+    """The errors of a liblxc log as one sentence: the last ones, each once, without where they arose."""
+    found: dict[str, None] = {}
+    for line in log.splitlines():
+        match = _LINE.match(line)
+        if match and match["level"] in ("ERROR", "FATAL", "CRIT") and not match["text"].startswith(_NOISE):
+            text = match["text"].strip()
+            found.pop(text, None)
+            found[text] = None
+    return "; ".join(list(found)[-_MAX_REASONS:])
+
+
+def monitor_pid(init_pid: int) -> int | None:
+    """The pid of liblxc's monitor, the parent of the container's init; None where init is gone."""
+    try:
+        stat = Path(f"/proc/{init_pid}/stat").read_bytes()
+    except OSError:
+        return None
+    parent = int(stat.rpartition(b")")[2].split()[1])
+    return parent if parent > 1 else None
+
+
+def _tail(path: Path) -> str:
+    """The end of a log, which its size does not bound."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
+            return file.read(_LOG_TAIL).decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,70 @@
+"""Descriptors on the event loop: wait until one is ready, read and write without blocking.
+
+For pipes, ptys, sockets and pidfds. One waiter a descriptor and direction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+CHUNK = 128 * 1024
+PIPE_SIZE = 1024 * 1024
+
+
+@contextlib.contextmanager
+def watched(fd: int, *, writing: bool = False) -> Iterator[asyncio.Future[None]]:
+    """A future that is done once `fd` can be read (or written, or has ended)."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+        (loop.remove_writer if writing else loop.remove_reader)(fd)
+
+    (loop.add_writer if writing else loop.add_reader)(fd, wake)
+    try:
+        yield ready
+    finally:
+        (loop.remove_writer if writing else loop.remove_reader)(fd)
+
+
+async def readable(fd: int) -> None:
+    with watched(fd) as ready:
+        await ready
+
+
+async def writable(fd: int) -> None:
+    with watched(fd, writing=True) as ready:
+        await ready
+
+
+async def read(fd: int, size: int = CHUNK) -> bytes:
+    """What is there, at least a byte; empty at the end."""
+    while True:
+        try:
+            return os.read(fd, size)
+        except BlockingIOError:
+            await readable(fd)
+
+
+async def write(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """All of `data`; OSError (EPIPE, EIO) where the other side has gone."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view[:CHUNK]) :]
+        except BlockingIOError:
+            await writable(fd)
+
+
+def pipe() -> tuple[int, int]:
+    """A pipe with a large buffer where the host allows it: the reading and the writing end."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return reading, writing

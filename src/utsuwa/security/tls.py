@@ -103,9 +103,25 @@ class PeerConnection:
         """The peer's certificate as DER; empty where it showed none. Known after the handshake."""
         self.fingerprint = ""
         """The sha256 of the certificate in hexadecimal; empty where there is none."""
+        self._refused: ssl.SSLError | None = None
 
     def do_handshake(self) -> None:
-        self._run(self._connection.do_handshake)
+        """A failure asks for more input first, and is raised on the next call.
+
+        Event loops drop what is to be sent when a handshake fails, but send it before they wait: so the
+        peer reads what was wrong (`protocol version`). The loop's time limit ends one that stays.
+        """
+        if self._refused is not None:
+            raise self._refused
+        try:
+            self._run(self._connection.do_handshake)
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError as error:
+            if not self._outgoing.pending:
+                raise
+            self._refused = error
+            raise ssl.SSLWantReadError("the peer is told why the handshake failed") from error
         self._flush()
         shown = self._connection.get_peer_certificate()
         if shown is not None:

@@ -270,23 +270,31 @@ def _explained(error: OSError, messages: list[str]) -> OSError | HostError:
     return HostError(f"Cannot mount the overlay: {said}")
 
 
-def can_overlay_idmapped(folder: Path, options: Mapping[str, str]) -> bool:
-    """Whether an overlay of idmapped layers works on the file system of `folder`; tried out in it.
+def can_overlay(folder: Path, options: Mapping[str, str]) -> bool:
+    """Whether the file system of `folder` can hold the upper layer of an overlay; tried out in it.
 
     `folder` is an empty folder of the caller's and is left with the trial's folders in it.
     """
-    if not can_idmap(folder):
-        return False
+    return _trial(folder, IdMap(), options) == 0
+
+
+def can_overlay_idmapped(folder: Path, options: Mapping[str, str]) -> bool:
+    """Whether an overlay of idmapped layers works on the file system of `folder`; as `can_overlay`."""
+    return can_idmap(folder) and _trial(folder, _PROBE_MAP, options) == _PROBE_MAP.host_uid(0)
+
+
+def _trial(folder: Path, idmap: IdMap, options: Mapping[str, str]) -> int | None:
+    """The owner that the top of a trial's overlay shows; None where the overlay does not take files."""
     trial = OverlayFolder(folder)
     trial.make()
     image = folder / "image"
     image.mkdir()
     try:
-        mount_overlay(trial, image, _PROBE_MAP, options)
-        (root,) = _PROBE_RANGES
-        return trial.rootfs.stat().st_uid == root.host
+        mount_overlay(trial, image, idmap, options)
+        as_container_root(idmap, (trial.rootfs / "written").touch)
+        return trial.rootfs.stat().st_uid
     except (OSError, HostError) as error:
-        log.info("overlays of idmapped layers do not work at %s: %s", folder, error)
-        return False
+        log.info("overlays do not work at %s: %s", folder, error)
+        return None
     finally:
         unmount(trial.rootfs)

@@ -6,8 +6,9 @@ are HostError or OutOfSpace (ENOSPC, EDQUOT); a driver that fails leaves nothing
 
 Layout below the pool's folder: `images/<fingerprint>/`, `containers/<storage name>/`. An instance's
 folder holds `rootfs/` (the mount point, or the tree itself), `metadata.yaml`, `templates/`, and what
-the driver keeps beside them. The way to a rootfs is 0711; the instance's folder is 0100 and belongs
-to the host id of the container's root.
+the driver keeps beside them. Names that begin with a dot are work in progress or on its way out, and
+are removed by the next `mount` of the pool. The way to a rootfs is 0711; the instance's folder is 0100
+and belongs to the host id of the container's root.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.image_source import ImageSource
@@ -60,10 +61,10 @@ class Usage:
 class Driver(Protocol):
     """One pool on the host."""
 
-    capabilities: Capabilities
+    capabilities: ClassVar[Capabilities]
 
     def create(self) -> None:
-        """Make the pool's folders at its source; refuses a source that is not empty."""
+        """Make the pool's folders at its source; raises InvalidConfig where it is missing or not empty."""
 
     def delete(self) -> None:
         """Remove the pool; the manager has checked that nothing is on it."""
@@ -82,13 +83,23 @@ class Driver(Protocol):
     def delete_image(self, fingerprint: str) -> None:
         """Take an image off the pool; does nothing where it is not there."""
 
-    def image_present(self, fingerprint: str) -> bool: ...
+    def images(self) -> list[str]:
+        """The fingerprints of the images that the pool keeps."""
 
-    def create_instance(self, volume: InstanceVolume) -> None:
-        """Make the instance's folder from its image, with `metadata.yaml` and `templates/`, not mounted."""
+    def image_users(self, fingerprint: str) -> list[str]:
+        """The storage names of the instances that cannot be without this image on the pool."""
 
-    def delete_instance(self, name: str) -> None:
-        """Unmount and remove an instance's folder; does nothing where it is not there."""
+    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
+        """Make the instance's folder, with `metadata.yaml` and `templates/`, not mounted.
+
+        `ensure_image` has run for the image. Without one the rootfs is an empty folder.
+        """
+
+    def delete_instance(self, name: str) -> str | None:
+        """Unmount and remove an instance's folder; does nothing where it is not there.
+
+        Gives the fingerprint of the image that it needed on the pool, if any.
+        """
 
     def rename_instance(self, name: str, new: str) -> None:
         """Rename the folder of an instance that is not mounted."""
@@ -103,8 +114,8 @@ class Driver(Protocol):
 
     def instance_folder(self, name: str) -> Path: ...
 
-    def instance_usage(self, name: str) -> int:
-        """Bytes that the instance takes for itself, its image not counted."""
+    def instance_usage(self, name: str) -> int | None:
+        """Bytes that the instance takes for itself, its image not counted; None where that costs too much."""
 
     def instances(self) -> list[str]:
         """The storage names of all instance folders on the pool: what the sweep at start-up looks at."""

@@ -1,0 +1,308 @@
+"""What the drivers that keep a pool in a folder share: its layout, trees with mapped owners, clean-up.
+
+A pool whose source is elsewhere is bind-mounted at its folder in the state folder, so that all paths
+lie below that one. Everything is made under a name with a leading dot and renamed when it is whole,
+and renamed to such a name before it is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage
+from utsuwa.core.idmap import IdMap
+from utsuwa.host import mounts
+from utsuwa.host.filetree import remove_tree
+from utsuwa.host.run import run_blocking
+from utsuwa.host.shift import Shift, shift_owners
+from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume, Usage
+from utsuwa.storage.drivers import records
+from utsuwa.storage.drivers.failures import translated
+from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
+
+_FOLDERS = {
+    "containers": 0o711,
+    "containers-snapshots": 0o711,
+    "custom": 0o711,
+    "custom-snapshots": 0o711,
+    "images": 0o700,
+}
+_COPY_TIMEOUT = 3600
+_METADATA = "metadata.yaml"
+_TEMPLATES = "templates"
+_MAX_TEMPLATE = 1024 * 1024
+_MAX_TEMPLATES = 1000
+
+
+class FolderPool:
+    """A pool in a folder; drivers add where images and layers come in."""
+
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        self.folder = folder
+        self.source = source
+
+    @property
+    def _elsewhere(self) -> bool:
+        return self.source != self.folder
+
+    @translated
+    def create(self) -> None:
+        if self._elsewhere and not self.source.is_dir():
+            raise InvalidConfig(f"The source {self.source} is not a folder that exists")
+        if self.source.is_dir() and {e.name for e in self.source.iterdir()} - {"lost+found"}:
+            raise InvalidConfig(f"The source {self.source} is not empty: a pool needs a folder of its own")
+        try:
+            self.folder.mkdir(mode=0o711, exist_ok=True)
+            self._bind()
+            self.folder.chmod(0o711)
+            for name, mode in _FOLDERS.items():
+                _make_folder(self.folder / name, mode)
+            self._fix_options()
+        except BaseException:
+            self.delete()
+            raise
+
+    def _fix_options(self) -> None:
+        """Write down what holds for the pool's whole life."""
+        records.store_pool(self.folder, PoolRecord(self.capabilities.name))
+
+    @translated
+    def delete(self) -> None:
+        mounts.unmount_below(self.folder / "images")
+        mounts.unmount_below(self.folder / "containers")
+        if not self._elsewhere or mounts.mounted(self.folder):
+            for name in (*_FOLDERS, records.POOL_FILE):
+                remove_tree(self.folder / name)
+        if self._elsewhere:
+            mounts.unmount(self.folder)
+        if self.folder.is_dir():
+            self.folder.rmdir()
+
+    @translated
+    def mount(self) -> None:
+        self.folder.mkdir(mode=0o711, exist_ok=True)
+        self._bind()
+        if records.load_pool(self.folder).driver != self.capabilities.name:
+            raise HostError(f"The folder {self.source} belongs to a pool of another driver")
+        for name in ("images", "containers"):
+            for entry in (self.folder / name).iterdir():
+                if entry.name.startswith("."):
+                    mounts.unmount_below(entry)
+                    remove_tree(entry)
+
+    def _bind(self) -> None:
+        if not self._elsewhere or mounts.mounted(self.folder):
+            return
+        if not self.source.is_dir():
+            raise HostError(f"The pool's source {self.source} is not there")
+        mounts.bind(self.source, self.folder)
+
+    @translated
+    def unmount(self) -> None:
+        mounts.unmount_below(self.folder)
+
+    @translated
+    def usage(self) -> Usage:
+        disk = os.statvfs(self.folder)
+        return Usage(
+            space_used=(disk.f_blocks - disk.f_bfree) * disk.f_frsize,
+            space_total=disk.f_blocks * disk.f_frsize,
+            inodes_used=disk.f_files - disk.f_ffree,
+            inodes_total=disk.f_files,
+        )
+
+    # Images
+
+    def image_folder(self, fingerprint: str) -> Path:
+        return self.folder / "images" / fingerprint
+
+    @translated
+    def images(self) -> list[str]:
+        return sorted(e.name for e in (self.folder / "images").iterdir() if not e.name.startswith("."))
+
+    @translated
+    def delete_image(self, fingerprint: str) -> None:
+        self._remove(self.image_folder(fingerprint))
+
+    # Instances
+
+    def instance_folder(self, name: str) -> Path:
+        return self.folder / "containers" / name
+
+    def _rootfs(self, name: str) -> Path:
+        return self.instance_folder(name) / "rootfs"
+
+    @translated
+    def instances(self) -> list[str]:
+        return sorted(e.name for e in (self.folder / "containers").iterdir() if not e.name.startswith("."))
+
+    @translated
+    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
+        target = self.instance_folder(volume.name)
+        if os.path.lexists(target):
+            raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
+        with self._fresh(target) as folder:
+            if image is None:
+                _make_folder(folder / "rootfs", 0o755)
+                record = VolumeRecord()
+            else:
+                record = self._fill(folder, volume, image)
+            records.store_volume(folder, record)
+            _own(folder, volume.idmap)
+
+    def _fill(self, folder: Path, volume: InstanceVolume, image: ImageSource) -> VolumeRecord:
+        """Lay out a new instance's folder from its image."""
+        raise NotImplementedError
+
+    @translated
+    def delete_instance(self, name: str) -> str | None:
+        folder = self.instance_folder(name)
+        try:
+            image = records.load_volume(folder).image
+        except (FileNotFoundError, HostError):
+            image = None
+        self._remove(folder)
+        return image
+
+    @translated
+    def rename_instance(self, name: str, new: str) -> None:
+        old, target = self.instance_folder(name), self.instance_folder(new)
+        if os.path.lexists(target):
+            raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
+        mounts.unmount_below(old)
+        old.rename(target)
+
+    @translated
+    def mount_instance(self, volume: InstanceVolume) -> Path:
+        folder = self.instance_folder(volume.name)
+        record = records.load_volume(folder)
+        rootfs = folder / "rootfs"
+        if mounts.mounted(rootfs):
+            if record.mounted == volume.idmap:
+                return rootfs
+            mounts.unmount(rootfs)
+        _own(folder, volume.idmap)
+        self._mount(folder, volume, record)
+        return rootfs
+
+    def _mount(self, folder: Path, volume: InstanceVolume, record: VolumeRecord) -> None:
+        self._mount_tree(folder, volume.idmap, record)
+
+    def _mount_tree(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
+        """Show a tree of the instance's own through its map: by a mount, or else by its owners on disk."""
+        rootfs = folder / "rootfs"
+        mapped = not idmap.privileged and mounts.can_idmap(rootfs)
+        record = _shift(folder, record, IdMap() if mapped else idmap)
+        records.change_volume(folder, record, mounted=idmap if mapped else None)
+        if mapped:
+            mounts.bind_idmapped(rootfs, rootfs, idmap)
+
+    @translated
+    def unmount_instance(self, name: str) -> None:
+        mounts.unmount(self._rootfs(name))
+
+    @translated
+    def instance_mounted(self, name: str) -> bool:
+        return mounts.mounted(self._rootfs(name))
+
+    def instance_usage(self, name: str) -> int | None:
+        return None
+
+    # Whole folders, all or nothing
+
+    @contextmanager
+    def _fresh(self, target: Path) -> Iterator[Path]:
+        """A new folder (0700) that becomes `target` at the end of the block, or goes where it fails."""
+        folder = target.with_name(f".new-{secrets.token_hex(8)}")
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+            folder.rename(target)
+        except BaseException:
+            mounts.unmount_below(folder)
+            remove_tree(folder)
+            raise
+
+    def _remove(self, folder: Path) -> None:
+        if not os.path.lexists(folder):
+            return
+        mounts.unmount_below(folder)
+        gone = folder.with_name(f".gone-{secrets.token_hex(8)}")
+        folder.rename(gone)
+        remove_tree(gone)
+
+
+def _make_folder(path: Path, mode: int) -> None:
+    path.mkdir(mode=mode, exist_ok=True)
+    path.chmod(mode)
+
+
+def _own(folder: Path, idmap: IdMap) -> None:
+    """The instance's folder belongs to its root, who may pass through it and nothing else."""
+    owner = (idmap.host_uid(0), idmap.host_gid(0))
+    status = folder.stat()
+    if (status.st_uid, status.st_gid) != owner:
+        os.chown(folder, *owner)
+    if stat.S_IMODE(status.st_mode) != 0o100:
+        folder.chmod(0o100)
+
+
+def _shift(folder: Path, record: VolumeRecord, wanted: IdMap) -> VolumeRecord:
+    """Shift the owners below `rootfs` to a map, finishing first what a kill cut off."""
+    if record.shifting_to is not None:
+        record = _shift_once(folder, record, record.shifting_to, resumed=True)
+    if record.owners == wanted:
+        return record
+    record = records.change_volume(folder, record, shifting_to=wanted)
+    return _shift_once(folder, record, wanted, resumed=False)
+
+
+def _shift_once(folder: Path, record: VolumeRecord, wanted: IdMap, *, resumed: bool) -> VolumeRecord:
+    shift_owners(folder / "rootfs", Shift(record.owners, wanted, resumed=resumed))
+    return records.change_volume(folder, record, owners=wanted, shifting_to=None)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a tree with everything that it has, sharing blocks where the file system can."""
+    options = ["--archive", "--reflink=auto", "--one-file-system", "--no-target-directory"]
+    run_blocking(["cp", *options, "--", str(source), str(target)], timeout=_COPY_TIMEOUT)
+
+
+def copy_metadata(image: Path, folder: Path) -> None:
+    """Give an instance its own `metadata.yaml` and `templates/` from an image's folder.
+
+    Only plain files are copied, no symlink is followed. Raises InvalidImage for others and past the limits.
+    """
+    _copy_file(image / _METADATA, folder / _METADATA)
+    templates = image / _TEMPLATES
+    if not templates.exists():
+        return
+    count = 0
+    for below, folders, files in os.walk(templates):
+        target = folder / _TEMPLATES / Path(below).relative_to(templates)
+        target.mkdir(mode=0o755)
+        count += len(folders) + len(files)
+        if count > _MAX_TEMPLATES:
+            raise InvalidImage(f"The image holds more than {_MAX_TEMPLATES} templates")
+        for name in files:
+            _copy_file(Path(below) / name, target / name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_TEMPLATE:
+            raise InvalidImage(f"{source.name} in the image is not a file of at most {_MAX_TEMPLATE} bytes")
+        made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(made, "wb") as out:
+            shutil.copyfileobj(file, out)

@@ -1,0 +1,84 @@
+"""What a pool and an instance's volume know of themselves: small JSON files that only the daemon reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from utsuwa.core.errors import HostError
+from utsuwa.core.idmap import IdMap
+
+T = TypeVar("T")
+
+VOLUME_FILE = "volume.json"
+POOL_FILE = "pool.json"
+_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """The state of one instance's files."""
+
+    image: str | None = None
+    """The fingerprint of the image that the upper layer belongs to; None for a tree of its own."""
+    owners: IdMap = field(default_factory=IdMap)
+    """The map to which the owners on disk are shifted; privileged where they are the container's own."""
+    shifting_to: IdMap | None = None
+    """Set while owners are being shifted: a pass that was cut off is finished."""
+    mounted: IdMap | None = None
+    """The map of the mount that is there, if one is there."""
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """What was fixed when the pool was made."""
+
+    driver: str
+    mount_options: dict[str, str] = field(default_factory=dict)
+
+
+def load_volume(folder: Path) -> VolumeRecord:
+    return _load(folder / VOLUME_FILE, VolumeRecord)
+
+
+def store_volume(folder: Path, record: VolumeRecord) -> None:
+    _store(folder / VOLUME_FILE, record)
+
+
+def change_volume(folder: Path, record: VolumeRecord, **changes: object) -> VolumeRecord:
+    """Store the record with some fields changed, where that makes a difference; gives the new one."""
+    changed: VolumeRecord = replace(record, **changes)  # type: ignore[arg-type]
+    if changed != record:
+        store_volume(folder, changed)
+    return changed
+
+
+def load_pool(folder: Path) -> PoolRecord:
+    return _load(folder / POOL_FILE, PoolRecord)
+
+
+def store_pool(folder: Path, record: PoolRecord) -> None:
+    _store(folder / POOL_FILE, record)
+
+
+def _load(path: Path, kind: type[T]) -> T:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(_LIMIT)
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise HostError(f"{path} is damaged: {error}") from error
+
+
+def _store(path: Path, record: object) -> None:
+    """Replace the file as a whole: a kill leaves the old or the new one."""
+    new = path.with_name(f".{path.name}")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(record))
+    new.replace(path)

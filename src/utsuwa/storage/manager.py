@@ -1,0 +1,483 @@
+"""Storage pools and what lies on them: locks, rows, undo, events. Drivers do the work on the host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from utsuwa.core import clock
+from utsuwa.core.config_keys import KeyTable
+from utsuwa.core.errors import (
+    HostError,
+    InUse,
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    UtsuwaError,
+)
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.names import DEFAULT_PROJECT, check_object_name, storage_name
+from utsuwa.core.paths import StatePaths
+from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, POOL_KEYS
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import images as image_rows
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import storage_pools, storage_volumes
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
+from utsuwa.db.engine import Database
+from utsuwa.db.storage_pools import PoolRow, PoolUse
+from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.host.userns import close_user_namespaces
+from utsuwa.operations.events import EventHub
+from utsuwa.storage.base import Driver, ImageSource, InstanceVolume, Usage
+from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool as callers see it; `available` is False where it could not be mounted."""
+
+    row: PoolRow
+    use: PoolUse
+    available: bool
+
+
+class StorageManager:
+    """All pools of the daemon.
+
+    Each volume has a lock, and each image on each pool; what a driver does runs in a thread and is
+    always awaited to its end, so that an undo step never meets work that still goes on.
+    """
+
+    def __init__(self, database: Database, paths: StatePaths, events: EventHub) -> None:
+        self._database = database
+        self._paths = paths
+        self._events = events
+        self._locks = NamedLocks()
+        self._drivers: dict[str, Driver] = {}
+        self._mounted: set[str] = set()
+        self._image_holds: Counter[tuple[str, str]] = Counter()
+
+    # Start and end of the daemon
+
+    async def start(self) -> None:
+        """Mount every pool, and take away what a kill left half-made.
+
+        A pool that cannot be mounted is shown as unavailable and does not keep the daemon from starting.
+        """
+        async with self._database.read() as conn:
+            rows = await storage_pools.get_all(conn)
+        for row in rows:
+            driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
+            if row.state != "ready":
+                await self._discard_pool(row, driver)
+                continue
+            self._drivers[row.name] = driver
+            try:
+                await _finished(driver.mount)
+                self._mounted.add(row.name)
+                await self._sweep(row.name, driver)
+            except UtsuwaError as error:
+                log.error("storage pool %r cannot be used: %s", row.name, error)
+
+    async def stop(self) -> None:
+        """Let go of what the daemon holds; mounts stay, for containers run on."""
+        await asyncio.to_thread(close_user_namespaces)
+
+    @property
+    def drivers_in_use(self) -> set[str]:
+        """The names of the drivers of all pools."""
+        return {driver.capabilities.name for driver in self._drivers.values()}
+
+    async def _discard_pool(self, row: PoolRow, driver: Driver) -> None:
+        log.info("removing the half-made storage pool %r", row.name)
+        try:
+            await _finished(driver.delete)
+        except UtsuwaError as error:
+            log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
+        async with self._database.write("discard storage pool") as conn:
+            await storage_pools.delete(conn, row.id)
+
+    async def _sweep(self, pool: str, driver: Driver) -> None:
+        """Folders without an instance, rows without one, links that are missing, images without a use."""
+        async with self._database.read() as conn:
+            instances = {(i.project, i.name) for i in await instance_rows.get_all(conn, None)}
+            volumes = await storage_volumes.get_all(conn, None, pool, VOLUME_CONTAINER)
+        known = {storage_name(project, name) for project, name in instances}
+        for name in await _finished(driver.instances):
+            if name in known:
+                await asyncio.to_thread(self._link, driver, name)
+            else:
+                log.warning("removing %s from storage pool %r: no instance belongs to it", name, pool)
+                await _finished(driver.delete_instance, name)
+                await asyncio.to_thread(self._unlink, name)
+        async with self._database.write("sweep storage volumes") as conn:
+            for volume in volumes:
+                if (volume.project, volume.name) not in instances:
+                    await storage_volumes.delete(conn, volume.id)
+        for fingerprint in await _finished(driver.images):
+            await self._forget_image(pool, driver, fingerprint)
+
+    # Pools
+
+    async def get_pool(self, name: str) -> PoolRow:
+        """Raises NotFound, also for a pool that is still being made."""
+        async with self._database.read() as conn:
+            row = await storage_pools.get(conn, name)
+        if row.state != "ready":
+            raise NotFound(f"Storage pool {name!r} not found")
+        return row
+
+    async def pool(self, name: str) -> Pool:
+        """One pool with its use. Raises NotFound."""
+        async with self._database.read() as conn:
+            row = await storage_pools.get(conn, name)
+            use = await storage_pools.used_by(conn)
+        if row.state != "ready":
+            raise NotFound(f"Storage pool {name!r} not found")
+        return self._shown(row, use)
+
+    async def pools(self) -> list[Pool]:
+        """All pools by name."""
+        async with self._database.read() as conn:
+            rows = await storage_pools.get_all(conn)
+            use = await storage_pools.used_by(conn)
+        return [self._shown(row, use) for row in rows if row.state == "ready"]
+
+    def _shown(self, row: PoolRow, use: Mapping[str, PoolUse]) -> Pool:
+        return Pool(row, use.get(row.name, PoolUse()), row.name in self._mounted)
+
+    async def create_pool(
+        self, name: str, driver: str = "", description: str = "", config: Mapping[str, str] | None = None
+    ) -> None:
+        """Make a pool; without a driver an `overlay` one.
+
+        Raises InvalidName, InvalidRequest (driver), InvalidConfig, AlreadyExists, HostError.
+        """
+        check_object_name("Storage pool", name)
+        row = self._first_row(name, driver or DEFAULT_DRIVER, description, config or {})
+        work = load_driver(row.driver, self._paths.pool(name), row.config)
+        async with self._locks.hold("pool", name), Rollback() as undo:
+            async with self._database.write("reserve storage pool") as conn:
+                row = replace(row, id=await storage_pools.insert(conn, row))
+            undo.push(self._remove_row, row)
+            made: list[bool] = []
+            undo.push(_undo_if, made, work.delete)
+            await _finished(_noted, made, work.create)
+            async with self._database.write("storage pool is ready") as conn:
+                await storage_pools.set_ready(conn, row.id)
+            self._drivers[name] = work
+            self._mounted.add(name)
+            undo.keep()
+        self._lifecycle("created", name, {"driver": row.driver})
+
+    def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
+        given = {key: value for key, value in config.items() if value}
+        if "volatile.initial_source" in given:
+            raise InvalidConfig("volatile.initial_source is set by the server: leave it out")
+        keys_of(driver).check(given)
+        if "source" in given:
+            given["source"] = str(self._checked_source(name, given["source"]))
+            given["volatile.initial_source"] = config["source"]
+        else:
+            given["source"] = str(self._paths.pool(name))
+        if driver == "overlay":
+            given.setdefault("overlay.mount_options", DEFAULT_OVERLAY_OPTIONS)
+        return PoolRow(id=0, name=name, driver=driver, description=description, config=given)
+
+    def _checked_source(self, name: str, source: str) -> Path:
+        """The source without symlinks; nothing in the state folder but the pool's own place is one."""
+        path = Path(source).resolve()
+        if path != self._paths.pool(name) and (path == self._paths.root or self._paths.root in path.parents):
+            raise InvalidConfig(f"The source {source} lies in the daemon's state folder: use another one")
+        if path in self._paths.root.parents:
+            raise InvalidConfig(f"The source {source} holds the daemon's state folder: use another one")
+        return path
+
+    async def update_pool(self, name: str, description: str, config: Mapping[str, str]) -> None:
+        """Replace description and config; keys that are fixed at creation keep their value where left out.
+
+        Raises NotFound, InvalidConfig.
+        """
+        async with self._locks.hold("pool", name):
+            row = await self.get_pool(name)
+            wanted = {key: value for key, value in config.items() if value}
+            for key in FIXED_KEYS & row.config.keys():
+                wanted.setdefault(key, row.config[key])
+            for key in FIXED_KEYS & (wanted.keys() | row.config.keys()):
+                if wanted.get(key) != row.config.get(key):
+                    raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
+            keys_of(row.driver).check(wanted)
+            async with self._database.write("update storage pool") as conn:
+                await storage_pools.update(conn, replace(row, description=description, config=wanted))
+        self._lifecycle("updated", name)
+
+    async def delete_pool(self, name: str) -> None:
+        """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError."""
+        async with self._locks.hold("pool", name):
+            pool = await self.pool(name)
+            driver = self._drivers[name]
+            if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
+                raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+            self._mounted.discard(name)
+            await _finished(driver.delete)
+            del self._drivers[name]
+            await self._remove_row(pool.row)
+        self._lifecycle("deleted", name)
+
+    async def _remove_row(self, row: PoolRow) -> None:
+        async with self._database.write("delete storage pool") as conn:
+            await storage_pools.delete(conn, row.id)
+
+    async def resources(self, name: str) -> Usage:
+        """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
+        await self.get_pool(name)
+        return await _finished(self._driver(name).usage)
+
+    def _driver(self, pool: str) -> Driver:
+        if pool not in self._drivers:
+            raise NotFound(f"Storage pool {pool!r} not found")
+        if pool not in self._mounted:
+            raise Unavailable(
+                f"Storage pool {pool!r} is not available: look into the daemon's log for the reason"
+            )
+        return self._drivers[pool]
+
+    # Volumes
+
+    async def volumes(self, pool: str, project: str | None, kind: int | None = None) -> list[VolumeRow]:
+        """The volumes of a project, or of all (None), on a pool; images belong to every project.
+
+        Raises NotFound (pool).
+        """
+        await self.get_pool(pool)
+        async with self._database.read() as conn:
+            found = await storage_volumes.get_all(conn, None, pool, kind)
+        return [v for v in found if project is None or v.project == project or v.type == VOLUME_IMAGE]
+
+    async def volume(self, pool: str, project: str, kind: int, name: str) -> VolumeRow:
+        """Raises NotFound."""
+        await self.get_pool(pool)
+        owner = DEFAULT_PROJECT if kind == VOLUME_IMAGE else project
+        async with self._database.read() as conn:
+            return await storage_volumes.get(conn, owner, pool, kind, name)
+
+    # Instances
+
+    async def create_instance(
+        self, pool: str, volume: InstanceVolume, image: ImageSource | None, project: str, name: str
+    ) -> None:
+        """Make the files of a new instance, its volume's row and its link in `containers/`; not mounted.
+
+        Raises NotFound (pool), AlreadyExists, InvalidImage, OutOfSpace, HostError; nothing is left then.
+        """
+        driver = self._driver(pool)
+        async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
+            row = VolumeRow(
+                id=0, project=project, pool=pool, name=name, type=VOLUME_CONTAINER, description="",
+                created_at=clock.now(),
+            )  # fmt: skip
+            async with self._database.write("insert storage volume") as conn:
+                row_id = await storage_volumes.insert(conn, row)
+            undo.push(self._remove_volume_row, row_id)
+            undo.push(self._release_image, pool, driver, image)
+            await self._hold_image(pool, driver, image)
+            made: list[bool] = []
+            undo.push(_undo_if, made, driver.delete_instance, volume.name)
+            await _finished(_noted, made, driver.create_instance, volume, image)
+            undo.push(self._unlink, volume.name)
+            self._link(driver, volume.name)
+            undo.keep()
+        await self._release_image(pool, driver, image)
+
+    async def delete_instance(self, pool: str, stored: str, project: str, name: str) -> None:
+        """Remove an instance's files, link and row; does nothing for what is not there."""
+        driver = self._driver(pool)
+        async with self._locks.hold("volume", pool, stored):
+            self._unlink(stored)
+            fingerprint = await _finished(driver.delete_instance, stored)
+            async with self._database.write("delete storage volume") as conn:
+                for row in await storage_volumes.get_all(conn, project, pool, VOLUME_CONTAINER):
+                    if row.name == name:
+                        await storage_volumes.delete(conn, row.id)
+        if fingerprint is not None:
+            await self._forget_image(pool, driver, fingerprint)
+
+    async def rename_instance(
+        self, pool: str, stored: str, new_stored: str, project: str, name: str, new_name: str
+    ) -> None:
+        """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError."""
+        driver = self._driver(pool)
+        first, second = sorted((stored, new_stored))
+        async with (
+            self._locks.hold("volume", pool, first),
+            self._locks.hold("volume", pool, second),
+            Rollback() as undo,
+        ):
+            async with self._database.read() as conn:
+                row = await storage_volumes.get(conn, project, pool, VOLUME_CONTAINER, name)
+            made: list[bool] = []
+            undo.push(_undo_if, made, driver.rename_instance, new_stored, stored)
+            await _finished(_noted, made, driver.rename_instance, stored, new_stored)
+            undo.push(self._link, driver, stored)
+            self._unlink(stored)
+            undo.push(self._unlink, new_stored)
+            self._link(driver, new_stored)
+            async with self._database.write("rename storage volume") as conn:
+                await storage_volumes.rename(conn, row.id, new_name)
+            undo.keep()
+
+    async def mount_instance(self, pool: str, volume: InstanceVolume) -> Path:
+        """Mount an instance's rootfs through its map (again, where the map changed) and give its path."""
+        driver = self._driver(pool)
+        async with self._locks.hold("volume", pool, volume.name):
+            return await _finished(driver.mount_instance, volume)
+
+    async def unmount_instance(self, pool: str, stored: str) -> None:
+        """Unmount an instance's rootfs; does nothing where it is not mounted."""
+        driver = self._driver(pool)
+        async with self._locks.hold("volume", pool, stored):
+            await _finished(driver.unmount_instance, stored)
+
+    async def instance_mounted(self, pool: str, stored: str) -> bool:
+        return await asyncio.to_thread(self._driver(pool).instance_mounted, stored)
+
+    def instance_folder(self, pool: str, stored: str) -> Path:
+        """The folder that holds `rootfs/`, `metadata.yaml` and `templates/`. Raises NotFound, Unavailable."""
+        return self._driver(pool).instance_folder(stored)
+
+    async def instance_usage(self, pool: str, stored: str) -> int | None:
+        """Bytes that an instance takes for itself; None where its driver cannot tell cheaply."""
+        try:
+            return await asyncio.to_thread(self._driver(pool).instance_usage, stored)
+        except HostError as error:
+            log.info("no disk usage of %s: %s", stored, error)
+            return None
+
+    def _link(self, driver: Driver, stored: str) -> None:
+        """`containers/<name>` leads to the instance's folder: liblxc and people look there."""
+        link, target = self._paths.containers / stored, driver.instance_folder(stored)
+        if link.is_symlink():
+            if link.readlink() == target:
+                return
+            link.unlink()
+        link.symlink_to(target)
+
+    def _unlink(self, stored: str) -> None:
+        (self._paths.containers / stored).unlink(missing_ok=True)
+
+    async def _remove_volume_row(self, row_id: int) -> None:
+        async with self._database.write("discard storage volume") as conn:
+            await storage_volumes.delete(conn, row_id)
+
+    # Images
+
+    async def ensure_image(self, pool: str, image: ImageSource) -> None:
+        """Bring an image onto a pool ahead of its first use."""
+        driver = self._driver(pool)
+        await self._hold_image(pool, driver, image)
+        await self._release_image(pool, driver, image)
+
+    async def delete_image(self, fingerprint: str) -> None:
+        """The image's row is gone: take it off every pool, but for those where instances stand on it."""
+        for pool in sorted(self._mounted):
+            await self._forget_image(pool, self._drivers[pool], fingerprint)
+
+    async def _hold_image(self, pool: str, driver: Driver, image: ImageSource | None) -> None:
+        """Bring an image onto the pool and keep it there until it is released."""
+        if image is None:
+            return
+        self._image_holds[pool, image.fingerprint] += 1
+        async with self._locks.hold("image", pool, image.fingerprint):
+            await _finished(driver.ensure_image, image)
+            if driver.capabilities.copy_on_write_images:
+                await self._image_row(pool, image.fingerprint)
+
+    async def _release_image(self, pool: str, driver: Driver, image: ImageSource | None) -> None:
+        if image is None:
+            return
+        self._image_holds[pool, image.fingerprint] -= 1
+        if not self._image_holds[pool, image.fingerprint]:
+            del self._image_holds[pool, image.fingerprint]
+        await self._forget_image(pool, driver, image.fingerprint)
+
+    async def _image_row(self, pool: str, fingerprint: str) -> None:
+        async with self._database.write("image is on the pool") as conn:
+            known = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+            if all(row.name != fingerprint for row in known):
+                row = VolumeRow(
+                    id=0, project=DEFAULT_PROJECT, pool=pool, name=fingerprint, type=VOLUME_IMAGE,
+                    description="", created_at=clock.now(),
+                )  # fmt: skip
+                await storage_volumes.insert(conn, row)
+
+    async def _forget_image(self, pool: str, driver: Driver, fingerprint: str) -> None:
+        """Take an image off a pool where neither the daemon nor an instance needs it any more."""
+        async with self._locks.hold("image", pool, fingerprint):
+            if self._image_holds[pool, fingerprint]:
+                return
+            async with self._database.read() as conn:
+                if await image_rows.projects_with(conn, fingerprint):
+                    return
+            if await _finished(driver.image_users, fingerprint):
+                return
+            await _finished(driver.delete_image, fingerprint)
+            async with self._database.write("image is off the pool") as conn:
+                for row in await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
+                    if row.name == fingerprint:
+                        await storage_volumes.delete(conn, row.id)
+
+    def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
+        self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context)
+
+
+def pool_url(name: str) -> str:
+    return f"/1.0/storage-pools/{name}"
+
+
+def keys_of(driver: str) -> KeyTable:
+    """The config keys of a driver's pools. Raises InvalidRequest for a driver that is not there."""
+    table = POOL_KEYS.get(driver)
+    if table is None:
+        raise InvalidRequest(
+            f"Unknown storage driver {driver[:40]!r}: use one of {', '.join(sorted(POOL_KEYS))}"
+        )
+    return table
+
+
+async def _finished(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run blocking work in a thread and wait for its end, also when the caller is cancelled meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled() and (error := running.exception()) is not None:
+            log.info("cancelled work failed as well: %s", error)
+        raise
+
+
+def _noted(made: list[bool], work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `work` and note in `made` that it came to its end: from then on it has to be undone."""
+    result = work(*args, **kwargs)
+    made.append(True)
+    return result
+
+
+async def _undo_if(made: list[bool], work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    if made:
+        await _finished(work, *args, **kwargs)

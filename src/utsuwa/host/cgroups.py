@@ -1,0 +1,165 @@
+"""What the cgroups of containers tell, on v1, v2 and hybrids of both. Blocking, but only reads of cgroupfs.
+
+A container's cgroup is found by its init. A systemd inside moves itself into `init.scope`, so the
+path is cut back to the container's own folder, which is named `payload.<storage name>`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PAYLOAD_PREFIX = "payload."
+"""How the last component of `lxc.cgroup.dir.container` begins."""
+
+_UNIFIED = ""
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a container uses; 0 where the host does not account for it."""
+
+    cpu_ns: int = 0
+    memory: int = 0
+    memory_peak: int = 0
+    swap: int = 0
+    swap_peak: int = 0
+    processes: int = 0
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A mounted hierarchy: where, and which of its cgroups is visible as its root."""
+
+    mount: Path
+    root: str
+
+
+def usage_of(pids: Iterable[int], proc: Path = _PROC) -> dict[int, Usage]:
+    """The usage of containers by the pid of their init; who has ended is left out."""
+    return {pid: _usage(folders) for pid in pids if (folders := folders_of(pid, proc))}
+
+
+def frozen(pid: int, proc: Path = _PROC) -> bool:
+    """Whether the container of this init is frozen, or about to be; False where it has ended."""
+    folders = folders_of(pid, proc)
+    if "freezer" in folders and _text(folders["freezer"] / "freezer.state") in ("FROZEN", "FREEZING"):
+        return True
+    return _UNIFIED in folders and _fields(folders[_UNIFIED] / "cgroup.events").get("frozen") == 1
+
+
+def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
+    """The container's own folder in each hierarchy by controller; v2 under the empty name."""
+    hierarchies = _hierarchies(proc)
+    own = dict(_paths(proc / "self" / "cgroup"))
+    folders = {}
+    for controllers, path in _paths(proc / str(pid) / "cgroup"):
+        for controller in controllers.split(","):
+            hierarchy = hierarchies.get(controller)
+            if hierarchy is not None:
+                folders[controller] = _folder(hierarchy, container_path(path, own.get(controllers, "/")))
+    return folders
+
+
+def container_path(path: str, own: str = "/") -> str:
+    """The container's own cgroup, where `path` is that of its init and `own` that of the daemon.
+
+    A daemon that runs in such a container itself has that one's name on the way: it is passed over.
+    """
+    passed_over = sum(part.startswith(PAYLOAD_PREFIX) for part in own.split("/"))
+    parts = path.split("/")
+    for index, part in enumerate(parts):
+        if part.startswith(PAYLOAD_PREFIX):
+            if passed_over == 0:
+                return "/".join(parts[: index + 1])
+            passed_over -= 1
+    return path.removesuffix("/init.scope") or "/"
+
+
+def _usage(folders: Mapping[str, Path]) -> Usage:
+    unified = folders.get(_UNIFIED)
+    usage: dict[str, int] = {}
+    if unified is not None:
+        usage["cpu_ns"] = _fields(unified / "cpu.stat").get("usage_usec", 0) * 1000
+        usage["memory"] = _number(unified / "memory.current")
+        usage["memory_peak"] = _number(unified / "memory.peak")
+        usage["swap"] = _number(unified / "memory.swap.current")
+        usage["swap_peak"] = _number(unified / "memory.swap.peak")
+        usage["processes"] = _number(unified / "pids.current")
+    if "cpuacct" in folders:
+        usage["cpu_ns"] = _number(folders["cpuacct"] / "cpuacct.usage")
+    if "memory" in folders:
+        usage.update(_memory_v1(folders["memory"]))
+    if "pids" in folders:
+        usage["processes"] = _number(folders["pids"] / "pids.current")
+    return Usage(**usage)
+
+
+def _memory_v1(folder: Path) -> dict[str, int]:
+    """Version 1 counts memory, and memory and swap together."""
+    memory = _number(folder / "memory.usage_in_bytes")
+    peak = _number(folder / "memory.max_usage_in_bytes")
+    both = _number(folder / "memory.memsw.usage_in_bytes")
+    both_peak = _number(folder / "memory.memsw.max_usage_in_bytes")
+    return {
+        "memory": memory,
+        "memory_peak": peak,
+        "swap": max(0, both - memory),
+        "swap_peak": max(0, both_peak - peak),
+    }
+
+
+def _folder(hierarchy: Hierarchy, path: str) -> Path:
+    below = path
+    if hierarchy.root != "/" and (path + "/").startswith(hierarchy.root + "/"):
+        below = path[len(hierarchy.root) :]
+    return hierarchy.mount / below.lstrip("/")
+
+
+@functools.cache
+def _hierarchies(proc: Path) -> dict[str, Hierarchy]:
+    """The mounted hierarchies by controller, v2 under the empty name; the host's do not change."""
+    found: dict[str, Hierarchy] = {}
+    for line in _lines(proc / "self" / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
+            continue
+        hierarchy = Hierarchy(Path(fields[4]), fields[3])
+        names = [_UNIFIED] if kind[0] == "cgroup2" else kind[2].split(",")
+        for name in names:
+            found.setdefault(name, hierarchy)
+    return found
+
+
+def _paths(file: Path) -> Iterator[tuple[str, str]]:
+    """Controllers and path of each line of a `cgroup` file of /proc; nothing where the process is gone."""
+    for line in _lines(file):
+        _hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        yield controllers, path.removesuffix(" (deleted)")
+
+
+def _lines(file: Path) -> list[str]:
+    return (_text(file) or "").splitlines()
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _number(file: Path) -> int:
+    text = _text(file)
+    return int(text) if text and text.isdigit() else 0
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """The `name number` lines of a file."""
+    pairs = (line.split() for line in _lines(file))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 HTTPS_ADDRESS = "core.https_address"
 DEFAULT_PORT = 8443
+RETRY_SECONDS = 10
+"""Between tries to listen at an address that could not be had at start-up."""
 _BACKLOG = 1024
 
 
@@ -112,6 +114,8 @@ class HttpsListener:
         self._endpoint: _Endpoint | None = None
         self._port: TlsPort | None = None
         self._draining: set[TlsPort] = set()
+        self._moving = asyncio.Lock()
+        self._retrying: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -122,11 +126,31 @@ class HttpsListener:
         if HTTPS_ADDRESS in changed:
             await self.listen(config.get(HTTPS_ADDRESS, ""))
 
+    async def open(self, text: str) -> None:
+        """Listen at the stored address. One that cannot be had now (its network is not up yet, say) must
+        not keep the daemon from starting: it is told in the log, and tried again."""
+        try:
+            await self.listen(text)
+        except InvalidConfig as error:
+            log.error("%s; trying again every %d seconds", error, RETRY_SECONDS)
+            self._retrying = asyncio.create_task(self._try_again(text))
+
+    async def _try_again(self, text: str) -> None:
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            with contextlib.suppress(InvalidConfig):
+                await self.listen(text)
+                return
+
     async def listen(self, text: str) -> None:
         """Listen at `text` and nowhere else; nowhere at all where it is empty.
 
         The old address is given up when the new one is bound. Raises InvalidConfig with the old one kept.
         """
+        async with self._moving:
+            await self._move(text)
+
+    async def _move(self, text: str) -> None:
         if not text:
             self._use(None, None)
             return
@@ -162,6 +186,9 @@ class HttpsListener:
             raise
 
     def _use(self, endpoint: _Endpoint | None, bound: socket.socket | None) -> None:
+        if self._retrying is not None and self._retrying is not asyncio.current_task():
+            self._retrying.cancel()
+        self._retrying = None
         old = self._port
         self._endpoint = endpoint
         self._port = None

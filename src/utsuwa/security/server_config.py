@@ -90,8 +90,8 @@ class ServerConfig:
         """Checked strings, with the trust password hashed and secrets that stay filled in."""
         values: dict[str, str] = {}
         for key, value in config.items():
-            if value is True and self._secret(key):
-                values[key] = self._config.get(key, "")
+            if value is True:
+                values[key] = self._config.get(key, "") if self._secret(key) else "true"
             elif value is None:
                 values[key] = ""
             elif isinstance(value, str):

@@ -38,6 +38,7 @@ from utsuwa.host.userns import close_user_namespaces
 from utsuwa.operations.events import EventHub
 from utsuwa.storage.base import Driver, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
+from utsuwa.wire.events import Requestor
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,12 @@ class StorageManager:
         return Pool(row, use.get(row.name, PoolUse()), row.name in self._mounted)
 
     async def create_pool(
-        self, name: str, driver: str = "", description: str = "", config: Mapping[str, str] | None = None
+        self,
+        name: str,
+        driver: str = "",
+        description: str = "",
+        config: Mapping[str, str] | None = None,
+        requestor: Requestor | None = None,
     ) -> None:
         """Make a pool; without a driver an `overlay` one.
 
@@ -181,7 +187,7 @@ class StorageManager:
             self._drivers[name] = work
             self._mounted.add(name)
             undo.keep()
-        self._lifecycle("created", name, {"driver": row.driver})
+        self._lifecycle("created", name, requestor, {"driver": row.driver})
 
     def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
         given = {key: value for key, value in config.items() if value}
@@ -206,7 +212,9 @@ class StorageManager:
             raise InvalidConfig(f"The source {source} holds the daemon's state folder: use another one")
         return path
 
-    async def update_pool(self, name: str, description: str, config: Mapping[str, str]) -> None:
+    async def update_pool(
+        self, name: str, description: str, config: Mapping[str, str], requestor: Requestor | None = None
+    ) -> None:
         """Replace description and config; keys that are fixed at creation keep their value where left out.
 
         Raises NotFound, InvalidConfig.
@@ -222,9 +230,9 @@ class StorageManager:
             keys_of(row.driver).check(wanted)
             async with self._database.write("update storage pool") as conn:
                 await storage_pools.update(conn, replace(row, description=description, config=wanted))
-        self._lifecycle("updated", name)
+        self._lifecycle("updated", name, requestor)
 
-    async def delete_pool(self, name: str) -> None:
+    async def delete_pool(self, name: str, requestor: Requestor | None = None) -> None:
         """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError."""
         async with self._locks.hold("pool", name):
             pool = await self.pool(name)
@@ -235,7 +243,7 @@ class StorageManager:
             await _finished(driver.delete)
             del self._drivers[name]
             await self._remove_row(pool.row)
-        self._lifecycle("deleted", name)
+        self._lifecycle("deleted", name, requestor)
 
     async def _remove_row(self, row: PoolRow) -> None:
         async with self._database.write("delete storage pool") as conn:
@@ -439,8 +447,10 @@ class StorageManager:
                     if row.name == fingerprint:
                         await storage_volumes.delete(conn, row.id)
 
-    def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
-        self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context)
+    def _lifecycle(
+        self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None
+    ) -> None:
+        self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context, requestor)
 
 
 def pool_url(name: str) -> str:

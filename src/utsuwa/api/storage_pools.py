@@ -1,0 +1,222 @@
+"""`/1.0/storage-pools`: the pools, their resources, and the volumes on them."""
+
+from __future__ import annotations
+
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.names import storage_name
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_CUSTOM, VOLUME_IMAGE, VOLUME_VIRTUAL_MACHINE
+from utsuwa.db.storage_pools import PoolUse
+from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.storage.manager import Pool, pool_url
+from utsuwa.wire.storage import (
+    Amount,
+    StoragePool,
+    StoragePoolPatch,
+    StoragePoolPut,
+    StoragePoolResources,
+    StoragePoolsPost,
+    StorageVolume,
+    StorageVolumeState,
+    VolumeUsage,
+)
+
+_TYPES = {
+    "container": VOLUME_CONTAINER,
+    "image": VOLUME_IMAGE,
+    "custom": VOLUME_CUSTOM,
+    "virtual-machine": VOLUME_VIRTUAL_MACHINE,
+}
+_TYPE_NAMES = {number: name for name, number in _TYPES.items()}
+_USERS = {VOLUME_CONTAINER: "instances", VOLUME_VIRTUAL_MACHINE: "instances", VOLUME_IMAGE: "images"}
+
+
+async def list_pools(request: Request) -> Result:
+    request.refuse_filter()
+    pools = await request.services.storage.pools()
+    if request.recursion:
+        return Sync([_pool(pool) for pool in pools])
+    return Sync([pool_url(pool.row.name) for pool in pools])
+
+
+async def create_pool(request: Request) -> Result:
+    body = await request.body(StoragePoolsPost)
+    await request.services.storage.create_pool(
+        body.name, body.driver, body.description, body.config, request.requestor
+    )
+    return Created(pool_url(body.name))
+
+
+async def show_pool(request: Request) -> Result:
+    pool = await request.services.storage.pool(request.params["name"])
+    return Sync(_pool(pool), etag=_etag(pool))
+
+
+async def replace_pool(request: Request) -> Result:
+    pool = await _editable(request)
+    body = await request.body(StoragePoolPut)
+    await request.services.storage.update_pool(
+        pool.row.name, body.description, body.config, request.requestor
+    )
+    return Empty()
+
+
+async def patch_pool(request: Request) -> Result:
+    pool = await _editable(request)
+    body = await request.body(StoragePoolPatch)
+    description = pool.row.description if body.description is None else body.description
+    config = {**pool.row.config, **body.config}
+    await request.services.storage.update_pool(pool.row.name, description, config, request.requestor)
+    return Empty()
+
+
+async def delete_pool(request: Request) -> Result:
+    await request.services.storage.delete_pool(request.params["name"], request.requestor)
+    return Empty()
+
+
+async def show_resources(request: Request) -> Result:
+    usage = await request.services.storage.resources(request.params["name"])
+    return Sync(
+        StoragePoolResources(
+            space=Amount(used=usage.space_used, total=usage.space_total),
+            inodes=Amount(used=usage.inodes_used, total=usage.inodes_total),
+        )
+    )
+
+
+async def list_volumes(request: Request) -> Result:
+    """All volumes of a pool, or those of the type that the path names."""
+    request.refuse_filter()
+    kind = _type(request) if "type" in request.params else None
+    await request.services.projects.get(request.project)
+    project = None if request.all_projects else request.project
+    rows = await request.services.storage.volumes(request.params["name"], project, kind)
+    if request.recursion:
+        return Sync([_volume(row) for row in rows])
+    return Sync([_volume_url(row) for row in rows])
+
+
+async def refuse_volume(request: Request) -> Result:
+    raise NotSupportedYet("Custom storage volumes are not supported in this version")
+
+
+async def show_volume(request: Request) -> Result:
+    row = await _found(request)
+    return Sync(_volume(row), etag=[row.name, _TYPE_NAMES[row.type], row.config, row.description])
+
+
+async def show_volume_state(request: Request) -> Result:
+    row = await _found(request)
+    if row.type != VOLUME_CONTAINER:
+        return Sync(StorageVolumeState(usage=None))
+    stored = storage_name(row.project, row.name)
+    used = await request.services.storage.instance_usage(row.pool, stored)
+    return Sync(StorageVolumeState(usage=None if used is None else VolumeUsage(used=used)))
+
+
+async def _editable(request: Request) -> Pool:
+    pool = await request.services.storage.pool(request.params["name"])
+    request.check_etag(_etag(pool))
+    return pool
+
+
+async def _found(request: Request) -> VolumeRow:
+    await request.services.projects.get(request.project)
+    return await request.services.storage.volume(
+        request.params["name"], request.project, _type(request), request.params["volume"]
+    )
+
+
+def _type(request: Request) -> int:
+    name = request.params["type"]
+    if name not in _TYPES:
+        raise InvalidRequest(f"Unknown storage volume type {name[:40]!r}: use one of {', '.join(_TYPES)}")
+    return _TYPES[name]
+
+
+def _etag(pool: Pool) -> list[object]:
+    return [pool.row.name, pool.row.driver, pool.row.description, pool.row.config]
+
+
+def _pool(pool: Pool) -> StoragePool:
+    return StoragePool(
+        config=pool.row.config,
+        description=pool.row.description,
+        name=pool.row.name,
+        driver=pool.row.driver,
+        used_by=_users(pool.use),
+        status="Created" if pool.available else "Unavailable",
+        locations=["none"],
+    )
+
+
+def _users(use: PoolUse) -> list[str]:
+    volumes = [_in_project(_user_url(kind, name), project) for kind, project, name in use.volumes]
+    profiles = [_in_project(f"/1.0/profiles/{name}", project) for project, name in use.profiles]
+    return volumes + profiles
+
+
+def _volume(row: VolumeRow) -> StorageVolume:
+    return StorageVolume(
+        config=row.config,
+        description=row.description,
+        name=row.name,
+        type=_TYPE_NAMES[row.type],
+        used_by=[_in_project(_user_url(row.type, row.name), row.project)],
+        location="none",
+        content_type="filesystem",
+        project=row.project,
+        created_at=row.created_at,
+    )
+
+
+def _user_url(kind: int, name: str) -> str:
+    """What a volume belongs to."""
+    return f"/1.0/{_USERS[kind]}/{name}"
+
+
+def _volume_url(row: VolumeRow) -> str:
+    return _in_project(f"{pool_url(row.pool)}/volumes/{_TYPE_NAMES[row.type]}/{row.name}", row.project)
+
+
+def _in_project(url: str, project: str) -> str:
+    return url if project == "default" else f"{url}?project={project}"
+
+
+_POOL = "/1.0/storage-pools/{name}"
+_VOLUME = f"{_POOL}/volumes/{{type}}/{{volume}}"
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/1.0/storage-pools", list_pools, "The storage pools", reply=list[str] | list[StoragePool]),
+    Route(
+        "POST", "/1.0/storage-pools", create_pool, "Make a storage pool", reply=Created, body=StoragePoolsPost
+    ),
+    Route("GET", _POOL, show_pool, "One storage pool", reply=StoragePool),
+    Route("PUT", _POOL, replace_pool, "Replace a storage pool's description and config", body=StoragePoolPut),
+    Route(
+        "PATCH", _POOL, patch_pool, "Change a storage pool's description and config", body=StoragePoolPatch
+    ),
+    Route("DELETE", _POOL, delete_pool, "Remove a storage pool"),
+    Route(
+        "GET", f"{_POOL}/resources", show_resources, "Space and inodes of a pool", reply=StoragePoolResources
+    ),
+    Route(
+        "GET",
+        f"{_POOL}/volumes",
+        list_volumes,
+        "The volumes on a storage pool",
+        reply=list[str] | list[StorageVolume],
+    ),
+    Route("POST", f"{_POOL}/volumes", refuse_volume, "Make a custom volume (not supported yet)"),
+    Route(
+        "GET",
+        f"{_POOL}/volumes/{{type}}",
+        list_volumes,
+        "The volumes of one type on a storage pool",
+        reply=list[str] | list[StorageVolume],
+    ),
+    Route("POST", f"{_POOL}/volumes/{{type}}", refuse_volume, "Make a volume of a type (not supported yet)"),
+    Route("GET", _VOLUME, show_volume, "One storage volume", reply=StorageVolume),
+    Route("GET", f"{_VOLUME}/state", show_volume_state, "The usage of a volume", reply=StorageVolumeState),
+)

@@ -193,17 +193,19 @@ class Helper:
 
     async def network_state(self, init_pid: int) -> dict[str, StateNetwork]:
         """The interfaces inside a container by name; raises NotFound where it has ended."""
-        return (await self.network_states([init_pid]))[init_pid]
+        found = await self.network_states([init_pid])
+        if init_pid not in found:
+            raise NotFound(f"No process {init_pid} with a network: the container has ended")
+        return found[init_pid]
 
     async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
-        """The interfaces of many containers in one request, by the pid of their init."""
+        """The interfaces of many containers in one request, by the pid of their init; the ended left out."""
         host, *inside = await self._ask("network", pids=list(init_pids))
         peers = {link["index"]: link for link in host}
         found = {}
         for pid, links in zip(init_pids, inside, strict=True):
-            if not links:
-                raise NotFound(f"No process {pid} with a network: the container has ended")
-            found[pid] = {link["name"]: _network(link, peers) for link in links}
+            if links:
+                found[pid] = {link["name"]: _network(link, peers) for link in links}
         return found
 
     async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:

@@ -95,6 +95,11 @@ class StatePaths:
     def apparmor(self) -> Path:
         return self.root / "security" / "apparmor"
 
+    @property
+    def post_stop(self) -> Path:
+        """The script that liblxc runs when a container has ended."""
+        return self.root / "security" / "post-stop"
+
     def create_folders(self) -> None:
         """Make every folder with its final mode; others may pass through, but not list."""
         modes = {

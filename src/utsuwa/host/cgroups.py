@@ -1,7 +1,7 @@
 """What the cgroups of containers tell, on v1, v2 and hybrids of both. Blocking, but only reads of cgroupfs.
 
 A container's cgroup is found by its init. A systemd inside moves itself into `init.scope`, so the
-path is cut back to the container's own folder, which is named `payload.<storage name>`.
+path is cut back to the container's own folder, which liblxc names `lxc.payload.<storage name>`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PAYLOAD_PREFIX = "payload."
+PAYLOAD_PREFIX = "lxc.payload."
 """How the last component of `lxc.cgroup.dir.container` begins."""
 
 _UNIFIED = ""

@@ -1,0 +1,102 @@
+"""The services that the verbs of this package work with, and how instances are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core.errors import NotFound
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.paths import StatePaths
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db.engine import Database
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.host.helper.client import Helper
+from utsuwa.images.manager import ImageManager
+from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
+from utsuwa.operations.events import EventHub
+from utsuwa.profiles.expand import expand
+from utsuwa.security.apparmor import Profiles
+from utsuwa.storage.manager import StorageManager
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every verb gets: no verb reaches further than this."""
+
+    database: Database
+    paths: StatePaths
+    events: EventHub
+    helper: Helper
+    storage: StorageManager
+    images: ImageManager
+    apparmor: Profiles
+    cgroup: str
+    """The name of the daemon's own cgroup, below which all of its containers are."""
+    boot_id: str
+    """The kernel's id of this boot: tells a machine's reboot from the daemon's restart."""
+    runtime: RuntimeTable = field(default_factory=RuntimeTable)
+    locks: NamedLocks = field(default_factory=NamedLocks)
+
+    def runtime_paths(self, instance: Loaded) -> RuntimePaths:
+        return RuntimePaths(self.paths.instance_logs(instance.storage_name))
+
+    def lifecycle(
+        self, action: str, project: str, name: str, context: Mapping[str, object] | None = None
+    ) -> None:
+        """Tell listeners what happened to an instance (`started` becomes `instance-started`)."""
+        self.events.publish_lifecycle(
+            f"instance-{action}", instance_url(project, name), project, dict(context) if context else None
+        )
+
+    async def patch_config(self, row: InstanceRow, changes: Mapping[str, str | None]) -> None:
+        """Store volatile changes in one transaction; None removes a key."""
+        async with self.database.write("patch instance config") as conn:
+            await instance_rows.patch_config(conn, row.id, changes)
+
+
+def instance_url(project: str, name: str) -> str:
+    """The canonical URL of an instance; its project is named where it is not `default`."""
+    suffix = "" if project == "default" else f"?project={project}"
+    return f"/1.0/instances/{name}{suffix}"
+
+
+def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
+    """The instance with its profiles merged under its own config, in their order."""
+    config, devices = expand(profiles, row.config, row.devices)
+    return Loaded(row=row, expanded_config=config, expanded_devices=devices)
+
+
+async def profiles_named(conn: AsyncConnection, project: str, names: Iterable[str]) -> list[ProfileRow]:
+    """The profiles in the order of `names`; raises NotFound for the first that does not exist."""
+    wanted = list(names)
+    if not wanted:
+        return []
+    known = {p.name: p for p in await profile_rows.get_all(conn, project)}
+    for name in wanted:
+        if name not in known:
+            raise NotFound(f"Requested profile {name!r} does not exist")
+    return [known[name] for name in wanted]
+
+
+async def load(ctx: Context, project: str, name: str) -> Loaded:
+    """One instance that is ready; raises NotFound, also while it is still being created."""
+    async with ctx.database.read() as conn:
+        row = await instance_rows.get(conn, project, name)
+        if row.state != "ready":
+            raise not_found(name)
+        return merge(row, await profiles_named(conn, project, row.profiles))
+
+
+async def load_all(ctx: Context, project: str | None) -> list[Loaded]:
+    """All ready instances of a project, or of all (None), by name, in a constant number of queries."""
+    async with ctx.database.read() as conn:
+        rows = await instance_rows.get_all(conn, project)
+        profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, project)}
+    ready = [row for row in rows if row.state == "ready"]
+    ready.sort(key=lambda row: (row.project, row.name))
+    return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in ready]

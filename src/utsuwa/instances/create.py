@@ -1,0 +1,173 @@
+"""Making instances: the request is judged at once, the files are made in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+
+from utsuwa import devices as device_types
+from utsuwa.core import clock
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.core.names import check_instance_name
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import instances as instance_rows
+from utsuwa.db.images import ImageRow
+from utsuwa.db.instances import InstanceRow
+from utsuwa.host.filetree import remove_tree
+from utsuwa.instances import identity, volume
+from utsuwa.instances.context import Context, merge, profiles_named
+from utsuwa.instances.model import Loaded
+from utsuwa.wire.instances import InstanceSource, InstancesPost
+
+# fmt: off
+_FIRST = (
+    "amber", "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "honest", "keen",
+    "kind", "lively", "lucky", "mellow", "neat", "noble", "proud", "quick", "quiet", "ready",
+    "sharp", "sunny", "swift", "tidy", "vivid", "warm", "wise",
+)
+# fmt: on
+# fmt: off
+_SECOND = (
+    "badger", "beaver", "bison", "crane", "dolphin", "falcon", "ferret", "gecko", "heron", "ibex",
+    "jackal", "koala", "lemur", "lynx", "marten", "newt", "otter", "panda", "puffin", "quail",
+    "raven", "robin", "seal", "sparrow", "stork", "tapir", "walrus", "wombat", "yak",
+)
+# fmt: on
+_ARCHITECTURE = re.compile(r"[a-z0-9_]{1,32}\Z")
+
+
+def random_name() -> str:
+    """A name for an instance whose maker gave none."""
+    return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
+
+
+async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
+    """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
+
+    Raises InvalidRequest, NotFound (image, profile, pool) or AlreadyExists before anything is made.
+    """
+    _refuse_what_is_not_there(request)
+    name = check_instance_name(request.name or random_name())
+    image = await _find_image(ctx, project, request.source)
+    row = _first_row(project, name, request, image)
+    async with ctx.database.read() as conn:
+        loaded = merge(row, await profiles_named(conn, project, row.profiles))
+    loaded = check_whole(loaded)
+    await ctx.storage.get_pool(loaded.pool)
+    async with ctx.locks.hold("idmap"):
+        config = {**row.config, **await identity.reserve(ctx, loaded)}
+        async with ctx.database.write("reserve instance") as conn:
+            row_id = await instance_rows.insert(conn, replace(row, config=config))
+    return replace(loaded, row=replace(row, id=row_id, config=config)), image
+
+
+def check_whole(instance: Loaded) -> Loaded:
+    """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
+    INSTANCE_KEYS.check(instance.row.config)
+    device_types.check_devices(instance.row.devices, profile=False)
+    INSTANCE_KEYS.check(instance.expanded_config)
+    device_types.check_devices(instance.expanded_devices, profile=False)
+    instance.root_disk()
+    return instance
+
+
+def _refuse_what_is_not_there(request: InstancesPost) -> None:
+    if request.type not in ("", "container"):
+        raise InvalidRequest(
+            f"Instance type {request.type!r} is not supported: this server runs containers only"
+        )
+    if request.instance_type:
+        raise NotSupportedYet(
+            "Instance types by size (instance_type) are not supported yet: set limits instead"
+        )
+    if request.stateful:
+        raise InvalidRequest("A new instance cannot be stateful")
+    kind = request.source.type
+    if kind in ("copy", "migration", "backup"):
+        raise NotSupportedYet(f"Creating an instance from a {kind} is not supported yet")
+    if kind not in ("image", "none"):
+        raise InvalidRequest(f"Unknown source type {kind!r}: use image or none")
+    if request.source.server:
+        raise NotSupportedYet("Images from remote servers are not supported yet: import the image first")
+    if request.architecture and not _ARCHITECTURE.match(request.architecture):
+        raise InvalidRequest(f"Invalid architecture {request.architecture[:40]!r}")
+
+
+async def _find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
+    if source.type == "none":
+        return None
+    return await ctx.images.resolve(
+        project,
+        alias=source.alias or None,
+        fingerprint=source.fingerprint or None,
+        properties=source.properties or None,
+    )
+
+
+def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
+    config = {**request.config}
+    if image is not None:
+        config.update({f"image.{key}": value for key, value in image.properties.items()})
+        config["volatile.base_image"] = image.fingerprint
+        config["volatile.apply_template"] = "create"
+    config["volatile.uuid"] = str(uuid.uuid4())
+    config["volatile.cloud-init.instance-id"] = str(uuid.uuid4())
+    return InstanceRow(
+        id=0,
+        project=project,
+        name=name,
+        architecture=request.architecture or (image.architecture if image else identity.machine()),
+        ephemeral=request.ephemeral,
+        stateful=False,
+        description=request.description,
+        created_at=clock.now(),
+        last_used_at=None,
+        config=config,
+        devices={key: dict(device) for key, device in request.devices.items()},
+        profiles=["default"] if request.profiles is None else list(request.profiles),
+        state="creating",
+    )
+
+
+async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
+    """Make the reserved instance's files and let it be seen; on any failure all of it goes."""
+    async with ctx.locks.hold("instance", *instance.key), Rollback() as undo:
+        undo.push(discard, ctx, instance)
+        idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
+        source = ctx.images.source(image) if image is not None else None
+        await ctx.storage.create_instance(
+            instance.pool, volume.describe(instance, idmap), source, instance.project, instance.name
+        )
+        undo.push(
+            ctx.storage.delete_instance, instance.pool, instance.storage_name, instance.project, instance.name
+        )
+        await asyncio.to_thread(_fresh_log_folder, ctx, instance)
+        async with ctx.database.write("instance is ready") as conn:
+            await instance_rows.set_ready(conn, instance.row.id)
+        undo.keep()
+    if image is not None:
+        await ctx.images.mark_used(image)
+    ctx.lifecycle("created", *instance.key, _created_context(instance))
+
+
+def _created_context(instance: Loaded) -> Mapping[str, object]:
+    return {"location": "none", "storage-pool": instance.pool, "type": "container"}
+
+
+async def discard(ctx: Context, instance: Loaded) -> None:
+    """Give a reserved name back."""
+    async with ctx.database.write("discard instance") as conn:
+        await instance_rows.delete(conn, instance.row.id)
+
+
+def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:
+    """Logs of an earlier instance of that name are not this one's."""
+    folder = ctx.paths.instance_logs(instance.storage_name)
+    if folder.exists():
+        remove_tree(folder)
+    folder.mkdir(mode=0o700)

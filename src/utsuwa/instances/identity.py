@@ -1,0 +1,70 @@
+"""What an instance is given once and keeps: its id map and its devices' addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from utsuwa.core.idmap import IdMap
+from utsuwa.db import instances as instance_rows
+from utsuwa.instances import device_steps
+from utsuwa.instances.context import Context
+from utsuwa.instances.model import Loaded
+from utsuwa.security import idmap
+
+_IDMAP_KEYS = (
+    "security.privileged",
+    "security.idmap.isolated",
+    "security.idmap.base",
+    "security.idmap.size",
+    "raw.idmap",
+)
+
+
+def machine() -> str:
+    """The architecture of this host by the kernel's name for it."""
+    return platform.machine()
+
+
+def idmap_of(config: Mapping[str, str], key: str) -> IdMap:
+    """The map stored under a volatile key; none stored means privileged."""
+    return idmap.from_json(config.get(key, ""))
+
+
+async def reserve(ctx: Context, instance: Loaded) -> dict[str, str]:
+    """The volatile keys of a new instance; call with the lock `idmap` held until its row is stored."""
+    chosen = await choose_idmap(ctx, instance)
+    host = device_steps.host_of(ctx.paths, instance, IdMap())
+    added = {key: value for key, value in device_steps.add_all(host).items() if value is not None}
+    return {**chosen, "volatile.last_state.idmap": "[]", **added}
+
+
+async def choose_idmap(ctx: Context, instance: Loaded) -> dict[str, str]:
+    """The map for the next start, chosen beside those that other instances hold for themselves.
+
+    Raises InvalidConfig for settings that do not fit, HostError where root has no ids to give.
+    """
+    host = await asyncio.to_thread(idmap.read_host_ids)
+    async with ctx.database.read() as conn:
+        others = [
+            row for row in await instance_rows.get_all(conn, None) if (row.project, row.name) != instance.key
+        ]
+    taken = [held for row in others for held in idmap.held_ranges(row.config, host)]
+    choice = idmap.choose(instance.expanded_config, host, taken)
+    return {
+        "volatile.idmap.base": str(choice.base),
+        "volatile.idmap.next": idmap.to_json(choice.idmap),
+    }
+
+
+async def after_change(ctx: Context, old: Loaded, new: Loaded) -> dict[str, str]:
+    """The map for the next start where a change of `old` to `new` asks for another one."""
+    same = all(old.expanded_config.get(k, "") == new.expanded_config.get(k, "") for k in _IDMAP_KEYS)
+    return {} if same else await choose_idmap(ctx, new)
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,147 @@
+"""The instances manager: what the API and the daemon's root call; the verbs have modules of their own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from utsuwa.core.errors import InvalidRequest
+from utsuwa.db.images import ImageRow
+from utsuwa.instances import create, delete, recover, rename, shutdown, start, state, stop, update
+from utsuwa.instances.context import Context, load, load_all
+from utsuwa.instances.end import Watch
+from utsuwa.instances.model import Loaded
+from utsuwa.wire.instances import (
+    Instance,
+    InstanceFull,
+    InstancePatch,
+    InstancePut,
+    InstancesPost,
+    InstanceState,
+    InstanceStatePut,
+)
+
+ACTIONS = ("start", "stop", "restart", "freeze", "unfreeze")
+
+
+class InstanceManager:
+    """All instances of the daemon, by project and name."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._watch = Watch(ctx, self._reboot, self._delete_ephemeral)
+        self.follow_profile = update.ProfileFollower(ctx)
+        self._autostart: asyncio.Task[None] | None = None
+
+    # The daemon's start and end.
+
+    async def recover(self) -> None:
+        """Find running containers again, put right what a kill left, and start what should run by itself."""
+        ctx = self._ctx
+        await recover.write_shared_files(ctx)
+        await recover.sweep(ctx)
+        stopped = await recover.adopt_all(ctx, self._watch)
+        wanted = await recover.settle(ctx, stopped)
+        self._autostart = asyncio.create_task(recover.autostart(wanted, self.start), name="autostart")
+
+    async def stop_watching(self) -> None:
+        """The daemon ends, the containers run on."""
+        if self._autostart is not None:
+            self._autostart.cancel()
+        self._watch.stop()
+
+    async def shutdown_all(self, *, force: bool = False) -> None:
+        """Stop every container for the host's end; each runs again at the daemon's next start."""
+        if self._autostart is not None:
+            self._autostart.cancel()
+        await shutdown.shutdown_all(self._ctx, force=force)
+
+    # Reading.
+
+    async def load(self, project: str, name: str) -> Loaded:
+        return await load(self._ctx, project, name)
+
+    async def names(self, project: str | None) -> list[tuple[str, str]]:
+        """Project and name of every instance of a project, or of all."""
+        return [instance.key for instance in await load_all(self._ctx, project)]
+
+    async def records(self, project: str | None) -> list[Instance]:
+        return [state.record(self._ctx, instance) for instance in await load_all(self._ctx, project)]
+
+    async def full_records(self, project: str | None) -> list[InstanceFull]:
+        return await state.full(self._ctx, await load_all(self._ctx, project))
+
+    def record(self, instance: Loaded) -> Instance:
+        return state.record(self._ctx, instance)
+
+    async def full_record(self, instance: Loaded) -> InstanceFull:
+        return (await state.full(self._ctx, [instance]))[0]
+
+    async def state(self, instance: Loaded) -> InstanceState:
+        return await state.state(self._ctx, instance)
+
+    # Changing.
+
+    async def prepare(self, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
+        return await create.prepare(self._ctx, project, request)
+
+    async def build(self, instance: Loaded, image: ImageRow | None) -> None:
+        await create.build(self._ctx, instance, image)
+
+    async def put(self, project: str, name: str, request: InstancePut) -> None:
+        await update.put(self._ctx, project, name, request)
+
+    async def patch(self, project: str, name: str, request: InstancePatch) -> None:
+        await update.patch(self._ctx, project, name, request)
+
+    async def rename(self, project: str, name: str, new: str) -> None:
+        await rename.rename(self._ctx, project, name, new)
+
+    async def check_deletable(self, project: str, name: str) -> None:
+        """Raise what `delete` would raise, before work begins in the background."""
+        await delete.check(self._ctx, project, name)
+
+    async def delete(self, project: str, name: str) -> None:
+        await delete.delete(self._ctx, project, name)
+
+    async def change_state(self, project: str, name: str, request: InstanceStatePut) -> None:
+        """Carry out one of ACTIONS."""
+        match request.action:
+            case "start":
+                await self.start(project, name)
+            case "stop":
+                await stop.stop(self._ctx, project, name, force=request.force, seconds=request.timeout)
+            case "restart":
+                await self.restart(project, name, force=request.force, seconds=request.timeout)
+            case "freeze":
+                await stop.freeze(self._ctx, project, name)
+            case "unfreeze":
+                await stop.unfreeze(self._ctx, project, name)
+            case other:
+                raise InvalidRequest(f"Unknown action {other!r}: use one of {', '.join(ACTIONS)}")
+
+    async def start(self, project: str, name: str) -> None:
+        """Start a stopped container; a frozen one is thawed, as `lxc start` expects."""
+        running = self._ctx.runtime.get((project, name))
+        if running is not None and running.frozen:
+            await stop.unfreeze(self._ctx, project, name)
+            return
+        await start.start(self._ctx, self._watch, project, name)
+        self._ctx.lifecycle("started", project, name)
+
+    async def restart(self, project: str, name: str, *, force: bool, seconds: float) -> None:
+        running = stop.running(self._ctx, project, name)
+        running.restarting = True
+        try:
+            await stop.stop(self._ctx, project, name, force=force, seconds=seconds)
+        except BaseException:
+            running.restarting = False
+            raise
+        await start.start(self._ctx, self._watch, project, name)
+        self._ctx.lifecycle("restarted", project, name)
+
+    async def _reboot(self, instance: Loaded) -> None:
+        await start.start(self._ctx, self._watch, instance.project, instance.name)
+        self._ctx.lifecycle("restarted", instance.project, instance.name)
+
+    async def _delete_ephemeral(self, instance: Loaded) -> None:
+        await delete.delete(self._ctx, instance.project, instance.name)

@@ -1,0 +1,176 @@
+"""What the verbs share: an instance as it is loaded, its status, and the services they work with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+
+from utsuwa.core.errors import InvalidConfig, NotFound
+from utsuwa.core.names import storage_name
+from utsuwa.db.instances import InstanceRow
+
+
+class Status(Enum):
+    """Names and codes as the API shows them."""
+
+    STOPPED = ("Stopped", 102)
+    RUNNING = ("Running", 103)
+    FROZEN = ("Frozen", 110)
+
+    @property
+    def text(self) -> str:
+        return self.value[0]
+
+    @property
+    def code(self) -> int:
+        return self.value[1]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An instance as stored, with its profiles merged in. A snapshot of one moment: never kept."""
+
+    row: InstanceRow
+    expanded_config: dict[str, str]
+    expanded_devices: dict[str, dict[str, str]]
+
+    @property
+    def project(self) -> str:
+        return self.row.project
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @cached_property
+    def storage_name(self) -> str:
+        return storage_name(self.row.project, self.row.name)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.row.project, self.row.name)
+
+    @property
+    def image(self) -> str | None:
+        return self.row.config.get("volatile.base_image") or None
+
+    def root_disk(self) -> tuple[str, Mapping[str, str]]:
+        """The name and the config of the root disk device; raises InvalidConfig where there is none."""
+        return find_root_disk(self.expanded_devices)
+
+    @property
+    def pool(self) -> str:
+        return self.root_disk()[1]["pool"]
+
+
+def find_root_disk(devices: Mapping[str, Mapping[str, str]]) -> tuple[str, Mapping[str, str]]:
+    """The one disk device at `/` that names a pool, among expanded devices."""
+    found = [
+        (name, device)
+        for name, device in devices.items()
+        if device.get("type") == "disk" and device.get("path") == "/" and not device.get("source")
+    ]
+    if not found:
+        raise InvalidConfig(
+            "No root device could be found: add a disk device with path=/ and a pool "
+            "to the instance or to one of its profiles"
+        )
+    if len(found) > 1:
+        raise InvalidConfig(f"More than one root device: {', '.join(sorted(n for n, _ in found))}")
+    if not found[0][1].get("pool"):
+        raise InvalidConfig(f"The root device {found[0][0]!r} names no storage pool")
+    return found[0]
+
+
+@dataclass
+class Running:
+    """A container that runs: what the daemon holds of it, found again after a restart."""
+
+    row_id: int
+    project: str
+    name: str
+    init_pid: int
+    monitor_pid: int | None
+    devices: Mapping[str, Mapping[str, str]]
+    """The expanded devices that it was started with, kept up to date by live changes."""
+    config: Mapping[str, str]
+    frozen: bool = False
+    forced: bool = False
+    """Whether the stop under way was forced: a reboot that it meets is not followed."""
+    restarting: bool = False
+    """Whether whoever stops it will start it again: neither `stopped` events nor an ephemeral's end."""
+    keep_power: bool = False
+    """Whether the last power state stays RUNNING: the host goes down, not the user's instance."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the container has ended and everything of it is cleaned away."""
+    watcher: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.project, self.name)
+
+    @cached_property
+    def storage_name(self) -> str:
+        return storage_name(self.project, self.name)
+
+    @property
+    def status(self) -> Status:
+        if self.frozen:
+            return Status.FROZEN
+        return Status.RUNNING
+
+
+class RuntimeTable:
+    """The running containers by project and name."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], Running] = {}
+
+    def get(self, key: tuple[str, str]) -> Running | None:
+        return self._running.get(key)
+
+    def status(self, key: tuple[str, str]) -> Status:
+        running = self._running.get(key)
+        return running.status if running else Status.STOPPED
+
+    def add(self, running: Running) -> None:
+        self._running[running.key] = running
+
+    def remove(self, running: Running) -> None:
+        if self._running.get(running.key) is running:
+            del self._running[running.key]
+
+    def all(self) -> list[Running]:
+        return list(self._running.values())
+
+
+def not_found(name: str) -> NotFound:
+    return NotFound(f"Instance {name!r} not found")
+
+
+@dataclass(frozen=True)
+class RuntimePaths:
+    """Where one instance's generated files lie, all in its log folder."""
+
+    folder: Path
+
+    @property
+    def conf(self) -> Path:
+        return self.folder / "lxc.conf"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "lxc.log"
+
+    @property
+    def console(self) -> Path:
+        return self.folder / "console.log"
+
+    @property
+    def target(self) -> Path:
+        """Written by the post-stop hook: `stop` or `reboot`."""
+        return self.folder / "lxc.target"

@@ -1,0 +1,49 @@
+"""Renaming a stopped instance: its row, its files, its logs."""
+
+from __future__ import annotations
+
+import uuid
+
+from utsuwa.core.errors import AlreadyExists, InvalidRequest
+from utsuwa.core.names import check_instance_name, storage_name
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import instances as instance_rows
+from utsuwa.instances.context import Context, load
+
+
+async def rename(ctx: Context, project: str, name: str, new: str) -> None:
+    """Give an instance another name; raises InvalidRequest while it runs, AlreadyExists for a taken one."""
+    check_instance_name(new)
+    if new == name:
+        raise AlreadyExists(f"The instance is already named {name!r}")
+    first, second = sorted((name, new))
+    async with (
+        ctx.locks.hold("instance", project, first),
+        ctx.locks.hold("instance", project, second),
+        Rollback() as undo,
+    ):
+        instance = await load(ctx, project, name)
+        if ctx.runtime.get(instance.key) is not None:
+            raise InvalidRequest(f"The instance {name!r} is running: stop it first to rename it")
+        async with ctx.database.read() as conn:
+            if any(row.name == new for row in await instance_rows.get_all(conn, project)):
+                raise AlreadyExists(f"An instance named {new!r} already exists")
+        old_stored, new_stored = instance.storage_name, storage_name(project, new)
+        await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new)
+        undo.push(ctx.storage.rename_instance, instance.pool, new_stored, old_stored, project, new, name)
+        old_logs, new_logs = ctx.paths.instance_logs(old_stored), ctx.paths.instance_logs(new_stored)
+        if old_logs.exists():
+            old_logs.rename(new_logs)
+            undo.push(new_logs.rename, old_logs)
+        async with ctx.database.write("rename instance") as conn:
+            await instance_rows.rename(conn, instance.row.id, new)
+            await instance_rows.patch_config(
+                conn,
+                instance.row.id,
+                {
+                    "volatile.apply_template": "rename",
+                    "volatile.cloud-init.instance-id": str(uuid.uuid4()),
+                },
+            )
+        undo.keep()
+    ctx.lifecycle("renamed", project, new, {"old_name": name})

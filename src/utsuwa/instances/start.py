@@ -1,0 +1,115 @@
+"""Starting a container: its root filesystem, devices and confinement, then liblxc; all of it or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from utsuwa.core import clock
+from utsuwa.core.errors import InvalidRequest, StartFailed
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import instances as instance_rows
+from utsuwa.host import lxc, pidfds
+from utsuwa.instances import confinement, device_steps, identity, lxcconf, volume
+from utsuwa.instances.context import Context, load
+from utsuwa.instances.create import check_whole
+from utsuwa.instances.end import Watch
+from utsuwa.instances.model import Loaded, Running, RuntimePaths
+
+
+async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
+    """Start a stopped container and watch it from then on.
+
+    Raises InvalidRequest where it runs already, InvalidConfig or NotFound for what its settings name
+    in vain, StartFailed with liblxc's reason; what was prepared is taken away again.
+    """
+    async with ctx.locks.hold("instance", project, name):
+        instance = check_whole(await load(ctx, project, name))
+        if ctx.runtime.get(instance.key) is not None:
+            raise InvalidRequest(f"The instance {name!r} is already running")
+        async with Rollback() as undo:
+            running = await _bring_up(ctx, instance, undo)
+            undo.keep()
+        ctx.runtime.add(running)
+        watch.begin(running)
+
+
+async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
+    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
+    paths = ctx.runtime_paths(instance)
+    rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
+    undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)
+    host = device_steps.host_of(ctx.paths, instance, idmap)
+    steps = await device_steps.start_all(host, undo)
+    undo.push(confinement.remove, ctx, instance)
+    spec = lxcconf.ContainerSpec(
+        name=instance.name,
+        architecture=instance.row.architecture,
+        rootfs=rootfs,
+        idmap=idmap,
+        config=instance.expanded_config,
+        cgroup=ctx.cgroup,
+        console_log=paths.console,
+        post_stop=ctx.paths.post_stop,
+        target=paths.target,
+        host=await asyncio.to_thread(lxcconf.look_at_host),
+        devices=steps.lxc,
+        apparmor=await confinement.load_apparmor(ctx, instance),
+        seccomp=await confinement.prepare_seccomp(ctx, instance),
+    )
+    text = lxcconf.build(spec)
+    await asyncio.to_thread(_write_files, paths, text)
+    # A kill of the daemon from here on leaves a container that its next start finds by its name.
+    undo.push(_kill_left_over, ctx, instance, paths)
+    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log)
+    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
+    if pid is None:
+        raise StartFailed(
+            f"The container {instance.name!r} ended as soon as it had started: look at its console log"
+        )
+    monitor = await asyncio.to_thread(lxc.monitor_pid, pid)
+    await _remember(ctx, instance, steps, idmap)
+    return Running(
+        row_id=instance.row.id,
+        project=instance.project,
+        name=instance.name,
+        init_pid=pid,
+        monitor_pid=monitor,
+        devices=instance.expanded_devices,
+        config=instance.expanded_config,
+    )
+
+
+def _write_files(paths: RuntimePaths, text: str) -> None:
+    paths.folder.mkdir(mode=0o700, exist_ok=True)
+    for old in (paths.log, paths.console):
+        if old.exists():
+            old.replace(old.with_name(f"{old.name}.old"))
+    paths.target.unlink(missing_ok=True)
+    lxcconf.write(paths.conf, text)
+
+
+async def _kill_left_over(ctx: Context, instance: Loaded, paths: RuntimePaths) -> None:
+    """A start that failed late, or was cancelled, may have left the container running."""
+    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
+    if pid is None:
+        return
+    monitor = await asyncio.to_thread(lxc.monitor_pid, pid)
+    pidfds.kill(pid)
+    await pidfds.wait(pid)
+    if monitor is not None:
+        await pidfds.wait(monitor)
+
+
+async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, idmap: IdMap) -> None:
+    """Store in one transaction what the start has settled."""
+    changes: dict[str, str | None] = {
+        **steps.volatile,
+        "volatile.idmap.current": instance.row.config.get("volatile.idmap.next"),
+        "volatile.last_state.power": "RUNNING",
+        "volatile.last_state.boot_id": ctx.boot_id,
+        "volatile.apply_template": None,
+    }
+    async with ctx.database.write("instance runs") as conn:
+        await instance_rows.patch_config(conn, instance.row.id, changes)
+        await instance_rows.set_last_used(conn, instance.row.id, clock.now())

@@ -1,0 +1,105 @@
+"""Stopping: by asking the container's init, or by killing it; freezing and thawing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.host import pidfds
+from utsuwa.instances.context import Context
+from utsuwa.instances.model import Running, not_found
+
+CLEAN_STOP_LIMIT = 600.0
+"""Seconds that a clean stop without a time limit of its own waits: LXD's bound."""
+KILL_GRACE = 30.0
+"""Seconds from SIGKILL until the container must be gone."""
+
+
+class NotStoppedInTime(UtsuwaError):
+    """The container's init was asked to stop and did not within the time given."""
+
+    key = "not-stopped-in-time"
+    status = 400
+
+
+def running(ctx: Context, project: str, name: str) -> Running:
+    """The running container; raises InvalidRequest where it is stopped."""
+    found = ctx.runtime.get((project, name))
+    if found is None:
+        raise InvalidRequest(f"The instance {name!r} is already stopped")
+    return found
+
+
+async def stop(ctx: Context, project: str, name: str, *, force: bool, seconds: float) -> None:
+    """Stop a container and wait until everything of it is cleaned away.
+
+    Cleanly it gets `seconds` (none: up to CLEAN_STOP_LIMIT) and raises NotStoppedInTime, the
+    container still running; forced it is killed.
+    """
+    container = running(ctx, project, name)
+    if force:
+        await kill(ctx, container)
+        return
+    async with ctx.locks.hold("instance", project, name):
+        if ctx.runtime.get((project, name)) is not container:
+            return
+        if container.frozen:
+            raise InvalidRequest(f"The instance {name!r} is frozen: unfreeze it first, or stop it with force")
+        pidfds.send_signal(container.init_pid, await asyncio.to_thread(halt_signal, container.init_pid))
+    try:
+        await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
+    except TimeoutError:
+        raise NotStoppedInTime(
+            f"The instance {name!r} did not stop in time: look at its console, or stop it with force"
+        ) from None
+
+
+async def kill(ctx: Context, container: Running) -> None:
+    """Kill a container's init, and with it all of its processes; waits for the end."""
+    container.forced = True
+    if container.frozen:
+        await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
+        container.frozen = False
+    pidfds.send_signal(container.init_pid, signal.SIGKILL)
+    try:
+        await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
+    except TimeoutError:
+        raise NotStoppedInTime(
+            f"The instance {container.name!r} was killed, but its processes do not end: "
+            "the host may hang on a disk or a network file system"
+        ) from None
+
+
+def halt_signal(init_pid: int) -> int:
+    """SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor; SIGPWR for all others."""
+    systemd = signal.SIGRTMIN + 3
+    for line in Path(f"/proc/{init_pid}/status").read_text().splitlines():
+        if line.startswith("SigBlk:"):
+            blocked = int(line.split()[1], 16)
+            if blocked >> (systemd - 1) & 1:
+                return systemd
+    return signal.SIGPWR
+
+
+async def freeze(ctx: Context, project: str, name: str) -> None:
+    async with ctx.locks.hold("instance", project, name):
+        container = running(ctx, project, name)
+        if container.frozen:
+            raise InvalidRequest(f"The instance {name!r} is already frozen")
+        await ctx.helper.freeze(container.storage_name, ctx.paths.containers)
+        container.frozen = True
+    ctx.lifecycle("paused", project, name)
+
+
+async def unfreeze(ctx: Context, project: str, name: str) -> None:
+    async with ctx.locks.hold("instance", project, name):
+        container = ctx.runtime.get((project, name))
+        if container is None:
+            raise not_found(name)
+        if not container.frozen:
+            raise InvalidRequest(f"The instance {name!r} is not frozen")
+        await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
+        container.frozen = False
+    ctx.lifecycle("resumed", project, name)

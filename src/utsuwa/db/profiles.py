@@ -80,7 +80,7 @@ async def rename(conn: AsyncConnection, profile_id: int, new: str) -> None:
 
 
 async def delete(conn: AsyncConnection, profile_id: int) -> None:
-    """Raises Conflict where an instance uses it, NotFound."""
+    """Raises InUse where an instance uses it, NotFound."""
     with rows.unique("", in_use="Profile is currently in use"):
         result = await conn.execute(profiles.delete().where(profiles.c.id == profile_id))
     rows.one_changed(result, "Profile not found")

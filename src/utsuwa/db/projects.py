@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from utsuwa.core.errors import NotFound
-from utsuwa.db import rows
-from utsuwa.db.schema import projects, projects_config
+from utsuwa.core.errors import AlreadyExists, NotFound
+from utsuwa.db import codes, rows
+from utsuwa.db.schema import (
+    images,
+    instances,
+    networks,
+    profiles,
+    projects,
+    projects_config,
+    storage_pools,
+    storage_volumes,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,51 @@ async def update(conn: AsyncConnection, row: ProjectRow) -> None:
     statement = projects.update().where(projects.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Project {row.name!r} not found")
     await rows.replace_config(conn, projects_config, "project_id", row.id, row.config)
+
+
+def already_exists(name: str) -> AlreadyExists:
+    return AlreadyExists(f"Project {name!r} already exists")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a project, sorted; custom volumes as (pool, name)."""
+
+    instances: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    profiles: list[str] = field(default_factory=list)
+    volumes: list[tuple[str, str]] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
+
+
+async def contents(conn: AsyncConnection) -> defaultdict[str, Contents]:
+    """What is in every project, by its name, in five queries."""
+    found: defaultdict[str, Contents] = defaultdict(Contents)
+    for project, name in await conn.execute(_owned(instances, instances.c.name)):
+        found[project].instances.append(name)
+    for project, fingerprint in await conn.execute(_owned(images, images.c.fingerprint)):
+        found[project].images.append(fingerprint)
+    for project, name in await conn.execute(_owned(profiles, profiles.c.name)):
+        found[project].profiles.append(name)
+    for project, name in await conn.execute(_owned(networks, networks.c.name)):
+        found[project].networks.append(name)
+    volumes = (
+        _owned(storage_volumes, storage_volumes.c.name)
+        .add_columns(storage_pools.c.name)
+        .join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
+        .where(storage_volumes.c.type == codes.VOLUME_CUSTOM)
+    )
+    for project, name, pool in await conn.execute(volumes):
+        found[project].volumes.append((pool, name))
+    return found
+
+
+def _owned(table: sa.Table, name: sa.Column[str]) -> sa.Select[Any]:
+    return (
+        sa.select(projects.c.name, name)
+        .select_from(table.join(projects, projects.c.id == table.c.project_id))
+        .order_by(projects.c.name, name)
+    )
 
 
 async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ProjectRow]:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from utsuwa.core.errors import AlreadyExists, Conflict, NotFound
+from utsuwa.core.errors import AlreadyExists, InUse, NotFound
 from utsuwa.db import codes, schema
 
 Config = dict[str, str]
@@ -31,14 +31,14 @@ class DeviceTables(NamedTuple):
 
 @contextmanager
 def unique(message: str, in_use: str = "Something else still refers to it") -> Iterator[None]:
-    """A uniqueness that a statement breaks becomes AlreadyExists(message), a reference Conflict(in_use)."""
+    """A uniqueness that a statement breaks becomes AlreadyExists(message), a reference InUse(in_use)."""
     try:
         yield
     except IntegrityError as error:
         if _breaks(error, "UNIQUE", "23505"):
             raise AlreadyExists(message) from error
         if _breaks(error, "FOREIGNKEY", "23503"):
-            raise Conflict(in_use) from error
+            raise InUse(in_use) from error
         raise
 
 

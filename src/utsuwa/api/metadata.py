@@ -1,0 +1,73 @@
+"""`/1.0/metadata/configuration`: every config key, from the tables that also validate them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from utsuwa.api.http import Request, Result, Route, Sync
+from utsuwa.core.config_keys import ConfigKey
+from utsuwa.core.instance_keys import INSTANCE_KEY_GROUPS
+from utsuwa.core.pool_keys import POOL_KEYS
+from utsuwa.core.project_keys import PROJECT_KEY_GROUPS
+from utsuwa.core.server_keys import LOCAL_KEYS, SERVER_KEY_GROUPS
+from utsuwa.devices.disk import RootDisk
+from utsuwa.devices.nic import P2PNic
+
+_NO_EFFECT = "Checked and stored, without effect in this version."
+
+
+async def get_configuration(request: Request) -> Result:
+    return Sync(configuration())
+
+
+@cache
+def configuration() -> dict[str, Any]:
+    """All keys by kind of object and group, in the form that clients know from LXD."""
+    return {
+        "configs": {
+            "instance": _groups(INSTANCE_KEY_GROUPS, live=True),
+            "project": _groups(PROJECT_KEY_GROUPS),
+            "server": _groups(SERVER_KEY_GROUPS, scoped=True),
+            "devices": _groups({"disk": RootDisk.keys.keys, "nic_p2p": P2PNic.keys.keys}),
+            **{f"storage_{driver}": _groups({"common": table.keys}) for driver, table in POOL_KEYS.items()},
+        }
+    }
+
+
+def _groups(
+    groups: Mapping[str, Iterable[ConfigKey]], *, live: bool = False, scoped: bool = False
+) -> dict[str, Any]:
+    return {
+        group: {"keys": [{key.name: _shown(key, live=live, scoped=scoped)} for key in keys]}
+        for group, keys in groups.items()
+    }
+
+
+def _shown(key: ConfigKey, *, live: bool, scoped: bool) -> dict[str, str]:
+    shown = {
+        "type": "string" if key.type == "size" else key.type,
+        "shortdesc": key.help,
+        "longdesc": "" if key.in_force else _NO_EFFECT,
+    }
+    if key.default:
+        shown["defaultdesc"] = f"`{key.default}`"
+    if key.scope:
+        shown["condition"] = key.scope.replace("-", " ")
+    if live:
+        shown["liveupdate"] = "yes" if key.live else "no"
+    if scoped:
+        shown["scope"] = "local" if key.name in LOCAL_KEYS else "global"
+    return shown
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/1.0/metadata/configuration",
+        get_configuration,
+        "Describe every config key",
+        dict[str, Any],
+    ),
+)

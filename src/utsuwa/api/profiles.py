@@ -1,0 +1,70 @@
+"""`/1.0/profiles`."""
+
+from __future__ import annotations
+
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.core.urls import object_url
+from utsuwa.profiles.manager import etag_source
+from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePost, ProfilePut, ProfilesPost
+
+
+async def list_profiles(request: Request) -> Result:
+    request.refuse_filter()
+    manager = request.services.profiles
+    if request.recursion:
+        return Sync(await manager.list(request.project))
+    names = await manager.names(request.project)
+    return Sync([object_url("profiles", name, project=request.project) for name in names])
+
+
+async def create_profile(request: Request) -> Result:
+    body = await request.body(ProfilesPost)
+    return Created(await request.services.profiles.create(request.project, body, request.requestor))
+
+
+async def get_profile(request: Request) -> Result:
+    shown, row = await request.services.profiles.get(request.project, request.params["name"])
+    return Sync(shown, etag=etag_source(row))
+
+
+async def put_profile(request: Request) -> Result:
+    body = await request.body(ProfilePut)
+    await request.services.profiles.put(
+        request.project, request.params["name"], body, request.check_etag, request.requestor
+    )
+    return Empty()
+
+
+async def patch_profile(request: Request) -> Result:
+    body = await request.body(ProfilePatch)
+    await request.services.profiles.patch(
+        request.project, request.params["name"], body, request.check_etag, request.requestor
+    )
+    return Empty()
+
+
+async def rename_profile(request: Request) -> Result:
+    body = await request.body(ProfilePost)
+    return Created(
+        await request.services.profiles.rename(
+            request.project, request.params["name"], body.name, request.requestor
+        )
+    )
+
+
+async def delete_profile(request: Request) -> Result:
+    await request.services.profiles.delete(request.project, request.params["name"], request.requestor)
+    return Empty()
+
+
+_ONE = "/1.0/profiles/{name}"
+
+ROUTES = (
+    Route("GET", "/1.0/profiles", list_profiles, "List the profiles", list[str] | list[Profile]),
+    Route("POST", "/1.0/profiles", create_profile, "Add a profile", Created, ProfilesPost),
+    Route("GET", _ONE, get_profile, "Show a profile", Profile),
+    Route("PUT", _ONE, put_profile, "Replace a profile's content", Empty, ProfilePut),
+    Route("PATCH", _ONE, patch_profile, "Change a part of a profile", Empty, ProfilePatch),
+    Route("POST", _ONE, rename_profile, "Rename a profile", Created, ProfilePost),
+    Route("DELETE", _ONE, delete_profile, "Delete a profile", Empty),
+)

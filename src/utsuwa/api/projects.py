@@ -1,0 +1,75 @@
+"""`/1.0/projects`."""
+
+from __future__ import annotations
+
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.core.urls import object_url
+from utsuwa.projects.manager import etag_source
+from utsuwa.security.authorization import may_see
+from utsuwa.wire.projects import (
+    Project,
+    ProjectPatch,
+    ProjectPost,
+    ProjectPut,
+    ProjectsPost,
+    ProjectState,
+)
+
+
+async def list_projects(request: Request) -> Result:
+    request.refuse_filter()
+    manager = request.services.projects
+    if request.recursion:
+        return Sync([p for p in await manager.list() if may_see(request.caller, p.name)])
+    names = [name for name in await manager.names() if may_see(request.caller, name)]
+    return Sync([object_url("projects", name) for name in names])
+
+
+async def create_project(request: Request) -> Result:
+    return Created(await request.services.projects.create(await request.body(ProjectsPost)))
+
+
+async def get_project(request: Request) -> Result:
+    shown, row = await request.services.projects.get(request.params["name"])
+    return Sync(shown, etag=etag_source(row))
+
+
+async def put_project(request: Request) -> Result:
+    body = await request.body(ProjectPut)
+    await request.services.projects.put(request.params["name"], body, request.check_etag)
+    return Empty()
+
+
+async def patch_project(request: Request) -> Result:
+    body = await request.body(ProjectPatch)
+    await request.services.projects.patch(request.params["name"], body, request.check_etag)
+    return Empty()
+
+
+async def rename_project(request: Request) -> Result:
+    body = await request.body(ProjectPost)
+    await request.services.projects.rename(request.params["name"], body.name)
+    return Empty()
+
+
+async def delete_project(request: Request) -> Result:
+    await request.services.projects.delete(request.params["name"])
+    return Empty()
+
+
+async def get_state(request: Request) -> Result:
+    return Sync(await request.services.projects.state(request.params["name"]))
+
+
+_ONE = "/1.0/projects/{name}"
+
+ROUTES = (
+    Route("GET", "/1.0/projects", list_projects, "List the projects", list[str] | list[Project]),
+    Route("POST", "/1.0/projects", create_project, "Add a project", Created, ProjectsPost),
+    Route("GET", _ONE, get_project, "Show a project", Project),
+    Route("PUT", _ONE, put_project, "Replace a project's content", Empty, ProjectPut),
+    Route("PATCH", _ONE, patch_project, "Change a part of a project", Empty, ProjectPatch),
+    Route("POST", _ONE, rename_project, "Rename a project", Empty, ProjectPost),
+    Route("DELETE", _ONE, delete_project, "Delete a project", Empty),
+    Route("GET", f"{_ONE}/state", get_state, "Show what a project takes", ProjectState),
+)

@@ -1,0 +1,225 @@
+"""Profiles: what instances have in common, kept in one place and followed by those that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import msgspec
+
+from utsuwa import devices as device_types
+from utsuwa.core.errors import Forbidden, InUse, InvalidConfig
+from utsuwa.core.instance_keys import PROFILE_KEYS
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.names import check_object_name
+from utsuwa.core.rollback import Rollback
+from utsuwa.core.urls import object_url
+from utsuwa.db import profiles as rows
+from utsuwa.db import projects as project_rows
+from utsuwa.db import storage_pools as pool_rows
+from utsuwa.db.engine import Database
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.operations.events import EventHub
+from utsuwa.security.whole import run_whole
+from utsuwa.wire.events import Requestor
+from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePut, ProfilesPost
+
+DEFAULT = "default"
+
+CheckEtag = Callable[[Any], None]
+"""Told the ETag's source of the profile as it is; raises PreconditionFailed where the caller knew another."""
+
+
+class Follower(Protocol):
+    """What applies a changed profile to the instances that use it."""
+
+    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback, /) -> None:
+        """Called before the new profile is stored; raising refuses the change as a whole.
+
+        What was done to instances is pushed to `undo`, which runs where a later step fails.
+        """
+
+
+def etag_source(row: ProfileRow) -> list[Any]:
+    """What the ETag of a profile is made from: its editable part."""
+    return [row.config, row.description, row.devices]
+
+
+class ProfileManager:
+    """The profiles of all projects."""
+
+    def __init__(self, database: Database, events: EventHub) -> None:
+        self._database = database
+        self._events = events
+        self._followers: list[Follower] = []
+        self._locks = NamedLocks()
+
+    def on_change(self, follower: Follower) -> None:
+        self._followers.append(follower)
+
+    async def names(self, project: str) -> list[str]:
+        """Raises NotFound for an unknown project, as every method does."""
+        return [row.name for row in await self._rows(project)]
+
+    async def list(self, project: str) -> list[Profile]:
+        """All profiles with their users, in a constant number of queries."""
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            found = await rows.get_all(conn, project)
+            users = await rows.used_by(conn, project, None)
+        return [_shown(row, users) for row in found]
+
+    async def get(self, project: str, name: str) -> tuple[Profile, ProfileRow]:
+        """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            row = await rows.get(conn, project, name)
+            users = await rows.used_by(conn, project, (name,))
+        return _shown(row, users), row
+
+    async def create(self, project: str, request: ProfilesPost, requestor: Requestor | None = None) -> str:
+        """The URL of the new profile. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
+        row = ProfileRow(
+            id=0,
+            project=project,
+            name=check_object_name("Profile", request.name),
+            description=request.description,
+            config=_set_only(request.config),
+            devices=_copied(request.devices),
+        )
+        await self._check(row)
+        async with self._database.write("create profile") as conn:
+            await rows.insert(conn, row)
+        return self._tell("created", row, requestor)
+
+    async def put(
+        self,
+        project: str,
+        name: str,
+        request: ProfilePut,
+        check_etag: CheckEtag,
+        requestor: Requestor | None = None,
+    ) -> None:
+        """Replace the editable part. Raises NotFound, InvalidConfig, or what a running instance objects."""
+
+        def changed(old: ProfileRow) -> ProfileRow:
+            return replace(
+                old,
+                description=request.description,
+                config=_set_only(request.config),
+                devices=_copied(request.devices),
+            )
+
+        await run_whole(self._update(project, name, changed, check_etag, requestor))
+
+    async def patch(
+        self,
+        project: str,
+        name: str,
+        request: ProfilePatch,
+        check_etag: CheckEtag,
+        requestor: Requestor | None = None,
+    ) -> None:
+        """Merge a part into a profile. Raises as `put`."""
+
+        def changed(old: ProfileRow) -> ProfileRow:
+            new = old
+            if not isinstance(request.config, msgspec.UnsetType):
+                new = replace(new, config=_set_only({**old.config, **request.config}))
+            if not isinstance(request.devices, msgspec.UnsetType):
+                new = replace(new, devices={**old.devices, **_copied(request.devices)})
+            if not isinstance(request.description, msgspec.UnsetType):
+                new = replace(new, description=request.description)
+            return new
+
+        await run_whole(self._update(project, name, changed, check_etag, requestor))
+
+    async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
+        """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
+        if name == DEFAULT:
+            raise Forbidden("The 'default' profile cannot be renamed")
+        check_object_name("Profile", new)
+        async with self._locks.hold(project, name), self._database.write("rename profile") as conn:
+            row = await rows.get(conn, project, name)
+            await rows.rename(conn, row.id, new)
+        return self._tell("renamed", replace(row, name=new), requestor, {"old_name": name})
+
+    async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
+        """Raises Forbidden (`default`), InUse, NotFound."""
+        if name == DEFAULT:
+            raise Forbidden("The 'default' profile cannot be deleted")
+        async with self._locks.hold(project, name), self._database.write("delete profile") as conn:
+            row = await rows.get(conn, project, name)
+            if await rows.used_by(conn, project, (name,)):
+                raise InUse("Profile is currently in use")
+            await rows.delete(conn, row.id)
+        self._tell("deleted", row, requestor)
+
+    async def _rows(self, project: str) -> Collection[ProfileRow]:
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            return await rows.get_all(conn, project)
+
+    async def _update(
+        self,
+        project: str,
+        name: str,
+        changed: Callable[[ProfileRow], ProfileRow],
+        check_etag: CheckEtag,
+        requestor: Requestor | None,
+    ) -> None:
+        async with self._locks.hold(project, name), Rollback() as undo:
+            async with self._database.read() as conn:
+                old = await rows.get(conn, project, name)
+            check_etag(etag_source(old))
+            new = changed(old)
+            await self._check(new)
+            for follower in self._followers:
+                await follower(old, new, undo)
+            async with self._database.write("update profile") as conn:
+                await rows.update(conn, new)
+            undo.keep()
+        self._tell("updated", new, requestor)
+
+    async def _check(self, row: ProfileRow) -> None:
+        PROFILE_KEYS.check(row.config)
+        device_types.check_devices(row.devices, profile=True)
+        wanted = {name: device["pool"] for name, device in row.devices.items() if device.get("pool")}
+        if not wanted:
+            return
+        async with self._database.read() as conn:
+            known = {pool.name for pool in await pool_rows.get_all(conn)}
+        for name, pool in wanted.items():
+            if pool not in known:
+                raise InvalidConfig(f"Invalid device {name!r}: storage pool {pool!r} does not exist")
+
+    def _tell(
+        self,
+        action: str,
+        row: ProfileRow,
+        requestor: Requestor | None,
+        context: Mapping[str, Any] | None = None,
+    ) -> str:
+        url = object_url("profiles", row.name, project=row.project)
+        self._events.publish_lifecycle(f"profile-{action}", url, row.project, context, requestor)
+        return url
+
+
+def _shown(row: ProfileRow, users: Mapping[str, Collection[tuple[str, str]]]) -> Profile:
+    return Profile(
+        name=row.name,
+        description=row.description,
+        config=row.config,
+        devices=row.devices,
+        used_by=[object_url("instances", name, project=project) for project, name in users.get(row.name, ())],
+    )
+
+
+def _set_only(config: Mapping[str, str]) -> dict[str, str]:
+    """Without the keys whose value is empty: they are not set."""
+    return {key: value for key, value in config.items() if value}
+
+
+def _copied(devices: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    return {name: _set_only(device) for name, device in devices.items()}

@@ -1,0 +1,159 @@
+"""Projects. This version has one, `default`; making others comes later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
+from utsuwa.core.project_keys import PROJECT_KEYS
+from utsuwa.core.urls import object_url
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db import projects as rows
+from utsuwa.db.engine import Database
+from utsuwa.db.projects import Contents, ProjectRow
+from utsuwa.projects.allocations import allocated
+from utsuwa.wire.projects import (
+    Project,
+    ProjectPatch,
+    ProjectPut,
+    ProjectResource,
+    ProjectsPost,
+    ProjectState,
+)
+
+CheckEtag = Callable[[Any], None]
+"""Told the ETag's source of the project as it is; raises PreconditionFailed where the caller knew another."""
+
+NO_LIMIT = -1
+
+
+def etag_source(row: ProjectRow) -> list[Any]:
+    """What the ETag of a project is made from: its editable part."""
+    return [row.description, row.config]
+
+
+class ProjectManager:
+    """All projects."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def names(self) -> list[str]:
+        async with self._database.read() as conn:
+            return [row.name for row in await rows.get_all(conn)]
+
+    async def list(self) -> list[Project]:
+        """All projects with what is in them, in a constant number of queries."""
+        async with self._database.read() as conn:
+            found = await rows.get_all(conn)
+            contents = await rows.contents(conn)
+        return [_shown(row, contents[row.name]) for row in found]
+
+    async def get(self, name: str) -> tuple[Project, ProjectRow]:
+        """The project as it is shown, and as it is stored (for its ETag). Raises NotFound."""
+        async with self._database.read() as conn:
+            row = await rows.get(conn, name)
+            contents = await rows.contents(conn)
+        return _shown(row, contents[name]), row
+
+    async def create(self, request: ProjectsPost) -> str:
+        """Raises InvalidName, AlreadyExists for a project that is there, else NotSupportedYet."""
+        name = check_project_name(request.name)
+        if name in await self.names():
+            raise rows.already_exists(name)
+        raise NotSupportedYet(f"Project {name!r} cannot be made: this version has the project 'default' only")
+
+    async def put(self, name: str, request: ProjectPut, check_etag: CheckEtag) -> None:
+        """Replace the editable part; of the config only `user.*` can change so far. Raises NotFound."""
+
+        def changed(old: ProjectRow) -> ProjectRow:
+            return replace(old, description=request.description, config=dict(request.config))
+
+        await self._update(name, changed, check_etag)
+
+    async def patch(self, name: str, request: ProjectPatch, check_etag: CheckEtag) -> None:
+        """Merge a part into a project. Raises as `put`."""
+
+        def changed(old: ProjectRow) -> ProjectRow:
+            new = old
+            if not isinstance(request.config, msgspec.UnsetType):
+                new = replace(new, config={**old.config, **request.config})
+            if not isinstance(request.description, msgspec.UnsetType):
+                new = replace(new, description=request.description)
+            return new
+
+        await self._update(name, changed, check_etag)
+
+    async def rename(self, name: str, new: str) -> None:
+        """Raises Forbidden for `default`, NotFound for all others."""
+        check_project_name(new)
+        self._refuse(name, "renamed")
+
+    async def delete(self, name: str) -> None:
+        """Raises Forbidden for `default`, NotFound for all others."""
+        self._refuse(name, "deleted")
+
+    async def state(self, name: str) -> ProjectState:
+        """How much is in a project; there are no limits so far. Raises NotFound."""
+        async with self._database.read() as conn:
+            await rows.get(conn, name)
+            networks = (await rows.contents(conn))[name].networks
+            instances = await instance_rows.get_all(conn, name)
+            profiles = {row.name: row for row in await profile_rows.get_all(conn, name)}
+        counts = {
+            "containers": len(instances),
+            "instances": len(instances),
+            "virtual-machines": 0,
+            "networks": len(networks),
+            **allocated(instances, profiles),
+        }
+        return ProjectState(
+            resources={key: ProjectResource(limit=NO_LIMIT, usage=n) for key, n in counts.items()}
+        )
+
+    def _refuse(self, name: str, change: str) -> None:
+        if name == DEFAULT_PROJECT:
+            raise Forbidden(f"The 'default' project cannot be {change}")
+        raise NotFound(f"Project {name!r} not found")
+
+    async def _update(
+        self, name: str, changed: Callable[[ProjectRow], ProjectRow], check_etag: CheckEtag
+    ) -> None:
+        async with self._database.write("update project") as conn:
+            old = await rows.get(conn, name)
+            check_etag(etag_source(old))
+            new = changed(old)
+            _check(old.config, new.config)
+            await rows.update(conn, new)
+
+
+def _check(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    for key in new:
+        if key.startswith(("limits.", "restricted")):
+            raise NotSupportedYet(f"{key[:60]!r}: limits and restrictions of projects are not supported yet")
+    PROJECT_KEYS.check(new)
+    for feature in PROJECT_KEYS.keys:
+        if old.get(feature.name, "") != new.get(feature.name, ""):
+            raise InvalidRequest("The features of the default project cannot be changed")
+
+
+def _shown(row: ProjectRow, inside: Contents) -> Project:
+    paths = [
+        *(("instances", name) for name in inside.instances),
+        *(("images", fingerprint) for fingerprint in inside.images),
+        *(("profiles", name) for name in inside.profiles),
+        *(("storage-pools", pool, "volumes", "custom", name) for pool, name in inside.volumes),
+        *(("networks", name) for name in inside.networks),
+    ]
+    return Project(
+        name=row.name,
+        description=row.description,
+        config=row.config,
+        used_by=[object_url(*path, project=row.name) for path in paths],
+    )

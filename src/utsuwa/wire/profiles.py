@@ -1,0 +1,46 @@
+"""Records of `/1.0/profiles` as they travel; field names are the JSON's."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ProfilePut(msgspec.Struct, kw_only=True):
+    """The whole editable part: what is absent becomes empty."""
+
+    description: str = ""
+    config: dict[str, str] = {}
+    devices: dict[str, dict[str, str]] = {}
+
+
+class ProfilePatch(msgspec.Struct, kw_only=True):
+    """A part to merge: config by key (an empty value removes one), devices by name."""
+
+    description: str | msgspec.UnsetType = msgspec.UNSET
+    config: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    devices: dict[str, dict[str, str]] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ProfilesPost(msgspec.Struct, kw_only=True):
+    """A new profile."""
+
+    name: str = ""
+    description: str = ""
+    config: dict[str, str] = {}
+    devices: dict[str, dict[str, str]] = {}
+
+
+class ProfilePost(msgspec.Struct, kw_only=True):
+    """A new name."""
+
+    name: str = ""
+
+
+class Profile(msgspec.Struct, kw_only=True):
+    """A profile as it is shown; `used_by` are URLs of instances."""
+
+    name: str
+    description: str
+    config: dict[str, str]
+    devices: dict[str, dict[str, str]]
+    used_by: list[str]

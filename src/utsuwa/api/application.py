@@ -16,6 +16,7 @@ from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Ro
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.operations.events import act_as
 from utsuwa.security.authorization import Caller, authorize
 from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
 
@@ -68,7 +69,12 @@ class Application:
         authorize(caller, route.access)
         if raw.headers.get("Expect", "").lower() == "100-continue":
             await _continue(raw)
-        return await route.handler(Request(raw, self._services, route, params, caller))
+        request = Request(raw, self._services, route, params, caller)
+        actor = act_as(request.requestor)
+        try:
+            return await route.handler(request)
+        finally:
+            actor.active = False
 
 
 async def _continue(raw: web.BaseRequest) -> None:

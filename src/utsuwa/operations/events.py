@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import Any, Self
 
 from utsuwa.core import clock
@@ -30,6 +31,35 @@ BUFFER_BYTES = 8 * 2**20
 
 LOCATION = "none"
 """What a server that is no part of a cluster calls itself."""
+
+
+class Actor:
+    """Who causes what happens in a context, for as long as their request or operation lasts.
+
+    Tasks that outlive it, such as the watch over a container, inherit the context, but not the blame.
+    """
+
+    __slots__ = ("active", "requestor")
+
+    def __init__(self, requestor: Requestor) -> None:
+        self.requestor = requestor
+        self.active = True
+
+
+_actor: ContextVar[Actor | None] = ContextVar("actor", default=None)
+
+
+def act_as(requestor: Requestor) -> Actor:
+    """From now on lifecycle events of this context name `requestor`, until the actor's `active` is False."""
+    actor = Actor(requestor)
+    _actor.set(actor)
+    return actor
+
+
+def current_requestor() -> Requestor | None:
+    """Who causes what happens here; None for the daemon itself."""
+    actor = _actor.get()
+    return actor.requestor if actor is not None and actor.active else None
 
 
 class Subscription:
@@ -121,9 +151,17 @@ class EventHub:
         context: Mapping[str, Any] | None = None,
         requestor: Requestor | None = None,
     ) -> None:
-        """`action` (such as `instance-started`) happened to the object at the URL `source`."""
+        """`action` (such as `instance-started`) happened to the object at the URL `source`.
+
+        `requestor` is who acts in this context, where it is not given.
+        """
+        if not self._subscriptions:
+            return
         record = Lifecycle(
-            action=action, source=source, context=dict(context) if context else None, requestor=requestor
+            action=action,
+            source=source,
+            context=dict(context) if context else None,
+            requestor=requestor or current_requestor(),
         )
         self._publish(LIFECYCLE, record, project)
 

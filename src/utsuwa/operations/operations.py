@@ -21,7 +21,7 @@ from aiohttp import web
 from utsuwa.core import clock
 from utsuwa.core.errors import Cancelled as CancelledOperation
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable, UtsuwaError
-from utsuwa.operations.events import EventHub
+from utsuwa.operations.events import EventHub, act_as, current_requestor
 from utsuwa.wire import operations as wire
 from utsuwa.wire.events import Requestor
 
@@ -76,7 +76,7 @@ class Operation:
         self.resources = {name: list(urls) for name, urls in resources.items()}
         self.metadata = dict(metadata or {})
         self.may_cancel = may_cancel
-        self.requestor = requestor
+        self.requestor = requestor or current_requestor()
         self.created_at = self.updated_at = clock.now()
         self.error = ""
         self._status = PENDING
@@ -210,7 +210,12 @@ class Operation:
 
     async def _run(self, run: Callable[[Operation], Awaitable[None]]) -> None:
         current.set(self)
-        await run(self)
+        actor = act_as(self.requestor) if self.requestor is not None else None
+        try:
+            await run(self)
+        finally:
+            if actor is not None:
+                actor.active = False
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         """The task is done: also one that was cancelled before its first step ends here."""

@@ -1,0 +1,266 @@
+"""The life of background operations: order of states, waiting, cancelling, errors, websockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import Cancelled, Forbidden, InvalidRequest, NotFound, Unavailable
+from utsuwa.operations import operations as module
+from utsuwa.operations.events import EventHub, Subscription, act_as, current_requestor
+from utsuwa.operations.operations import Operation, Operations
+from utsuwa.wire.codec import encode
+from utsuwa.wire.events import Requestor
+
+Run = Callable[[Operation], Awaitable[None]]
+
+
+@pytest.fixture
+def operations() -> Operations:
+    return Operations(EventHub(), keep_seconds=0.02)
+
+
+def start(operations: Operations, run: Run, **more: Any) -> Operation:
+    return operations.start(project="default", description="Testing", run=run, **more)
+
+
+def states(subscription: Subscription) -> list[tuple[str, str]]:
+    shown = [json.loads(text)["metadata"] for text in subscription._buffer]
+    return [(op["status"], op["err"]) for op in shown]
+
+
+async def nothing(operation: Operation) -> None:
+    pass
+
+
+async def forever(operation: Operation) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_states_are_published_in_order(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        operation.update_metadata({"step": 1})
+        operation.update_metadata({"more": "x"})
+
+    with operations.events.subscribe(["operation"]) as listener:
+        operation = start(operations, run)
+        assert operation.status == "Running"
+        assert await operation.wait(1)
+        assert [s for s, _ in states(listener)] == ["Pending", "Running", "Running", "Running", "Success"]
+    assert operation.metadata == {"step": 1, "more": "x"}
+
+
+async def test_the_record_has_the_shape_that_clients_know(operations: Operations) -> None:
+    urls = {"instances": ["/1.0/instances/x"], "containers": ["/1.0/containers/x"]}
+    operation = start(operations, forever, resources=urls, may_cancel=True)
+    shown = json.loads(encode(operation.record()))
+    created, updated = shown.pop("created_at"), shown.pop("updated_at")
+    assert created.endswith("Z")
+    assert updated >= created
+    assert shown == {
+        "id": operation.id,
+        "class": "task",
+        "description": "Testing",
+        "status": "Running",
+        "status_code": 103,
+        "resources": urls,
+        "metadata": None,
+        "may_cancel": True,
+        "err": "",
+        "location": "none",
+    }
+    await operations.stop()
+
+
+async def test_an_error_of_ours_is_told(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        raise NotFound("No such image: import it first")
+
+    operation = start(operations, run)
+    await operation.wait(1)
+    record = operation.record()
+    assert (record.status, record.status_code) == ("Failure", 400)
+    assert record.err == "No such image: import it first"
+
+
+async def test_other_errors_are_logged_and_hidden(
+    operations: Operations, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(operation: Operation) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    operation = start(operations, run)
+    await operation.wait(1)
+    assert operation.error == module.INTERNAL_ERROR
+    assert operation.status == "Failure"
+    assert "secret detail" in caplog.text
+
+
+async def test_cancelling_runs_the_undo_and_tells_so(operations: Operations) -> None:
+    undone = []
+
+    async def run(operation: Operation) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            undone.append(True)
+
+    with operations.events.subscribe(["operation"]) as listener:
+        operation = start(operations, run, may_cancel=True)
+        await asyncio.sleep(0)
+        operation.cancel()
+        await operation.wait(1)
+        assert states(listener)[-1] == ("Cancelled", module.CANCELLED_ERROR)
+    assert undone == [True]
+    assert operation.status_code == 401
+    assert not operation.record().may_cancel
+
+
+async def test_one_that_is_cancelled_before_its_first_step_ends_too(operations: Operations) -> None:
+    operation = start(operations, forever, may_cancel=True)
+    operation.cancel()
+    assert await operation.wait(1)
+    assert operation.status == "Cancelled"
+
+
+async def test_work_may_end_itself_as_cancelled(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        raise Cancelled("The client left")
+
+    operation = start(operations, run)
+    await operation.wait(1)
+    assert (operation.status, operation.error) == ("Cancelled", "The client left")
+
+
+async def test_cancel_is_refused_where_it_cannot_be(operations: Operations) -> None:
+    operation = start(operations, nothing)
+    with pytest.raises(InvalidRequest, match="cannot be cancelled"):
+        operation.cancel()
+    await operation.wait(1)
+    with pytest.raises(InvalidRequest, match="already ended"):
+        operation.cancel()
+
+
+async def test_wait_gives_up_in_time_and_leaves_the_work_alone(operations: Operations) -> None:
+    operation = start(operations, forever)
+    assert not await operation.wait(0.01)
+    assert operation.status == "Running"
+    await operations.stop()
+    assert await operation.wait(0)
+
+
+async def test_ended_ones_stay_for_a_while_and_then_go(operations: Operations) -> None:
+    operation = start(operations, nothing)
+    await operation.wait(1)
+    assert operations.get(operation.id) is operation
+    await asyncio.sleep(0.05)
+    with pytest.raises(NotFound, match="Operation not found"):
+        operations.get(operation.id)
+    assert operations.all() == []
+
+
+async def test_the_list_is_held_to_a_project(operations: Operations) -> None:
+    mine = start(operations, nothing)
+    theirs = operations.start(project="other", description="x", run=nothing)
+    servers = operations.start(project="", description="x", run=nothing)
+    assert operations.all("default") == [mine, servers]
+    assert operations.all() == [mine, theirs, servers]
+    await operations.stop()
+
+
+async def test_progress_is_told_once_a_step(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        operation.set_progress("download", 10, speed=2048)
+        operation.set_progress("download", 10, speed=4096)
+        operation.set_progress("unpack", "Unpacking")
+
+    with operations.events.subscribe(["operation"]) as listener:
+        operation = start(operations, run)
+        await operation.wait(1)
+        assert len(states(listener)) == 5
+    assert operation.metadata["download_progress"] == "10%"
+    assert operation.metadata["unpack_progress"] == "Unpacking"
+    assert operation.metadata["progress"] == {"stage": "unpack"}
+
+
+async def test_metadata_no_longer_changes_after_the_end(operations: Operations) -> None:
+    operation = start(operations, nothing)
+    await operation.wait(1)
+    with operations.events.subscribe() as listener:
+        operation.update_metadata({"late": 1})
+        assert not states(listener)
+    assert operation.metadata == {}
+
+
+async def test_each_websocket_secret_can_be_used_once(operations: Operations) -> None:
+    operation = start(operations, forever, kind="websocket", websockets=("0", "control"))
+    secrets = operation.metadata["fds"]
+    assert set(secrets) == {"0", "control"}
+    assert len(set(secrets.values())) == 2
+    assert operation.knows_secret(secrets["control"])
+    assert not operation.knows_secret("")
+    assert operation.claim(secrets["control"]) == "control"
+    with pytest.raises(Forbidden):
+        operation.claim(secrets["control"])
+    for wrong in ("", "x", secrets["0"][:-1], "ü"):
+        with pytest.raises(Forbidden):
+            operation.claim(wrong)
+    await operations.stop()
+    with pytest.raises(Forbidden):
+        operation.claim(secrets["0"])
+
+
+async def test_the_work_gets_the_connected_socket(operations: Operations) -> None:
+    got: list[Any] = []
+
+    async def run(operation: Operation) -> None:
+        got.append(await operation.websocket("0", 1))
+
+    socket: Any = object()
+    operation = start(operations, run, kind="websocket", websockets=("0",))
+    operation.connect(operation.claim(operation.secrets["0"]), socket)
+    await operation.wait(1)
+    assert got == [socket]
+
+
+async def test_a_websocket_that_never_comes_fails_the_work(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        await operation.websocket("0", 0.01)
+
+    operation = start(operations, run, kind="websocket", websockets=("0",))
+    await operation.wait(1)
+    assert operation.status == "Failure"
+    assert "did not connect the websocket '0'" in operation.error
+
+
+async def test_a_token_has_a_secret_of_its_own(operations: Operations) -> None:
+    operation = start(operations, forever, kind="token")
+    assert operation.knows_secret(operation.metadata["secret"])
+    await operations.stop()
+
+
+async def test_stopping_cancels_everything_and_refuses_what_is_new(operations: Operations) -> None:
+    operation = start(operations, forever)
+    await operations.stop()
+    assert operation.status == "Cancelled"
+    with pytest.raises(Unavailable, match="shutting down"):
+        start(operations, nothing)
+
+
+async def test_work_knows_its_operation_and_its_requestor(operations: Operations) -> None:
+    seen: list[object] = []
+
+    async def run(operation: Operation) -> None:
+        seen.extend((module.current.get(), current_requestor()))
+
+    actor = act_as(Requestor(username="alice", protocol="unix", address="@"))
+    operation = start(operations, run)
+    actor.active = False
+    await operation.wait(1)
+    assert seen[0] is operation
+    assert seen[1] == actor.requestor
+    assert current_requestor() is None

@@ -17,6 +17,8 @@ from multidict import MultiMapping
 
 from utsuwa.api.services import Services
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, PreconditionFailed, TooLarge
+from utsuwa.core.filters import Filter
+from utsuwa.core.filters import parse as parse_filter
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import Access, Caller
@@ -78,6 +80,12 @@ class Request:
         if text not in ("0", "1", "2"):
             raise InvalidRequest(f"Invalid recursion {text[:20]!r}: use 0, 1 or 2")
         return int(text)
+
+    @property
+    def filter(self) -> Filter | None:
+        """The parsed `?filter=` of a list, None where none is given."""
+        text = self.query.get("filter")
+        return parse_filter(text) if text else None
 
     def refuse_filter(self) -> None:
         """For lists that LXD can filter: say clearly that this version does not."""

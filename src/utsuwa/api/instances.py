@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
@@ -68,22 +70,25 @@ def _run(
 
 
 async def list_instances(request: Request) -> Result:
-    request.refuse_filter()
     _check_type(request)
     instances = request.services.instances
     project = None if request.all_projects else request.project
-    if not request.all_projects:
-        await request.services.projects.get(request.project)
+    if project is not None:
+        await request.services.projects.get(project)
+    wanted = request.filter
     if request.query.get("instance-type") == "virtual-machine":
         return Sync([])
-    match request.recursion:
-        case 0:
-            kind = "containers" if request.containers_api else "instances"
-            return Sync([_url(kind, *key) for key in await instances.names(project)])
-        case 1:
-            return Sync(await instances.records(project))
-        case _:
-            return Sync(await instances.full_records(project))
+    records: Sequence[Instance]
+    if request.recursion == 2:
+        records = await instances.full_records(project)
+    else:
+        records = await instances.records(project)
+    if wanted is not None:
+        records = [record for record in records if wanted.matches(msgspec.to_builtins(record))]
+    if request.recursion == 0:
+        kind = "containers" if request.containers_api else "instances"
+        return Sync([_url(kind, record.project, record.name) for record in records])
+    return Sync(records)
 
 
 def _check_type(request: Request) -> None:

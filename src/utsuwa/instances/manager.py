@@ -60,10 +60,6 @@ class InstanceManager:
     async def load(self, project: str, name: str) -> Loaded:
         return await load(self._ctx, project, name)
 
-    async def names(self, project: str | None) -> list[tuple[str, str]]:
-        """Project and name of every instance of a project, or of all."""
-        return [instance.key for instance in await load_all(self._ctx, project)]
-
     async def records(self, project: str | None) -> list[Instance]:
         return [state.record(self._ctx, instance) for instance in await load_all(self._ctx, project)]
 

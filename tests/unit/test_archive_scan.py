@@ -1,0 +1,262 @@
+"""The scanner that judges archives while they are unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utsuwa.host.archive_scan import (
+    Passage,
+    Refused,
+    Rules,
+    TooMuch,
+    clean_path,
+    find_metadata,
+    scan_listing,
+    scan_tar,
+)
+
+KINDS = {
+    "f": tarfile.REGTYPE,
+    "d": tarfile.DIRTYPE,
+    "l": tarfile.SYMTYPE,
+    "h": tarfile.LNKTYPE,
+    "b": tarfile.BLKTYPE,
+    "c": tarfile.CHRTYPE,
+    "p": tarfile.FIFOTYPE,
+}
+
+
+def tar(*entries: tuple[str, str] | tuple[str, str, str | bytes]) -> bytes:
+    """A tar of (kind, name[, link target or content])."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for kind, name, *rest in entries:
+            member = tarfile.TarInfo(name)
+            member.type = KINDS[kind]
+            content = rest[0] if rest and isinstance(rest[0], bytes) else b""
+            member.size = len(content)
+            member.linkname = rest[0] if rest and isinstance(rest[0], str) else ""
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def scan(data: bytes, tree: str = "image", entries: int = 1000, size: int = 10**9) -> bytes:
+    """Scan a tar; what was passed on."""
+    out = io.BytesIO()
+    scan_tar(Passage(io.BytesIO(data), out, size), Rules(tree, entries))
+    return out.getvalue()
+
+
+META = ("f", "metadata.yaml", b"a: b\n")
+
+
+def test_a_sound_image_passes_byte_for_byte() -> None:
+    data = tar(
+        META,
+        ("d", "templates"),
+        ("f", "templates/hosts.tpl", b"x"),
+        ("d", "./rootfs/"),
+        ("f", "/rootfs/etc/inittab", b"\n"),
+        ("l", "rootfs/bin/sh", "/bin/busybox"),
+        ("l", "rootfs/etc/mtab", "../proc/self/mounts"),
+        ("f", "rootfs/bin/a", b"x"),
+        ("h", "rootfs/bin/b", "rootfs/bin/a"),
+        ("c", "rootfs/dev/null"),
+        ("p", "rootfs/run/initctl"),
+    )
+    assert scan(data) == data
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([("f", "rootfs/../../etc/passwd", b"x")], "leads out"),
+        ([("f", "..", b"x")], "leads out"),
+        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/passwd", b"x")], "behind the symbolic link"),
+        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/c", b"x")], "behind the symbolic link"),
+        ([("f", "rootfs/a/b", b"x"), ("l", "rootfs/a", "/etc")], "there twice"),
+        ([("f", "rootfs/a/b/c", b"x"), ("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/d", b"x")], "twice"),
+        ([("l", "rootfs/a", "/etc/x"), ("f", "rootfs/a", b"x")], "there twice"),
+        ([("l", "rootfs/a", "/etc"), ("d", "rootfs/a")], "there twice"),
+        ([("h", "rootfs/a", "../../etc/passwd")], "leads out"),
+        ([("h", "rootfs/a", "metadata.yaml")], "hard link"),
+        ([("h", "templates/a", "rootfs/a")], "hard link"),
+        ([("l", "rootfs/l", "/etc/passwd"), ("h", "rootfs/h", "rootfs/l")], "refers to a symbolic link"),
+        ([("l", "rootfs/l", "/etc"), ("h", "rootfs/h", "rootfs/l/passwd")], "behind the symbolic link"),
+        ([("b", "rootfs/sda")], "device node"),
+        ([("c", "rootfs/devices/x")], "device node"),
+        ([("c", "null")], "device node"),
+        ([("l", "metadata.yaml", "/etc/passwd")], "not a regular file"),
+        ([("d", "metadata.yaml")], "not a regular file"),
+        ([("f", "metadata.yaml/x", b"x")], "not a regular file"),
+        ([META, META], "there twice"),
+        ([("l", "rootfs", "/")], "rootfs is not a folder"),
+        ([("f", "rootfs", b"x")], "rootfs is not a folder"),
+        ([("l", "templates", "/etc")], "not a regular file"),
+        ([("l", "templates/a", "/etc/shadow")], "not a regular file"),
+        ([("p", "templates/a")], "not a regular file"),
+        ([("f", "templates", b"x")], "not a regular file"),
+        ([("f", f"templates/{n}", b"") for n in range(1001)], "templates"),
+        ([("l", ".", "/")], "root is not a folder"),
+    ],
+)
+def test_what_breaks_a_rule_is_refused(entries: list[tuple[str, str]], reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        scan(tar(*entries), entries=5000)
+
+
+def test_a_root_file_system_of_its_own_has_its_devices_in_dev() -> None:
+    scan(tar(("c", "dev/null"), ("f", "metadata.yaml/x"), ("l", "templates", "/")), tree="rootfs")
+    with pytest.raises(Refused, match="device node"):
+        scan(tar(("c", "rootfs/dev/null")), tree="rootfs")
+
+
+def test_entries_and_bytes_are_limited() -> None:
+    data = tar(*(("f", f"rootfs/{n}", b"x") for n in range(10)))
+    scan(data, entries=10)
+    with pytest.raises(Refused, match="more than 9 files"):
+        scan(data, entries=9)
+    with pytest.raises(TooMuch):
+        scan(data, size=len(data) - 1)
+
+
+def test_junk_behind_the_archive_counts_and_is_not_passed_on() -> None:
+    data = tar(META)
+    assert scan(data + b"x" * 3_000_000).startswith(data)
+    assert len(scan(data + b"x" * 3_000_000)) < 2_000_000
+    with pytest.raises(TooMuch):
+        scan(data + b"x" * 3_000_000, size=2_000_000)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"no tar at all" * 100])
+def test_what_is_no_tar_is_refused(data: bytes) -> None:
+    with pytest.raises((Refused, tarfile.TarError)):
+        scan(data)
+
+
+def test_a_bad_header_in_the_middle_is_no_end() -> None:
+    """tarfile takes it for the end; tar would go on behind it, with entries that nobody judged."""
+    hidden = tar(("f", "rootfs/a", b"x" * 512))[:1024] + b"\x01" * 512 + tar(("b", "rootfs/sda"))
+    with pytest.raises(Refused, match="damaged"):
+        scan(hidden)
+
+
+def test_a_truncated_archive_is_refused() -> None:
+    data = tar(("f", "rootfs/a", b"x" * 100_000))
+    with pytest.raises((Refused, tarfile.ReadError)):
+        scan(data[:50_000])
+
+
+@pytest.mark.parametrize("kind", [b"V", b"M", b"Z"])
+def test_unknown_types_are_refused(kind: bytes) -> None:
+    member = tarfile.TarInfo("rootfs/a")
+    member.type = kind
+    with pytest.raises(Refused, match="unknown type"):
+        scan(member.tobuf() + b"\0" * 1024)
+
+
+def metadata(data: bytes, limit: int = 100, entries: int = 50) -> bytes:
+    return find_metadata(Passage(io.BytesIO(data), None, 10**8), limit, entries)
+
+
+def test_the_first_metadata_is_found_and_the_rest_not_read() -> None:
+    source = io.BytesIO(tar(("f", "rootfs/x", b"1"), META) + b"\0" * 10_000_000)
+    assert find_metadata(Passage(source, None, 10**8), 100, 50) == b"a: b\n"
+    assert source.tell() < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([("f", "rootfs/metadata.yaml", b"x")], "there is no metadata.yaml"),
+        ([("l", "metadata.yaml", "/etc/shadow")], "not a regular file"),
+        ([("h", "metadata.yaml", "rootfs/x")], "not a regular file"),
+        ([("d", "metadata.yaml")], "not a regular file"),
+        ([("f", "metadata.yaml", b"x" * 101)], "larger than 100"),
+        ([("f", f"rootfs/{n}", b"") for n in range(60)], "among its first 50"),
+        ([("f", "../metadata.yaml", b"x")], "leads out"),
+    ],
+)
+def test_metadata_that_is_refused(entries: list[tuple[str, str]], reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        metadata(tar(*entries))
+
+
+def listing(*lines: str) -> Iterable[bytes]:
+    return [line.encode() + b"\n" for line in lines]
+
+
+ROOT = "drwxr-xr-x 0/0                      37 2026-11-24 06:43 squashfs-root"
+
+
+def test_a_squashfs_listing_is_judged() -> None:
+    lines = listing(
+        ROOT,
+        "-rw-r--r-- 0/0                       3 2026-11-24 06:43 squashfs-root/bin/a",
+        "lrwxrwxrwx 0/0                      10 2026-11-24 06:43 squashfs-root/bin/c -> ../../../x",
+        "crw-r--r-- 0/0                   1,  3 2026-11-24 06:43 squashfs-root/dev/null",
+    )
+    scan_listing(lines, Rules("rootfs", 4), 60)
+    with pytest.raises(Refused, match="more than 3"):
+        scan_listing(lines, Rules("rootfs", 3), 60)
+    with pytest.raises(TooMuch):
+        scan_listing(lines, Rules("rootfs", 4), 49)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "brw-r--r-- 0/0                   8,  0 2026-11-24 06:43 squashfs-root/sda",
+        "crw-r--r-- 0/0                   8,  0 2026-11-24 06:43 squashfs-root/a\\b -> dev/x",
+        "brw-r--r-- 100000/100000      8,1048575 2026-11-24 06:43 squashfs-root/a",
+    ],
+)
+def test_device_nodes_in_a_squashfs_are_refused(line: str) -> None:
+    with pytest.raises(Refused, match="device node"):
+        scan_listing(listing(ROOT, line), Rules("rootfs", 10), 100)
+
+
+@given(st.text(alphabet="ab/.\n -", max_size=30))
+def test_clean_paths_stay_inside(name: str) -> None:
+    try:
+        path = clean_path(name)
+    except Refused:
+        assert ".." in name
+        return
+    assert not path.startswith("/")
+    assert not path.endswith("/")
+    assert not {"", ".", ".."} & set(path.split("/")) or path == ""
+
+
+_names = st.lists(st.sampled_from(["a", "b", "."]), min_size=1, max_size=4).map("/".join)
+_entries = st.lists(st.tuples(st.sampled_from("fdlh"), _names, _names), max_size=12)
+
+
+@given(_entries)
+def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[str, str, str]]) -> None:
+    """A model of what tar would do: no accepted entry has a symbolic link among its parents."""
+    rules = Rules("rootfs", 100)
+    links: set[str] = set()
+    for kind, name, target in entries:
+        try:
+            path = clean_path(name)
+            rules.judge(kind, path, clean_path(target) if kind == "h" else "")
+        except Refused:
+            return
+        parts = path.split("/")
+        assert not {"/".join(parts[:n]) for n in range(1, len(parts))} & links
+        if kind == "l":
+            links.add(path)
+
+
+@given(st.binary(max_size=3000))
+def test_any_bytes_end_in_a_verdict(data: bytes) -> None:
+    with contextlib.suppress(Refused, TooMuch, tarfile.TarError):
+        scan(data)

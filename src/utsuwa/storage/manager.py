@@ -93,8 +93,18 @@ class StorageManager:
             except UtsuwaError as error:
                 log.error("storage pool %r cannot be used: %s", row.name, error)
 
-    async def stop(self) -> None:
-        """Let go of what the daemon holds; mounts stay, for containers run on."""
+    async def stop(self, *, unmount: bool = False) -> None:
+        """Let go of what the daemon holds. Mounts stay, for containers run on.
+
+        `unmount` is for the shutdown of all: no container runs any more, and no mount is left.
+        """
+        if unmount:
+            for pool in sorted(self._mounted):
+                try:
+                    await _finished(self._drivers[pool].unmount)
+                except UtsuwaError as error:
+                    log.warning("storage pool %r stays mounted: %s", pool, error)
+            self._mounted.clear()
         await asyncio.to_thread(close_user_namespaces)
 
     @property

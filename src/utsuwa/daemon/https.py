@@ -182,8 +182,16 @@ class HttpsListener:
         try:
             return _bind(endpoint)
         except OSError:
-            self._port.accept_from(_bind(old))
+            self._take_back(old)
             raise
+
+    def _take_back(self, old: _Endpoint) -> None:
+        assert self._port is not None
+        try:
+            self._port.accept_from(_bind(old))
+        except OSError as error:
+            log.error("lost the address %s: %s", self._port.address, error)
+            self._use(None, None)
 
     def _use(self, endpoint: _Endpoint | None, bound: socket.socket | None) -> None:
         if self._retrying is not None and self._retrying is not asyncio.current_task():

@@ -36,6 +36,10 @@ async def database(path: Path) -> AsyncIterator[Database]:
     await opened.close()
 
 
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def _values(database: Database) -> dict[str, str]:
     async with database.read() as conn:
         return await config.load(conn)
@@ -177,10 +181,14 @@ async def test_a_read_is_one_moment(database: Database) -> None:
 
 
 async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
-    with pytest.raises(KeyError):
+
+    async def write() -> None:
         async with database.write("test") as conn:
             await config.replace(conn, {"user.a": "1"})
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await write()
     assert await _values(database) == {}
 
 
@@ -277,17 +285,17 @@ async def test_references_are_enforced(database: Database) -> None:
 
 
 async def test_all_connections_are_opened_at_the_start(database: Database) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     await asyncio.gather(*[_values(database) for _ in range(20)])
     async with database.write("test") as conn:
         await config.replace(conn, {"user.a": "1"})
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _descriptors() == before
 
 
 async def test_closing_gives_every_descriptor_back(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     await (await Database.open(path)).close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _descriptors() == before
 
 
 # ---- what the disk may do
@@ -314,12 +322,16 @@ async def test_a_damaged_file_is_told(database: Database) -> None:
     with database.path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
-    with pytest.raises(HostError):
+
+    async def read() -> None:
         again = await Database.open(database.path)
         try:
             await _values(again)
         finally:
             await again.close()
+
+    with pytest.raises(HostError):
+        await read()
 
 
 _WRITER = """

@@ -9,12 +9,19 @@ from typing import Any
 from aiohttp import web
 
 from utsuwa.api import (
+    certificates,
     cluster,
     events,
+    images,
+    instances,
     internal,
+    metadata,
     networks,
     operations,
+    profiles,
+    projects,
     server,
+    storage_pools,
 )
 from utsuwa.api.http import Raw, Request, Result, Route, Sync
 from utsuwa.api.lxd_paths import PATHS
@@ -25,6 +32,13 @@ from utsuwa.wire.codec import encode
 
 _MODULES = (
     server,
+    certificates,
+    projects,
+    profiles,
+    storage_pools,
+    images,
+    instances,
+    metadata,
     operations,
     events,
     networks,

@@ -5,25 +5,28 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from utsuwa import __version__
-from utsuwa.db.storage_pools import PoolRow
 from utsuwa.host.facts import HostFacts, host_addresses
 from utsuwa.security.keypair import ServerCertificate
+from utsuwa.storage.drivers import DRIVERS
 from utsuwa.wire.server import Environment, SupportedDriver
+
+_DRIVER_VERSION = "1"
+"""Our drivers come with us: what they put on disk has one version so far."""
+
+_SUPPORTED = [SupportedDriver(name=name, version=_DRIVER_VERSION, remote=False) for name in sorted(DRIVERS)]
 
 
 def environment(
     facts: HostFacts,
     certificate: ServerCertificate,
     listening: str,
-    pools: Sequence[PoolRow],
-    drivers: Sequence[SupportedDriver],
+    drivers_in_use: Iterable[str],
 ) -> Environment:
     """`listening` is the HTTPS listener's `host:port`, empty where there is none."""
-    used = sorted({pool.driver for pool in pools})
-    versions = {driver.name: driver.version for driver in drivers}
+    used = sorted(drivers_in_use)
     return Environment(
         addresses=_addresses(listening),
         architectures=facts.architectures,
@@ -47,8 +50,8 @@ def environment(
         server_pid=os.getpid(),
         server_version=__version__,
         storage=" | ".join(used),
-        storage_version=" | ".join(versions.get(name, "") for name in used),
-        storage_supported_drivers=list(drivers),
+        storage_version=" | ".join(_DRIVER_VERSION for _ in used),
+        storage_supported_drivers=_SUPPORTED,
     )
 
 

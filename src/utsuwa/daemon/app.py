@@ -1,0 +1,206 @@
+"""The composition root: every part is made here, in the order in which they need each other."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from contextlib import AsyncExitStack
+
+from utsuwa.api.application import Application
+from utsuwa.api.routes import all_routes
+from utsuwa.api.services import Services
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon.environment import environment
+from utsuwa.daemon.https import HttpsListener
+from utsuwa.daemon.logging import EventHandler
+from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
+from utsuwa.db.engine import Database
+from utsuwa.host import facts
+from utsuwa.host.helper.client import Helper
+from utsuwa.images.manager import ImageManager
+from utsuwa.instances.context import Context
+from utsuwa.instances.manager import InstanceManager
+from utsuwa.operations.events import EventHub
+from utsuwa.operations.operations import Operations
+from utsuwa.operations.scheduler import Scheduler
+from utsuwa.profiles.manager import ProfileManager
+from utsuwa.projects.manager import ProjectManager
+from utsuwa.security import apparmor
+from utsuwa.security.authorization import Caller
+from utsuwa.security.certificates import CertificateManager
+from utsuwa.security.keypair import ensure_key_pair
+from utsuwa.security.server_config import ServerConfig
+from utsuwa.security.tls import ServerContext
+from utsuwa.storage.manager import StorageManager
+from utsuwa.wire.resources import Resources
+from utsuwa.wire.server import Environment
+
+log = logging.getLogger(__name__)
+
+
+def owner_name(paths: StatePaths) -> str:
+    """What tells this daemon's cgroup, profiles and tables from those of another state folder."""
+    return f"utsuwa-{hashlib.sha256(os.fsencode(paths.root)).hexdigest()[:8]}"
+
+
+class Daemon:
+    """One daemon on one state folder, whose lock the caller holds."""
+
+    def __init__(self, paths: StatePaths, group: str | None) -> None:
+        self._paths = paths
+        self._group = group
+        self._stack = AsyncExitStack()
+        self._told = asyncio.Event()
+        self._shutdown: tuple[bool, float | None] | None = None
+        self._ready = False
+        self._all_stopped = False
+
+    # ---- what signals and the API ask for
+
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
+    def request_stop(self) -> None:
+        """End the daemon; its containers run on."""
+        self._told.set()
+
+    def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
+        """Stop the containers, at most `timeout` seconds long, then end the daemon."""
+        self._shutdown = self._shutdown or (force, timeout)
+        self._told.set()
+
+    async def environment(self) -> Environment:
+        return environment(self._facts, self._certificate, self._https.address, self._storage.drivers_in_use)
+
+    async def resources(self) -> Resources:
+        return await asyncio.to_thread(facts.resources)
+
+    # ---- its life
+
+    async def start(self) -> None:
+        """Make everything, find running containers again, and listen. Raises UtsuwaError."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def serve_until_told(self) -> None:
+        """Serve until a signal or a request ends it; everything made by `start` is closed after."""
+        async with self._stack:
+            await self._told.wait()
+            self._ready = False
+            if self._shutdown is not None:
+                await self._stop_containers(*self._shutdown)
+
+    async def _start(self) -> None:
+        paths, stack = self._paths, self._stack
+        self._facts = await asyncio.to_thread(facts.host_facts)
+        database = await Database.open(paths.database)
+        stack.push_async_callback(database.close)
+
+        events = EventHub()
+        self._publish_log(events)
+        scheduler = Scheduler()
+        stack.push_async_callback(scheduler.stop)
+        self._operations = Operations(events)
+
+        server = ServerConfig(database)
+        await server.load()
+        certificates = CertificateManager(database, events, server)
+        await certificates.load()
+        self._certificate = await asyncio.to_thread(ensure_key_pair, paths)
+
+        helper = Helper()
+        await helper.start()
+        stack.push_async_callback(helper.close)
+
+        self._storage = StorageManager(database, paths, events)
+        await self._storage.start()
+        stack.push_async_callback(self._close_storage)
+        images = ImageManager(database, paths, events, self._storage)
+        await images.start()
+
+        owner = owner_name(paths)
+        projects = ProjectManager(database)
+        profiles = ProfileManager(database, events)
+        context = Context(
+            database=database,
+            paths=paths,
+            events=events,
+            helper=helper,
+            storage=self._storage,
+            images=images,
+            apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
+            cgroup=owner,
+            boot_id=facts.boot_id(),
+        )
+        self._instances = InstanceManager(context)
+        profiles.on_change(self._instances.follow_profile)
+        stack.push_async_callback(self._instances.stop_watching)
+        await self._instances.recover()
+
+        services = Services(
+            paths=paths,
+            database=database,
+            events=events,
+            operations=self._operations,
+            scheduler=scheduler,
+            server=server,
+            certificates=certificates,
+            projects=projects,
+            profiles=profiles,
+            storage=self._storage,
+            images=images,
+            instances=self._instances,
+            daemon=self,
+        )
+        await self._listen(services, events)
+
+    async def _listen(self, services: Services, events: EventHub) -> None:
+        trust = services.certificates.store
+
+        def identify(transport: asyncio.BaseTransport) -> Caller:
+            return unix_peer(transport) or trust.caller(transport)
+
+        application = Application(services, all_routes(), identify)
+        # Pushed last, so closed first: operations end while nobody can start another.
+        self._stack.push_async_callback(self._operations.stop)
+        self._stack.callback(events.close)
+
+        context = await asyncio.to_thread(
+            ServerContext, self._certificate.certificate_file, self._certificate.key_file
+        )
+        self._https = HttpsListener(application.handle, context, trust)
+        self._stack.push_async_callback(self._https.close)
+        services.server.on_change(self._https.config_changed)
+        await self._https.open(services.server.value("core.https_address"))
+
+        bound = bind_unix(self._paths.socket, socket_group(self._group))
+        unix = UnixListener(self._paths.socket, bound, application.server())
+        await unix.open()
+        self._stack.push_async_callback(unix.close)
+        self._ready = True
+        log.info("ready", extra={"socket": self._paths.socket})
+
+    def _publish_log(self, events: EventHub) -> None:
+        handler = EventHandler(events, asyncio.get_running_loop())
+        logger = logging.getLogger("utsuwa")
+        logger.addHandler(handler)
+        self._stack.callback(logger.removeHandler, handler)
+
+    async def _close_storage(self) -> None:
+        await self._storage.stop(unmount=self._all_stopped)
+
+    async def _stop_containers(self, force: bool, limit: float | None) -> None:
+        log.info("stopping all containers", extra={"force": force})
+        self._operations.refuse_new()
+        try:
+            async with asyncio.timeout(limit):
+                await self._instances.shutdown_all(force=force)
+            self._all_stopped = True
+        except TimeoutError:
+            log.warning("some containers did not stop in time", extra={"seconds": limit})

@@ -27,6 +27,9 @@ REFUSED = 3
 TOO_LARGE = 4
 """Exit status for an archive whose content exceeds SIZE."""
 
+VERDICT = "verdict: "
+"""What a refusal's line on stderr begins with: decompressor and tar write there as well."""
+
 METADATA = "metadata.yaml"
 MAX_METADATA = 1024 * 1024
 MAX_TEMPLATES = 1000
@@ -70,7 +73,7 @@ class Rules:
         self._left = entries
         self._limit = entries
         self._symlinks: set[str] = set()
-        self._plain_folders: set[str] = set()
+        self._folders: set[str] = set()
         self._seen_metadata = False
         self._templates = 0
 
@@ -92,21 +95,21 @@ class Rules:
         if kind == "h":
             self._judge_hard_link(path, target)
         if kind == "l":
+            if path in self._folders:
+                raise Refused(f"{_shown(path)} is there twice, as a folder and as a symbolic link")
             self._symlinks.add(path)
-            self._plain_folders.discard(path)
         if self._image:
             self._judge_layout(kind, path)
 
     def _judge_parents(self, path: str) -> None:
-        parent = path.rpartition("/")[0]
-        if not parent or parent in self._plain_folders:
-            return
-        at = parent
-        while at and at not in self._plain_folders:
+        at = path.rpartition("/")[0]
+        passed = []
+        while at and at not in self._folders:
             if at in self._symlinks:
                 raise Refused(f"{_shown(path)} lies behind the symbolic link {_shown(at)}")
+            passed.append(at)
             at = at.rpartition("/")[0]
-        self._plain_folders.add(parent)
+        self._folders.update(passed)
 
     def _judge_hard_link(self, path: str, target: str) -> None:
         self._judge_parents(target)
@@ -267,7 +270,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _say(problem: str) -> None:
-    sys.stderr.write(problem + "\n")
+    sys.stderr.write(f"{VERDICT}{problem}\n")
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,6 +75,7 @@ DEFAULT_LIMITS = UnpackLimits()
 
 _MEMORY = 4 * 2**30
 """Bytes of address space for each program in the sandbox."""
+_SIGPIPE = 128 + 13
 _KEPT_CAPABILITIES = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+setfcap"
 
 # Arguments: the archive, the target (empty for none), the scanner's file, the limit of a file's size
@@ -181,8 +181,7 @@ def read_metadata(archive: Path) -> bytes:
         return result.stdout
     limits = (str(MAX_METADATA), str(DEFAULT_LIMITS.entries), str(DEFAULT_LIMITS.size))
     result = _sandbox(archive, None, DEFAULT_LIMITS, "metadata", *limits, *_DECOMPRESSORS[form])
-    # The decompressor is cut off as soon as the file was found: its status says nothing then.
-    _judge(result, form, "scan", ignore_first=True)
+    _judge(result, "decompression", "scan", cut_off=True)
     return result.stdout
 
 
@@ -268,7 +267,7 @@ def _unpack(
         *decompressor,
         *excludes,
     )
-    _judge(result, form, "scan", "tar")
+    _judge(result, "decompression", "scan", "tar")
 
 
 def _list_squashfs(archive: Path, tree: Tree, limits: UnpackLimits) -> None:
@@ -298,26 +297,35 @@ def _sandbox(
     )  # fmt: skip
 
 
-def _judge(result: Completed, *stages: str, ignore_first: bool = False) -> None:
-    """Raise what the stages of a pipeline ended with: the scanner's verdict counts most."""
+def _judge(result: Completed, *stages: str, cut_off: bool = False) -> None:
+    """Raise what the stages of a pipeline ended with; `cut_off`: the first need not reach its end.
+
+    A stage that the next one would not listen to any more died by SIGPIPE, which is no failure.
+    """
     text, _, last = result.stderr.decode(errors="replace").rstrip("\n").rpartition("\n")
     codes = dict(zip(stages, map(int, last.split()[1:]), strict=True))
-    said = text.strip().splitlines()
-    if codes.get("scan") == archive_scan.REFUSED:
-        raise InvalidImage(f"The image is invalid: {_first(said, codes)}")
-    if codes.get("scan") == archive_scan.TOO_LARGE:
-        raise OutOfSpace("The image is too large: its content does not fit on the storage")
-    failed = [stage for stage in stages if codes[stage] and not (ignore_first and stage == stages[0])]
+    said = [line for line in text.splitlines() if line.strip()]
+    failed = [stage for stage in stages if codes[stage] not in (0, _SIGPIPE)]
+    if cut_off and codes["scan"] == 0:
+        failed = []
     if not failed:
         return
     if any("No space left on device" in line or "quota exceeded" in line for line in said):
         raise OutOfSpace("No space left while unpacking the image: free some space and try again")
-    reason = said[-1] if said else f"{failed[-1]} ended with status {codes[failed[-1]]}"
+    if failed[0] == "scan":
+        _raise_verdict(codes["scan"], text)
+    reasons = [line for line in said if archive_scan.VERDICT not in line]
+    reason = reasons[-1] if reasons else f"{failed[0]} ended with status {codes[failed[0]]}"
     raise InvalidImage(f"The image cannot be unpacked, it may be damaged: {reason[:300]}")
 
 
-def _first(said: Sequence[str], codes: dict[str, int]) -> str:
-    return said[0] if said else repr(codes)
+def _raise_verdict(code: int, text: str) -> None:
+    if code == archive_scan.TOO_LARGE:
+        raise OutOfSpace("The image is too large: its content does not fit on the storage")
+    # Not at the beginning of a line: tar writes its own lines piece by piece into the same pipe.
+    _, found, verdict = text.partition(archive_scan.VERDICT)
+    if found:
+        raise InvalidImage(f"The image is invalid: {verdict.partition(chr(10))[0]}")
 
 
 def _tidy(target: Path) -> None:

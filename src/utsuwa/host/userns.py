@@ -66,11 +66,13 @@ def _create(idmap: IdMap) -> int:
     failure: list[Exception] = []
 
     def hold() -> None:
-        script = f"echo $$ >&{tell_write}; exec {tell_write}>&-; read -r x <&{hold_read}"
+        # bash, for sh need not know descriptors above 9.
+        script = f"echo $$; read -ru {hold_read} end"
         try:
             run_blocking(
-                ["unshare", "--user", "--", "sh", "-c", script],
-                pass_fds=(tell_write, hold_read),
+                ["unshare", "--user", "--", "bash", "-c", script],
+                pass_fds=(hold_read,),
+                stdout_fd=tell_write,
                 accept=(0, 1),
             )
         except Exception as error:

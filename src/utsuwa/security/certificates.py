@@ -119,9 +119,14 @@ class TrustStore:
         trusted = {}
         for row in stored:
             try:
-                trusted[row.fingerprint] = (row, parse_certificate(row.certificate))
+                certificate = parse_certificate(row.certificate)
             except InvalidRequest as error:
                 log.warning("stored certificate %s is not trusted: %s", row.fingerprint[:12], error)
+                continue
+            if certificate.fingerprint == row.fingerprint:
+                trusted[row.fingerprint] = (row, certificate)
+            else:
+                log.warning("stored certificate %s is not the one it says", row.fingerprint[:12])
         self._trusted = trusted
 
     def caller(self, transport: BaseTransport) -> Caller:

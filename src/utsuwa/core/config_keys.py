@@ -94,7 +94,7 @@ class KeyTable:
         if key is None:
             yield f"Unknown configuration key {name[:60]!r} for {self.kind}"
         elif key.scope and key.scope == self.refused_scope:
-            yield f"Configuration key {name[:60]!r} is for {key.scope}s only"
+            yield f"Configuration key {name[:60]!r} is for {key.scope.replace('-', ' ')}s only"
         elif value:
             yield from _value_problem(key, name, value)
 

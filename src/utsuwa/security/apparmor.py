@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.files import replace_file
 from utsuwa.host.run import run
 
 PARSER = "apparmor_parser"
@@ -294,8 +295,4 @@ def _write_changed(file: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         if file.read_text(encoding="utf-8") == text:
             return
-    fresh = file.with_name(f"{file.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600, exist_ok=False)
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
+    replace_file(file, text)

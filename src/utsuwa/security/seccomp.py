@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.files import replace_file
 
 DENIED: tuple[str, ...] = (
     # another kernel, or code for this one
@@ -213,11 +214,7 @@ def path(folder: Path, storage_name: str) -> Path:
 def write(folder: Path, storage_name: str, text: str) -> Path:
     """Store a policy for the next start and give its path."""
     target = path(folder, storage_name)
-    fresh = target.with_name(f".{storage_name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600, exist_ok=False)
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(target)
+    replace_file(target, text)
     return target
 
 

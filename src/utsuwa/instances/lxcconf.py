@@ -159,7 +159,6 @@ def _cgroups(spec: ContainerSpec) -> Iterator[Pair]:
 
 _DEVICE_RULES = (
     "c *:* m",
-    "b *:* m",
     "c 1:3 rwm",
     "c 1:5 rwm",
     "c 1:7 rwm",
@@ -172,7 +171,11 @@ _DEVICE_RULES = (
     "c 10:229 rwm",
     "c 136:* rwm",
 )
-"""For privileged containers: any node may be made; null, zero, full, (u)random, terminals, tun, fuse used."""
+"""For privileged containers: null, zero, full, (u)random, terminals, tun and fuse; other nodes may be made.
+
+No nodes of block devices: a mount of one whose file system the host has mounted already never opens the
+device, so that no other rule here would stop it.
+"""
 
 
 def _mounts(spec: ContainerSpec) -> Iterator[Pair]:

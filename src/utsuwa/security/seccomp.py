@@ -43,81 +43,77 @@ DENIED: tuple[str, ...] = (
 )
 """What systemd, package managers and nested containers all live without."""
 
-COMPAT_DENIED: Mapping[str, tuple[str, ...]] = {
-    "x86": (
-        "execve",
-        "execveat",
-        "fcntl64",
-        "getdents",
-        "io_setup",
-        "io_submit",
-        "ioctl",
-        "ipc",
-        "keyctl",
-        "kexec_load",
-        "mq_notify",
-        "mq_open",
-        "move_pages",
-        "msgctl",
-        "preadv",
-        "process_vm_readv",
-        "process_vm_writev",
-        "ptrace",
-        "pwritev",
-        "readv",
-        "recvmmsg",
-        "recvmsg",
-        "rt_sigaction",
-        "rt_sigqueueinfo",
-        "rt_sigreturn",
-        "semctl",
-        "sendmmsg",
-        "sendmsg",
-        "setsockopt",
-        "shmctl",
-        "sigaction",
-        "sigreturn",
-        "socketcall",
-        "timer_create",
-        "vmsplice",
-        "waitid",
-        "writev",
-    ),
-    "x32": (
-        "execve",
-        "execveat",
-        "io_setup",
-        "io_submit",
-        "ioctl",
-        "kexec_load",
-        "move_pages",
-        "mq_notify",
-        "preadv",
-        "process_vm_readv",
-        "process_vm_writev",
-        "ptrace",
-        "pwritev",
-        "readv",
-        "recvmmsg",
-        "recvmsg",
-        "rt_sigaction",
-        "rt_sigqueueinfo",
-        "rt_sigreturn",
-        "sendmmsg",
-        "sendmsg",
-        "setsockopt",
-        "timer_create",
-        "vmsplice",
-        "waitid",
-        "writev",
-    ),
-}
-"""The calls of 32-bit programs on x86_64 that the kernel serves by code of their own."""
+COMPAT_DENIED: tuple[str, ...] = (
+    "_llseek",
+    "_newselect",
+    "bdflush",
+    "chown32",
+    "clock_gettime64",
+    "clock_settime64",
+    "fadvise64_64",
+    "fchown32",
+    "fcntl64",
+    "fstat64",
+    "fstatat64",
+    "fstatfs64",
+    "ftruncate64",
+    "futex_time64",
+    "getegid32",
+    "geteuid32",
+    "getgid32",
+    "getgroups32",
+    "getresgid32",
+    "getresuid32",
+    "getuid32",
+    "ipc",
+    "lchown32",
+    "lstat64",
+    "mmap2",
+    "nice",
+    "oldfstat",
+    "oldlstat",
+    "oldolduname",
+    "oldstat",
+    "olduname",
+    "readdir",
+    "recvmmsg_time64",
+    "sendfile64",
+    "setfsgid32",
+    "setfsuid32",
+    "setgid32",
+    "setgroups32",
+    "setregid32",
+    "setresgid32",
+    "setresuid32",
+    "setreuid32",
+    "setuid32",
+    "sgetmask",
+    "sigaction",
+    "signal",
+    "sigpending",
+    "sigprocmask",
+    "sigreturn",
+    "sigsuspend",
+    "socketcall",
+    "ssetmask",
+    "stat64",
+    "statfs64",
+    "stime",
+    "truncate64",
+    "ugetrlimit",
+    "umount",
+    "waitpid",
+)
+"""Calls that only 32-bit programs on x86_64 have: without them none gets memory, sockets or files.
+
+liblxc applies a rule to every architecture that knows the call's name, whatever section it stands in:
+a name that 64-bit programs have too would be refused to all of them.
+"""
 
 _ENOSYS = 38
 _LINE = re.compile(r"(?P<call>[a-z0-9_]{1,64})(?P<action>\s+(?:errno\s+[0-9]{1,4}|kill|trap|allow|log))?")
 _ARGUMENT = re.compile(r"\s+\[[0-9A-Za-z_,x]{1,200}\]")
-_SECTION = re.compile(r"\[[a-z0-9_]{1,16}\]\Z")
+_SECTION = re.compile(r"\[(?:all|x86|x86_64|arm|arm64|ppc64|ppc64le|s390x|riscv64)\]\Z")
 _LIMIT = 64 * 1024
 
 
@@ -160,8 +156,7 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
         # a container's root could take a file system away from under other programs' open files
         lines += ["reject_force_umount", "[all]", *(f"{call} errno {_ENOSYS}" for call in DENIED)]
     if compat:
-        for section, calls in COMPAT_DENIED.items():
-            lines += [f"[{section}]", *(f"{call} errno {_ENOSYS}" for call in calls)]
+        lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in COMPAT_DENIED)]
     if denied:
         lines += ["[all]", *(_with_action(line) for line in denied)]
     return "\n".join(lines) + "\n"

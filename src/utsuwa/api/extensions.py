@@ -48,6 +48,7 @@ EXTENSIONS: tuple[str, ...] = (
     "server_instance_driver_operational",
     "server_supported_storage_drivers",
     "event_lifecycle_requestor_address",
+    "project_usage",
     "instance_all_projects",
     "instance_get_full",
     "event_project",

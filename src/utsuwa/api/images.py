@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NoReturn
 
+import msgspec
+
 from utsuwa.api import image_transfer
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
@@ -60,15 +62,16 @@ async def _alias(request: Request) -> AliasRow:
 
 
 async def list_images(request: Request) -> Result:
-    request.refuse_filter()
-    images = request.services.images
+    wanted = request.filter
     public_only = _public_only(request)
     if not public_only:
         await request.services.projects.get(request.project)
+    found = await request.services.images.records(request.project, public_only=public_only)
+    if wanted is not None:
+        found = [image for image in found if wanted.matches(msgspec.to_builtins(image))]
     if request.recursion:
-        return Sync(await images.records(request.project, public_only=public_only))
-    rows = await images.all(request.project, public_only=public_only)
-    return Sync([records.image_url(row.project, row.fingerprint) for row in rows])
+        return Sync(found)
+    return Sync([records.image_url(request.project, image.fingerprint) for image in found])
 
 
 async def create_image(request: Request) -> Result:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from utsuwa.core.paths import StatePaths
     from utsuwa.db.engine import Database
     from utsuwa.images.manager import ImageManager
+    from utsuwa.instances.console import ConsoleLog
+    from utsuwa.instances.exec import ExecManager
     from utsuwa.instances.manager import InstanceManager
     from utsuwa.operations.events import EventHub
     from utsuwa.operations.operations import Operations
@@ -55,4 +57,6 @@ class Services:
     storage: StorageManager
     images: ImageManager
     instances: InstanceManager
+    exec: ExecManager
+    console: ConsoleLog
     daemon: DaemonControl

@@ -20,7 +20,9 @@ from utsuwa.db.engine import Database
 from utsuwa.host import facts
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
+from utsuwa.instances.console import ConsoleLog
 from utsuwa.instances.context import Context
+from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
@@ -156,6 +158,8 @@ class Daemon:
             storage=self._storage,
             images=images,
             instances=self._instances,
+            exec=ExecManager(self._operations, helper),
+            console=ConsoleLog(helper),
             daemon=self,
         )
         await self._listen(services, events)

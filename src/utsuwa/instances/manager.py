@@ -9,6 +9,7 @@ from utsuwa.db.images import ImageRow
 from utsuwa.instances import create, delete, recover, rename, shutdown, start, state, stop, update
 from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.end import Watch
+from utsuwa.instances.exec import ExecTarget
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import (
     Instance,
@@ -74,6 +75,10 @@ class InstanceManager:
 
     async def state(self, instance: Loaded) -> InstanceState:
         return await state.state(self._ctx, instance)
+
+    def exec_target(self, instance: Loaded) -> ExecTarget:
+        """What running a command inside needs to know."""
+        return state.exec_target(self._ctx, instance)
 
     # Changing.
 

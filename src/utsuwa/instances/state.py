@@ -11,8 +11,10 @@ import msgspec
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.host import cgroups
+from utsuwa.instances import identity
 from utsuwa.instances.context import Context
-from utsuwa.instances.model import Loaded
+from utsuwa.instances.exec import ExecTarget
+from utsuwa.instances.model import Loaded, Status
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
@@ -48,6 +50,22 @@ def record(ctx: Context, instance: Loaded) -> Instance:
         location="none",
         type="container",
         project=row.project,
+    )
+
+
+def exec_target(ctx: Context, instance: Loaded) -> ExecTarget:
+    """The instance as commands see it; asks nothing of the host."""
+    status = ctx.runtime.status(instance.key)
+    return ExecTarget(
+        project=instance.project,
+        name=instance.name,
+        storage_name=instance.storage_name,
+        lxcpath=ctx.paths.containers,
+        logs=ctx.paths.instance_logs(instance.storage_name),
+        config=instance.expanded_config,
+        idmap=identity.idmap_of(instance.row.config, "volatile.idmap.current"),
+        running=status is not Status.STOPPED,
+        frozen=status is Status.FROZEN,
     )
 
 

@@ -1,0 +1,102 @@
+"""`/1.0/instances/{name}/exec`, `logs` and `console`: commands, what they said, what the console said."""
+
+from __future__ import annotations
+
+import io
+
+from aiohttp import web
+
+from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync
+from utsuwa.core.errors import NotSupportedYet
+from utsuwa.instances import logs
+from utsuwa.instances.exec import ExecTarget
+from utsuwa.wire.exec import InstanceExecPost
+
+_BASE = "/1.0/instances/{name}"
+
+
+async def _target(request: Request) -> ExecTarget:
+    instances = request.services.instances
+    return instances.exec_target(await instances.load(request.project, request.params["name"]))
+
+
+def _urls(target: ExecTarget, folder: str, names: list[str]) -> Sync:
+    return Sync([f"/1.0/instances/{target.name}/{folder}/{name}{target.url_suffix}" for name in names])
+
+
+def _file(name: str, file: io.BufferedReader) -> Raw:
+    headers = {"Content-Disposition": f"inline;filename={name}"}
+    return Raw(web.Response(body=file, headers=headers, content_type="application/octet-stream"))
+
+
+async def run_command(request: Request) -> Result:
+    body = await request.body(InstanceExecPost)
+    target = await _target(request)
+    return Background(request.services.exec.start(target, body, request.requestor))
+
+
+async def list_logs(request: Request) -> Result:
+    target = await _target(request)
+    return _urls(target, "logs", await logs.names(target.logs))
+
+
+async def get_log(request: Request) -> Result:
+    name = request.params["filename"]
+    return _file(name, await logs.open_log((await _target(request)).logs, name))
+
+
+async def delete_log(request: Request) -> Result:
+    await logs.delete_log((await _target(request)).logs, request.params["filename"])
+    return Empty()
+
+
+async def list_outputs(request: Request) -> Result:
+    target = await _target(request)
+    return _urls(target, "logs/exec-output", await logs.output_names(target.logs))
+
+
+async def get_output(request: Request) -> Result:
+    name = request.params["filename"]
+    return _file(name, await logs.open_output((await _target(request)).logs, name))
+
+
+async def delete_output(request: Request) -> Result:
+    await logs.delete_output((await _target(request)).logs, request.params["filename"])
+    return Empty()
+
+
+async def get_console_log(request: Request) -> Result:
+    data = await request.services.console.read(await _target(request))
+    return Raw(web.Response(body=data, content_type="application/octet-stream"))
+
+
+async def clear_console_log(request: Request) -> Result:
+    await request.services.console.clear(await _target(request))
+    return Empty()
+
+
+async def attach_console(request: Request) -> Result:
+    await _target(request)
+    raise NotSupportedYet("Attaching to the console is not supported yet: its log is, and so is exec")
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST",
+        f"{_BASE}/exec",
+        run_command,
+        "Run a command",
+        Background,
+        InstanceExecPost,
+        description="The operation's metadata has the exit code as `return`, and `output` where recorded.",
+    ),
+    Route("GET", f"{_BASE}/logs", list_logs, "List the log files", list[str]),
+    Route("GET", f"{_BASE}/logs/{{filename}}", get_log, "Get a log file", Raw),
+    Route("DELETE", f"{_BASE}/logs/{{filename}}", delete_log, "Delete an old log file"),
+    Route("GET", f"{_BASE}/logs/exec-output", list_outputs, "List the recorded outputs", list[str]),
+    Route("GET", f"{_BASE}/logs/exec-output/{{filename}}", get_output, "Get a recorded output", Raw),
+    Route("DELETE", f"{_BASE}/logs/exec-output/{{filename}}", delete_output, "Delete a recorded output"),
+    Route("GET", f"{_BASE}/console", get_console_log, "Get the console log", Raw),
+    Route("DELETE", f"{_BASE}/console", clear_console_log, "Clear the console log"),
+    Route("POST", f"{_BASE}/console", attach_console, "Attach to the console", Background),
+)

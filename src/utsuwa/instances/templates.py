@@ -1,0 +1,426 @@
+"""Files of an instance that its image makes from templates: host name, hosts, seeds of cloud-init.
+
+Templates are written for Pongo2, a relative of Django's; what images use of it is translated and
+rendered by Jinja2's sandbox. A template comes from an image, so it is not trusted: only the kinds of
+nodes, filters and the one function that are listed here exist, each loop and filter draws on a budget
+of time and steps, and sizes are limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, UtsuwaError
+from utsuwa.core.idmap import IdMap
+from utsuwa.host.files import read_below
+from utsuwa.host.filetree import FileTree
+from utsuwa.images.metadata import Template, parse_metadata
+
+Trigger = Literal["create", "copy", "rename", "start"]
+
+MAX_METADATA = 1 << 20
+MAX_TEMPLATE = 256 * 1024
+MAX_OUTPUT = 1 << 20
+MAX_STEPS = 100_000
+MAX_DEPTH = 40
+TIME_LIMIT = 5.0
+"""Seconds for one template."""
+
+
+@dataclass(frozen=True)
+class TemplateContext:
+    """What templates may know of their instance."""
+
+    name: str
+    architecture: str
+    ephemeral: bool
+    privileged: bool
+    config: Mapping[str, str]
+    """The merged config."""
+    devices: Mapping[str, Mapping[str, str]]
+    idmap: IdMap
+    """The map through which the root file system is mounted."""
+
+
+async def apply(trigger: Trigger, folder: Path, rootfs: Path, context: TemplateContext) -> None:
+    """Make the files whose templates name `trigger`; `folder` holds `metadata.yaml` and `templates/`.
+
+    An instance without metadata has none. Raises InvalidImage that names the template, OutOfSpace or
+    HostError where the file could not be written; files of templates before that one stay.
+    """
+    await asyncio.to_thread(_apply, trigger, folder, rootfs, context)
+
+
+def _apply(trigger: Trigger, folder: Path, rootfs: Path, context: TemplateContext) -> None:
+    wanted = _wanted(trigger, folder)
+    if not wanted:
+        return
+    with FileTree(rootfs, context.idmap) as tree:
+        for target, template in sorted(wanted.items()):
+            try:
+                if template.create_only and tree.exists(target):
+                    continue
+                source = _source(folder, template.template)
+                values = variables(trigger, target, template.properties, context)
+                tree.write(target, render(source, values).encode(), parents=True)
+            except (OutOfSpace, HostError) as error:
+                raise type(error)(_failed(template, target, error)) from error
+            except UtsuwaError as error:
+                raise InvalidImage(_failed(template, target, error)) from error
+
+
+def _failed(template: Template, target: str, error: UtsuwaError) -> str:
+    return f"The template {template.template!r} for {target} failed: {error}"
+
+
+def _wanted(trigger: Trigger, folder: Path) -> dict[str, Template]:
+    try:
+        data = read_below(folder, "metadata.yaml", MAX_METADATA)
+    except OSError as error:
+        raise InvalidImage(f"The instance's metadata.yaml cannot be read: {error.strerror}") from error
+    if data is None:
+        return {}
+    templates = parse_metadata(data).templates
+    return {target: template for target, template in templates.items() if trigger in template.when}
+
+
+def _source(folder: Path, name: str) -> str:
+    try:
+        data = read_below(folder, f"templates/{name}", MAX_TEMPLATE)
+    except OSError as error:
+        raise InvalidImage(f"it cannot be read: {error.strerror}") from error
+    if data is None:
+        raise InvalidImage("it is not in the image")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InvalidImage("it is not UTF-8") from None
+
+
+class Flag(str):
+    """`true` or `false`: a string for templates that compare it, but as a condition what it says."""
+
+    __slots__ = ()
+
+    def __new__(cls, value: bool) -> Flag:
+        return super().__new__(cls, "true" if value else "false")
+
+    def __bool__(self) -> bool:
+        return self == "true"
+
+
+def variables(
+    trigger: Trigger, path: str, properties: Mapping[str, str], context: TemplateContext
+) -> dict[str, Any]:
+    """The names that a template sees."""
+
+    def config_get(key: object, default: object = "") -> object:
+        return context.config.get(str(key), default)
+
+    instance = {
+        "name": context.name,
+        "type": "container",
+        "architecture": context.architecture,
+        "ephemeral": Flag(context.ephemeral),
+        "privileged": Flag(context.privileged),
+    }
+    return {
+        "trigger": trigger,
+        "path": path,
+        "container": instance,
+        "instance": instance,
+        "config": dict(context.config),
+        "devices": {name: dict(device) for name, device in context.devices.items()},
+        "properties": dict(properties),
+        "config_get": config_get,
+    }
+
+
+def render(source: str, values: Mapping[str, Any]) -> str:
+    """The text that a template gives; raises InvalidImage with the reason for what does not work.
+
+    Blocking, for TIME_LIMIT seconds at most: belongs into a worker thread.
+    """
+    try:
+        environment = _Environment(_Budget())
+        tree = environment.parse(translate(source))
+        _check(tree, environment, 0)
+        template = environment.from_string(tree)
+        parts, size = [], 0
+        for part in template.generate(values):
+            size += len(part)
+            if size > MAX_OUTPUT:
+                raise InvalidImage(f"it makes more than {MAX_OUTPUT} characters")
+            parts.append(part)
+        return "".join(parts)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise InvalidImage(f"{'' if line is None else f'line {line}: '}{error.message}") from error
+    except RecursionError:
+        raise InvalidImage("it is nested too deep") from None
+    except (TypeError, ValueError, KeyError, AttributeError, SyntaxError, MemoryError) as error:
+        raise InvalidImage(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+# ---- from Pongo2 to Jinja2
+
+
+_TAG = re.compile(r"(?P<comment>\{#.*?#\})|(?P<open>\{\{|\{%)(?P<body>.*?)(?P<close>\}\}|%\})", re.DOTALL)
+_COMMENT_TAG = re.compile(r"\{%-?\s*comment\b.*?%\}.*?\{%-?\s*endcomment\s*-?%\}", re.DOTALL)
+_STRING = re.compile(r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')", re.DOTALL)
+_ARGUMENT = re.compile(r"(\|\s*[A-Za-z_]\w*)\s*:\s*(-?[A-Za-z0-9_.]+|\x00[0-9]+\x00)")
+_AUTOESCAPE = re.compile(r"-?\s*(?:autoescape\s+(?:on|off)|endautoescape)\s*-?\Z")
+_EQUAL = re.compile(r"(-?\s*)if(not)?equal\s+(\S+)\s+(\S+)(\s*-?)\Z")
+_END_EQUAL = re.compile(r"(-?\s*)endif(?:not)?equal(\s*-?)\Z")
+
+
+def translate(source: str) -> str:
+    """Pongo2's spellings in Jinja2's: `|filter:argument`, `&&`, `||`, `!`, `ifequal`, `autoescape`, `comment`.
+
+    Nothing is escaped for HTML in either: the files are none.
+    """
+    return _TAG.sub(_translate_tag, _COMMENT_TAG.sub("", source))
+
+
+def _translate_tag(match: re.Match[str]) -> str:
+    if match["comment"]:
+        return match[0]
+    body = match["body"]
+    strings: list[str] = []
+
+    def put_away(found: re.Match[str]) -> str:
+        strings.append(found[0])
+        return f"\0{len(strings) - 1}\0"
+
+    body = _STRING.sub(put_away, body.replace("\0", ""))
+    if match["open"] == "{%":
+        if _AUTOESCAPE.match(body):
+            return ""
+        body = _EQUAL.sub(lambda m: f"{m[1]}if {m[3]} {'!=' if m[2] else '=='} {m[4]}{m[5]}", body)
+        body = _END_EQUAL.sub(r"\1endif\2", body)
+    body = _ARGUMENT.sub(r"\1(\2)", body)
+    body = body.replace("&&", " and ").replace("||", " or ")
+    body = re.sub(r"!(?!=)", " not ", body)
+    body = re.sub(r"\0([0-9]+)\0", lambda found: strings[int(found[1])], body)
+    return f"{match['open']}{body}{match['close']}"
+
+
+class _Budget:
+    """Time and steps of one rendering."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + TIME_LIMIT
+        self._steps = 0
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps > MAX_STEPS or time.monotonic() > self._end:
+            raise InvalidImage("it takes too long")
+
+    def loop(self, items: Any) -> Iterator[Any]:
+        for item in items:
+            self.step()
+            yield item
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Only what `_NODES`, `_FILTERS` and `variables` name."""
+
+    intercepted_binops = frozenset("+-")
+
+    def __init__(self, budget: _Budget) -> None:
+        super().__init__(
+            autoescape=False,
+            keep_trailing_newline=True,
+            optimized=False,
+            cache_size=0,
+            undefined=jinja2.ChainableUndefined,
+        )
+        self.globals.clear()
+        self.tests.clear()
+        self.filters.clear()
+        self._budget = budget
+        self.filters |= {name: self._limited(function) for name, function in _FILTERS.items()}
+        self.filters[_LOOP] = budget.loop
+        self.filters[_PAIRS] = _pairs
+
+    def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._budget.step()
+            return function(*arguments)
+
+        return call
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Names after a dot are keys: no object's attributes are reached."""
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, Mapping):
+            if argument in obj:
+                return obj[argument]
+        elif isinstance(obj, list | str) and (isinstance(argument, int) or str(argument).isdecimal()):
+            if int(argument) < len(obj):
+                return obj[int(argument)]
+        return self.undefined(name=str(argument))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        self._budget.step()
+        if isinstance(left, int) and isinstance(right, int):
+            return left + right if operator == "+" else left - right
+        if operator == "-":
+            raise InvalidImage("only numbers can be subtracted")
+        return _bounded(str(left) + str(right))
+
+
+def _bounded(text: str) -> str:
+    if len(text) > MAX_OUTPUT:
+        raise InvalidImage("a text in it becomes too long")
+    return text
+
+
+_LOOP, _PAIRS = "_loop", "_pairs"
+_NODES = (
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.Const,
+    nodes.Name,
+    nodes.Getattr,
+    nodes.Getitem,
+    nodes.Call,
+    nodes.Filter,
+    nodes.If,
+    nodes.For,
+    nodes.Tuple,
+    nodes.List,
+    nodes.Assign,
+    nodes.Compare,
+    nodes.Operand,
+    nodes.And,
+    nodes.Or,
+    nodes.Not,
+    nodes.Neg,
+    nodes.Add,
+    nodes.Sub,
+)
+
+
+def _check(node: nodes.Node, environment: _Environment, depth: int) -> None:
+    """Refuse all that is not listed, and put every loop on the budget."""
+    if depth > MAX_DEPTH:
+        raise InvalidImage("it is nested too deep")
+    if type(node) not in _NODES:
+        raise InvalidImage(f"line {node.lineno}: {type(node).__name__} is not supported in templates")
+    match node:
+        case nodes.Call():
+            plain = not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+            if not (isinstance(node.node, nodes.Name) and node.node.name == "config_get" and plain):
+                raise InvalidImage(f"line {node.lineno}: the only function is config_get(key, default)")
+        case nodes.Filter():
+            if node.name not in _FILTERS or node.kwargs or node.dyn_args or node.dyn_kwargs:
+                raise InvalidImage(f"line {node.lineno}: the filter {node.name!r} is not supported")
+        case nodes.Const(value=int() as number) if abs(number) > 2**63:
+            raise InvalidImage(f"line {node.lineno}: a number is too large")
+        case _:
+            pass
+    for child in node.iter_child_nodes():
+        _check(child, environment, depth + 1)
+    if isinstance(node, nodes.For):
+        if node.recursive:
+            raise InvalidImage(f"line {node.lineno}: recursive loops are not supported")
+        pairs = isinstance(node.target, nodes.Tuple)
+        items = _filtered(node.iter, _PAIRS, environment) if pairs else node.iter
+        node.iter = _filtered(items, _LOOP, environment)
+
+
+def _filtered(node: nodes.Expr, name: str, environment: _Environment) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=environment)
+
+
+def _pairs(items: Any) -> Iterable[Any]:
+    """A loop with two names goes over a mapping's keys and values."""
+    return sorted(items.items()) if isinstance(items, Mapping) else items
+
+
+# ---- filters, with Pongo2's names and meanings
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(str(value)[:40])
+    except ValueError:
+        return 0
+
+
+def _add(value: Any, other: Any) -> Any:
+    if isinstance(value, int) and isinstance(other, int):
+        return value + other
+    return _bounded(f"{value}{other}")
+
+
+def _default(value: Any, other: Any) -> Any:
+    return value or other
+
+
+def _default_if_none(value: Any, other: Any) -> Any:
+    return other if value is None or isinstance(value, jinja2.Undefined) else value
+
+
+def _join(value: Any, separator: Any) -> str:
+    return _bounded(str(separator).join(str(item) for item in value))
+
+
+def _truncate(value: Any, length: Any) -> str:
+    text, limit = str(value), max(0, _number(length))
+    return text if len(text) <= limit else f"{text[: max(0, limit - 3)]}..."
+
+
+def _yesno(value: Any, choices: Any = "yes,no,maybe") -> str:
+    words = str(choices).split(",")
+    if value is None and len(words) > 2:
+        return words[2]
+    return words[0] if value else words[1] if len(words) > 1 else ""
+
+
+def _first(value: Any) -> Any:
+    return value[0] if value else ""
+
+
+def _last(value: Any) -> Any:
+    return value[-1] if value else ""
+
+
+_FILTERS: Mapping[str, Callable[..., Any]] = {
+    "add": _add,
+    "addslashes": lambda value: _bounded(re.sub(r"([\\'\"])", r"\\\1", str(value))),
+    "capfirst": lambda value: str(value)[:1].upper() + str(value)[1:],
+    "cut": lambda value, part: str(value).replace(str(part), "") if str(part) else str(value),
+    "default": _default,
+    "default_if_none": _default_if_none,
+    "first": _first,
+    "integer": _number,
+    "join": _join,
+    "last": _last,
+    "length": len,
+    "lower": lambda value: str(value).lower(),
+    "safe": lambda value: value,
+    "split": lambda value, separator: str(value).split(str(separator) or None),
+    "title": lambda value: str(value).title(),
+    "truncatechars": _truncate,
+    "upper": lambda value: str(value).upper(),
+    "urlencode": lambda value: _bounded(quote(str(value), safe="")),
+    "wordcount": lambda value: len(str(value).split()),
+    "yesno": _yesno,
+}

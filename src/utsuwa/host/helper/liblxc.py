@@ -6,6 +6,7 @@ liblxc only ever appends members to the struct, so newer versions fit too.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 
@@ -177,7 +178,8 @@ class Container:
         """What the console's ring buffer holds; `clear` empties it in place of reading it."""
         size = ctypes.c_uint64(0)
         log = _ConsoleLog(clear, not clear, ctypes.pointer(size), None)
-        if _CONSOLE_FUNCTION(self._members.console_log)(self._pointer, ctypes.byref(log)):
+        result = _CONSOLE_FUNCTION(self._members.console_log)(self._pointer, ctypes.byref(log))
+        if result not in (0, -errno.ENODATA):
             raise LiblxcError("the container keeps no console log")
         return ctypes.string_at(log.data, size.value) if log.data and not clear else b""
 

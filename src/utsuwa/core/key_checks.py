@@ -38,13 +38,18 @@ _BARE_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\Z")
 
 
 def number_set(value: str) -> None:
-    """Numbers and ranges with commas between them: `0-3,7`."""
+    """Numbers and ranges with commas between them, each number once: `0-3,7`."""
+    seen: set[int] = set()
     for part in value.split(","):
         match = _SET_PART.match(part.strip())
         if not match or int(match[1]) >= MAX_CPUS or int(match[2] or match[1]) >= MAX_CPUS:
             raise InvalidConfig("must be a set such as 0-3,7")
-        if match[2] and int(match[2]) < int(match[1]):
+        numbers = _range(match[1], match[2])
+        if not numbers:
             raise InvalidConfig(f"the range {part.strip()} runs backwards")
+        if not seen.isdisjoint(numbers):
+            raise InvalidConfig(f"{part.strip()} is named twice")
+        seen.update(numbers)
 
 
 def cpus(value: str) -> None:
@@ -155,15 +160,21 @@ def expiry(value: str) -> None:
 
 
 def schedule(value: str) -> None:
-    """Cron expressions of five fields, or aliases such as @daily, the latter with commas between several."""
-    aliases = [part.strip() for part in value.split(",")]
-    if all(part in _CRON_ALIASES for part in aliases):
-        return
-    fields = value.split()
-    if len(fields) != 5 or not all(_CRON_FIELD.match(text) for text in fields):
+    """Cron expressions of five fields and aliases such as @daily, with commas between several.
+
+    A comma inside a field has no space behind it.
+    """
+    if not all(map(_is_schedule, re.split(r",\s+|,(?=@)", value.strip()))):
         raise InvalidConfig(
             "must be a cron expression such as '0 6 * * *', or aliases such as @daily, @startup"
         )
+
+
+def _is_schedule(text: str) -> bool:
+    fields = text.split()
+    if len(fields) == 1:
+        return fields[0] in _CRON_ALIASES
+    return len(fields) == 5 and all(_CRON_FIELD.match(field) for field in fields)
 
 
 def compression(value: str) -> None:

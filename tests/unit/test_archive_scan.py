@@ -17,7 +17,6 @@ from utsuwa.host.archive_scan import (
     Rules,
     TooMuch,
     clean_path,
-    find_metadata,
     scan_listing,
     scan_tar,
 )
@@ -47,7 +46,7 @@ def tar(*entries: tuple[str, str] | tuple[str, str, str | bytes]) -> bytes:
     return out.getvalue()
 
 
-def scan(data: bytes, tree: str = "image", entries: int = 1000, size: int = 10**9) -> bytes:
+def scan(data: bytes, tree: str = "metadata", entries: int = 1000, size: int = 10**9) -> bytes:
     """Scan a tar; what was passed on."""
     out = io.BytesIO()
     scan_tar(Passage(io.BytesIO(data), out, size), Rules(tree, entries))
@@ -95,6 +94,7 @@ def test_a_sound_image_passes_byte_for_byte() -> None:
         ([("c", "null")], "device node"),
         ([("l", "metadata.yaml", "/etc/passwd")], "not a regular file"),
         ([("d", "metadata.yaml")], "not a regular file"),
+        ([("h", "metadata.yaml", "rootfs/x")], "hard link"),
         ([("f", "metadata.yaml/x", b"x")], "not a regular file"),
         ([META, META], "there twice"),
         ([("l", "rootfs", "/")], "rootfs is not a folder"),
@@ -119,7 +119,7 @@ def test_a_root_file_system_of_its_own_has_its_devices_in_dev() -> None:
 
 
 def test_entries_and_bytes_are_limited() -> None:
-    data = tar(*(("f", f"rootfs/{n}", b"x") for n in range(10)))
+    data = tar(META, *(("f", f"rootfs/{n}", b"x") for n in range(9)))
     scan(data, entries=10)
     with pytest.raises(Refused, match="more than 9 files"):
         scan(data, entries=9)
@@ -162,37 +162,36 @@ def test_unknown_types_are_refused(kind: bytes) -> None:
         scan(member.tobuf() + b"\0" * 1024)
 
 
-def metadata(data: bytes, limit: int = 100, entries: int = 50) -> bytes:
-    return find_metadata(Passage(io.BytesIO(data), None, 10**8), limit, entries)
+def metadata(data: bytes) -> bytes:
+    return scan_tar(Passage(io.BytesIO(data), None, 10**8), Rules("metadata", 50), keep_metadata=True)
 
 
-def test_the_first_metadata_is_found_and_the_rest_not_read() -> None:
-    source = io.BytesIO(tar(("f", "rootfs/x", b"1"), META) + b"\0" * 10_000_000)
-    assert find_metadata(Passage(source, None, 10**8), 100, 50) == b"a: b\n"
-    assert source.tell() < 3_000_000
+def test_the_metadata_is_kept() -> None:
+    assert metadata(tar(("f", "rootfs/x", b"1"), META, ("f", "rootfs/y", b"2"))) == b"a: b\n"
+    assert metadata(tar(("f", "./metadata.yaml", b"x"))) == b"x"
 
 
-@pytest.mark.parametrize(
-    ("entries", "reason"),
-    [
-        ([("f", "rootfs/metadata.yaml", b"x")], "there is no metadata.yaml"),
-        ([("l", "metadata.yaml", "/etc/shadow")], "not a regular file"),
-        ([("h", "metadata.yaml", "rootfs/x")], "not a regular file"),
-        ([("d", "metadata.yaml")], "not a regular file"),
-        ([("f", "metadata.yaml", b"x" * 101)], "larger than 100"),
-        ([("f", f"rootfs/{n}", b"") for n in range(60)], "among its first 50"),
-        ([("f", "../metadata.yaml", b"x")], "leads out"),
-    ],
-)
-def test_metadata_that_is_refused(entries: list[tuple[str, str]], reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
-        metadata(tar(*entries))
+def test_what_must_be_there() -> None:
+    with pytest.raises(Refused, match=r"there is no metadata\.yaml"):
+        scan(tar(("f", "rootfs/metadata.yaml", b"x")))
+    with pytest.raises(Refused, match="there is no rootfs"):
+        scan(tar(META), tree="unified")
+    scan(tar(META, ("f", "rootfs/a", b"x")), tree="unified")
+    with pytest.raises(Refused, match="there is no rootfs"):
+        scan_listing([ROOT.encode(), FILE.encode() + b"metadata.yaml"], Rules("unified", 5), 1000)
+
+
+def test_metadata_over_a_mebibyte_is_refused() -> None:
+    assert len(metadata(tar(("f", "metadata.yaml", b"x" * 2**20)))) == 2**20
+    with pytest.raises(Refused, match="larger than"):
+        metadata(tar(("f", "metadata.yaml", b"x" * (2**20 + 1))))
 
 
 def listing(*lines: str) -> Iterable[bytes]:
     return [line.encode() + b"\n" for line in lines]
 
 
+FILE = "-rw-r--r-- 0/0                       3 2026-11-24 06:43 squashfs-root/"
 ROOT = "drwxr-xr-x 0/0                      37 2026-11-24 06:43 squashfs-root"
 
 

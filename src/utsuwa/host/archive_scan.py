@@ -5,12 +5,13 @@ once, passes it on, and ends with exit status 3 and one sentence on stderr where
 rule. What was unpacked up to there is thrown away by the caller. Only the standard library is used:
 the sandbox holds no more.
 
-    archive_scan.py metadata MAXBYTES ENTRIES SIZE     tar on stdin, its metadata.yaml on stdout
-    archive_scan.py tar TREE ENTRIES SIZE              tar on stdin, the same bytes on stdout
-    archive_scan.py squashfs TREE ENTRIES SIZE         listing (`unsquashfs -lln`) on stdin, no output
+    archive_scan.py check TREE ENTRIES SIZE        tar on stdin, its metadata.yaml on stdout
+    archive_scan.py tar TREE ENTRIES SIZE          tar on stdin, the same bytes on stdout
+    archive_scan.py squashfs TREE ENTRIES SIZE     listing (`unsquashfs -lln`) on stdin, no output
 
-TREE is `image` for an archive with metadata.yaml, templates/ and rootfs/, `rootfs` for one that is
-the root file system itself. ENTRIES and SIZE (bytes, unpacked) are limits.
+TREE is `unified` for an archive with metadata.yaml, templates/ and rootfs/, `metadata` for one that may
+lack rootfs/, `rootfs` for one that is the root file system itself. ENTRIES and SIZE (bytes, unpacked)
+are limits.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ class Rules:
     """What may stand in an archive, judged entry by entry in the archive's order."""
 
     def __init__(self, tree: str, entries: int) -> None:
-        self._image = tree == "image"
+        self._tree = tree
+        self._image = tree != "rootfs"
         self._device_folder = "rootfs/dev/" if self._image else "dev/"
         self._left = entries
         self._limit = entries
         self._symlinks: set[str] = set()
         self._folders: set[str] = set()
-        self._seen_metadata = False
+        self._seen_metadata = self._seen_rootfs = False
         self._templates = 0
 
     def judge(self, kind: str, path: str, target: str = "") -> None:
@@ -100,6 +102,13 @@ class Rules:
             self._symlinks.add(path)
         if self._image:
             self._judge_layout(kind, path)
+
+    def judge_end(self) -> None:
+        """No more entries come: what must be there has been seen, or Refused is raised."""
+        if self._image and not self._seen_metadata:
+            raise Refused(f"there is no {METADATA} in it")
+        if self._tree == "unified" and not self._seen_rootfs:
+            raise Refused("there is no rootfs in it (the root file system of a split image is a second file)")
 
     def _judge_parents(self, path: str) -> None:
         at = path.rpartition("/")[0]
@@ -129,6 +138,7 @@ class Rules:
         elif top == "rootfs":
             if not inner and kind != "d":
                 raise Refused("rootfs is not a folder")
+            self._seen_rootfs = True
         elif top == "templates":
             self._templates += 1
             if self._templates > MAX_TEMPLATES:
@@ -161,32 +171,29 @@ class Passage:
             pass
 
 
-def scan_tar(passage: Passage, rules: Rules) -> None:
-    """Judge every entry of a tar stream. Raises Refused, TooMuch, tarfile.TarError."""
+def scan_tar(passage: Passage, rules: Rules, *, keep_metadata: bool = False) -> bytes:
+    """Judge every entry of a tar stream; gives the content of metadata.yaml where it is wanted.
+
+    Raises Refused, TooMuch, tarfile.TarError.
+    """
+    kept = b""
     with _open(passage) as archive:
         for member in archive:
             archive.members.clear()
+            path = clean_path(member.name)
             target = clean_path(member.linkname) if member.islnk() else ""
-            rules.judge(_kind(member), clean_path(member.name), target)
+            rules.judge(_kind(member), path, target)
+            if keep_metadata and path == METADATA:
+                kept = _content(archive, member)
+    rules.judge_end()
     passage.drain()
+    return kept
 
 
-def find_metadata(passage: Passage, limit: int, entries: int) -> bytes:
-    """The content of the first metadata.yaml of a tar stream; what follows it is not read."""
-    with _open(passage) as archive:
-        for number, member in enumerate(archive, start=1):
-            archive.members.clear()
-            if number > entries:
-                raise Refused(f"there is no {METADATA} among its first {entries} files")
-            if clean_path(member.name) != METADATA:
-                continue
-            content = archive.extractfile(member) if member.isreg() else None
-            if content is None:
-                raise Refused(f"{METADATA} is not a regular file")
-            if member.size > limit:
-                raise Refused(f"{METADATA} is larger than {limit} bytes")
-            return bytes(content.read())
-    raise Refused(f"there is no {METADATA} in it")
+def _content(archive: Any, member: tarfile.TarInfo) -> bytes:
+    if member.size > MAX_METADATA:
+        raise Refused(f"its {METADATA} is larger than {MAX_METADATA} bytes")
+    return bytes(archive.extractfile(member).read())
 
 
 def scan_listing(lines: Iterable[bytes], rules: Rules, limit: int) -> None:
@@ -207,6 +214,7 @@ def scan_listing(lines: Iterable[bytes], rules: Rules, limit: int) -> None:
         if limit < 0:
             raise TooMuch
         rules.judge("f" if kind == "-" else kind, clean_path(path))
+    rules.judge_end()
 
 
 class _Header(tarfile.TarInfo):
@@ -258,14 +266,14 @@ def _shown(name: str) -> str:
 
 
 def _run(arguments: list[str]) -> None:
-    verb, what, entries, size = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
-    source, out = sys.stdin.buffer, sys.stdout.buffer
-    if verb == "metadata":
-        out.write(find_metadata(Passage(source, None, size), int(what), entries))
+    verb, tree, entries, size = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
+    source, out, rules = sys.stdin.buffer, sys.stdout.buffer, Rules(tree, entries)
+    if verb == "check":
+        out.write(scan_tar(Passage(source, None, size), rules, keep_metadata=tree != "rootfs"))
     elif verb == "tar":
-        scan_tar(Passage(source, out, size), Rules(what, entries))
+        scan_tar(Passage(source, out, size), rules)
     else:
-        scan_listing(source, Rules(what, entries), size)
+        scan_listing(source, rules, size)
     out.flush()
 
 

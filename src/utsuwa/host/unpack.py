@@ -27,7 +27,7 @@ from utsuwa.core.errors import InvalidImage, OutOfSpace
 from utsuwa.host import archive_scan
 from utsuwa.host.run import Completed, run_blocking
 
-Tree = Literal["image", "rootfs"]
+Tree = Literal["unified", "metadata", "rootfs"]
 
 METADATA = archive_scan.METADATA
 MAX_METADATA = archive_scan.MAX_METADATA
@@ -117,9 +117,9 @@ confined() { setpriv --no-new-privs --bounding-set "$CAPABILITIES" --inh-caps=-a
 scan() { ulimit -v 1048576; confined python3 -I -S /scan.py "$@"; }
 set +e
 case $job in
-metadata)
-    limit=$1 entries=$2 size=$3; shift 3
-    confined "$@" <&3 | scan metadata "$limit" "$entries" "$size"
+check)
+    tree=$1 entries=$2 size=$3; shift 3
+    confined "$@" <&3 | scan check "$tree" "$entries" "$size"
     ;;
 tar)
     into=$1 tree=$2 entries=$3 size=$4 count=$5; shift 5
@@ -166,22 +166,35 @@ def archive_suffix(path: Path) -> str:
     return _SUFFIXES[archive_format(path)]
 
 
-def read_metadata(archive: Path) -> bytes:
-    """The metadata.yaml of an image, at most 1 MiB; reads no further than needed.
+def check_image(metadata: Path, rootfs: Path | None, *, limits: UnpackLimits = DEFAULT_LIMITS) -> bytes:
+    """Read a whole image as unpacking it would, without writing anything; gives its metadata.yaml.
 
-    Raises InvalidImage where there is none, or where it is no regular file.
+    A tar archive is decompressed for that, of a squashfs only the tables are read. Raises InvalidImage,
+    OutOfSpace (for one beyond the limits).
     """
+    content = _check(metadata, "unified" if rootfs is None else "metadata", limits)
+    if rootfs is not None:
+        _check(rootfs, "rootfs", limits)
+    return content
+
+
+def _check(archive: Path, tree: Tree, limits: UnpackLimits) -> bytes:
     form = archive_format(archive)
     if form == "squashfs":
-        _list_squashfs(archive, "image", DEFAULT_LIMITS)
-        result = _sandbox(archive, None, DEFAULT_LIMITS, "cat", METADATA)
-        _judge(result, "unsquashfs")
-        if not result.stdout or len(result.stdout) > MAX_METADATA:
-            raise InvalidImage(f"The image is invalid: its {METADATA} is missing, empty or over 1 MiB")
-        return result.stdout
-    limits = (str(MAX_METADATA), str(DEFAULT_LIMITS.entries), str(DEFAULT_LIMITS.size))
-    result = _sandbox(archive, None, DEFAULT_LIMITS, "metadata", *limits, *_DECOMPRESSORS[form])
-    _judge(result, "decompression", "scan", cut_off=True)
+        _list_squashfs(archive, tree, limits)
+        return b"" if tree == "rootfs" else _squashfs_metadata(archive, limits)
+    result = _sandbox(
+        archive, None, limits, "check", tree, str(limits.entries), str(limits.size), *_DECOMPRESSORS[form]
+    )
+    _judge(result, "decompression", "scan")
+    return result.stdout
+
+
+def _squashfs_metadata(archive: Path, limits: UnpackLimits) -> bytes:
+    result = _sandbox(archive, None, limits, "cat", METADATA)
+    _judge(result, "unsquashfs")
+    if len(result.stdout) > MAX_METADATA:
+        raise InvalidImage(f"The image is invalid: its {METADATA} is larger than {MAX_METADATA} bytes")
     return result.stdout
 
 
@@ -195,13 +208,11 @@ def unpack_image(
     Raises InvalidImage, OutOfSpace, ProcessFailed.
     """
     with _Target(target):
-        _unpack(metadata, target, "image", limits)
+        _unpack(metadata, target, "unified" if rootfs is None else "metadata", limits)
         if rootfs is not None:
             (target / "rootfs").mkdir(mode=0o755, exist_ok=True)
             _unpack(rootfs, target, "rootfs", limits)
         _tidy(target)
-        if not (target / "rootfs").is_dir():
-            raise InvalidImage("The image is invalid: there is no rootfs in it")
 
 
 def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
@@ -210,7 +221,7 @@ def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFA
     As `unpack_image` otherwise.
     """
     with _Target(target):
-        _unpack(metadata, target, "image", limits, without_rootfs=True)
+        _unpack(metadata, target, "metadata", limits, without_rootfs=True)
         _tidy(target)
 
 
@@ -241,8 +252,7 @@ class _Target:
 def _unpack(
     archive: Path, target: Path, tree: Tree, limits: UnpackLimits, *, without_rootfs: bool = False
 ) -> None:
-    inner = "" if tree == "image" else "rootfs"
-    left_out = ["rootfs/dev/*"] if tree == "image" else ["dev/*"]
+    inner, left_out = ("rootfs", ["dev/*"]) if tree == "rootfs" else ("", ["rootfs/dev/*"])
     if without_rootfs:
         left_out = ["rootfs"]
     room = _room(target, limits)
@@ -297,8 +307,8 @@ def _sandbox(
     )  # fmt: skip
 
 
-def _judge(result: Completed, *stages: str, cut_off: bool = False) -> None:
-    """Raise what the stages of a pipeline ended with; `cut_off`: the first need not reach its end.
+def _judge(result: Completed, *stages: str) -> None:
+    """Raise what the stages of a pipeline ended with.
 
     A stage that the next one would not listen to any more died by SIGPIPE, which is no failure.
     """
@@ -306,8 +316,6 @@ def _judge(result: Completed, *stages: str, cut_off: bool = False) -> None:
     codes = dict(zip(stages, map(int, last.split()[1:]), strict=True))
     said = [line for line in text.splitlines() if line.strip()]
     failed = [stage for stage in stages if codes[stage] not in (0, _SIGPIPE)]
-    if cut_off and codes["scan"] == 0:
-        failed = []
     if not failed:
         return
     if any("No space left on device" in line or "quota exceeded" in line for line in said):
@@ -334,8 +342,6 @@ def _tidy(target: Path) -> None:
         if entry.name not in (METADATA, "templates", "rootfs"):
             _remove(entry)
     metadata, templates = target / METADATA, target / "templates"
-    if not os.path.lexists(metadata):
-        raise InvalidImage(f"The image is invalid: there is no {METADATA} in it")
     _own_file(metadata)
     if metadata.stat().st_size > MAX_METADATA:
         raise InvalidImage(f"The image is invalid: its {METADATA} is larger than 1 MiB")

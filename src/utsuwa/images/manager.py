@@ -322,10 +322,8 @@ def _has(row: ImageRow, properties: Mapping[str, str]) -> bool:
 
 
 def _examine(upload: Upload) -> ImageMetadata:
-    """What the upload's metadata says; its files must be archives of a known kind."""
-    if upload.rootfs is not None:
-        unpack.archive_format(upload.rootfs)
-    return parse_metadata(unpack.read_metadata(upload.metadata))
+    """What the upload's metadata says; its files must be whole, and such that they can be unpacked."""
+    return parse_metadata(unpack.check_image(upload.metadata, upload.rootfs))
 
 
 def _first_row(project: str, upload: Upload, request: NewImage, metadata: ImageMetadata) -> ImageRow:

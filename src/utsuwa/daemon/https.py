@@ -49,6 +49,8 @@ def _split(text: str) -> tuple[str, str]:
     with contextlib.suppress(ValueError):
         return str(ipaddress.IPv6Address(text)), default
     host, found, port = text.rpartition(":")
+    if ":" in host:
+        raise InvalidConfig(f"Invalid {HTTPS_ADDRESS} {text[:80]!r}: use [address]:port for IPv6")
     return (host, port) if found else (text, default)
 
 

@@ -101,6 +101,7 @@ class TlsPort:
         self._socket: socket.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._closings: list[asyncio.Task[None]] = []
         self._connections: dict[Any, _Connection] = {}
         self._strangers: Counter[str] = Counter()
         self._retired = False
@@ -128,12 +129,16 @@ class TlsPort:
         self._retired = True
         for handshake in self._handshakes:
             handshake.cancel()
-        self._server.pre_shutdown()
+        for handler in self._connections:
+            handler.close()  # stops waiting for a next request, but leaves the connection open
+            self._closings.append(self._loop.create_task(handler.shutdown(None)))
         self._tell_when_drained()
 
     async def finish(self, grace: float) -> None:
         """After `retire`: wait `grace` seconds for requests, then cut them."""
-        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        for closing in self._closings:
+            closing.cancel()
+        await asyncio.gather(*self._handshakes, *self._closings, return_exceptions=True)
         await self._server.shutdown(grace)
 
     def _accept(self) -> None:
@@ -211,8 +216,9 @@ class TlsPort:
 
     async def _served(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = self._connections.get(request.protocol)
-        if connection is not None:
-            connection.deadline.cancel()
+        if connection is None:  # it ended while its request was on the way here
+            raise ConnectionResetError("the client has gone")
+        connection.deadline.cancel()
         return await self._handle(request)
 
     def _ended(self, handler: Any) -> None:

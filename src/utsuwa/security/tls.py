@@ -12,6 +12,7 @@ import hashlib
 import ssl
 from asyncio import BaseTransport
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -133,17 +134,19 @@ class PeerConnection:
         wanted = min(length, _RECORD)
         try:
             if buffer is None:
-                return self._run(lambda: self._connection.recv(wanted))
-            return self._run(lambda: self._connection.recv_into(buffer, wanted))
+                return self._run(partial(self._connection.recv, wanted))
+            return self._run(partial(self._connection.recv_into, buffer, wanted))
         except SSL.ZeroReturnError:
             return 0 if buffer is not None else b""
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Encrypt the beginning of `data`; gives how much of it was taken."""
-        part = memoryview(data)[:_CHUNK]
-        sent = self._run(lambda: self._connection.send(part))
-        self._flush()
-        return sent
+        """Encrypt `data`, all of it: event loops copy what is left over each time."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            sent = self._run(partial(self._connection.send, rest[:_CHUNK]))
+            self._flush()
+            rest = rest[sent:]
+        return len(data)
 
     def unwrap(self) -> None:
         """Say goodbye; raises SSLWantReadError until the peer has done so too."""

@@ -68,10 +68,10 @@ async def list_images(request: Request) -> Result:
         await request.services.projects.get(request.project)
     found = await request.services.images.records(request.project, public_only=public_only)
     if wanted is not None:
-        found = [image for image in found if wanted.matches(msgspec.to_builtins(image))]
+        found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion:
         return Sync(found)
-    return Sync([records.image_url(request.project, image.fingerprint) for image in found])
+    return Sync([records.image_url(record.project, record.fingerprint) for record in found])
 
 
 async def create_image(request: Request) -> Result:

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utsuwa.host.archive_scan import (
@@ -222,6 +222,7 @@ def test_device_nodes_in_a_squashfs_are_refused(line: str) -> None:
         scan_listing(listing(ROOT, line), Rules("rootfs", 10), 100)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab/.\n -", max_size=30))
 def test_clean_paths_stay_inside(name: str) -> None:
     try:
@@ -238,6 +239,7 @@ _names = st.lists(st.sampled_from(["a", "b", "."]), min_size=1, max_size=4).map(
 _entries = st.lists(st.tuples(st.sampled_from("fdlh"), _names, _names), max_size=12)
 
 
+@settings(deadline=None)
 @given(_entries)
 def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[str, str, str]]) -> None:
     """A model of what tar would do: no accepted entry has a symbolic link among its parents."""
@@ -255,6 +257,7 @@ def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[st
             links.add(path)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000))
 def test_any_bytes_end_in_a_verdict(data: bytes) -> None:
     with contextlib.suppress(Refused, TooMuch, tarfile.TarError):

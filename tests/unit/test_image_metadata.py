@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import string
 import time
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utsuwa.core.architectures import canonical_architecture
@@ -154,6 +155,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["architecture", "creation_date", "expiry_date", "properties", "templates", "x"]),
@@ -172,19 +174,18 @@ def test_any_document_is_parsed_or_refused(content: dict[str, Any]) -> None:
         assert "/" not in template.template
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
-    try:
-        parse_metadata(data)
-    except InvalidImage as error:
-        assert error.message.startswith("The image's metadata.yaml is invalid")
+    with contextlib.suppress(InvalidImage):
+        assert parse_metadata(data).architecture
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1, max_size=10), st.text(string.printable)))
 def test_properties_keep_their_text(properties: dict[str, str]) -> None:
-    expected = {
-        name: "" if text in ("", "null", "Null", "NULL", "~") else text for name, text in properties.items()
-    }
-    # Control characters and line ends that YAML itself changes are not the point here.
-    wanted = {n: t for n, t in expected.items() if not set(t) & set("\r\x0b\x0c")}
-    assert parse(properties={n: properties[n] for n in wanted}).properties == wanted
+    # Line ends that YAML itself changes are not the point here.
+    kept = {name: text for name, text in properties.items() if not set(text) & set("\r\x0b\x0c")}
+    none = ("", "null", "Null", "NULL", "~")
+    wanted = {name: "" if text in none else text for name, text in kept.items()}
+    assert parse(properties=kept).properties == wanted

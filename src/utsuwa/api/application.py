@@ -70,6 +70,8 @@ class Application:
         if raw.headers.get("Expect", "").lower() == "100-continue":
             await _continue(raw)
         request = Request(raw, self._services, route, params, caller)
+        if "recursion" in raw.rel_url.raw_query_string:
+            _ = request.recursion  # an invalid one is refused everywhere, also where it says nothing
         actor = act_as(request.requestor)
         try:
             return await route.handler(request)

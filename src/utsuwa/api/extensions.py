@@ -1,6 +1,6 @@
 """The API extensions that this server answers; clients decide by them what to ask for.
 
-An extension stands here when every path and field that it names answers. Four are there although a
+An extension stands here when every path and field that it names answers. Three are there although a
 part of them answers 501 in this version, because clients refuse even to list without them:
 `storage` (custom volumes), `projects` (changing them), `console` (attaching; its log is served).
 `docs/extensions.md` says what each brings and what comes later.

@@ -17,7 +17,7 @@ from utsuwa.api import (
     instances,
     internal,
     metadata,
-    networks,
+    nothing_yet,
     operations,
     profiles,
     projects,
@@ -43,7 +43,7 @@ _MODULES = (
     metadata,
     operations,
     events,
-    networks,
+    nothing_yet,
     cluster,
     internal,
 )

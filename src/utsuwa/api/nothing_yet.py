@@ -1,4 +1,4 @@
-"""`/1.0/networks`, ACLs and zones: there are none in this version, and that is what the lists say."""
+"""Networks, their ACLs and zones, warnings: this version has none, and that is what the lists say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from utsuwa.core.errors import NotFound
 
 async def list_none(request: Request) -> Result:
     request.refuse_filter()
-    del request.recursion  # an invalid one is refused all the same
     await request.services.projects.get(request.project)
     return Sync([])
 
@@ -22,10 +21,10 @@ def _missing(what: str) -> Handler:
     return show
 
 
-def _routes(path: str, plural: str, singular: str) -> tuple[Route, ...]:
+def _routes(path: str, plural: str, singular: str, key: str = "name") -> tuple[Route, ...]:
     return (
         Route("GET", path, list_none, f"List {plural}", reply=list[str] | list[dict[str, Any]]),
-        Route("GET", f"{path}/{{name}}", _missing(singular), f"Show one of the {plural}", dict[str, Any]),
+        Route("GET", f"{path}/{{{key}}}", _missing(singular), f"Show one of the {plural}", dict[str, Any]),
     )
 
 
@@ -33,4 +32,5 @@ ROUTES: tuple[Route, ...] = (
     *_routes("/1.0/networks", "networks", "Network"),
     *_routes("/1.0/network-acls", "network ACLs", "Network ACL"),
     *_routes("/1.0/network-zones", "network zones", "Network zone"),
+    *_routes("/1.0/warnings", "warnings", "Warning", "uuid"),
 )

@@ -273,7 +273,7 @@ async def test_a_request_runs_on_while_the_address_moves(context: ServerContext)
 
 
 async def test_a_large_answer_is_whole_though_the_address_moves(context: ServerContext) -> None:
-    size = 32 << 20
+    size = 12 << 20
 
     async def large(request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=b"x" * size)

@@ -19,9 +19,10 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.filetree import remove_tree
-from utsuwa.instances import identity, volume
+from utsuwa.instances import identity, lxcconf, volume
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
+from utsuwa.security import apparmor, seccomp
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
 # fmt: off
@@ -71,6 +72,9 @@ def check_whole(instance: Loaded) -> Loaded:
     INSTANCE_KEYS.check(instance.row.config)
     device_types.check_devices(instance.row.devices, profile=False)
     INSTANCE_KEYS.check(instance.expanded_config)
+    lxcconf.check_raw_lxc(instance.expanded_config.get("raw.lxc", ""), restricted=False)
+    seccomp.check(instance.expanded_config)
+    apparmor.check_raw(instance.expanded_config.get("raw.apparmor", ""))
     device_types.check_devices(instance.expanded_devices, profile=False)
     instance.root_disk()
     return instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from utsuwa.core import clock
 from utsuwa.core.errors import InvalidRequest, StartFailed
@@ -10,7 +11,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import lxc, pidfds
-from utsuwa.instances import confinement, device_steps, identity, lxcconf, volume
+from utsuwa.instances import confinement, device_steps, identity, lxcconf, templates, volume
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.create import check_whole
 from utsuwa.instances.end import Watch
@@ -39,6 +40,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     paths = ctx.runtime_paths(instance)
     rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
     undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)
+    await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_steps.host_of(ctx.paths, instance, idmap)
     steps = await device_steps.start_all(host, undo)
     undo.push(confinement.remove, ctx, instance)
@@ -78,6 +80,26 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         devices=instance.expanded_devices,
         config=instance.expanded_config,
     )
+
+
+async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
+    """The image's templates: those of an event that waited for this start, then those of every start."""
+    folder = ctx.storage.instance_folder(instance.pool, instance.storage_name)
+    context = templates.TemplateContext(
+        name=instance.name,
+        architecture=instance.row.architecture,
+        ephemeral=instance.row.ephemeral,
+        privileged=idmap.privileged,
+        config=instance.expanded_config,
+        devices=instance.expanded_devices,
+        idmap=idmap,
+    )
+    match instance.row.config.get("volatile.apply_template", ""):
+        case "create" | "copy" | "rename" as waiting:
+            await templates.apply(waiting, folder, rootfs, context)
+        case _:
+            pass
+    await templates.apply("start", folder, rootfs, context)
 
 
 def _write_files(paths: RuntimePaths, text: str) -> None:

@@ -236,6 +236,8 @@ class Daemon:
                 except Exception as error:
                     problems.append(f"{step.__name__}: {error}")
         problems += leaks.find_leaks(self.home, self.before)
+        with contextlib.suppress(OSError):
+            leaks.remove_lock_folders(self.home)
         if not self.faults_expected:
             text = self.log.read_text(errors="replace") if self.log.exists() else ""
             problems += [f"log: {sign}" for sign in SIGNS_OF_FAULTS if sign in text]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLACES = ("/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/lxc", "/var/log/lxc", "/var/cache/lxc", "/etc")
+LIBLXC_LOCKS = "/run/lxc/lock"
 MANAGERS = ("utsuwa.daemon.main", "utsuwad", "lxd", "incusd")
 
 
@@ -132,8 +133,20 @@ def _files_named(folder: Path) -> Iterator[str]:
     for place in PLACES:
         for top, folders, files in os.walk(place):
             named = [f"{top}/{name}" for name in (*folders, *files) if folder.name in name]
-            yield from (path for path in named if path != str(folder))
+            yield from (path for path in named if path != str(folder) and not _is_empty_lock_folder(path))
             folders[:] = [f for f in folders if folder.name not in f] if top.count("/") < 8 else []
+
+
+def _is_empty_lock_folder(path: str) -> bool:
+    """liblxc keeps the way to its lock files, one for each state folder; the files themselves must go."""
+    return path.startswith(f"{LIBLXC_LOCKS}/") and not any(files for _, _, files in os.walk(path))
+
+
+def remove_lock_folders(folder: Path) -> None:
+    """Take away the empty folders that liblxc leaves for its lock files."""
+    locks = Path(LIBLXC_LOCKS) / folder.relative_to("/")
+    for top, _, _ in os.walk(locks, topdown=False):
+        Path(top).rmdir()
 
 
 def _interfaces() -> list[str]:

@@ -16,8 +16,7 @@ _BASE = "/1.0/instances/{name}"
 
 
 async def _target(request: Request) -> ExecTarget:
-    instances = request.services.instances
-    return instances.exec_target(await instances.load(request.project, request.params["name"]))
+    return await request.services.instances.exec_target(request.project, request.params["name"])
 
 
 def _urls(target: ExecTarget, folder: str, names: list[str]) -> Sync:

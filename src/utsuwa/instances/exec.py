@@ -24,6 +24,7 @@ CONNECT_TIMEOUT = 30.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = 2**32 - 2
 _MAX_SIZE = 2**16 - 1
+_USUAL_SIZE = (80, 25)
 _NO_DESCRIPTOR = -1
 
 
@@ -262,4 +263,7 @@ def _terminal(idmap: IdMap, request: InstanceExecPost) -> Terminal | None:
     for size in (request.width, request.height):
         if not 0 <= size <= _MAX_SIZE:
             raise InvalidRequest(f"Invalid terminal size {size}")
-    return Terminal(request.width, request.height, idmap.host_uid(0), idmap.host_gid(0))
+    width, height = request.width, request.height
+    if not (width and height):
+        width, height = _USUAL_SIZE
+    return Terminal(width, height, idmap.host_uid(0), idmap.host_gid(0))

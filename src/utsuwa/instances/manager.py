@@ -76,9 +76,12 @@ class InstanceManager:
     async def state(self, instance: Loaded) -> InstanceState:
         return await state.state(self._ctx, instance)
 
-    def exec_target(self, instance: Loaded) -> ExecTarget:
-        """What running a command inside needs to know."""
-        return state.exec_target(self._ctx, instance)
+    async def exec_target(self, project: str, name: str) -> ExecTarget:
+        """What running a command inside needs to know. A running container's is at hand: exec is fast."""
+        running = self._ctx.runtime.get((project, name))
+        if running is not None:
+            return state.running_target(self._ctx, running)
+        return state.stopped_target(self._ctx, await load(self._ctx, project, name))
 
     # Changing.
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig, NotFound
+from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
 
@@ -98,6 +99,9 @@ class Running:
     devices: Mapping[str, Mapping[str, str]]
     """The expanded devices that it was started with, kept up to date by live changes."""
     config: Mapping[str, str]
+    """Its expanded config, kept up to date by live changes."""
+    idmap: IdMap
+    """The map that it was started with."""
     frozen: bool = False
     forced: bool = False
     """Whether the stop under way was forced: a reboot that it meets is not followed."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import cgroups, lxc
-from utsuwa.instances import create, end, lxcconf
+from utsuwa.instances import create, end, identity, lxcconf
 from utsuwa.instances.context import Context, load_all, merge, profiles_named
 from utsuwa.instances.model import Loaded, Running
 
@@ -61,6 +61,7 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
         monitor_pid=await asyncio.to_thread(lxc.monitor_pid, pid),
         devices=instance.expanded_devices,
         config=instance.expanded_config,
+        idmap=identity.idmap_of(instance.row.config, "volatile.idmap.current"),
         frozen=await asyncio.to_thread(cgroups.frozen, pid),
     )
     ctx.runtime.add(running)

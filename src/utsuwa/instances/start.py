@@ -79,6 +79,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         monitor_pid=monitor,
         devices=instance.expanded_devices,
         config=instance.expanded_config,
+        idmap=idmap,
     )
 
 

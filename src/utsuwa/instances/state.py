@@ -10,11 +10,11 @@ import msgspec
 
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.idmap import IdMap
 from utsuwa.host import cgroups
-from utsuwa.instances import identity
 from utsuwa.instances.context import Context
 from utsuwa.instances.exec import ExecTarget
-from utsuwa.instances.model import Loaded, Status
+from utsuwa.instances.model import Loaded, Running
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
@@ -53,9 +53,23 @@ def record(ctx: Context, instance: Loaded) -> Instance:
     )
 
 
-def exec_target(ctx: Context, instance: Loaded) -> ExecTarget:
-    """The instance as commands see it; asks nothing of the host."""
-    status = ctx.runtime.status(instance.key)
+def running_target(ctx: Context, running: Running) -> ExecTarget:
+    """A running container as commands see it; asks neither the database nor the host."""
+    return ExecTarget(
+        project=running.project,
+        name=running.name,
+        storage_name=running.storage_name,
+        lxcpath=ctx.paths.containers,
+        logs=ctx.paths.instance_logs(running.storage_name),
+        config=running.config,
+        idmap=running.idmap,
+        running=True,
+        frozen=running.frozen,
+    )
+
+
+def stopped_target(ctx: Context, instance: Loaded) -> ExecTarget:
+    """A stopped one: it has logs, and commands are refused with a clear reason."""
     return ExecTarget(
         project=instance.project,
         name=instance.name,
@@ -63,9 +77,8 @@ def exec_target(ctx: Context, instance: Loaded) -> ExecTarget:
         lxcpath=ctx.paths.containers,
         logs=ctx.paths.instance_logs(instance.storage_name),
         config=instance.expanded_config,
-        idmap=identity.idmap_of(instance.row.config, "volatile.idmap.current"),
-        running=status is not Status.STOPPED,
-        frozen=status is Status.FROZEN,
+        idmap=IdMap(),
+        running=False,
     )
 
 

@@ -109,6 +109,16 @@ _OVERLAY = (
         help="Options of the overlay mounts. They shape what is on disk, so they are fixed at creation.",
         validate=_overlay_options,
     ),
+    ConfigKey(
+        "overlay.unpack_images",
+        type="bool",
+        default="false",
+        live=False,
+        help=(
+            "Whether images are always unpacked, never mounted as squashfs: the first launch takes more time "
+            "and space, and ACLs can be set on files of the image that nothing changed yet."
+        ),
+    ),
 )
 
 POOL_KEYS: Mapping[str, KeyTable] = MappingProxyType(
@@ -119,5 +129,7 @@ POOL_KEYS: Mapping[str, KeyTable] = MappingProxyType(
 )
 """The table of every driver that pools can have."""
 
-FIXED_KEYS = frozenset({"source", "volatile.initial_source", "overlay.mount_options"})
+FIXED_KEYS = frozenset(
+    {"source", "volatile.initial_source", "overlay.mount_options", "overlay.unpack_images"}
+)
 """Keys that cannot be changed once the pool is there."""

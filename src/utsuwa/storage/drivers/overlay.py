@@ -4,6 +4,9 @@ The image is its squashfs, loop-mounted, where the kernel can map its ids and it
 else it is unpacked once. An instance's folder holds `layer/{upper,work}` and `lower/`, where the image
 is attached for the moment of mounting. Owners on disk are always the container's own.
 
+One thing a mounted squashfs cannot do: the kernel refuses to set an ACL on a file of the image that
+nothing changed yet (EOPNOTSUPP, for squashfs has none). Pools with `overlay.unpack_images` can.
+
 Where the kernel cannot map what a new instance needs, the instance gets a whole copy in place of a
 layer; an instance with a layer that meets such a kernel later is turned into a whole copy then.
 """
@@ -44,13 +47,22 @@ class OverlayDriver(FolderPool):
 
     capabilities = Capabilities(name="overlay", copy_on_write_images=True)
 
-    def __init__(self, folder: Path, source: Path, mount_options: str = DEFAULT_OVERLAY_OPTIONS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Path,
+        mount_options: str = DEFAULT_OVERLAY_OPTIONS,
+        *,
+        unpack_images: bool = False,
+    ) -> None:
         super().__init__(folder, source)
         self._options = parse_overlay_options(mount_options)
+        self._unpack_images = unpack_images
         self._maps_overlays = False
 
     def _fix_options(self) -> None:
-        records.store_pool(self.folder, PoolRecord(self.capabilities.name, self._options))
+        record = PoolRecord(self.capabilities.name, self._options, self._unpack_images)
+        records.store_pool(self.folder, record)
         if not self._trial(mounts.can_overlay):
             raise InvalidConfig(
                 f"The file system of {self.source} cannot hold overlay layers (it may be an overlay itself): "
@@ -62,7 +74,8 @@ class OverlayDriver(FolderPool):
     def mount(self) -> None:
         super().mount()
         # What the pool was made with holds, whatever the daemon's defaults became since.
-        self._options = records.load_pool(self.folder).mount_options
+        record = records.load_pool(self.folder)
+        self._options, self._unpack_images = record.mount_options, record.unpack_images
         self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
 
     def _trial(self, possible: Callable[[Path, Mapping[str, str]], bool]) -> bool:
@@ -87,7 +100,7 @@ class OverlayDriver(FolderPool):
 
     def _mount_new_image(self, folder: Path, image: ImageSource) -> bool:
         """Lay out an image whose squashfs can stay packed; else leave the folder empty and give False."""
-        if not (image.trusted and image.rootfs and self._maps_overlays):
+        if not (image.trusted and image.rootfs and self._maps_overlays) or self._unpack_images:
             return False
         if archive_format(image.rootfs) != "squashfs":
             return False

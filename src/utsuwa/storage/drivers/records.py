@@ -39,6 +39,7 @@ class PoolRecord:
 
     driver: str
     mount_options: dict[str, str] = field(default_factory=dict)
+    unpack_images: bool = False
 
 
 def load_volume(folder: Path) -> VolumeRecord:

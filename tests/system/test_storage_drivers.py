@@ -1,0 +1,532 @@
+"""The storage drivers on the real kernel, in each way that a kernel may leave them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage, OutOfSpace
+from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.host import mounts
+from utsuwa.host.fsids import as_container_root
+from utsuwa.host.userns import close_user_namespaces
+from utsuwa.storage.base import Driver, ImageSource, InstanceVolume
+from utsuwa.storage.drivers import load_driver
+
+pytestmark = pytest.mark.root
+
+PRIVILEGED = IdMap()
+FINGERPRINT = "ab" * 32
+
+
+def idmap(host: int, count: int = 65_536) -> IdMap:
+    ranges = (IdRange(0, host, count),)
+    return IdMap(ranges, ranges)
+
+
+MAP, OTHER = idmap(100_000), idmap(2_000_000)
+
+WAYS = ("overlay", "overlay unpacked", "overlay tar", "overlay shifted", "dir", "dir tar", "dir shifted")
+"""A driver, and what holds: a squashfs that may be mounted, one that may not, a tar; no idmapped mounts."""
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`metadata.tar.xz`, `rootfs.squashfs` and `rootfs.tar` of one small tree."""
+    folder = tmp_path_factory.mktemp("image")
+    tree = folder / "tree"
+    for path, owner in (("bin/tool", 0), ("home/user/file", 1000), ("etc/hosts", 0)):
+        file = tree / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"#!/bin/sh\n" * 100)
+        os.chown(file, owner, owner)
+    (tree / "bin/tool").chmod(0o4755)
+    (tree / "bin/second").hardlink_to(tree / "bin/tool")
+    (tree / "bin/link").symlink_to("tool")
+    os.chown(tree / "bin/link", 7, 7, follow_symlinks=False)
+    subprocess.run(["cp", "/bin/true", tree / "bin/ping"], check=True)
+    subprocess.run(["setcap", "cap_net_raw+ep", tree / "bin/ping"], check=True)
+    subprocess.run(
+        ["mksquashfs", tree, folder / "rootfs.squashfs", "-quiet", "-no-progress"],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(["tar", "-C", tree, "--xattrs", "-cf", folder / "rootfs.tar", "."], check=True)
+    meta = folder / "meta"
+    (meta / "templates").mkdir(parents=True)
+    (meta / "metadata.yaml").write_text("architecture: x86_64\ncreation_date: 1\n")
+    (meta / "templates/hostname.tpl").write_text("{{ container.name }}\n")
+    with tarfile.open(folder / "metadata.tar.xz", "w:xz") as tar:
+        tar.add(meta / "metadata.yaml", "metadata.yaml")
+        tar.add(meta / "templates", "templates")
+    return folder
+
+
+def source(files: Path, way: str) -> ImageSource:
+    rootfs = files / ("rootfs.tar" if way.endswith("tar") else "rootfs.squashfs")
+    return ImageSource(FINGERPRINT, files / "metadata.tar.xz", rootfs, trusted="unpacked" not in way)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    tmp_path.chmod(0o711)
+    yield tmp_path
+    mounts.unmount_below(tmp_path)
+    close_user_namespaces()
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param.endswith("shifted"):
+        monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    return str(request.param)
+
+
+def pool(place: Path, driver: str, **config: str) -> Driver:
+    made = load_driver(driver, place / "pool", {key.replace("__", "."): v for key, v in config.items()})
+    made.create()
+    return made
+
+
+@pytest.fixture
+def driver(place: Path, way: str) -> Driver:
+    return pool(place, way.split()[0])
+
+
+@pytest.fixture
+def image(files: Path, way: str) -> ImageSource:
+    return source(files, way)
+
+
+def volume(name: str = "c1", ids: IdMap = MAP) -> InstanceVolume:
+    return InstanceVolume(name, ids, FINGERPRINT)
+
+
+def launch(driver: Driver, image: ImageSource, name: str = "c1", ids: IdMap = MAP) -> Path:
+    driver.ensure_image(image)
+    driver.create_instance(volume(name, ids), image)
+    return driver.mount_instance(volume(name, ids))
+
+
+def check_owners(rootfs: Path, ids: IdMap) -> None:
+    """Everything shows the ids that the map gives to the container's."""
+    for path, owner in (
+        (".", 0),
+        ("etc/hosts", 0),
+        ("home/user/file", 1000),
+        ("bin/tool", 0),
+        ("bin/link", 7),
+    ):
+        status = (rootfs / path).lstat()
+        assert (status.st_uid, status.st_gid) == (ids.host_uid(owner), ids.host_gid(owner)), path
+    assert (rootfs / "bin/tool").stat().st_mode & stat.S_ISUID
+    assert (rootfs / "bin/tool").stat().st_ino == (rootfs / "bin/second").stat().st_ino
+    capability = os.getxattr(rootfs / "bin/ping", "security.capability")
+    root = int.from_bytes(capability[20:24], "little")
+    assert root == ids.host_uid(0)
+
+
+def acl_of(path: Path) -> str:
+    return subprocess.run(["getfacl", "-cn", path], capture_output=True, text=True, check=True).stdout
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_an_instance_has_its_owners_in_every_way(driver: Driver, image: ImageSource) -> None:
+    rootfs = launch(driver, image)
+    check_owners(rootfs, MAP)
+    folder = driver.instance_folder("c1")
+    assert rootfs == folder / "rootfs"
+    assert (folder.stat().st_mode & 0o7777, folder.stat().st_uid) == (0o100, 100_000)
+    assert folder.parent.stat().st_mode & 0o7777 == 0o711
+    assert (folder / "metadata.yaml").read_text().startswith("architecture")
+    assert (folder / "templates/hostname.tpl").read_text() == "{{ container.name }}\n"
+    as_container_root(MAP, lambda: (rootfs / "etc/new").write_text("x"))
+    assert (rootfs / "etc/new").stat().st_uid == 100_000
+    assert driver.instances() == ["c1"]
+
+
+def test_the_map_may_change(driver: Driver, image: ImageSource) -> None:
+    rootfs = launch(driver, image)
+    as_container_root(MAP, lambda: (rootfs / "mine").write_text("x"))
+    as_container_root(MAP, (rootfs / "folder").mkdir)
+    subprocess.run(["setfacl", "-m", f"u:{MAP.host_uid(1000)}:rwx", rootfs / "folder"], check=True)
+    for ids in (PRIVILEGED, OTHER, MAP):
+        driver.mount_instance(volume(ids=ids))
+        check_owners(rootfs, ids)
+        assert f"user:{ids.host_uid(1000)}:rwx" in acl_of(rootfs / "folder")
+        assert (rootfs / "mine").stat().st_uid == ids.host_uid(0)
+        assert driver.instance_folder("c1").stat().st_uid == ids.host_uid(0)
+        driver.unmount_instance("c1")
+        driver.unmount_instance("c1")
+        assert not driver.instance_mounted("c1")
+
+
+def test_mounted_once_and_found_again(driver: Driver, image: ImageSource, place: Path, way: str) -> None:
+    launch(driver, image)
+    before = len(mounts.mounts_below(place))
+    again = load_driver(way.split()[0], place / "pool", {})
+    again.mount()
+    again.ensure_image(image)
+    again.mount_instance(volume())
+    assert len(mounts.mounts_below(place)) == before
+    assert again.instance_mounted("c1") is driver.instance_mounted("c1")
+
+
+def test_everything_comes_back_after_a_reboot(
+    driver: Driver, image: ImageSource, place: Path, way: str
+) -> None:
+    rootfs = launch(driver, image)
+    as_container_root(MAP, lambda: (rootfs / "etc/hosts").write_text("kept"))
+    mounts.unmount_below(place)
+    again = load_driver(way.split()[0], place / "pool", {})
+    again.mount()
+    assert again.mount_instance(volume()) == rootfs
+    assert (rootfs / "etc/hosts").read_text() == "kept"
+    assert (rootfs / "home/user/file").stat().st_uid == 101_000
+
+
+def test_instances_do_not_share_what_they_write(driver: Driver, image: ImageSource) -> None:
+    first, second = launch(driver, image), launch(driver, image, "c2", OTHER)
+    as_container_root(MAP, lambda: (first / "etc/hosts").write_text("changed"))
+    as_container_root(MAP, (first / "bin/tool").unlink)
+    assert (second / "etc/hosts").read_text() != "changed"
+    check_owners(second, OTHER)
+
+
+def test_rename(driver: Driver, image: ImageSource) -> None:
+    rootfs = launch(driver, image)
+    as_container_root(MAP, lambda: (rootfs / "mine").write_text("x"))
+    launch(driver, image, "taken")
+    with pytest.raises(HostError, match="taken"):
+        driver.rename_instance("c1", "taken")
+    driver.rename_instance("c1", "c2")
+    assert driver.instances() == ["c2", "taken"]
+    assert (driver.mount_instance(volume("c2")) / "mine").read_text() == "x"
+
+
+def test_nothing_is_left(driver: Driver, image: ImageSource, place: Path) -> None:
+    launch(driver, image)
+    launch(driver, image, "c2", PRIVILEGED)
+    for name in ("c1", "c2", "c1", "never"):
+        driver.delete_instance(name)
+    driver.delete_image(FINGERPRINT)
+    driver.delete_image(FINGERPRINT)
+    assert driver.instances() == driver.images() == []
+    assert mounts.mounts_below(place) == []
+    driver.delete()
+    assert everything(place) == []
+
+
+def test_without_an_image(driver: Driver) -> None:
+    empty = InstanceVolume("empty", MAP)
+    driver.create_instance(empty, None)
+    rootfs = driver.mount_instance(empty)
+    assert list(rootfs.iterdir()) == []
+    assert rootfs.stat().st_uid == 100_000
+    driver.delete_instance("empty")
+
+
+def test_a_name_that_is_taken(driver: Driver, image: ImageSource) -> None:
+    launch(driver, image)
+    with pytest.raises(HostError, match="there already"):
+        driver.create_instance(volume(), image)
+    assert driver.instances() == ["c1"]
+
+
+def test_a_kill_leaves_what_the_next_mount_removes(driver: Driver, image: ImageSource, place: Path) -> None:
+    launch(driver, image)
+    for below in ("containers", "images"):
+        for name in (".new-0123", ".gone-0123"):
+            (place / "pool" / below / name / "rootfs/etc").mkdir(parents=True)
+    mounts.bind(place / "pool/custom", place / "pool/images/.new-0123/rootfs")
+    driver.mount()
+    left = [p.name for below in ("containers", "images") for p in (place / "pool" / below).iterdir()]
+    assert not [name for name in left if name.startswith(".")]
+    assert driver.instances() == ["c1"]
+
+
+def test_usage(driver: Driver, image: ImageSource, way: str) -> None:
+    rootfs = launch(driver, image)
+    usage = driver.usage()
+    assert 0 < usage.space_used < usage.space_total
+    assert 0 <= usage.inodes_used <= usage.inodes_total
+    before = driver.instance_usage("c1")
+    as_container_root(MAP, lambda: (rootfs / "large").write_bytes(os.urandom(1 << 20)))
+    after = driver.instance_usage("c1")
+    if way in ("overlay", "overlay unpacked", "overlay tar"):
+        assert before is not None
+        assert after is not None
+        assert after - before >= 1 << 20
+    else:
+        assert before is after is None
+
+
+# ---- what only one driver does
+
+
+def test_an_image_is_there_once(place: Path, files: Path) -> None:
+    driver = pool(place, "overlay")
+    image = source(files, "overlay")
+    launch(driver, image)
+    launch(driver, image, "c2")
+    assert driver.images() == [FINGERPRINT]
+    assert driver.image_users(FINGERPRINT) == ["c1", "c2"]
+    assert driver.image_users("cd" * 32) == []
+    kinds = sorted(m.fstype for m in mounts.mounts_below(place))
+    assert kinds == ["overlay", "overlay", "squashfs"]
+    assert driver.delete_instance("c1") == FINGERPRINT
+    assert driver.image_users(FINGERPRINT) == ["c2"]
+
+
+def test_the_pool_keeps_an_image_that_is_deleted_elsewhere(place: Path, files: Path) -> None:
+    copy = place / "copy.squashfs"
+    copy.write_bytes((files / "rootfs.squashfs").read_bytes())
+    driver = pool(place, "overlay")
+    launch(driver, ImageSource(FINGERPRINT, files / "metadata.tar.xz", copy))
+    copy.unlink()
+    mounts.unmount_below(place)
+    driver.mount()
+    check_owners(driver.mount_instance(volume()), MAP)
+
+
+def test_a_squashfs_that_is_not_trusted_is_not_mounted(place: Path, files: Path) -> None:
+    driver = pool(place, "overlay")
+    launch(driver, source(files, "overlay unpacked"))
+    assert [m.fstype for m in mounts.mounts_below(place)] == ["overlay"]
+
+
+def test_a_pool_that_unpacks_its_images(place: Path, files: Path) -> None:
+    driver = pool(place, "overlay", overlay__unpack_images="true")
+    image = source(files, "overlay")
+    driver.ensure_image(image)
+    again = load_driver("overlay", place / "pool", {})
+    again.mount()
+    rootfs = launch(again, image)
+    assert [m.fstype for m in mounts.mounts_below(place)] == ["overlay"]
+    subprocess.run(["setfacl", "-m", f"u:{MAP.host_uid(1000)}:rwx", rootfs / "home"], check=True)
+    assert "user:101000:rwx" in acl_of(rootfs / "home")
+
+
+def test_a_broken_squashfs(place: Path, files: Path) -> None:
+    broken = place / "broken.squashfs"
+    broken.write_bytes((files / "rootfs.squashfs").read_bytes()[:1000])
+    for name in ("overlay", "dir"):
+        driver = load_driver(name, place / name, {})
+        driver.create()
+        with pytest.raises(InvalidImage):
+            launch(driver, ImageSource(FINGERPRINT, files / "metadata.tar.xz", broken))
+        assert driver.images() == driver.instances() == []
+        assert everything(place / name / "images") == everything(place / name / "containers") == []
+    assert mounts.mounts_below(place) == []
+
+
+def test_a_lost_image_is_named(place: Path, files: Path) -> None:
+    driver = pool(place, "overlay")
+    launch(driver, source(files, "overlay"))
+    driver.unmount_instance("c1")
+    driver.delete_image(FINGERPRINT)
+    with pytest.raises(HostError, match=FINGERPRINT[:12]):
+        driver.mount_instance(volume())
+
+
+def test_a_layer_becomes_a_copy_where_the_kernel_maps_no_more(
+    place: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = pool(place, "overlay")
+    rootfs = launch(driver, source(files, "overlay"))
+    as_container_root(MAP, lambda: (rootfs / "mine").write_text("kept"))
+    as_container_root(MAP, (rootfs / "etc/hosts").unlink)
+    mounts.unmount_below(place)
+    monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    driver.mount()
+    driver.mount_instance(volume())
+    assert (rootfs / "mine").read_text() == "kept"
+    assert not (rootfs / "etc/hosts").exists()
+    assert (rootfs / "home/user/file").stat().st_uid == 101_000
+    assert not driver.instance_mounted("c1")
+    assert driver.image_users(FINGERPRINT) == []
+    assert {p.name for p in driver.instance_folder("c1").iterdir()} == {
+        "metadata.yaml", "templates", "rootfs", "volume.json",
+    }  # fmt: skip
+    monkeypatch.delenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE")
+    driver.mount_instance(volume())
+    assert driver.instance_mounted("c1")
+    assert (rootfs / "home/user/file").stat().st_uid == 101_000
+    driver.unmount_instance("c1")
+    assert (rootfs / "home/user/file").stat().st_uid == 1000
+
+
+def test_a_shift_that_was_cut_off_is_finished(
+    place: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    driver = pool(place, "dir")
+    image = source(files, "dir")
+    driver.create_instance(volume(), image)
+    folder = driver.instance_folder("c1")
+    record = json.loads((folder / "volume.json").read_text())
+    record["shifting_to"] = {"uids": [vars_of(r) for r in MAP.uids], "gids": [vars_of(r) for r in MAP.gids]}
+    (folder / "volume.json").write_text(json.dumps(record))
+    os.chown(folder / "rootfs/etc/hosts", 100_000, 100_000)
+    os.chown(folder / "rootfs/home/user/file", 101_000, 101_000)
+    check_owners(driver.mount_instance(volume()), MAP)
+
+
+def vars_of(item: IdRange) -> dict[str, int]:
+    return {"container": item.container, "host": item.host, "count": item.count}
+
+
+def test_a_kill_in_mid_mount_is_cleaned(place: Path, files: Path) -> None:
+    """The layers are attached for a moment; a kill may leave them so."""
+    driver = pool(place, "overlay")
+    image = source(files, "overlay")
+    driver.ensure_image(image)
+    driver.create_instance(volume(), image)
+    folder = driver.instance_folder("c1")
+    mounts.bind_idmapped(folder / "layer", folder / "layer", OTHER)
+    mounts.bind_idmapped(place / "pool/images" / FINGERPRINT / "rootfs", folder / "lower", OTHER)
+    check_owners(driver.mount_instance(volume()), MAP)
+    assert [m.target for m in mounts.mounts_below(folder)] == [folder / "rootfs"]
+
+
+def test_mount_options_are_fixed_at_creation(place: Path, files: Path) -> None:
+    driver = pool(place, "overlay", overlay__mount_options="redirect_dir=on,index=off")
+    launch(driver, source(files, "overlay"))
+    again = load_driver("overlay", place / "pool", {})
+    again.mount()
+    again.unmount_instance("c1")
+    rootfs = again.mount_instance(volume())
+    options = mounts.mounts_below(rootfs)[0].super_options.split(",")
+    assert "redirect_dir=on" in options
+    assert "index=on" not in options
+
+
+# ---- sources
+
+
+@pytest.mark.parametrize("name", ["overlay", "dir"])
+def test_a_source_elsewhere(place: Path, files: Path, name: str) -> None:
+    elsewhere = place / "else where"
+    (elsewhere / "lost+found").mkdir(parents=True)
+    driver = pool(place, name, source=str(elsewhere))
+    rootfs = launch(driver, source(files, name))
+    assert place / "pool" in rootfs.parents
+    assert (elsewhere / "containers/c1").exists()
+    assert not [m for m in mounts.mounts_below(elsewhere) if m.target != elsewhere]
+    mounts.unmount_below(place)
+    driver.mount()
+    check_owners(driver.mount_instance(volume()), MAP)
+    driver.delete_instance("c1")
+    driver.delete()
+    assert everything(place) == ["else where", "else where/lost+found"]
+    assert mounts.mounts_below(place) == []
+
+
+@pytest.mark.parametrize("name", ["overlay", "dir"])
+def test_sources_that_are_refused(place: Path, name: str) -> None:
+    used = place / "used"
+    used.mkdir()
+    (used / "precious").touch()
+    for source, why in ((used, "not empty"), (place / "missing", "exists")):
+        driver = load_driver(name, place / "pool", {"source": str(source)})
+        with pytest.raises(InvalidConfig, match=why):
+            driver.create()
+    (place / "pool").mkdir()
+    (place / "pool/precious").touch()
+    with pytest.raises(InvalidConfig, match="not empty"):
+        load_driver(name, place / "pool", {}).create()
+    assert everything(place) == ["pool", "pool/precious", "used", "used/precious"]
+
+
+def test_a_source_that_went_away(place: Path) -> None:
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    driver = pool(place, "dir", source=str(elsewhere))
+    driver.unmount()
+    elsewhere.rename(place / "gone")
+    with pytest.raises(HostError, match="not there"):
+        driver.mount()
+    elsewhere.mkdir()
+    with pytest.raises(HostError, match=r"pool\.json"):
+        driver.mount()
+
+
+def test_a_pool_of_another_driver(place: Path) -> None:
+    pool(place, "dir")
+    with pytest.raises(HostError, match="another driver"):
+        load_driver("overlay", place / "pool", {}).mount()
+
+
+def test_a_file_system_that_holds_no_layers(place: Path, files: Path) -> None:
+    inside = launch(pool(place, "overlay"), source(files, "overlay"), ids=PRIVILEGED)
+    with pytest.raises(InvalidConfig, match="use the driver 'dir'"):
+        load_driver("overlay", inside / "pool", {}).create()
+    assert not (inside / "pool").exists()
+    load_driver("dir", inside / "pool", {}).create()
+
+
+# ---- a full disk
+
+
+@pytest.fixture
+def small_disk(place: Path) -> Iterator[Path]:
+    """12 MB of ext4."""
+    file, folder = place / "disk", place / "small"
+    folder.mkdir()
+    with file.open("wb") as disk:
+        disk.truncate(12 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", file], check=True)
+    subprocess.run(["mount", "-o", "loop", file, folder], check=True)
+    yield folder
+    mounts.unmount_below(folder)
+
+
+@pytest.mark.parametrize(
+    "way", ["overlay", "overlay unpacked", "overlay tar", "overlay shifted", "dir", "dir tar"]
+)
+def test_out_of_space(
+    place: Path, small_disk: Path, files: Path, way: str, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if "shifted" in way:
+        monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    driver = load_driver(way.split()[0], small_disk / "pool", {})
+    driver.create()
+    tree = tmp_path_factory.mktemp("large")
+    (tree / "large").write_bytes(os.urandom(20 << 20))
+    rootfs = place / "large.img"
+    if way.endswith("tar"):
+        subprocess.run(["tar", "-C", tree, "-cf", rootfs, "."], check=True)
+    else:
+        subprocess.run(
+            ["mksquashfs", tree, rootfs, "-quiet", "-no-progress"], check=True, capture_output=True
+        )
+    before = everything(small_disk)
+    image = ImageSource(FINGERPRINT, files / "metadata.tar.xz", rootfs, trusted=way == "overlay")
+    with pytest.raises(OutOfSpace):
+        launch(driver, image)
+    assert everything(small_disk) == before
+    assert [m.target for m in mounts.mounts_below(small_disk)] == [small_disk]
+
+
+def test_out_of_space_for_a_layer(small_disk: Path, files: Path) -> None:
+    driver = load_driver("overlay", small_disk / "pool", {})
+    driver.create()
+    image = source(files, "overlay")
+    driver.ensure_image(image)
+    filler = small_disk / "filler"
+    subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
+    with pytest.raises(OutOfSpace):
+        driver.create_instance(volume(), image)
+    assert driver.instances() == []
+    assert everything(small_disk / "pool/containers") == []

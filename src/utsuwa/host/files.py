@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+
+from utsuwa.core.errors import TooLarge
+from utsuwa.host import syscalls
 
 
 def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
@@ -18,3 +23,26 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
         os.fchmod(descriptor, mode)
         file.write(text)
     fresh.replace(path)
+
+
+def read_below(folder: Path, name: str, limit: int) -> bytes | None:
+    """The regular file `name` somewhere below `folder`, no symlink on the way; None where it is not there.
+
+    Blocking. Raises OSError for links and other kinds of files, TooLarge for more than `limit` bytes.
+    """
+    try:
+        root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+            descriptor = syscalls.openat2(root, name, os.O_RDONLY | os.O_NONBLOCK, resolve=resolve)
+        finally:
+            os.close(root)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TooLarge(f"{name} is larger than {limit} bytes")
+    return data

@@ -1,0 +1,132 @@
+"""Image templates: Pongo2's language as images use it, and what an untrusted template cannot do."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utsuwa.core.errors import InvalidImage
+from utsuwa.core.idmap import IdMap
+from utsuwa.instances import templates
+
+CONTEXT = templates.TemplateContext(
+    name="c1",
+    architecture="x86_64",
+    ephemeral=False,
+    privileged=True,
+    config={"user.foo": "bar", "limits.cpu": "2"},
+    devices={"eth0": {"type": "nic", "name": "eth0"}},
+    idmap=IdMap(),
+)
+
+
+def values() -> dict[str, Any]:
+    return templates.variables("create", "/etc/x", {"default": "from the image"}, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("name: {{ container.name }}\n", "name: c1\n"),
+        ("{{ instance.name }}.{{ instance.type }}.{{ container.architecture }}", "c1.container.x86_64"),
+        ("{{ trigger }} {{ path }}\r\n", "create /etc/x\n"),
+        ('{{ config_get("user.foo", "_unset_") }}', "bar"),
+        ('{{ config_get("user.none", "_unset_") }}', "_unset_"),
+        ('{{ config_get("user.none") }}', ""),
+        ('{{ config_get("user.none", properties.default) }}', "from the image"),
+        ('{% if config_get("user.none", "") == "" %}a{% else %}b{% endif %}', "a"),
+        ('{{ config["user.foo"] }}{{ devices.eth0.name }}', "bareth0"),
+        ("{{ container.ephemeral }}{{ container.privileged }}", "falsetrue"),
+        ('{% if container.privileged == "true" %}p{% endif %}', "p"),
+        ("{% if container.ephemeral %}e{% endif %}", ""),
+        ("{{ container.ephemeral|yesno }}{{ container.privileged|yesno:'on,off' }}", "noon"),
+        ("{% if !container.ephemeral && (trigger == 'x' || trigger != 'y') %}1{% endif %}", "1"),
+        ('{{ properties.none|default:"x|y:z }}" }}', "x|y:z }}"),
+        ("{{ nothing.at.all }}{{ container.items }}{{ container.__class__ }}{{ config_get }}", ""),
+        ("{% for key, value in config %}{{ key }}={{ value }};{% endfor %}", "limits.cpu=2;user.foo=bar;"),
+        ("{% for name in devices %}{{ forloop.Counter }}{{ name }}{% endfor %}", "1eth0"),
+        ("{% autoescape off %}<{{ '<&>' }}>{% endautoescape %}", "<<&>>"),
+        ("a{% comment %}{{ bad }{% endcomment %}{# worse {{ #}b", "ab"),
+        ('{% ifequal container.name "c1" %}y{% else %}n{% endifequal %}', "y"),
+        ('{% ifnotequal container.name "c1" %}y{% else %}n{% endifnotequal %}', "n"),
+        ("{% set a = 'x' %}{{ a + 'y' + 1 }}{{ 3 - 1 }}", "xy12"),
+        ("{{ path|first }}{{ path|last }}{{ path.1 }}{{ path[2] }}{{ path[9] }}{{ ''|last }}", "/xet"),
+        ("{{ 'aBc'|upper|lower|capfirst }} {{ 'ab cd'|title }} {{ 'ab cd'|wordcount }}", "Abc Ab Cd 2"),
+        (
+            "{{ 'abcdef'|truncatechars:5 }}{{ 'abcdef'|truncatechars:1 }}{{ 'ab'|truncatechars:2 }}",
+            "ab....ab",
+        ),
+        ("{{ 'a,b'|split:','|join:'+' }}{{ 'a b'|urlencode }}{{ 'a-b'|cut:'-' }}", "a+ba%20bab"),
+        ("{{ '7x'|integer }}{{ '7'|integer|add:1 }}{{ 'a'|add:1 }}{{ 'abc'|length }}", "08a13"),
+        (
+            "{{ nothing|default_if_none:'n' }}{{ ''|default_if_none:'n' }}{{ 'a\"b'|addslashes|safe }}",
+            'na\\"b',
+        ),
+        ("{{ container.name }}\n\n", "c1\n\n"),
+        ("no tags { } %} }}", "no tags { } %} }}"),
+    ],
+)
+def test_what_images_write(source: str, expected: str) -> None:
+    assert templates.render(source, values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ x", "not closed"),
+        ("{% comment %}", "comment is not closed"),
+        ("{% if %}", "line 1"),
+        ("\n\n{% nonsense %}", "line 3"),
+        ('{% include "/etc/passwd" %}', "Include is not supported"),
+        ('{% extends "x" %}', "Extends is not supported"),
+        ("{% macro x() %}{% endmacro %}", "Macro is not supported"),
+        ("{{ range(5) }}", "only function is config_get"),
+        ("{{ container.name.upper() }}", "only function is config_get"),
+        ("{{ config_get(*path) }}", "only function is config_get"),
+        ("{{ config_get() }}", "TypeError"),
+        ("{{ 9**99 }}", "Pow is not supported"),
+        ("{{ 'a' * 10 }}", "Mul is not supported"),
+        ("{{ path ~ path }}", "Concat is not supported"),
+        ("{{ 'a' - 'b' }}", "only numbers"),
+        ("{{ 99999999999999999999 }}", "number is too large"),
+        ("{{ 1" + "0" * 5000 + " }}", "ValueError"),
+        ("{{ path|nope }}", "filter 'nope' is not supported"),
+        ("{{ path|_loop }}", "filter '_loop' is not supported"),
+        ("{{ path|center(100000000) }}", "filter 'center' is not supported"),
+        ("{% for a in path recursive %}{{ loop(a) }}{% endfor %}", "line 1"),
+        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "too deep"),
+        ("{% if path %}" * 60 + "{% endif %}" * 60, "too deep"),
+        ("{% set a = 'x' %}" + "{% set a = a + a %}" * 40, "too long"),
+        ("{% for a in path %}{{ loop }}" + "{% for b in path %}" * 15 + "{% endfor %}" * 16, "too long"),
+        ("{% set a = 'x' %}" + "{% set a = a + a %}" * 20 + "{{ a }}{{ a }}", "makes more than"),
+        ("{{{{" * 10000, "not closed"),
+    ],
+)
+def test_what_templates_cannot_do(source: str, message: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(InvalidImage, match=message):
+        templates.render(source, values())
+    assert time.monotonic() - begin < 2
+
+
+def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "TIME_LIMIT", 0.0)
+    with pytest.raises(InvalidImage, match="takes too long"):
+        templates.render("{{ 'a'|upper }}", values())
+
+
+@given(st.text(alphabet="{}%#|:\"'! &a.x\n", max_size=40))
+def test_any_source_gives_text_or_a_clear_error(source: str) -> None:
+    try:
+        assert isinstance(templates.render(source, values()), str)
+    except InvalidImage as error:
+        assert str(error)  # noqa: PT017 - either outcome is right
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="{\r\x00", codec="utf-8")))
+def test_text_without_tags_stays_as_it_is(source: str) -> None:
+    assert templates.render(source, values()) == source

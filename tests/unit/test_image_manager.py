@@ -1,0 +1,417 @@
+"""Images and aliases as their managers keep them; the archives themselves are not looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import AlreadyExists, HostError, InvalidImage, InvalidName, InvalidRequest, NotFound
+from utsuwa.core.paths import StatePaths
+from utsuwa.db import images as image_rows
+from utsuwa.db import schema
+from utsuwa.db.engine import Database
+from utsuwa.db.images import ImageRow
+from utsuwa.host import unpack
+from utsuwa.images import records
+from utsuwa.images.manager import ImageManager, NewImage
+from utsuwa.operations.events import EventHub
+from utsuwa.wire.events import Requestor
+from utsuwa.wire.images import (
+    ImageAliasesEntryPatch,
+    ImageAliasesEntryPut,
+    ImageAliasesPost,
+    ImagePatch,
+    ImagePut,
+)
+
+METADATA = (
+    b"architecture: amd64\ncreation_date: 100\nexpiry_date: 200\nproperties: {os: Debian, release: 12}\n"
+)
+
+
+class Events(EventHub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str]] = []
+
+    def publish_lifecycle(
+        self,
+        action: str,
+        source: str,
+        project: str = "",
+        context: Mapping[str, Any] | None = None,
+        requestor: Requestor | None = None,
+    ) -> None:
+        self.seen.append((action, source))
+
+
+class Pools:
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+        self.fails = False
+
+    async def delete_image(self, fingerprint: str) -> None:
+        if self.fails:
+            raise HostError("busy")
+        self.deleted.append(fingerprint)
+
+
+class Setting:
+    """A manager with what it stands on."""
+
+    def __init__(self, database: Database, paths: StatePaths) -> None:
+        self.database, self.paths = database, paths
+        self.events, self.pools = Events(), Pools()
+        self.images = ImageManager(database, paths, self.events, self.pools)
+
+    async def add(
+        self, content: bytes = b"one", *, rootfs: bytes | None = None, project: str = "default", **new: Any
+    ) -> ImageRow:
+        async with self.images.upload() as upload:
+            await upload.receive("metadata", once(content))
+            if rootfs is not None:
+                await upload.receive("rootfs", once(rootfs))
+            return await self.images.add(project, upload, NewImage(**new))
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.paths.images.iterdir())
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+ONE, TWO = digest(b"one"), digest(b"two")
+
+
+@pytest.fixture
+async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
+    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs: METADATA)
+    paths = StatePaths(tmp_path)
+    paths.create_folders()
+    database = await Database.open(paths.database)
+    try:
+        async with database.write("test") as conn:
+            await conn.execute(schema.projects.insert().values(name="other", description=""))
+        yield Setting(database, paths)
+    finally:
+        await database.close()
+
+
+async def test_an_upload_becomes_an_image(setting: Setting) -> None:
+    row = await setting.add(
+        filename="x.tar.xz",
+        fingerprint=ONE,
+        public=True,
+        properties={"os": "Mine", "empty": ""},
+        aliases=["debian/12", "d"],
+        trusted=True,
+    )
+    assert setting.files == [ONE]
+    assert await setting.images.get("default", ONE[:5]) == row
+    assert (row.architecture, row.size, row.state, row.trusted) == ("x86_64", 3, "ready", True)
+    assert row.properties == {"os": "Mine", "release": "12"}
+    assert row.profiles == ["default"]
+    record = await setting.images.record(row)
+    assert record.created_at == "1970-01-01T00:01:40Z"
+    assert record.expires_at == "1970-01-01T00:03:20Z"
+    assert record.last_used_at == "0001-01-01T00:00:00Z"
+    assert sorted(alias.name for alias in record.aliases) == ["d", "debian/12"]
+    assert await setting.images.records("default") == [record]
+    assert setting.events.seen == [("image-created", f"/1.0/images/{ONE}")]
+    source = setting.images.source(row)
+    assert (source.metadata, source.rootfs, source.trusted) == (setting.paths.images / ONE, None, True)
+
+
+async def test_a_split_image_has_two_files(setting: Setting) -> None:
+    row = await setting.add(b"on", rootfs=b"e")
+    assert setting.files == [ONE, f"{ONE}.rootfs"]
+    assert setting.images.source(row).rootfs == setting.paths.images / f"{ONE}.rootfs"
+    files = [file.part for file in await _exported(setting, row)]
+    assert files == ["metadata", "rootfs"]
+    await setting.images.delete(row)
+    assert setting.files == []
+
+
+async def _exported(setting: Setting, row: ImageRow) -> Any:
+    # Contents of a known kind: their first bytes give the names.
+    source = setting.images.source(row)
+    source.metadata.write_bytes(b"\xfd7zXZ\0")
+    if source.rootfs is not None:
+        source.rootfs.write_bytes(b"hsqs")
+    return await setting.images.files(row)
+
+
+async def test_exported_files_are_named_by_the_fingerprint(setting: Setting) -> None:
+    split, whole = await setting.add(b"on", rootfs=b"e"), await setting.add(b"two")
+    names = [[file.name for file in await _exported(setting, row)] for row in (split, whole)]
+    assert names == [[f"meta-{ONE}.tar.xz", f"{ONE}.squashfs"], [f"{TWO}.tar.xz"]]
+    assert setting.events.seen[-1] == ("image-retrieved", f"/1.0/images/{TWO}")
+
+
+@pytest.mark.parametrize(
+    ("new", "error"),
+    [
+        ({"fingerprint": TWO}, InvalidRequest),
+        ({"properties": {"a\nb": "c"}}, InvalidRequest),
+        ({"properties": {"a": "x" * 70_000}}, InvalidRequest),
+        ({"properties": {str(n): "x" for n in range(501)}}, InvalidRequest),
+        ({"aliases": [""]}, InvalidName),
+        ({"aliases": ["a", "a"]}, AlreadyExists),
+        ({"profiles": ["nowhere"]}, NotFound),
+        ({"project": "nowhere"}, NotFound),
+    ],
+)
+async def test_a_refused_upload_leaves_nothing(
+    setting: Setting, new: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await setting.add(**new)
+    assert setting.files == []
+    assert await setting.images.all("default") == []
+    assert await setting.images.aliases.all("default") == []
+    assert setting.events.seen == []
+
+
+async def test_a_bad_archive_leaves_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs: b"- no mapping")
+    with pytest.raises(InvalidImage):
+        await setting.add()
+    assert setting.files == []
+
+
+async def test_a_failure_at_the_last_step_leaves_nothing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise HostError("no")
+
+    monkeypatch.setattr(image_rows, "set_ready", fail)
+    with pytest.raises(HostError):
+        await setting.add(aliases=["a"])
+    assert setting.files == []
+    async with setting.database.read() as conn:
+        assert await image_rows.get_all(conn, None) == []
+
+
+async def test_the_same_image_twice(setting: Setting) -> None:
+    results = await asyncio.gather(setting.add(), setting.add(), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["AlreadyExists", "ImageRow"]
+    assert setting.files == [ONE]
+
+
+async def test_projects_share_the_files(setting: Setting) -> None:
+    first = await setting.add()
+    second = await setting.add(project="other", profiles=[])
+    assert setting.files == [ONE]
+    await setting.images.delete(first)
+    assert setting.files == [ONE]
+    assert setting.pools.deleted == []
+    assert await setting.images.all("default") == []
+    await setting.images.delete(second)
+    assert setting.files == []
+    assert setting.pools.deleted == [ONE]
+    assert setting.events.seen[-1] == ("image-deleted", f"/1.0/images/{ONE}?project=other")
+
+
+@pytest.mark.parametrize("other", [(b"o", b"ne"), (b"one", None)])
+async def test_the_same_bytes_cut_elsewhere_are_another_image(
+    setting: Setting, other: tuple[bytes, bytes | None]
+) -> None:
+    await setting.add(b"on", rootfs=b"e")
+    with pytest.raises(AlreadyExists, match="other files"):
+        await setting.add(other[0], rootfs=other[1], project="other", profiles=[])
+    assert setting.files == [ONE, f"{ONE}.rootfs"]
+    assert (setting.paths.images / ONE).read_bytes() == b"on"
+    assert await setting.images.all("other") == []
+
+
+async def test_a_pool_that_fails_leaves_the_image_whole(setting: Setting) -> None:
+    row = await setting.add()
+    setting.pools.fails = True
+    with pytest.raises(HostError):
+        await setting.images.delete(row)
+    assert await setting.images.all("default") == [row]
+    assert setting.files == [ONE]
+
+
+async def test_resolving(setting: Setting) -> None:
+    one = await setting.add(aliases=["a"])
+    two = await setting.add(b"two", properties={"variant": "b"})
+    resolve = setting.images.resolve
+    assert await resolve("default", alias="a") == one
+    assert await resolve("default", fingerprint=TWO[:8]) == two
+    assert await resolve("default", properties={"variant": "b"}) == two
+    assert await resolve("default", properties={"os": "Debian"}) == two  # the younger of the two
+    for wrong in ({"alias": "x"}, {"fingerprint": "0" * 64}, {"properties": {"os": "x"}}):
+        with pytest.raises(NotFound):
+            await resolve("default", **wrong)
+    with pytest.raises(NotFound):
+        await resolve("other", alias="a")
+    with pytest.raises(InvalidRequest, match="by alias"):
+        await resolve("default")
+    with pytest.raises(InvalidName):
+        await resolve("default", fingerprint="%")
+
+
+async def test_a_prefix_must_be_unique(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [b"%d" % n for n in range(17)]  # two of seventeen begin with the same digit
+    for content in contents:
+        await setting.add(content, public=True)
+    digits = [digest(content)[0] for content in contents]
+    twice = next(digit for digit in digits if digits.count(digit) > 1)
+    for public_only in (False, True):
+        with pytest.raises(InvalidRequest, match="More than one image"):
+            await setting.images.get("default", twice, public_only=public_only)
+
+
+async def test_strangers_see_public_images_only(setting: Setting) -> None:
+    await setting.add(aliases=["private"])
+    public = await setting.add(b"two", public=True, aliases=["public"])
+    images = setting.images
+    assert await images.all("default", public_only=True) == [public]
+    assert [r.fingerprint for r in await images.records("default", public_only=True)] == [TWO]
+    assert await images.get("default", TWO[:6], public_only=True) == public
+    assert [a.name for a in await images.aliases.all("default", public_only=True)] == ["public"]
+    assert (await images.aliases.get("default", "public", public_only=True)).fingerprint == TWO
+    with pytest.raises(NotFound):
+        await images.get("default", ONE, public_only=True)
+    with pytest.raises(NotFound):
+        await images.get("default", "", public_only=True)
+    with pytest.raises(NotFound):
+        await images.aliases.get("default", "private", public_only=True)
+
+
+async def test_mark_used(setting: Setting) -> None:
+    row = await setting.add()
+    await setting.images.mark_used(row)
+    assert (await setting.images.get("default", ONE)).last_used_at is not None
+    await setting.images.delete(row)
+    await setting.images.mark_used(row)
+
+
+async def test_put_replaces(setting: Setting) -> None:
+    row = await setting.add()
+    await setting.images.put(row, ImagePut(public=True, properties={"a": "b"}))
+    changed = await setting.images.get("default", ONE)
+    assert (changed.public, changed.properties, changed.expires_at) == (True, {"a": "b"}, None)
+    assert changed.profiles == ["default"]
+    await setting.images.put(changed, ImagePut(profiles=[], expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    again = await setting.images.get("default", ONE)
+    assert (again.profiles, again.public) == ([], False)
+    assert again.expires_at == datetime(2030, 1, 1, tzinfo=UTC)
+    assert records.image_etag(row) != records.image_etag(again)
+    assert setting.events.seen[-1] == ("image-updated", f"/1.0/images/{ONE}")
+
+
+async def test_patch_merges(setting: Setting) -> None:
+    row = await setting.add()
+    await setting.images.patch(row, ImagePatch(properties={"release": "", "new": "1"}))
+    row = await setting.images.get("default", ONE)
+    assert row.properties == {"os": "Debian", "new": "1"}
+    assert row.expires_at is not None
+    await setting.images.patch(row, ImagePatch(public=True, expires_at=datetime(1970, 1, 1, tzinfo=UTC)))
+    row = await setting.images.get("default", ONE)
+    assert (row.public, row.expires_at, row.properties["new"]) == (True, None, "1")
+    with pytest.raises(InvalidRequest):
+        await setting.images.patch(row, ImagePatch(properties={"\0": "x"}))
+
+
+async def test_aliases(setting: Setting) -> None:
+    await setting.add()
+    await setting.add(b"two")
+    aliases = setting.images.aliases
+    row = await aliases.create("default", ImageAliasesPost(name="a/b", target=ONE[:9], description="d"))
+    assert row.fingerprint == ONE
+    assert records.alias_url("default", "a/b") == "/1.0/images/aliases/a%2Fb"
+    with pytest.raises(AlreadyExists):
+        await aliases.create("default", ImageAliasesPost(name="a/b", target=TWO))
+    await aliases.patch(row, ImageAliasesEntryPatch(description="new"))
+    row = await aliases.get("default", "a/b")
+    assert (row.description, row.fingerprint) == ("new", ONE)
+    await aliases.put(row, ImageAliasesEntryPut(target=TWO))
+    row = await aliases.get("default", "a/b")
+    assert (row.description, row.fingerprint) == ("", TWO)
+    row = await aliases.rename(row, "c")
+    assert await aliases.all("default") == [row]
+    await aliases.delete(row)
+    assert await aliases.all("default") == []
+    assert [action for action, _ in setting.events.seen if "alias" in action] == [
+        "image-alias-created",
+        "image-alias-updated",
+        "image-alias-updated",
+        "image-alias-renamed",
+        "image-alias-deleted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ImageAliasesPost(name="", target=ONE), InvalidName),
+        (ImageAliasesPost(name="a\n", target=ONE), InvalidName),
+        (ImageAliasesPost(name=" a", target=ONE), InvalidName),
+        (ImageAliasesPost(name="x" * 256, target=ONE), InvalidName),
+        (ImageAliasesPost(name="a", target=""), InvalidRequest),
+        (ImageAliasesPost(name="a", target="nothing"), InvalidName),
+        (ImageAliasesPost(name="a", target=TWO), NotFound),
+        (ImageAliasesPost(name="a", target=ONE, type="virtual-machine"), InvalidRequest),
+    ],
+)
+async def test_aliases_that_are_refused(
+    setting: Setting, request_: ImageAliasesPost, error: type[Exception]
+) -> None:
+    await setting.add()
+    with pytest.raises(error):
+        await setting.images.aliases.create("default", request_)
+    assert await setting.images.aliases.all("default") == []
+
+
+async def test_the_start_brings_rows_and_files_together(setting: Setting) -> None:
+    await setting.add()
+    lost = await setting.add(b"two")
+    half = replace(lost, id=0, fingerprint=digest(b"half"), state="creating")
+    async with setting.database.write("test") as conn:
+        await image_rows.insert(conn, half)
+    (setting.paths.images / TWO).unlink()
+    (setting.paths.images / half.fingerprint).touch()
+    (setting.paths.images / ".upload-1.metadata").touch()
+    await setting.images.start()
+    assert setting.files == [ONE]
+    async with setting.database.read() as conn:
+        assert [row.fingerprint for row in await image_rows.get_all(conn, None)] == [ONE]
+    await setting.images.start()
+    assert setting.files == [ONE]
+
+
+async def test_an_image_that_is_not_ready_is_not_there(setting: Setting) -> None:
+    row = await setting.add()
+    async with setting.database.write("test") as conn:
+        await image_rows.insert(conn, replace(row, id=0, fingerprint=TWO, state="creating"))
+    with pytest.raises(NotFound):
+        await setting.images.get("default", TWO)
+    with pytest.raises(NotFound):
+        await setting.images.resolve("default", fingerprint=TWO)
+    with pytest.raises(NotFound):
+        await setting.images.aliases.create("default", ImageAliasesPost(name="a", target=TWO))
+    assert [r.fingerprint for r in await setting.images.all("default")] == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("a/b.tar", "b.tar"), ("c:\\x.tar", "x.tar"), ("..", ""), ("a\nb", ""), ("x" * 300, "")],
+)
+def test_file_names_lose_their_folders(given: str, kept: str) -> None:
+    assert records.check_filename(given) == kept

@@ -1,0 +1,130 @@
+"""Uploads on their way into temporary files, and the folder that images lie in."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from utsuwa.core.errors import OutOfSpace, TooLarge
+from utsuwa.images import upload as module
+from utsuwa.images.store import ImageStore
+from utsuwa.images.upload import Upload
+
+A, B = "a" * 64, "b" * 64
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_the_fingerprint_goes_over_both_parts(tmp_path: Path) -> None:
+    async with Upload(tmp_path) as upload:
+        await upload.receive("metadata", chunks(b"meta", b"data"))
+        await upload.receive("rootfs", chunks(b"x" * 3_000_000, b"y"))
+        assert upload.parts == ("metadata", "rootfs")
+        assert upload.rootfs is not None
+        assert upload.metadata.read_bytes() == b"metadata"
+        assert upload.rootfs.stat().st_mode & 0o777 == 0o600
+        whole = b"metadata" + b"x" * 3_000_000 + b"y"
+        assert upload.size == len(whole)
+        assert upload.fingerprint == hashlib.sha256(whole).hexdigest()
+    assert names(tmp_path) == []
+
+
+async def test_a_source_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    async def cut_off() -> AsyncIterator[bytes]:
+        yield b"x" * 2_000_000
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        async with Upload(tmp_path) as upload:
+            await upload.receive("metadata", cut_off())
+    assert names(tmp_path) == []
+
+
+async def test_what_is_taken_stays(tmp_path: Path) -> None:
+    async with Upload(tmp_path) as upload:
+        await upload.receive("metadata", chunks(b"x"))
+        ImageStore(tmp_path).put(A, upload.metadata, None)
+    assert names(tmp_path) == [A]
+
+
+async def test_sizes_are_limited_announced_or_not(tmp_path: Path) -> None:
+    async with Upload(tmp_path, limit=10) as upload:
+        await upload.expect(None)
+        await upload.expect(10)
+        with pytest.raises(TooLarge):
+            await upload.expect(11)
+        await upload.receive("metadata", chunks(b"123456"))
+        with pytest.raises(TooLarge):
+            await upload.receive("rootfs", chunks(b"78901"))
+    assert names(tmp_path) == []
+
+
+async def test_the_daemon_keeps_some_space_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = SimpleNamespace(f_bavail=module.RESERVE + 5, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: room)
+    async with Upload(tmp_path) as upload:
+        await upload.receive("metadata", chunks(b"12345"))
+        with pytest.raises(OutOfSpace, match="free some space"):
+            await upload.expect(6)
+        with pytest.raises(OutOfSpace):
+            await upload.receive("rootfs", chunks(b"123456"))
+
+
+class Full(io.BytesIO):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, data: object) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, OutOfSpace), (errno.EDQUOT, OutOfSpace), (errno.EIO, OSError)]
+)
+async def test_a_disk_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
+) -> None:
+    def fdopen(handle: int, mode: str) -> Full:
+        os.close(handle)
+        return Full(number)
+
+    monkeypatch.setattr(os, "fdopen", fdopen)
+    with pytest.raises(expected):
+        async with Upload(tmp_path) as upload:
+            await upload.receive("metadata", chunks(b"x"))
+    assert names(tmp_path) == []
+
+
+def test_the_sweep_removes_what_no_row_knows(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    for name in (A, B, f"{B}.rootfs", ".upload-1.metadata", "c" * 64, f"{'d' * 64}.rootfs", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / ("e" * 64)).mkdir()
+    missing = store.sweep({A: True, B: True, "f" * 64: False})
+    assert missing == {A, "f" * 64}
+    assert names(tmp_path) == sorted([A, B, f"{B}.rootfs", "e" * 64, "notes.txt"])
+
+
+def test_removing_twice_is_no_error(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    (tmp_path / A).touch()
+    store.remove(A)
+    store.remove(A)
+    assert names(tmp_path) == []

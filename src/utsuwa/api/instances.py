@@ -156,6 +156,7 @@ async def put_instance(request: Request) -> Result:
     body = await request.body(InstancePut)
     manager, name = request.services.instances, request.params["name"]
     request.check_etag(_editable(manager.record(await manager.load(request.project, name))))
+    await manager.check_put(request.project, name, body)
     return _run(request, "Updating instance", [name], lambda: manager.put(request.project, name, body))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import uuid
@@ -11,7 +12,8 @@ from dataclasses import replace
 
 from utsuwa import devices as device_types
 from utsuwa.core import clock
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
@@ -67,12 +69,20 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     return replace(loaded, row=replace(row, id=row_id, config=config)), image
 
 
+_UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
+"""Whether this daemon's operator allows unprivileged instances only."""
+
+
 def check_whole(instance: Loaded) -> Loaded:
     """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
     INSTANCE_KEYS.check(instance.row.config)
     device_types.check_devices(instance.row.devices, profile=False)
     INSTANCE_KEYS.check(instance.expanded_config)
-    lxcconf.check_raw_lxc(instance.expanded_config.get("raw.lxc", ""), restricted=False)
+    lxcconf.check_raw_lxc(
+        instance.expanded_config.get("raw.lxc", ""), restricted=False, unprivileged_only=_UNPRIVILEGED_ONLY
+    )
+    if _UNPRIVILEGED_ONLY and parse_bool(instance.expanded_config.get("security.privileged", "")):
+        raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
     seccomp.check(instance.expanded_config)
     apparmor.check_raw(instance.expanded_config.get("raw.apparmor", ""))
     device_types.check_devices(instance.expanded_devices, profile=False)

@@ -91,6 +91,10 @@ class InstanceManager:
     async def build(self, instance: Loaded, image: ImageRow | None) -> None:
         await create.build(self._ctx, instance, image)
 
+    async def check_put(self, project: str, name: str, request: InstancePut) -> None:
+        """Raise what `put` would raise for the request itself, before work begins in the background."""
+        await update.check_put(self._ctx, project, name, request)
+
     async def put(self, project: str, name: str, request: InstancePut) -> None:
         await update.put(self._ctx, project, name, request)
 

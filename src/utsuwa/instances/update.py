@@ -22,26 +22,34 @@ _OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "vol
 """What the daemon alone writes: a request that lacks or changes it leaves it as it is."""
 
 
+async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
+    """Raise at once what `put` would find wrong with the request itself."""
+    await _judged(ctx, _replaced(await load(ctx, project, name), request))
+
+
 async def put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
     """Replace the editable part of an instance; a container that runs is changed with it.
 
     Raises InvalidConfig, NotFound (profiles) or InvalidRequest, everything being as before.
     """
-    if request.restore:
-        raise NotSupportedYet("Restoring snapshots is not supported yet")
     async with ctx.locks.hold("instance", project, name):
         old = await load(ctx, project, name)
-        row = replace(
-            old.row,
-            architecture=request.architecture or old.row.architecture,
-            config=_with_own_volatile(old.row.config, request.config),
-            devices={key: dict(device) for key, device in request.devices.items()},
-            ephemeral=request.ephemeral,
-            profiles=list(request.profiles),
-            description=request.description,
-        )
-        await _apply(ctx, old, row)
+        await _apply(ctx, old, _replaced(old, request))
     ctx.lifecycle("updated", project, name)
+
+
+def _replaced(old: Loaded, request: InstancePut) -> InstanceRow:
+    if request.restore:
+        raise NotSupportedYet("Restoring snapshots is not supported yet")
+    return replace(
+        old.row,
+        architecture=request.architecture or old.row.architecture,
+        config=_with_own_volatile(old.row.config, request.config),
+        devices={key: dict(device) for key, device in request.devices.items()},
+        ephemeral=request.ephemeral,
+        profiles=list(request.profiles),
+        description=request.description,
+    )
 
 
 async def patch(ctx: Context, project: str, name: str, request: InstancePatch) -> None:
@@ -73,11 +81,16 @@ def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[s
     return {**others, **kept}
 
 
-async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
+async def _judged(ctx: Context, row: InstanceRow) -> Loaded:
+    """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
     if len(set(row.profiles)) != len(row.profiles):
         raise InvalidRequest("A profile is named twice")
     async with ctx.database.read() as conn:
-        new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
+        return check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
+
+
+async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
+    new = await _judged(ctx, row)
     async with ctx.locks.hold("idmap"), Rollback() as undo:
         new = await change(ctx, old, new, undo)
         async with ctx.database.write("update instance") as conn:

@@ -1,0 +1,481 @@
+"""The storage manager over a real database and drivers that only remember: rows, undo, locks, events."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utsuwa.core import clock
+from utsuwa.core.errors import (
+    AlreadyExists,
+    HostError,
+    InUse,
+    InvalidConfig,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    OutOfSpace,
+    Unavailable,
+)
+from utsuwa.core.paths import StatePaths
+from utsuwa.db import images as image_rows
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db import storage_pools, storage_volumes
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
+from utsuwa.db.engine import Database
+from utsuwa.db.images import ImageRow
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.storage_pools import PoolRow
+from utsuwa.operations.events import EventHub
+from utsuwa.storage import manager as module
+from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage
+from utsuwa.storage.manager import StorageManager
+
+FINGERPRINT = "ab" * 32
+IMAGE = ImageSource(FINGERPRINT, Path("/metadata"), Path("/rootfs"))
+
+
+class FakeDriver:
+    """A pool in memory. `fail[method]` is raised once; `gate` holds `create_instance` up."""
+
+    capabilities = Capabilities(name="overlay", copy_on_write_images=True)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.exists = False
+        self.kept: dict[str, str | None] = {}
+        self.on_pool: set[str] = set()
+        self.mounted: dict[str, IdMap] = {}
+        self.fail: dict[str, Exception] = {}
+        self.gate: threading.Event | None = None
+
+    def _maybe_fail(self, method: str) -> None:
+        if error := self.fail.pop(method, None):
+            raise error
+
+    def create(self) -> None:
+        self._maybe_fail("create")
+        self.exists = True
+
+    def delete(self) -> None:
+        self._maybe_fail("delete")
+        self.exists = False
+
+    def mount(self) -> None:
+        self._maybe_fail("mount")
+
+    def unmount(self) -> None:
+        self.mounted.clear()
+
+    def usage(self) -> Usage:
+        return Usage(1, 2, 3, 4)
+
+    def ensure_image(self, image: ImageSource) -> None:
+        self._maybe_fail("ensure_image")
+        self.on_pool.add(image.fingerprint)
+
+    def delete_image(self, fingerprint: str) -> None:
+        self.on_pool.discard(fingerprint)
+
+    def images(self) -> list[str]:
+        return sorted(self.on_pool)
+
+    def image_users(self, fingerprint: str) -> list[str]:
+        return [name for name, image in self.kept.items() if image == fingerprint]
+
+    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
+        if self.gate:
+            self.gate.wait(10)
+        self._maybe_fail("create_instance")
+        assert image is None or image.fingerprint in self.on_pool
+        self.kept[volume.name] = image.fingerprint if image else None
+
+    def delete_instance(self, name: str) -> str | None:
+        self.mounted.pop(name, None)
+        return self.kept.pop(name, None)
+
+    def rename_instance(self, name: str, new: str) -> None:
+        self._maybe_fail("rename_instance")
+        self.kept[new] = self.kept.pop(name)
+
+    def mount_instance(self, volume: InstanceVolume) -> Path:
+        self.mounted[volume.name] = volume.idmap
+        return self.instance_folder(volume.name) / "rootfs"
+
+    def unmount_instance(self, name: str) -> None:
+        self.mounted.pop(name, None)
+
+    def instance_mounted(self, name: str) -> bool:
+        return name in self.mounted
+
+    def instance_folder(self, name: str) -> Path:
+        return self.folder / "containers" / name
+
+    def instance_usage(self, name: str) -> int | None:
+        self._maybe_fail("instance_usage")
+        return 42
+
+    def instances(self) -> list[str]:
+        return sorted(self.kept)
+
+
+class Setting:
+    """A manager, what it stands on, and the drivers that it made."""
+
+    def __init__(self, database: Database, paths: StatePaths) -> None:
+        self.database = database
+        self.paths = paths
+        self.hub = EventHub()
+        self.drivers: dict[str, FakeDriver] = {}
+        self.events: list[tuple[str, str]] = []
+        self.manager = self.again()
+
+    def again(self) -> StorageManager:
+        """The manager of a daemon that was started anew."""
+        self.manager = StorageManager(self.database, self.paths, self.hub)
+        return self.manager
+
+    def load(self, name: str, folder: Path, config: dict[str, str]) -> FakeDriver:
+        return self.drivers.setdefault(folder.name, FakeDriver(folder))
+
+    async def create(self, name: str = "c1", image: ImageSource | None = IMAGE) -> None:
+        await self.manager.create_instance("p", InstanceVolume(name, IdMap()), image, "default", name)
+
+    async def volumes(self, kind: int = VOLUME_CONTAINER) -> list[str]:
+        async with self.database.read() as conn:
+            return [v.name for v in await storage_volumes.get_all(conn, None, "p", kind)]
+
+    async def write(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        async with self.database.write("test") as conn:
+            return await work(conn, *arguments)
+
+
+@pytest.fixture
+async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
+    paths = StatePaths(tmp_path / "state")
+    paths.root.mkdir()
+    paths.create_folders()
+    database = await Database.open(paths.database)
+    made = Setting(database, paths)
+    monkeypatch.setattr(module, "load_driver", made.load)
+    monkeypatch.setattr(
+        made.hub, "publish_lifecycle", lambda action, source, *_: made.events.append((action, source))
+    )
+    yield made
+    await made.manager.stop()
+    await database.close()
+
+
+@pytest.fixture
+async def pool(setting: Setting) -> FakeDriver:
+    await setting.manager.create_pool("p")
+    return setting.drivers["p"]
+
+
+def instance(name: str, state: str = "ready") -> InstanceRow:
+    return InstanceRow(
+        id=0, project="default", name=name, architecture="x86_64", ephemeral=False, stateful=False,
+        description="", created_at=clock.now(), last_used_at=None, state=state,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def image_row() -> ImageRow:
+    return ImageRow(
+        id=0, project="default", fingerprint=FINGERPRINT, filename="x", size=1, architecture="x86_64",
+        created_at=None, expires_at=None, uploaded_at=clock.now(), state="ready",
+    )  # fmt: skip
+
+
+# ---- pools
+
+
+async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
+    manager = setting.manager
+    await manager.create_pool("p", description="first", config={"rsync.bwlimit": "10MB", "user.x": ""})
+    (shown,) = await manager.pools()
+    assert shown.available
+    assert (shown.row.driver, shown.row.description) == ("overlay", "first")
+    assert shown.row.config == {
+        "source": str(setting.paths.pool("p")),
+        "rsync.bwlimit": "10MB",
+        "overlay.mount_options": "redirect_dir=on,index=on,nfs_export=on,metacopy=off",
+    }
+    assert await manager.resources("p") == Usage(1, 2, 3, 4)
+    assert manager.drivers_in_use == {"overlay"}
+    await manager.update_pool("p", "second", {"user.y": "1"})
+    row = await manager.get_pool("p")
+    assert row.description == "second"
+    assert row.config["user.y"] == "1"
+    assert "rsync.bwlimit" not in row.config
+    assert row.config["source"] == str(setting.paths.pool("p"))
+    await manager.delete_pool("p")
+    assert await manager.pools() == []
+    assert not setting.drivers["p"].exists
+    url = "/1.0/storage-pools/p"
+    assert setting.events == [(f"storage-pool-{what}", url) for what in ("created", "updated", "deleted")]
+
+
+async def test_a_given_source_is_kept_as_given(setting: Setting, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    await setting.manager.create_pool("p", "dir", config={"source": str(tmp_path / "link")})
+    config = (await setting.manager.get_pool("p")).config
+    assert config == {
+        "source": str(tmp_path / "real"),
+        "volatile.initial_source": str(tmp_path / "link"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "config", "error"),
+    [
+        ("", "dir", {}, InvalidName),
+        ("a/b", "dir", {}, InvalidName),
+        ("p", "floppy", {}, InvalidRequest),
+        ("p", "dir", {"size": "1GiB"}, InvalidConfig),
+        ("p", "dir", {"source": "here"}, InvalidConfig),
+        ("p", "dir", {"source": "/"}, InvalidConfig),
+        ("p", "dir", {"volatile.initial_source": "/x"}, InvalidConfig),
+        ("p", "overlay", {"overlay.mount_options": "userxattr"}, InvalidConfig),
+    ],
+)
+async def test_pools_that_are_refused(
+    setting: Setting, name: str, driver: str, config: dict[str, str], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await setting.manager.create_pool(name, driver, config=config)
+    assert await setting.manager.pools() == []
+    assert setting.events == []
+
+
+async def test_no_source_in_the_state_folder(setting: Setting) -> None:
+    with pytest.raises(InvalidConfig, match="state folder"):
+        await setting.manager.create_pool("p", config={"source": str(setting.paths.images)})
+    await setting.manager.create_pool("p", config={"source": str(setting.paths.pool("p"))})
+
+
+async def test_a_name_that_is_taken(setting: Setting, pool: FakeDriver) -> None:
+    with pytest.raises(AlreadyExists, match="'p'"):
+        await setting.manager.create_pool("p", "dir")
+    assert pool.exists
+
+
+async def test_a_pool_that_cannot_be_made_leaves_nothing(setting: Setting) -> None:
+    setting.drivers["p"] = FakeDriver(setting.paths.pool("p"))
+    setting.drivers["p"].fail["create"] = OutOfSpace("full")
+    with pytest.raises(OutOfSpace):
+        await setting.manager.create_pool("p")
+    with pytest.raises(NotFound):
+        await setting.manager.get_pool("p")
+    await setting.manager.create_pool("p")
+
+
+@pytest.mark.parametrize("key", ["source", "volatile.initial_source", "overlay.mount_options"])
+async def test_fixed_keys(setting: Setting, pool: FakeDriver, key: str) -> None:
+    with pytest.raises(InvalidConfig, match=key):
+        await setting.manager.update_pool("p", "", {key: "/other" if "source" in key else "index=on"})
+
+
+async def test_updates_that_are_refused(setting: Setting, pool: FakeDriver) -> None:
+    with pytest.raises(InvalidConfig, match="unknown"):
+        await setting.manager.update_pool("p", "", {"unknown": "1"})
+    with pytest.raises(NotFound):
+        await setting.manager.update_pool("q", "", {})
+    assert [e for e, _ in setting.events] == ["storage-pool-created"]
+
+
+async def test_a_pool_in_use_stays(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    with pytest.raises(InUse, match="in use"):
+        await setting.manager.delete_pool("p")
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    disk = {"root": {"type": "disk", "path": "/", "pool": "p"}}
+    profile = await setting.write(profile_rows.insert, ProfileRow(0, "default", "disks", devices=disk))
+    with pytest.raises(InUse):
+        await setting.manager.delete_pool("p")
+    assert pool.exists
+    await setting.write(profile_rows.delete, profile)
+    await setting.manager.delete_pool("p")
+
+
+async def test_images_do_not_hold_a_pool(setting: Setting, pool: FakeDriver) -> None:
+    await setting.write(image_rows.insert, image_row())
+    await setting.manager.ensure_image("p", IMAGE)
+    shown = await setting.manager.pool("p")
+    assert shown.use.volumes == [(VOLUME_IMAGE, "default", FINGERPRINT)]
+    await setting.manager.delete_pool("p")
+
+
+async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setting, pool: FakeDriver) -> None:
+    pool.fail["delete"] = HostError("busy")
+    with pytest.raises(HostError):
+        await setting.manager.delete_pool("p")
+    await setting.manager.delete_pool("p")
+    with pytest.raises(NotFound):
+        await setting.manager.pool("p")
+
+
+# ---- instances
+
+
+async def test_an_instance_from_birth_to_death(setting: Setting, pool: FakeDriver) -> None:
+    await setting.write(image_rows.insert, image_row())
+    await setting.create()
+    link = setting.paths.containers / "c1"
+    assert link.readlink() == setting.manager.instance_folder("p", "c1")
+    assert await setting.volumes() == ["c1"]
+    assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
+    volume = InstanceVolume("c1", IdMap())
+    assert await setting.manager.mount_instance("p", volume) == link.readlink() / "rootfs"
+    assert await setting.manager.instance_mounted("p", "c1")
+    await setting.manager.unmount_instance("p", "c1")
+    assert not await setting.manager.instance_mounted("p", "c1")
+    assert await setting.manager.instance_usage("p", "c1") == 42
+    pool.fail["instance_usage"] = HostError("gone")
+    assert await setting.manager.instance_usage("p", "c1") is None
+    await setting.manager.rename_instance("p", "c1", "c2", "default", "c1", "c2")
+    assert pool.instances() == await setting.volumes() == ["c2"]
+    assert [p.name for p in setting.paths.containers.iterdir()] == ["c2"]
+    for _ in range(2):
+        await setting.manager.delete_instance("p", "c2", "default", "c2")
+    assert pool.instances() == await setting.volumes() == list(setting.paths.containers.iterdir()) == []
+    assert pool.images() == [FINGERPRINT]
+
+
+@pytest.mark.parametrize("step", ["ensure_image", "create_instance"])
+async def test_a_failure_leaves_nothing(setting: Setting, pool: FakeDriver, step: str) -> None:
+    pool.fail[step] = OutOfSpace("full")
+    with pytest.raises(OutOfSpace):
+        await setting.create()
+    assert pool.instances() == pool.images() == await setting.volumes() == []
+    assert await setting.volumes(VOLUME_IMAGE) == list(setting.paths.containers.iterdir()) == []
+    await setting.create()
+
+
+async def test_cancelled_in_mid_creation(setting: Setting, pool: FakeDriver) -> None:
+    """The thread cannot be stopped: its end is awaited, then its work is undone."""
+    pool.gate = threading.Event()
+    task = asyncio.create_task(setting.create())
+    while not pool.images():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    pool.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pool.instances() == pool.images() == await setting.volumes() == []
+
+
+async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    await setting.create("c2")
+    with pytest.raises(AlreadyExists):
+        await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c2")
+    assert pool.instances() == await setting.volumes() == ["c1", "c2"]
+    assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
+
+
+async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> None:
+    with pytest.raises(NotFound):
+        await setting.manager.create_instance("q", InstanceVolume("c1", IdMap()), None, "default", "c1")
+    with pytest.raises(NotFound):
+        await setting.manager.volumes("q", "default")
+    with pytest.raises(NotFound):
+        await setting.manager.volume("p", "default", VOLUME_CONTAINER, "c1")
+    await setting.create()
+    assert (await setting.manager.volume("p", "default", VOLUME_CONTAINER, "c1")).name == "c1"
+    assert [v.name for v in await setting.manager.volumes("p", "other")] == [FINGERPRINT]
+    assert len(await setting.manager.volumes("p", None, VOLUME_CONTAINER)) == 1
+
+
+# ---- images
+
+
+async def test_a_deleted_image_goes_with_its_last_instance(setting: Setting, pool: FakeDriver) -> None:
+    row_id = await setting.write(image_rows.insert, image_row())
+    await setting.create()
+    await setting.create("c2")
+    await setting.write(image_rows.delete, row_id)
+    await setting.manager.delete_image(FINGERPRINT)
+    assert pool.images() == [FINGERPRINT]
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    assert pool.images() == [FINGERPRINT]
+    await setting.manager.delete_instance("p", "c2", "default", "c2")
+    assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
+
+
+async def test_a_deleted_image_without_instances_goes_at_once(setting: Setting, pool: FakeDriver) -> None:
+    row_id = await setting.write(image_rows.insert, image_row())
+    await setting.manager.ensure_image("p", IMAGE)
+    await setting.manager.delete_image(FINGERPRINT)
+    assert pool.images() == [FINGERPRINT]
+    await setting.write(image_rows.delete, row_id)
+    await setting.manager.delete_image(FINGERPRINT)
+    assert pool.images() == []
+
+
+async def test_an_image_is_held_while_an_instance_is_made_from_it(setting: Setting, pool: FakeDriver) -> None:
+    row_id = await setting.write(image_rows.insert, image_row())
+    pool.gate = threading.Event()
+    task = asyncio.create_task(setting.create())
+    while not pool.images():
+        await asyncio.sleep(0.01)
+    await setting.write(image_rows.delete, row_id)
+    await setting.manager.delete_image(FINGERPRINT)
+    assert pool.images() == [FINGERPRINT]
+    pool.gate.set()
+    await task
+    assert pool.instances() == ["c1"]
+
+
+# ---- a new start
+
+
+async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeDriver) -> None:
+    for name, state in (("whole", "ready"), ("half", "creating")):
+        await setting.write(instance_rows.insert, instance(name, state))
+        await setting.create(name, None)
+    await setting.create("orphan", None)
+    (setting.paths.containers / "whole").unlink()
+    pool.on_pool.add("cd" * 32)
+    half = PoolRow(id=0, name="q", driver="dir", state="creating")
+    await setting.write(storage_pools.insert, half)
+    manager = setting.again()
+    await manager.start()
+    assert pool.instances() == await setting.volumes() == ["half", "whole"]
+    assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["half", "whole"]
+    assert pool.images() == []
+    assert [p.row.name for p in await manager.pools()] == ["p"]
+    async with setting.database.read() as conn:
+        assert [row.name for row in await storage_pools.get_all(conn)] == ["p"]
+
+
+async def test_a_pool_that_cannot_be_mounted_is_shown_and_refused(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    pool.fail["mount"] = HostError("no disk")
+    manager = setting.again()
+    await manager.start()
+    (shown,) = await manager.pools()
+    assert not shown.available
+    with pytest.raises(Unavailable, match="'p'"):
+        await manager.mount_instance("p", InstanceVolume("c1", IdMap()))
+    assert pool.instances() == ["c1"]
+
+
+async def test_a_shutdown_unmounts(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    await setting.manager.mount_instance("p", InstanceVolume("c1", IdMap()))
+    await setting.manager.stop()
+    assert pool.mounted
+    await setting.manager.stop(unmount=True)
+    assert not pool.mounted

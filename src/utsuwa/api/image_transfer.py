@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from email.message import Message
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qsl
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    MultipartReader,
+    web,
+)
 
 from utsuwa.api.http import Request
 from utsuwa.core.config_keys import parse_bool
@@ -24,6 +31,10 @@ _MAX_PARTS = 16
 _MAX_FIELDS = 1000
 _FORM = "multipart/form-data"
 
+# aiohttp's reader warns of what clients write into Content-Disposition, which they choose freely.
+warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
+warnings.filterwarnings("ignore", category=BadContentDispositionParam)
+
 
 def is_upload(request: Request) -> bool:
     """Whether the body is an image and not a JSON request for one."""
@@ -36,9 +47,12 @@ async def receive(request: Request, upload: Upload) -> str:
     Raises InvalidRequest, TooLarge, OutOfSpace.
     """
     await upload.expect(request.raw.content_length)
-    if request.raw.content_type == _FORM:
-        return await _receive_form(request, upload)
-    await upload.receive("metadata", request.raw.content.iter_any())
+    try:
+        if request.raw.content_type == _FORM:
+            return await _receive_form(request, upload)
+        await upload.receive("metadata", request.raw.content.iter_any())
+    except ConnectionError as error:
+        raise InvalidRequest("The upload was cut off") from error
     if not upload.size:
         raise InvalidRequest("The upload is empty")
     return ""

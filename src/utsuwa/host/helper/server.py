@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -26,6 +27,10 @@ from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
 IDLE_WORKERS = 2
 """How many workers wait for requests."""
 
+_FORK_DELAY = 4
+"""Milliseconds until another worker is forked while one is idle: a fork at once would take a processor
+from the request that has just come."""
+
 _CLONE_NEWNET = 0x40000000
 _LOG_LIMIT = 64 * 1024
 _PID = struct.Struct("=i")
@@ -41,6 +46,9 @@ def main(shared_fd: int) -> int:
     os.umask(0o077)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Collecting garbage would only copy memory that the workers share with this process.
+    gc.disable()
+    gc.freeze()
     Parent(socket.socket(fileno=shared_fd), liblxc).serve()
     return 0
 
@@ -63,9 +71,12 @@ class Parent:
         poller.register(self._taken_read, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
-            while len(self._idle) < IDLE_WORKERS:
+            if not self._idle:
                 self._fork()
-            for fd, _event in poller.poll():
+            ready = poller.poll(None if len(self._idle) >= IDLE_WORKERS else _FORK_DELAY)
+            if not ready:
+                self._fork()
+            for fd, _event in ready:
                 if fd == self._shared.fileno():
                     return
                 data = os.read(fd, 4096)
@@ -122,9 +133,9 @@ class Worker:
         if received is None:
             return
         set_death_signal(0)
-        os.write(self._taken, _PID.pack(os.getpid()))
         self._shared.close()
         request, fds = received
+        os.write(self._taken, _PID.pack(os.getpid()))
         with socket.socket(fileno=fds[0]) as reply:
             _die_with(reply)
             try:

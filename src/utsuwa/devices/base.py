@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from utsuwa.core.config_keys import KeyTable
-from utsuwa.core.errors import InvalidConfig, NotSupportedYet
+from utsuwa.core.config_keys import KeyTable, Validator
+from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.storage.base import IdMap
 
 
@@ -125,3 +125,15 @@ class Device:
 
 DeviceFactory = Callable[[str, Mapping[str, str], bool], Device]
 """Chooses the driver within a type: name, config, whether it is an instance's."""
+
+
+def a_name(check: Callable[[str], object]) -> Validator:
+    """A check of names as the validator of a key."""
+
+    def validate(value: str) -> None:
+        try:
+            check(value)
+        except InvalidName as error:
+            raise InvalidConfig(error.message) from error
+
+    return validate

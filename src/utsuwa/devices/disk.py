@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
 from utsuwa.core.errors import NotSupportedYet
 from utsuwa.core.names import check_object_name
 from utsuwa.core.units import parse_bytes
-from utsuwa.devices.base import Device, DeviceHost, RunConfig
+from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
 
 _LATER = frozenset(
     {
@@ -27,8 +28,7 @@ _LATER = frozenset(
 )
 
 
-def _check_pool(value: str) -> None:
-    check_object_name("Storage pool", value)
+_check_pool = a_name(partial(check_object_name, "Storage pool"))
 
 
 class RootDisk(Device):

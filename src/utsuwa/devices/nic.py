@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_interface_name
-from utsuwa.devices.base import Device, DeviceHost, RunConfig
+from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
 from utsuwa.host import veth
 
 NICTYPES = frozenset({"bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"})
@@ -27,8 +27,7 @@ def _check_mac(value: str) -> None:
         raise InvalidConfig("must not be a multicast address")
 
 
-def _check_interface(value: str) -> None:
-    check_interface_name(value)
+_check_interface = a_name(check_interface_name)
 
 
 class P2PNic(Device):

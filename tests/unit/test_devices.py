@@ -1,0 +1,224 @@
+"""Devices: what is refused, what is merged, and the lines that they give to liblxc."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from utsuwa import devices
+from utsuwa.core.errors import HostError, InvalidConfig, InvalidName, NotSupportedYet
+from utsuwa.core.idmap import IdMap
+from utsuwa.devices import nic
+from utsuwa.devices.base import DeviceHost
+from utsuwa.host import veth
+
+ROOT = {"type": "disk", "path": "/", "pool": "default"}
+P2P = {"type": "nic", "nictype": "p2p"}
+
+
+def host(
+    config: dict[str, str] | None = None,
+    all_devices: dict[str, dict[str, str]] | None = None,
+    pid: int | None = None,
+) -> DeviceHost:
+    return DeviceHost(
+        project="default",
+        instance="c1",
+        storage_name="c1",
+        config=config or {},
+        idmap=IdMap(),
+        devices_path=Path("/nowhere"),
+        init_pid=pid,
+        devices=all_devices or {},
+    )
+
+
+@pytest.fixture
+def interfaces(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of interfaces that the host has; pairs that are made or removed change it."""
+    names = {"eth0", "taken"}
+    monkeypatch.setattr(veth, "exists", names.__contains__)
+    monkeypatch.setattr(veth, "create", lambda pair, pid: names.add(pair.host_name))
+    monkeypatch.setattr(veth, "delete", names.discard)
+    return names
+
+
+def test_what_is_valid() -> None:
+    for profile in (False, True):
+        devices.check_devices(
+            {
+                "root": ROOT | {"size": "10GiB", "size.state": "1GB", "readonly": "true", "user.why": "x"},
+                "eth0": P2P
+                | {
+                    "name": "eth0",
+                    "hwaddr": "00:16:3e:01:02:03",
+                    "mtu": "1400",
+                    "host_name": "h0",
+                    "limits.max": "",
+                },
+                "eth1": P2P,
+                "gone": {"type": "none"},
+            },
+            profile=profile,
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({}, InvalidConfig, "'type' is required"),
+        ({"type": "floppy"}, InvalidConfig, "'type' is 'floppy'"),
+        ({"type": "none", "path": "/"}, InvalidConfig, "Unknown configuration key 'path'"),
+        ({"type": "proxy"}, NotSupportedYet, "type 'proxy'"),
+        ({"type": "unix-char", "path": "/dev/x"}, NotSupportedYet, "unix-char"),
+        (ROOT | {"pool": ""}, InvalidConfig, "'pool' is required"),
+        ({"type": "disk", "path": "/"}, InvalidConfig, "'pool' is required"),
+        (ROOT | {"pool": "a/b"}, InvalidConfig, "pool"),
+        (ROOT | {"size": "big"}, InvalidConfig, "'size'"),
+        (ROOT | {"sizes": "1GB"}, InvalidConfig, "'sizes'"),
+        (ROOT | {"readonly": "perhaps"}, InvalidConfig, "'readonly'"),
+        (ROOT | {"limits.read": "1MB"}, NotSupportedYet, "'limits.read'"),
+        ({"type": "disk", "source": "/tmp"}, InvalidConfig, "'path' is required"),
+        ({"type": "disk", "path": "/mnt"}, InvalidConfig, "'source' is required"),
+        ({"type": "disk", "path": "/mnt", "source": "/tmp"}, NotSupportedYet, "other than the root disk"),
+        ({"type": "disk", "path": "/mnt", "source": "/tmp", "nonsense": "1"}, InvalidConfig, "'nonsense'"),
+        ({"type": "nic"}, InvalidConfig, "'nictype' is required"),
+        ({"type": "nic", "nictype": "token-ring"}, InvalidConfig, "'token-ring'"),
+        ({"type": "nic", "nictype": "bridged", "parent": "br0"}, NotSupportedYet, "nictype=bridged"),
+        ({"type": "nic", "network": "lxdbr0"}, NotSupportedYet, "network=lxdbr0"),
+        (P2P | {"hwaddr": "00:16:3e"}, InvalidConfig, "'hwaddr'"),
+        (P2P | {"hwaddr": "01:16:3e:00:00:00"}, InvalidConfig, "multicast"),
+        (P2P | {"name": "much-too-long-name"}, InvalidConfig, "'name'"),
+        (P2P | {"name": "a/b"}, InvalidConfig, "'name'"),
+        (P2P | {"host_name": "a\nb"}, InvalidConfig, "'host_name'"),
+        (P2P | {"mtu": "67"}, InvalidConfig, "'mtu'"),
+        (P2P | {"mtu": "x"}, InvalidConfig, "'mtu'"),
+        (P2P | {"ipv4.routes": "192.0.2.1/32"}, NotSupportedYet, "'ipv4.routes'"),
+        (P2P | {"parent": "br0"}, InvalidConfig, "'parent'"),
+    ],
+)
+def test_what_is_refused(config: dict[str, str], error: type[Exception], message: str) -> None:
+    for profile in (False, True):
+        with pytest.raises(error, match=message) as caught:
+            devices.check_devices({"dev0": config}, profile=profile)
+        assert "'dev0'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65, "a\nb"])
+def test_device_names_are_judged(name: str) -> None:
+    with pytest.raises(InvalidName):
+        devices.check_devices({name: P2P}, profile=True)
+
+
+def test_names_of_interfaces_are_given_once() -> None:
+    for key in ("name", "host_name"):
+        with pytest.raises(InvalidConfig, match=f"'b': '{key}' 'same' is taken by device 'a'"):
+            devices.check_devices({"a": P2P | {key: "same"}, "b": P2P | {key: "same"}}, profile=False)
+
+
+def test_the_root_disk_is_found() -> None:
+    name, disk = devices.root_disk({"eth0": P2P, "root": ROOT | {"size": "1MiB"}})
+    assert (name, disk.size) == ("root", 1024**2)
+    assert devices.root_disk({"root": ROOT})[1].size is None
+    with pytest.raises(InvalidConfig, match="No root disk"):
+        devices.root_disk({"eth0": P2P})
+    two = {"root": ROOT, "also": ROOT}
+    with pytest.raises(InvalidConfig, match="'root' and 'also' are both"):
+        devices.root_disk(two)
+    with pytest.raises(InvalidConfig, match="'root' and 'also' are both"):
+        devices.check_devices(two, profile=False)
+
+
+async def test_the_root_disk_is_not_live() -> None:
+    disk = devices.load("root", ROOT)
+    assert not disk.live
+    with pytest.raises(InvalidConfig, match="cannot be added while"):
+        await disk.attach(host(pid=1))
+    with pytest.raises(InvalidConfig, match="cannot be removed while"):
+        await disk.detach(host(pid=1))
+    assert (await disk.start(host())).lxc == []
+    readonly = devices.load("root", ROOT | {"readonly": "yes"})
+    assert (await readonly.start(host())).lxc == [("lxc.rootfs.options", "ro")]
+    assert (await disk.stop(host())).volatile == {}
+
+
+def test_changes_in_place() -> None:
+    disk = devices.load("root", ROOT | {"size": "2GB", "user.a": "b"})
+    assert disk.changes_in_place(ROOT)
+    assert disk.changes_in_place(ROOT | {"user.a": "c", "size": ""})
+    assert not disk.changes_in_place(ROOT | {"pool": "other"})
+    assert not devices.load("eth0", P2P).changes_in_place(P2P | {"mtu": "1400"})
+
+
+async def test_none_does_nothing() -> None:
+    device = devices.load("x", {"type": "none"})
+    device.validate()
+    for run in (await device.start(host()), await device.attach(host()), await device.detach(host())):
+        assert (run.lxc, run.volatile) == ([], {})
+    assert device.live
+
+
+def test_a_new_interface_gets_an_address_and_a_name() -> None:
+    all_devices = {"eth0": P2P | {"name": "eth0"}, "b": P2P, "c": P2P, "disk": ROOT | {"name": "eth2"}}
+    run = devices.load("b", P2P).add(host({"volatile.c.name": "eth1"}, all_devices))
+    assert re.fullmatch(r"00:16:3e(:[0-9a-f]{2}){3}", run.volatile["hwaddr"])
+    assert run.volatile["name"] == "eth2"
+    again = devices.load("b", P2P).add(
+        host({"volatile.b.hwaddr": "x", "volatile.b.name": "eth2"}, all_devices)
+    )
+    assert again.volatile == {}
+    assert devices.load("b", P2P | {"name": "e", "hwaddr": "00:16:3e:00:00:01"}).add(host()).volatile == {}
+
+
+async def test_start_gives_liblxc_the_pair(interfaces: set[str]) -> None:
+    config = P2P | {"name": "lan", "hwaddr": "00:16:3e:00:00:01", "host_name": "h0", "mtu": "1400"}
+    run = await devices.load("eth0", config).start(host())
+    assert run.lxc == [
+        ("lxc.net.{nic}.type", "veth"),
+        ("lxc.net.{nic}.flags", "up"),
+        ("lxc.net.{nic}.name", "lan"),
+        ("lxc.net.{nic}.hwaddr", "00:16:3e:00:00:01"),
+        ("lxc.net.{nic}.veth.pair", "h0"),
+        ("lxc.net.{nic}.mtu", "1400"),
+    ]
+    assert run.volatile == {"host_name": "h0"}
+
+
+async def test_start_takes_what_volatile_keeps(interfaces: set[str]) -> None:
+    kept = {"volatile.eth0.hwaddr": "00:16:3e:00:00:02", "volatile.eth0.name": "eth7"}
+    run = await devices.load("eth0", P2P).start(host(kept))
+    lines = dict(run.lxc)
+    assert lines["lxc.net.{nic}.hwaddr"] == "00:16:3e:00:00:02"
+    assert lines["lxc.net.{nic}.name"] == "eth7"
+    assert re.fullmatch("veth[0-9a-f]{8}", run.volatile["host_name"])
+    assert "lxc.net.{nic}.mtu" not in lines
+
+
+async def test_a_host_name_that_is_taken(interfaces: set[str]) -> None:
+    with pytest.raises(InvalidConfig, match="'taken' already"):
+        await devices.load("eth0", P2P | {"host_name": "taken"}).start(host())
+
+
+async def test_no_free_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(veth, "exists", lambda name: True)
+    with pytest.raises(HostError, match="no free name"):
+        await devices.load("eth0", P2P).start(host())
+
+
+async def test_attach_and_detach_change_the_host(interfaces: set[str]) -> None:
+    device = devices.load("eth0", P2P | {"host_name": "h1"})
+    with pytest.raises(HostError, match="does not run"):
+        await device.attach(host())
+    run = await device.attach(host(pid=1))
+    assert "h1" in interfaces
+    assert run.volatile["host_name"] == "h1"
+    gone = await device.detach(host({"volatile.eth0.host_name": "h1"}, pid=1))
+    assert "h1" not in interfaces
+    assert gone.volatile == {"host_name": ""}
+    assert (await device.stop(host())).volatile == {}
+
+
+def test_addresses_differ() -> None:
+    assert len({nic.random_mac() for _ in range(50)}) == 50

@@ -1,0 +1,103 @@
+"""Seccomp policies: the default, what config adds, and what is no policy."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.security import seccomp
+
+
+def text(config: dict[str, str], machine: str = "x86_64") -> str:
+    policy = seccomp.policy(config, machine)
+    assert policy is not None
+    return policy
+
+
+def test_the_default_refuses_the_kernels_doors() -> None:
+    lines = text({}).splitlines()
+    assert lines[:4] == ["2", "denylist", "reject_force_umount", "[all]"]
+    for call in ("kexec_load", "open_by_handle_at", "init_module", "finit_module", "delete_module", "iopl"):
+        assert f"{call} errno 38" in lines
+    assert "[all]" not in lines[4:]
+
+
+def test_without_defaults_there_is_no_filter() -> None:
+    assert seccomp.policy({"security.syscalls.deny_default": "false"}, "x86_64") is None
+
+
+def test_denied_calls_get_an_errno_where_they_name_no_action() -> None:
+    config = {
+        "security.syscalls.deny_default": "no",
+        "security.syscalls.deny": "\n mkdir \nmount errno 1\nchown [0,1]\nkill kill [1,9,SCMP_CMP_EQ]\n"
+        "[x86_64]\nptrace",
+    }
+    assert text(config).splitlines() == [
+        "2",
+        "denylist",
+        "[all]",
+        "mkdir errno 38",
+        "mount errno 1",
+        "chown [0,1]",
+        "kill kill [1,9,SCMP_CMP_EQ]",
+        "[x86_64]",
+        "ptrace errno 38",
+    ]
+
+
+def test_compat_calls_are_of_32_bit_programs_alone() -> None:
+    config = {"security.syscalls.deny_compat": "true"}
+    assert "mmap2 errno 38" in text(config)
+    assert "mmap2" not in text(config, "aarch64")
+    assert not {"mmap", "execve", "ioctl", "clone", "read"} & set(seccomp.COMPAT_DENIED)
+
+
+def test_allow_lists() -> None:
+    assert text({"security.syscalls.allow": "read\nwrite"}) == "2\nallowlist\n[all]\nread\nwrite\n"
+
+
+def test_raw_replaces_all() -> None:
+    assert text({"raw.seccomp": "2\nallowlist\nread\n\n"}) == "2\nallowlist\nread\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"security.syscalls.allow": "read", "security.syscalls.deny": "write"},
+            "excludes 'security.syscalls.deny'",
+        ),
+        ({"security.syscalls.allow": "read", "security.syscalls.deny_default": "true"}, "deny_default"),
+        ({"raw.seccomp": "2\n", "security.syscalls.deny": "write"}, "'raw.seccomp' replaces"),
+        ({"raw.seccomp": "denylist"}, "first line"),
+        ({"raw.seccomp": "2\ndeny\x07"}, "control characters"),
+        ({"raw.seccomp": "2\r\n"}, "control characters"),
+        ({"security.syscalls.deny": "mkdir rmdir"}, "Invalid line"),
+        ({"security.syscalls.deny": "mkdir errno"}, "Invalid line"),
+        ({"security.syscalls.deny": "mkdir notify"}, "Invalid line"),
+        ({"security.syscalls.deny": "[bogus]"}, "Invalid line"),
+        ({"security.syscalls.deny": "[x32]"}, "Invalid line"),
+        ({"security.syscalls.allow": "read\x00"}, "Invalid line"),
+        ({"security.syscalls.allow": "read\n" * 20000}, "too long"),
+    ],
+)
+def test_what_is_refused(config: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        seccomp.check(config)
+    with pytest.raises(InvalidConfig, match=message):
+        seccomp.policy(config, "x86_64")
+
+
+def test_files_come_and_go(tmp_path: Path) -> None:
+    path = seccomp.write(tmp_path, "c1", "2\n")
+    assert path == tmp_path / "c1"
+    seccomp.write(tmp_path, "c1", "2\ndenylist\n")
+    assert path.read_text() == "2\ndenylist\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    seccomp.remove(tmp_path, "c1")
+    seccomp.remove(tmp_path, "c1")
+    assert list(tmp_path.iterdir()) == []

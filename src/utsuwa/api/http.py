@@ -7,13 +7,12 @@ the reply; errors are raised, and one wrapper (`api.application`) renders them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from aiohttp import web
-from msgspec import to_builtins
 from multidict import MultiMapping
 
 from utsuwa.api.services import Services
@@ -87,13 +86,6 @@ class Request:
         """The parsed `?filter=` of a list, None where none is given."""
         text = self.query.get("filter")
         return parse_filter(text) if text else None
-
-    def filtered(self, records: Sequence[T]) -> Sequence[T]:
-        """Those of `records` that `?filter=` selects; all where none is given."""
-        wanted = self.filter
-        if wanted is None:
-            return records
-        return [record for record in records if wanted.matches(to_builtins(record))]
 
     def refuse_filter(self) -> None:
         """For lists that LXD can filter: say clearly that this version does not."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from utsuwa.core.paths import StatePaths
-    from utsuwa.db.engine import Database
-    from utsuwa.images.manager import ImageManager
-    from utsuwa.instances.console import ConsoleLog
-    from utsuwa.instances.exec import ExecManager
-    from utsuwa.instances.manager import InstanceManager
-    from utsuwa.operations.events import EventHub
-    from utsuwa.operations.operations import Operations
-    from utsuwa.operations.scheduler import Scheduler
-    from utsuwa.profiles.manager import ProfileManager
-    from utsuwa.projects.manager import ProjectManager
-    from utsuwa.security.certificates import CertificateManager
-    from utsuwa.security.server_config import ServerConfig
-    from utsuwa.storage.manager import StorageManager
-    from utsuwa.wire.resources import Resources
-    from utsuwa.wire.server import Environment
+from utsuwa.core.paths import StatePaths
+from utsuwa.db.engine import Database
+from utsuwa.images.manager import ImageManager
+from utsuwa.instances.console import ConsoleLog
+from utsuwa.instances.exec import ExecManager
+from utsuwa.instances.manager import InstanceManager
+from utsuwa.operations.events import EventHub
+from utsuwa.operations.operations import Operations
+from utsuwa.operations.scheduler import Scheduler
+from utsuwa.profiles.manager import ProfileManager
+from utsuwa.projects.manager import ProjectManager
+from utsuwa.security.certificates import CertificateManager
+from utsuwa.security.server_config import ServerConfig
+from utsuwa.storage.manager import StorageManager
+from utsuwa.wire.resources import Resources
+from utsuwa.wire.server import Environment
 
 
 class DaemonControl(Protocol):

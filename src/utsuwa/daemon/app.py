@@ -171,22 +171,24 @@ class Daemon:
             return unix_peer(transport) or trust.caller(transport)
 
         application = Application(services, all_routes(), identify)
-        # Pushed last, so closed first: operations end while nobody can start another.
-        self._stack.push_async_callback(self._operations.stop)
-        self._stack.callback(events.close)
-
+        bound = bind_unix(self._paths.socket, socket_group(self._group))
+        unix = UnixListener(self._paths.socket, bound, application.server())
+        self._stack.push_async_callback(unix.close)
         context = await asyncio.to_thread(
             ServerContext, self._certificate.certificate_file, self._certificate.key_file
         )
         self._https = HttpsListener(application.handle, context, trust)
         self._stack.push_async_callback(self._https.close)
+
+        # Pushed after the listeners, so done before them: requests that wait for events or for
+        # operations get their answer, and end, before connections are cut.
+        self._stack.push_async_callback(self._operations.stop)
+        self._stack.callback(events.close)
+        self._stack.callback(unix.stop_accepting)
+
         services.server.on_change(self._https.config_changed)
         await self._https.open(services.server.value("core.https_address"))
-
-        bound = bind_unix(self._paths.socket, socket_group(self._group))
-        unix = UnixListener(self._paths.socket, bound, application.server())
         await unix.open()
-        self._stack.push_async_callback(unix.close)
         self._ready = True
         log.info("ready", extra={"socket": self._paths.socket})
 

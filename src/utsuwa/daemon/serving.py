@@ -81,11 +81,17 @@ class UnixListener:
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_unix_server(self._server, sock=self._bound, backlog=_BACKLOG)
 
-    async def close(self, grace: float = 3) -> None:
-        """Take no new connections; requests get `grace` seconds to end, then they are cut off."""
+    def stop_accepting(self) -> None:
+        """Take no new connections; may be called more than once."""
         if self._listening is not None:
             self._listening.close()
+            self._listening = None
         _remove(self._path)
+
+    async def close(self, grace: float = 3) -> None:
+        """Stop; requests get `grace` seconds to end, then they are cut off."""
+        self.stop_accepting()
+        self._bound.close()
         self._server.pre_shutdown()
         await self._server.shutdown(grace)
 

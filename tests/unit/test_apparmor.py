@@ -1,0 +1,159 @@
+"""AppArmor profiles: their text, what the kernel offers, and the files of the parser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.security import apparmor
+from utsuwa.security.apparmor import Mode, Profiles, ProfileSpec, Support
+
+ABI = Path("/etc/apparmor.d/abi/3.0")
+
+
+def spec(**changes: Any) -> ProfileSpec:
+    plain = ProfileSpec(name="u_c1", privileged=False, nesting=False, stacked=False)
+    return replace(plain, **changes)
+
+
+def kernel(root: Path, **files: str) -> Path:
+    """A file system with what a kernel with AppArmor shows."""
+    contents = {
+        "sys/module/apparmor/parameters/enabled": "Y\n",
+        "sys/kernel/security/apparmor/features/domain/stack": "yes\n",
+        "proc/self/attr/apparmor/current": "unconfined\n",
+    } | files
+    for name, content in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    (root / "sys/kernel/security/apparmor/policy/namespaces").mkdir(parents=True)
+    return root
+
+
+def test_what_the_kernel_offers(tmp_path: Path) -> None:
+    assert apparmor.probe(tmp_path / "none") == Support(Mode.OFF)
+    assert apparmor.probe(kernel(tmp_path / "a")) == Support(Mode.OWN, stacking=True)
+    stack = {"sys/kernel/security/apparmor/features/domain/stack": "no"}
+    assert apparmor.probe(kernel(tmp_path / "b", **stack)) == Support(Mode.OWN, stacking=False)
+    confined = {"proc/self/attr/apparmor/current": "u_c1//&:u_c1:unconfined (enforce)"}
+    assert apparmor.probe(kernel(tmp_path / "c", **confined)) == Support(Mode.INHERIT)
+    off = {"sys/module/apparmor/parameters/enabled": "N\n"}
+    assert apparmor.probe(kernel(tmp_path / "d", **off)) == Support(Mode.OFF)
+    shutil.rmtree(tmp_path / "a/sys/kernel")
+    assert apparmor.probe(tmp_path / "a") == Support(Mode.INHERIT)
+
+
+def test_unprivileged_containers_mount_what_their_namespace_allows() -> None:
+    text = apparmor.profile_text(spec())
+    assert 'profile "u_c1" flags=(attach_disconnected,mediate_deleted) {' in text
+    assert "\n  mount,\n" in text
+    assert "deny @{PROC}/sysrq-trigger rwklx," in text
+    assert "deny /sys/kernel/security/** wklx," in text
+    assert "change_profile" not in text
+
+
+def test_privileged_containers_mount_a_list() -> None:
+    text = apparmor.profile_text(spec(privileged=True))
+    assert "\n  mount,\n" not in text
+    assert "ext4" not in text.split("mount fstype")[1]
+    assert "\n  mount,\n" in apparmor.profile_text(spec(privileged=True, nesting=True))
+
+
+def test_nested_policy() -> None:
+    assert 'change_profile -> "u_c1",' in apparmor.profile_text(spec(nesting=True))
+    stacked = apparmor.profile_text(spec(nesting=True, stacked=True))
+    assert 'change_profile -> ":u_c1://*",' in stacked
+    assert 'change_profile -> "u_c1",' not in stacked
+
+
+def test_raw_rules_stand_in_the_profile() -> None:
+    text = apparmor.profile_text(spec(raw='/x{a,b} r,\nprofile inner {\n  deny "/}" r, # }\n}'))
+    assert text.endswith(
+        '\n  # raw.apparmor\n  /x{a,b} r,\n  profile inner {\n    deny "/}" r, # }\n  }\n}\n'
+    )
+
+
+@pytest.mark.parametrize("raw", ["}\nprofile other {", "}", "profile x {", "a\0b", "a\rb"])
+def test_raw_rules_that_leave_the_profile(raw: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"raw\.apparmor"):
+        apparmor.profile_text(spec(raw=raw))
+
+
+def test_names_are_plain_and_distinct() -> None:
+    assert apparmor.profile_name("utsuwa-1", "p_c1") == "utsuwa-1_p_c1"
+    odd = [apparmor.profile_name("u", name) for name in ("a{b", "a[b", "a%7b.b", "äb", "a+b")]
+    assert len(set(odd)) == len(odd)
+    assert all(name.isascii() and not set(name) & set('{}[]*?"/ ') for name in odd)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(
+    shutil.which("apparmor_parser") is None or not ABI.exists(), reason="apparmor_parser is not installed"
+)
+@pytest.mark.parametrize("privileged", [False, True])
+@pytest.mark.parametrize("nesting", [False, True])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_parser_takes_every_profile(privileged: bool, nesting: bool, stacked: bool) -> None:
+    text = apparmor.profile_text(spec(privileged=privileged, nesting=nesting, stacked=stacked, raw="/x r,"))
+    argv = ["apparmor_parser", "-Q", "-K", "--skip-kernel-load", "-M", str(ABI)]
+    done = subprocess.run(argv, input=text.encode(), capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The calls of apparmor_parser, which does nothing."""
+    calls: list[list[str]] = []
+
+    async def run(argv: list[str], **_: Any) -> None:
+        calls.append(argv)
+
+    monkeypatch.setattr(apparmor, "run", run)
+    return calls
+
+
+def folder(root: Path) -> Path:
+    for name in ("profiles", "cache/x"):
+        (root / name).mkdir(parents=True)
+    return root
+
+
+async def test_loading_and_removing(tmp_path: Path, parsed: list[list[str]]) -> None:
+    root = kernel(tmp_path / "root")
+    profiles = Profiles(folder(tmp_path / "aa"), "u", Support(Mode.OWN, stacking=True), root)
+    file, namespace = (
+        tmp_path / "aa/profiles/u_c1",
+        root / "sys/kernel/security/apparmor/policy/namespaces/u_c1",
+    )
+    lines = await profiles.load("c1", privileged=False, nesting=False)
+    assert lines == [("lxc.apparmor.profile", "u_c1//&:u_c1:")]
+    assert "u_c1" in file.read_text()
+    assert namespace.is_dir()
+    written = file.stat().st_mtime_ns
+    await profiles.load("c1", privileged=False, nesting=False)
+    assert file.stat().st_mtime_ns == written
+    assert await profiles.load("c1", privileged=True, nesting=False) == [("lxc.apparmor.profile", "u_c1")]
+    (tmp_path / "aa/cache/x/u_c1").touch()
+    await profiles.unload("c1")
+    assert file.exists()
+    assert not namespace.exists()
+    await profiles.remove("c1")
+    await profiles.remove("c1")
+    assert not file.exists()
+    assert list((tmp_path / "aa/cache/x").iterdir()) == []
+    assert [argv[1] for argv in parsed] == ["--replace"] * 3 + ["--remove"] * 2
+    assert parsed[0][-1] == str(file)
+
+
+async def test_hosts_without_apparmor(tmp_path: Path, parsed: list[list[str]]) -> None:
+    for mode, expected in ((Mode.OFF, []), (Mode.INHERIT, [("lxc.apparmor.profile", "unchanged")])):
+        profiles = Profiles(tmp_path, "u", Support(mode))
+        assert await profiles.load("c1", privileged=False, nesting=False) == expected
+        await profiles.remove("c1")
+    assert parsed == []

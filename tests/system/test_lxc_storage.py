@@ -1,0 +1,128 @@
+"""Storage pools through Debian's `lxc` client and the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def pool(shared_daemon: Daemon) -> Iterator[str]:
+    shared_daemon.lxc("storage", "create", "extra", "dir", "rsync.bwlimit=10MB", "user.note=x")
+    yield "extra"
+    shared_daemon.lxc("storage", "delete", "extra", check=False)
+
+
+def test_list_show_info(shared_daemon: Daemon, pool: str) -> None:
+    d = shared_daemon
+    pools = {p["name"]: p for p in json.loads(d.lxc("storage", "list", "--format", "json").stdout)}
+    assert {name: p["driver"] for name, p in pools.items()} == {"default": "overlay", "extra": "dir"}
+    assert pools["extra"]["status"] == "Created"
+    assert pools["default"]["used_by"] == ["/1.0/profiles/default"]
+    shown = yaml.safe_load(d.lxc("storage", "show", pool).stdout)
+    assert shown["config"] == {
+        "source": str(d.dir / "storage-pools/extra"),
+        "rsync.bwlimit": "10MB",
+        "user.note": "x",
+    }
+    info = yaml.safe_load(d.lxc("storage", "info", pool, "--bytes").stdout)
+    assert info["info"]["driver"] == "dir"
+    assert int(info["info"]["space used"].strip('"')) > 0
+
+
+def test_set_get_unset_edit(shared_daemon: Daemon, pool: str) -> None:
+    d = shared_daemon
+    d.lxc("storage", "set", pool, "rsync.bwlimit", "20MB")
+    assert d.lxc("storage", "get", pool, "rsync.bwlimit").stdout == "20MB\n"
+    d.lxc("storage", "unset", pool, "rsync.bwlimit")
+    assert d.lxc("storage", "get", pool, "rsync.bwlimit").stdout == ""
+    text = yaml.safe_load(d.lxc("storage", "show", pool).stdout)
+    text["description"] = "of our own"
+    d.lxc("storage", "edit", pool, stdin=yaml.safe_dump(text))
+    assert d.get("/1.0/storage-pools/extra")["description"] == "of our own"
+    refused = d.lxc("storage", "set", pool, "source", "/elsewhere", check=False)
+    assert refused.returncode != 0
+    assert "cannot be changed" in refused.stderr
+    refused = d.lxc("storage", "set", pool, "nonsense", "1", check=False)
+    assert "Unknown configuration key 'nonsense'" in refused.stderr
+
+
+@pytest.mark.parametrize("driver", ["dir", "overlay"])
+def test_a_source_elsewhere(shared_daemon: Daemon, busybox: str, tmp_path: Path, driver: str) -> None:
+    d = shared_daemon
+    source = tmp_path / "source"
+    source.mkdir()
+    d.lxc("storage", "create", "elsewhere", driver, f"source={source}")
+    try:
+        d.lxc("launch", busybox, "e1", "-s", "elsewhere")
+        assert (source / "containers/e1").is_dir()
+        assert d.get("/1.0/storage-pools/elsewhere")["config"]["volatile.initial_source"] == str(source)
+        used = d.lxc("storage", "delete", "elsewhere", check=False)
+        assert "in use" in used.stderr
+        d.lxc("delete", "e1", "--force")
+    finally:
+        d.lxc("storage", "delete", "elsewhere")
+    assert list(source.iterdir()) == []
+
+
+def test_volumes_of_instances_are_listed(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    d.lxc("launch", busybox, "v1")
+    volumes = d.get("/1.0/storage-pools/default/volumes?recursion=1")
+    assert [(v["type"], v["name"], v["used_by"]) for v in volumes if v["type"] == "container"] == [
+        ("container", "v1", ["/1.0/instances/v1"])
+    ]
+    assert d.get("/1.0/storage-pools/default/volumes/container") == [
+        "/1.0/storage-pools/default/volumes/container/v1"
+    ]
+    assert d.get("/1.0/storage-pools/default/volumes/custom") == []
+    assert "v1" in d.lxc("storage", "volume", "list", "default", "--format", "csv").stdout
+    assert d.get("/1.0/storage-pools/default/volumes/container/v1")["content_type"] == "filesystem"
+    assert d.get("/1.0/storage-pools/default/volumes/container/v1/state")["usage"]["used"] >= 0
+    d.lxc("delete", "v1", "--force")
+    assert d.api("GET", "/1.0/storage-pools/default/volumes/container/v1").status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body", "status"),
+    [
+        ("POST", "/1.0/storage-pools", {"name": "x", "driver": "floppy"}, 400),
+        ("POST", "/1.0/storage-pools", {"name": "a/b", "driver": "dir"}, 400),
+        ("POST", "/1.0/storage-pools", {"name": "x", "driver": "dir", "config": {"size": "1GB"}}, 400),
+        ("POST", "/1.0/storage-pools", {"name": "x", "driver": "dir", "config": {"source": "/"}}, 400),
+        ("POST", "/1.0/storage-pools", {"name": "default", "driver": "dir"}, 409),
+        ("POST", "/1.0/storage-pools/default/volumes", {"name": "v", "type": "custom"}, 501),
+        ("GET", "/1.0/storage-pools/none", None, 404),
+        ("GET", "/1.0/storage-pools/none/resources", None, 404),
+        ("GET", "/1.0/storage-pools/none/volumes", None, 404),
+        ("GET", "/1.0/storage-pools/default/volumes/floppy", None, 400),
+        ("GET", "/1.0/storage-pools/default/volumes/container/none", None, 404),
+        ("DELETE", "/1.0/storage-pools/none", None, 404),
+        ("DELETE", "/1.0/storage-pools/default", None, 400),
+        ("PUT", "/1.0/storage-pools/default", {"config": {"source": "/x"}}, 400),
+        ("PATCH", "/1.0/storage-pools/default", {"config": {"bad": "1"}}, 400),
+    ],
+)
+def test_bad_requests(shared_daemon: Daemon, method: str, url: str, body: object, status: int) -> None:
+    before = shared_daemon.get("/1.0/storage-pools?recursion=1")
+    reply = shared_daemon.api(method, url, body)
+    assert reply.status == status, reply.body
+    assert reply.error
+    assert shared_daemon.get("/1.0/storage-pools?recursion=1") == before
+
+
+def test_an_edit_of_something_older_is_refused(shared_daemon: Daemon, pool: str) -> None:
+    d = shared_daemon
+    etag = d.api("GET", f"/1.0/storage-pools/{pool}").headers["etag"]
+    stale = {"If-Match": etag}
+    assert d.api("PATCH", f"/1.0/storage-pools/{pool}", {"description": "1"}, headers=stale).status == 200
+    assert d.api("PATCH", f"/1.0/storage-pools/{pool}", {"description": "2"}, headers=stale).status == 412
+    assert d.get(f"/1.0/storage-pools/{pool}")["description"] == "1"

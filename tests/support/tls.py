@@ -101,10 +101,13 @@ def request(
     *,
     identity: Identity | None = None,
     headers: Mapping[str, str] | None = None,
+    source: str = "",
     timeout: float = 20,
 ) -> Reply:
-    """One HTTPS request on a connection of its own; blocking."""
-    connection = http.client.HTTPSConnection(address, timeout=timeout, context=client_context(identity))
+    """One HTTPS request on a connection of its own, from the address `source`; blocking."""
+    connection = http.client.HTTPSConnection(
+        address, timeout=timeout, context=client_context(identity), source_address=(source, 0)
+    )
     payload = None if body is None else json.dumps(body)
     try:
         connection.request(method, url, payload, dict(headers or {}))

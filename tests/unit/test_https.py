@@ -272,6 +272,26 @@ async def test_a_request_runs_on_while_the_address_moves(context: ServerContext)
         await until(lambda: not listener._draining)
 
 
+async def test_an_upload_goes_on_while_the_address_moves(context: ServerContext) -> None:
+    begun = asyncio.Event()
+
+    async def upload(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        return web.Response(text=(await request.read()).decode())
+
+    async with listening(context, upload) as listener:
+        client = await asyncio.to_thread(connect, listener.address, client_context())
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello"
+        await asyncio.to_thread(client.sendall, head)
+        await begun.wait()
+        await listener.listen("")
+        with client:
+            await asyncio.to_thread(client.sendall, b"world")
+            answer = await asyncio.to_thread(client.makefile("rb").read)
+    assert answer.endswith(b"helloworld")
+    assert b"Connection: close" in answer
+
+
 async def test_a_large_answer_is_whole_though_the_address_moves(context: ServerContext) -> None:
     size = 12 << 20
 

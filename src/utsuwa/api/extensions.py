@@ -18,6 +18,7 @@ EXTENSIONS: tuple[str, ...] = (
     "container_cpu_time",
     "profile_usedby",
     "container_exec_recording",
+    "certificate_update",
     "container_exec_signal_handling",
     "container_image_properties",
     "id_map",

@@ -57,6 +57,8 @@ class _Connection:
     network: str
     stranger: bool
     deadline: asyncio.TimerHandle
+    busy: bool = False
+    """Whether a handler runs: of a request, or of a websocket for as long as it is open."""
 
 
 class _Server(web.Server):
@@ -129,9 +131,10 @@ class TlsPort:
         self._retired = True
         for handshake in self._handshakes:
             handshake.cancel()
-        for handler in self._connections:
-            handler.close()  # stops waiting for a next request, but leaves the connection open
-            self._closings.append(self._loop.create_task(handler.shutdown(None)))
+        for handler, connection in self._connections.items():
+            if not connection.busy:  # aiohttp drops what a closed one still receives
+                handler.close()  # stops waiting for a next request, but leaves the connection open
+                self._closings.append(self._loop.create_task(handler.shutdown(None)))
         self._tell_when_drained()
 
     async def finish(self, grace: float) -> None:
@@ -219,7 +222,14 @@ class TlsPort:
         if connection is None:  # it ended while its request was on the way here
             raise ConnectionResetError("the client has gone")
         connection.deadline.cancel()
-        return await self._handle(request)
+        connection.busy = True
+        try:
+            response = await self._handle(request)
+        finally:
+            connection.busy = False
+        if self._retired:
+            response.force_close()
+        return response
 
     def _ended(self, handler: Any) -> None:
         connection = self._connections.pop(handler, None)

@@ -1,0 +1,264 @@
+"""HTTPS and the trust store of a real daemon: Debian's `lxc` as a remote client, and raw TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support import tls
+from tests.support.daemon import Daemon
+from tests.support.tls import Identity, make_identity
+
+pytestmark = pytest.mark.root
+
+PASSWORD = "open-sesame"
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def address(module_daemon: Daemon) -> str:
+    """Where the module's daemon serves HTTPS."""
+    chosen = free_address()
+    module_daemon.lxc("config", "set", "core.https_address", chosen)
+    return chosen
+
+
+@pytest.fixture
+def remote(module_daemon: Daemon, address: str) -> Iterator[Daemon]:
+    """The module's daemon with a trust password; every certificate is gone after the test."""
+    module_daemon.lxc("config", "set", "core.trust_password", PASSWORD)
+    yield module_daemon
+    module_daemon.lxc("config", "unset", "core.trust_password")
+    module_daemon.lxc("remote", "remove", "far", check=False)
+    for url in module_daemon.get("/1.0/certificates"):
+        module_daemon.do("DELETE", url)
+
+
+def add_remote(daemon: Daemon, address: str) -> None:
+    daemon.lxc("remote", "add", "far", f"https://{address}", "--accept-certificate", "--password", PASSWORD)
+
+
+def test_a_remote_by_password(remote: Daemon, address: str) -> None:
+    add_remote(remote, address)
+    (trusted,) = remote.get("/1.0/certificates?recursion=1")
+    assert trusted["type"] == "client"
+    assert remote.lxc("list", "far:", "--format", "json").stdout.strip() == "[]"
+    server = json.loads(remote.lxc("query", "far:/1.0").stdout)
+    assert server["auth"] == "trusted"
+    assert server["environment"]["addresses"] == [address]
+    assert server["config"]["core.trust_password"] is True
+    pinned = (remote.conf / "servercerts" / "far.crt").read_text()
+    assert pinned == server["environment"]["certificate"] == (remote.dir / "server.crt").read_text()
+    assert PASSWORD not in remote.log.read_text()
+
+
+def test_a_wrong_password_is_told(remote: Daemon, address: str) -> None:
+    ended = remote.lxc(
+        "remote",
+        "add",
+        "far",
+        f"https://{address}",
+        "--accept-certificate",
+        "--password",
+        "wrong",
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "not authorized" in ended.stderr
+    assert remote.get("/1.0/certificates") == []
+
+
+def test_an_instance_through_the_remote(remote: Daemon, address: str, busybox: str) -> None:
+    add_remote(remote, address)
+    remote.lxc("launch", f"far:{busybox}", "far:c1")
+    try:
+        hello = remote.lxc("exec", "far:c1", "--", "cat", input="through TLS and back")
+        assert hello.stdout == "through TLS and back"
+        assert remote.lxc("list", "far:", "-c", "n", "--format", "csv").stdout == "c1\n"
+    finally:
+        remote.lxc("delete", "--force", "far:c1")
+
+
+def test_the_trust_list_with_the_client(remote: Daemon, tmp_path: Path) -> None:
+    alice = make_identity(tmp_path, "alice")
+    remote.lxc("config", "trust", "add", str(alice.certificate_file), "--name", "laptop")
+    again = remote.lxc("config", "trust", "add", str(alice.certificate_file), check=False)
+    assert again.returncode != 0
+    assert "already in trust store" in again.stderr
+    (listed,) = json.loads(remote.lxc("config", "trust", "list", "--format", "json").stdout)
+    assert (listed["name"], listed["fingerprint"]) == ("laptop", alice.fingerprint)
+    assert "laptop" in remote.lxc("config", "trust", "list").stdout
+    shown = remote.lxc("config", "trust", "show", alice.fingerprint[:12]).stdout
+    assert "name: laptop" in shown
+    changed = shown.replace("name: laptop", "name: desk")
+    remote.lxc("config", "trust", "edit", alice.fingerprint, input=changed)
+    assert "name: desk" in remote.lxc("config", "trust", "show", alice.fingerprint).stdout
+    remote.lxc("config", "trust", "remove", alice.fingerprint[:12])
+    assert remote.get("/1.0/certificates") == []
+    gone = remote.lxc("config", "trust", "remove", alice.fingerprint, check=False)
+    assert "Certificate not found" in gone.stderr
+
+
+def test_tokens_are_refused_with_a_reason(remote: Daemon) -> None:
+    ended = remote.lxc("config", "trust", "add", "--name", "later", check=False)
+    assert ended.returncode != 0
+    assert '"certificate_token" API extension' in ended.stderr
+    reply = remote.api("POST", "/1.0/certificates", {"type": "client", "name": "later", "token": True})
+    assert reply.status == 501
+    assert "tokens are not supported in this version" in reply.error
+
+
+# ---- what strangers see
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity | None]:
+    folder = tmp_path_factory.mktemp("identities")
+    return {
+        "nobody": None,
+        "unknown": make_identity(folder, "unknown"),
+        "expired": make_identity(folder, "old", starts=timedelta(-9), ends=timedelta(-8)),
+    }
+
+
+@pytest.mark.parametrize("who", ["nobody", "unknown", "expired"])
+def test_strangers(remote: Daemon, address: str, strangers: dict[str, Identity | None], who: str) -> None:
+    identity = strangers[who]
+    assert tls.request(address, "GET", "/", identity=identity).metadata == ["/1.0"]
+    server = tls.request(address, "GET", "/1.0", identity=identity).metadata
+    assert server["auth"] == "untrusted"
+    assert not {"config", "environment"} & server.keys()
+    assert tls.request(address, "GET", "/1.0/images", identity=identity).metadata == []
+    for path in (
+        "/1.0/instances",
+        "/1.0/certificates",
+        "/1.0/events",
+        "/1.0/operations",
+        "/1.0/profiles",
+        "/1.0/projects",
+        "/1.0/storage-pools",
+        "/1.0/networks",
+        "/1.0/resources",
+        "/1.0/instances/x/logs",
+        "/internal/gc",
+    ):
+        reply = tls.request(address, "GET", path, identity=identity)
+        assert (reply.status, reply.error) == (403, "not authorized"), path
+    reply = tls.request(address, "PUT", "/1.0", {"config": {}}, identity=identity)
+    assert reply.status == 403
+    assert remote.get("/1.0")["config"]["core.https_address"] == address
+
+
+def test_the_internal_api_is_for_the_socket(remote: Daemon, address: str, tmp_path: Path) -> None:
+    alice = make_identity(tmp_path, "alice")
+    remote.lxc("config", "trust", "add", str(alice.certificate_file))
+    assert tls.request(address, "GET", "/1.0/instances", identity=alice).status == 200
+    assert tls.request(address, "GET", "/internal/gc", identity=alice).status == 403
+
+
+def test_guessing_is_held_up(remote: Daemon, address: str, tmp_path: Path) -> None:
+    alice = make_identity(tmp_path, "alice")
+    body = {"type": "client", "password": "guess"}
+    errors = [
+        tls.request(address, "POST", "/1.0/certificates", body, identity=alice, source="127.0.0.9").error
+        for _ in range(11)
+    ]
+    assert errors[:5] == ["not authorized"] * 5
+    assert "Too many wrong passwords" in errors[-1]
+    assert remote.get("/1.0/certificates") == []
+
+
+# ---- the address
+
+
+def test_bad_addresses_change_nothing(remote: Daemon, address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for bad, reason in (
+            (taken, "Address already in use"),
+            ("192.0.2.1:8443", "Cannot assign requested address"),
+            ("no-such-host.invalid:1", "Cannot resolve"),
+            ("127.0.0.1:99999", "must be an address and port"),
+        ):
+            config = {"core.https_address": bad, "user.other": "1"}
+            reply = remote.api("PATCH", "/1.0", {"config": config})
+            assert reply.status == 400, bad
+            assert reason in reply.error
+    assert "user.other" not in remote.get("/1.0")["config"]
+    assert tls.request(address, "GET", "/1.0").status == 200
+
+
+def test_the_address_moves_through_the_connection_that_it_ends(
+    remote: Daemon, address: str, tmp_path: Path
+) -> None:
+    alice = make_identity(tmp_path, "alice")
+    remote.lxc("config", "trust", "add", str(alice.certificate_file))
+    elsewhere = free_address()
+    change = {"config": {"core.https_address": elsewhere}}
+    assert tls.request(address, "PATCH", "/1.0", change, identity=alice).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        tls.request(address, "GET", "/1.0")
+    back = {"config": {"core.https_address": address}}
+    assert tls.request(elsewhere, "PATCH", "/1.0", back, identity=alice).status == 200
+    assert tls.request(address, "GET", "/1.0").status == 200
+
+
+def test_a_running_exec_survives_the_move(remote: Daemon, address: str, busybox: str) -> None:
+    add_remote(remote, address)
+    remote.lxc("launch", busybox, "c1")
+
+    async def body() -> None:
+        client = await asyncio.create_subprocess_exec(
+            "lxc",
+            "exec",
+            "far:c1",
+            "--",
+            "cat",
+            env=remote.lxc_environment(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"before\n")
+        assert await client.stdout.readline() == b"before\n"
+        await asyncio.to_thread(remote.lxc, "config", "set", "core.https_address", free_address())
+        client.stdin.write(b"after\n")
+        assert await client.stdout.readline() == b"after\n"
+        await asyncio.to_thread(remote.lxc, "config", "set", "core.https_address", address)
+        client.stdin.close()
+        await client.wait()
+
+    try:
+        asyncio.run(body())
+    finally:
+        remote.lxc("delete", "--force", "c1")
+
+
+def test_a_restart_keeps_trust_and_key_and_does_not_need_the_address(daemon: Daemon, tmp_path: Path) -> None:
+    alice = make_identity(tmp_path, "alice")
+    address = free_address()
+    daemon.lxc("config", "set", "core.https_address", address)
+    daemon.lxc("config", "trust", "add", str(alice.certificate_file))
+    key = daemon.dir / "server.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    before = key.read_bytes()
+    daemon.restart()
+    assert key.read_bytes() == before
+    assert tls.request(address, "GET", "/1.0", identity=alice).metadata["auth"] == "trusted"
+    daemon.stop()
+    host, _, port = address.rpartition(":")
+    with socket.create_server((host, int(port))):
+        daemon.start()
+        assert daemon.get("/1.0")["config"]["core.https_address"] == address

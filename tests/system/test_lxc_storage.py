@@ -46,7 +46,7 @@ def test_set_get_unset_edit(shared_daemon: Daemon, pool: str) -> None:
     assert d.lxc("storage", "get", pool, "rsync.bwlimit").stdout == ""
     text = yaml.safe_load(d.lxc("storage", "show", pool).stdout)
     text["description"] = "of our own"
-    d.lxc("storage", "edit", pool, stdin=yaml.safe_dump(text))
+    d.lxc("storage", "edit", pool, input=yaml.safe_dump(text))
     assert d.get("/1.0/storage-pools/extra")["description"] == "of our own"
     refused = d.lxc("storage", "set", pool, "source", "/elsewhere", check=False)
     assert refused.returncode != 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAYLOAD_PREFIX = "lxc.payload."
-"""How the last component of `lxc.cgroup.dir.container` begins."""
+"""How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
 
 _UNIFIED = ""
 _PROC = Path("/proc")

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utsuwa.host import cgroups
+from utsuwa.host.cgroups import Usage, container_path
+
+
+@pytest.mark.parametrize(
+    ("path", "own", "expected"),
+    [
+        ("/utsuwa-1/lxc.payload.c1", "/", "/utsuwa-1/lxc.payload.c1"),
+        ("/utsuwa-1/lxc.payload.c1/init.scope", "/system.slice/utsuwa.service", "/utsuwa-1/lxc.payload.c1"),
+        ("/utsuwa-1/lxc.payload.c1/lxc.payload.x/a", "/", "/utsuwa-1/lxc.payload.c1"),
+        ("/lxc.payload.a/u/lxc.payload.b/init.scope", "/lxc.payload.a/x", "/lxc.payload.a/u/lxc.payload.b"),
+        ("/lxc/c1/init.scope", "/", "/lxc/c1"),
+        ("/lxc/c1", "/", "/lxc/c1"),
+        ("/", "/", "/"),
+        ("/init.scope", "/", "/"),
+    ],
+)
+def test_the_containers_own_folder(path: str, own: str, expected: str) -> None:
+    assert container_path(path, own) == expected
+
+
+@given(st.text(alphabet="ab/.payload", max_size=40), st.text(alphabet="ab/.payload", max_size=40))
+def test_the_folder_is_on_the_way(path: str, own: str) -> None:
+    found = container_path("/" + path, "/" + own)
+    assert found == "/" or ("/" + path).startswith(found)
+
+
+class Host:
+    """A /proc and mounted hierarchies with one container, pid 7."""
+
+    def __init__(self, root: Path, mounts: dict[str, str], paths: list[str], own: list[str]) -> None:
+        self.proc = root / "proc"
+        self.mounts = {name: root / name for name in mounts}
+        (self.proc / "self").mkdir(parents=True)
+        (self.proc / "7").mkdir()
+        lines = [
+            f"{n} 1 0:{n} / {root / name} rw,relatime - {kind} rw"
+            for n, (name, kind) in enumerate(mounts.items(), 30)
+        ]
+        lines += ["20 1 8:1 / / rw - ext4 /dev/vda rw", "broken line"]
+        (self.proc / "self/mountinfo").write_text("\n".join(lines))
+        (self.proc / "self/cgroup").write_text("\n".join(own))
+        (self.proc / "7/cgroup").write_text("\n".join(paths))
+
+    def write(self, mount: str, folder: str, files: dict[str, str]) -> None:
+        where = self.mounts[mount] / folder
+        where.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (where / name).write_text(text)
+
+    def usage(self) -> Usage:
+        return cgroups.usage_of([7], self.proc)[7]
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Host:
+    return Host(tmp_path, {"cg": "cgroup2 none"}, ["0::/u/lxc.payload.c/init.scope"], ["0::/"])
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Host:
+    kinds = {
+        "cpu": "cgroup none rw,cpu,cpuacct",
+        "mem": "cgroup none memory",
+        "pids": "cgroup none pids",
+        "fr": "cgroup none freezer",
+    }
+    kinds = {name: kind.replace("none rw,", "none ") for name, kind in kinds.items()}
+    paths = [
+        f"{n}:{c}:/u/lxc.payload.c" for n, c in enumerate(("cpu,cpuacct", "memory", "pids", "freezer"), 1)
+    ]
+    return Host(tmp_path, kinds | {"uni": "cgroup2 none"}, [*paths, "0::/u/lxc.payload.c"], ["0::/"])
+
+
+@pytest.fixture(autouse=True)
+def _plain_mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroups._hierarchies.cache_clear()
+
+
+def test_usage_on_v2(v2: Host) -> None:
+    files = {
+        "cpu.stat": "usage_usec 1500\nuser_usec 1000\n",
+        "memory.current": "4096\n",
+        "memory.peak": "8192\n",
+        "memory.swap.current": "1\n",
+        "memory.swap.peak": "2\n",
+        "pids.current": "3\n",
+    }
+    v2.write("cg", "u/lxc.payload.c", files)
+    assert v2.usage() == Usage(1_500_000, 4096, 8192, 1, 2, 3)
+
+
+def test_usage_where_the_kernel_is_older_or_accounting_is_off(v2: Host) -> None:
+    v2.write("cg", "u/lxc.payload.c", {"memory.current": "max\n"})
+    assert v2.usage() == Usage()
+
+
+def test_usage_on_v1(v1: Host) -> None:
+    v1.write("cpu", "u/lxc.payload.c", {"cpuacct.usage": "77\n"})
+    memory = {"memory.usage_in_bytes": "100", "memory.max_usage_in_bytes": "300"}
+    swap = {"memory.memsw.usage_in_bytes": "150", "memory.memsw.max_usage_in_bytes": "310"}
+    v1.write("mem", "u/lxc.payload.c", memory | swap)
+    v1.write("pids", "u/lxc.payload.c", {"pids.current": "9"})
+    assert v1.usage() == Usage(77, 100, 300, 50, 10, 9)
+
+
+def test_swap_accounting_off_on_v1(v1: Host) -> None:
+    v1.write("mem", "u/lxc.payload.c", {"memory.usage_in_bytes": "100", "memory.max_usage_in_bytes": "300"})
+    assert v1.usage() == Usage(memory=100, memory_peak=300)
+
+
+@pytest.mark.parametrize(("text", "frozen"), [("FROZEN\n", True), ("FREEZING\n", True), ("THAWED\n", False)])
+def test_frozen_on_v1(v1: Host, text: str, frozen: bool) -> None:
+    v1.write("fr", "u/lxc.payload.c", {"freezer.state": text})
+    assert cgroups.frozen(7, v1.proc) is frozen
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_on_v2(v2: Host, frozen: bool) -> None:
+    v2.write("cg", "u/lxc.payload.c", {"cgroup.events": f"populated 1\nfrozen {int(frozen)}\n"})
+    assert cgroups.frozen(7, v2.proc) is frozen
+
+
+def test_who_has_ended_is_left_out(v2: Host) -> None:
+    assert cgroups.usage_of([7, 8], v2.proc).keys() == {7}
+    assert not cgroups.frozen(8, v2.proc)
+
+
+def test_a_hierarchy_whose_root_is_not_the_whole(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"cg": "cgroup2 none"}, ["0::/outer/u/lxc.payload.c"], ["0::/outer"])
+    info = host.proc / "self/mountinfo"
+    info.write_text(info.read_text().replace("0:30 / ", "0:30 /outer "))
+    assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}

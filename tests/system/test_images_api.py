@@ -9,12 +9,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.support import tls
 from tests.support.api import Reply
 from tests.support.daemon import Daemon
 from tests.support.images import Image
@@ -342,3 +344,41 @@ def test_the_importer_of_lxds_suite_would_work(server: Daemon, busybox_image: Im
     metadata = server.do("GET", json.loads(ended.stdout)["operation"] + "/wait")
     assert metadata["status_code"] == 200
     assert server.get(f"/1.0/images/{metadata['metadata']['fingerprint']}")["filename"] == "meta.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def address(module_daemon: Daemon) -> str:
+    """Where the module's daemon serves HTTPS, to which no client is trusted."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        chosen = f"127.0.0.1:{probe.getsockname()[1]}"
+    module_daemon.do("PATCH", "/1.0", {"config": {"core.https_address": chosen}})
+    return chosen
+
+
+def test_strangers_get_public_images_and_change_none(
+    server: Daemon, address: str, busybox_image: Image
+) -> None:
+    assert busybox_image.unified is not None
+    private = server.import_image(busybox_image.unified, alias="private")
+    public = server.import_image(busybox_image.metadata, busybox_image.rootfs, alias="public")
+    server.do("PATCH", f"/1.0/images/{public}", {"public": True})
+    ask = partial(tls.request, address)
+    assert ask("GET", "/1.0/images").metadata == [f"/1.0/images/{public}"]
+    assert [image["fingerprint"] for image in ask("GET", "/1.0/images?recursion=1").metadata] == [public]
+    assert ask("GET", "/1.0/images/aliases").metadata == ["/1.0/images/aliases/public"]
+    assert ask("GET", f"/1.0/images/{public[:9]}").status == 200
+    assert ask("GET", f"/1.0/images/{public}/export").status == 200
+    for url in (private, private[:9], f"{private}/export", "aliases/private"):
+        assert ask("GET", f"/1.0/images/{url}").status == 404
+    for method, url in (
+        ("POST", ""),
+        ("PUT", f"/{public}"),
+        ("PATCH", f"/{public}"),
+        ("DELETE", f"/{public}"),
+        ("POST", f"/{public}/refresh"),
+        ("POST", "/aliases"),
+        ("PATCH", "/aliases/public"),
+        ("DELETE", "/aliases/public"),
+    ):
+        assert ask(method, f"/1.0/images{url}", {}).status == 403
+    assert len(server.get("/1.0/images")) == 2

@@ -238,13 +238,27 @@ async def test_the_same_bytes_cut_elsewhere_are_another_image(
     assert await setting.images.all("other") == []
 
 
-async def test_a_pool_that_fails_leaves_the_image_whole(setting: Setting) -> None:
+async def test_a_pool_that_fails_does_not_keep_the_image(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
     row = await setting.add()
     setting.pools.fails = True
-    with pytest.raises(HostError):
-        await setting.images.delete(row)
-    assert await setting.images.all("default") == [row]
-    assert setting.files == [ONE]
+    await setting.images.delete(row)
+    assert await setting.images.all("default") == []
+    assert setting.files == []
+    assert "still on a pool" in caplog.text
+
+
+async def test_pools_are_told_when_the_row_is_gone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[list[str]] = []
+
+    async def delete_image(fingerprint: str) -> None:
+        async with setting.database.read() as conn:
+            rows.append(await image_rows.projects_with(conn, fingerprint))
+
+    monkeypatch.setattr(setting.pools, "delete_image", delete_image)
+    await setting.images.delete(await setting.add())
+    assert rows == [[]]
 
 
 async def test_resolving(setting: Setting) -> None:

@@ -14,7 +14,7 @@ from msgspec import UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core import clock
-from utsuwa.core.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from utsuwa.core.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
@@ -48,7 +48,7 @@ class ImagePools(Protocol):
     """What the storage does for the images."""
 
     async def delete_image(self, fingerprint: str) -> None:
-        """Take an image off every pool where no instance is made of it."""
+        """Take an image without rows off every pool where no instance is made of it."""
 
 
 @dataclass(frozen=True)
@@ -270,18 +270,25 @@ class ImageManager:
     async def delete(self, row: ImageRow, requestor: Requestor | None = None) -> None:
         """Remove an image with its aliases, and its files where no other project has it.
 
-        Killed half-way it is still whole: a pool fetches its copy again when it is wanted.
+        The row goes first: killed after that, the daemon sweeps the rest at its next start.
         """
         async with self._locks.hold(row.fingerprint):
             async with self._database.read() as conn:
                 row = await image_rows.get(conn, row.project, row.fingerprint)
-                shared = len(await image_rows.projects_with(conn, row.fingerprint)) > 1
-            if not shared:
-                await self._pools.delete_image(row.fingerprint)
             await self._forget(row)
+            async with self._database.read() as conn:
+                shared = await image_rows.projects_with(conn, row.fingerprint)
             if not shared:
                 await asyncio.to_thread(self._store.remove, row.fingerprint)
+                await self._take_off_pools(row.fingerprint)
         self._tell("deleted", row, requestor)
+
+    async def _take_off_pools(self, fingerprint: str) -> None:
+        """The image is gone whatever becomes of its copies on the pools."""
+        try:
+            await self._pools.delete_image(fingerprint)
+        except UtsuwaError:
+            log.exception("a deleted image is still on a pool", extra={"fingerprint": fingerprint})
 
     # ---- exporting
 

@@ -22,7 +22,7 @@ from jinja2 import nodes
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, UtsuwaError
+from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, TooLarge, UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.host.files import read_below
 from utsuwa.host.filetree import FileTree
@@ -90,6 +90,8 @@ def _wanted(trigger: Trigger, folder: Path) -> dict[str, Template]:
         data = read_below(folder, "metadata.yaml", MAX_METADATA)
     except OSError as error:
         raise InvalidImage(f"The instance's metadata.yaml cannot be read: {error.strerror}") from error
+    except TooLarge as error:
+        raise InvalidImage(f"The instance's {error}") from error
     if data is None:
         return {}
     templates = parse_metadata(data).templates

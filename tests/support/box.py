@@ -1,0 +1,187 @@
+"""A busybox container run straight by liblxc from a generated lxc.conf, without a daemon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from tests.support.images import Image
+from utsuwa.core.idmap import IdMap
+from utsuwa.instances import lxcconf
+from utsuwa.security import idmap, seccomp
+
+MACHINE = os.uname().machine
+
+
+class Box:
+    """Made from an image's unified file with its owners shifted; a context manager that leaves nothing."""
+
+    def __init__(self, image: Image, config: Mapping[str, str], lxcfs: Path = Path("/nowhere")) -> None:
+        self.folder = _open_folder()
+        self.name = "box"
+        self.cgroup = self.folder.name
+        self.config = dict(config)
+        self.idmap: IdMap = idmap.choose(config, idmap.read_host_ids()).idmap
+        self.rootfs = self.folder / "rootfs"
+        self.target = self.folder / "lxc.target"
+        try:
+            assert image.unified is not None
+            with tarfile.open(image.unified) as tar:
+                tar.extractall(self.folder)
+            self._shift()
+            self._configure(lxcfs)
+        except BaseException:
+            shutil.rmtree(self.folder)
+            raise
+
+    def _shift(self) -> None:
+        for path in (self.rootfs, *self.rootfs.rglob("*")):
+            was = path.lstat()
+            os.lchown(path, self.idmap.host_uid(was.st_uid), self.idmap.host_gid(was.st_gid))
+
+    def _configure(self, lxcfs: Path) -> None:
+        policy = seccomp.policy(self.config, MACHINE)
+        lxcconf.write_post_stop(self.folder / "post-stop")
+        spec = lxcconf.ContainerSpec(
+            name=self.name,
+            architecture=MACHINE,
+            rootfs=self.rootfs,
+            idmap=self.idmap,
+            config=self.config,
+            cgroup=self.cgroup,
+            console_log=self.folder / "console.log",
+            post_stop=self.folder / "post-stop",
+            target=self.target,
+            host=lxcconf.look_at_host(lxcfs=lxcfs),
+            seccomp=seccomp.write(self.folder, "seccomp", policy) if policy else None,
+        )
+        lxcconf.write(self.folder / "lxc.conf", lxcconf.build(spec))
+
+    def start(self) -> int:
+        """Start it and give its init's pid."""
+        self.target.unlink(missing_ok=True)
+        log = self.folder / "lxc.log"
+        argv = self._command("lxc-start", "-d", "-f", self.folder / "lxc.conf", "-o", log)
+        done = subprocess.run(argv, capture_output=True, timeout=20)
+        assert done.returncode == 0, log.read_text()
+        return self.pid
+
+    @property
+    def pid(self) -> int:
+        done = subprocess.run(self._command("lxc-info", "-pH"), capture_output=True, text=True, timeout=20)
+        return int(done.stdout or 0)
+
+    def _command(self, tool: str, *arguments: str | Path) -> list[str]:
+        return [tool, "-n", self.name, "-P", str(self.folder), *map(str, arguments)]
+
+    def run(self, *argv: str) -> str:
+        """What a command prints inside, stderr as well."""
+        done = subprocess.run(
+            self._command("lxc-attach", "-f", self.folder / "lxc.conf", "--", *argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout
+
+    def wait_for_end(self, seconds: float = 10) -> None:
+        """Until liblxc's monitor is gone too."""
+        deadline = time.monotonic() + seconds
+        while any(self._monitors()):
+            assert time.monotonic() < deadline, "the monitor did not end"
+            time.sleep(0.02)
+
+    def _monitors(self) -> Iterator[int]:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    words = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if str(self.folder).encode() in words:
+                    yield int(entry.name)
+
+    def add_program(self, name: str, code: bytes) -> None:
+        """Put a program of a few machine instructions into /bin."""
+        path = self.rootfs / "bin" / name
+        path.write_bytes(program(code))
+        path.chmod(0o755)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pid = self.pid
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        self.wait_for_end()
+        for cgroup in sorted(Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}"), reverse=True):
+            for below, _folders, _files in os.walk(cgroup, topdown=False):
+                Path(below).rmdir()
+        shutil.rmtree(self.folder)
+
+
+def program(code: bytes) -> bytes:
+    """An ELF file for x86_64 that holds nothing but `code`."""
+    base, head = 0x400000, 64 + 56
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9)
+    elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = head + len(code)
+    return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000) + code
+
+
+_EXIT = b"\xf7\xd8\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05"
+"""neg eax; mov edi, eax; mov eax, 60; syscall: the errno becomes the exit code."""
+
+
+def call(number: int, *arguments: int) -> bytes:
+    """Code for one system call of 64-bit programs."""
+    loads = (b"\xbf", b"\xbe", b"\xba")  # mov edi, esi, edx
+    code = b"".join(load + struct.pack("<I", value) for load, value in zip(loads, arguments, strict=False))
+    return code + b"\xb8" + struct.pack("<I", number) + b"\x0f\x05" + _EXIT
+
+
+def call_32(number: int) -> bytes:
+    """Code for one system call by the entry of 32-bit programs, its arguments 0."""
+    return b"\xb8" + struct.pack("<I", number) + b"\x31\xdb\x31\xc9\xcd\x80" + _EXIT
+
+
+@contextmanager
+def running_lxcfs() -> Iterator[Path]:
+    """An lxcfs of our own and where it is mounted."""
+    folder = _open_folder()
+    mount = folder / "lxcfs"
+    mount.mkdir()
+    argv = ["lxcfs", "--pidfile", str(folder / "lxcfs.pid"), str(mount)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while not (mount / "proc/uptime").exists():
+                assert time.monotonic() < deadline, "lxcfs does not start"
+                assert process.poll() is None, "lxcfs ended"
+                time.sleep(0.02)
+            yield mount
+        finally:
+            process.terminate()
+            process.wait(10)
+            subprocess.run(["umount", "-l", mount], capture_output=True)
+            shutil.rmtree(folder)
+
+
+def _open_folder() -> Path:
+    """A fresh folder that a container's root may pass through, which pytest's own forbid."""
+    folder = Path(tempfile.mkdtemp(prefix="utsuwa-box-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    return folder

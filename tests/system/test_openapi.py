@@ -1,0 +1,305 @@
+"""Real replies of every route, held against the description that the daemon serves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.support import images
+from tests.support.api import Reply
+from tests.support.daemon import Daemon
+from utsuwa.api import routes
+from utsuwa.api.http import Raw, Route
+from utsuwa.api.lxd_paths import PATHS
+from utsuwa.api.routing import Router
+
+pytestmark = pytest.mark.root
+
+NOT_IN_THIS_VERSION = {
+    ("POST", "/1.0/projects"),
+    ("PUT", "/1.0/projects/{name}"),
+    ("PATCH", "/1.0/projects/{name}"),
+    ("POST", "/1.0/projects/{name}"),
+    ("DELETE", "/1.0/projects/{name}"),
+    ("POST", "/1.0/storage-pools/{name}/volumes"),
+    ("POST", "/1.0/storage-pools/{name}/volumes/{type}"),
+    ("POST", "/1.0/images/{fingerprint}/export"),
+    ("POST", "/1.0/images/{fingerprint}/refresh"),
+    ("POST", "/1.0/images/{fingerprint}/secret"),
+    ("POST", "/1.0/instances/{name}/console"),
+}
+"""Served with a reason of their own why not: 501, or 403 for what is never allowed."""
+
+NOTHING_TO_SHOW = {
+    ("GET", "/1.0/networks/{name}"),
+    ("GET", "/1.0/network-acls/{name}"),
+    ("GET", "/1.0/network-zones/{name}"),
+    ("GET", "/1.0/warnings/{uuid}"),
+}
+ELSEWHERE = {
+    ("GET", "/1.0/events"),  # websockets have tests of their own
+    ("GET", "/1.0/operations/{id}/websocket"),
+    ("PUT", "/internal/shutdown"),
+    ("DELETE", "/1.0/operations/{id}"),  # nothing in this version lets itself be cancelled
+}
+
+
+class Checker:
+    """Sends requests and judges replies by the description; remembers which routes succeeded."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.router = Router(routes.all_routes())
+        self.description = daemon.api("GET", "/openapi.json").json
+        self.components = self.description["components"]
+        for schema in self.components["schemas"].values():
+            if schema.get("type") == "object" and "properties" in schema:
+                schema["additionalProperties"] = False  # nothing is sent that is not described
+        self.succeeded: set[tuple[str, str]] = set()
+
+    def ask(self, method: str, url: str, body: object = None, **headers: str) -> Reply:
+        """Any reply, valid by the description of its route."""
+        reply = self.daemon.api(method, url, body, headers=headers)
+        route = self._route(method, url)
+        described = self.description["paths"][route.path.replace(":path}", "}")][method.lower()]["responses"]
+        if reply.status < 300:
+            self.succeeded.add((method, route.path))
+            assert str(reply.status) in described, f"{method} {url}: {reply.status} is not described"
+            if route.reply is Raw:
+                return reply
+        found = described.get(str(reply.status), described["default"])
+        schema = {**found["content"]["application/json"]["schema"], "components": self.components}
+        problems = [
+            f"{error.json_path}: {error.message[:300]}"
+            for error in Draft202012Validator(schema).iter_errors(reply.json)
+        ]
+        assert not problems, f"{method} {url}: {reply.status} {problems}"
+        assert reply.headers["content-type"] == "application/json"
+        return reply
+
+    def _route(self, method: str, url: str) -> Route:
+        return self.router.find(method, url.partition("?")[0])[0]
+
+    def good(self, method: str, url: str, body: object = None, **headers: str) -> Any:
+        """The metadata of a success; of the ended operation where the work goes on in the background."""
+        reply = self.ask(method, url, body, **headers)
+        assert reply.status < 300, f"{method} {url}: {reply.status} {reply.body!r}"
+        if reply.status != 202:
+            return reply.body if self._route(method, url).reply is Raw else reply.metadata
+        ended = self.ask("GET", f"{reply.operation}/wait").metadata
+        assert ended["status"] == "Success", f"{method} {url}: {ended['err']}"
+        return ended["metadata"]
+
+
+@pytest.fixture(scope="module")
+def checker(module_daemon: Daemon) -> Checker:
+    return Checker(module_daemon)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A client's certificate in base64, as clients send it."""
+    folder = tmp_path_factory.mktemp("client")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes"]
+        + ["-days", "10", "-subj", "/CN=tester", "-keyout", folder / "key", "-out", folder / "crt"],
+        check=True,
+        capture_output=True,
+    )
+    lines = (folder / "crt").read_text().splitlines()
+    return "".join(line for line in lines if not line.startswith("-----"))
+
+
+@pytest.fixture
+def no_config(checker: Checker) -> Iterator[None]:
+    yield
+    checker.daemon.do("PUT", "/1.0", {"config": {}})
+
+
+def test_the_server(checker: Checker, no_config: None) -> None:
+    assert checker.good("GET", "/") == ["/1.0"]
+    server = checker.good("GET", "/1.0")
+    assert server["auth"] == "trusted"
+    assert server["environment"]["storage"] == "overlay"
+    checker.good("PUT", "/1.0", {"config": {"core.proxy_https": "http://proxy:3128"}})
+    tag = checker.ask("GET", "/1.0").headers["etag"]
+    checker.good("PATCH", "/1.0", {"config": {"user.x": "1"}}, **{"If-Match": tag})
+    assert checker.ask("PATCH", "/1.0", {"config": {}}, **{"If-Match": tag}).status == 412
+    assert checker.good("GET", "/1.0")["config"] == {"core.proxy_https": "http://proxy:3128", "user.x": "1"}
+    assert checker.good("GET", "/1.0/resources")["cpu"]["total"] > 0
+    assert checker.good("GET", "/1.0/cluster")["enabled"] is False
+    checker.good("GET", "/1.0/metadata/configuration")
+    checker.good("GET", "/1.0/metadata/openapi")
+    checker.good("GET", "/openapi.json")
+    checker.good("GET", "/internal/ready")
+    checker.good("GET", "/internal/gc")
+    for lists in ("networks", "network-acls", "network-zones", "warnings"):
+        assert checker.good("GET", f"/1.0/{lists}") == []
+        assert checker.good("GET", f"/1.0/{lists}?recursion=1") == []
+
+
+def test_certificates(checker: Checker, certificate: str) -> None:
+    url = checker.ask("POST", "/1.0/certificates", {"type": "client", "certificate": certificate})
+    (listed,) = checker.good("GET", "/1.0/certificates")
+    assert url.headers["location"] == listed
+    (shown,) = checker.good("GET", "/1.0/certificates?recursion=1")
+    assert checker.good("GET", listed) == shown
+    checker.good("PUT", listed, {"name": "one", "type": "client"})
+    checker.good("PATCH", listed, {"name": "two"})
+    checker.good("DELETE", listed)
+    assert checker.good("GET", "/1.0/certificates") == []
+
+
+def test_projects_and_profiles(checker: Checker) -> None:
+    assert checker.good("GET", "/1.0/projects") == ["/1.0/projects/default"]
+    (project,) = checker.good("GET", "/1.0/projects?recursion=1")
+    assert checker.good("GET", "/1.0/projects/default") == project
+    checker.good("GET", "/1.0/projects/default/state")
+    checker.good("POST", "/1.0/profiles", {"name": "p", "config": {"user.a": "1"}, "devices": None})
+    checker.good("GET", "/1.0/profiles")
+    checker.good("GET", "/1.0/profiles?recursion=1")
+    checker.good("PUT", "/1.0/profiles/p", {"description": "new", "config": {}, "devices": {}})
+    checker.good("PATCH", "/1.0/profiles/p", {"config": {"user.b": "2"}})
+    assert checker.good("GET", "/1.0/profiles/p")["config"] == {"user.b": "2"}
+    checker.good("POST", "/1.0/profiles/p", {"name": "q"})
+    checker.good("DELETE", "/1.0/profiles/q")
+
+
+def test_storage(checker: Checker, busybox: str) -> None:
+    checker.good("POST", "/1.0/storage-pools", {"name": "more", "driver": "dir"})
+    checker.good("GET", "/1.0/storage-pools")
+    checker.good("GET", "/1.0/storage-pools?recursion=1")
+    checker.good("PUT", "/1.0/storage-pools/more", checker.good("GET", "/1.0/storage-pools/more"))
+    checker.good("PATCH", "/1.0/storage-pools/more", {"description": "one more"})
+    checker.good("DELETE", "/1.0/storage-pools/more")
+    assert checker.good("GET", "/1.0/storage-pools/default/resources")["space"]["total"] > 0
+    checker.good("POST", "/1.0/instances", {"name": "v", "source": {"type": "image", "alias": busybox}})
+    base = "/1.0/storage-pools/default/volumes"
+    for url in (base, f"{base}?recursion=1", f"{base}/container", f"{base}/container?recursion=1"):
+        assert checker.good("GET", url)
+    checker.good("GET", f"{base}/container/v")
+    checker.good("GET", f"{base}/container/v/state")
+    checker.good("DELETE", "/1.0/instances/v")
+
+
+def test_images(checker: Checker, tmp_path: Path) -> None:
+    image = images.build_busybox(tmp_path, {"os": "Testos"})
+    assert image.unified is not None
+    body = image.unified.read_bytes()
+    made = checker.good("POST", "/1.0/images", body, **{"Content-Type": "application/octet-stream"})
+    url = f"/1.0/images/{made['fingerprint']}"
+    checker.good("GET", "/1.0/images")
+    checker.good("GET", "/1.0/images?recursion=1")
+    assert url in checker.good("GET", "/1.0/images?filter=properties.os+eq+Testos")
+    checker.good("PUT", url, checker.good("GET", url))
+    checker.good("PATCH", url, {"properties": {"os": "Other"}})
+    assert checker.good("GET", f"{url}/export") == body
+    aliases = "/1.0/images/aliases"
+    checker.good("POST", aliases, {"name": "a/b", "target": made["fingerprint"]})
+    checker.good("GET", aliases)
+    checker.good("GET", f"{aliases}?recursion=1")
+    checker.good("PUT", f"{aliases}/a%2Fb", checker.good("GET", f"{aliases}/a/b"))
+    checker.good("PATCH", f"{aliases}/a%2Fb", {"description": "x"})
+    checker.good("POST", f"{aliases}/a%2Fb", {"name": "c"})
+    checker.good("DELETE", f"{aliases}/c")
+    checker.good("DELETE", url)
+
+
+def url_name(url: str) -> str:
+    """The last segment."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.mark.parametrize("kind", ["instances", "containers"])
+def test_instances(checker: Checker, busybox: str, kind: str) -> None:
+    lists = f"/1.0/{kind}"
+    checker.good("POST", lists, {"name": "c1", "source": {"type": "image", "alias": busybox}})
+    one = f"{lists}/c1"
+    checker.good("PUT", f"{one}/state", {"action": "start", "timeout": 30})
+    for recursion in (0, 1, 2):
+        assert len(checker.good("GET", f"{lists}?recursion={recursion}")) == 1
+    assert checker.good("GET", lists) == [one]
+    shown = checker.good("GET", one)
+    assert shown["status"] == "Running"
+    checker.good("GET", f"{one}?recursion=1")
+    assert checker.good("GET", f"{one}/state")["processes"] > 0
+    checker.good("PATCH", one, {"config": {"user.x": "1"}})
+    checker.good("PUT", one, {**checker.good("GET", one), "description": "changed"})
+
+    command = {"command": ["echo", "hello"], "record-output": True, "wait-for-websocket": False}
+    assert checker.good("POST", f"{one}/exec", command)["return"] == 0
+    folder = f"{one}/logs/exec-output"
+    outputs = [f"{folder}/{url_name(url)}" for url in checker.good("GET", folder)]
+    assert sorted(checker.good("GET", o) for o in outputs) == [b"", b"hello\n"]
+    for output in outputs:
+        checker.good("DELETE", output)
+    logs = [f"{one}/logs/{url_name(u)}" for u in checker.good("GET", f"{one}/logs")]
+    assert logs
+    for log in logs:
+        checker.good("GET", log)
+    checker.good("GET", f"{one}/console")
+    checker.good("DELETE", f"{one}/console")
+
+    checker.good("PUT", lists, {"state": {"action": "stop", "force": True, "timeout": 30}})
+    (checker.daemon.dir / "logs" / "c1" / "lxc.log.old").write_text("long ago\n")
+    checker.good("DELETE", f"{one}/logs/lxc.log.old")
+    checker.good("POST", one, {"name": "c2"})
+    checker.good("DELETE", f"{lists}/c2")
+
+
+def test_operations(checker: Checker, busybox: str) -> None:
+    checker.good("POST", "/1.0/instances", {"name": "o", "source": {"type": "image", "alias": busybox}})
+    checker.good("PUT", "/1.0/instances/o/state", {"action": "start", "timeout": 30})
+    exec_body = {"command": ["sleep", "100"], "wait-for-websocket": True}
+    url = checker.ask("POST", "/1.0/instances/o/exec", exec_body).operation
+    checker.good("GET", "/1.0/operations")
+    checker.good("GET", "/1.0/operations?recursion=1")
+    assert checker.good("GET", url)["status"] == "Running"
+    checker.ask("DELETE", url)
+    checker.good("PUT", "/1.0/instances/o/state", {"action": "stop", "force": True, "timeout": 30})
+    checker.good("DELETE", "/1.0/instances/o")
+
+
+def test_every_route_fails_as_described(checker: Checker) -> None:
+    """Names that do not exist and bodies that say nothing: an error of the described shape, never a 500."""
+    for route in routes.served():
+        parts = [("nope" if s.startswith("{") else s) for s in route.path.split("/")]
+        if (route.method, route.path) in ELSEWHERE or len(parts) == len([p for p in parts if p != "nope"]):
+            continue
+        body = None if route.method in ("GET", "DELETE") else b"{}"
+        reply = checker.ask(route.method, "/".join(parts), body)
+        assert 400 <= reply.status < 500 or reply.status == 501, f"{route}: {reply.status} {reply.body!r}"
+
+
+def test_every_documented_get_answers(checker: Checker) -> None:
+    """200, 404 or 501, whatever the path."""
+    for documented, methods in PATHS:
+        path = documented.replace("{type}", "container").replace("{name}", "default")
+        if "GET" not in methods.split() or path == "/1.0/events" or path.endswith("/websocket"):
+            continue
+        concrete = "/".join(
+            "container"
+            if s == "{type}"
+            else "default"
+            if s == "{name}"
+            else "abc"
+            if s.startswith("{")
+            else s
+            for s in path.split("/")
+        )
+        reply = checker.daemon.api("GET", concrete)
+        assert reply.status in (200, 404, 501), f"GET {concrete}: {reply.status} {reply.body!r}"
+        assert "error" in json.loads(reply.body) or reply.status == 200
+
+
+def test_every_route_was_seen_to_succeed(checker: Checker) -> None:
+    """Runs last: whoever adds a route also shows its real reply to the description."""
+    known = NOT_IN_THIS_VERSION | NOTHING_TO_SHOW | ELSEWHERE
+    known |= {(method, path.replace("/instances", "/containers")) for method, path in known}
+    assert {(r.method, r.path) for r in routes.served()} - known - checker.succeeded == set()

@@ -1,0 +1,39 @@
+"""docs/config.md names the keys that are in force, no more and no fewer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.core.pool_keys import POOL_KEYS
+from utsuwa.core.server_keys import SERVER_KEYS
+from utsuwa.devices.disk import RootDisk
+from utsuwa.devices.nic import P2PNic
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
+TABLES = {
+    "## The server": SERVER_KEYS,
+    "## Instances": INSTANCE_KEYS,
+    "### disk": RootDisk.keys,
+    "### nic": P2PNic.keys,
+}
+
+
+def documented(heading: str) -> set[str]:
+    """The keys in the first column of the table below a heading."""
+    below = PAGE.read_text().split(f"\n{heading}\n")[1]
+    return set(re.findall(r"(?m)^\| `([^`]+)` \|", re.split(r"\n##+ ", below)[0]))
+
+
+def test_each_key_in_force_is_documented() -> None:
+    for heading, table in TABLES.items():
+        keys = {key.name for key in table.keys if key.in_force and not key.name.startswith("volatile.")}
+        grouped = {re.sub(r"^limits\.kernel\..*", "limits.kernel.*", key) for key in keys}
+        assert documented(heading) == grouped, heading
+
+
+def test_documented_keys_of_pools_exist() -> None:
+    known = {key.name for table in POOL_KEYS.values() for key in table.keys}
+    assert documented("## Storage pools")
+    assert documented("## Storage pools") <= known

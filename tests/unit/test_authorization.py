@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from utsuwa.api.routes import all_routes
 from utsuwa.core.errors import Forbidden
 from utsuwa.security.authorization import Access, Caller, authorize, may_see, tls_caller, unix_caller
 
@@ -52,3 +53,28 @@ def test_projects() -> None:
     assert may_see(CLIENT, "two")
     assert not may_see(STRANGER, "default")
     assert not may_see(Caller(trusted=False), "default")
+
+
+def test_what_strangers_can_reach_is_written_down_here() -> None:
+    """Each of these shows strangers less, or asks for a secret; think twice before you add one."""
+    assert {f"{r.method} {r.path}" for r in all_routes() if r.access is Access.PUBLIC} == {
+        "GET /",
+        "GET /1.0",
+        "GET /1.0/images",
+        "GET /1.0/images/aliases",
+        "GET /1.0/images/aliases/{name:path}",
+        "GET /1.0/images/{fingerprint}",
+        "GET /1.0/images/{fingerprint}/export",
+        "GET /1.0/metadata/openapi",
+        "GET /1.0/operations/{id}/wait",
+        "GET /1.0/operations/{id}/websocket",
+        "GET /openapi.json",
+        "POST /1.0/certificates",
+    }
+
+
+def test_what_acts_on_the_daemon_itself_is_for_root() -> None:
+    internal = {r.path: r.access for r in all_routes() if r.path.startswith("/internal/")}
+    assert internal["/internal/shutdown"] is Access.ROOT
+    assert internal["/internal/gc"] is Access.ROOT
+    assert Access.PUBLIC not in internal.values()

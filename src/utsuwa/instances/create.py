@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from utsuwa import devices as device_types
 from utsuwa.core import clock
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import Forbidden, InvalidConfig, InvalidRequest, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
+from utsuwa.db import codes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
@@ -41,7 +42,6 @@ _SECOND = (
     "raven", "robin", "seal", "sparrow", "stork", "tapir", "walrus", "wombat", "yak",
 )
 # fmt: on
-_ARCHITECTURE = re.compile(r"[a-z0-9_]{1,32}\Z")
 
 
 def random_name() -> str:
@@ -61,6 +61,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     async with ctx.database.read() as conn:
         loaded = merge(row, await profiles_named(conn, project, row.profiles))
     loaded = check_whole(loaded)
+    await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
     async with ctx.locks.hold("idmap"):
         config = {**row.config, **await identity.reserve(ctx, loaded)}
@@ -75,6 +76,9 @@ _UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
 
 def check_whole(instance: Loaded) -> Loaded:
     """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
+    codes.number(codes.ARCHITECTURES, instance.row.architecture, "architecture")
+    if len(set(instance.row.profiles)) != len(instance.row.profiles):
+        raise InvalidRequest("A profile is named twice: an instance can have each profile once")
     INSTANCE_KEYS.check(instance.row.config)
     device_types.check_devices(instance.row.devices, profile=False)
     INSTANCE_KEYS.check(instance.expanded_config)
@@ -88,6 +92,21 @@ def check_whole(instance: Loaded) -> Loaded:
     device_types.check_devices(instance.expanded_devices, profile=False)
     instance.root_disk()
     return instance
+
+
+async def check_by_liblxc(ctx: Context, instance: Loaded, old: Loaded | None = None) -> None:
+    """Have liblxc read `raw.lxc` where it is not the `old` one. Raises InvalidConfig with its reason."""
+    raw = instance.expanded_config.get("raw.lxc", "")
+    if not raw or (old is not None and raw == old.expanded_config.get("raw.lxc")):
+        return
+    handle = os.memfd_create("raw.lxc", os.MFD_CLOEXEC)
+    try:
+        os.write(handle, raw.encode() + b"\n")
+        await ctx.helper.check_config(Path(f"/proc/{os.getpid()}/fd/{handle}"))
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Invalid value for 'raw.lxc': {error.message}") from error
+    finally:
+        os.close(handle)
 
 
 def _refuse_what_is_not_there(request: InstancesPost) -> None:
@@ -108,8 +127,6 @@ def _refuse_what_is_not_there(request: InstancesPost) -> None:
         raise InvalidRequest(f"Unknown source type {kind!r}: use image or none")
     if request.source.server:
         raise NotSupportedYet("Images from remote servers are not supported yet: import the image first")
-    if request.architecture and not _ARCHITECTURE.match(request.architecture):
-        raise InvalidRequest(f"Invalid architecture {request.architecture[:40]!r}")
 
 
 async def _find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
@@ -143,9 +160,16 @@ def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow 
         last_used_at=None,
         config=config,
         devices={key: dict(device) for key, device in request.devices.items()},
-        profiles=["default"] if request.profiles is None else list(request.profiles),
+        profiles=_profiles(request, image),
         state="creating",
     )
+
+
+def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:
+    """Those asked for, else those of the image, else `default`."""
+    if request.profiles is not None:
+        return list(request.profiles)
+    return list(image.profiles) if image is not None else ["default"]
 
 
 async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import msgspec
 
-from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.instances import device_steps, identity
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
-from utsuwa.instances.create import check_whole
+from utsuwa.instances.create import check_by_liblxc, check_whole
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import InstancePatch, InstancePut
 
@@ -24,7 +25,8 @@ _OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "vol
 
 async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
     """Raise at once what `put` would find wrong with the request itself."""
-    await _judged(ctx, _replaced(await load(ctx, project, name), request))
+    old = await load(ctx, project, name)
+    await _judged(ctx, old, _replaced(old, request))
 
 
 async def put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
@@ -81,16 +83,17 @@ def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[s
     return {**others, **kept}
 
 
-async def _judged(ctx: Context, row: InstanceRow) -> Loaded:
+async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
-    if len(set(row.profiles)) != len(row.profiles):
-        raise InvalidRequest("A profile is named twice")
     async with ctx.database.read() as conn:
-        return check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
+        new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
+    _refuse_root_move(old, new)
+    await check_by_liblxc(ctx, new, old)
+    return new
 
 
 async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
-    new = await _judged(ctx, row)
+    new = await _judged(ctx, old, row)
     async with ctx.locks.hold("idmap"), Rollback() as undo:
         new = await change(ctx, old, new, undo)
         async with ctx.database.write("update instance") as conn:
@@ -101,7 +104,6 @@ async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
 
 async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Loaded:
     """Bring the host from `old` to `new`, both merged; gives `new` with the volatile keys that came of it."""
-    _refuse_root_move(old, new)
     idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
     running = ctx.runtime.get(old.key)
     host = device_steps.host_of(ctx.paths, new, idmap, running.init_pid if running else None)
@@ -149,23 +151,44 @@ class ProfileFollower:
 
     async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
         """Called before the new profile is stored; `undo` runs where storing it fails."""
-        ctx = self._ctx
-        users = [i for i in await load_all(ctx, old.project) if old.name in i.row.profiles]
+        users = await self._users(old)
         if not users:
             return
+        async with AsyncExitStack() as locks:
+            for user in users:
+                await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
+            await locks.enter_async_context(self._ctx.locks.hold("idmap"))
+            await self._follow(old, new, undo)
+
+    async def _users(self, profile: ProfileRow) -> list[Loaded]:
+        """By name: in the order in which their locks are taken everywhere."""
+        return [i for i in await load_all(self._ctx, profile.project) if profile.name in i.row.profiles]
+
+    async def _follow(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
+        ctx = self._ctx
+        users = await self._users(old)
         async with ctx.database.read() as conn:
             profiles = {p.name: p for p in await profiles_named(conn, old.project, _all_profiles(users))}
         profiles[old.name] = new
+        wanted = []
         for before in users:
             after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
             _refuse_root_move(before, after)
-        for before in users:
-            after = merge(before.row, [profiles[name] for name in before.row.profiles])
-            changed = await change(ctx, before, after, undo)
-            if changed.row != before.row:
-                async with ctx.database.write("follow profile") as conn:
-                    await instance_rows.update(conn, changed.row)
-            _remember(ctx, changed)
+            await check_by_liblxc(ctx, after, before)
+            wanted.append(after)
+        changed = [
+            await change(ctx, before, after, undo) for before, after in zip(users, wanted, strict=True)
+        ]
+        await self._store(changed)
+        undo.push(self._store, users)
+
+    async def _store(self, instances: Sequence[Loaded]) -> None:
+        """All of them in one transaction: what a profile changes is changed everywhere or nowhere."""
+        async with self._ctx.database.write("follow profile") as conn:
+            for instance in instances:
+                await instance_rows.update(conn, instance.row)
+        for instance in instances:
+            _remember(self._ctx, instance)
 
 
 def _all_profiles(instances: Sequence[Loaded]) -> list[str]:

@@ -1,0 +1,76 @@
+"""Everything that a daemon keeps, to be compared: its rows, its files, what it has on the host."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+
+from tests.support import leaks
+from tests.support.daemon import Daemon
+
+PATIENCE = 3
+"""Seconds for what goes by itself: a process that is just ending, a loop device."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What is there at one moment; equal ones mean that nothing was changed and nothing is left."""
+
+    rows: frozenset[str]
+    files: frozenset[str]
+    mounts: frozenset[str]
+    loops: frozenset[tuple[str, str]]
+    processes: frozenset[tuple[int, str]]
+
+    @classmethod
+    def of(cls, daemon: Daemon) -> Traces:
+        return cls(
+            frozenset(_rows(daemon)),
+            frozenset(_files(daemon)),
+            frozenset(leaks.mounts_below(daemon.home)),
+            frozenset(leaks.loop_devices(daemon.home)),
+            frozenset(p for p in leaks.processes_of(daemon.home) if "utsuwa.host.helper" not in p[1]),
+        )
+
+    def differences(self, other: Traces) -> list[str]:
+        """One line for each thing that `other` lacks or has more."""
+        found = []
+        for name in (field.name for field in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            found += [f"{name}: gone: {item}" for item in sorted(mine - theirs)]
+            found += [f"{name}: new: {item}" for item in sorted(theirs - mine)]
+        return found
+
+
+def _rows(daemon: Daemon) -> Iterator[str]:
+    path = daemon.dir / "database" / "utsuwa.db"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in names:
+            if table != "sqlite_sequence":  # ids that were given once
+                for row in connection.execute(f'SELECT * FROM "{table}"'):
+                    yield f"{table} {row}"
+
+
+def _files(daemon: Daemon) -> Iterator[str]:
+    """All paths in the state folder; what lies in a mounted root file system is the container's own."""
+    for top, folders, files in os.walk(daemon.dir):
+        if top == str(daemon.dir / "database"):
+            continue
+        yield from (f"{top}/{name}" for name in (*folders, *files))
+        folders[:] = [name for name in folders if not os.path.ismount(f"{top}/{name}")]
+
+
+@contextmanager
+def nothing_changes(daemon: Daemon) -> Iterator[None]:
+    """Fail where the block changed a row, or left a file, a mount, a loop device or a process."""
+    before = Traces.of(daemon)
+    yield
+    deadline = time.monotonic() + PATIENCE
+    while found := before.differences(Traces.of(daemon)):
+        assert time.monotonic() < deadline, "\n".join(["the daemon changed or left:", *found])
+        time.sleep(0.05)

@@ -353,7 +353,7 @@ def test_a_layer_becomes_a_copy_where_the_kernel_maps_no_more(
     assert (rootfs / "mine").read_text() == "kept"
     assert not (rootfs / "etc/hosts").exists()
     assert (rootfs / "home/user/file").stat().st_uid == 101_000
-    assert not driver.instance_mounted("c1")
+    assert os.statvfs(rootfs).f_flag & os.ST_NODEV
     assert driver.image_users(FINGERPRINT) == []
     assert {p.name for p in driver.instance_folder("c1").iterdir()} == {
         "metadata.yaml", "templates", "rootfs", "volume.json",
@@ -530,3 +530,18 @@ def test_out_of_space_for_a_layer(small_disk: Path, files: Path) -> None:
         driver.create_instance(volume(), image)
     assert driver.instances() == []
     assert everything(small_disk / "pool/containers") == []
+
+
+@pytest.mark.parametrize("name", ["overlay", "dir"])
+def test_device_nodes_open_for_privileged_containers_only(place: Path, files: Path, name: str) -> None:
+    """A node in an image would be the host's disk: nothing else stands between it and the container."""
+    driver = pool(place, name)
+    rootfs = launch(driver, source(files, name))
+    driver.unmount_instance("c1")
+    rootfs = driver.mount_instance(volume(ids=IdMap()))
+    os.mknod(rootfs / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    assert (rootfs / "null").read_bytes() == b""
+    driver.unmount_instance("c1")
+    rootfs = driver.mount_instance(volume())
+    with pytest.raises(PermissionError):
+        (rootfs / "null").read_bytes()

@@ -132,7 +132,27 @@ def bind(source: Path, target: Path) -> None:
 def bind_idmapped(source: Path, target: Path, idmap: IdMap) -> None:
     """Mount `source` at `target` (they may be the same) with the container's ids shown as the host's."""
     with _tree(source, idmap) as tree:
+        _without_devices(tree, idmap)
         syscalls.move_mount(tree, target)
+
+
+def bind_without_devices(source: Path, target: Path) -> None:
+    """Show `source` at `target`, where the owners on disk are the container's already."""
+    tree = syscalls.open_tree(source)
+    try:
+        syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_NODEV)
+        syscalls.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
+def _without_devices(mount: int, idmap: IdMap) -> None:
+    """An unprivileged container cannot make device nodes, but its image may bring some.
+
+    No device cgroup stands in its way, so the nodes must not open: `/dev` is a file system of its own.
+    """
+    if not idmap.privileged:
+        syscalls.mount_setattr(mount, attr_set=syscalls.MOUNT_ATTR_NODEV)
 
 
 @contextmanager
@@ -224,6 +244,7 @@ def mount_overlay(folder: OverlayFolder, image: Path, idmap: IdMap, options: Map
             os.chdir(folder.path)
             overlay = _attached_for_a_moment({folder.lower: lower, folder.layer: layer}, options)
             try:
+                _without_devices(overlay, idmap)
                 syscalls.move_mount(overlay, folder.rootfs)
             finally:
                 os.close(overlay)

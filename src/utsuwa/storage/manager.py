@@ -122,7 +122,7 @@ class StorageManager:
             await storage_pools.delete(conn, row.id)
 
     async def _sweep(self, pool: str, driver: Driver) -> None:
-        """Folders without an instance, rows without one, links that are missing, images without a use."""
+        """Rows without an instance, missing links, images without a use; unknown folders are only named."""
         async with self._database.read() as conn:
             instances = {(i.project, i.name) for i in await instance_rows.get_all(conn, None)}
             volumes = await storage_volumes.get_all(conn, None, pool, VOLUME_CONTAINER)
@@ -131,8 +131,8 @@ class StorageManager:
             if name in known:
                 await asyncio.to_thread(self._link, driver, name)
             else:
-                log.warning("removing %s from storage pool %r: no instance belongs to it", name, pool)
-                await _finished(driver.delete_instance, name)
+                # Never removed: a database restored from a backup must not cost what it does not know.
+                log.warning("no instance belongs to %s on storage pool %r: remove it by hand", name, pool)
                 await asyncio.to_thread(self._unlink, name)
         async with self._database.write("sweep storage volumes") as conn:
             for volume in volumes:

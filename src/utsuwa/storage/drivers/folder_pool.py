@@ -205,6 +205,8 @@ class FolderPool:
         records.change_volume(folder, record, mounted=idmap if mapped else None)
         if mapped:
             mounts.bind_idmapped(rootfs, rootfs, idmap)
+        elif not idmap.privileged:
+            mounts.bind_without_devices(rootfs, rootfs)
 
     @translated
     def unmount_instance(self, name: str) -> None:

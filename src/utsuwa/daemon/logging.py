@@ -51,7 +51,7 @@ class LineFormatter(logging.Formatter):
 
 
 def _quoted(value: str) -> str:
-    if _PLAIN.match(value):
+    if _PLAIN.match(value) and value.isprintable():
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else _escape(c) for c in escaped) + '"'

@@ -219,6 +219,7 @@ def _memory() -> Memory:
 
 # ---- addresses
 
+_NET = Path("/proc/net")
 _LOCAL_HOST = "/32 host LOCAL"
 
 
@@ -232,7 +233,7 @@ def _ipv4_addresses() -> list[str]:
     """From the kernel's routing table, where each of its own addresses stands once a table."""
     found: dict[str, None] = {}
     candidate = ""
-    for line in _lines(Path("/proc/net/fib_trie")):
+    for line in _lines(_NET / "fib_trie"):
         text = line.strip()
         if text.startswith("|-- "):
             candidate = text[4:]
@@ -242,7 +243,7 @@ def _ipv4_addresses() -> list[str]:
 
 
 def _ipv6_addresses() -> list[str]:
-    numbers = [line.split()[0] for line in _lines(Path("/proc/net/if_inet6"))]
+    numbers = [line.split()[0] for line in _lines(_NET / "if_inet6")]
     return [str(ipaddress.IPv6Address(int(number, 16))) for number in numbers]
 
 

@@ -139,3 +139,26 @@ def test_a_hierarchy_whose_root_is_not_the_whole(tmp_path: Path) -> None:
     info = host.proc / "self/mountinfo"
     info.write_text(info.read_text().replace("0:30 / ", "0:30 /outer "))
     assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}
+
+
+def test_what_is_unused_is_removed_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    proc, mount = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    own = "/system/utsuwa.service"
+    (proc / "self/mountinfo").write_text(
+        f"30 20 0:1 / {mount}/memory rw - cgroup cgroup rw,memory\n"
+        f"31 20 0:2 / {mount}/unified rw - cgroup2 cgroup2 rw\n"
+    )
+    (proc / "self/cgroup").write_text(f"4:memory:{own}\n0::/\n")
+    unused = [mount / "memory/u-1", mount / f"memory{own}/u-1"]
+    for folder in unused:
+        (folder / "lxc.pivot").mkdir(parents=True)
+    used = mount / "unified/u-1/lxc.payload.c1"
+    used.mkdir(parents=True)
+    other = mount / "memory/u-2/lxc.pivot"
+    other.mkdir(parents=True)
+    cgroups.remove_unused("u-1", proc)
+    assert [folder for folder in unused if folder.exists()] == []
+    assert used.is_dir()
+    assert other.is_dir()
+    cgroups.remove_unused("u-1", proc)  # safe to repeat

@@ -17,7 +17,7 @@ from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
 from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
 from utsuwa.db.engine import Database
-from utsuwa.host import facts
+from utsuwa.host import cgroups, facts
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.console import ConsoleLog
@@ -127,6 +127,7 @@ class Daemon:
         await images.start()
 
         owner = owner_name(paths)
+        stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
         projects = ProjectManager(database)
         profiles = ProfileManager(database, events)
         context = Context(

@@ -6,6 +6,7 @@ path is cut back to the container's own folder, which liblxc names `lxc.payload.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pathlib import Path
 
 PAYLOAD_PREFIX = "lxc.payload."
 """How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
+
+PIVOT = "lxc.pivot"
+"""Where liblxc's monitors move to at their end; nobody removes it after."""
 
 _UNIFIED = ""
 _PROC = Path("/proc")
@@ -77,6 +81,23 @@ def container_path(path: str, own: str = "/") -> str:
                 return "/".join(parts[: index + 1])
             passed_over -= 1
     return path.removesuffix("/init.scope") or "/"
+
+
+def remove_unused(name: str, proc: Path = _PROC) -> None:
+    """Take away the cgroup `name` of a daemon (its `lxc.cgroup.dir`) wherever nothing is left in it.
+
+    liblxc makes it at the root of a hierarchy or below the cgroup in which the daemon runs itself.
+    """
+    hierarchies = _hierarchies(proc)
+    parents = {hierarchy.mount for hierarchy in hierarchies.values()}
+    for controllers, path in _paths(proc / "self" / "cgroup"):
+        for controller in controllers.split(","):
+            if controller in hierarchies:
+                parents.add(_folder(hierarchies[controller], path))
+    for parent in parents:
+        for folder in (parent / name / PIVOT, parent / name):
+            with contextlib.suppress(OSError):  # not there, or containers run on in it
+                folder.rmdir()
 
 
 def _usage(folders: Mapping[str, Path]) -> Usage:

@@ -33,6 +33,7 @@ NOT_IN_THIS_VERSION = {
     ("POST", "/1.0/images/{fingerprint}/refresh"),
     ("POST", "/1.0/images/{fingerprint}/secret"),
     ("POST", "/1.0/instances/{name}/console"),
+    ("POST", "/internal/testing/warnings"),
 }
 """Served with a reason of their own why not: 501, or 403 for what is never allowed."""
 

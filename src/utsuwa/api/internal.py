@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 from utsuwa.api.http import Empty, Request, Result, Route
-from utsuwa.core.errors import Unavailable
+from utsuwa.core.errors import NotSupportedYet, Unavailable
 from utsuwa.security.authorization import Access
 
 
@@ -29,8 +29,13 @@ async def collect_garbage(request: Request) -> Result:
     return Empty()
 
 
+async def make_warning(request: Request) -> Result:
+    raise NotSupportedYet("This version keeps no warnings")
+
+
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/internal/ready", ready, "Whether start-up has finished"),
     Route("PUT", "/internal/shutdown", shutdown, "Stop containers and daemon", access=Access.ROOT),
+    Route("POST", "/internal/testing/warnings", make_warning, "Make a warning", access=Access.ROOT),
     Route("GET", "/internal/gc", collect_garbage, "Free what is no longer used", access=Access.ROOT),
 )

@@ -13,7 +13,6 @@ from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
-from utsuwa.operations.scheduler import Scheduler
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security.certificates import CertificateManager
@@ -48,7 +47,6 @@ class Services:
     database: Database
     events: EventHub
     operations: Operations
-    scheduler: Scheduler
     server: ServerConfig
     certificates: CertificateManager
     projects: ProjectManager

@@ -26,7 +26,6 @@ from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
-from utsuwa.operations.scheduler import Scheduler
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security import apparmor
@@ -106,8 +105,6 @@ class Daemon:
 
         events = EventHub()
         self._publish_log(events)
-        scheduler = Scheduler()
-        stack.push_async_callback(scheduler.stop)
         self._operations = Operations(events)
 
         server = ServerConfig(database)
@@ -151,7 +148,6 @@ class Daemon:
             database=database,
             events=events,
             operations=self._operations,
-            scheduler=scheduler,
             server=server,
             certificates=certificates,
             projects=projects,

@@ -1,1 +1,1 @@
-"""Background operations, events, scheduled work."""
+"""Background operations and events."""

@@ -3,10 +3,10 @@
 # shellcheck shell=bash
 
 # What a running Utsuwa needs, and what builds the Debian image.
-RUNTIME_PACKAGES=(lxc lxcfs lxd-client squashfs-tools xz-utils zstd gzip tar uidmap nftables iproute2
+RUNTIME_PACKAGES=(lxc lxcfs lxd-client squashfs-tools xz-utils zstd gzip bzip2 tar uidmap nftables iproute2
     python3 python3-venv ca-certificates mmdebstrap debian-archive-keyring)
 # What the tests need on top.
-TEST_PACKAGES=(busybox-static acl attr libcap2-bin mount util-linux)
+TEST_PACKAGES=(busybox-static acl attr libcap2-bin mount util-linux curl)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
 ROOT_ID_RANGE=1000000:1000000000
 

@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 from tests.support import leaks
 from tests.support.api import Reply, request
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon.app import owner_name
 
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -235,7 +237,7 @@ class Daemon:
                     step()
                 except Exception as error:
                     problems.append(f"{step.__name__}: {error}")
-        problems += leaks.find_leaks(self.home, self.before)
+        problems += leaks.find_leaks(self.home, owner_name(StatePaths(self.dir)), self.before)
         with contextlib.suppress(OSError):
             leaks.remove_lock_folders(self.home)
         if not self.faults_expected:

@@ -1,8 +1,8 @@
 """What a daemon may leave behind on the host, and how to find it.
 
-Everything that can be traced to the daemon by its folder's name is searched for always. Network
-interfaces and firewall tables carry no such name: new ones count as leaks only while no other
-manager of containers runs on the machine, because then nobody else can have made them.
+Everything that can be traced to the daemon by the name of its folder is searched for always. Network
+interfaces carry no such name: new ones count as leaks only while no other manager of containers runs on
+the machine, because then nobody else can have made them.
 """
 
 from __future__ import annotations
@@ -25,41 +25,35 @@ class HostState:
     """What was on the host before the daemon started and cannot be told from its name."""
 
     interfaces: frozenset[str]
-    tables: frozenset[str]
-    cgroups: frozenset[str]
 
     @classmethod
     def now(cls) -> HostState:
-        return cls(frozenset(_interfaces()), frozenset(_nft_tables()), frozenset(_cgroups()))
+        return cls(frozenset(_interfaces()))
 
 
-def find_leaks(folder: Path, before: HostState, patience: float = 3) -> list[str]:
+def find_leaks(folder: Path, owner: str, before: HostState, patience: float = 3) -> list[str]:
     """Whatever of the daemon in `folder` is still on the host, one line each.
 
-    What goes by itself (a process that is just ending) gets `patience` seconds to do so.
+    `owner` is what the daemon names its cgroups and tables by. What goes by itself (a process that is
+    just ending) gets `patience` seconds to do so.
     """
     deadline = time.monotonic() + patience
     while True:
-        found = list(_all_leaks(folder, before))
+        found = list(_all_leaks(folder, owner, before))
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
 
 
-def _all_leaks(folder: Path, before: HostState) -> Iterator[str]:
-    token = str(folder)
+def _all_leaks(folder: Path, owner: str, before: HostState) -> Iterator[str]:
     yield from (f"mount: {m}" for m in mounts_below(folder))
-    yield from (f"loop device: {d} over {f}" for d, f in loop_devices(folder))
+    yield from (f"loop device: {d} with {f}" for d, f in loop_devices(folder))
     yield from (f"process: {pid} {what}" for pid, what in processes_of(folder))
     yield from (f"file outside: {f}" for f in _files_named(folder))
-    alone = not _other_managers(token)
-    for kind, new in (
-        ("cgroup", set(_cgroups()) - before.cgroups),
-        ("network interface", set(_interfaces()) - before.interfaces),
-        ("firewall table", set(_nft_tables()) - before.tables),
-    ):
-        if alone:
-            yield from (f"{kind}: {name}" for name in sorted(new))
+    yield from (f"cgroup: {path}" for path in _cgroups(owner))
+    yield from (f"firewall table: {table}" for table in _nft_tables() if owner in table)
+    if not _other_managers(str(folder)):
+        yield from (f"network interface: {name}" for name in sorted(set(_interfaces()) - before.interfaces))
 
 
 def mounts_below(folder: Path) -> list[str]:
@@ -159,6 +153,6 @@ def _nft_tables() -> list[str]:
     return [f"{o['table']['family']} {o['table']['name']}" for o in objects if "table" in o]
 
 
-def _cgroups() -> Iterator[str]:
+def _cgroups(owner: str) -> Iterator[str]:
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
-        yield from (f"{top}/{name}" for name in folders)
+        yield from (f"{top}/{name}" for name in folders if name.startswith(owner))

@@ -1,0 +1,253 @@
+"""The parts of the instances package that are decided without a host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from utsuwa import devices
+from utsuwa.core.config_keys import KeyTable
+from utsuwa.core.errors import InvalidConfig, InvalidName, InvalidRequest, NotSupportedYet
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.names import check_instance_name
+from utsuwa.core.rollback import Rollback
+from utsuwa.devices import Device, DeviceHost, RunConfig
+from utsuwa.instances import create, device_steps, end, stop, update
+from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status, find_root_disk
+from utsuwa.wire.instances import InstanceSource, InstancesPost
+
+Devices = dict[str, dict[str, str]]
+
+
+class Recorder(Device):
+    """A device that notes what is asked of it; `fail` names the step that does not work."""
+
+    keys = KeyTable("recorder", ())
+    live = True
+    live_keys = frozenset({"speed"})
+    log: list[str] = []
+    fail = ""
+
+    def _note(self, step: str) -> RunConfig:
+        if self.fail == f"{step} {self.name}":
+            raise InvalidConfig(f"{step} {self.name} failed")
+        self.log.append(f"{step} {self.name}")
+        return RunConfig(lxc=[("lxc.net.{nic}.name", self.name)], volatile={"seen": step})
+
+    def validate(self) -> None:
+        return None
+
+    async def start(self, host: DeviceHost) -> RunConfig:
+        return self._note("start")
+
+    async def attach(self, host: DeviceHost) -> RunConfig:
+        return self._note("attach")
+
+    async def detach(self, host: DeviceHost) -> RunConfig:
+        return self._note("detach")
+
+    async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
+        return self._note("update")
+
+    async def stop(self, host: DeviceHost) -> RunConfig:
+        return self._note("stop")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    monkeypatch.setattr(
+        devices, "load", lambda name, config, instance=True: Recorder(name, config, instance=instance)
+    )
+    Recorder.log, Recorder.fail = [], ""
+    yield Recorder.log
+    Recorder.fail = ""
+
+
+def host(of: Devices) -> DeviceHost:
+    return DeviceHost("default", "c1", "c1", {}, IdMap(), Path("/nowhere"), 1, of)
+
+
+def with_speed(speed: str, **more: str) -> dict[str, str]:
+    return {"type": "recorder", "speed": speed, **more}
+
+
+async def test_devices_start_in_order_and_number_their_interfaces(log: list[str]) -> None:
+    async with Rollback() as undo:
+        steps = await device_steps.start_all(host({"b": with_speed("1"), "a": with_speed("1")}), undo)
+        undo.keep()
+    assert log == ["start a", "start b"]
+    assert steps.lxc == [("lxc.net.0.name", "a"), ("lxc.net.1.name", "b")]
+    assert steps.volatile == {"volatile.a.seen": "start", "volatile.b.seen": "start"}
+
+
+async def test_what_was_started_is_stopped_where_a_later_device_fails(log: list[str]) -> None:
+    Recorder.fail = "start b"
+    with pytest.raises(InvalidConfig):
+        async with Rollback() as undo:
+            await device_steps.start_all(host({"a": with_speed("1"), "b": with_speed("1")}), undo)
+    assert log == ["start a", "stop a"]
+
+
+async def test_one_device_that_does_not_stop_keeps_no_other(log: list[str]) -> None:
+    Recorder.fail = "stop b"
+    volatile = await device_steps.stop_all(host({name: with_speed("1") for name in "abc"}))
+    assert log == ["stop c", "stop a"]
+    assert volatile == {"volatile.c.seen": "stop", "volatile.a.seen": "stop"}
+
+
+async def change(old: Devices, new: Devices) -> None:
+    async with Rollback() as undo:
+        await device_steps.change_running(host(new), old, new, undo)
+        undo.keep()
+
+
+async def test_live_changes_detach_update_and_attach(log: list[str]) -> None:
+    old = {
+        "gone": with_speed("1"),
+        "kept": with_speed("1"),
+        "moved": with_speed("1"),
+        "tuned": with_speed("1"),
+    }
+    new = {
+        "kept": with_speed("1"),
+        "moved": with_speed("1", place="x"),
+        "new": with_speed("1"),
+        "tuned": with_speed("2"),
+    }
+    await change(old, new)
+    assert log == ["detach moved", "detach gone", "attach moved", "attach new", "update tuned"]
+
+
+@pytest.mark.parametrize("failing", ["attach new", "update tuned"])
+async def test_a_live_change_that_fails_is_undone_whole(log: list[str], failing: str) -> None:
+    Recorder.fail = failing
+    old = {"gone": with_speed("1"), "tuned": with_speed("1")}
+    new = {"new": with_speed("1"), "tuned": with_speed("2")}
+    with pytest.raises(InvalidConfig):
+        async with Rollback() as undo:
+            await device_steps.change_running(host(new), old, new, undo)
+    assert log[0] == "detach gone"
+    assert log[-1] == "attach gone"
+    assert log.count("attach new") == log.count("detach new")
+
+
+def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
+    old = {
+        "volatile.uuid": "u",
+        "volatile.last_state.power": "RUNNING",
+        "volatile.eth0.hwaddr": "a",
+        "user.x": "1",
+    }
+    new = {"volatile.uuid": "forged", "volatile.idmap.next": "[]", "volatile.eth0.hwaddr": "b", "user.y": ""}
+    assert update._with_own_volatile(old, new) == {
+        "volatile.uuid": "u",
+        "volatile.last_state.power": "RUNNING",
+        "volatile.eth0.hwaddr": "b",
+    }
+
+
+ROOT = {"type": "disk", "path": "/", "pool": "p"}
+
+
+def test_the_root_disk_is_found() -> None:
+    other = {"type": "disk", "path": "/data", "source": "/srv"}
+    assert find_root_disk({"data": other, "root": ROOT}) == ("root", ROOT)
+
+
+@pytest.mark.parametrize(
+    ("of", "reason"),
+    [
+        ({}, "No root device"),
+        ({"a": {**ROOT, "source": "/srv"}}, "No root device"),
+        ({"a": ROOT, "b": ROOT}, "More than one"),
+        ({"a": {"type": "disk", "path": "/"}}, "names no storage pool"),
+    ],
+)
+def test_a_missing_root_disk_is_told(of: Devices, reason: str) -> None:
+    with pytest.raises(InvalidConfig, match=reason):
+        find_root_disk(of)
+
+
+def test_random_names_are_valid() -> None:
+    for _ in range(50):
+        check_instance_name(create.random_name())
+
+
+@pytest.mark.parametrize(
+    "name", ["", "1abc", "a_b", "a.b", "-a", "a-", "ä", "a" * 64, "a/b", "a b", "..", "a\n"]
+)
+def test_invalid_instance_names(name: str) -> None:
+    with pytest.raises(InvalidName):
+        check_instance_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "A1", "web-01", "a" * 63])
+def test_valid_instance_names(name: str) -> None:
+    assert check_instance_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (InstancesPost(type="virtual-machine"), InvalidRequest),
+        (InstancesPost(instance_type="t2.micro"), NotSupportedYet),
+        (InstancesPost(stateful=True), InvalidRequest),
+        (InstancesPost(), InvalidRequest),
+        (InstancesPost(source=InstanceSource(type="copy")), NotSupportedYet),
+        (InstancesPost(source=InstanceSource(type="image", server="https://x")), NotSupportedYet),
+    ],
+)
+def test_what_cannot_be_created_is_refused_at_once(request_: InstancesPost, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        create._refuse_what_is_not_there(request_)
+
+
+def a_running(name: str = "c1") -> Running:
+    return Running(1, "default", name, 10, None, {}, {}, IdMap())
+
+
+async def test_the_runtime_table_forgets_only_the_run_it_is_told_of() -> None:
+    table = RuntimeTable()
+    first, second = a_running(), a_running()
+    table.add(first)
+    table.add(second)
+    table.remove(first)
+    assert table.get(("default", "c1")) is second
+    second.frozen = True
+    assert table.status(("default", "c1")) is Status.FROZEN
+    table.remove(second)
+    assert table.status(("default", "c1")) is Status.STOPPED
+    assert not second.ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"reboot\n", "reboot"), (b"stop\n", "stop"), (b"", ""), (b"\xff" * 500, "\ufffd" * 64)],
+)
+def test_the_recorded_target(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "lxc.target").write_bytes(content)
+    assert end.read_target(RuntimePaths(tmp_path)) == expected
+
+
+def test_no_recorded_target(tmp_path: Path) -> None:
+    assert end.read_target(RuntimePaths(tmp_path)) == ""
+
+
+def test_halt_signal_of_a_process_that_blocks_nothing() -> None:
+    assert stop.halt_signal(1) in (30, 37)
+
+
+async def test_a_lock_of_one_instance_keeps_no_other() -> None:
+    from utsuwa.core.locks import NamedLocks
+
+    locks = NamedLocks()
+    async with locks.hold("instance", "default", "a"):
+        async with asyncio.timeout(1), locks.hold("instance", "default", "b"):
+            assert locks.held("instance", "default", "b")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), locks.hold("instance", "default", "a"):
+                pass
+    assert not locks.held("instance", "default", "a")

@@ -276,7 +276,7 @@ async def test_resolving(setting: Setting) -> None:
         await resolve("other", alias="a")
     with pytest.raises(InvalidRequest, match="by alias"):
         await resolve("default")
-    with pytest.raises(InvalidName):
+    with pytest.raises(NotFound, match="'%'"):
         await resolve("default", fingerprint="%")
 
 

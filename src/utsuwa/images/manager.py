@@ -14,7 +14,7 @@ from msgspec import UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core import clock
-from utsuwa.core.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.errors import AlreadyExists, Conflict, InvalidName, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
@@ -119,7 +119,7 @@ class ImageManager:
                 target = (await alias_rows.get(conn, project, alias)).fingerprint
                 return _ready(await image_rows.get(conn, project, target))
             if fingerprint:
-                return _ready(await image_rows.find_by_prefix(conn, project, fingerprint))
+                return _ready(await _named(conn, project, fingerprint))
             if not properties:
                 raise InvalidRequest("Name an image: by alias, fingerprint or properties")
             rows = await image_rows.get_all(conn, project)
@@ -142,14 +142,14 @@ class ImageManager:
             log.info("an image was deleted while it was used", extra={"fingerprint": row.fingerprint})
 
     async def get(self, project: str, prefix: str, *, public_only: bool = False) -> ImageRow:
-        """By fingerprint or a unique beginning of it. Raises NotFound, InvalidName, InvalidRequest.
+        """By fingerprint or a unique beginning of it. Raises NotFound, InvalidRequest.
 
         With `public_only` no private image is there at all.
         """
         if public_only:
             return await self._get_public(project, prefix)
         async with self._database.read() as conn:
-            return _ready(await image_rows.find_by_prefix(conn, project, prefix))
+            return _ready(await _named(conn, project, prefix))
 
     async def _get_public(self, project: str, prefix: str) -> ImageRow:
         found = [
@@ -316,6 +316,14 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 async def _visible(conn: AsyncConnection, project: str, public_only: bool) -> list[ImageRow]:
     rows = await image_rows.get_all(conn, project)
     return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
+
+
+async def _named(conn: AsyncConnection, project: str, text: str) -> ImageRow:
+    """By fingerprint or its beginning. Clients send as one whatever was no alias, so that is no bad name."""
+    try:
+        return await image_rows.find_by_prefix(conn, project, text)
+    except (InvalidName, NotFound):
+        raise NotFound(f"Image not found: {text[:70]!r} is neither alias nor fingerprint of one") from None
 
 
 def _ready(row: ImageRow) -> ImageRow:

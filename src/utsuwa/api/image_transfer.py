@@ -21,7 +21,7 @@ from aiohttp import (
 
 from utsuwa.api.http import Request
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotSupportedYet
 from utsuwa.images.manager import ExportedFile, NewImage
 from utsuwa.images.records import check_filename
 from utsuwa.images.upload import Part, Upload
@@ -110,7 +110,7 @@ def new_image(request: Request) -> NewImage:
     return NewImage(
         filename=check_filename(_header(request, "filename")),
         fingerprint=_header(request, "fingerprint"),
-        public=parse_bool(_header(request, "public")),
+        public=_flag(request, "public"),
         properties=dict(_fields(_header(request, "properties"))),
         profiles=profiles or ("default",),
         aliases=_values(_header(request, "aliases"), "alias"),
@@ -122,6 +122,13 @@ def _header(request: Request, name: str) -> str:
     """`X-LXD-<name>`, or as Incus' client sends it."""
     headers = request.raw.headers
     return headers.get(f"X-LXD-{name}") or headers.get(f"X-Incus-{name}") or ""
+
+
+def _flag(request: Request, name: str) -> bool:
+    try:
+        return parse_bool(_header(request, name))
+    except InvalidConfig as error:
+        raise InvalidRequest(f"Invalid header X-LXD-{name}: it {error.message}") from error
 
 
 def _fields(text: str) -> list[tuple[str, str]]:

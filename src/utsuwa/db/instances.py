@@ -116,7 +116,7 @@ async def set_ready(conn: AsyncConnection, instance_id: int) -> None:
     await _set(conn, instance_id, state=codes.STATES["ready"])
 
 
-async def set_last_used(conn: AsyncConnection, instance_id: int, moment: datetime) -> None:
+async def set_last_used(conn: AsyncConnection, instance_id: int, moment: datetime | None) -> None:
     """Raises NotFound."""
     await _set(conn, instance_id, last_use_date=moment)
 

@@ -43,8 +43,39 @@ async def start(name: str, lxcpath: Path, conf: Path, log: Path, *, level: str =
     except ProcessFailed as error:
         if error.code is None and shutil.which("lxc-start", path=PATH) is None:
             raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
-        reason = reasons(await asyncio.to_thread(_tail, log)) or error.stderr.strip() or error.message
+        reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(f"Failed to start the container: {reason}") from error
+
+
+def active(lxcpath: Path) -> dict[str, list[int]]:
+    """Names of containers below `lxcpath` with the pids of liblxc's processes for them.
+
+    A container that is just starting or ending has such processes, and no init yet or any more.
+    """
+    found: dict[str, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (name := _container_of(entry / "cmdline", str(lxcpath))):
+            found.setdefault(name, []).append(int(entry.name))
+    return found
+
+
+def _container_of(cmdline: Path, lxcpath: str) -> str | None:
+    """The container that a process of liblxc is for: the monitor has a title, `lxc-start` arguments."""
+    try:
+        argv = cmdline.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return None
+    title, found, name = argv[0].rpartition(f" {lxcpath} ")
+    if found and title.startswith("[lxc monitor]"):
+        return name
+    if Path(argv[0]).name == "lxc-start" and "-P" in argv and argv[argv.index("-P") + 1 :][:1] == [lxcpath]:
+        return argv[argv.index("-n") + 1]
+    return None
+
+
+def logged(log: Path) -> str:
+    """The reasons at the end of a log, empty where it has none. Blocking."""
+    return reasons(_tail(log))
 
 
 def reasons(log: str) -> str:

@@ -329,7 +329,9 @@ def _judge(result: Completed, *stages: str) -> None:
 
 def _raise_verdict(code: int, text: str) -> None:
     if code == archive_scan.TOO_LARGE:
-        raise OutOfSpace("The image is too large: its content does not fit on the storage")
+        raise OutOfSpace(
+            "The image is too large for the space that is left: free some space or use another pool"
+        )
     # Not at the beginning of a line: tar writes its own lines piece by piece into the same pipe.
     _, found, verdict = text.partition(archive_scan.VERDICT)
     if found:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from utsuwa.core import clock
@@ -61,16 +63,11 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     )
     text = lxcconf.build(spec)
     await asyncio.to_thread(_write_files, paths, text)
-    # A kill of the daemon from here on leaves a container that its next start finds by its name.
-    undo.push(_kill_left_over, ctx, instance, paths)
-    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log)
-    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
-    if pid is None:
-        raise StartFailed(
-            f"The container {instance.name!r} ended as soon as it had started: look at its console log"
-        )
-    monitor = await asyncio.to_thread(lxc.monitor_pid, pid)
-    await _remember(ctx, instance, steps, idmap)
+    # A kill of the daemon from here on leaves a container that its next start finds by its name,
+    # and whose map and devices it reads where they are noted now.
+    await _remember(ctx, instance, steps, undo)
+    undo.push(_kill_left_over, ctx, instance)
+    pid, monitor = await _run(ctx, instance, paths)
     return Running(
         row_id=instance.row.id,
         project=instance.project,
@@ -81,6 +78,19 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         config=instance.expanded_config,
         idmap=idmap,
     )
+
+
+async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:
+    """Start liblxc's monitor and the container's init in it; gives init's pid and the monitor's."""
+    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log)
+    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
+    if pid is None:
+        reason = await asyncio.to_thread(lxc.logged, paths.log)
+        raise StartFailed(
+            f"The container {instance.name!r} ended as soon as it had started: "
+            f"{reason or 'look at its console log'}"
+        )
+    return pid, await asyncio.to_thread(lxc.monitor_pid, pid)
 
 
 async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
@@ -112,7 +122,7 @@ def _write_files(paths: RuntimePaths, text: str) -> None:
     lxcconf.write(paths.conf, text)
 
 
-async def _kill_left_over(ctx: Context, instance: Loaded, paths: RuntimePaths) -> None:
+async def _kill_left_over(ctx: Context, instance: Loaded) -> None:
     """A start that failed late, or was cancelled, may have left the container running."""
     pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
     if pid is None:
@@ -124,15 +134,23 @@ async def _kill_left_over(ctx: Context, instance: Loaded, paths: RuntimePaths) -
         await pidfds.wait(monitor)
 
 
-async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, idmap: IdMap) -> None:
+async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, undo: Rollback) -> None:
     """Store in one transaction what the start has settled."""
+    row = instance.row
     changes: dict[str, str | None] = {
         **steps.volatile,
-        "volatile.idmap.current": instance.row.config.get("volatile.idmap.next"),
+        "volatile.idmap.current": row.config.get("volatile.idmap.next"),
         "volatile.last_state.power": "RUNNING",
         "volatile.last_state.boot_id": ctx.boot_id,
         "volatile.apply_template": None,
     }
-    async with ctx.database.write("instance runs") as conn:
-        await instance_rows.patch_config(conn, instance.row.id, changes)
-        await instance_rows.set_last_used(conn, instance.row.id, clock.now())
+    undo.push(_store, ctx, row.id, {key: row.config.get(key) for key in changes}, row.last_used_at)
+    await _store(ctx, row.id, changes, clock.now())
+
+
+async def _store(
+    ctx: Context, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
+) -> None:
+    async with ctx.database.write("instance starts") as conn:
+        await instance_rows.patch_config(conn, row_id, changes)
+        await instance_rows.set_last_used(conn, row_id, last_used)

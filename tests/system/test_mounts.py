@@ -172,13 +172,25 @@ def test_capabilities_and_acls_land_unshifted(overlay: OverlayFolder, image: Pat
     assert "user:101000:rwx" in acl.stdout
 
 
-def test_a_layer_in_use_cannot_be_mounted_twice(place: Path, overlay: OverlayFolder, image: Path) -> None:
+def test_a_layer_in_use_cannot_be_mounted_twice(
+    place: Path, overlay: OverlayFolder, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "BUSY_PATIENCE", 0.1)
     mounts.mount_overlay(overlay, image, MAP, OPTIONS)
     mounts.bind(overlay.rootfs, place / "image/etc")
     mounts.unmount(overlay.rootfs)
     with pytest.raises(HostError, match="still in use"):
         mounts.mount_overlay(overlay, image, MAP, OPTIONS)
     assert mounts.mounts_below(overlay.path) == []
+
+
+def test_a_layer_that_is_freed_soon_is_waited_for(place: Path, overlay: OverlayFolder, image: Path) -> None:
+    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    mounts.bind(overlay.rootfs, place / "image/etc")
+    mounts.unmount(overlay.rootfs)
+    threading.Timer(0.15, mounts.unmount, [place / "image/etc"]).start()
+    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    assert mounts.mounted(overlay.rootfs)
 
 
 def test_another_image_below_a_layer_is_refused(place: Path, overlay: OverlayFolder, image: Path) -> None:

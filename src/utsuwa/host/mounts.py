@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 UNMOUNT_PATIENCE = 2.0
 """Seconds that a busy mount gets before it is taken from the tree lazily."""
 
+BUSY_PATIENCE = 3.0
+"""Seconds that the layers of a container that has just ended may still be held by its mounts."""
+
 _PROBE_RANGES = (IdRange(0, 100_000, 65_536),)
 _PROBE_MAP = IdMap(_PROBE_RANGES, _PROBE_RANGES)
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -266,18 +269,26 @@ def _attached_for_a_moment(trees: Mapping[Path, int], options: Mapping[str, str]
 
 
 def _overlay_tree(options: Mapping[str, str]) -> int:
-    """A detached overlay of the layers in the working directory."""
-    fs = syscalls.fsopen("overlay")
-    try:
-        layers = {"lowerdir": "lower", "upperdir": "layer/upper", "workdir": "layer/work"}
-        for key, value in {"source": "utsuwa", **layers, **options}.items():
-            syscalls.fsconfig_string(fs, key, value)
-        syscalls.fsconfig_create(fs)
-        return syscalls.fsmount(fs)
-    except OSError as error:
-        raise _explained(error, syscalls.fs_messages(fs)) from error
-    finally:
-        os.close(fs)
+    """A detached overlay of the layers in the working directory.
+
+    The kernel takes the mounts of an ended container away after its processes: until then the upper
+    layer is busy.
+    """
+    deadline = time.monotonic() + BUSY_PATIENCE
+    while True:
+        fs = syscalls.fsopen("overlay")
+        try:
+            layers = {"lowerdir": "lower", "upperdir": "layer/upper", "workdir": "layer/work"}
+            for key, value in {"source": "utsuwa", **layers, **options}.items():
+                syscalls.fsconfig_string(fs, key, value)
+            syscalls.fsconfig_create(fs)
+            return syscalls.fsmount(fs)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise _explained(error, syscalls.fs_messages(fs)) from error
+        finally:
+            os.close(fs)
+        time.sleep(0.01)
 
 
 def _explained(error: OSError, messages: list[str]) -> OSError | HostError:

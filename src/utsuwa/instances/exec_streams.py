@@ -120,8 +120,8 @@ class Conversation:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            if not said.done():
-                said.cancel()
+            said.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
         if self._gone.is_set():
             await self._attached.kill()
         elif said.done():

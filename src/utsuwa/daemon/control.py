@@ -12,25 +12,15 @@ import time
 from pathlib import Path
 
 from utsuwa.core.errors import HostError
+from utsuwa.daemon.local_api import UnixConnection
 
 _POLL = 0.05
 _REPLY_SECONDS = 10.0
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("utsuwa", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 def ask(path: Path, method: str, url: str) -> tuple[int, str]:
     """The status of a request and the text of its error, if any. Raises OSError where nobody answers."""
-    connection = _Connection(path, _REPLY_SECONDS)
+    connection = UnixConnection(path, _REPLY_SECONDS)
     try:
         connection.request(method, url)
         reply = connection.getresponse()

@@ -13,8 +13,9 @@ from pathlib import Path
 from utsuwa import __version__
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
+from utsuwa.daemon.init import options as init_options
 
-LATER = ("init", "recover", "sql")
+LATER = ("recover", "sql")
 """Subcommands that are documented, but not there yet."""
 
 
@@ -66,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     shutdown.add_argument("--force", "-f", action="store_true", help="kill the instances at once")
     shutdown.set_defaults(run=_shutdown)
 
+    init = commands.add_parser("init", parents=[general], help="set the running daemon up")
+    init_options.add_options(init)
+    init.set_defaults(run=_init)
+
     activate = commands.add_parser(
         "activateifneeded", parents=[general], help="wake the daemon where something is to run by itself"
     )
@@ -102,6 +107,12 @@ def _shutdown(options: argparse.Namespace) -> int:
     if control.shutdown(socket, force=options.force, timeout=options.timeout):
         return 0
     return _fail(f"The daemon still runs after {options.timeout} s")
+
+
+def _init(options: argparse.Namespace) -> int:
+    from utsuwa.daemon.init import command
+
+    return command.run(options)
 
 
 def _activate(options: argparse.Namespace) -> int:

@@ -1,0 +1,83 @@
+"""`init --dump`: the set-up of a daemon as YAML that `init --preseed` takes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.daemon.init.preseed import (
+    NetworkSeed,
+    PoolSeed,
+    Preseed,
+    ProfileSeed,
+    ProjectSeed,
+)
+from utsuwa.daemon.local_api import LocalApi
+
+
+def dump(api: LocalApi, pools_folder: Path) -> str:
+    """The YAML. Secrets are left out, with a comment; what a daemon chooses for itself is left out too.
+
+    `pools_folder` is where the daemon puts pools that are given no source.
+    """
+    config = api.get("/1.0")["config"]
+    secrets = [key for key, value in config.items() if value is True]
+    preseed = Preseed(
+        config={key: value for key, value in config.items() if value is not True},
+        storage_pools=[_pool(pool, pools_folder) for pool in api.get("/1.0/storage-pools?recursion=1")],
+        networks=[_network(n) for n in api.get("/1.0/networks?recursion=1") if n["managed"]],
+        projects=[_project(project) for project in api.get("/1.0/projects?recursion=1")],
+        profiles=[_profile(profile) for profile in api.get("/1.0/profiles?recursion=1")],
+    )
+    hidden = "".join(f"# {key} is set, and not shown: add it here to set it elsewhere\n" for key in secrets)
+    return hidden + to_yaml(preseed)
+
+
+def to_yaml(preseed: Preseed) -> str:
+    """A preseed as YAML; the default project is not named, for LXD takes no project of a profile."""
+    content = msgspec.to_builtins(preseed)
+    for entry in (*content["networks"], *content["profiles"]):
+        if entry["project"] == DEFAULT_PROJECT:
+            del entry["project"]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _pool(found: Mapping[str, Any], pools_folder: Path) -> PoolSeed:
+    config = _settled(found["config"])
+    if config.get("source") == str(pools_folder / found["name"]):
+        del config["source"]
+    return PoolSeed(
+        name=found["name"], driver=found["driver"], description=found["description"], config=config
+    )
+
+
+def _network(found: Mapping[str, Any]) -> NetworkSeed:
+    return NetworkSeed(
+        name=found["name"],
+        type=found["type"],
+        description=found["description"],
+        config=_settled(found["config"]),
+    )
+
+
+def _project(found: Mapping[str, Any]) -> ProjectSeed:
+    return ProjectSeed(name=found["name"], description=found["description"], config=found["config"])
+
+
+def _profile(found: Mapping[str, Any]) -> ProfileSeed:
+    return ProfileSeed(
+        name=found["name"],
+        description=found["description"],
+        config=found["config"],
+        devices=found["devices"],
+    )
+
+
+def _settled(config: Mapping[str, str]) -> dict[str, str]:
+    """Without the keys that a daemon sets for itself."""
+    return {key: value for key, value in config.items() if not key.startswith("volatile.")}

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,13 +25,14 @@ def open_descriptors() -> set[str]:
     return {fd.name for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
 
 
-async def in_thread(*args: object, **kwargs: object) -> Completed:
+async def in_thread(*args: Any, **kwargs: Any) -> Completed:
     return await asyncio.to_thread(run.run_blocking, *args, **kwargs)
 
 
 @pytest.fixture(params=[run.run, in_thread], ids=["async", "blocking"])
 def runner(request: pytest.FixtureRequest) -> Runner:
-    return request.param
+    found: Runner = request.param
+    return found
 
 
 async def test_output_and_code(runner: Runner) -> None:

@@ -48,7 +48,7 @@ class Command:
         self.uid = int(spec["uid"])
         self.gid = int(spec["gid"])
         self.terminal: dict[str, int] | None = spec["terminal"]
-        self._worker = os.getpid()
+        self._worker = os.pidfd_open(os.getpid())
         self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
         self._argv = (ctypes.c_char_p * (len(self.argv) + 1))(*self.argv, None)
 
@@ -60,7 +60,7 @@ class Command:
                 if self.terminal:
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             set_death_signal(signal.SIGKILL)
-            if os.getppid() not in (0, self._worker):  # 0: the worker is outside of the pid namespace
+            if self._worker_has_ended():  # before it could be asked for that signal
                 return NOT_EXECUTABLE
             # Python ignores these, and what is ignored stays so across exec.
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -73,6 +73,12 @@ class Command:
             failure = error.errno or errno.EIO
         os.write(self._tell_failure, str(failure).encode())
         return NOT_FOUND if failure in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+
+    def _worker_has_ended(self) -> bool:
+        """The parent's pid says nothing here: seen from inside the container it is 0 either way."""
+        poller = select.poll()
+        poller.register(self._worker, select.POLLIN)
+        return bool(poller.poll(0))
 
     def _enter_folder(self) -> None:
         """The working directory, or the root where the container has no such folder."""
@@ -175,6 +181,7 @@ def kill_session(leader: int) -> None:
 
     Repeated, for a process may fork while it is looked for. A frozen or hanging one dies later.
     """
+    os.kill(leader, signal.SIGKILL)  # in any case: it may not lead its session yet
     for _ in range(_KILL_ROUNDS):
         members = session_members(leader)
         if not members:

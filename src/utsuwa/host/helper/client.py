@@ -111,9 +111,12 @@ class Attached:
         """Give the command up: its session is killed where it still runs."""
         if not self._closed:
             self._closed = True
-            self._ended.cancel()
-            # The descriptor may be given out anew at once, so nothing may be waiting for it by then.
-            self._ended.add_done_callback(lambda _task: self._reply.close())
+            if self._ended.done():
+                self._reply.close()
+            else:
+                # The descriptor may be given out anew at once, so nothing may be waiting for it by then.
+                self._ended.cancel()
+                self._ended.add_done_callback(lambda _task: self._reply.close())
         if self.master is not None:
             os.close(self.master)
             self.master = None

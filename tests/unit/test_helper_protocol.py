@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utsuwa.host.helper import protocol
+
+Pair = tuple[socket.socket, socket.socket]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with a, b:
+        yield a, b
+
+
+@settings(max_examples=50)
+@given(JSON)
+def test_values_come_back(value: object) -> None:
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with a, b:
+        protocol.send(a, value)
+        assert protocol.receive(b) == (value, [])
+
+
+@pytest.mark.parametrize("size", [0, protocol.PACKET - 2, protocol.PACKET, 5_000_000])
+def test_any_size_with_descriptors(pair: Pair, size: int) -> None:
+    reading, writing = os.pipe()
+    protocol.send(pair[0], "x" * size, [writing])
+    os.close(writing)
+    received = protocol.receive(pair[1])
+    assert received is not None
+    value, fds = received
+    assert value == "x" * size
+    assert len(fds) == 1
+    assert not os.get_inheritable(fds[0])
+    os.write(fds[0], b"hi")
+    os.close(fds[0])
+    assert os.read(reading, 10) == b"hi"
+    assert os.read(reading, 10) == b""  # nobody holds the writing end any more
+    os.close(reading)
+
+
+def test_the_end(pair: Pair) -> None:
+    pair[0].close()
+    assert protocol.receive(pair[1]) is None
+
+
+def test_a_full_socket_does_not_block(pair: Pair) -> None:
+    pair[0].setblocking(False)
+    sent = 0
+    with pytest.raises(BlockingIOError):  # noqa: PT012 - which of them does not fit is the kernel's to say
+        while True:
+            protocol.send(pair[0], "x" * 50_000)
+            sent += 1
+    for _ in range(sent):
+        assert protocol.receive(pair[1]) is not None

@@ -155,6 +155,7 @@ def test_what_is_unused_is_removed_and_what_is_in_use_stays(tmp_path: Path) -> N
         (folder / "lxc.pivot").mkdir(parents=True)
     used = mount / "unified/u-1/lxc.payload.c1"
     used.mkdir(parents=True)
+    (used / "cgroup.procs").write_text("7\n")  # keeps the folder here, as the process does in a cgroup
     other = mount / "memory/u-2/lxc.pivot"
     other.mkdir(parents=True)
     cgroups.remove_unused("u-1", proc)
@@ -162,3 +163,16 @@ def test_what_is_unused_is_removed_and_what_is_in_use_stays(tmp_path: Path) -> N
     assert used.is_dir()
     assert other.is_dir()
     cgroups.remove_unused("u-1", proc)  # safe to repeat
+
+
+def test_what_one_container_left_is_removed(tmp_path: Path) -> None:
+    proc, mount = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self/mountinfo").write_text(f"30 20 0:1 / {mount} rw - cgroup2 cgroup2 rw\n")
+    (proc / "self/cgroup").write_text("0::/\n")
+    left = [mount / "u-1" / name for name in ("lxc.monitor.c1", "lxc.monitor.c1-1", "lxc.payload.c1/inner")]
+    others = [mount / "u-1" / name for name in ("lxc.monitor.c10", "lxc.monitor.c1-web", "lxc.pivot")]
+    for folder in left + others:
+        folder.mkdir(parents=True)
+    cgroups.remove_unused("u-1", proc, container="c1")
+    assert sorted((mount / "u-1").iterdir()) == sorted(others)

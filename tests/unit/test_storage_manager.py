@@ -52,6 +52,7 @@ class FakeDriver:
         self.exists = False
         self.kept: dict[str, str | None] = {}
         self.on_pool: set[str] = set()
+        self.origins: dict[str, str] = {}
         self.mounted: dict[str, IdMap] = {}
         self.fail: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
@@ -104,6 +105,10 @@ class FakeDriver:
     def rename_instance(self, name: str, new: str) -> None:
         self._maybe_fail("rename_instance")
         self.kept[new] = self.kept.pop(name)
+        self.origins[new] = name
+
+    def renamed_from(self, name: str) -> str | None:
+        return self.origins.get(name)
 
     def mount_instance(self, volume: InstanceVolume) -> Path:
         self.mounted[volume.name] = volume.idmap
@@ -461,6 +466,20 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
     assert [p.row.name for p in await manager.pools()] == ["p"]
     async with setting.database.read() as conn:
         assert [row.name for row in await storage_pools.get_all(conn)] == ["p"]
+
+
+async def test_start_undoes_a_renaming_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
+    """The files have their new name, the instance the old one; one renamed long ago keeps its own."""
+    for name in ("old", "renamed"):
+        await setting.write(instance_rows.insert, instance(name, "ready"))
+    await setting.create("old", None)
+    await setting.create("long-ago", None)
+    await setting.manager.rename_instance("p", "old", "new", "default", "old", "new")
+    await setting.manager.rename_instance("p", "long-ago", "renamed", "default", "long-ago", "renamed")
+    await setting.again().start()
+    assert pool.instances() == ["old", "renamed"]
+    assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["old", "renamed"]
+    assert await setting.volumes() == ["old", "renamed"]
 
 
 async def test_a_pool_that_cannot_be_mounted_is_shown_and_refused(setting: Setting, pool: FakeDriver) -> None:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from utsuwa.core.errors import InvalidConfig
 
-State = Literal["creating", "ready"]
-"""Rows of things that also lie on the host: what is still `creating` at start-up is swept."""
+State = Literal["creating", "ready", "deleting"]
+"""Rows of things that also lie on the host: what is not `ready` at start-up is swept."""
 
-STATES: Mapping[str, int] = {"creating": 0, "ready": 1}
+STATES: Mapping[str, int] = {"creating": 0, "ready": 1, "deleting": 2}
 
 ARCHITECTURES: Mapping[str, int] = {
     "unknown": 0,

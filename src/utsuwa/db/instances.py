@@ -116,6 +116,11 @@ async def set_ready(conn: AsyncConnection, instance_id: int) -> None:
     await _set(conn, instance_id, state=codes.STATES["ready"])
 
 
+async def set_deleting(conn: AsyncConnection, instance_id: int) -> None:
+    """The instance is on its way out: it is not seen any more, its name is still taken. Raises NotFound."""
+    await _set(conn, instance_id, state=codes.STATES["deleting"])
+
+
 async def set_last_used(conn: AsyncConnection, instance_id: int, moment: datetime | None) -> None:
     """Raises NotFound."""
     await _set(conn, instance_id, last_use_date=moment)

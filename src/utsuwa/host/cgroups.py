@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PAYLOAD_PREFIX = "lxc.payload."
 """How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
-
-PIVOT = "lxc.pivot"
-"""Where liblxc's monitors move to at their end; nobody removes it after."""
 
 _UNIFIED = ""
 _PROC = Path("/proc")
@@ -68,6 +66,17 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
     return folders
 
 
+def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
+    """The controllers that cgroups can have here: version (1 or 2) and mount point of their hierarchy."""
+    hierarchies = _hierarchies(proc)
+    found = {name: (1, hierarchy.mount) for name, hierarchy in hierarchies.items() if name != _UNIFIED}
+    if _UNIFIED in hierarchies:
+        mount = hierarchies[_UNIFIED].mount
+        for name in (_text(mount / "cgroup.controllers") or "").split():
+            found.setdefault(name, (2, mount))
+    return found
+
+
 def container_path(path: str, own: str = "/") -> str:
     """The container's own cgroup, where `path` is that of its init and `own` that of the daemon.
 
@@ -83,10 +92,12 @@ def container_path(path: str, own: str = "/") -> str:
     return path.removesuffix("/init.scope") or "/"
 
 
-def remove_unused(name: str, proc: Path = _PROC) -> None:
+def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None) -> None:
     """Take away the cgroup `name` of a daemon (its `lxc.cgroup.dir`) wherever nothing is left in it.
 
     liblxc makes it at the root of a hierarchy or below the cgroup in which the daemon runs itself.
+    With `container` only what liblxc made for that one goes: a monitor that was killed, or whose
+    container did not start, leaves its cgroups. What still has processes stays.
     """
     hierarchies = _hierarchies(proc)
     parents = {hierarchy.mount for hierarchy in hierarchies.values()}
@@ -94,10 +105,29 @@ def remove_unused(name: str, proc: Path = _PROC) -> None:
         for controller in controllers.split(","):
             if controller in hierarchies:
                 parents.add(_folder(hierarchies[controller], path))
+    wanted = re.compile(rf"lxc\.(?:monitor|payload)\.{re.escape(container or '')}(?:-[0-9]+)?")
     for parent in parents:
-        for folder in (parent / name / PIVOT, parent / name):
-            with contextlib.suppress(OSError):  # not there, or containers run on in it
-                folder.rmdir()
+        if container is None:
+            _remove_empty(parent / name)
+            continue
+        for folder in _folders_in(parent / name):
+            if wanted.fullmatch(folder.name):
+                _remove_empty(folder)
+
+
+def _remove_empty(cgroup: Path) -> None:
+    """Remove a cgroup with all below it, but for those that have processes and the way to them."""
+    for folder in _folders_in(cgroup):
+        _remove_empty(folder)
+    with contextlib.suppress(OSError):  # not there, or in use
+        cgroup.rmdir()
+
+
+def _folders_in(cgroup: Path) -> list[Path]:
+    try:
+        return [entry for entry in cgroup.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _usage(folders: Mapping[str, Path]) -> Usage:

@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, ProcessFailed, StartFailed
+from utsuwa.host import pidfds
 from utsuwa.host.run import PATH, run
 
 START_TIMEOUT = 120.0
 """Seconds that liblxc gets until the container runs; its hooks and mounts are within."""
 
+END_TIMEOUT = 10.0
+"""Seconds that a monitor gets to end by itself."""
 _LOG_TAIL = 128 * 1024
 _MAX_REASONS = 4
 
@@ -45,6 +48,19 @@ async def start(name: str, lxcpath: Path, conf: Path, log: Path, *, level: str =
             raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(f"Failed to start the container: {reason}") from error
+
+
+async def wait_until_gone(name: str, lxcpath: Path) -> None:
+    """Until liblxc has no process for a container any more; what does not end by itself is killed."""
+    pids = (await asyncio.to_thread(active, lxcpath)).get(name, [])
+    try:
+        async with asyncio.timeout(END_TIMEOUT):
+            for pid in pids:
+                await pidfds.wait(pid)
+    except TimeoutError:
+        for pid in pids:
+            pidfds.kill(pid)
+            await pidfds.wait(pid)
 
 
 def active(lxcpath: Path) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ import asyncio
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Forbidden, InvalidRequest
+from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances import confinement
@@ -26,13 +27,28 @@ async def check(ctx: Context, project: str, name: str) -> Loaded:
 async def delete(ctx: Context, project: str, name: str) -> None:
     """Remove an instance with all its files; raises InvalidRequest while it runs.
 
-    The row goes last: a daemon killed in between finds it again and the deletion can be repeated.
+    The row goes last, and says meanwhile what is going on: a daemon killed in between goes on with the
+    deletion at its next start. Where something cannot be removed the instance is seen again.
     """
-    async with ctx.locks.hold("instance", project, name):
+    async with ctx.locks.hold("instance", project, name), Rollback() as undo:
         instance = await check(ctx, project, name)
+        undo.push(_show_again, ctx, instance)
+        async with ctx.database.write("instance is deleted") as conn:
+            await instance_rows.set_deleting(conn, instance.row.id)
         await confinement.remove(ctx, instance)
-        await ctx.storage.delete_instance(instance.pool, instance.storage_name, project, name)
-        await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.storage_name))
-        async with ctx.database.write("delete instance") as conn:
-            await instance_rows.delete(conn, instance.row.id)
+        await remove(ctx, instance)
+        undo.keep()
     ctx.lifecycle("deleted", project, name)
+
+
+async def remove(ctx: Context, instance: Loaded) -> None:
+    """Remove an instance's files, its logs and then its row; what is gone already is no error."""
+    await ctx.storage.delete_instance(instance.pool, instance.storage_name, instance.project, instance.name)
+    await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.storage_name))
+    async with ctx.database.write("delete instance") as conn:
+        await instance_rows.delete(conn, instance.row.id)
+
+
+async def _show_again(ctx: Context, instance: Loaded) -> None:
+    async with ctx.database.write("instance stays") as conn:
+        await instance_rows.set_ready(conn, instance.row.id)

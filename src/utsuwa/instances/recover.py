@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import UtsuwaError
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import cgroups, lxc
-from utsuwa.instances import create, end, identity, lxcconf
+from utsuwa.host.filetree import remove_tree
+from utsuwa.instances import delete, end, identity, lxcconf
 from utsuwa.instances.context import Context, load_all, merge, profiles_named
 from utsuwa.instances.model import Loaded, Running
 
 log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT = 60.0
+"""Seconds that a start or an end which the daemon's death cut off gets to come to its own end."""
+_POLL = 0.02
 
 
 async def write_shared_files(ctx: Context) -> None:
@@ -22,27 +29,35 @@ async def write_shared_files(ctx: Context) -> None:
 
 
 async def sweep(ctx: Context) -> None:
-    """Remove instances whose making a kill cut off: their files first, then their rows."""
+    """Remove what a kill left of instances that were being made or deleted, and logs without an instance."""
     async with ctx.database.read() as conn:
-        rows = [row for row in await instance_rows.get_all(conn, None) if row.state != "ready"]
-        half = [merge(row, await profiles_named(conn, row.project, row.profiles)) for row in rows]
+        rows = await instance_rows.get_all(conn, None)
+        half = [
+            merge(row, await profiles_named(conn, row.project, row.profiles))
+            for row in rows
+            if row.state != "ready"
+        ]
+    known = {merge(row, []).storage_name for row in rows}
     for instance in half:
         log.info("removing the half-made instance %r", instance.name)
-        await ctx.storage.delete_instance(
-            instance.pool, instance.storage_name, instance.project, instance.name
-        )
-        await create.discard(ctx, instance)
+        try:
+            await delete.remove(ctx, instance)
+        except UtsuwaError as error:  # its pool is not there: the next start tries again
+            log.error("the half-made instance %r cannot be removed: %s", instance.name, error)
+    await asyncio.to_thread(_remove_strange_logs, ctx, known)
+
+
+def _remove_strange_logs(ctx: Context, known: set[str]) -> None:
+    for folder in ctx.paths.logs.iterdir():
+        if folder.is_dir() and folder.name not in known:
+            remove_tree(folder)
 
 
 async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
     """Find the containers that run and watch them; gives the instances that do not run."""
     instances = await load_all(ctx, None)
-    pids = await asyncio.gather(
-        *(
-            ctx.helper.init_pid(i.storage_name, ctx.paths.containers, ctx.runtime_paths(i).conf)
-            for i in instances
-        )
-    )
+    busy = await asyncio.to_thread(lxc.active, ctx.paths.containers)
+    pids = await asyncio.gather(*(_find(ctx, i, busy=i.storage_name in busy) for i in instances))
     stopped = []
     for instance, pid in zip(instances, pids, strict=True):
         if pid is None:
@@ -50,6 +65,23 @@ async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
             continue
         await _adopt(ctx, watch, instance, pid)
     return stopped
+
+
+async def _find(ctx: Context, instance: Loaded, *, busy: bool) -> int | None:
+    """The pid of the container's init; None where it does not run.
+
+    `busy` says that liblxc has processes for it: without an init it is just starting or ending.
+    """
+    name, lxcpath = instance.storage_name, ctx.paths.containers
+    for _ in range(int(BUSY_TIMEOUT / _POLL)):
+        pid = await ctx.helper.init_pid(name, lxcpath)
+        if pid is not None or not busy:
+            return pid
+        await asyncio.sleep(_POLL)
+        busy = name in await asyncio.to_thread(lxc.active, lxcpath)
+    log.warning("instance %r neither starts nor ends: what is left of it is killed", instance.name)
+    await lxc.wait_until_gone(name, lxcpath)
+    return None
 
 
 async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> None:
@@ -68,37 +100,70 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
     watch.begin(running)
     log.info("instance %r runs, pid %d", instance.name, pid)
     if instance.row.config.get("volatile.last_state.power") != "RUNNING":
-        # Killed between the container's start and the note of it.
+        # The database is older than the container, or its end was being noted when the container came up.
         await ctx.patch_config(
             instance.row,
             {"volatile.last_state.power": "RUNNING", "volatile.last_state.boot_id": ctx.boot_id},
         )
 
 
-async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
-    """Clean up after containers that ended while the daemon was down; gives those to start, in order.
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of an instance that does not run at the daemon's start."""
 
-    A container that rebooted meanwhile is started, one that was killed is Stopped; after a reboot of
-    the machine, or a shutdown by the daemon, what ran before runs again; `boot.autostart` decides first.
+    was_running: bool
+    """Whether it ran when the daemon was last there: its devices are cleaned up, its end is noted."""
+    ended: bool
+    """Whether it came to an end of its own meanwhile: from now on it counts as stopped."""
+    start: bool
+    delete: bool
+
+
+def judge(instance: Loaded, boot_id: str, target: str) -> Fate:
+    """Decide from the last noted state, this boot's id, and what the post-stop hook has recorded.
+
+    A container that rebooted meanwhile is started, one that was killed or halted is stopped, and
+    deleted where it is ephemeral. After a reboot of the machine, or a shutdown by the daemon (which
+    forgets the boot's id), what ran before runs again. `boot.autostart` overrides all but a reboot.
     """
+    config = instance.row.config
+    was_running = config.get("volatile.last_state.power") == "RUNNING"
+    alone = was_running and config.get("volatile.last_state.boot_id") == boot_id
+    rebooted = alone and target == "reboot"
+    ended = alone and not rebooted
+    autostart = instance.expanded_config.get("boot.autostart", "")
+    wanted = parse_bool(autostart) if autostart else was_running and not ended
+    gone = ended and instance.row.ephemeral
+    return Fate(was_running, ended, start=(rebooted or wanted) and not gone, delete=gone)
+
+
+async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
+    """Clean up after containers that ended while the daemon was down; gives those to start, in order."""
     wanted = []
     for instance in stopped:
-        config = instance.row.config
-        was_running = config.get("volatile.last_state.power") == "RUNNING"
-        ended_alone = was_running and config.get("volatile.last_state.boot_id") == ctx.boot_id
-        rebooted = ended_alone and end.read_target(ctx.runtime_paths(instance)) == "reboot"
-        await end.clean_host(ctx, instance)
-        if was_running:
-            changes: dict[str, str | None] = {"volatile.last_state.boot_id": None}
-            if ended_alone and not rebooted:
-                changes["volatile.last_state.power"] = "STOPPED"
-            await end.clean_up(ctx, instance, instance.expanded_devices, changes)
-        autostart = instance.expanded_config.get("boot.autostart", "")
-        comes_back = rebooted or (was_running and not ended_alone)
-        if rebooted or (parse_bool(autostart) if autostart else comes_back):
+        fate = judge(instance, ctx.boot_id, end.read_target(ctx.runtime_paths(instance)))
+        try:
+            await _clean(ctx, instance, fate)
+        except UtsuwaError as error:  # such as a pool that is not there
+            log.error("cleaning up after instance %r failed: %s", instance.name, error)
+            continue
+        if fate.start:
             wanted.append(instance)
+    await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup)
     wanted.sort(key=lambda i: (-_number(i, "boot.autostart.priority"), i.project, i.name))
     return wanted
+
+
+async def _clean(ctx: Context, instance: Loaded, fate: Fate) -> None:
+    await end.clean_host(ctx, instance)
+    if fate.was_running:
+        changes: dict[str, str | None] = {"volatile.last_state.boot_id": None}
+        if fate.ended:
+            changes["volatile.last_state.power"] = "STOPPED"
+        await end.clean_up(ctx, instance, instance.expanded_devices, changes)
+    if fate.delete:
+        log.info("the ephemeral instance %r ended meanwhile: it is deleted", instance.name)
+        await delete.delete(ctx, instance.project, instance.name)
 
 
 async def autostart(instances: list[Loaded], start: Callable[[str, str], Awaitable[None]]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from utsuwa.core.errors import AlreadyExists, InvalidRequest
 from utsuwa.core.names import check_instance_name, storage_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
+from utsuwa.host.filetree import remove_tree
 from utsuwa.instances.context import Context, load
 
 
@@ -31,10 +33,6 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
         old_stored, new_stored = instance.storage_name, storage_name(project, new)
         await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new)
         undo.push(ctx.storage.rename_instance, instance.pool, new_stored, old_stored, project, new, name)
-        old_logs, new_logs = ctx.paths.instance_logs(old_stored), ctx.paths.instance_logs(new_stored)
-        if old_logs.exists():
-            old_logs.rename(new_logs)
-            undo.push(new_logs.rename, old_logs)
         async with ctx.database.write("rename instance") as conn:
             await instance_rows.rename(conn, instance.row.id, new)
             await instance_rows.patch_config(
@@ -46,4 +44,13 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
                 },
             )
         undo.keep()
+        await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
     ctx.lifecycle("renamed", project, new, {"old_name": name})
+
+
+def _move_logs(ctx: Context, old_stored: str, new_stored: str) -> None:
+    """They follow the name; those of an instance that was called so long ago are gone."""
+    old, new = ctx.paths.instance_logs(old_stored), ctx.paths.instance_logs(new_stored)
+    if old.exists():
+        remove_tree(new)
+        old.rename(new)

@@ -12,7 +12,7 @@ from utsuwa.core.errors import InvalidRequest, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
-from utsuwa.host import lxc, pidfds
+from utsuwa.host import cgroups, lxc, pidfds
 from utsuwa.instances import confinement, device_steps, identity, lxcconf, templates, volume
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.create import check_whole
@@ -125,13 +125,10 @@ def _write_files(paths: RuntimePaths, text: str) -> None:
 async def _kill_left_over(ctx: Context, instance: Loaded) -> None:
     """A start that failed late, or was cancelled, may have left the container running."""
     pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
-    if pid is None:
-        return
-    monitor = await asyncio.to_thread(lxc.monitor_pid, pid)
-    pidfds.kill(pid)
-    await pidfds.wait(pid)
-    if monitor is not None:
-        await pidfds.wait(monitor)
+    if pid is not None:
+        pidfds.kill(pid)
+    await lxc.wait_until_gone(instance.storage_name, ctx.paths.containers)
+    await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=instance.storage_name)
 
 
 async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, undo: Rollback) -> None:

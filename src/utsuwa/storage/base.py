@@ -104,6 +104,9 @@ class Driver(Protocol):
     def rename_instance(self, name: str, new: str) -> None:
         """Rename the folder of an instance that is not mounted."""
 
+    def renamed_from(self, name: str) -> str | None:
+        """The name that an instance's folder had before its last renaming; None where it had no other."""
+
     def mount_instance(self, volume: InstanceVolume) -> Path:
         """Mount the rootfs through the id map and give its path; does nothing when mounted so already."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -126,8 +126,10 @@ class StorageManager:
         async with self._database.read() as conn:
             instances = {(i.project, i.name) for i in await instance_rows.get_all(conn, None)}
             volumes = await storage_volumes.get_all(conn, None, pool, VOLUME_CONTAINER)
-        known = {storage_name(project, name) for project, name in instances}
-        for name in await _finished(driver.instances):
+        known = {storage_name(project, name): (project, name) for project, name in instances}
+        await self._undo_renames(driver, known)
+        there = await _finished(driver.instances)
+        for name in there:
             if name in known:
                 await asyncio.to_thread(self._link, driver, name)
             else:
@@ -138,8 +140,21 @@ class StorageManager:
             for volume in volumes:
                 if (volume.project, volume.name) not in instances:
                     await storage_volumes.delete(conn, volume.id)
+            listed = {(volume.project, volume.name) for volume in volumes}
+            for owner in {known[name] for name in there if name in known} - listed:
+                await storage_volumes.insert(conn, _instance_volume(pool, *owner))
         for fingerprint in await _finished(driver.images):
             await self._forget_image(pool, driver, fingerprint)
+
+    async def _undo_renames(self, driver: Driver, known: Container[str]) -> None:
+        """Give folders their old name back where a kill came before the instance had its new one."""
+        there = await _finished(driver.instances)
+        for name in there:
+            old = None if name in known else await _finished(driver.renamed_from, name)
+            if old is not None and old in known and old not in there:
+                log.info("undoing the renaming of %s to %s", old, name)
+                await _finished(driver.rename_instance, name, old)
+                await asyncio.to_thread(self._unlink, name)
 
     # Pools
 
@@ -303,12 +318,8 @@ class StorageManager:
         """
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
-            row = VolumeRow(
-                id=0, project=project, pool=pool, name=name, type=VOLUME_CONTAINER, description="",
-                created_at=clock.now(),
-            )  # fmt: skip
             async with self._database.write("insert storage volume") as conn:
-                row_id = await storage_volumes.insert(conn, row)
+                row_id = await storage_volumes.insert(conn, _instance_volume(pool, project, name))
             undo.push(self._remove_volume_row, row_id)
             undo.push(self._release_image, pool, driver, image)
             await self._hold_image(pool, driver, image)
@@ -461,6 +472,19 @@ class StorageManager:
         self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None
     ) -> None:
         self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context, requestor)
+
+
+def _instance_volume(pool: str, project: str, name: str) -> VolumeRow:
+    """The row of a new instance's root volume."""
+    return VolumeRow(
+        id=0,
+        project=project,
+        pool=pool,
+        name=name,
+        type=VOLUME_CONTAINER,
+        description="",
+        created_at=clock.now(),
+    )
 
 
 def pool_url(name: str) -> str:

@@ -179,7 +179,15 @@ class FolderPool:
         if os.path.lexists(target):
             raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
         mounts.unmount_below(old)
+        records.change_volume(old, records.load_volume(old), renamed_from=name)
         old.rename(target)
+
+    @translated
+    def renamed_from(self, name: str) -> str | None:
+        try:
+            return records.load_volume(self.instance_folder(name)).renamed_from
+        except (OSError, HostError):
+            return None
 
     @translated
     def mount_instance(self, volume: InstanceVolume) -> Path:
@@ -210,7 +218,7 @@ class FolderPool:
 
     @translated
     def unmount_instance(self, name: str) -> None:
-        mounts.unmount(self._rootfs(name))
+        mounts.unmount_below(self.instance_folder(name))
 
     @translated
     def instance_mounted(self, name: str) -> bool:

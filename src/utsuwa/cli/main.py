@@ -1,0 +1,130 @@
+"""The entry point of `utsuwa`: from the words of a command line to the exit status."""
+
+from __future__ import annotations
+
+import sys
+
+from utsuwa.cli.errors import UsageError
+from utsuwa.cli.flags import Flags, parse
+from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
+from utsuwa.core.errors import UtsuwaError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.cli.command import Command
+
+# What `sh` reports for a process that the signals 2 and 13 ended.
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command line (that of the process, without its name) and return the exit status."""
+    try:
+        status = run(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+    except UtsuwaError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Error: Interrupted\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()
+        return _BROKEN_PIPE
+    return status
+
+
+def run(words: list[str]) -> int:
+    """As `main`, with errors raised."""
+    if words and words[0] == "__complete":
+        from utsuwa.cli import complete
+
+        return complete.run(words[1:])
+    command, path, rest = find(words)
+    arguments, flags = parse(rest, (*command.flags, *GLOBAL_FLAGS))
+    if flags.on("version"):
+        from utsuwa import __version__
+
+        sys.stdout.write(f"{__version__}\n")
+        return 0
+    if flags.on("help"):
+        return _show_help(command, path)
+    if command.run is None:
+        if arguments:
+            raise UsageError(f'unknown command "{arguments[0]}" for "{" ".join(path)}"')
+        return _show_help(command, path)
+    least, most = command.limits()
+    if len(arguments) < least or 0 <= most < len(arguments):
+        _show_help(command, path)
+        if not arguments:
+            return 0
+        raise UsageError("Invalid number of arguments")
+    return _call(command, arguments, flags)
+
+
+def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
+    """The command that the words call, the path to it, and the words that are left for it.
+
+    Flags may stand before and between the names of commands.
+    """
+    words = _without_alias(words)
+    command, path, left = ROOT, [ROOT.name], []
+    values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != "bool"}
+    rest = list(words)
+    while rest and command.children:
+        word = rest.pop(0)
+        if word == "help" and command is ROOT:
+            left.append("--help")
+            continue
+        if word == "--":
+            rest.insert(0, word)
+            break
+        if word.startswith("-"):
+            left.append(word)
+            if word in values and rest:
+                left.append(rest.pop(0))
+            continue
+        child = command.child(word)
+        if child is None:
+            raise UsageError(f'unknown command "{word}" for "{" ".join(path)}"')
+        command = child
+        path.append(child.name)
+    return command, path, left + rest
+
+
+def _without_alias(words: list[str]) -> list[str]:
+    """The words with a leading alias of the user's put in full; a command's own name wins."""
+    first = words[0] if words else ""
+    if not first or first.startswith("-") or any(first in (c.name, *c.aliases) for c in ROOT.children):
+        return words
+    from utsuwa.client import remotes
+
+    meaning = remotes.load().aliases.get(first)
+    return words if meaning is None else [*meaning.split(), *words[1:]]
+
+
+def _call(command: Command, arguments: list[str], flags: Flags) -> int:
+    from utsuwa.cli.session import Session
+
+    assert command.run is not None, "a group of commands cannot run"
+    return command.run(Session(flags), arguments, flags) or 0
+
+
+def _show_help(command: Command, path: list[str]) -> int:
+    from utsuwa.cli import help
+
+    sys.stdout.write(help.render(command, path))
+    return 0
+
+
+def _close_stdout() -> None:
+    """So that the interpreter does not complain when it flushes at its end."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""In which order the fields of records are printed: that of the `lxc` client."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_INSTANCE = (
+    "architecture config devices ephemeral profiles stateful description created_at expanded_config "
+    "expanded_devices name status status_code last_used_at location type project"
+)
+_ORDERS = {
+    "instance": _INSTANCE + " backups state snapshots",
+    "instance-settings": "architecture config devices ephemeral profiles stateful description",
+    "profile": "config description devices name used_by",
+    "image": "auto_update properties public expires_at profiles aliases architecture cached filename "
+    "fingerprint size update_source type created_at last_used_at uploaded_at",
+    "image-settings": "auto_update properties public expires_at profiles",
+    "alias": "description target name type",
+    "network": "config description name type used_by managed status locations",
+    "pool": "config description name driver used_by status locations",
+    "volume": "config description name type used_by location content_type project created_at",
+    "project": "config description name used_by",
+    "operation": "id class description created_at updated_at status status_code resources metadata "
+    "may_cancel err location",
+    "certificate": "name type restricted projects certificate fingerprint",
+    "certificate-settings": "name type restricted projects certificate",
+    "server-settings": "config",
+    "server": "config api_extensions api_status api_version auth public auth_methods environment",
+    "event": "location metadata project timestamp type",
+    "lease": "hostname hwaddr address type location",
+}
+ORDERS = {kind: tuple(fields.split()) for kind, fields in _ORDERS.items()}
+
+# Fields whose keys are names that people or drivers chose: they are sorted.
+_MAPS = frozenset(
+    ("config", "devices", "expanded_config", "expanded_devices", "properties", "network", "disk")
+    + ("metadata", "resources", "kernel_features", "lxc_features")
+)
+_LISTS = frozenset(
+    ("profiles", "backups", "snapshots", "used_by", "locations", "aliases", "projects", "addresses")
+)
+
+
+class Time(str):
+    """A time of the API, which YAML shows without quotes."""
+
+
+def arrange(value: Any, kind: str, *, nulls: bool = False) -> Any:
+    """A record, or a list of them, with its fields in order.
+
+    With `nulls` absent lists and maps stay null, as JSON shows them; else they are empty, as YAML does.
+    """
+    if isinstance(value, list | tuple):
+        return [arrange(item, kind, nulls=nulls) for item in value]
+    known = ORDERS.get(kind, ())
+    names = [name for name in known if name in value] + [name for name in value if name not in known]
+    return {name: _field(name, value[name], nulls) for name in names}
+
+
+def settings(record: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The fields of a record that belong to `kind` and no others: what can be edited."""
+    return {name: record[name] for name in ORDERS[kind] if name in record}
+
+
+def _field(name: str, value: Any, nulls: bool) -> Any:
+    if value is None and not nulls:
+        return {} if name in _MAPS else [] if name in _LISTS else None
+    if name in _MAPS and isinstance(value, dict):
+        return _sorted(value, nulls, top=name)
+    if isinstance(value, dict):
+        return {inner: _field(inner, part, nulls) for inner, part in value.items()}
+    if isinstance(value, list):
+        return [_field("", item, nulls) for item in value]
+    if name.endswith("_at") and isinstance(value, str):
+        return Time(_trimmed(value))
+    return value
+
+
+def _trimmed(time: str) -> str:
+    """A time without zeros at the end of its fraction, as Go writes it."""
+    if "." not in time or not time.endswith("0Z"):
+        return time
+    return time[:-1].rstrip("0").rstrip(".") + "Z"
+
+
+def _sorted(value: dict[str, Any], nulls: bool, top: str) -> dict[str, Any]:
+    """A map by its keys; those of a network are records inside."""
+    nested = top not in ("network", "disk")
+    found = {}
+    for key in sorted(value):
+        part = value[key]
+        if isinstance(part, dict):
+            found[key] = _sorted(part, nulls, top) if nested else _field("", part, nulls)
+        elif isinstance(part, list):
+            found[key] = [_sorted(p, nulls, top) if isinstance(p, dict) else p for p in part]
+        else:
+            found[key] = part
+    return found

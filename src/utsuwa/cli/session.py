@@ -1,0 +1,78 @@
+"""What a running command works with: its servers, its output, its global flags."""
+
+from __future__ import annotations
+
+import sys
+
+from utsuwa.client import remotes, server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.cli.flags import Flags
+    from utsuwa.client.server import Server
+
+
+class Session:
+    """One call of the command."""
+
+    def __init__(self, flags: Flags) -> None:
+        self.config = remotes.load()
+        if flags.on("force-local"):
+            self.config.default = remotes.LOCAL
+        self.project = flags.text("project")
+        self.quiet = flags.on("quiet")
+        self.debug = flags.on("debug")
+        self._servers: dict[str, Server] = {}
+
+    # Output.
+
+    def say(self, text: str) -> None:
+        """A line for people, left out when they want quiet."""
+        if not self.quiet:
+            self.write(text + "\n")
+            sys.stdout.flush()
+
+    def write(self, text: str) -> None:
+        """The answer itself, as it is."""
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+
+    def warn(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+
+    @property
+    def shows_progress(self) -> bool:
+        return not self.quiet and sys.stdout.isatty()
+
+    # Servers.
+
+    def server(self, remote: str = "") -> Server:
+        """The server of a remote, the default one where none is named. Raises NotFound."""
+        name = remote or self.config.default
+        if name not in self._servers:
+            trace = self.warn if self.debug else None
+            self._servers[name] = server.connect(self.config, name, project=self.project, trace=trace)
+        return self._servers[name]
+
+    def target(self, text: str) -> tuple[Server, str]:
+        """The server and the name that `remote:name` stands for. Raises NotFound."""
+        remote, name = self.config.split(text)
+        return self.server(remote), name
+
+    def takes_remote(self, arguments: list[str]) -> tuple[Server, list[str]]:
+        """The server of a leading `remote:` and the arguments after it, for lists."""
+        if arguments and ":" in arguments[0] and "=" not in arguments[0]:
+            remote, name = self.config.split(arguments[0])
+            return self.server(remote), ([name] if name else []) + arguments[1:]
+        return self.server(), arguments
+
+    def wait(self, on: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
+        """Wait for an operation, with progress for people. Raises ApiError; an interrupt cancels it."""
+        from utsuwa.cli import progress
+
+        return progress.wait(self, on, operation, label)

@@ -1,0 +1,64 @@
+"""YAML that people write for objects of the API: values are text as it stands, `limits.cpu: 2` is "2"."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import yaml
+
+from utsuwa.cli.errors import UsageError
+
+# Fields outside of maps whose values are no text.
+_SWITCHES = ("ephemeral", "stateful", "public", "auto_update", "restricted", "managed", "cached")
+_TRUE = ("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y")
+_FALSE = ("false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N", "")
+_NULLS = ("", "~", "null", "Null", "NULL")
+
+
+class _Loader(yaml.SafeLoader):
+    """Every scalar is text; null (without quotes) is the empty text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+def _scalar(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    plain = node.style is None
+    return "" if plain and node.value in _NULLS else str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A map, empty where there is nothing. Raises UsageError with the place of the mistake."""
+    try:
+        found = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"This is not valid YAML: {' '.join(str(error).split())}") from error
+    if found in (None, ""):
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError("The YAML must hold `key: value` lines")
+    for name in _SWITCHES:
+        if name in found:
+            found[name] = _switch(name, found[name])
+    for name in ("config", "devices", "properties"):
+        if found.get(name) == "":
+            found[name] = {}
+    return found
+
+
+def from_input() -> dict[str, Any]:
+    """The map on standard input where that is a file or a pipe, else nothing. Raises UsageError."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return {}
+    return parse(sys.stdin.read())
+
+
+def _switch(name: str, value: object) -> bool:
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise UsageError(f"{name} is true or false, not {value!r}")

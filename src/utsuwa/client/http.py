@@ -1,0 +1,208 @@
+"""HTTP/1.1 over one open socket, as much of it as the REST API needs.
+
+Python's own http.client takes twice the time of the whole interpreter to import; over the unix socket
+this module and `socket` are all that `utsuwa list` loads.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from utsuwa.client.errors import BadAnswer, Unreachable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    Opener = Callable[[], socket.socket]
+    Body = bytes | Iterable[bytes] | None
+
+_LINE_LIMIT = 65536
+_HEADER_LIMIT = 200
+_CHUNK = 256 * 1024
+
+
+class Reply:
+    """The head of an answer; `read` and `stream` give its body, which must be taken before the next request.
+
+    `headers` go by lower-case name.
+    """
+
+    def __init__(self, status: int, headers: dict[str, str], chunks: Iterator[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self._chunks = chunks
+
+    def read(self) -> bytes:
+        return b"".join(self._chunks)
+
+    def stream(self) -> Iterator[bytes]:
+        """The body in pieces of up to 256 KiB."""
+        return self._chunks
+
+
+class Connection:
+    """A connection that opens itself and stays open between requests."""
+
+    def __init__(self, opener: Opener, host: str) -> None:
+        self._opener = opener
+        self._host = host
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray()
+
+    def request(
+        self, method: str, target: str, body: Body = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Send a request and read the head of the answer. Raises Unreachable or BadAnswer.
+
+        A body that is an iterable is sent in chunks. A request that finds an idle connection closed by
+        the server is sent once more on a new one, unless its body is a stream.
+        """
+        repeatable = self._socket is not None and (body is None or isinstance(body, bytes))
+        try:
+            return self._exchange(method, target, body, headers or {})
+        except (OSError, EOFError) as error:
+            self.close()
+            if not repeatable:
+                raise self._broken(error) from error
+        try:
+            return self._exchange(method, target, body, headers or {})
+        except (OSError, EOFError) as error:
+            self.close()
+            raise self._broken(error) from error
+
+    def take_socket(self) -> tuple[socket.socket, bytes]:
+        """The socket and what was read ahead of it, for a protocol upgrade; the connection forgets both."""
+        sock, rest = self._open(), bytes(self._buffer)
+        self._socket, self._buffer = None, bytearray()
+        return sock, rest
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._buffer = None, bytearray()
+
+    def _broken(self, error: Exception) -> Unreachable:
+        return Unreachable(f"The connection to {self._host} broke: {str(error) or 'the server closed it'}")
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = self._opener()
+        return self._socket
+
+    def _exchange(self, method: str, target: str, body: Body, headers: Mapping[str, str]) -> Reply:
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if any("\r" in line or "\n" in line for line in lines):
+            raise BadAnswer("A request cannot hold line breaks")
+        sock = self._open()
+        if body is None or isinstance(body, bytes):
+            if body is not None:
+                lines.append(f"Content-Length: {len(body)}")
+            sock.sendall("\r\n".join((*lines, "\r\n")).encode() + (body or b""))
+            return self._read_reply(method)
+        lines.append("Transfer-Encoding: chunked")
+        sock.sendall("\r\n".join((*lines, "\r\n")).encode())
+        try:
+            for chunk in body:
+                if chunk:
+                    sock.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            sock.sendall(b"0\r\n\r\n")
+        except BrokenPipeError:
+            # A server may refuse an upload before it has read it all: its answer says why.
+            return self._read_reply(method)
+        return self._read_reply(method)
+
+    def _read_reply(self, method: str) -> Reply:
+        status = 100
+        headers: dict[str, str] = {}
+        while status == 100:
+            parts = self._line().split(" ", 2)
+            if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit():
+                raise BadAnswer(f"{self._host} does not speak HTTP")
+            status = int(parts[1])
+            headers = self._headers()
+        if method == "HEAD" or status in (101, 204, 304):
+            return Reply(status, headers, iter(()))
+        return Reply(status, headers, self._body(headers))
+
+    def _headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        while line := self._line():
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+            if len(headers) > _HEADER_LIMIT:
+                raise BadAnswer(f"{self._host} sent too many headers")
+        return headers
+
+    def _body(self, headers: Mapping[str, str]) -> Iterator[bytes]:
+        try:
+            yield from self._pieces(headers)
+        except (OSError, EOFError) as error:
+            self.close()
+            raise self._broken(error) from error
+        if headers.get("connection", "").lower() == "close":
+            self.close()
+
+    def _pieces(self, headers: Mapping[str, str]) -> Iterator[bytes]:
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            while size := self._number(self._line().split(";")[0], 16):
+                yield from self._exactly(size)
+                self._line()
+            self._headers()
+        elif "content-length" in headers:
+            yield from self._exactly(self._number(headers["content-length"], 10))
+        else:
+            if self._buffer:
+                yield bytes(self._buffer)
+            sock = self._open()
+            while data := sock.recv(_CHUNK):
+                yield data
+            self.close()
+
+    def _number(self, text: str, base: int) -> int:
+        try:
+            return int(text, base)
+        except ValueError:
+            raise BadAnswer(f"{self._host} sent the length {text!r}") from None
+
+    def _line(self) -> str:
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _LINE_LIMIT:
+                raise BadAnswer(f"{self._host} sent a line that does not end")
+            self._fill()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line.rstrip(b"\r").decode("latin-1")
+
+    def _exactly(self, size: int) -> Iterator[bytes]:
+        while size > 0:
+            if not self._buffer:
+                self._fill()
+            piece = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            size -= len(piece)
+            yield piece
+
+    def _fill(self) -> None:
+        data = self._open().recv(_CHUNK)
+        if not data:
+            raise EOFError
+        self._buffer += data
+
+
+def open_unix(path: str) -> socket.socket:
+    """A connection to a unix socket; Unreachable says what to do about it."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        why = {
+            "PermissionError": "you may not use it: become root or a member of the group utsuwa",
+            "FileNotFoundError": "it does not exist: is the daemon (utsuwad) running?",
+            "ConnectionRefusedError": "nobody answers there: start the daemon (utsuwad)",
+        }
+        reason = why.get(type(error).__name__, str(error))
+        raise Unreachable(f"Cannot connect to the socket {path}: {reason}") from error
+    return sock

@@ -1,0 +1,141 @@
+"""HTTPS to remote servers: this client's certificate, and the server's as it was accepted.
+
+A server whose certificate was accepted is known by that very certificate and nothing else; one that was
+not must show a certificate that the system trusts, for the name that it is called by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from utsuwa.client.errors import Unreachable
+from utsuwa.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from utsuwa.client.http import Opener
+    from utsuwa.client.remotes import ClientConfig, Remote
+
+DEFAULT_PORT = 8443
+_CONNECT_SECONDS = 30
+
+
+def opener(config: ClientConfig, name: str, remote: Remote) -> Opener:
+    """What opens connections to a remote."""
+
+    def open_remote() -> socket.socket:
+        pinned = _read_pinned(config.server_certificate(name))
+        return _connect(config, remote.addr, pinned)
+
+    return open_remote
+
+
+def normal_address(text: str) -> str:
+    """`https://host:port` for what a user calls a server. Raises InvalidRequest."""
+    if text.startswith("unix:"):
+        return text
+    url = text if "://" in text else f"https://{text}"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or DEFAULT_PORT
+    except ValueError as error:
+        raise InvalidRequest(f"{text!r} is no address of a server: {error}") from error
+    if parts.scheme != "https" or not host:
+        raise InvalidRequest(f"{text!r} is no address of a server: write https://HOST:PORT or unix:///PATH")
+    shown = f"[{host}]" if ":" in host else host
+    return f"https://{shown}:{port}"
+
+
+def server_certificate(address: str) -> bytes:
+    """The certificate (DER) that a server shows, whoever it is. Raises Unreachable."""
+    context = _context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with _handshake(context, address) as sock:
+        found = sock.getpeercert(binary_form=True)
+    assert found is not None, "a TLS server without a certificate"
+    return found
+
+
+def is_trusted_by_system(address: str) -> bool:
+    """Whether the system trusts the server's certificate. Raises Unreachable where it cannot be asked."""
+    try:
+        _handshake(_context(), address).close()
+    except Unreachable as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            return False
+        raise
+    return True
+
+
+def fingerprint(certificate: bytes) -> str:
+    """SHA-256 of a certificate (DER), in hexadecimal digits."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def to_pem(certificate: bytes) -> str:
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+def _read_pinned(path: str) -> bytes | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return ssl.PEM_cert_to_DER_cert(file.read().strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"Cannot use the accepted certificate {path}: {error}") from error
+
+
+def _connect(config: ClientConfig, address: str, pinned: bytes | None) -> socket.socket:
+    context = _context()
+    if pinned is not None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if os.path.exists(config.client_certificate):
+        try:
+            context.load_cert_chain(config.client_certificate, config.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidRequest(
+                f"Cannot use {config.client_certificate} with {config.client_key}: {error}"
+            ) from error
+    sock = _handshake(context, address)
+    if pinned is not None and sock.getpeercert(binary_form=True) != pinned:
+        sock.close()
+        raise Unreachable(
+            f"{address} shows another certificate than the accepted one: if its owner changed it, "
+            "remove the remote and add it again"
+        )
+    return sock
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _handshake(context: ssl.SSLContext, address: str) -> ssl.SSLSocket:
+    parts = urlsplit(address)
+    host, port = parts.hostname or "", parts.port or DEFAULT_PORT
+    try:
+        plain = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
+    except OSError as error:
+        raise Unreachable(f"Cannot connect to {address}: {error.strerror or error}") from error
+    try:
+        sock = context.wrap_socket(plain, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        plain.close()
+        raise Unreachable(
+            f"The certificate of {address} is not trusted ({error.verify_message}): "
+            "accept it by adding the remote again"
+        ) from error
+    except OSError as error:
+        plain.close()
+        raise Unreachable(f"Cannot connect to {address}: {error}") from error
+    sock.settimeout(None)
+    return sock

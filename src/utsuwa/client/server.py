@@ -1,0 +1,217 @@
+"""One server of the REST API: requests in its envelopes, operations, websockets."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from utsuwa.client.errors import ApiError, BadAnswer
+from utsuwa.client.http import Connection, open_unix
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+    from utsuwa.client.http import Opener, Reply
+    from utsuwa.client.remotes import ClientConfig, Remote
+    from utsuwa.client.websocket import WebSocket
+
+    Trace = Callable[[str], None]
+
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def quote(text: str) -> str:
+    """One segment of a path, or one value of a query, percent-encoded."""
+    data = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in data)
+
+
+def path_to(*parts: str) -> str:
+    """`/1.0/a/b`, every part quoted."""
+    return "/".join(("/1.0", *map(quote, parts)))
+
+
+def socket_path() -> str:
+    """`$UTSUWA_SOCKET`, else the socket in `$UTSUWA_DIR`, else the one in `/var/lib/utsuwa`."""
+    configured = os.environ.get("UTSUWA_SOCKET")
+    return configured or (os.environ.get("UTSUWA_DIR") or "/var/lib/utsuwa") + "/unix.socket"
+
+
+class Server:
+    """The server behind a remote. Methods raise ApiError with the server's own words."""
+
+    def __init__(self, opener: Opener, host: str, *, project: str = "", trace: Trace | None = None) -> None:
+        self._opener = opener
+        self._host = host
+        self._connection = Connection(opener, host)
+        self.project = project
+        self._trace = trace
+
+    # Requests. Names of query fields are written with underscores.
+
+    def get(self, path: str, **query: str) -> Any:
+        return self._metadata(self._send("GET", path, None, query))
+
+    def get_with_etag(self, path: str, **query: str) -> tuple[Any, str]:
+        """The object and its ETag, for a change that must not overwrite another's."""
+        reply = self._send("GET", path, None, query)
+        return self._metadata(reply), reply.headers.get("etag", "")
+
+    def put(self, path: str, body: Any, etag: str = "", **query: str) -> Any:
+        return self._metadata(self._send("PUT", path, body, query, etag))
+
+    def patch(self, path: str, body: Any, etag: str = "", **query: str) -> Any:
+        return self._metadata(self._send("PATCH", path, body, query, etag))
+
+    def post(self, path: str, body: Any, **query: str) -> Any:
+        return self._metadata(self._send("POST", path, body, query))
+
+    def delete(self, path: str, **query: str) -> Any:
+        return self._metadata(self._send("DELETE", path, None, query))
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """A request outside the envelopes: uploads and downloads."""
+        target = self._target(path, {})
+        if self._trace:
+            self._trace(f"> {method} {target}" + ("" if body is None else " with a body of its own kind"))
+        return self._connection.request(method, target, body, headers)
+
+    def checked(self, reply: Reply) -> Reply:
+        """The reply of `raw`, where it is no error."""
+        if reply.status >= 400:
+            self._metadata(reply)
+        return reply
+
+    def metadata(self, reply: Reply) -> Any:
+        """The metadata in the envelope of a reply of `raw`."""
+        return self._metadata(reply)
+
+    def envelope(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """The whole envelope of an answer, errors included."""
+        return self._envelope(self._send(method, path, body, {}))
+
+    # Operations.
+
+    def wait(self, operation: Mapping[str, Any]) -> dict[str, Any]:
+        """Wait for the end of an operation; its record, or ApiError where it failed."""
+        return succeeded(self.get(f"/1.0/operations/{operation['id']}/wait"))
+
+    def websocket(self, path: str) -> WebSocket:
+        """Open a websocket on a connection of its own."""
+        import binascii
+
+        from utsuwa.client.websocket import WebSocket
+
+        connection = Connection(self._opener, self._host)
+        key = binascii.b2a_base64(os.urandom(16), newline=False).decode()
+        target = self._target(path, {})
+        if self._trace:
+            self._trace(f"websocket {target}")
+        upgrade = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Key": key,
+            "Sec-WebSocket-Version": "13",
+        }
+        reply = connection.request("GET", target, headers=upgrade)
+        if reply.status != 101:
+            self._metadata(reply)
+            raise BadAnswer(f"{self._host} refused a websocket with status {reply.status}")
+        return WebSocket(*connection.take_socket())
+
+    def operation_socket(self, operation: Mapping[str, Any], name: str) -> WebSocket:
+        """The websocket of an operation by the name of its secret (`0`, `control`, ...)."""
+        secret = quote(operation["metadata"]["fds"][name])
+        return self.websocket(f"/1.0/operations/{operation['id']}/websocket?secret={secret}")
+
+    def listen(self, types: Iterable[str] = (), *, all_projects: bool = False) -> WebSocket:
+        """A websocket of events of the given types, all where none is given."""
+        fields = [f"type={quote(','.join(types))}"] if types else []
+        fields += ["all-projects=true"] if all_projects else []
+        return self.websocket("/1.0/events" + ("?" + "&".join(fields) if fields else ""))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # Within.
+
+    def _send(self, method: str, path: str, body: Any, query: Mapping[str, str], etag: str = "") -> Reply:
+        target = self._target(path, query)
+        headers = {"If-Match": etag} if etag else {}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        if self._trace:
+            self._trace(f"> {method} {target}" + (f"\n{json.dumps(body, indent=2)}" if data else ""))
+        return self._connection.request(method, target, data, headers)
+
+    def _target(self, path: str, query: Mapping[str, str]) -> str:
+        fields = {name.replace("_", "-"): value for name, value in query.items()}
+        if self.project and "all-projects" not in fields and "project=" not in path:
+            fields.setdefault("project", self.project)
+        if not fields:
+            return path
+        joined = "&".join(f"{name}={quote(value)}" for name, value in fields.items())
+        return f"{path}{'&' if '?' in path else '?'}{joined}"
+
+    def _envelope(self, reply: Reply) -> dict[str, Any]:
+        data = reply.read()
+        try:
+            envelope = json.loads(data)
+        except ValueError as error:
+            raise BadAnswer(f"{self._host} did not answer with JSON (status {reply.status})") from error
+        if not isinstance(envelope, dict) or "type" not in envelope:
+            raise BadAnswer(f"{self._host} did not answer with an envelope of the REST API")
+        if self._trace:
+            self._trace(f"< {reply.status}\n{json.dumps(envelope, indent=2)}")
+        return envelope
+
+    def _metadata(self, reply: Reply) -> Any:
+        envelope = self._envelope(reply)
+        if envelope["type"] == "error":
+            raise ApiError(envelope.get("error") or f"status {reply.status}", reply.status)
+        return envelope.get("metadata")
+
+
+def succeeded(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an ended operation; ApiError where it did not end well."""
+    if record["status_code"] != 200:
+        raise ApiError(record["err"] or record["status"], 0)
+    return record
+
+
+def connect(config: ClientConfig, name: str, *, project: str = "", trace: Trace | None = None) -> Server:
+    """The server of a remote, not contacted yet. Raises NotFound, and InvalidRequest for image servers."""
+    remote = config.remote(name)
+    if remote.protocol == "simplestreams":
+        from utsuwa.core.errors import NotSupportedYet
+
+        raise NotSupportedYet(
+            f'The remote "{name}" is an image server (simplestreams): this client cannot read it; '
+            "name its images as the source of launch, init or image copy"
+        )
+    opener, host = _opener(config, name, remote)
+    return Server(opener, host, project=project or remote.project, trace=trace)
+
+
+def _opener(config: ClientConfig, name: str, remote: Remote) -> tuple[Opener, str]:
+    if remote.is_unix:
+        path = remote.addr.removeprefix("unix:").removeprefix("//") or socket_path()
+
+        def open_local() -> socket.socket:
+            return open_unix(path)
+
+        return open_local, "utsuwa"
+    from utsuwa.client.https import opener
+
+    return opener(config, name, remote), remote.addr.split("//", 1)[-1]

@@ -239,7 +239,7 @@ def test_a_log_file_that_cannot_be_is_told(stopped_daemon: Daemon, tmp_path: Pat
     assert "Cannot write the log file" in ended.stderr
 
 
-@pytest.mark.parametrize("command", ["init", "recover", "sql"])
+@pytest.mark.parametrize("command", ["recover", "sql"])
 def test_what_is_not_there_yet_says_so(stopped_daemon: Daemon, command: str) -> None:
     ended = utsuwad(stopped_daemon, command, "--auto")
     assert ended.returncode == 1

@@ -71,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     init_options.add_options(init)
     init.set_defaults(run=_init)
 
+    check = commands.add_parser("check", parents=[general], help="tell what this host can do and lacks")
+    check.add_argument("--format", choices=("table", "json"), default="table", help="how to print it")
+    check.add_argument(
+        "--before-install",
+        action="store_true",
+        help="leave out what the installation brings: packages, and the ranges of ids",
+    )
+    check.set_defaults(run=_check)
+
     activate = commands.add_parser(
         "activateifneeded", parents=[general], help="wake the daemon where something is to run by itself"
     )
@@ -113,6 +122,12 @@ def _init(options: argparse.Namespace) -> int:
     from utsuwa.daemon.init import command
 
     return command.run(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import check
+
+    return check.run(json_format=options.format == "json", before_install=options.before_install)
 
 
 def _activate(options: argparse.Namespace) -> int:

@@ -58,6 +58,8 @@ class ContainerSpec:
     host: HostFacts
     devices: Sequence[Pair] = ()
     """Lines of the devices, numbers of network interfaces filled in."""
+    limits: Sequence[Pair] = ()
+    """Lines `lxc.cgroup.*` and `lxc.cgroup2.*` that hold what the instance may use."""
     apparmor: Sequence[Pair] = ()
     seccomp: Path | None = None
 
@@ -70,6 +72,7 @@ def build(spec: ContainerSpec) -> str:
         _cgroups(spec),
         _mounts(spec),
         _confinement(spec),
+        spec.limits,
         _limits(spec.config),
         _environment(spec.config),
         spec.devices,

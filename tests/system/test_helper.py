@@ -64,7 +64,6 @@ class Box:
             f"lxc.idmap = g 0 {BASE} 65536",
             "lxc.mount.auto = proc:rw sys:rw",
             "lxc.pty.max = 64",
-            "lxc.console.buffer.size = auto",
             f"lxc.cgroup.dir = {self.cgroup}",
             *(more or ("lxc.net.0.type = empty",)),
         ]
@@ -437,20 +436,6 @@ async def test_checking_configuration(box: Box, helper: Helper, tmp_path: Path) 
         await helper.check_config(bad)
     with pytest.raises(InvalidConfig):
         await helper.check_config(tmp_path / "missing")
-
-
-async def test_the_console_log(running: Box, helper: Helper) -> None:
-    assert await helper.console_log(running.name, running.lxcpath) == b""
-    code, _, _ = await output(helper, running, "sh", "-c", "echo to the console > /dev/console")
-    assert code == 0
-    deadline = time.monotonic() + 5
-    while b"to the console" not in (said := await helper.console_log(running.name, running.lxcpath)):
-        assert time.monotonic() < deadline, said
-        await asyncio.sleep(0.02)
-    await helper.clear_console_log(running.name, running.lxcpath)
-    assert await helper.console_log(running.name, running.lxcpath) == b""
-    with pytest.raises(HostError):
-        await helper.console_log("another", running.lxcpath)
 
 
 async def test_network_state(box: Box, helper: Helper) -> None:

@@ -8,8 +8,7 @@ import pytest
 
 from utsuwa.core.errors import HostError, InvalidRequest, NotFound
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import logs
-from utsuwa.instances.console import ConsoleLog
+from utsuwa.instances import console, logs
 from utsuwa.instances.exec import ExecTarget
 
 ID = "0b5e3a1c-8d3f-4a77-9a51-1f9b1a0c2d3e"
@@ -94,50 +93,26 @@ async def test_a_linked_folder_of_outputs_is_not_followed(tmp_path: Path) -> Non
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-class RingBuffer:
-    """Stands for the helper: a console with or without a ring buffer."""
-
-    def __init__(self, data: bytes | None) -> None:
-        self.data = data
-
-    async def console_log(self, _name: str, _lxcpath: Path) -> bytes:
-        if self.data is None:
-            raise HostError("none")
-        return self.data
-
-    async def clear_console_log(self, name: str, lxcpath: Path) -> None:
-        await self.console_log(name, lxcpath)
-        self.data = b""
+def target(folder: Path) -> ExecTarget:
+    return ExecTarget("default", "c1", "c1", folder, folder, {}, IdMap(), running=True)
 
 
-def target(folder: Path, *, running: bool) -> ExecTarget:
-    return ExecTarget("default", "c1", "c1", folder, folder, {}, IdMap(), running)
-
-
-@pytest.mark.parametrize(
-    ("running", "ring", "shown"), [(True, b"ring", b"ring"), (True, None, b"file"), (False, b"ring", b"file")]
-)
-async def test_where_the_console_log_comes_from(
-    tmp_path: Path, running: bool, ring: bytes | None, shown: bytes
-) -> None:
-    (tmp_path / "console.log").write_bytes(b"file")
-    helper = RingBuffer(ring)
-    console = ConsoleLog(helper)  # type: ignore[arg-type]
-    assert await console.read(target(tmp_path, running=running)) == shown
-    await console.clear(target(tmp_path, running=running))
-    assert (tmp_path / "console.log").read_bytes() == b""
-    assert helper.data == (b"" if running and ring else ring)
+async def test_the_console_log_is_there_until_it_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_bytes(b"said")
+    for _ in range(2):
+        assert await console.read(target(tmp_path)) == b"said"
+    await console.clear(target(tmp_path))
+    assert await console.read(target(tmp_path)) == b""
 
 
 async def test_a_long_console_log_is_shown_by_its_end(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_bytes(b"x" * 2_000_000 + b"end")
-    shown = await ConsoleLog(RingBuffer(None)).read(target(tmp_path, running=False))  # type: ignore[arg-type]
+    shown = await console.read(target(tmp_path))
     assert len(shown) == 1024 * 1024
     assert shown.endswith(b"xend")
 
 
 async def test_no_console_log(tmp_path: Path) -> None:
-    console = ConsoleLog(RingBuffer(None))  # type: ignore[arg-type]
     with pytest.raises(NotFound, match="no console log yet"):
-        await console.read(target(tmp_path, running=False))
-    await console.clear(target(tmp_path, running=False))
+        await console.read(target(tmp_path))
+    await console.clear(target(tmp_path))

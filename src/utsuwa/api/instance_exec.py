@@ -8,7 +8,7 @@ from aiohttp import web
 
 from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync
 from utsuwa.core.errors import NotSupportedYet
-from utsuwa.instances import logs
+from utsuwa.instances import console, logs
 from utsuwa.instances.exec import ExecTarget
 from utsuwa.wire.exec import InstanceExecPost
 
@@ -65,12 +65,12 @@ async def delete_output(request: Request) -> Result:
 
 
 async def get_console_log(request: Request) -> Result:
-    data = await request.services.console.read(await _target(request))
+    data = await console.read(await _target(request))
     return Raw(web.Response(body=data, content_type="application/octet-stream"))
 
 
 async def clear_console_log(request: Request) -> Result:
-    await request.services.console.clear(await _target(request))
+    await console.clear(await _target(request))
     return Empty()
 
 

@@ -8,7 +8,6 @@ from typing import Protocol
 from utsuwa.core.paths import StatePaths
 from utsuwa.db.engine import Database
 from utsuwa.images.manager import ImageManager
-from utsuwa.instances.console import ConsoleLog
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.operations.events import EventHub
@@ -55,5 +54,4 @@ class Services:
     images: ImageManager
     instances: InstanceManager
     exec: ExecManager
-    console: ConsoleLog
     daemon: DaemonControl

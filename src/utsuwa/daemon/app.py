@@ -20,7 +20,6 @@ from utsuwa.db.engine import Database
 from utsuwa.host import cgroups, facts
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
-from utsuwa.instances.console import ConsoleLog
 from utsuwa.instances.context import Context
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
@@ -156,7 +155,6 @@ class Daemon:
             images=images,
             instances=self._instances,
             exec=ExecManager(self._operations, helper),
-            console=ConsoleLog(helper),
             daemon=self,
         )
         await self._listen(services, events)

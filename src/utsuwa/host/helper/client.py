@@ -29,7 +29,6 @@ _SHORT_LIFE = 5.0
 _RESTART_DELAY = 1.0
 """Seconds to wait where the helper did not live long: something is wrong with liblxc or memory."""
 _ANSWER_TIMEOUT = 30.0
-_CONSOLE_LIMIT = 16 * 1024 * 1024
 
 
 class HelperGone(HostError):
@@ -222,13 +221,6 @@ class Helper:
     async def unfreeze(self, name: str, lxcpath: Path, conf: Path | None = None) -> None:
         await self._freeze(name, lxcpath, conf, frozen=False)
 
-    async def console_log(self, name: str, lxcpath: Path) -> bytes:
-        """What liblxc's ring buffer of the console holds; HostError where the container keeps none."""
-        return await self._console(name, lxcpath, clear=False)
-
-    async def clear_console_log(self, name: str, lxcpath: Path) -> None:
-        await self._console(name, lxcpath, clear=True)
-
     async def network_state(self, init_pid: int) -> dict[str, StateNetwork]:
         """The interfaces inside a container by name; raises NotFound where it has ended."""
         found = await self.network_states([init_pid])
@@ -269,21 +261,13 @@ class Helper:
             raise
         return Attached(reply, pid, fds[0] if fds else None)
 
-    async def _console(self, name: str, lxcpath: Path, *, clear: bool) -> bytes:
-        file = os.memfd_create("console-log", os.MFD_CLOEXEC)
-        try:
-            await self._ask("console_log", [file], name=name, lxcpath=str(lxcpath), clear=clear)
-            return os.pread(file, _CONSOLE_LIMIT, 0)
-        finally:
-            os.close(file)
-
     async def _freeze(self, name: str, lxcpath: Path, conf: Path | None, *, frozen: bool) -> None:
         await self._ask(
             "freeze", name=name, lxcpath=str(lxcpath), conf=str(conf) if conf else None, frozen=frozen
         )
 
-    async def _ask(self, operation: str, fds: Sequence[int] = (), **request: object) -> Any:
-        reply = await self._send(operation, request, fds)
+    async def _ask(self, operation: str, **request: object) -> Any:
+        reply = await self._send(operation, request, ())
         with reply:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):

@@ -6,7 +6,6 @@ liblxc only ever appends members to the struct, so newer versions fit too.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Callable
 
@@ -70,15 +69,6 @@ class _AttachOptions(ctypes.Structure):
     )
 
 
-class _ConsoleLog(ctypes.Structure):
-    _fields_ = (
-        ("clear", ctypes.c_bool),
-        ("read", ctypes.c_bool),
-        ("read_max", ctypes.POINTER(ctypes.c_uint64)),
-        ("data", _POINTER),
-    )
-
-
 class _Log(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -95,7 +85,6 @@ _INT_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
 _STATE_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_char_p, _POINTER)
 _SET_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER, ctypes.c_char_p, ctypes.c_char_p)
 _LOAD_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER, ctypes.c_char_p)
-_CONSOLE_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.POINTER(_ConsoleLog))
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
 _ATTACH_FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -149,10 +138,6 @@ class Container:
         pid = int(_INT_FUNCTION(self._members.init_pid)(self._pointer))
         return pid if pid > 0 else None
 
-    def init_pidfd(self) -> int | None:
-        fd = int(_INT_FUNCTION(self._members.init_pidfd)(self._pointer))
-        return fd if fd >= 0 else None
-
     def devpts_fd(self) -> int | None:
         """A descriptor of the container's devpts mount, where the kernel and liblxc give one."""
         fd = int(_INT_FUNCTION(self._members.devpts_fd)(self._pointer))
@@ -173,15 +158,6 @@ class Container:
     def unfreeze(self) -> None:
         if not _BOOL_FUNCTION(self._members.unfreeze)(self._pointer):
             raise LiblxcError("the container cannot be unfrozen")
-
-    def console_log(self, *, clear: bool) -> bytes:
-        """What the console's ring buffer holds; `clear` empties it in place of reading it."""
-        size = ctypes.c_uint64(0)
-        log = _ConsoleLog(clear, not clear, ctypes.pointer(size), None)
-        result = _CONSOLE_FUNCTION(self._members.console_log)(self._pointer, ctypes.byref(log))
-        if result not in (0, -errno.ENODATA):
-            raise LiblxcError("the container keeps no console log")
-        return ctypes.string_at(log.data, size.value) if log.data and not clear else b""
 
     def attach(
         self, run: Callable[[], int], *, uid: int, gid: int, env: list[bytes], stdio: tuple[int, int, int]

@@ -169,12 +169,6 @@ class Worker:
         (container.freeze if request["frozen"] else container.unfreeze)()
         protocol.send(reply, {"ok": None})
 
-    def console_log(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        container = self._liblxc.container(request["name"], request["lxcpath"])
-        with open(fds[0], "wb") as file:  # noqa: PTH123 - pathlib takes 10 ms to import
-            file.write(container.console_log(clear=request["clear"]))
-        protocol.send(reply, {"ok": None})
-
     def network(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
         """The interfaces on the host, then those of each container."""
         found = [rtnetlink.interfaces()]
@@ -211,7 +205,6 @@ Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
 _OPERATIONS: dict[str, Operation] = {
     "attach": Worker.attach,
     "check_config": Worker.check_config,
-    "console_log": Worker.console_log,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
     "network": Worker.network,

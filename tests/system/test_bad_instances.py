@@ -92,7 +92,7 @@ CREATIONS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
         404,
         ("image", "not found"),
     ),
-    "no fingerprint": ({"source": {"type": "image", "fingerprint": "../x"}}, 400, ("fingerprint",)),
+    "no fingerprint": ({"source": {"type": "image", "fingerprint": "../x"}}, 404, ("fingerprint",)),
     "unknown properties": ({"source": {"type": "image", "properties": {"os": "none"}}}, 404, ("properties",)),
     "name taken": ({"name": "up"}, 409, ("up", "already")),
     "unknown key": ({"config": {"no.such": "key"}}, 400, ("no.such",)),

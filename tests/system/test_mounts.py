@@ -73,6 +73,7 @@ def descriptors() -> int:
 
 
 def test_a_user_namespace_is_kept_for_its_map() -> None:
+    userns.close_user_namespaces()  # those of other tests
     before = descriptors()
     with userns.user_namespace(MAP) as first, userns.user_namespace(MAP) as second:
         assert os.fstat(first).st_ino == os.fstat(second).st_ino

@@ -22,7 +22,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.filetree import remove_tree
-from utsuwa.instances import identity, lxcconf, volume
+from utsuwa.instances import identity, limits, lxcconf, volume
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
 from utsuwa.security import apparmor, seccomp
@@ -61,6 +61,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     async with ctx.database.read() as conn:
         loaded = merge(row, await profiles_named(conn, project, row.profiles))
     loaded = check_whole(loaded)
+    await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
     async with ctx.locks.hold("idmap"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import NotFound
 from utsuwa.host import pidfds
-from utsuwa.instances import confinement, device_steps, identity
+from utsuwa.instances import confinement, cpu_balance, device_steps, identity
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
 
@@ -45,6 +45,7 @@ class Watch:
             await pidfds.wait(running.init_pid)
             await self._wait_for_monitor(running)
             instance = await self._clean(running)
+            await cpu_balance.rebalance(self._ctx)
         except Exception:
             log.exception("cleaning up after instance %r failed", running.name)
             self._ctx.runtime.remove(running)

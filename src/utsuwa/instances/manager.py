@@ -6,7 +6,19 @@ import asyncio
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.db.images import ImageRow
-from utsuwa.instances import create, delete, recover, rename, shutdown, start, state, stop, update
+from utsuwa.instances import (
+    cpu_balance,
+    create,
+    delete,
+    limits,
+    recover,
+    rename,
+    shutdown,
+    start,
+    state,
+    stop,
+    update,
+)
 from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.end import Watch
 from utsuwa.instances.exec import ExecTarget
@@ -41,6 +53,8 @@ class InstanceManager:
         await recover.write_shared_files(ctx)
         await recover.sweep(ctx)
         stopped = await recover.adopt_all(ctx, self._watch)
+        await limits.enforce_all(ctx.runtime.all())
+        await cpu_balance.rebalance(ctx)
         wanted = await recover.settle(ctx, stopped)
         self._autostart = asyncio.create_task(recover.autostart(wanted, self.start), name="autostart")
 

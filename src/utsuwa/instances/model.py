@@ -102,6 +102,10 @@ class Running:
     """Its expanded config, kept up to date by live changes."""
     idmap: IdMap
     """The map that it was started with."""
+    cpu_limit: str = field(init=False)
+    """`limits.cpu` as it is in force: a change sets it before it is stored."""
+    cpus: frozenset[int] | None = None
+    """The CPUs that it was given; None where it has all."""
     frozen: bool = False
     forced: bool = False
     """Whether the stop under way was forced: a reboot that it meets is not followed."""
@@ -112,6 +116,9 @@ class Running:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the container has ended and everything of it is cleaned away."""
     watcher: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.cpu_limit = self.config.get("limits.cpu", "")
 
     @property
     def key(self) -> tuple[str, str]:

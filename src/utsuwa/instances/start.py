@@ -12,8 +12,17 @@ from utsuwa.core.errors import InvalidRequest, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
-from utsuwa.host import cgroups, lxc, pidfds
-from utsuwa.instances import confinement, device_steps, identity, lxcconf, templates, volume
+from utsuwa.host import cgroup_limits, cgroups, lxc, pidfds
+from utsuwa.instances import (
+    confinement,
+    cpu_balance,
+    device_steps,
+    identity,
+    limits,
+    lxcconf,
+    templates,
+    volume,
+)
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.create import check_whole
 from utsuwa.instances.end import Watch
@@ -35,6 +44,7 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
             undo.keep()
         ctx.runtime.add(running)
         watch.begin(running)
+    await cpu_balance.rebalance(ctx)
 
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
@@ -46,6 +56,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     host = device_steps.host_of(ctx.paths, instance, idmap)
     steps = await device_steps.start_all(host, undo)
     undo.push(confinement.remove, ctx, instance)
+    lines, cpus = await _limits(ctx, instance)
     spec = lxcconf.ContainerSpec(
         name=instance.name,
         architecture=instance.row.architecture,
@@ -58,6 +69,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         target=paths.target,
         host=await asyncio.to_thread(lxcconf.look_at_host),
         devices=steps.lxc,
+        limits=lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
         seccomp=await confinement.prepare_seccomp(ctx, instance),
     )
@@ -68,6 +80,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     await _remember(ctx, instance, steps, undo)
     undo.push(_kill_left_over, ctx, instance)
     pid, monitor = await _run(ctx, instance, paths)
+    await limits.apply_disk_priority(pid, instance.expanded_config)
     return Running(
         row_id=instance.row.id,
         project=instance.project,
@@ -77,7 +90,19 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         devices=instance.expanded_devices,
         config=instance.expanded_config,
         idmap=idmap,
+        cpus=cpus,
     )
+
+
+async def _limits(ctx: Context, instance: Loaded) -> tuple[list[lxcconf.Pair], cpu_balance.Cpus | None]:
+    """What lxc.conf says of the instance's limits, and the CPUs among that."""
+    config = instance.expanded_config
+    if not limits.limited(config):
+        return [], None
+    facts = await asyncio.to_thread(cgroup_limits.look_at_host)
+    limits.check(config, facts)
+    cpus = cpu_balance.for_start(ctx, instance.key, config.get("limits.cpu", ""), facts)
+    return limits.start_lines(config, facts) + limits.cpu_lines(cpus, facts), cpus
 
 
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:

@@ -13,7 +13,7 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.instances import device_steps, identity
+from utsuwa.instances import cpu_balance, device_steps, identity, limits
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
 from utsuwa.instances.create import check_by_liblxc, check_whole
 from utsuwa.instances.model import Loaded
@@ -88,6 +88,7 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     async with ctx.database.read() as conn:
         new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
     _refuse_root_move(old, new)
+    await limits.check_change(old.expanded_config, new.expanded_config)
     await check_by_liblxc(ctx, new, old)
     return new
 
@@ -95,11 +96,19 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
 async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
     new = await _judged(ctx, old, row)
     async with ctx.locks.hold("idmap"), Rollback() as undo:
-        new = await change(ctx, old, new, undo)
+        (new,) = await change_all(ctx, [(old, new)], undo)
         async with ctx.database.write("update instance") as conn:
             await instance_rows.update(conn, new.row)
         _remember(ctx, new)
         undo.keep()
+
+
+async def change_all(ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback) -> list[Loaded]:
+    """`change` for several instances, after which the CPUs are handed out anew."""
+    undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
+    changed = [await change(ctx, old, new, undo) for old, new in changes]
+    await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
+    return changed
 
 
 async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Loaded:
@@ -115,6 +124,8 @@ async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Load
             volatile.update(steps.volatile)
         else:
             volatile.update(device_steps.add_all(host))
+    if running is not None:
+        await limits.change_running(running, new.expanded_config, undo)
     volatile.update(await identity.after_change(ctx, old, new))
     config = {**new.row.config, **{k: v for k, v in volatile.items() if v is not None}}
     for key in [k for k, v in volatile.items() if v is None]:
@@ -174,11 +185,10 @@ class ProfileFollower:
         for before in users:
             after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
             _refuse_root_move(before, after)
+            await limits.check_change(before.expanded_config, after.expanded_config)
             await check_by_liblxc(ctx, after, before)
             wanted.append(after)
-        changed = [
-            await change(ctx, before, after, undo) for before, after in zip(users, wanted, strict=True)
-        ]
+        changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo)
         await self._store(changed)
         undo.push(self._store, users)
 

@@ -1,0 +1,237 @@
+"""Limits shown by loads that hit them, before and after a live change."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.api import Reply
+from tests.support.daemon import Daemon
+from utsuwa.host import cgroups
+from utsuwa.host.facts import parse_cpu_list
+
+pytestmark = pytest.mark.root
+
+ALLOWED = "awk '/Cpus_allowed_list/ {print $2}' /proc/self/status"
+
+
+class Box:
+    """A running busybox container with limits."""
+
+    def __init__(self, daemon: Daemon, name: str, **limits: str) -> None:
+        self.daemon = daemon
+        self.name = name
+        config = [word for key, value in limits.items() for word in ("-c", f"limits.{key}={value}")]
+        daemon.lxc("launch", "busybox", name, *config)
+
+    @property
+    def pid(self) -> int:
+        return int(self.daemon.get(f"/1.0/instances/{self.name}/state")["pid"])
+
+    def sh(self, script: str) -> subprocess.CompletedProcess[str]:
+        return self.daemon.lxc("exec", self.name, "--", "sh", "-c", script, check=False)
+
+    def change(self, **limits: str) -> None:
+        self.daemon.do("PATCH", f"/1.0/instances/{self.name}", {"config": _named(limits)})
+
+    def refused(self, **limits: str) -> str:
+        """The error of a change that must be refused with status 400 and change nothing."""
+        url = f"/1.0/instances/{self.name}"
+        before = self.daemon.get(url)["config"]
+        reply: Reply = self.daemon.api("PATCH", url, {"config": _named(limits)})
+        assert reply.status == 400, reply.body
+        assert self.daemon.get(url)["config"] == before
+        return reply.error
+
+    def cpus(self) -> set[int]:
+        return parse_cpu_list(self.sh(ALLOWED).stdout)
+
+    def cpu_ns(self) -> int:
+        return cgroups.usage_of([self.pid])[self.pid].cpu_ns
+
+    def throttled(self) -> int:
+        """How often it was stopped because its time in a period was used up."""
+        folders = cgroups.folders_of(self.pid)
+        text = (folders.get("cpu", folders.get("", Path())) / "cpu.stat").read_text()
+        return int(dict(line.split() for line in text.splitlines())["nr_throttled"])
+
+    def fits(self, mebibytes: int) -> bool:
+        """Whether a process may have that much memory, all of it touched; else it must be killed for it."""
+        done = self.sh(f"dd if=/dev/zero of=/dev/null bs={mebibytes}M count=1")
+        assert done.returncode in (0, 137), done
+        return done.returncode == 0
+
+    def keep(self, mebibytes: int) -> None:
+        """Use memory that the kernel cannot take back (on a host without swap)."""
+        done = self.sh(
+            f"mkdir -p /t && mount -t tmpfs t /t && dd if=/dev/zero of=/t/f bs=1M count={mebibytes}"
+        )
+        assert done.returncode == 0, done
+
+    def loops(self, number: int) -> None:
+        self.sh(f"for i in $(seq {number}); do (while :; do :; done) </dev/null >/dev/null 2>&1 & done")
+
+
+def _named(limits: dict[str, str]) -> dict[str, str]:
+    return {f"limits.{key}": value for key, value in limits.items()}
+
+
+Launch = Callable[..., Box]
+
+
+@pytest.fixture
+def launch(shared_daemon: Daemon, busybox: str) -> Launch:
+    """`launch("c1", memory="40MiB")`."""
+
+    def start(name: str, **limits: str) -> Box:
+        return Box(shared_daemon, name, **limits)
+
+    return start
+
+
+def cpu_seconds(*boxes: Box, seconds: float = 1.0) -> list[float]:
+    """The CPU time that each uses per second."""
+    before, start = [box.cpu_ns() for box in boxes], time.monotonic()
+    time.sleep(seconds)
+    after, took = [box.cpu_ns() for box in boxes], time.monotonic() - start
+    return [(b - a) / 1e9 / took for a, b in zip(before, after, strict=True)]
+
+
+def reaches(box: Box, least: float) -> float:
+    """The CPU time per second, once it is above `least`: the host may be busy with other things."""
+    used = 0.0
+    for _ in range(10):
+        (used,) = cpu_seconds(box)
+        if used > least:
+            break
+    assert used > least
+    return used
+
+
+# ---- memory
+
+
+def test_memory(launch: Launch) -> None:
+    c1 = launch("c1", memory="40MiB")
+    assert c1.fits(20)
+    assert not c1.fits(60)
+    c1.change(memory="100MiB")
+    assert c1.fits(60)
+    c1.change(memory="30MiB")
+    assert not c1.fits(60)
+    c1.change(memory="")
+    assert c1.fits(60)
+    c1.change(memory="1%", **{"memory.enforce": "soft"})
+    assert c1.fits(400)
+
+
+def test_a_share_of_the_hosts_memory(launch: Launch) -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
+    c1 = launch("c1", memory="1%")
+    assert c1.fits(total // 200)
+    assert not c1.fits(total // 80)
+
+
+def test_less_memory_than_is_in_use(launch: Launch) -> None:
+    c1 = launch("c1", memory="100MiB")
+    c1.keep(40)
+    assert "uses" in c1.refused(memory="20MiB")
+    assert "uses" in c1.refused(memory="20MiB", processes="500", **{"cpu.allowance": "10%"})
+    assert c1.fits(40)
+    assert not c1.fits(80)
+    c1.sh("umount /t")
+    c1.change(memory="20MiB")
+    assert not c1.fits(40)
+
+
+# ---- processes
+
+
+def test_processes(launch: Launch) -> None:
+    c1 = launch("c1", processes="20")
+    bomb = "for i in $(seq 60); do sleep 60 </dev/null >/dev/null 2>&1 & done"
+
+    def most() -> int:
+        c1.sh(bomb)
+        found = int(c1.daemon.get("/1.0/instances/c1/state")["processes"])
+        c1.sh("kill -9 -1")
+        return found
+
+    assert 10 <= most() <= 20
+    c1.change(processes="40")
+    assert 30 <= most() <= 40
+    c1.change(processes="")
+    assert most() > 60
+    c1.sh("for i in 1 2 3; do sleep 60 </dev/null >/dev/null 2>&1 & done")
+    assert "processes" in c1.refused(processes="2")
+
+
+# ---- CPU
+
+
+def test_time_in_each_period(launch: Launch) -> None:
+    c1 = launch("c1", **{"cpu.allowance": "10ms/100ms"})
+    c1.loops(2)
+    assert 0 < cpu_seconds(c1)[0] < 0.2
+    c1.change(**{"cpu.allowance": "30ms/100ms"})
+    assert reaches(c1, 0.2) < 0.4
+    c1.change(**{"cpu.allowance": ""})
+    before = c1.throttled()
+    assert reaches(c1, 0.1)
+    assert c1.throttled() == before
+
+
+def test_shares_of_a_cpu(launch: Launch) -> None:
+    """Both are held to one CPU, so that they are in each other's way whatever else the host does."""
+    one = launch("one", cpu="0-0", **{"cpu.allowance": "10%"})
+    two = launch("two", cpu="0-0", **{"cpu.allowance": "100%"})
+    one.loops(1)
+    two.loops(1)
+    low, high = cpu_seconds(one, two, seconds=1.5)
+    assert high > 3 * low
+    one.change(**{"cpu.allowance": "100%"})
+    two.change(**{"cpu.allowance": "10%"})
+    high, low = cpu_seconds(one, two, seconds=1.5)
+    assert high > 3 * low
+
+
+def test_priority(launch: Launch) -> None:
+    one = launch("one", cpu="0-0", **{"cpu.priority": "0"})
+    two = launch("two", cpu="0-0")
+    one.loops(1)
+    two.loops(1)
+    low, high = cpu_seconds(one, two, seconds=1.5)
+    assert high > 3 * low
+    one.change(**{"cpu.priority": ""})
+    first, second = cpu_seconds(one, two, seconds=1.5)
+    assert first > 0.5 * second
+
+
+def test_cpus(launch: Launch) -> None:
+    host = parse_cpu_list(Path("/sys/devices/system/cpu/online").read_text())
+    c1 = launch("c1", cpu="0-0")
+    assert c1.cpus() == {0}
+    c1.change(cpu="1-1")
+    assert c1.cpus() == {1}
+    c1.change(cpu="")
+    assert c1.cpus() == host
+    c1.change(cpu="1")
+    assert len(c1.cpus()) == 1
+    beyond = max(host) + 1
+    assert str(beyond) in c1.refused(cpu=f"0,{beyond}")
+
+
+def test_numbers_of_cpus_are_spread(launch: Launch, shared_daemon: Daemon) -> None:
+    c1, c2 = launch("c1", cpu="1"), launch("c2", cpu="1")
+    assert c1.cpus().isdisjoint(c2.cpus())
+    where = c2.cpus()
+    c3 = launch("c3", cpu=f"{min(where)}-{min(where)}")  # comes to where c2 is
+    shared_daemon.lxc("delete", "c1", "--force")
+    assert c2.cpus().isdisjoint(c3.cpus())
+    shared_daemon.restart()
+    assert c2.cpus().isdisjoint(c3.cpus())
+    assert c3.cpus() == where

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from tests.support import leaks
 from tests.support.api import Reply, request
+from tests.support.netbox import NetBox
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
 
@@ -37,7 +38,13 @@ class Daemon:
     `home` holds everything: `dir` (UTSUWA_DIR), `conf` (LXD_CONF of the `lxc` client), `log`.
     """
 
-    def __init__(self, env: Mapping[str, str] | None = None, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        env: Mapping[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+        box: NetBox | None = None,
+    ) -> None:
+        self.box = box
         self.before = leaks.HostState.now()
         self.home = Path(tempfile.mkdtemp(prefix="ut-", dir=os.environ.get("UTSUWA_TEST_DIR", "/var/tmp")))
         self.home.chmod(0o711)  # the ids of containers pass through to their root file systems
@@ -56,7 +63,14 @@ class Daemon:
         """Start it, and return when it serves; raises AssertionError with its log where it does not."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "utsuwa.daemon.main", "--debug", *self.arguments],
+                [
+                    *(self.box.prefix if self.box else ()),
+                    sys.executable,
+                    "-m",
+                    "utsuwa.daemon.main",
+                    "--debug",
+                    *self.arguments,
+                ],
                 env=self._environment(UTSUWA_DIR=str(self.dir), **self.env),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -215,6 +229,9 @@ class Daemon:
         for profile in self.get("/1.0/profiles?recursion=1"):
             if profile["name"] != "default":
                 self.do("DELETE", f"/1.0/profiles/{quote(profile['name'], safe='')}")
+        for network in self.get("/1.0/networks?recursion=1"):
+            if network["managed"]:
+                self.do("DELETE", f"/1.0/networks/{network['name']}")
         for pool in self.get("/1.0/storage-pools?recursion=1"):
             self.do("DELETE", f"/1.0/storage-pools/{pool['name']}")
 

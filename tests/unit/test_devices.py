@@ -16,6 +16,7 @@ from utsuwa.host import veth
 
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
 P2P = {"type": "nic", "nictype": "p2p"}
+NET = {"type": "nic", "network": "br0"}
 
 
 def host(
@@ -86,8 +87,19 @@ def test_what_is_valid() -> None:
         ({"type": "disk", "path": "/mnt", "source": "/tmp", "nonsense": "1"}, InvalidConfig, "'nonsense'"),
         ({"type": "nic"}, InvalidConfig, "'nictype' is required"),
         ({"type": "nic", "nictype": "token-ring"}, InvalidConfig, "'token-ring'"),
-        ({"type": "nic", "nictype": "bridged", "parent": "br0"}, NotSupportedYet, "nictype=bridged"),
-        ({"type": "nic", "network": "lxdbr0"}, NotSupportedYet, "network=lxdbr0"),
+        ({"type": "nic", "nictype": "macvlan", "parent": "br0"}, NotSupportedYet, "nictype=macvlan"),
+        ({"type": "nic", "nictype": "bridged"}, InvalidConfig, "'parent' is required"),
+        ({"type": "nic", "nictype": "bridged", "parent": "a" * 16}, InvalidConfig, "'parent'"),
+        (NET | {"nictype": "bridged"}, InvalidConfig, "'nictype' cannot stand beside 'network'"),
+        (NET | {"parent": "br0"}, InvalidConfig, "'parent' cannot stand beside 'network'"),
+        (NET | {"network": "a/b"}, InvalidConfig, "'network'"),
+        (NET | {"ipv4.address": "fd42::1"}, InvalidConfig, "'ipv4.address'.*IPv4"),
+        (NET | {"ipv6.address": "10.0.0.1"}, InvalidConfig, "'ipv6.address'.*IPv6"),
+        (NET | {"ipv4.address": "10.0.0.1\nx"}, InvalidConfig, "line break"),
+        (NET | {"limits.egress": "10MB"}, InvalidConfig, "'limits.egress'.*10Mbit"),
+        (NET | {"limits.ingress": "0"}, InvalidConfig, "out of range"),
+        (NET | {"limits.max": "1Mbit", "limits.egress": "1Mbit"}, InvalidConfig, "'limits.max' stands"),
+        (NET | {"security.mac_filtering": "true"}, NotSupportedYet, "'security.mac_filtering'"),
         (P2P | {"hwaddr": "00:16:3e"}, InvalidConfig, "'hwaddr'"),
         (P2P | {"hwaddr": "01:16:3e:00:00:00"}, InvalidConfig, "multicast"),
         (P2P | {"name": "much-too-long-name"}, InvalidConfig, "'name'"),

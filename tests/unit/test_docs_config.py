@@ -6,17 +6,19 @@ import re
 from pathlib import Path
 
 from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.core.network_keys import BRIDGE_KEYS
 from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.server_keys import SERVER_KEYS
 from utsuwa.devices.disk import RootDisk
-from utsuwa.devices.nic import P2PNic
+from utsuwa.devices.nic import BridgedNic
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 TABLES = {
     "## The server": SERVER_KEYS,
     "## Instances": INSTANCE_KEYS,
     "### disk": RootDisk.keys,
-    "### nic": P2PNic.keys,
+    "### nic": BridgedNic.keys,
+    "## Networks": BRIDGE_KEYS,
 }
 
 

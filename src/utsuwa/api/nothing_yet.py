@@ -1,4 +1,4 @@
-"""Networks, their ACLs and zones, warnings: this version has none, and that is what the lists say."""
+"""Network ACLs and zones, warnings: this version has none, and that is what the lists say."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def _routes(path: str, plural: str, singular: str, key: str = "name") -> tuple[R
 
 
 ROUTES: tuple[Route, ...] = (
-    *_routes("/1.0/networks", "networks", "Network"),
     *_routes("/1.0/network-acls", "network ACLs", "Network ACL"),
     *_routes("/1.0/network-zones", "network zones", "Network zone"),
     *_routes("/1.0/warnings", "warnings", "Warning", "uuid"),

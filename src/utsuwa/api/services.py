@@ -10,6 +10,7 @@ from utsuwa.db.engine import Database
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
+from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
 from utsuwa.profiles.manager import ProfileManager
@@ -52,6 +53,7 @@ class Services:
     profiles: ProfileManager
     storage: StorageManager
     images: ImageManager
+    networks: NetworkManager
     instances: InstanceManager
     exec: ExecManager
     daemon: DaemonControl

@@ -29,3 +29,24 @@ def parse_bytes(text: str) -> int:
     if value >= 2**63:
         raise InvalidConfig(f"Size {text[:40]!r} is too large")
     return value
+
+
+_BIT_UNITS = {"": 1, "bit": 1}
+for _power, _letter in enumerate("kMGTPE", start=1):
+    _BIT_UNITS[f"{_letter}bit"] = 1000**_power
+    _BIT_UNITS[f"{_letter}ibit"] = 1024**_power
+
+
+def parse_bits(text: str) -> int:
+    """Bits a second from `1000000`, `10Mbit`, `1Gbit` (decimal kbit…Ebit, binary Kibit…Eibit).
+
+    Raises InvalidConfig for anything else, for 0, and for what does not fit into 63 bits.
+    """
+    match = _BYTES.match(text.strip())
+    unit = {"Kbit": "kbit", "Kibit": "kibit"}.get(match[2], match[2]) if match else ""
+    if not match or unit not in _BIT_UNITS:
+        raise InvalidConfig(f"Invalid rate {text[:40]!r}: use bits a second with a unit such as 10Mbit")
+    value = int(match[1]) * _BIT_UNITS[unit]
+    if not 8 <= value < 2**63:
+        raise InvalidConfig(f"Rate {text[:40]!r} is out of range")
+    return value

@@ -23,6 +23,7 @@ from utsuwa.images.manager import ImageManager
 from utsuwa.instances.context import Context
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
+from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
 from utsuwa.profiles.manager import ProfileManager
@@ -124,6 +125,9 @@ class Daemon:
 
         owner = owner_name(paths)
         stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
+        self._networks = NetworkManager(database, paths, events, owner)
+        stack.push_async_callback(self._close_networks)
+        await self._networks.start()
         projects = ProjectManager(database)
         profiles = ProfileManager(database, events)
         context = Context(
@@ -133,12 +137,14 @@ class Daemon:
             helper=helper,
             storage=self._storage,
             images=images,
+            networks=self._networks,
             apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
             cgroup=owner,
             boot_id=facts.boot_id(),
         )
         self._instances = InstanceManager(context)
         profiles.on_change(self._instances.follow_profile)
+        profiles.on_stored(self._networks.refresh)
         stack.push_async_callback(self._instances.stop_watching)
         await self._instances.recover()
 
@@ -153,6 +159,7 @@ class Daemon:
             profiles=profiles,
             storage=self._storage,
             images=images,
+            networks=self._networks,
             instances=self._instances,
             exec=ExecManager(self._operations, helper),
             daemon=self,
@@ -192,6 +199,11 @@ class Daemon:
         logger = logging.getLogger("utsuwa")
         logger.addHandler(handler)
         self._stack.callback(logger.removeHandler, handler)
+
+    async def _close_networks(self) -> None:
+        if self._all_stopped:
+            await self._networks.shut_down()
+        self._networks.stop()
 
     async def _close_storage(self) -> None:
         await self._storage.stop(unmount=self._all_stopped)

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from utsuwa.core.config_keys import KeyTable, Validator
 from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
+from utsuwa.networks.manager import NetworkManager
 from utsuwa.storage.base import IdMap
 
 
@@ -33,6 +34,8 @@ class DeviceHost:
     """The pid of the container's init where it runs."""
     devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The instance's expanded devices: names that are taken inside the container."""
+    networks: NetworkManager | None = None
+    """The daemon's networks, which devices of type nic join."""
 
     def volatile(self, device: str, key: str) -> str:
         """The value of `volatile.<device>.<key>`, empty where there is none."""
@@ -98,6 +101,9 @@ class Device:
     async def start(self, host: DeviceHost) -> RunConfig:
         """Prepare the host before the container starts. Undone by `stop`."""
         return RunConfig()
+
+    async def started(self, host: DeviceHost) -> None:
+        """Finish what `start` began, now that the container runs (`host.init_pid` is set)."""
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         """Add the device to the running container (`host.init_pid` is set)."""

@@ -1,64 +1,70 @@
-"""`nic` of type p2p: a veth pair, one end in the container, the other on the host without a bridge."""
+"""`nic`: veth pairs, one end in the container, the other on the host, alone (p2p) or on a bridge."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections.abc import Mapping
+from functools import partial
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
-from utsuwa.core.names import check_interface_name
+from utsuwa.core.names import check_interface_name, check_object_name
+from utsuwa.core.network_keys import ipv4_address, ipv6_address, mac_address
+from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
-from utsuwa.host import veth
+from utsuwa.host import traffic, veth
+from utsuwa.networks.ports import bridge_of
+from utsuwa.networks.settings import BridgeSettings
 
 NICTYPES = frozenset({"bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"})
 
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}\Z")
 _OUI = "00:16:3e"
 """The prefix that Xen's registration made usual for virtual interfaces, as LXC and LXD use it."""
-
-
-def _check_mac(value: str) -> None:
-    if not _MAC.match(value):
-        raise InvalidConfig("must be a MAC address such as 00:16:3e:01:02:03")
-    if int(value[:2], 16) & 1:
-        raise InvalidConfig("must not be a multicast address")
 
 
 _check_interface = a_name(check_interface_name)
 
 
-class P2PNic(Device):
-    """A point-to-point interface."""
+_check_network = a_name(partial(check_object_name, "Network"))
 
-    keys = KeyTable(
-        "nic device",
-        (
-            ConfigKey("nictype", help="The kind of interface"),
-            ConfigKey("name", help="The interface's name inside", validate=_check_interface),
-            ConfigKey("host_name", help="The interface's name on the host", validate=_check_interface),
-            ConfigKey("hwaddr", help="The MAC address inside", validate=_check_mac),
-            ConfigKey(
-                "mtu", type="integer", help="The MTU of both ends", validate=integer_between(68, 65535)
-            ),
-            ConfigKey("boot.priority", type="integer", help="Order of network boot of virtual machines"),
-        ),
-    )
-    later = frozenset(
-        {
-            "ipv4.routes",
-            "ipv6.routes",
-            "limits.egress",
-            "limits.ingress",
-            "limits.max",
-            "limits.priority",
-            "queue.tx.length",
-        }
-    )
+
+def _check_rate(value: str) -> None:
+    parse_bits(value)
+
+
+def _check_static(value: str, *, version: int) -> None:
+    if value != "none":
+        (ipv4_address if version == 4 else ipv6_address)(value)
+
+
+_COMMON = (
+    ConfigKey("nictype", help="The kind of interface"),
+    ConfigKey("name", help="The interface's name inside", validate=_check_interface),
+    ConfigKey("host_name", help="The interface's name on the host", validate=_check_interface),
+    ConfigKey("hwaddr", help="The MAC address inside", validate=mac_address),
+    ConfigKey("mtu", type="integer", help="The MTU of both ends", validate=integer_between(68, 65535)),
+    ConfigKey("boot.priority", type="integer", help="Order of network boot of virtual machines"),
+    ConfigKey("limits.ingress", help="Bits a second that may come into the instance", validate=_check_rate),
+    ConfigKey("limits.egress", help="Bits a second that may leave the instance", validate=_check_rate),
+    ConfigKey("limits.max", help="The same limit for both ways", validate=_check_rate),
+)
+_LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
+
+
+class VethNic(Device):
+    """What both kinds have in common."""
+
+    later = frozenset({"ipv4.routes", "ipv6.routes", "limits.priority", "queue.tx.length"})
     live = True
-    live_keys = frozenset({"boot.priority"})
+    live_keys = frozenset({"boot.priority"}) | _LIMITS
+
+    def validate(self) -> None:
+        super().validate()
+        if self.config.get("limits.max") and (
+            self.config.get("limits.ingress") or self.config.get("limits.egress")
+        ):
+            raise self.invalid("limits.max", "stands for both ways: leave limits.ingress and .egress out")
 
     def add(self, host: DeviceHost) -> RunConfig:
         found = RunConfig()
@@ -70,6 +76,7 @@ class P2PNic(Device):
 
     async def start(self, host: DeviceHost) -> RunConfig:
         run = self.add(host)
+        await self._parent(host, run)
         run.volatile["host_name"] = await self._host_name()
         run.lxc = [
             ("lxc.net.{nic}.type", "veth"),
@@ -78,24 +85,43 @@ class P2PNic(Device):
             ("lxc.net.{nic}.hwaddr", self._mac(host, run)),
             ("lxc.net.{nic}.veth.pair", run.volatile["host_name"]),
         ]
+        if bridge_of({**self.config, "type": "nic"}):
+            run.lxc.append(("lxc.net.{nic}.link", bridge_of({**self.config, "type": "nic"})))
         if self.config.get("mtu"):
             run.lxc.append(("lxc.net.{nic}.mtu", self.config["mtu"]))
         return run
+
+    async def started(self, host: DeviceHost) -> None:
+        await self._limit(host.volatile(self.name, "host_name"))
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         if host.init_pid is None:
             raise HostError(f"Device {self.name!r}: the instance does not run")
         run = self.add(host)
+        parent = await self._parent(host, run)
         run.volatile["host_name"] = await self._host_name()
         mtu = self.config.get("mtu")
         pair = veth.Pair(
             host_name=run.volatile["host_name"],
             name=self._inner_name(host, run),
             mac=self._mac(host, run),
-            mtu=int(mtu) if mtu else None,
+            mtu=int(mtu) if mtu else parent.mtu if parent is not None else None,
+            bridge=bridge_of({**self.config, "type": "nic"}),
         )
         await asyncio.to_thread(veth.create, pair, host.init_pid)
+        try:
+            await self._limit(pair.host_name)
+        except BaseException:
+            await self._remove(pair.host_name)
+            raise
         return run
+
+    async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
+        changed = any(self.config.get(key, "") != old.get(key, "") for key in _LIMITS)
+        if changed and host.init_pid is not None:
+            await traffic.clear(host.volatile(self.name, "host_name"))
+            await self._limit(host.volatile(self.name, "host_name"))
+        return RunConfig()
 
     async def detach(self, host: DeviceHost) -> RunConfig:
         return await self.stop(host)
@@ -108,8 +134,32 @@ class P2PNic(Device):
         host_name = host.volatile(self.name, "host_name")
         if not host_name:
             return RunConfig()
-        await asyncio.to_thread(veth.delete, host_name)
+        await self._remove(host_name)
         return RunConfig(volatile={"host_name": ""})
+
+    async def _remove(self, host_name: str) -> None:
+        if self._limited:
+            await traffic.clear(host_name)
+        await asyncio.to_thread(veth.delete, host_name)
+
+    @property
+    def _limited(self) -> bool:
+        return any(self.config.get(key) for key in _LIMITS)
+
+    async def _limit(self, host_name: str) -> None:
+        """Have the limits hold; where there are none nothing is touched."""
+        if not self._limited:
+            return
+
+        def rate(key: str) -> int | None:
+            text = self.config.get(key) or self.config.get("limits.max", "")
+            return parse_bits(text) if text else None
+
+        await traffic.limit(host_name, to_guest=rate("limits.ingress"), from_guest=rate("limits.egress"))
+
+    async def _parent(self, host: DeviceHost, run: RunConfig) -> BridgeSettings | None:
+        """The managed network that the interface will belong to, once it may; None where there is none."""
+        return None
 
     async def _host_name(self) -> str:
         wanted = self.config.get("host_name")
@@ -132,26 +182,101 @@ class P2PNic(Device):
         return self.config.get("hwaddr") or run.volatile.get("hwaddr") or host.volatile(self.name, "hwaddr")
 
 
+class P2PNic(VethNic):
+    """A point-to-point interface."""
+
+    keys = KeyTable("nic device", _COMMON)
+
+
+class BridgedNic(VethNic):
+    """A port of a bridge: of a network (`network`), or of any bridge of the host (`parent`)."""
+
+    keys = KeyTable(
+        "nic device",
+        (
+            *_COMMON,
+            ConfigKey("network", help="The network that the interface belongs to", validate=_check_network),
+            ConfigKey(
+                "parent", help="The bridge of the host, in place of a network", validate=_check_interface
+            ),
+            ConfigKey(
+                "ipv4.address",
+                help="The IPv4 address that the instance gets by DHCP",
+                validate=partial(_check_static, version=4),
+            ),
+            ConfigKey(
+                "ipv6.address",
+                help="The IPv6 address that the instance gets by DHCP",
+                validate=partial(_check_static, version=6),
+            ),
+        ),
+    )
+    later = VethNic.later | {
+        "ipv4.routes.external",
+        "ipv6.routes.external",
+        "maas.subnet.ipv4",
+        "maas.subnet.ipv6",
+        "security.acls",
+        "security.acls.default.egress.action",
+        "security.acls.default.egress.logged",
+        "security.acls.default.ingress.action",
+        "security.acls.default.ingress.logged",
+        "security.ipv4_filtering",
+        "security.ipv6_filtering",
+        "security.mac_filtering",
+        "security.port_isolation",
+        "vlan",
+        "vlan.tagged",
+    }
+    live_keys = VethNic.live_keys | {"ipv4.address", "ipv6.address"}
+
+    def validate(self) -> None:
+        super().validate()
+        if self.config.get("network"):
+            for key in ("nictype", "parent"):
+                if self.config.get(key):
+                    raise self.invalid(key, "cannot stand beside 'network', which settles it")
+        elif not self.config.get("parent"):
+            raise self.invalid("parent", "is required: name a bridge of the host, or set 'network'")
+
+    async def _parent(self, host: DeviceHost, run: RunConfig) -> BridgeSettings | None:
+        if host.networks is None:
+            raise HostError(f"Device {self.name!r}: this server has no networks")
+        managed = bool(self.config.get("network"))
+        bridge = await host.networks.bridge_for(
+            self.name, self.config.get("network") or self.config["parent"], managed
+        )
+        if bridge is not None:
+            static = self.config.get("ipv4.address", "")
+            await host.networks.check_room(self.name, bridge, self._mac(host, run), static)
+        return bridge
+
+
 class OtherNic(Device):
     """Interfaces of kinds that are known but not served yet."""
 
     keys = KeyTable("nic device", ())
 
     def validate(self) -> None:
-        nictype, network = self.config.get("nictype", ""), self.config.get("network", "")
+        nictype = self.config.get("nictype", "")
         if nictype and nictype not in NICTYPES:
             raise self.invalid("nictype", f"is {nictype!r}: must be one of {', '.join(sorted(NICTYPES))}")
-        if not nictype and not network:
-            raise self.invalid("nictype", "is required: set nictype=p2p")
-        what = f"network={network}" if network else f"nictype={nictype}"
+        if not nictype:
+            raise self.invalid("nictype", "is required: set network=NAME, or nictype=bridged or p2p")
         raise NotSupportedYet(
-            f"Device {self.name!r}: network interfaces with {what} are not supported yet: use nictype=p2p"
+            f"Device {self.name!r}: network interfaces with nictype={nictype} are not supported yet: "
+            "use bridged or p2p"
         )
 
 
 def load_nic(name: str, config: Mapping[str, str], instance: bool) -> Device:
-    p2p = config.get("nictype") == "p2p" and not config.get("network")
-    return (P2PNic if p2p else OtherNic)(name, config, instance=instance)
+    """The driver by `network` and `nictype`; where both are there, the bridged one says what is wrong."""
+    kind: type[Device] = OtherNic
+    if config.get("network") or config.get("nictype") == "bridged":
+        kind = BridgedNic
+    elif config.get("nictype") == "p2p":
+        kind = P2PNic
+    return kind(name, config, instance=instance)
 
 
 def random_mac() -> str:

@@ -20,6 +20,8 @@ class Pair:
     name: str
     mac: str
     mtu: int | None = None
+    bridge: str = ""
+    """The bridge that the host's end becomes a port of, where there is one."""
 
 
 def exists(name: str) -> bool:
@@ -43,6 +45,8 @@ def create(pair: Pair, pid: int) -> None:
         peer["mtu"] = settings["mtu"] = pair.mtu
     with IPRoute() as netlink:
         try:
+            if pair.bridge:
+                settings["master"] = socket.if_nametoindex(pair.bridge)
             netlink.link("add", ifname=pair.host_name, kind="veth", state="up", peer=peer, **settings)
         except NetlinkError as error:
             if error.code == errno.EEXIST:
@@ -50,6 +54,8 @@ def create(pair: Pair, pid: int) -> None:
                     f"The network interface {pair.host_name!r} or, inside, {pair.name!r} exists already"
                 ) from error
             raise HostError(f"cannot create the network interface {pair.host_name!r}: {error}") from error
+        except OSError as error:
+            raise HostError(f"The host has no bridge {pair.bridge!r}: {error.strerror}") from error
 
 
 def delete(name: str) -> None:

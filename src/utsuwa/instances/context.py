@@ -18,6 +18,7 @@ from utsuwa.db.profiles import ProfileRow
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
+from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.profiles.expand import expand
 from utsuwa.security.apparmor import Profiles
@@ -34,6 +35,7 @@ class Context:
     helper: Helper
     storage: StorageManager
     images: ImageManager
+    networks: NetworkManager
     apparmor: Profiles
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""

@@ -22,7 +22,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.filetree import remove_tree
-from utsuwa.instances import identity, limits, lxcconf, volume
+from utsuwa.instances import identity, limits, lxcconf, networking, volume
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
 from utsuwa.security import apparmor, seccomp
@@ -65,9 +65,12 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
     async with ctx.locks.hold("idmap"):
-        config = {**row.config, **await identity.reserve(ctx, loaded)}
+        given = await identity.reserve(ctx, loaded)
+        await networking.check(ctx, [loaded], given)
+        config = {**row.config, **given}
         async with ctx.database.write("reserve instance") as conn:
             row_id = await instance_rows.insert(conn, replace(row, config=config))
+    await ctx.networks.refresh()
     return replace(loaded, row=replace(row, id=row_id, config=config)), image
 
 
@@ -202,6 +205,7 @@ async def discard(ctx: Context, instance: Loaded) -> None:
     """Give a reserved name back."""
     async with ctx.database.write("discard instance") as conn:
         await instance_rows.delete(conn, instance.row.id)
+    await ctx.networks.refresh()
 
 
 def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:

@@ -47,6 +47,7 @@ async def remove(ctx: Context, instance: Loaded) -> None:
     await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.storage_name))
     async with ctx.database.write("delete instance") as conn:
         await instance_rows.delete(conn, instance.row.id)
+    await ctx.networks.refresh()
 
 
 async def _show_again(ctx: Context, instance: Loaded) -> None:

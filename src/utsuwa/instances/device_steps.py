@@ -12,6 +12,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
 from utsuwa.instances.model import Loaded
+from utsuwa.networks.manager import NetworkManager
 from utsuwa.storage.base import IdMap
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,14 @@ class Steps:
         return merged
 
 
-def host_of(paths: StatePaths, instance: Loaded, idmap: IdMap, init_pid: int | None = None) -> DeviceHost:
+def host_of(
+    paths: StatePaths,
+    instance: Loaded,
+    idmap: IdMap,
+    init_pid: int | None = None,
+    networks: NetworkManager | None = None,
+) -> DeviceHost:
+    """`networks` is needed by what starts or attaches devices."""
     return DeviceHost(
         project=instance.project,
         instance=instance.name,
@@ -57,6 +65,7 @@ def host_of(paths: StatePaths, instance: Loaded, idmap: IdMap, init_pid: int | N
         devices_path=devices_path(paths, instance.storage_name),
         init_pid=init_pid,
         devices=instance.expanded_devices,
+        networks=networks,
     )
 
 
@@ -84,6 +93,13 @@ async def start_all(host: DeviceHost, undo: Rollback) -> Steps:
         steps.take(device.name, await device.start(now))
         undo.push(device.stop, replace(host, config=steps.config_over(host.config)))
     return steps
+
+
+async def started_all(host: DeviceHost, steps: Steps) -> None:
+    """Finish what `start_all` began; the container runs (`host.init_pid` is set)."""
+    now = replace(host, config=steps.config_over(host.config))
+    for device in _ordered(host.devices):
+        await device.started(now)
 
 
 async def stop_all(host: DeviceHost) -> dict[str, str | None]:

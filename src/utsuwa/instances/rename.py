@@ -45,6 +45,7 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
             )
         undo.keep()
         await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
+    await ctx.networks.refresh()
     ctx.lifecycle("renamed", project, new, {"old_name": name})
 
 

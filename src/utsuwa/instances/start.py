@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -53,7 +54,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
     undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)
     await _apply_templates(ctx, instance, rootfs, idmap)
-    host = device_steps.host_of(ctx.paths, instance, idmap)
+    host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks)
     steps = await device_steps.start_all(host, undo)
     undo.push(confinement.remove, ctx, instance)
     lines, cpus = await _limits(ctx, instance)
@@ -80,6 +81,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     await _remember(ctx, instance, steps, undo)
     undo.push(_kill_left_over, ctx, instance)
     pid, monitor = await _run(ctx, instance, paths)
+    await device_steps.started_all(replace(host, init_pid=pid), steps)
     await limits.apply_disk_priority(pid, instance.expanded_config)
     return Running(
         row_id=instance.row.id,

@@ -13,7 +13,7 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.instances import cpu_balance, device_steps, identity, limits
+from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
 from utsuwa.instances.create import check_by_liblxc, check_whole
 from utsuwa.instances.model import Loaded
@@ -89,6 +89,7 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
         new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
     _refuse_root_move(old, new)
     await limits.check_change(old.expanded_config, new.expanded_config)
+    await networking.check(ctx, [new])
     await check_by_liblxc(ctx, new, old)
     return new
 
@@ -96,11 +97,13 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
 async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
     new = await _judged(ctx, old, row)
     async with ctx.locks.hold("idmap"), Rollback() as undo:
+        await networking.check(ctx, [new])
         (new,) = await change_all(ctx, [(old, new)], undo)
         async with ctx.database.write("update instance") as conn:
             await instance_rows.update(conn, new.row)
         _remember(ctx, new)
         undo.keep()
+    await ctx.networks.refresh()
 
 
 async def change_all(ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback) -> list[Loaded]:
@@ -115,7 +118,8 @@ async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Load
     """Bring the host from `old` to `new`, both merged; gives `new` with the volatile keys that came of it."""
     idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
     running = ctx.runtime.get(old.key)
-    host = device_steps.host_of(ctx.paths, new, idmap, running.init_pid if running else None)
+    init_pid = running.init_pid if running else None
+    host = device_steps.host_of(ctx.paths, new, idmap, init_pid, ctx.networks)
     volatile: dict[str, str | None] = {}
     if new.expanded_devices != old.expanded_devices:
         volatile.update(_forgotten(old, new))
@@ -188,6 +192,7 @@ class ProfileFollower:
             await limits.check_change(before.expanded_config, after.expanded_config)
             await check_by_liblxc(ctx, after, before)
             wanted.append(after)
+        await networking.check(ctx, wanted)
         changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo)
         await self._store(changed)
         undo.push(self._store, users)

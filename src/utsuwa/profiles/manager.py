@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import check_object_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.urls import object_url
+from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db import storage_pools as pool_rows
@@ -53,10 +54,15 @@ class ProfileManager:
         self._database = database
         self._events = events
         self._followers: list[Follower] = []
+        self._listeners: list[Callable[[], Awaitable[None]]] = []
         self._locks = NamedLocks()
 
     def on_change(self, follower: Follower) -> None:
         self._followers.append(follower)
+
+    def on_stored(self, listener: Callable[[], Awaitable[None]]) -> None:
+        """Have `listener` called after each change of a profile that instances may use."""
+        self._listeners.append(listener)
 
     async def names(self, project: str) -> list[str]:
         """Raises NotFound for an unknown project, as every method does."""
@@ -180,19 +186,29 @@ class ProfileManager:
             async with self._database.write("update profile") as conn:
                 await rows.update(conn, new)
             undo.keep()
+        for listener in self._listeners:
+            await listener()
         self._tell("updated", new, requestor)
 
     async def _check(self, row: ProfileRow) -> None:
         PROFILE_KEYS.check(row.config)
         device_types.check_devices(row.devices, profile=True)
-        wanted = {name: device["pool"] for name, device in row.devices.items() if device.get("pool")}
+        await self._check_named(row, "pool", "storage pool")
+        await self._check_named(row, "network", "network")
+
+    async def _check_named(self, row: ProfileRow, key: str, what: str) -> None:
+        """Refuse devices that name a pool or network in vain."""
+        wanted = {name: device[key] for name, device in row.devices.items() if device.get(key)}
         if not wanted:
             return
         async with self._database.read() as conn:
-            known = {pool.name for pool in await pool_rows.get_all(conn)}
-        for name, pool in wanted.items():
-            if pool not in known:
-                raise InvalidConfig(f"Invalid device {name!r}: storage pool {pool!r} does not exist")
+            if key == "pool":
+                known = {pool.name for pool in await pool_rows.get_all(conn)}
+            else:
+                known = {network.name for network in await network_rows.get_all(conn, row.project)}
+        for name, value in wanted.items():
+            if value not in known:
+                raise InvalidConfig(f"Invalid device {name!r}: {what} {value!r} does not exist")
 
     def _tell(
         self,

@@ -1,0 +1,178 @@
+"""`/1.0/networks`: the daemon's networks, and the host's other interfaces to look at."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.core.errors import NotFound
+from utsuwa.core.urls import object_url
+from utsuwa.db.networks import NetworkRow
+from utsuwa.host import bridges
+from utsuwa.host.helper import rtnetlink
+from utsuwa.networks.manager import Interface, Network, etag_source
+from utsuwa.wire.networks import Network as NetworkRecord
+from utsuwa.wire.networks import (
+    NetworkLease,
+    NetworkPatch,
+    NetworkPost,
+    NetworkPut,
+    NetworksPost,
+    NetworkState,
+    NetworkStateAddress,
+    NetworkStateBridge,
+    NetworkStateCounters,
+    NetworkStateVlan,
+)
+
+_KINDS = {"bridge": "bridge", "bond": "bond", "vlan": "vlan", "macvlan": "macvlan", "": "physical"}
+"""What the API calls the kernel's kinds of interfaces; others are `unknown`."""
+
+
+async def list_networks(request: Request) -> Result:
+    request.refuse_filter()
+    found = await request.services.networks.all(request.project)
+    records = [_record(one) for one in found]
+    if request.recursion:
+        return Sync(records)
+    return Sync([object_url("networks", record.name, project=request.project) for record in records])
+
+
+async def create_network(request: Request) -> Result:
+    body = await request.body(NetworksPost)
+    return Created(await request.services.networks.create(request.project, body, request.requestor))
+
+
+async def show_network(request: Request) -> Result:
+    found = await request.services.networks.get(request.project, request.params["name"])
+    return Sync(_record(found), etag=etag_source(found.row) if isinstance(found, Network) else None)
+
+
+async def replace_network(request: Request) -> Result:
+    body = await request.body(NetworkPut)
+
+    def changed(row: NetworkRow) -> NetworkRow:
+        return replace(row, description=body.description, config=body.config)
+
+    await request.services.networks.update(
+        request.project, request.params["name"], changed, request.check_etag, request.requestor
+    )
+    return Empty()
+
+
+async def patch_network(request: Request) -> Result:
+    body = await request.body(NetworkPatch)
+
+    def changed(row: NetworkRow) -> NetworkRow:
+        description = row.description if body.description is None else body.description
+        return replace(row, description=description, config={**row.config, **body.config})
+
+    await request.services.networks.update(
+        request.project, request.params["name"], changed, request.check_etag, request.requestor
+    )
+    return Empty()
+
+
+async def rename_network(request: Request) -> Result:
+    body = await request.body(NetworkPost)
+    return Created(
+        await request.services.networks.rename(
+            request.project, request.params["name"], body.name, request.requestor
+        )
+    )
+
+
+async def delete_network(request: Request) -> Result:
+    await request.services.networks.delete(request.project, request.params["name"], request.requestor)
+    return Empty()
+
+
+async def show_state(request: Request) -> Result:
+    name = request.params["name"]
+    await request.services.networks.get(request.project, name)
+    return Sync(await asyncio.to_thread(_state, name))
+
+
+async def list_leases(request: Request) -> Result:
+    found = await request.services.networks.leases_of(request.project, request.params["name"])
+    return Sync(
+        [
+            NetworkLease(hostname=one.hostname, hwaddr=one.mac, address=one.address, type=one.kind)
+            for one in found
+        ]
+    )
+
+
+def _record(found: Network | Interface) -> NetworkRecord:
+    if isinstance(found, Interface):
+        kind = "loopback" if found.link.loopback else _KINDS.get(found.link.kind, "unknown")
+        return NetworkRecord(
+            config={},
+            description="",
+            name=found.link.name,
+            type=kind,
+            used_by=list(found.used_by),
+            managed=False,
+            status="",
+            locations=[],
+        )
+    return NetworkRecord(
+        config=found.row.config,
+        description=found.row.description,
+        name=found.row.name,
+        type=found.row.type,
+        used_by=list(found.used_by),
+        managed=True,
+        status="Created" if found.available else "Unavailable",
+        locations=["none"],
+    )
+
+
+def _state(name: str) -> NetworkState:
+    """Blocking. Raises NotFound where the host has no such interface (any more)."""
+    link = next((one for one in rtnetlink.interfaces() if one["name"] == name), None)
+    if link is None:
+        raise NotFound(f"The host has no network interface {name!r}")
+    bridge, vlan = bridges.facts(name), bridges.vlan(name)
+    return NetworkState(
+        addresses=[
+            NetworkStateAddress(
+                family=a["family"], address=a["address"], netmask=str(a["netmask"]), scope=a["scope"]
+            )
+            for a in link["addresses"]
+        ],
+        counters=NetworkStateCounters(
+            **{key: link["counters"].get(key, 0) for key in NetworkStateCounters.__struct_fields__}
+        ),
+        hwaddr=link["hwaddr"],
+        mtu=link["mtu"],
+        state=link["state"],
+        type=link["type"],
+        bridge=None
+        if bridge is None
+        else NetworkStateBridge(
+            id=bridge.id,
+            stp=bridge.stp,
+            forward_delay=bridge.forward_delay,
+            vlan_default=bridge.vlan_default,
+            vlan_filtering=bridge.vlan_filtering,
+            upper_devices=bridge.ports,
+        ),
+        vlan=None if vlan is None else NetworkStateVlan(lower_device=vlan.lower, vid=vlan.id),
+    )
+
+
+_ONE = "/1.0/networks/{name}"
+
+ROUTES = (
+    Route("GET", "/1.0/networks", list_networks, "List the networks", list[str] | list[NetworkRecord]),
+    Route("POST", "/1.0/networks", create_network, "Make a network", Created, NetworksPost),
+    Route("GET", _ONE, show_network, "Show a network", NetworkRecord),
+    Route("PUT", _ONE, replace_network, "Replace a network's description and config", Empty, NetworkPut),
+    Route("PATCH", _ONE, patch_network, "Change a part of a network", Empty, NetworkPatch),
+    Route("POST", _ONE, rename_network, "Rename a network", Created, NetworkPost),
+    Route("DELETE", _ONE, delete_network, "Delete a network", Empty),
+    Route("GET", f"{_ONE}/state", show_state, "Show a network's addresses and counters", NetworkState),
+    Route("GET", f"{_ONE}/leases", list_leases, "List the addresses in use", list[NetworkLease]),
+)

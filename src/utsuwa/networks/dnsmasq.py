@@ -1,0 +1,177 @@
+"""dnsmasq's configuration for one bridge: text from settings, nothing of the host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.networks.settings import BridgeSettings, Family
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of one network's dnsmasq."""
+
+    path: Path
+
+    @property
+    def conf(self) -> Path:
+        return self.path / "dnsmasq.conf"
+
+    @property
+    def raw(self) -> Path:
+        return self.path / "dnsmasq.raw"
+
+    @property
+    def hosts(self) -> Path:
+        """A file for each device of an instance: its addresses and its name."""
+        return self.path / "dnsmasq.hosts"
+
+    @property
+    def leases(self) -> Path:
+        return self.path / "dnsmasq.leases"
+
+    @property
+    def pid(self) -> Path:
+        return self.path / "dnsmasq.pid"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What starts it, and what its process is known by."""
+        return ("dnsmasq", f"--conf-file={self.conf}")
+
+
+def configuration(bridge: BridgeSettings, folder: Folder, user: str, group: str) -> str:
+    """The text of dnsmasq.conf, which ends with what `raw.dnsmasq` holds by including its file."""
+    return _text(
+        (
+            *_process(folder, user, group),
+            f"interface={bridge.name}",
+            "bind-interfaces",
+            "except-interface=lo",
+            *(f"listen-address={address.ip}" for address in bridge.addresses),
+            *_names(bridge),
+            *(_dhcp(bridge, folder)),
+            *([f"conf-file={folder.raw}"] if bridge.raw_dnsmasq else []),
+        )
+    )
+
+
+def _process(folder: Folder, user: str, group: str) -> Iterator[str]:
+    yield f"user={user}"
+    yield f"group={group}"
+    yield f"pid-file={folder.pid}"
+    yield "no-hosts"
+    yield "no-ping"
+    yield "no-negcache"
+    yield "strict-order"
+
+
+def _names(bridge: BridgeSettings) -> Iterator[str]:
+    """What the bridge knows of names. Those of its own domain are never asked for elsewhere."""
+    yield f"domain={bridge.domain}"
+    if bridge.dns_mode == "none":
+        return
+    yield f"local=/{bridge.domain}/"
+    yield "expand-hosts"
+    yield f"interface-name=_gateway.{bridge.domain},{bridge.name}"
+    for family in bridge.families:
+        if family.subnet.prefixlen in (8, 16, 24) or family.subnet.version == 6:
+            yield f"local=/{_reverse_zone(family)}/"
+
+
+def _reverse_zone(family: Family) -> str:
+    """The zone of reverse names; parts of the prefix that fill no whole label are left out."""
+    bits = 8 if family.subnet.version == 4 else 4
+    labels = family.subnet.network_address.reverse_pointer.split(".")
+    kept = family.subnet.prefixlen // bits
+    return ".".join(labels[len(labels) - 2 - kept :])
+
+
+def _dhcp(bridge: BridgeSettings, folder: Folder) -> Iterator[str]:
+    ipv4, ipv6 = bridge.ipv4, bridge.ipv6
+    if (ipv4 is not None and ipv4.dhcp) or ipv6 is not None:
+        yield from ("dhcp-authoritative", "dhcp-no-override", "dhcp-rapid-commit")
+        yield from ("quiet-dhcp", "quiet-dhcp6", "quiet-ra")
+        yield f"dhcp-leasefile={folder.leases}"
+        yield f"dhcp-hostsfile={folder.hosts}"
+        if bridge.dns_mode != "dynamic":
+            yield "dhcp-ignore-names"
+        if bridge.search:
+            yield f"dhcp-option-force=option:domain-search,{','.join(bridge.search)}"
+            yield f"dhcp-option-force=option6:domain-search,{','.join(bridge.search)}"
+    if ipv4 is not None and ipv4.dhcp:
+        yield from _dhcp4(bridge, ipv4)
+    if ipv6 is not None:
+        yield from _dhcp6(bridge, ipv6)
+
+
+def _dhcp4(bridge: BridgeSettings, family: Family) -> Iterator[str]:
+    for low, high in family.ranges:
+        yield f"dhcp-range={low},{high},{family.subnet.netmask},{family.expiry}"
+    if family.gateway:
+        yield "dhcp-option-force=3" + ("" if family.gateway == "none" else f",{family.gateway}")
+    servers = [str(address) for address in bridge.nameservers if address.version == 4]
+    if servers:
+        yield f"dhcp-option-force=6,{','.join(servers)}"
+    if family.dhcp_routes:
+        routes = ",".join(part.strip() for part in family.dhcp_routes.split(","))
+        yield f"dhcp-option-force=121,{routes}"
+    if bridge.mtu != 1500:
+        yield f"dhcp-option-force=26,{bridge.mtu}"
+
+
+def _dhcp6(bridge: BridgeSettings, family: Family) -> Iterator[str]:
+    """Router advertisements always, so that instances get addresses and a route; DHCPv6 as configured."""
+    network = family.subnet.network_address
+    if not family.dhcp:
+        yield f"dhcp-range={network},ra-only,{family.subnet.prefixlen}"
+    elif not family.stateful:
+        names = "" if bridge.dns_mode == "none" else ",ra-names"
+        yield f"dhcp-range={network},ra-stateless{names},{family.subnet.prefixlen}"
+    else:
+        for low, high in family.ranges:
+            yield f"dhcp-range={low},{high},{family.subnet.prefixlen},{family.expiry}"
+    yield "enable-ra"
+    if bridge.mtu != 1500:
+        yield f"ra-param={bridge.name},mtu:{bridge.mtu},0,0"
+    servers = [f"[{address}]" for address in bridge.nameservers if address.version == 6]
+    if servers:
+        yield f"dhcp-option-force=option6:dns-server,{','.join(servers)}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What dnsmasq is told of one device: `file` is the name of its file, a name of ours."""
+
+    file: str
+    mac: str
+    ipv4: str
+    ipv6: str
+    name: str
+
+
+def host_line(host: Host, dns_mode: str) -> str:
+    """The text of a device's file; empty where there is nothing to tell."""
+    parts = [host.mac]
+    if host.ipv4 not in ("", "none"):
+        parts.append(host.ipv4)
+    if host.ipv6 not in ("", "none"):
+        parts.append(f"[{host.ipv6}]")
+    if dns_mode == "managed" or (len(parts) > 1 and dns_mode != "none"):
+        parts.append(host.name)
+    return _text([",".join(parts)]) if len(parts) > 1 else ""
+
+
+def _text(lines: Iterable[str]) -> str:
+    """Lines of a config file. No line can hold another one, whatever the values say."""
+    checked: Sequence[str] = list(lines)
+    for line in checked:
+        if _UNSAFE.search(line):
+            raise InvalidConfig(f"Control characters cannot stand in dnsmasq's configuration: {line[:60]!r}")
+    return "".join(f"{line}\n" for line in checked)

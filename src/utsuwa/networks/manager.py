@@ -1,0 +1,543 @@
+"""Networks: the lock, the rows, undo and events. The host is `networks.bridge`'s work."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from utsuwa.core.errors import (
+    AlreadyExists,
+    InUse,
+    InvalidConfig,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    NotSupportedYet,
+    UtsuwaError,
+)
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.names import check_interface_name
+from utsuwa.core.network_keys import check_bridge_config
+from utsuwa.core.paths import StatePaths
+from utsuwa.core.rollback import Rollback
+from utsuwa.core.urls import object_url
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import networks as rows
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db import projects as project_rows
+from utsuwa.db.engine import Database
+from utsuwa.db.networks import NetworkRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.host import bridges
+from utsuwa.networks import leases, subnets
+from utsuwa.networks.bridge import BridgeDriver
+from utsuwa.networks.ports import Port, all_ports, bridge_of, check_port, check_unmanaged
+from utsuwa.networks.process import Servers
+from utsuwa.networks.rules import Rules
+from utsuwa.networks.settings import BridgeSettings, Family, settings
+from utsuwa.operations.events import EventHub
+from utsuwa.security.whole import run_whole
+from utsuwa.wire.events import Requestor
+from utsuwa.wire.networks import NetworksPost
+
+log = logging.getLogger(__name__)
+
+_LATER_TYPES = ("macvlan", "sriov", "ovn", "physical")
+_NO_NAMES = frozenset({"all", "default"})
+"""Names that the kernel's switches have for all interfaces together."""
+
+CheckEtag = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A managed network as callers see it; `available` is False where the host refused it."""
+
+    row: NetworkRow
+    used_by: Sequence[str]
+    available: bool
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An interface of the host that is not a managed network."""
+
+    link: bridges.Link
+    used_by: Sequence[str]
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """An address in use; `kind` is static, dynamic or gateway."""
+
+    hostname: str
+    mac: str
+    address: str
+    kind: str
+
+
+def etag_source(row: NetworkRow) -> list[Any]:
+    return [row.name, row.type, row.description, row.config]
+
+
+class NetworkManager:
+    """All networks of the daemon. One change at a time: subnets are chosen beside all others."""
+
+    def __init__(self, database: Database, paths: StatePaths, events: EventHub, owner: str) -> None:
+        self._database = database
+        self._paths = paths
+        self._events = events
+        self._owner = owner
+        self._locks = NamedLocks()
+        self._servers = Servers(paths.networks)
+        self._driver = BridgeDriver(self._servers, Rules(owner))
+        self._up: dict[str, BridgeSettings] = {}
+        """The settings of every bridge that is up, by its name."""
+
+    # Start and end of the daemon
+
+    async def start(self) -> None:
+        """Bring every network up again, and take away what a kill left half-made.
+
+        A network that the host refuses is shown as unavailable and does not keep the daemon from starting.
+        """
+        async with self._database.read() as conn:
+            found = await rows.get_all(conn, None)
+        for row in found:
+            try:
+                await self._bring_up(row)
+            except UtsuwaError as error:
+                log.error("network %r cannot be used: %s", row.name, error)
+        await self._sweep({row.name for row in found if row.state == "ready"})
+        await self.refresh()
+
+    async def _bring_up(self, row: NetworkRow) -> None:
+        if row.state != "ready":
+            log.info("removing the half-made network %r", row.name)
+            await self._driver.down(row.name)
+            await self._remove_row(row)
+            return
+        bridge = self._settings(row)
+        await self._driver.up(bridge)
+        self._up[row.name] = bridge
+
+    async def _sweep(self, known: set[str]) -> None:
+        """Folders of networks that are gone."""
+        for path in await asyncio.to_thread(lambda: list(self._paths.networks.iterdir())):
+            if path.name not in known:
+                await self._servers.remove(path.name)
+
+    def stop(self) -> None:
+        """The daemon ends; bridges and dnsmasq serve on."""
+        self._servers.leave()
+
+    async def shut_down(self) -> None:
+        """Take all bridges down, for the end of the host: no container runs any more."""
+        for name, bridge in sorted(self._up.items()):
+            try:
+                await self._driver.down(name, bridge.external, keep_files=True)
+            except UtsuwaError as error:
+                log.warning("network %r is not wholly down: %s", name, error)
+        self._up.clear()
+
+    # Reading
+
+    async def all(self, project: str) -> list[Network | Interface]:
+        """The managed networks of a project and the host's other interfaces, by name; NotFound (project)."""
+        links = await asyncio.to_thread(bridges.links)
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            found = await rows.get_all(conn, project)
+            everywhere = {row.name for row in await rows.get_all(conn, None)}
+            use = await _use(conn)
+        shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state == "ready"]
+        shown += [
+            Interface(link, use.get(link.name, ()))
+            for link in links
+            if link.name not in everywhere and link.kind != "veth"
+        ]
+        return sorted(shown, key=lambda one: one.row.name if isinstance(one, Network) else one.link.name)
+
+    async def get(self, project: str, name: str) -> Network | Interface:
+        """Raises NotFound."""
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            found = [row for row in await rows.get_all(conn, project) if row.name == name]
+            use = await _use(conn)
+        if found and found[0].state == "ready":
+            return self._shown(found[0], use)
+        link = None if found else await asyncio.to_thread(bridges.find, name)
+        if link is None:
+            raise NotFound(f"Network {name!r} not found")
+        return Interface(link, use.get(name, ()))
+
+    def _shown(self, row: NetworkRow, use: Mapping[str, Sequence[str]]) -> Network:
+        return Network(row, use.get(row.name, ()), row.name in self._up)
+
+    async def leases_of(self, project: str, name: str) -> list[LeaseView]:
+        """The addresses in use on a managed network. Raises NotFound."""
+        async with self._database.read() as conn:
+            row = await rows.get(conn, project, name)
+        bridge = self._settings(row)
+        ports = [port for port in await self._ports() if port.bridge == name]
+        given = await asyncio.to_thread(self._given, name)
+        found = [LeaseView(f"{name}.gw", "", str(address.ip), "gateway") for address in bridge.addresses]
+        found += [
+            LeaseView(port.instance, port.mac, address, "static")
+            for port in ports
+            for address in (port.ipv4, port.ipv6)
+            if address not in ("", "none")
+        ]
+        found += _self_made(bridge, ports)
+        shown = {view.address for view in found}
+        found += [
+            LeaseView(lease.hostname, lease.mac, lease.address, "dynamic")
+            for lease in given
+            if lease.address not in shown
+        ]
+        return found
+
+    def _given(self, name: str) -> list[leases.Lease]:
+        try:
+            return list(leases.parse(self._servers.folder(name).leases.read_text(errors="replace")))
+        except FileNotFoundError:
+            return []
+
+    # Changing
+
+    async def create(self, project: str, request: NetworksPost, requestor: Requestor | None = None) -> str:
+        """Make a network and give its URL.
+
+        Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
+        nothing is left then.
+        """
+        return await run_whole(self._create(project, request, requestor))
+
+    async def _create(self, project: str, request: NetworksPost, requestor: Requestor | None) -> str:
+        _check_type(request.type)
+        async with self._locks.hold("networks"), Rollback() as undo:
+            name = check_network_name(request.name or await self._free_name())
+            config = await self._filled(name, _with_defaults(request.config))
+            row = NetworkRow(0, project, name, request.description, config)
+            bridge = self._settings(row)
+            await self._check_subnets(bridge)
+            if await asyncio.to_thread(bridges.exists, name) and name not in self._up:
+                raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
+            async with self._database.write("reserve network") as conn:
+                row = replace(row, id=await rows.insert(conn, row))
+            undo.push(self._remove_row, row)
+            await self._driver.test(bridge)
+            undo.push(self._driver.down, name, bridge.external)
+            await self._driver.up(bridge)
+            async with self._database.write("network is ready") as conn:
+                await rows.set_ready(conn, row.id)
+            self._up[name] = bridge
+            undo.keep()
+        await self.refresh()
+        return self._tell("created", row, requestor)
+
+    async def update(
+        self,
+        project: str,
+        name: str,
+        changed: Callable[[NetworkRow], NetworkRow],
+        check_etag: CheckEtag,
+        requestor: Requestor | None = None,
+    ) -> None:
+        """Change description and config; instances stay connected.
+
+        Raises NotFound, InvalidConfig, PreconditionFailed, HostError, the network being as before.
+        """
+        await run_whole(self._update(project, name, changed, check_etag, requestor))
+
+    async def _update(
+        self,
+        project: str,
+        name: str,
+        changed: Callable[[NetworkRow], NetworkRow],
+        check_etag: CheckEtag,
+        requestor: Requestor | None,
+    ) -> None:
+        async with self._locks.hold("networks"), Rollback() as undo:
+            old = await self._row(project, name)
+            check_etag(etag_source(old))
+            new = changed(old)
+            config = {key: value for key, value in new.config.items() if value}
+            new = replace(new, config=await self._filled(name, config))
+            bridge, before = self._settings(new), self._up.get(name)
+            await self._check_subnets(bridge)
+            ports = await self._ports()
+            for port in ports:
+                if port.bridge == name:
+                    check_port(port, bridge, ())
+            if bridge != before:
+                await self._driver.test(bridge)
+                await self._switch(before, bridge, undo)
+            async with self._database.write("update network") as conn:
+                await rows.update(conn, new)
+            self._up[name] = bridge
+            undo.keep()
+        await self.refresh()
+        self._tell("updated", new, requestor)
+
+    async def _switch(self, old: BridgeSettings | None, new: BridgeSettings, undo: Rollback) -> None:
+        if old is None:
+            await self._driver.up(new)
+            return
+        undo.push(self._driver.change, new, old)
+        await self._driver.change(old, new)
+
+    async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
+        """The new URL. Raises InUse, AlreadyExists, InvalidName, NotFound."""
+        return await run_whole(self._rename(project, name, new, requestor))
+
+    async def _rename(self, project: str, name: str, new: str, requestor: Requestor | None) -> str:
+        check_network_name(new)
+        async with self._locks.hold("networks"), Rollback() as undo:
+            row = await self._unused(project, name)
+            if await asyncio.to_thread(bridges.exists, new):
+                raise AlreadyExists(f"The host has a network interface {new!r} already: use another name")
+            renamed = replace(row, name=new)
+            old_bridge, bridge = self._settings(row), self._settings(renamed)
+            undo.push(self._driver.up, old_bridge)
+            await self._driver.down(name, old_bridge.external)
+            self._up.pop(name, None)
+            undo.push(self._up.__setitem__, name, old_bridge)
+            undo.push(self._driver.down, new, bridge.external)
+            await self._driver.up(bridge)
+            async with self._database.write("rename network") as conn:
+                await rows.rename(conn, row.id, new)
+            self._up[new] = bridge
+            undo.keep()
+        return self._tell("renamed", renamed, requestor, {"old_name": name})
+
+    async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
+        """Raises InUse, NotFound. The row goes last: a deletion that a kill cut off can be repeated."""
+        await run_whole(self._delete(project, name, requestor))
+
+    async def _delete(self, project: str, name: str, requestor: Requestor | None) -> None:
+        async with self._locks.hold("networks"):
+            row = await self._unused(project, name)
+            await self._driver.down(name, self._settings(row).external)
+            self._up.pop(name, None)
+            await self._remove_row(row)
+        self._tell("deleted", row, requestor)
+
+    # For instances
+
+    async def check(self, instances: Collection[tuple[str, str]], ports: Sequence[Port]) -> None:
+        """Judge all ports that some instances are to have, beside the networks and everybody else's ports.
+
+        Raises InvalidConfig: a network that does not exist, an address outside of it or taken, a taken MAC.
+        """
+        if not ports:
+            return
+        async with self._database.read() as conn:
+            known = {
+                (row.project, row.name): row for row in await rows.get_all(conn, None) if row.state == "ready"
+            }
+        others = [port for port in await self._ports() if port.owner not in instances]
+        for port in ports:
+            row = known.get((port.project, port.bridge))
+            if row is not None:
+                check_port(port, self._settings(row), [*others, *ports])
+            elif port.managed:
+                raise InvalidConfig(
+                    f"Invalid device {port.device!r}: the network {port.bridge!r} does not exist"
+                )
+            else:
+                check_unmanaged(port)
+
+    async def refresh(self) -> None:
+        """Have every dnsmasq know the instances' names and static addresses as they are now."""
+        if not self._up:
+            return
+        async with self._locks.hold("hosts"):
+            ports = await self._ports()
+            for bridge in list(self._up.values()):
+                await self._driver.tell_hosts(bridge, ports)
+
+    async def bridge_for(self, device: str, bridge: str, managed: bool) -> BridgeSettings | None:
+        """What a device that is about to start is joined to; None for a bridge that is not the daemon's.
+
+        Raises InvalidConfig where the host has no such bridge.
+        """
+        if bridge in self._up:
+            return self._up[bridge]
+        if managed:
+            raise InvalidConfig(
+                f"Device {device!r}: the network {bridge!r} is not available: look into the daemon's log"
+            )
+        link = await asyncio.to_thread(bridges.find, bridge)
+        if link is None or link.kind != "bridge":
+            raise InvalidConfig(
+                f"Device {device!r}: the host has no bridge {bridge!r}: make it, or change 'parent'"
+            )
+        return None
+
+    async def check_room(self, device: str, bridge: BridgeSettings, mac: str, static: str) -> None:
+        """Raise InvalidConfig where DHCP has no address left for a device that has no static one."""
+        family = bridge.ipv4
+        if family is None or not family.gives_addresses or static not in ("", "none"):
+            return
+        given = await asyncio.to_thread(self._given, bridge.name)
+        if any(lease.mac == mac and _inside(lease.address, family) for lease in given):
+            return
+        ports = [port for port in await self._ports() if port.bridge == bridge.name and port.ipv4]
+        taken = [lease.address for lease in given if _inside(lease.address, family)]
+        taken += [port.ipv4 for port in ports if port.ipv4 != "none"]
+        if not leases.has_room(family, taken):
+            raise InvalidConfig(
+                f"Device {device!r}: the network {bridge.name!r} has no free address left: "
+                "widen ipv4.dhcp.ranges, or give the device an ipv4.address"
+            )
+
+    # Steps
+
+    def _settings(self, row: NetworkRow) -> BridgeSettings:
+        return settings(row.name, row.config, self._owner)
+
+    async def _ports(self) -> list[Port]:
+        async with self._database.read() as conn:
+            return all_ports(await instance_rows.get_all(conn, None), await profile_rows.get_all(conn, None))
+
+    async def _row(self, project: str, name: str) -> NetworkRow:
+        async with self._database.read() as conn:
+            await project_rows.get(conn, project)
+            row = await rows.get(conn, project, name)
+        if row.state != "ready":
+            raise NotFound(f"Network {name!r} not found")
+        return row
+
+    async def _unused(self, project: str, name: str) -> NetworkRow:
+        row = await self._row(project, name)
+        async with self._database.read() as conn:
+            use = await _use(conn)
+        if use.get(name):
+            raise InUse(f"The network {name!r} is currently in use: remove what uses it first")
+        return row
+
+    async def _remove_row(self, row: NetworkRow) -> None:
+        async with self._database.write("delete network") as conn:
+            await rows.delete(conn, row.id)
+
+    async def _free_name(self) -> str:
+        async with self._database.read() as conn:
+            known = {row.name for row in await rows.get_all(conn, None)}
+        known |= {link.name for link in await asyncio.to_thread(bridges.links)}
+        return next(name for n in range(len(known) + 1) if (name := f"utsuwabr{n}") not in known)
+
+    async def _filled(self, name: str, config: Mapping[str, str]) -> dict[str, str]:
+        """The config with a free subnet in place of each `auto`."""
+        check_bridge_config(config)
+        filled = dict(config)
+        wanted = [key for key in ("ipv4.address", "ipv6.address") if filled.get(key) == "auto"]
+        if not wanted:
+            return filled
+        taken = [subnet for used in (await self._taken(name)).values() for subnet in used]
+        taken += await asyncio.to_thread(bridges.routed_subnets)
+        chance = random.SystemRandom()
+        for key in wanted:
+            if key == "ipv4.address":
+                filled[key] = str(subnets.free_ipv4(taken, chance))
+            elif await asyncio.to_thread(bridges.has_ipv6):
+                filled[key] = str(subnets.free_ipv6(taken, chance))
+            else:
+                filled[key] = "none"
+        return filled
+
+    async def _taken(self, name: str) -> dict[str, list[subnets.Subnet]]:
+        """The subnets of other networks and of the host's other interfaces, by what has them."""
+        found = {
+            f"the interface {link!r}": used
+            for link, used in (await asyncio.to_thread(bridges.taken_subnets)).items()
+            if link != name
+        }
+        async with self._database.read() as conn:
+            others = [row for row in await rows.get_all(conn, None) if row.name != name]
+        for row in others:
+            found[f"the network {row.name!r}"] = list(self._settings(row).subnets)
+            found.pop(f"the interface {row.name!r}", None)
+        return found
+
+    async def _check_subnets(self, bridge: BridgeSettings) -> None:
+        taken = await self._taken(bridge.name)
+        for family in bridge.families:
+            subnets.refuse_overlap(f"ipv{family.subnet.version}.address", family.subnet, taken)
+
+    def _tell(
+        self,
+        action: str,
+        row: NetworkRow,
+        requestor: Requestor | None,
+        context: Mapping[str, Any] | None = None,
+    ) -> str:
+        url = object_url("networks", row.name, project=row.project)
+        self._events.publish_lifecycle(f"network-{action}", url, row.project, context, requestor)
+        return url
+
+
+def check_network_name(name: str) -> str:
+    """A network has the name of its interface, and of a folder. Raises InvalidName."""
+    check_interface_name(name)
+    if not name[0].isalnum() or name in _NO_NAMES:
+        raise InvalidName(
+            f"Invalid network name {name!r}: begin with a letter or digit, and not 'all', 'default'"
+        )
+    return name
+
+
+def _check_type(kind: str) -> None:
+    if kind in _LATER_TYPES:
+        raise NotSupportedYet(f"Networks of the type {kind!r} are not supported yet: use 'bridge'")
+    if kind not in ("", "bridge"):
+        raise InvalidRequest(f"Unknown network type {kind[:40]!r}: use 'bridge'")
+
+
+def _with_defaults(config: Mapping[str, str]) -> dict[str, str]:
+    """The config of a new network: subnets are chosen, and hidden behind the host's address, unless told."""
+    filled = {key: value for key, value in config.items() if value}
+    for family in ("ipv4", "ipv6"):
+        filled.setdefault(f"{family}.address", "auto")
+        if filled[f"{family}.address"] == "auto":
+            filled.setdefault(f"{family}.nat", "true")
+    return filled
+
+
+def _inside(address: str, family: Family) -> bool:
+    return ipaddress.ip_address(address) in family.subnet
+
+
+def _self_made(bridge: BridgeSettings, ports: Sequence[Port]) -> list[LeaseView]:
+    """IPv6 addresses that instances make from their MAC addresses; nobody writes them down."""
+    family = bridge.ipv6
+    if family is None or family.stateful or family.subnet.prefixlen != 64:
+        return []
+    return [
+        LeaseView(port.instance, port.mac, str(subnets.eui64(family.subnet, port.mac)), "dynamic")
+        for port in ports
+        if port.mac
+    ]
+
+
+async def _use(conn: Any) -> dict[str, list[str]]:
+    """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
+    profiles = await profile_rows.get_all(conn, None)
+    found: dict[str, list[str]] = {}
+    for port in all_ports(await instance_rows.get_all(conn, None), profiles):
+        url = object_url("instances", port.instance, project=port.project)
+        if url not in found.setdefault(port.bridge, []):
+            found[port.bridge].append(url)
+    for profile in profiles:
+        for bridge in _bridges_of(profile):
+            found.setdefault(bridge, []).append(object_url("profiles", profile.name, project=profile.project))
+    return found
+
+
+def _bridges_of(profile: ProfileRow) -> list[str]:
+    return sorted({bridge for device in profile.devices.values() if (bridge := bridge_of(device))})

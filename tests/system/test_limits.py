@@ -235,3 +235,22 @@ def test_numbers_of_cpus_are_spread(launch: Launch, shared_daemon: Daemon) -> No
     shared_daemon.restart()
     assert c2.cpus().isdisjoint(c3.cpus())
     assert c3.cpus() == where
+
+
+# ---- resource limits of processes
+
+
+def open_files(box: Box) -> tuple[str, str, str]:
+    """Of init (soft, hard), and of a command."""
+    fields = Path(f"/proc/{box.pid}/limits").read_text().split("Max open files")[1].split()
+    return fields[0], fields[1], box.sh("ulimit -n").stdout.strip()
+
+
+def test_resource_limits(launch: Launch) -> None:
+    c1 = launch("c1", **{"kernel.nofile": "300:400"})
+    assert open_files(c1) == ("300", "400", "300")
+    many = "i=3; while [ $i -lt 250 ]; do eval \"exec $i</dev/null\" || exit 9; i=$((i+1)); done"
+    assert c1.sh(many).returncode == 0
+    c1.change(**{"kernel.nofile": "100"})
+    assert open_files(c1) == ("100", "100", "100")
+    assert c1.sh(many).returncode != 0

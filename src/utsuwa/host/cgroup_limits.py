@@ -341,6 +341,11 @@ def set_rlimits(pid: int, limits: Mapping[str, Rlimit]) -> dict[str, Rlimit]:
     return before
 
 
+def numbered(limits: Mapping[str, Rlimit]) -> list[tuple[int, int, int]]:
+    """With the kernel's numbers in place of the names."""
+    return [(_number_of(name), soft, hard) for name, (soft, hard) in limits.items()]
+
+
 def _number_of(name: str) -> int:
     return _RLIMITS[name]
 

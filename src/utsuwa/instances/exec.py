@@ -10,9 +10,9 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
-from utsuwa.host import pipes
+from utsuwa.host import cgroup_limits, pipes
 from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal
-from utsuwa.instances import logs
+from utsuwa.instances import limits, logs
 from utsuwa.instances.exec_streams import Conversation, Sockets
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire.events import Requestor
@@ -225,6 +225,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
         uid=request.user,
         gid=request.group,
         terminal=_terminal(target.idmap, request),
+        rlimits=cgroup_limits.numbered(limits.rlimits(target.config)),
     )
 
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -48,6 +49,8 @@ class Command:
         self.uid = int(spec["uid"])
         self.gid = int(spec["gid"])
         self.terminal: dict[str, int] | None = spec["terminal"]
+        self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec.get("rlimits", ())]
+        self._allow_rlimits()
         self._worker = os.pidfd_open(os.getpid())
         self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
         self._argv = (ctypes.c_char_p * (len(self.argv) + 1))(*self.argv, None)
@@ -67,6 +70,7 @@ class Command:
                 signal.signal(number, signal.SIG_DFL)
             os.umask(_DEFAULT_UMASK)
             self._enter_folder()
+            self._set_rlimits()
             _libc.execvp(self.argv[0], self._argv)
             failure = ctypes.get_errno()
         except OSError as error:
@@ -79,6 +83,22 @@ class Command:
         poller = select.poll()
         poller.register(self._worker, select.POLLIN)
         return bool(poller.poll(0))
+
+    def _allow_rlimits(self) -> None:
+        """In the worker, where there is still the right to raise the hard ones."""
+        for number, _soft, hard in self.rlimits:
+            soft_now, hard_now = resource.getrlimit(number)
+            if _lower(hard_now, hard) != hard:
+                try:
+                    resource.setrlimit(number, (soft_now, hard))
+                except (OSError, ValueError):
+                    continue  # without CAP_SYS_RESOURCE: the command gets what there is
+
+    def _set_rlimits(self) -> None:
+        """Last of all, for they might be too low for what else is to do."""
+        for number, soft, hard in self.rlimits:
+            hard = _lower(hard, resource.getrlimit(number)[1])
+            resource.setrlimit(number, (_lower(soft, hard), hard))
 
     def _enter_folder(self) -> None:
         """The working directory, or the root where the container has no such folder."""
@@ -99,6 +119,11 @@ class Command:
         except BlockingIOError:
             return None
         return int(said) if said else None
+
+
+def _lower(one: int, other: int) -> int:
+    """The lower of two limits, of which -1 is the highest."""
+    return min((one, other), key=lambda limit: limit & (2**64 - 1))
 
 
 def open_terminal(container: Container, size: dict[str, int]) -> tuple[int, int]:

@@ -63,6 +63,8 @@ class AttachSpec:
     uid: int = 0
     gid: int = 0
     terminal: Terminal | None = None
+    rlimits: Sequence[tuple[int, int, int]] = ()
+    """Resource limits by the kernel's number: soft and hard, -1 for none. The others are the daemon's."""
 
 
 class Attached:
@@ -251,6 +253,7 @@ class Helper:
             "uid": spec.uid,
             "gid": spec.gid,
             "terminal": None if spec.terminal is None else vars(spec.terminal),
+            "rlimits": list(spec.rlimits),
         }
         reply = await self._send("attach", request, () if spec.terminal else (stdin, stdout, stderr))
         try:

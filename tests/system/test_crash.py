@@ -1,6 +1,8 @@
-"""The daemon is killed at random instants; after its next start each change is whole or was never made.
+"""The daemon is killed in the midst of changes; after its next start each is whole or was never made.
 
-`UTSUWA_CRASH_KILLS` sets how many kills, `UTSUWA_CRASH_SEED` repeats a run that failed.
+Once at random instants, and once at chosen points of its work: before and after each transaction and
+each step of a storage driver. `UTSUWA_CRASH_KILLS` sets how many kills of either kind (0: of the second
+kind all that there are), `UTSUWA_CRASH_SEED` repeats a run that failed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,46 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "16"))
 SEED = os.environ.get("UTSUWA_CRASH_SEED") or secrets.token_hex(4)
+# Runs inside the daemon: kills it when the number in a file has been counted down.
+POINTS = """
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import utsuwa.storage.manager as storage
+from utsuwa.db.engine import Database
+
+file = Path(os.environ["UTSUWA_TEST_POINTS"])
+plain_write, plain_step = Database.write, storage._finished
+
+
+def point():
+    if file.exists():
+        left = int(file.read_text())
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        file.write_text(str(left - 1))
+
+
+@asynccontextmanager
+async def write(self, name):
+    point()
+    async with plain_write(self, name) as conn:
+        yield conn
+    point()
+
+
+async def step(*arguments, **named):
+    point()
+    result = await plain_step(*arguments, **named)
+    point()
+    return result
+
+
+Database.write, storage._finished = write, step
+"""
+MANY = 1_000_000
+
 NAMES = ("one", "two", "three")
 EXTRA = "extra"
 """The name of the second image, which is imported and deleted."""
@@ -180,6 +222,29 @@ class World:
     def _there(self, name: str) -> bool:
         return self.daemon.api("GET", f"/1.0/instances/{name}").status == 200
 
+    # ---- to a known state
+
+    def have(self, *, running: bool) -> str:
+        """The name of an instance that runs, or does not; made or stopped or started where there is none."""
+        if not self.instances:
+            step = self.create()
+            step.request.run()
+            step.after(True)
+        name = min(self.instances)
+        if self.instances[name].running != running:
+            step = self.start(name) if running else self.stop(name)
+            step.request.run()
+            step.after(True)
+        return name
+
+    def create_in_room(self) -> Step:
+        """Create one, and delete another before where there are as many as there may be."""
+        if len(self.instances) == len(NAMES):
+            step = self.delete(self.have(running=False))
+            step.request.run()
+            step.after(True)
+        return self.create()
+
     # ---- what must be true after every kill
 
     def check(self) -> None:
@@ -245,23 +310,40 @@ def entries(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def world(daemon: Daemon, busybox_image: Image, tmp_path: Path) -> World:
+def points(tmp_path: Path) -> Path:
+    """The file with the number of points that the daemon passes before it is killed."""
+    return tmp_path / "points"
+
+
+@pytest.fixture
+def world(daemon: Daemon, busybox_image: Image, tmp_path: Path, points: Path) -> World:
     daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
     extra = images.build_busybox(tmp_path, {"name": EXTRA}).unified
     assert extra is not None
+    patch = tmp_path / "python"
+    patch.mkdir()
+    (patch / "sitecustomize.py").write_text(POINTS)
+    daemon.env |= {"PYTHONPATH": os.pathsep.join([str(patch), os.environ.get("PYTHONPATH", "")])}
+    daemon.env |= {"UTSUWA_TEST_POINTS": str(points)}
+    daemon.restart()
     return World(daemon, random.Random(SEED), extra.read_bytes())
 
 
+def say(text: str) -> None:
+    """For whoever reads the output of a test that failed."""
+    print(text)  # noqa: T201
+
+
 def test_kills_at_random_instants(world: World) -> None:
-    print(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_KILLS={KILLS}")  # noqa: T201 - pytest shows it on failure
+    say(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_KILLS={KILLS}")
     daemon, rng = world.daemon, world.random
     for number in range(KILLS):
         step = world.next_step()
-        print(f"{number}: {step.request.what}")  # noqa: T201
         step.request.start()
         step.request.join(rng.uniform(0, step.seconds * 1.2))
         daemon.kill()
         step.request.join(30)
+        say(f"{number}: {step.request.what}, {'done' if step.request.done else 'cut off'}")
         assert not step.request.error, step.request.error
         while rng.random() < 0.25:  # nor is its start safe
             daemon.start(wait=False)
@@ -271,3 +353,43 @@ def test_kills_at_random_instants(world: World) -> None:
         step.after(step.request.done)
         world.check()
         world.check_that_all_start()
+
+
+def test_kills_at_chosen_points(world: World, points: Path) -> None:
+    say(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_KILLS={KILLS}")
+    steps: dict[str, Callable[[], Step]] = {
+        "image": world.image,
+        "create": world.create_in_room,
+        "start": lambda: world.start(world.have(running=False)),
+        "rename": lambda: world.rename(world.have(running=False)),
+        "change": lambda: world.change(world.have(running=True)),
+        "stop": lambda: world.stop(world.have(running=True)),
+        "delete": lambda: world.delete(world.have(running=False)),
+        "image again": world.image,
+    }
+    for name, prepare in steps.items():
+        count = passed(prepare(), points)
+        wanted = range(count) if not KILLS else sorted(world.random.sample(range(count), KILLS // len(steps)))
+        for point in wanted:
+            step = prepare()
+            points.write_text(str(point))
+            step.request.run()
+            say(f"{name}, point {point} of {count}: {'done' if step.request.done else 'cut off'}")
+            assert not step.request.error, step.request.error
+            world.daemon.kill()
+            points.unlink()
+            world.daemon.start()
+            step.after(step.request.done)
+            world.check()
+            world.check_that_all_start()
+
+
+def passed(step: Step, points: Path) -> int:
+    """How many points the daemon passes while it does the whole step."""
+    points.write_text(str(MANY))
+    step.request.run()
+    count = MANY - int(points.read_text())
+    points.unlink()
+    assert step.request.done, step.request.error
+    step.after(True)
+    return count

@@ -468,6 +468,16 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
         assert [row.name for row in await storage_pools.get_all(conn)] == ["p"]
 
 
+async def test_start_lists_the_images_that_the_pool_keeps(setting: Setting, pool: FakeDriver) -> None:
+    await setting.write(image_rows.insert, image_row())
+    pool.on_pool.add(FINGERPRINT)  # a kill came before its row
+    await setting.again().start()
+    assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
+    pool.on_pool.clear()
+    await setting.again().start()
+    assert await setting.volumes(VOLUME_IMAGE) == []
+
+
 async def test_start_undoes_a_renaming_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
     """The files have their new name, the instance the old one; one renamed long ago keeps its own."""
     for name in ("old", "renamed"):

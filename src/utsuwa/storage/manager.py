@@ -142,9 +142,22 @@ class StorageManager:
                     await storage_volumes.delete(conn, volume.id)
             listed = {(volume.project, volume.name) for volume in volumes}
             for owner in {known[name] for name in there if name in known} - listed:
-                await storage_volumes.insert(conn, _instance_volume(pool, *owner))
+                await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, *owner))
         for fingerprint in await _finished(driver.images):
             await self._forget_image(pool, driver, fingerprint)
+        await self._agree_on_images(pool, driver)
+
+    async def _agree_on_images(self, pool: str, driver: Driver) -> None:
+        """One row for each image that the pool keeps for its instances, and for no other."""
+        keeps = driver.capabilities.copy_on_write_images
+        there = set(await _finished(driver.images)) if keeps else set()
+        async with self._database.write("sweep image volumes") as conn:
+            rows = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+            for row in rows:
+                if row.name not in there:
+                    await storage_volumes.delete(conn, row.id)
+            for fingerprint in there - {row.name for row in rows}:
+                await storage_volumes.insert(conn, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
 
     async def _undo_renames(self, driver: Driver, known: Container[str]) -> None:
         """Give folders their old name back where a kill came before the instance had its new one."""
@@ -319,7 +332,7 @@ class StorageManager:
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
             async with self._database.write("insert storage volume") as conn:
-                row_id = await storage_volumes.insert(conn, _instance_volume(pool, project, name))
+                row_id = await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, project, name))
             undo.push(self._remove_volume_row, row_id)
             undo.push(self._release_image, pool, driver, image)
             await self._hold_image(pool, driver, image)
@@ -446,11 +459,7 @@ class StorageManager:
         async with self._database.write("image is on the pool") as conn:
             known = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
             if all(row.name != fingerprint for row in known):
-                row = VolumeRow(
-                    id=0, project=DEFAULT_PROJECT, pool=pool, name=fingerprint, type=VOLUME_IMAGE,
-                    description="", created_at=clock.now(),
-                )  # fmt: skip
-                await storage_volumes.insert(conn, row)
+                await storage_volumes.insert(conn, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
 
     async def _forget_image(self, pool: str, driver: Driver, fingerprint: str) -> None:
         """Take an image off a pool where neither the daemon nor an instance needs it any more."""
@@ -474,14 +483,14 @@ class StorageManager:
         self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context, requestor)
 
 
-def _instance_volume(pool: str, project: str, name: str) -> VolumeRow:
-    """The row of a new instance's root volume."""
+def _volume(pool: str, kind: int, project: str, name: str) -> VolumeRow:
+    """The row of a new volume."""
     return VolumeRow(
         id=0,
         project=project,
         pool=pool,
         name=name,
-        type=VOLUME_CONTAINER,
+        type=kind,
         description="",
         created_at=clock.now(),
     )

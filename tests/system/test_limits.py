@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.api import Reply
+from tests.support.box import program
 from tests.support.daemon import Daemon
 from utsuwa.host import cgroups
 from utsuwa.host.facts import parse_cpu_list
@@ -249,8 +253,188 @@ def open_files(box: Box) -> tuple[str, str, str]:
 def test_resource_limits(launch: Launch) -> None:
     c1 = launch("c1", **{"kernel.nofile": "300:400"})
     assert open_files(c1) == ("300", "400", "300")
-    many = "i=3; while [ $i -lt 250 ]; do eval \"exec $i</dev/null\" || exit 9; i=$((i+1)); done"
+    many = 'i=3; while [ $i -lt 250 ]; do eval "exec $i</dev/null" || exit 9; i=$((i+1)); done'
     assert c1.sh(many).returncode == 0
     c1.change(**{"kernel.nofile": "100"})
     assert open_files(c1) == ("100", "100", "100")
     assert c1.sh(many).returncode != 0
+
+
+# ---- huge pages
+
+HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+FOUR_HUGE_PAGES = bytes.fromhex(
+    "b809000000 31ff be00008000 ba03000000 41ba22000400 49c7c0ffffffff 4531c9 0f05"  # mmap 8 MiB of them
+    "4885c0 781b"  # failed: the last line
+    "b904000000 c60001 480500002000 ffc9 75f3"  # write to each of the four
+    "b83c000000 31ff 0f05"  # exit 0
+    "b83c000000 bf01000000 0f05"  # exit 1
+)
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """A host that has some."""
+    before = HUGE.read_text()
+    HUGE.write_text("16")
+    yield
+    HUGE.write_text(before)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the program is in its machine code")
+@pytest.mark.skipif("hugetlb" not in cgroups.controllers(), reason="the kernel does not limit huge pages")
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages(launch: Launch) -> None:
+    c1 = launch("c1", **{"hugepages.2MB": "4MiB"})
+    octal = "".join(f"\\{byte:03o}" for byte in program(FOUR_HUGE_PAGES))
+    assert c1.sh(f"printf '{octal}' > /huge; chmod 755 /huge").returncode == 0
+    assert c1.sh("/huge").returncode == 128 + signal.SIGBUS
+    c1.change(**{"hugepages.2MB": "8MiB"})
+    assert c1.sh("/huge").returncode == 0
+    c1.change(**{"hugepages.2MB": "2MiB"})
+    assert c1.sh("/huge").returncode == 128 + signal.SIGBUS
+
+
+@pytest.mark.skipif("hugetlb" in cgroups.controllers(), reason="the kernel limits huge pages")
+def test_huge_pages_that_cannot_be_limited(launch: Launch) -> None:
+    assert "huge pages" in launch("c1").refused(**{"hugepages.2MB": "8MiB"})
+
+
+# ---- disks
+
+READER = """
+import mmap, os, random, sys, time
+cgroup, disk, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+with open(cgroup + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+handle, buffer = os.open(disk, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 65536)
+done, end = 0, time.time() + seconds
+while time.time() < end:
+    os.preadv(handle, [buffer], random.randrange(512) * 65536)
+    done += 1
+print(done)
+"""
+READERS = 4
+
+
+@pytest.fixture
+def fair_disk(tmp_path: Path) -> Iterator[str]:
+    """A disk of 32 MiB whose scheduler heeds weights."""
+    image = tmp_path / "disk"
+    image.write_bytes(os.urandom(2**25))
+    argv = ["losetup", "-f", "--show", "--direct-io=on", str(image)]
+    disk = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        scheduler = Path("/sys/block", disk.removeprefix("/dev/"), "queue/scheduler")
+        if "bfq" not in scheduler.read_text():
+            pytest.skip("the kernel has no disk scheduler with weights")
+        scheduler.write_text("bfq")
+        yield disk
+    finally:
+        subprocess.run(["losetup", "-d", disk], check=True)
+
+
+def blocks_read(disk: str, *boxes: Box) -> list[int]:
+    """How much each gets from the disk in a second, with several processes reading at once."""
+    readers = []
+    for box in boxes:
+        folders = cgroups.folders_of(box.pid)
+        argv = [sys.executable, "-c", READER, str(folders.get("blkio", folders.get(""))), disk, "1.5"]
+        readers.append([subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(READERS)])
+    return [sum(int(process.communicate(timeout=30)[0]) for process in group) for group in readers]
+
+
+def test_disk_priority(launch: Launch, fair_disk: str) -> None:
+    """The readers are processes of the host in the containers' cgroups: no container sees that disk."""
+    one, two = launch("one", **{"disk.priority": "0"}), launch("two", **{"disk.priority": "10"})
+    low, high = blocks_read(fair_disk, one, two)
+    assert high > 2 * low
+    one.change(**{"disk.priority": "10"})
+    two.change(**{"disk.priority": "0"})
+    high, low = blocks_read(fair_disk, one, two)
+    assert high > 2 * low
+
+
+# ---- profiles, and a daemon that restarts
+
+
+def test_a_profile_changes_all_or_none(launch: Launch, shared_daemon: Daemon) -> None:
+    one, two = launch("one"), launch("two")
+    two.keep(40)
+    default = "/1.0/profiles/default"
+    config = {"limits.memory": "30MiB", "limits.cpu": "0-0"}
+    reply = shared_daemon.api("PATCH", default, {"config": config})
+    assert reply.status == 400
+    assert "uses" in reply.error
+    assert one.fits(60)
+    assert len(one.cpus()) > 1
+    two.sh("umount /t")
+    shared_daemon.do("PATCH", default, {"config": config})
+    try:
+        assert not one.fits(60)
+        assert not two.fits(60)
+        assert one.cpus() == {0}
+    finally:
+        whole = shared_daemon.get(default)
+        shared_daemon.do("PUT", default, {**whole, "config": {}})
+    assert two.fits(60)
+    assert len(two.cpus()) > 1
+
+
+def test_a_change_that_a_kill_cut_off_is_put_right(launch: Launch, shared_daemon: Daemon) -> None:
+    c1 = launch("c1", memory="100MiB")
+    shared_daemon.stop()
+    folders = cgroups.folders_of(_init_of(shared_daemon, "c1"))
+    memory = folders.get("memory", folders.get("", Path()))
+    name = "memory.limit_in_bytes" if "memory" in folders else "memory.max"
+    (memory / name).write_text(str(20 * 2**20))
+    shared_daemon.start()
+    assert c1.fits(60)
+    assert not c1.fits(120)
+
+
+def _init_of(daemon: Daemon, name: str) -> int:
+    argv = ["lxc-info", "-P", str(daemon.dir / "containers"), "-n", name, "-pH"]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"memory": "101%"},
+        {"memory": "0%"},
+        {"memory": "12 apples"},
+        {"memory.enforce": "softly"},
+        {"memory.swap": "perhaps"},
+        {"memory.swap.priority": "11"},
+        {"processes": "0"},
+        {"processes": "-5"},
+        {"cpu": "0"},
+        {"cpu": "1-0"},
+        {"cpu": "0-0,7000"},
+        {"cpu.allowance": "150%"},
+        {"cpu.allowance": "100ms/0ms"},
+        {"cpu.allowance": "50"},
+        {"cpu.priority": "11"},
+        {"disk.priority": "-1"},
+        {"hugepages.64KB": "1MiB"},
+        {"kernel.nofile": "20:10"},
+    ],
+)
+def test_bad_values(module_daemon: Daemon, victim: Box, limits: dict[str, str]) -> None:
+    (key,) = limits
+    assert f"limits.{key}" in victim.refused(**limits)
+    body = {"name": "bad", "source": {"type": "none"}, "config": _named(limits)}
+    refused = module_daemon.api("POST", "/1.0/instances", body)
+    assert refused.status == 400
+    assert f"limits.{key}" in refused.error
+    assert module_daemon.api("GET", "/1.0/instances/bad").status == 404
+
+
+@pytest.fixture(scope="module")
+def victim(module_daemon: Daemon, busybox: str) -> Box:
+    """A running container that is refused everything."""
+    return Box(module_daemon, "victim")

@@ -193,7 +193,10 @@ def test_what_takes_effect_now() -> None:
         for name in (
             "boot.autostart",
             "environment.A",
+            "limits.cpu",
+            "limits.hugepages.2MB",
             "limits.kernel.nofile",
+            "limits.memory",
             "linux.sysctl.net.ipv4.ip_forward",
             "raw.lxc",
             "security.idmap.isolated",
@@ -206,8 +209,8 @@ def test_what_takes_effect_now() -> None:
     assert not any(
         in_force(name)
         for name in (
-            "limits.cpu",
-            "limits.memory",
+            "limits.cpu.nodes",
+            "limits.memory.oom_priority",
             "snapshots.schedule",
             "cloud-init.user-data",
             "security.syscalls.intercept.mknod",

@@ -27,8 +27,8 @@ def test_what_is_said_of_a_key() -> None:
         "defaultdesc": "`30`",
         "liveupdate": "yes",
     }
-    memory = _keys("instance", "resource-limits")["limits.memory"]
-    assert memory["longdesc"] == "Checked and stored, without effect in this version."
+    nodes = _keys("instance", "resource-limits")["limits.cpu.nodes"]
+    assert nodes["longdesc"] == "Checked and stored, without effect in this version."
     assert _keys("instance", "security")["security.secureboot"]["condition"] == "virtual machine"
     assert _keys("server", "core")["core.https_address"]["scope"] == "local"
     assert _keys("server", "core")["core.trust_password"]["scope"] == "global"

@@ -57,6 +57,7 @@ EXTENSIONS: tuple[str, ...] = (
     "api_filtering",
     "instance_nic_network",
     "firewall_driver",
+    "limits_hugepages",
     "api_os",
     "network_dns_search",
     "usedby_consistency",

@@ -260,8 +260,8 @@ _RAW = (
 )
 
 _LIMITS = (
-    _later("limits.cpu", help="How many CPUs the instance may use, or which.", validate=checks.cpus),
-    _later(
+    ConfigKey("limits.cpu", help="How many CPUs the instance may use, or which.", validate=checks.cpus),
+    ConfigKey(
         "limits.cpu.allowance",
         default="100%",
         scope="container",
@@ -269,7 +269,7 @@ _LIMITS = (
         validate=checks.cpu_allowance,
     ),
     _later("limits.cpu.nodes", help="NUMA nodes that the CPUs are taken from.", validate=checks.numa_nodes),
-    _later(
+    ConfigKey(
         "limits.cpu.priority",
         "integer",
         default="10",
@@ -277,7 +277,7 @@ _LIMITS = (
         help="Who gets CPU time first among instances that share CPUs (0 to 10).",
         validate=_priority,
     ),
-    _later(
+    ConfigKey(
         "limits.disk.priority",
         "integer",
         default="5",
@@ -285,7 +285,7 @@ _LIMITS = (
         validate=_priority,
     ),
     *(
-        _later(
+        ConfigKey(
             f"limits.hugepages.{size}",
             "size",
             scope="container",
@@ -293,12 +293,12 @@ _LIMITS = (
         )
         for size in ("64KB", "1MB", "2MB", "1GB")
     ),
-    _later(
+    ConfigKey(
         "limits.memory",
         help="How much memory the instance may use, as a size or a share of the host's.",
         validate=checks.size_or_percent,
     ),
-    _later(
+    ConfigKey(
         "limits.memory.enforce",
         default="hard",
         scope="container",
@@ -314,14 +314,14 @@ _LIMITS = (
         help="How willingly the kernel kills this instance when memory is short (-1000 to 1000).",
         validate=integer_between(-1000, 1000),
     ),
-    _later(
+    ConfigKey(
         "limits.memory.swap",
         default="true",
         scope="container",
         help="Whether the instance may use swap, or how much of it.",
         validate=checks.swap,
     ),
-    _later(
+    ConfigKey(
         "limits.memory.swap.priority",
         "integer",
         default="10",
@@ -336,7 +336,7 @@ _LIMITS = (
         help="Priority of the instance's network traffic (0 to 10).",
         validate=_priority,
     ),
-    _later(
+    ConfigKey(
         "limits.processes",
         "integer",
         scope="container",
@@ -348,7 +348,6 @@ _LIMITS = (
 _KERNEL = tuple(
     ConfigKey(
         f"limits.kernel.{name}",
-        live=False,
         scope="container",
         help=f"RLIMIT_{name.upper()} of the instance's init: {what}.",
         validate=checks.kernel_limit,

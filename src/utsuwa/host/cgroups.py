@@ -67,14 +67,21 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
 
 
 def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
-    """The controllers that cgroups can have here: version (1 or 2) and mount point of their hierarchy."""
+    """The controllers that containers can have: version (1 or 2) and mount point of their hierarchy.
+
+    Beside version 1 what version 2 still has does not count: liblxc hands it on to containers only
+    where there is nothing else.
+    """
     hierarchies = _hierarchies(proc)
-    found = {name: (1, hierarchy.mount) for name, hierarchy in hierarchies.items() if name != _UNIFIED}
-    if _UNIFIED in hierarchies:
-        mount = hierarchies[_UNIFIED].mount
-        for name in (_text(mount / "cgroup.controllers") or "").split():
-            found.setdefault(name, (2, mount))
-    return found
+    found = {
+        name: (1, hierarchy.mount)
+        for name, hierarchy in hierarchies.items()
+        if name != _UNIFIED and not name.startswith("name=")
+    }
+    if found or _UNIFIED not in hierarchies:
+        return found
+    mount = hierarchies[_UNIFIED].mount
+    return {name: (2, mount) for name in (_text(mount / "cgroup.controllers") or "").split()}
 
 
 def container_path(path: str, own: str = "/") -> str:

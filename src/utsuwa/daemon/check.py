@@ -279,9 +279,7 @@ def _file_systems(facts: Facts) -> Iterator[Verdict]:
             "works",
             f"the kernel {facts.kernel} maps no ids on squashfs",
             "each image is unpacked once before its first launch: some seconds, and some hundred MB",
-            _unless_disabled(
-                facts, "nothing needs to be done; newer kernels (such as Debian 13's) do without"
-            ),
+            _unless_disabled(facts, "none is needed; newer kernels (such as Debian 13's) do without"),
         )
 
 

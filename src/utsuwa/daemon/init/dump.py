@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,24 @@ from utsuwa.daemon.init.preseed import (
     ProjectSeed,
 )
 from utsuwa.daemon.local_api import LocalApi
+
+_ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Says everything in full: what is there twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML writes Unicode's line breaks in a way that it reads as spaces; in double quotes they stay."""
+    style = '"' if _ODD_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def dump(api: LocalApi, pools_folder: Path) -> str:
@@ -44,7 +63,7 @@ def to_yaml(preseed: Preseed) -> str:
     for entry in (*content["networks"], *content["profiles"]):
         if entry["project"] == DEFAULT_PROJECT:
             del entry["project"]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _pool(found: Mapping[str, Any], pools_folder: Path) -> PoolSeed:

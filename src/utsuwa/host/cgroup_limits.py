@@ -380,7 +380,7 @@ def _number(path: Path) -> int:
 
 def _write(path: Path, value: str) -> None:
     """In one system call, as cgroupfs wants it; never makes a file."""
-    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(handle, value.encode())
     finally:

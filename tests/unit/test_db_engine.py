@@ -233,6 +233,37 @@ async def test_cancelling_at_any_moment_keeps_the_writer_usable(database: Databa
     assert (await _values(database))["user.n"] == "1000"
 
 
+_SLOW = """
+    INSERT INTO config (key, value) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n
+    WHERE i < 300000) SELECT 'user.n', max(i) FROM n
+"""
+"""Takes about 0.1 s."""
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_write_cancelled_in_the_middle_of_a_statement_holds_no_lock(
+    database: Database, cancels: int
+) -> None:
+    async def slow() -> None:
+        async with database.write("slow") as conn:
+            await conn.execute(sa.text("DELETE FROM config"))
+            await conn.execute(sa.text(_SLOW))
+
+    before = _descriptors()
+    for delay in (0.01, 0.02, 0.03):
+        writing = asyncio.create_task(slow())
+        await asyncio.sleep(delay)
+        for _ in range(cancels):
+            writing.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        async with asyncio.timeout(2), database.write("next") as conn:
+            await config.replace(conn, {"core.https_address": str(delay)})
+    assert await _values(database) == {"core.https_address": "0.03"}
+    assert _descriptors() == before
+
+
 async def test_writers_wait_for_each_other_in_order(database: Database) -> None:
     order: list[int] = []
 

@@ -12,10 +12,10 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -25,6 +25,8 @@ from utsuwa.core.errors import HostError, OutOfSpace
 from utsuwa.db import upgrade
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READERS = 3
 _SLOW_SECONDS = 0.5
@@ -76,7 +78,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         with _translated(self.path):
-            async with self._readers.connect() as connection:
+            async with _Uninterrupted(self._readers) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -94,7 +96,7 @@ class Database:
             started = time.monotonic()
             try:
                 with _translated(self.path):
-                    async with self._writer.connect() as connection:
+                    async with _Uninterrupted(self._writer) as connection:
                         yield connection
                         await _whole(connection.commit())
             finally:
@@ -134,13 +136,30 @@ def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
     return engine
 
 
-async def _whole(step: Awaitable[None]) -> None:
-    """Let a commit run to its end though the task is cancelled: it has happened, or it has not."""
+class _Uninterrupted(AsyncConnection):
+    """A connection that a cancelled task leaves between two statements, never in the middle of one.
+
+    SQLAlchemy gives up a connection whose statement was cancelled, and that one's open transaction can
+    hold the lock of the database for long: the undo steps of the cancelled task would be the first to fail.
+    """
+
+    __slots__ = ()
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        return await _whole(super().execute(*args, **kwargs))
+
+
+async def _whole(step: Coroutine[Any, Any, T]) -> T:
+    """Let a step run to its end though the task is cancelled: it has happened, or it has not."""
     running = asyncio.ensure_future(step)
     try:
-        await asyncio.shield(running)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen: the cancelled task is told of its cancellation
         raise
 
 

@@ -164,17 +164,17 @@ def _cgroups_writable() -> bool:
 
 def _links() -> dict[str, bool]:
     return {
-        name: _succeeds(["unshare", "--net", "ip", "link", "add", "probe0", *kind]) == ""
+        name: not _complaint(["unshare", "--net", "ip", "link", "add", "probe0", *kind])
         for name, kind in _LINKS.items()
     }
 
 
 def _nft_error() -> str:
-    return _succeeds(["unshare", "--net", "nft", "--file", "-"], _NAT_RULES)
+    return _complaint(["unshare", "--net", "nft", "--file", "-"], _NAT_RULES)
 
 
-def _succeeds(argv: list[str], stdin: bytes | None = None) -> str:
-    """Empty where the command did, else what it said."""
+def _complaint(argv: list[str], stdin: bytes | None = None) -> str:
+    """What a failing command said; empty where it succeeded."""
     try:
         run_blocking(argv, stdin=stdin, timeout=20)
     except ProcessFailed as error:

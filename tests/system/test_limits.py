@@ -145,6 +145,9 @@ def test_less_memory_than_is_in_use(launch: Launch) -> None:
     c1.keep(40)
     assert "uses" in c1.refused(memory="20MiB")
     assert "uses" in c1.refused(memory="20MiB", processes="500", **{"cpu.allowance": "10%"})
+    c1.sh("sleep 60 </dev/null >/dev/null 2>&1 &")
+    assert "processes" in c1.refused(memory="60MiB", processes="1", cpu="0-0")
+    assert len(c1.cpus()) > 1
     assert c1.fits(40)
     assert not c1.fits(80)
     c1.sh("umount /t")
@@ -258,6 +261,8 @@ def test_resource_limits(launch: Launch) -> None:
     c1.change(**{"kernel.nofile": "100"})
     assert open_files(c1) == ("100", "100", "100")
     assert c1.sh(many).returncode != 0
+    c1.change(**{"kernel.nofile": ""})  # init has the daemon's again where the daemon may raise limits
+    assert c1.sh(many).returncode == 0
 
 
 # ---- huge pages

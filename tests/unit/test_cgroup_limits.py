@@ -27,7 +27,7 @@ class Host:
         self.root, self.proc, self.sys = root, root / "proc", root / "sys"
         lines, paths = [], []
         for number, (name, kind) in enumerate(mounts.items(), 30):
-            lines.append(f"{number} 1 0:{number} / {root / name} rw - {kind} rw")
+            lines.append(f"{number} 1 0:{number} / {root / name} rw - {kind}")
             controllers = "" if kind.startswith("cgroup2") else kind.split()[-1]
             paths.append(f"{0 if not controllers else number}:{controllers}:/u/lxc.payload.c/init.scope")
         for pid in ("self", str(PID)):
@@ -56,7 +56,7 @@ def _plain_mountinfo() -> None:
 
 @pytest.fixture
 def v2(tmp_path: Path) -> Host:
-    host = Host(tmp_path / "v2", {"cg": "cgroup2 none"})
+    host = Host(tmp_path / "v2", {"cg": "cgroup2 none rw"})
     host.put("cg/cgroup.controllers", "cpuset cpu io memory hugetlb pids\n")
     host.own("cg", cgroup__controllers="cpu\n", memory__max="max\n", memory__high="max\n")
     host.own("cg", memory__current="1000\n", pids__current="5\n", pids__max="max\n", cpuset__cpus="\n")
@@ -66,7 +66,7 @@ def v2(tmp_path: Path) -> Host:
 @pytest.fixture
 def v1(tmp_path: Path) -> Host:
     names = ("memory", "pids", "cpuset")
-    host = Host(tmp_path / "v1", {name: f"cgroup none {name}" for name in names} | {"uni": "cgroup2 none"})
+    host = Host(tmp_path / "v1", {name: f"cgroup none {name}" for name in names} | {"uni": "cgroup2 none rw"})
     host.put("uni/cgroup.controllers", "hugetlb\n")
     host.own("memory", memory__limit_in_bytes="500", memory__memsw__limit_in_bytes="500")
     host.own("pids", pids__current="5", pids__max="max")
@@ -140,6 +140,12 @@ def test_a_v2_host_that_does_not_account_for_swap(v2: Host) -> None:
     assert not cgroup_limits.look_at_host(v2.proc, v2.sys).swap
 
 
+def test_a_v2_host_that_hands_memory_on_to_nobody_yet(v2: Host) -> None:
+    assert not cgroup_limits.look_at_host(v2.proc, v2.sys).swap
+    v2.put("proc/swaps", "Filename\n")
+    assert cgroup_limits.look_at_host(v2.proc, v2.sys).swap
+
+
 def test_a_v1_host_whose_v2_is_left_alone(v1: Host) -> None:
     v1.put("sys/devices/system/cpu/online", "0-1\n")
     v1.put("cpuset/cpuset.cpus", "0-1\n")
@@ -148,6 +154,12 @@ def test_a_v1_host_whose_v2_is_left_alone(v1: Host) -> None:
     assert facts.controllers == {"memory": 1, "pids": 1, "cpuset": 1}
     assert facts.cpus == {0, 1}
     assert facts.swap
+
+
+def test_a_v1_hierarchy_without_controllers_does_not_count(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"cg": "cgroup2 none rw", "sd": "cgroup none rw,xattr,name=systemd"})
+    host.put("cg/cgroup.controllers", "cpu memory\n")
+    assert cgroup_limits.look_at_host(host.proc, host.sys).controllers == {"cpu": 2, "memory": 2}
 
 
 def test_a_host_without_cgroups(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def look_at_host(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
         isolated=frozenset(parse_cpu_list(_text(sys / "devices/system/cpu/isolated"))),
         memory=_total_memory(proc),
         controllers=controllers,
-        swap=_swap_accounted(mounts),
+        swap=_swap_accounted(mounts, proc),
         swappiness=int(_text(proc / "sys/vm/swappiness") or 60),
         huge_pages=frozenset(_huge_page_sizes(sys / "kernel/mm/hugepages")),
     )
@@ -90,17 +90,17 @@ def _allowed(mounts: Mapping[str, tuple[int, Path]]) -> set[int]:
     return parse_cpu_list(_text(mount / name) or (_text(mount / "cpuset.cpus") if version == 1 else ""))
 
 
-def _swap_accounted(mounts: Mapping[str, tuple[int, Path]]) -> bool:
-    """On version 2 the uppermost cgroup has no such file, so any below it is asked."""
+def _swap_accounted(mounts: Mapping[str, tuple[int, Path]], proc: Path) -> bool:
+    """On version 2 the uppermost cgroup has no such file, so those below it are asked."""
     if "memory" not in mounts:
         return False
     version, mount = mounts["memory"]
     if version == 1:
         return (mount / "memory.memsw.limit_in_bytes").exists()
-    # None below it has one yet where the controller is not handed on: then it cannot be told, and
-    # kernels that do not account for swap have become rare.
     folders = [folder for folder in mount.iterdir() if (folder / "memory.max").exists()]
-    return not folders or any((folder / "memory.swap.max").exists() for folder in folders)
+    if not folders:  # the controller is handed on to none yet: what can swap accounts for it by default
+        return (proc / "swaps").exists()
+    return any((folder / "memory.swap.max").exists() for folder in folders)
 
 
 def _total_memory(proc: Path) -> int:

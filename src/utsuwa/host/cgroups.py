@@ -17,6 +17,11 @@ PAYLOAD_PREFIX = "lxc.payload."
 """How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
 
 _UNIFIED = ""
+_V1_CONTROLLERS = (
+    *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc"),
+    *("net_cls", "net_prio", "perf_event", "pids", "rdma"),
+)
+"""Among a hierarchy's mount options, these are controllers."""
 _PROC = Path("/proc")
 
 
@@ -73,11 +78,7 @@ def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
     where there is nothing else.
     """
     hierarchies = _hierarchies(proc)
-    found = {
-        name: (1, hierarchy.mount)
-        for name, hierarchy in hierarchies.items()
-        if name != _UNIFIED and not name.startswith("name=")
-    }
+    found = {name: (1, hierarchies[name].mount) for name in _V1_CONTROLLERS if name in hierarchies}
     if found or _UNIFIED not in hierarchies:
         return found
     mount = hierarchies[_UNIFIED].mount

@@ -331,12 +331,16 @@ async def _change_rlimits(running: Running, old: Config, new: Config, undo: Roll
     """Init gets them, and so what it starts from now on; one that is unset becomes the daemon's again."""
     before, after = rlimits(old), rlimits(new)
     wanted = {name: limit for name, limit in after.items() if before.get(name) != limit}
-    if gone := before.keys() - after.keys():
-        source = running.monitor_pid or 0
-        wanted.update(await asyncio.to_thread(cgroup_limits.rlimits, source, gone))
-    if wanted:
-        had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
-        undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
+    had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
+    undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
+    gone = before.keys() - after.keys()
+    for name, limit in cgroup_limits.rlimits(running.monitor_pid or 0, gone).items():
+        try:
+            had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, {name: limit})
+        except InvalidConfig as error:
+            log.info("instance %r keeps a limit until its next start: %s", running.name, error)
+        else:
+            undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
 
 
 def rlimits(config: Config) -> dict[str, Rlimit]:

@@ -178,6 +178,8 @@ async def test_the_steps_of_an_instances_life(conn: AsyncConnection) -> None:
     await instances.rename(conn, row_id, "c2")
     found = await instances.get(conn, "default", "c2")
     assert (found.state, found.last_used_at) == ("ready", NOON)
+    await instances.set_deleting(conn, row_id)
+    assert (await instances.get(conn, "default", "c2")).state == "deleting"
     await instances.delete(conn, row_id)
     await instances.delete(conn, row_id)
     with pytest.raises(NotFound):
@@ -485,7 +487,7 @@ async def test_a_pool_comes_back_as_it_was(conn: AsyncConnection) -> None:
     row = PoolRow(0, "p", "overlay", "fast", {"source": "/x"})
     row = replace(row, id=await storage_pools.insert(conn, row))
     assert await storage_pools.get(conn, "p") == row
-    await storage_pools.set_ready(conn, row.id)
+    await storage_pools.set_state(conn, row.id, "ready")
     new = replace(row, description="slow", config={"user.a": "1"}, state="ready")
     await storage_pools.update(conn, new)
     assert await storage_pools.get_all(conn) == [new]
@@ -497,7 +499,7 @@ async def test_a_pool_comes_back_as_it_was(conn: AsyncConnection) -> None:
     for call in (
         storage_pools.get(conn, "p"),
         storage_pools.update(conn, row),
-        storage_pools.set_ready(conn, row.id),
+        storage_pools.set_state(conn, row.id, "ready"),
     ):
         with pytest.raises(NotFound, match="Storage pool"):
             await call

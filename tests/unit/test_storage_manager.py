@@ -327,6 +327,17 @@ async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setti
         await setting.manager.pool("p")
 
 
+async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
+    async with setting.database.read() as conn:
+        row = await storage_pools.get(conn, "p")
+    await setting.write(storage_pools.set_state, row.id, "deleting")
+    manager = setting.again()
+    await manager.start()
+    assert not pool.exists
+    assert await manager.pools() == []
+    await manager.create_pool("p")
+
+
 # ---- instances
 
 

@@ -68,11 +68,9 @@ async def update(conn: AsyncConnection, row: PoolRow) -> None:
     await rows.replace_config(conn, storage_pools_config, "storage_pool_id", row.id, row.config)
 
 
-async def set_ready(conn: AsyncConnection, pool_id: int) -> None:
-    """The pool is whole. Raises NotFound."""
-    statement = (
-        storage_pools.update().where(storage_pools.c.id == pool_id).values(state=codes.STATES["ready"])
-    )
+async def set_state(conn: AsyncConnection, pool_id: int, state: codes.State) -> None:
+    """The pool is whole, or on its way out. Raises NotFound."""
+    statement = storage_pools.update().where(storage_pools.c.id == pool_id).values(state=codes.STATES[state])
     rows.one_changed(await conn.execute(statement), "Storage pool not found")
 
 

@@ -294,9 +294,13 @@ def _room(target: Path, limits: UnpackLimits) -> UnpackLimits:
 def _sandbox(
     archive: Path, target: Path | None, limits: UnpackLimits, job: str, *arguments: str
 ) -> Completed:
-    """Run one job of the script; its exit statuses are on the last line of stderr."""
+    """Run one job of the script; its exit statuses are on the last line of stderr.
+
+    It ends with the daemon: the next one takes away what it has unpacked so far.
+    """
     return run_blocking(
         [
+            "setpriv", "--pdeathsig", "KILL",
             "unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child",
             "bash", "-c", _SANDBOX, "utsuwa-unpack",
             str(archive.absolute()), str(target.absolute() if target else ""), archive_scan.__file__,

@@ -30,7 +30,7 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
-from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, State
 from utsuwa.db.engine import Database
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
@@ -113,7 +113,7 @@ class StorageManager:
         return {driver.capabilities.name for driver in self._drivers.values()}
 
     async def _discard_pool(self, row: PoolRow, driver: Driver) -> None:
-        log.info("removing the half-made storage pool %r", row.name)
+        log.info("removing the half-made or half-deleted storage pool %r", row.name)
         try:
             await _finished(driver.delete)
         except UtsuwaError as error:
@@ -220,8 +220,7 @@ class StorageManager:
             made: list[bool] = []
             undo.push(_undo_if, made, work.delete)
             await _finished(_noted, made, work.create)
-            async with self._database.write("storage pool is ready") as conn:
-                await storage_pools.set_ready(conn, row.id)
+            await self._set_pool_state(row, "ready")
             self._drivers[name] = work
             self._mounted.add(name)
             undo.keep()
@@ -277,11 +276,19 @@ class StorageManager:
             driver = self._drivers[name]
             if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
                 raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
-            self._mounted.discard(name)
-            await _finished(driver.delete)
-            del self._drivers[name]
-            await self._remove_row(pool.row)
+            async with Rollback() as undo:
+                undo.push(self._set_pool_state, pool.row, "ready")
+                await self._set_pool_state(pool.row, "deleting")
+                self._mounted.discard(name)
+                await _finished(driver.delete)
+                del self._drivers[name]
+                await self._remove_row(pool.row)
+                undo.keep()
         self._lifecycle("deleted", name, requestor)
+
+    async def _set_pool_state(self, row: PoolRow, state: State) -> None:
+        async with self._database.write(f"storage pool is {state}") as conn:
+            await storage_pools.set_state(conn, row.id, state)
 
     async def _remove_row(self, row: PoolRow) -> None:
         async with self._database.write("delete storage pool") as conn:

@@ -282,9 +282,13 @@ def _shift_once(folder: Path, record: VolumeRecord, wanted: IdMap, *, resumed: b
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a tree with everything that it has, sharing blocks where the file system can."""
+    """Copy a tree with everything that it has, sharing blocks where the file system can.
+
+    The copying ends with the daemon: the next one takes away what was copied so far.
+    """
     options = ["--archive", "--reflink=auto", "--one-file-system", "--no-target-directory"]
-    run_blocking(["cp", *options, "--", str(source), str(target)], timeout=_COPY_TIMEOUT)
+    copy = ["cp", *options, "--", str(source), str(target)]
+    run_blocking(["setpriv", "--pdeathsig", "KILL", *copy], timeout=_COPY_TIMEOUT)
 
 
 def copy_metadata(image: Path, folder: Path) -> None:

@@ -11,7 +11,8 @@ from utsuwa.core.urls import object_url
 from utsuwa.db.networks import NetworkRow
 from utsuwa.host import bridges
 from utsuwa.host.helper import rtnetlink
-from utsuwa.networks.manager import Interface, Network, etag_source
+from utsuwa.networks.manager import etag_source
+from utsuwa.networks.records import Interface, Network
 from utsuwa.wire.networks import Network as NetworkRecord
 from utsuwa.wire.networks import (
     NetworkLease,

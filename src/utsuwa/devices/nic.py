@@ -138,9 +138,8 @@ class VethNic(Device):
         return RunConfig(volatile={"host_name": ""})
 
     async def _remove(self, host_name: str) -> None:
-        if self._limited:
-            await traffic.clear(host_name)
         await asyncio.to_thread(veth.delete, host_name)
+        await traffic.remove_helper(host_name)
 
     @property
     def _limited(self) -> bool:

@@ -38,6 +38,7 @@ _PACKAGES = {
     "mount": "mount",
     "nft": "nftables",
     "rsync": "rsync",
+    "tc": "iproute2",
     "tar": "tar",
     "unsquashfs": "squashfs-tools",
     "xz": "xz-utils",

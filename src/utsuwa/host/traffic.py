@@ -40,6 +40,11 @@ async def clear(interface: str) -> None:
     """Take all limits away; does nothing where there are none or the interface is gone."""
     for place in ("root", "ingress"):
         await run(["tc", "qdisc", "del", "dev", interface, place], accept=(0, 1, 2))
+    await remove_helper(interface)
+
+
+async def remove_helper(interface: str) -> None:
+    """Take away what outlives an interface that is removed; does nothing where there is nothing."""
     await asyncio.to_thread(_delete, helper_name(interface))
 
 

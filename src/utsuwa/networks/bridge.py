@@ -61,4 +61,4 @@ class BridgeDriver:
     async def tell_hosts(self, bridge: BridgeSettings, ports: Collection[Port]) -> None:
         """Have dnsmasq know the names and static addresses of the network's ports."""
         mine = [port.host() for port in ports if port.bridge == bridge.name and port.mac]
-        await self._servers.tell_hosts(bridge.name, bridge.dns_mode, mine)
+        await self._servers.tell_hosts(bridge, mine)

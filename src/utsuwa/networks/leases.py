@@ -19,24 +19,42 @@ class Lease:
     address: str
     mac: str
     hostname: str
+    client_id: bytes = b""
+    """How the client named itself where it did; an IPv6 lease has none."""
 
 
-def parse(text: str) -> Iterator[Lease]:
+def parse(text: str, now: float) -> Iterator[Lease]:
     """The leases of a file: lines of expiry, MAC (or IAID), address, name and client id (or DUID).
 
-    Lines that are not of this form are passed over: the file is dnsmasq's own.
+    Leases that ended before `now` (seconds since 1970) are left out, and lines that are not of this form
+    passed over: the file is dnsmasq's own, and it forgets leases only when it has something else to do.
     """
     for line in text.splitlines():
         parts = line.split(" ")
         if len(parts) < 5:
             continue
-        _, hardware, address, hostname, client = parts[:5]
+        expiry, hardware, address, hostname, client = parts[:5]
         try:
             version = ipaddress.ip_address(address).version
+            ended = 0 < int(expiry) < now
         except ValueError:
             continue
+        if ended:
+            continue
         mac = hardware.lower() if version == 4 else _mac_of_duid(client)
-        yield Lease(address, mac if _MAC.match(mac) else "", "" if hostname == "*" else hostname)
+        yield Lease(
+            address,
+            mac if _MAC.match(mac) else "",
+            "" if hostname == "*" else hostname,
+            _client_id(client) if version == 4 else b"",
+        )
+
+
+def _client_id(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        return b""
 
 
 def _mac_of_duid(duid: str) -> str:

@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from utsuwa.core.errors import (
@@ -32,12 +33,12 @@ from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.db.profiles import ProfileRow
 from utsuwa.host import bridges
 from utsuwa.networks import leases, subnets
 from utsuwa.networks.bridge import BridgeDriver
-from utsuwa.networks.ports import Port, all_ports, bridge_of, check_port, check_unmanaged
+from utsuwa.networks.ports import Port, all_ports, check_port, check_unmanaged
 from utsuwa.networks.process import Servers
+from utsuwa.networks.records import Interface, LeaseView, Network, lease_views, uses
 from utsuwa.networks.rules import Rules
 from utsuwa.networks.settings import BridgeSettings, Family, settings
 from utsuwa.operations.events import EventHub
@@ -52,33 +53,6 @@ _NO_NAMES = frozenset({"all", "default"})
 """Names that the kernel's switches have for all interfaces together."""
 
 CheckEtag = Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A managed network as callers see it; `available` is False where the host refused it."""
-
-    row: NetworkRow
-    used_by: Sequence[str]
-    available: bool
-
-
-@dataclass(frozen=True)
-class Interface:
-    """An interface of the host that is not a managed network."""
-
-    link: bridges.Link
-    used_by: Sequence[str]
-
-
-@dataclass(frozen=True)
-class LeaseView:
-    """An address in use; `kind` is static, dynamic or gateway."""
-
-    hostname: str
-    mac: str
-    address: str
-    kind: str
 
 
 def etag_source(row: NetworkRow) -> list[Any]:
@@ -154,7 +128,7 @@ class NetworkManager:
             await project_rows.get(conn, project)
             found = await rows.get_all(conn, project)
             everywhere = {row.name for row in await rows.get_all(conn, None)}
-            use = await _use(conn)
+            use = await uses(conn)
         shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state == "ready"]
         shown += [
             Interface(link, use.get(link.name, ()))
@@ -168,7 +142,7 @@ class NetworkManager:
         async with self._database.read() as conn:
             await project_rows.get(conn, project)
             found = [row for row in await rows.get_all(conn, project) if row.name == name]
-            use = await _use(conn)
+            use = await uses(conn)
         if found and found[0].state == "ready":
             return self._shown(found[0], use)
         link = None if found else await asyncio.to_thread(bridges.find, name)
@@ -183,28 +157,13 @@ class NetworkManager:
         """The addresses in use on a managed network. Raises NotFound."""
         async with self._database.read() as conn:
             row = await rows.get(conn, project, name)
-        bridge = self._settings(row)
         ports = [port for port in await self._ports() if port.bridge == name]
-        given = await asyncio.to_thread(self._given, name)
-        found = [LeaseView(f"{name}.gw", "", str(address.ip), "gateway") for address in bridge.addresses]
-        found += [
-            LeaseView(port.instance, port.mac, address, "static")
-            for port in ports
-            for address in (port.ipv4, port.ipv6)
-            if address not in ("", "none")
-        ]
-        found += _self_made(bridge, ports)
-        shown = {view.address for view in found}
-        found += [
-            LeaseView(lease.hostname, lease.mac, lease.address, "dynamic")
-            for lease in given
-            if lease.address not in shown
-        ]
-        return found
+        return lease_views(self._settings(row), ports, await asyncio.to_thread(self._given, name))
 
     def _given(self, name: str) -> list[leases.Lease]:
         try:
-            return list(leases.parse(self._servers.folder(name).leases.read_text(errors="replace")))
+            text = self._servers.folder(name).leases.read_text(errors="replace")
+            return list(leases.parse(text, time.time()))
         except FileNotFoundError:
             return []
 
@@ -270,11 +229,11 @@ class NetworkManager:
             config = {key: value for key, value in new.config.items() if value}
             new = replace(new, config=await self._filled(name, config))
             bridge, before = self._settings(new), self._up.get(name)
-            await self._check_subnets(bridge)
-            ports = await self._ports()
-            for port in ports:
+            if set(bridge.subnets) - set(self._settings(old).subnets):
+                await self._check_subnets(bridge)
+            for port in await self._ports():
                 if port.bridge == name:
-                    check_port(port, bridge, ())
+                    _check_still_fits(port, bridge)
             if bridge != before:
                 await self._driver.test(bridge)
                 await self._switch(before, bridge, undo)
@@ -365,14 +324,20 @@ class NetworkManager:
     async def bridge_for(self, device: str, bridge: str, managed: bool) -> BridgeSettings | None:
         """What a device that is about to start is joined to; None for a bridge that is not the daemon's.
 
-        Raises InvalidConfig where the host has no such bridge.
+        A network that is not up, because the host refused it or somebody removed its bridge, is tried again.
+        Raises InvalidConfig where there is no such bridge, HostError where it cannot be made.
         """
-        if bridge in self._up:
+        if bridge in self._up and await asyncio.to_thread(bridges.exists, bridge):
             return self._up[bridge]
+        async with self._locks.hold("networks"):
+            async with self._database.read() as conn:
+                found = [row for row in await rows.get_all(conn, None) if row.name == bridge]
+            if found and found[0].state == "ready":
+                log.warning("network %r is not there: bringing it up again", bridge)
+                await self._bring_up(found[0])
+                return self._up[bridge]
         if managed:
-            raise InvalidConfig(
-                f"Device {device!r}: the network {bridge!r} is not available: look into the daemon's log"
-            )
+            raise InvalidConfig(f"Device {device!r}: the network {bridge!r} does not exist")
         link = await asyncio.to_thread(bridges.find, bridge)
         if link is None or link.kind != "bridge":
             raise InvalidConfig(
@@ -417,7 +382,7 @@ class NetworkManager:
     async def _unused(self, project: str, name: str) -> NetworkRow:
         row = await self._row(project, name)
         async with self._database.read() as conn:
-            use = await _use(conn)
+            use = await uses(conn)
         if use.get(name):
             raise InUse(f"The network {name!r} is currently in use: remove what uses it first")
         return row
@@ -509,35 +474,15 @@ def _with_defaults(config: Mapping[str, str]) -> dict[str, str]:
     return filled
 
 
+def _check_still_fits(port: Port, bridge: BridgeSettings) -> None:
+    """A change of a network leaves the static addresses of its instances valid."""
+    try:
+        check_port(port, bridge, ())
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"The network cannot change so, for instance {port.instance!r} stands against it: {error.message}"
+        ) from error
+
+
 def _inside(address: str, family: Family) -> bool:
     return ipaddress.ip_address(address) in family.subnet
-
-
-def _self_made(bridge: BridgeSettings, ports: Sequence[Port]) -> list[LeaseView]:
-    """IPv6 addresses that instances make from their MAC addresses; nobody writes them down."""
-    family = bridge.ipv6
-    if family is None or family.stateful or family.subnet.prefixlen != 64:
-        return []
-    return [
-        LeaseView(port.instance, port.mac, str(subnets.eui64(family.subnet, port.mac)), "dynamic")
-        for port in ports
-        if port.mac
-    ]
-
-
-async def _use(conn: Any) -> dict[str, list[str]]:
-    """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
-    profiles = await profile_rows.get_all(conn, None)
-    found: dict[str, list[str]] = {}
-    for port in all_ports(await instance_rows.get_all(conn, None), profiles):
-        url = object_url("instances", port.instance, project=port.project)
-        if url not in found.setdefault(port.bridge, []):
-            found[port.bridge].append(url)
-    for profile in profiles:
-        for bridge in _bridges_of(profile):
-            found.setdefault(bridge, []).append(object_url("profiles", profile.name, project=profile.project))
-    return found
-
-
-def _bridges_of(profile: ProfileRow) -> list[str]:
-    return sorted({bridge for device in profile.devices.values() if (bridge := bridge_of(device))})

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import ipaddress
 import logging
 import os
 import pwd
 import shutil
 import signal
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed, UtsuwaError
-from utsuwa.host import pidfds
+from utsuwa.host import dhcp, pidfds
 from utsuwa.host.files import replace_file
 from utsuwa.host.run import run
+from utsuwa.networks import leases
 from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
 from utsuwa.networks.settings import BridgeSettings
 
@@ -104,14 +107,20 @@ class Servers:
         await self.stop(network)
         await asyncio.to_thread(shutil.rmtree, self.folder(network).path, ignore_errors=True)
 
-    async def tell_hosts(self, network: str, dns_mode: str, hosts: Collection[Host]) -> None:
-        """Write what dnsmasq is to know of the instances' devices, and tell it where that has changed."""
-        folder = self.folder(network)
-        lines = {host.file: host_line(host, dns_mode) for host in hosts}
-        if await asyncio.to_thread(_write_hosts, folder, lines):
-            pid = await asyncio.to_thread(find, folder)
-            if pid is not None:
-                pidfds.send_signal(pid, signal.SIGHUP)
+    async def tell_hosts(self, bridge: BridgeSettings, hosts: Collection[Host]) -> None:
+        """Write what dnsmasq is to know of the instances' devices, and tell it where that has changed.
+
+        The leases of devices that are gone are given back, for others to use.
+        """
+        folder = self.folder(bridge.name)
+        lines = {host.file: host_line(host, bridge.dns_mode) for host in hosts}
+        changed, gone = await asyncio.to_thread(_write_hosts, folder, lines)
+        if not changed:
+            return
+        pid = await asyncio.to_thread(find, folder)
+        if pid is not None:
+            pidfds.send_signal(pid, signal.SIGHUP)
+            await asyncio.to_thread(_give_back, bridge, folder, gone)
 
     def leave(self) -> None:
         """The daemon ends: nobody keeps the processes, which run on."""
@@ -193,15 +202,16 @@ def _write(folder: Folder, bridge: BridgeSettings) -> bool:
     return bool(changed)
 
 
-def _write_hosts(folder: Folder, lines: Mapping[str, str]) -> bool:
-    """Bring the folder of hosts to these files; gives whether anything has changed."""
+def _write_hosts(folder: Folder, lines: Mapping[str, str]) -> tuple[bool, set[str]]:
+    """Bring the folder of hosts to these files; whether anything has changed, and the MACs that are gone."""
     if not folder.hosts.is_dir():
-        return False
+        return False, set()
     gid = folder.hosts.stat().st_gid
     changed = False
-    for path in folder.hosts.iterdir():
-        if not lines.get(path.name):
-            path.unlink()
+    known = {path.name: (_read(path) or "").split(",")[0].strip() for path in folder.hosts.iterdir()}
+    for name in known:
+        if not lines.get(name):
+            (folder.hosts / name).unlink()
             changed = True
     for name, text in lines.items():
         path = folder.hosts / name
@@ -210,7 +220,21 @@ def _write_hosts(folder: Folder, lines: Mapping[str, str]) -> bool:
             replace_file(path, text, 0o640)
             os.chown(path, 0, gid)
             changed = True
-    return changed
+    return changed, set(known.values()) - {line.split(",")[0].strip() for line in lines.values()}
+
+
+def _give_back(bridge: BridgeSettings, folder: Folder, macs: set[str]) -> None:
+    text = _read(folder.leases) if macs and bridge.ipv4 is not None else None
+    if text is None or bridge.ipv4 is None:
+        return
+    for lease in leases.parse(text, time.time()):
+        if lease.mac in macs and ipaddress.ip_address(lease.address) in bridge.ipv4.subnet:
+            try:
+                dhcp.release(
+                    bridge.name, str(bridge.ipv4.address.ip), lease.address, lease.mac, lease.client_id
+                )
+            except OSError as error:
+                log.info("the lease of %s stays until it ends: %s", lease.address, error)
 
 
 def _make(path: Path, mode: int, gid: int) -> None:

@@ -123,7 +123,11 @@ def _ipv4(config: Mapping[str, str]) -> Family | None:
         return None
     address = ipaddress.IPv4Interface(text)
     subnet = address.network
-    whole = (subnet[1], subnet[-2]) if subnet.prefixlen < 31 else (subnet[0], subnet[-1])
+    first, last = subnet[1], subnet[-2]
+    whole = (
+        subnet[2] if address.ip == first else first,
+        subnet[-3] if address.ip == last else last,
+    )
     gateway = config.get("ipv4.dhcp.gateway", "")
     if gateway not in ("", "none"):
         _inside("ipv4.dhcp.gateway", subnet, ipaddress.IPv4Address(gateway))

@@ -1,0 +1,45 @@
+"""Giving a DHCP lease back in the name of a client that is gone, to a server on this host. Blocking."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+import struct
+
+_BOOTREQUEST, _ETHERNET = 1, 1
+_COOKIE = b"\x63\x82\x53\x63"
+_MESSAGE_TYPE, _SERVER, _CLIENT, _END = 53, 54, 61, 255
+_RELEASE = 7
+_PORT = 67
+
+
+def release_packet(server: str, address: str, mac: str, client_id: bytes = b"") -> bytes:
+    """A DHCPRELEASE of `address` by the client with this MAC address and identifier."""
+    head = struct.pack(
+        "!BBBBIHH4s4s4s4s16s192x",
+        _BOOTREQUEST,
+        _ETHERNET,
+        6,
+        0,
+        secrets.randbits(32),
+        0,
+        0,
+        ipaddress.IPv4Address(address).packed,
+        bytes(4),
+        bytes(4),
+        bytes(4),
+        bytes.fromhex(mac.replace(":", "")),
+    )
+    options = bytes((_MESSAGE_TYPE, 1, _RELEASE, _SERVER, 4)) + ipaddress.IPv4Address(server).packed
+    if client_id:
+        options += bytes((_CLIENT, len(client_id))) + client_id
+    return head + _COOKIE + options + bytes((_END,))
+
+
+def release(interface: str, server: str, address: str, mac: str, client_id: bytes = b"") -> None:
+    """Tell the server at `server` on `interface` that the address is free. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        # The server takes only what seems to come from its interface, though this never leaves the host.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        sock.sendto(release_packet(server, address, mac, client_id), (server, _PORT))

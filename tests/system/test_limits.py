@@ -70,7 +70,7 @@ class Box:
         return done.returncode == 0
 
     def keep(self, mebibytes: int) -> None:
-        """Use memory that the kernel cannot take back (on a host without swap)."""
+        """Use memory that the kernel cannot take back but by swapping it out."""
         done = self.sh(
             f"mkdir -p /t && mount -t tmpfs t /t && dd if=/dev/zero of=/t/f bs=1M count={mebibytes}"
         )
@@ -120,12 +120,12 @@ def reaches(box: Box, least: float) -> float:
 
 
 def test_memory(launch: Launch) -> None:
-    c1 = launch("c1", memory="40MiB")
-    assert c1.fits(20)
+    c1 = launch("c1", memory="25MiB")  # a host with swap gives as much again
+    assert c1.fits(15)
     assert not c1.fits(60)
     c1.change(memory="100MiB")
     assert c1.fits(60)
-    c1.change(memory="30MiB")
+    c1.change(memory="25MiB")
     assert not c1.fits(60)
     c1.change(memory="")
     assert c1.fits(60)
@@ -137,11 +137,11 @@ def test_a_share_of_the_hosts_memory(launch: Launch) -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
     c1 = launch("c1", memory="1%")
     assert c1.fits(total // 200)
-    assert not c1.fits(total // 80)
+    assert not c1.fits(total // 40)
 
 
 def test_less_memory_than_is_in_use(launch: Launch) -> None:
-    c1 = launch("c1", memory="100MiB")
+    c1 = launch("c1", memory="100MiB", **{"memory.swap": "false"})
     c1.keep(40)
     assert "uses" in c1.refused(memory="20MiB")
     assert "uses" in c1.refused(memory="20MiB", processes="500", **{"cpu.allowance": "10%"})
@@ -153,6 +153,34 @@ def test_less_memory_than_is_in_use(launch: Launch) -> None:
     c1.sh("umount /t")
     c1.change(memory="20MiB")
     assert not c1.fits(40)
+
+
+@pytest.fixture
+def host_swap(tmp_path: Path) -> Iterator[None]:
+    """A host with swap, if only for a moment."""
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        yield
+        return
+    file = tmp_path / "swap"
+    file.write_bytes(bytes(2**27))
+    file.chmod(0o600)
+    subprocess.run(["mkswap", file], check=True, capture_output=True)
+    if subprocess.run(["swapon", file], check=False, capture_output=True).returncode:
+        pytest.skip("this host cannot swap")
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", file], check=True)
+
+
+@pytest.mark.usefixtures("host_swap")
+def test_swap(launch: Launch) -> None:
+    c1 = launch("c1", memory="25MiB", **{"memory.swap": "60MiB"})
+    assert c1.fits(60)
+    c1.change(**{"memory.swap": "false"})
+    assert not c1.fits(60)
+    c1.change(**{"memory.swap": "80MiB"})
+    assert c1.fits(60)
 
 
 # ---- processes
@@ -367,7 +395,7 @@ def test_a_profile_changes_all_or_none(launch: Launch, shared_daemon: Daemon) ->
     one, two = launch("one"), launch("two")
     two.keep(40)
     default = "/1.0/profiles/default"
-    config = {"limits.memory": "30MiB", "limits.cpu": "0-0"}
+    config = {"limits.memory": "25MiB", "limits.memory.swap": "false", "limits.cpu": "0-0"}
     reply = shared_daemon.api("PATCH", default, {"config": config})
     assert reply.status == 400
     assert "uses" in reply.error
@@ -395,7 +423,7 @@ def test_a_change_that_a_kill_cut_off_is_put_right(launch: Launch, shared_daemon
     (memory / name).write_text(str(20 * 2**20))
     shared_daemon.start()
     assert c1.fits(60)
-    assert not c1.fits(120)
+    assert not c1.fits(220)
 
 
 def _init_of(daemon: Daemon, name: str) -> int:

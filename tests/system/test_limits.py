@@ -24,13 +24,13 @@ ALLOWED = "awk '/Cpus_allowed_list/ {print $2}' /proc/self/status"
 
 
 class Box:
-    """A running busybox container with limits."""
+    """A running container with limits."""
 
-    def __init__(self, daemon: Daemon, name: str, **limits: str) -> None:
+    def __init__(self, daemon: Daemon, name: str, *, image: str = "busybox", **limits: str) -> None:
         self.daemon = daemon
         self.name = name
         config = [word for key, value in limits.items() for word in ("-c", f"limits.{key}={value}")]
-        daemon.lxc("launch", "busybox", name, *config)
+        daemon.lxc("launch", image, name, *config)
 
     @property
     def pid(self) -> int:
@@ -429,6 +429,29 @@ def test_a_change_that_a_kill_cut_off_is_put_right(launch: Launch, shared_daemon
 def _init_of(daemon: Daemon, name: str) -> int:
     argv = ["lxc-info", "-P", str(daemon.dir / "containers"), "-n", name, "-pH"]
     return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
+# ---- below a systemd
+
+
+@pytest.mark.debian
+def test_limits_bind_what_systemd_makes_below_them(shared_daemon: Daemon, debian: str) -> None:
+    box = Box(shared_daemon, "deb", image=debian, memory="150MiB", cpu="0-0", **{"memory.swap": "false"})
+
+    def service(script: str) -> str:
+        done = box.sh(f"systemd-run --quiet --wait --pipe sh -c '{script}'")
+        return done.stdout.strip()
+
+    while box.sh("systemctl is-system-running").stdout.strip() not in ("running", "degraded"):
+        time.sleep(0.2)
+    cgroup = service("cat /proc/self/cgroup")
+    assert "/system.slice/" in cgroup
+    hog = "head -c 300M /dev/zero | tail | wc -c"
+    assert service(hog) == "0"
+    assert service("grep Cpus_allowed_list /proc/self/status").split()[1] == "0"
+    box.change(memory="", cpu="1-1")
+    assert service(hog) == str(300 * 2**20)
+    assert service("grep Cpus_allowed_list /proc/self/status").split()[1] == "1"
 
 
 # ---- bad input

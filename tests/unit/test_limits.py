@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host import cgroup_limits
 from utsuwa.host.cgroup_limits import LimitFacts
 from utsuwa.instances import limits
 from utsuwa.instances.limits import cpu_share, plan, rlimits, start_lines
@@ -189,3 +190,27 @@ def test_resource_limits() -> None:
         "limits.memory": "1GiB",
     }
     assert rlimits(config) == {"nofile": (100, 200), "core": (-1, -1), "nice": (5, -1)}
+
+
+# ---- disks
+
+
+@pytest.mark.parametrize(
+    ("priority", "weights"),
+    [("", ["500", "100"]), ("5", ["500", "100"]), ("0", ["10", "2"]), ("10", ["1000", "200"])],
+)
+def test_disk_weights(monkeypatch: pytest.MonkeyPatch, priority: str, weights: list[str]) -> None:
+    files = [(1, "blkio", "blkio.weight", 500), (1, "blkio", "blkio.bfq.weight", 100)]
+    monkeypatch.setattr(cgroup_limits, "disk_weights", lambda _pid: files)
+    found = limits.disk_plan({"limits.disk.priority": priority}, 7)
+    assert [(knob.file, value) for knob, value in found.items()] == [
+        ("blkio.weight", weights[0]),
+        ("blkio.bfq.weight", weights[1]),
+    ]
+
+
+def test_a_disk_priority_where_the_kernel_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_limits, "disk_weights", lambda _pid: [])
+    assert limits.disk_plan({}, 7) == {}
+    with pytest.raises(InvalidConfig, match=r"limits\.disk\.priority"):
+        limits.disk_plan({"limits.disk.priority": "5"}, 7)

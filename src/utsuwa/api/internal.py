@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
-from utsuwa.api.http import Empty, Request, Result, Route
-from utsuwa.core.errors import NotSupportedYet, Unavailable
+from utsuwa.api.http import Empty, Request, Result, Route, Sync
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet, Unavailable
+from utsuwa.db import sql
 from utsuwa.security.authorization import Access
+from utsuwa.security.whole import run_whole
+from utsuwa.wire.sql import SqlBatch, SqlDump, SqlQuery, SqlResult
+
+_DATABASES = ("global", "local")
+"""LXD's two; here they are one."""
 
 
 async def ready(request: Request) -> Result:
@@ -33,9 +40,49 @@ async def make_warning(request: Request) -> Result:
     raise NotSupportedYet("This version keeps no warnings")
 
 
+async def query_database(request: Request) -> Result:
+    """Every statement of the query, in one transaction."""
+    body = await request.body(SqlQuery)
+    _check_database(body.database)
+    outcomes = await run_whole(sql.execute(request.services.database, body.query))
+    return Sync(SqlBatch(results=[_result(outcome) for outcome in outcomes]))
+
+
+async def dump_database(request: Request) -> Result:
+    _check_database(request.query.get("database", "global"))
+    text = await sql.dump(request.services.database, schema_only=request.flag("schema"))
+    return Sync(SqlDump(text=text))
+
+
+def _check_database(name: str) -> None:
+    if name not in _DATABASES:
+        raise InvalidRequest(f"Unknown database {name[:40]!r}: use one of {', '.join(_DATABASES)}")
+
+
+def _result(outcome: sql.Outcome) -> SqlResult:
+    if outcome.columns is None:
+        return SqlResult(type="exec", rows_affected=outcome.affected)
+    rows = [[_cell(value) for value in row] for row in outcome.rows]
+    return SqlResult(type="select", columns=list(outcome.columns), rows=rows)
+
+
+def _cell(value: Any) -> str | int | float | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/internal/ready", ready, "Whether start-up has finished"),
     Route("PUT", "/internal/shutdown", shutdown, "Stop containers and daemon", access=Access.ROOT),
     Route("POST", "/internal/testing/warnings", make_warning, "Make a warning", access=Access.ROOT),
+    Route("GET", "/internal/sql", dump_database, "Show the database as SQL", SqlDump, access=Access.ROOT),
+    Route(
+        "POST",
+        "/internal/sql",
+        query_database,
+        "Run SQL on the database",
+        SqlBatch,
+        SqlQuery,
+        access=Access.ROOT,
+    ),
     Route("GET", "/internal/gc", collect_garbage, "Free what is no longer used", access=Access.ROOT),
 )

@@ -15,7 +15,7 @@ from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.init import options as init_options
 
-LATER = ("recover", "sql")
+LATER = ("recover",)
 """Subcommands that are documented, but not there yet."""
 
 
@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check)
 
+    sql = commands.add_parser("sql", parents=[general], help="run SQL on the running daemon's database")
+    sql.add_argument("database", choices=("global", "local"), help="both are the same here")
+    sql.add_argument("query", help="SQL, or - for standard input, .dump, .schema")
+    sql.set_defaults(run=_sql)
+
     activate = commands.add_parser(
         "activateifneeded", parents=[general], help="wake the daemon where something is to run by itself"
     )
@@ -128,6 +133,12 @@ def _check(options: argparse.Namespace) -> int:
     from utsuwa.daemon import check
 
     return check.run(json_format=options.format == "json", before_install=options.before_install)
+
+
+def _sql(options: argparse.Namespace) -> int:
+    from utsuwa.daemon import sql
+
+    return sql.run(StatePaths.from_environment().socket, options.database, options.query)
 
 
 def _activate(options: argparse.Namespace) -> int:

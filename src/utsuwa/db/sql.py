@@ -1,0 +1,115 @@
+"""SQL by hand: for root, for looking and for repairs.
+
+Only what a transaction can take back is run: all statements of a query are one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from utsuwa.core.errors import InvalidRequest
+from utsuwa.db.engine import Database
+
+MAX_QUERY = 1024 * 1024
+
+_BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_FIRST_WORD = re.compile(rf"{_BLANK}([A-Za-z]+)", re.DOTALL)
+_TRIGGER = re.compile(rf"{_BLANK}CREATE\s+(?:TEMP(?:ORARY)?\s+)?TRIGGER\b", re.DOTALL | re.IGNORECASE)
+_LAST_END = re.compile(r";\s*END\s*;\Z", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"""'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^]]*(?:\]|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;""",
+    re.DOTALL,
+)
+"""What may hold a semicolon, and the semicolon that parts statements; unclosed quotes reach to the end."""
+_TRANSACTIONS = frozenset(
+    ("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM")
+)
+_SAFE_PRAGMA = re.compile(
+    r"\s*PRAGMA\s+(?:[a-z_]+|foreign_keys\s*=\s*(?:on|true|1)|"
+    r"(?:table_info|table_list|index_info|index_list|foreign_key_list|foreign_key_check|integrity_check)"
+    r"\s*\([^)]*\))\s*;?\s*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one statement gave: rows under their columns, or how many rows it changed."""
+
+    columns: tuple[str, ...] | None
+    """None for a statement that gives no rows."""
+    rows: tuple[tuple[Any, ...], ...] = ()
+    affected: int = 0
+
+
+def split(query: str) -> list[str]:
+    """The statements of a query; semicolons inside strings, comments and triggers do not part them."""
+    statements, start = [], 0
+    for token in _TOKEN.finditer(query):
+        end = token.end()
+        if token[0] != ";":
+            continue
+        # A trigger's own statements end with semicolons, and it with one behind END.
+        if _TRIGGER.match(query, start) and not _LAST_END.search(query, max(start, end - 64), end):
+            continue
+        statements.append(query[start:end])
+        start = end
+    statements.append(query[start:])
+    return [text.strip() for text in statements if text.strip(" \t\r\n;")]
+
+
+async def execute(database: Database, query: str) -> list[Outcome]:
+    """Run every statement, or none. Raises InvalidRequest with what the database says."""
+    if len(query) > MAX_QUERY:
+        raise InvalidRequest(f"The query is longer than {MAX_QUERY} bytes")
+    statements = split(query)
+    if not statements:
+        raise InvalidRequest("There is no query")
+    for statement in statements:
+        _refuse_control(statement)
+    try:
+        async with database.write("SQL by hand") as conn:
+            return [await _execute(conn, statement) for statement in statements]
+    except DBAPIError as error:
+        raise InvalidRequest(f"The database refused the query: {error.orig}") from error
+
+
+def _refuse_control(statement: str) -> None:
+    """What would end the transaction, or leave the daemon's connection in another state."""
+    found = _FIRST_WORD.match(statement)
+    word = found[1].upper() if found else ""
+    if word in _TRANSACTIONS:
+        raise InvalidRequest(f"{word} cannot be used here: the whole query is one transaction")
+    if word == "PRAGMA" and not _SAFE_PRAGMA.fullmatch(statement):
+        raise InvalidRequest("This PRAGMA would change the daemon's own connection: it cannot be used here")
+
+
+async def _execute(conn: AsyncConnection, statement: str) -> Outcome:
+    result = await conn.exec_driver_sql(statement)
+    if result.returns_rows:
+        return Outcome(tuple(result.keys()), tuple(tuple(row) for row in result))
+    return Outcome(None, affected=max(result.rowcount, 0))
+
+
+async def dump(database: Database, *, schema_only: bool) -> str:
+    """The database as SQL text, with or without its rows."""
+    return await asyncio.to_thread(_dump, database.path, schema_only)
+
+
+def _dump(path: Path, schema_only: bool) -> str:
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    try:
+        if not schema_only:
+            return "".join(f"{line}\n" for line in connection.iterdump())
+        rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+        return "".join(f"{sql};\n" for (sql,) in rows)
+    finally:
+        connection.close()

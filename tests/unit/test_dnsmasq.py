@@ -1,0 +1,137 @@
+"""dnsmasq's configuration: what it says for which settings, and that no value can add a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
+from utsuwa.networks.settings import settings
+
+FOLDER = Folder(Path("/state/networks/br0"))
+BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
+
+
+def conf(**keys: str) -> list[str]:
+    config = BOTH | {key.replace("_", "."): value for key, value in keys.items()}
+    return configuration(settings("br0", config, "o"), FOLDER, "dnsmasq", "nogroup").splitlines()
+
+
+def ranges(lines: list[str]) -> list[str]:
+    return [line.removeprefix("dhcp-range=") for line in lines if line.startswith("dhcp-range=")]
+
+
+def test_the_usual() -> None:
+    lines = conf()
+    for line in (
+        "user=dnsmasq",
+        "group=nogroup",
+        "no-hosts",
+        "interface=br0",
+        "bind-interfaces",
+        "except-interface=lo",
+        "listen-address=10.1.2.1",
+        "listen-address=fd42:1::1",
+        "domain=lxd",
+        "local=/lxd/",
+        "interface-name=_gateway.lxd,br0",
+        "local=/2.1.10.in-addr.arpa/",
+        "local=/0.0.0.0.0.0.0.0.1.0.0.0.2.4.d.f.ip6.arpa/",
+        "dhcp-leasefile=/state/networks/br0/dnsmasq.leases",
+        "dhcp-hostsfile=/state/networks/br0/dnsmasq.hosts",
+        "dhcp-ignore-names",
+        "enable-ra",
+    ):
+        assert line in lines
+    assert ranges(lines) == [
+        "10.1.2.2,10.1.2.254,255.255.255.0,1h",
+        "fd42:1::,ra-stateless,ra-names,64",
+    ]
+    assert not any(line.startswith("conf-file") for line in lines)
+
+
+def test_families() -> None:
+    assert ranges(conf(ipv6_address="none")) == ["10.1.2.2,10.1.2.254,255.255.255.0,1h"]
+    assert ranges(conf(ipv4_address="none")) == ["fd42:1::,ra-stateless,ra-names,64"]
+    no_dhcp = conf(ipv4_dhcp="false", ipv6_address="none")
+    assert ranges(no_dhcp) == []
+    assert not any(line.startswith("dhcp") for line in no_dhcp)
+    assert "listen-address=10.1.2.1" in no_dhcp
+
+
+def test_ipv6() -> None:
+    assert ranges(conf(ipv4_address="none", ipv6_dhcp="false")) == ["fd42:1::,ra-only,64"]
+    stateful = conf(ipv4_address="none", ipv6_dhcp_stateful="true", ipv6_dhcp_expiry="2h")
+    assert ranges(stateful) == ["fd42:1::2,fd42:1::ffff:ffff:ffff:ffff,64,2h"]
+    assert "enable-ra" in stateful
+    narrow = conf(ipv4_address="none", ipv6_dhcp_stateful="true", ipv6_dhcp_ranges="fd42:1::5-fd42:1::9")
+    assert ranges(narrow) == ["fd42:1::5,fd42:1::9,64,1h"]
+
+
+def test_options() -> None:
+    lines = conf(
+        ipv4_dhcp_ranges="10.1.2.5-10.1.2.9,10.1.2.20-10.1.2.29",
+        ipv4_dhcp_gateway="10.1.2.250",
+        ipv4_dhcp_routes="10.9.0.0/24, 10.1.2.9",
+        dns_nameservers="10.1.2.53,fd42:1::53",
+        dns_search="a.example,b.example",
+        dns_domain="c.example",
+        bridge_mtu="1400",
+        raw_dnsmasq="log-queries",
+    )
+    assert ranges(lines)[:2] == ["10.1.2.5,10.1.2.9,255.255.255.0,1h", "10.1.2.20,10.1.2.29,255.255.255.0,1h"]
+    for line in (
+        "dhcp-option-force=3,10.1.2.250",
+        "dhcp-option-force=121,10.9.0.0/24,10.1.2.9",
+        "dhcp-option-force=6,10.1.2.53",
+        "dhcp-option-force=option6:dns-server,[fd42:1::53]",
+        "dhcp-option-force=option:domain-search,a.example,b.example",
+        "dhcp-option-force=26,1400",
+        "ra-param=br0,mtu:1400,0,0",
+        "domain=c.example",
+    ):
+        assert line in lines
+    assert lines[-1] == "conf-file=/state/networks/br0/dnsmasq.raw"
+    assert "dhcp-option-force=3" in conf(ipv4_dhcp_gateway="none")
+
+
+def test_names() -> None:
+    assert "dhcp-ignore-names" not in conf(dns_mode="dynamic")
+    silent = conf(dns_mode="none")
+    assert "dhcp-ignore-names" in silent
+    assert not any(line.startswith(("local=", "interface-name=")) for line in silent)
+    assert "fd42:1::,ra-stateless,64" in ranges(silent)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ipv4", "ipv6", "line"),
+    [
+        ("managed", "", "", "00:16:3e:00:00:01,c1\n"),
+        ("managed", "10.1.2.5", "fd42:1::5", "00:16:3e:00:00:01,10.1.2.5,[fd42:1::5],c1\n"),
+        ("managed", "none", "none", "00:16:3e:00:00:01,c1\n"),
+        ("dynamic", "", "", ""),
+        ("dynamic", "10.1.2.5", "", "00:16:3e:00:00:01,10.1.2.5,c1\n"),
+        ("none", "10.1.2.5", "", "00:16:3e:00:00:01,10.1.2.5\n"),
+        ("none", "", "", ""),
+    ],
+)
+def test_hosts(mode: str, ipv4: str, ipv6: str, line: str) -> None:
+    assert host_line(Host("c1.eth0", "00:16:3e:00:00:01", ipv4, ipv6, "c1"), mode) == line
+
+
+@given(st.text(max_size=20))
+def test_a_host_is_one_line(text: str) -> None:
+    try:
+        line = host_line(Host("f", "00:16:3e:00:00:01", text, "", text), "managed")
+    except InvalidConfig:
+        return
+    assert line.count("\n") == 1
+    assert "\r" not in line
+
+
+def test_the_process_is_known_by_its_file() -> None:
+    assert FOLDER.argv == ("dnsmasq", "--conf-file=/state/networks/br0/dnsmasq.conf")

@@ -1,0 +1,88 @@
+"""Rules as nftables' JSON: whole transactions, and only what the settings ask for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from utsuwa.networks import firewall
+from utsuwa.networks.settings import settings
+
+TABLE = "utsuwa-12345678"
+BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
+
+
+def commands(**keys: str) -> list[dict[str, Any]]:
+    config = BOTH | {key.replace("_", "."): value for key, value in keys.items()}
+    return firewall.replace(TABLE, settings("br0", config, "o"))
+
+
+def bases(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The chains with a hook that are made, by name."""
+    chains = [c["add"]["chain"] for c in found if "chain" in c.get("add", {})]
+    return {chain["name"]: chain for chain in chains if "hook" in chain}
+
+
+def rules(found: list[dict[str, Any]], chain: str) -> list[str]:
+    return [
+        json.dumps(c["add"]["rule"]["expr"])
+        for c in found
+        if "rule" in c.get("add", {}) and c["add"]["rule"]["chain"] == chain
+    ]
+
+
+def test_everything_is_replaced_in_one_transaction() -> None:
+    found = commands(ipv4_nat="true")
+    assert found[0] == {"add": {"table": {"family": "inet", "name": TABLE}}}
+    assert found[: len(firewall.remove(TABLE, "br0"))] == firewall.remove(TABLE, "br0")
+    chains = bases(found)
+    assert {name: (c["type"], c["hook"], c["prio"], c["policy"]) for name, c in chains.items()} == {
+        "in.br0": ("filter", "input", 0, "accept"),
+        "out.br0": ("filter", "output", 0, "accept"),
+        "fwd.br0": ("filter", "forward", 0, "accept"),
+        "pstrt.br0": ("nat", "postrouting", 90, "accept"),
+    }
+    json.dumps(found)
+
+
+def test_nothing_without_addresses_or_firewall() -> None:
+    assert bases(commands(ipv4_address="none", ipv6_address="none")) == {}
+    assert bases(commands(ipv4_firewall="false", ipv6_firewall="false")) == {}
+    assert bases(commands(ipv4_firewall="false", ipv6_firewall="false", ipv6_nat="true")).keys() == {
+        "pstrt.br0"
+    }
+
+
+def test_services() -> None:
+    with_dhcp = " ".join(rules(commands(), "in.br0"))
+    assert '"right": 67' in with_dhcp
+    assert '"right": 547' in with_dhcp
+    without = " ".join(rules(commands(ipv4_dhcp="false", ipv6_dhcp="false"), "in.br0"))
+    assert '"right": 67' not in without
+    assert '"right": 547' not in without
+    assert '"right": 53' in without
+    assert "nd-router-advert" in " ".join(rules(commands(), "out.br0"))
+
+
+def test_routing() -> None:
+    found = rules(commands(ipv4_routing="false"), "fwd.br0")
+    assert len(found) == 4
+    assert ["reject" in rule for rule in found] == [True, True, False, False]
+    assert all('"ipv4"' in rule for rule in found[:2])
+
+
+def test_nat() -> None:
+    found = rules(commands(ipv4_nat="true", ipv6_nat="true", ipv6_nat_address="2001:db8::1"), "pstrt.br0")
+    assert len(found) == 2
+    assert '{"masquerade": null}' in found[0]
+    assert '"addr": "10.1.2.0", "len": 24' in found[0]
+    assert '{"snat": {"family": "ip6", "addr": "2001:db8::1"}}' in found[1]
+    assert bases(commands(ipv4_nat="true", ipv4_nat_order="after"))["pstrt.br0"]["prio"] == 110
+
+
+def test_removal_names_no_other_network() -> None:
+    names = {
+        c[verb]["chain"]["name"] for c in firewall.remove(TABLE, "br0") for verb in c if "chain" in c[verb]
+    }
+    assert names == {"in.br0", "out.br0", "fwd.br0", "pstrt.br0"}
+    assert firewall.remove_table(TABLE)[-1] == {"delete": {"table": {"family": "inet", "name": TABLE}}}

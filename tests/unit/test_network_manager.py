@@ -1,0 +1,287 @@
+"""The networks' manager on a real database, the host played by a recorder."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import (
+    AlreadyExists,
+    HostError,
+    InvalidConfig,
+    InvalidName,
+    NotFound,
+    PreconditionFailed,
+)
+from utsuwa.core.paths import StatePaths
+from utsuwa.db import networks as rows
+from utsuwa.db.engine import Database
+from utsuwa.db.networks import NetworkRow
+from utsuwa.host import bridges
+from utsuwa.networks.bridge import BridgeDriver
+from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.records import Network
+from utsuwa.networks.settings import BridgeSettings
+from utsuwa.operations.events import EventHub
+from utsuwa.wire.networks import NetworksPost
+
+FIXED = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "none"}
+
+
+class Host(BridgeDriver):
+    """What would be done, as words; fails where it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fails: dict[str, Exception] = {}
+
+    def _note(self, what: str, name: str) -> None:
+        self.done.append(f"{what} {name}")
+        if what in self.fails:
+            raise self.fails[what]
+
+    async def up(self, bridge: BridgeSettings) -> None:
+        self._note("up", bridge.name)
+
+    async def change(self, old: BridgeSettings, new: BridgeSettings) -> None:
+        self.done.append(f"change {new.name} to {', '.join(map(str, new.addresses))}")
+        if "change" in self.fails:
+            raise self.fails.pop("change")
+
+    async def test(self, bridge: BridgeSettings) -> None:
+        self._note("test", bridge.name)
+
+    async def down(self, network: str, external: Any = (), *, keep_files: bool = False) -> None:
+        self._note("stop" if keep_files else "down", network)
+
+    async def tell_hosts(self, bridge: BridgeSettings, ports: Any) -> None:
+        return
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = await Database.open(tmp_path / "utsuwa.db")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def networks(
+    database: Database, tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> NetworkManager:
+    paths = StatePaths(tmp_path)
+    paths.networks.mkdir()
+    for name, value in {"links": [], "taken_subnets": {}, "routed_subnets": []}.items():
+        monkeypatch.setattr(bridges, name, lambda value=value: value)
+    monkeypatch.setattr(bridges, "exists", lambda name: name == "lo")
+    monkeypatch.setattr(bridges, "find", lambda name: None)
+    manager = NetworkManager(database, paths, EventHub(), "utsuwa-test")
+    monkeypatch.setattr(manager, "_driver", host)
+    return manager
+
+
+def accept(source: Any) -> None:
+    """An ETag that fits."""
+
+
+async def stored(database: Database) -> dict[str, NetworkRow]:
+    async with database.read() as conn:
+        return {row.name: row for row in await rows.get_all(conn, None)}
+
+
+async def make(networks: NetworkManager, name: str = "br0", **config: str) -> None:
+    keys = {key.replace("_", "."): value for key, value in config.items()}
+    await networks.create("default", NetworksPost(name=name, config=FIXED | keys))
+
+
+async def edit(networks: NetworkManager, name: str = "br0", **config: str) -> None:
+    keys = {key.replace("_", "."): value for key, value in config.items()}
+    await networks.update("default", name, lambda row: replace(row, config={**row.config, **keys}), accept)
+
+
+async def test_create(networks: NetworkManager, database: Database, host: Host) -> None:
+    url = await networks.create("default", NetworksPost(description="x"))
+    assert url == "/1.0/networks/utsuwabr0"
+    (row,) = (await stored(database)).values()
+    assert (row.name, row.description, row.state) == ("utsuwabr0", "x", "ready")
+    assert row.config["ipv4.nat"] == row.config["ipv6.nat"] == "true"
+    assert host.done == ["test utsuwabr0", "up utsuwabr0"]
+    shown = await networks.get("default", "utsuwabr0")
+    assert isinstance(shown, Network)
+    assert shown.available
+
+
+async def test_without_ipv6_in_the_kernel(
+    networks: NetworkManager, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridges, "has_ipv6", lambda: False)
+    await networks.create("default", NetworksPost(name="br0"))
+    assert (await stored(database))["br0"].config["ipv6.address"] == "none"
+
+
+@pytest.mark.parametrize("step", ["test", "up"])
+async def test_a_failed_creation_leaves_nothing(
+    networks: NetworkManager, database: Database, host: Host, step: str
+) -> None:
+    host.fails[step] = HostError("no")
+    with pytest.raises(HostError):
+        await make(networks)
+    assert await stored(database) == {}
+    assert host.done[-1] == ("test br0" if step == "test" else "down br0")
+    host.fails.clear()
+    await make(networks)
+
+
+async def test_names(networks: NetworkManager) -> None:
+    for name in ("x" * 16, "a b", "-x", "all", "default", "../x", ".x"):
+        with pytest.raises(InvalidName):
+            await make(networks, name)
+    with pytest.raises(AlreadyExists, match="'lo'"):
+        await make(networks, "lo")
+    await make(networks)
+    with pytest.raises((AlreadyExists, InvalidConfig)):
+        await make(networks)
+    with pytest.raises(NotFound):
+        await networks.create("nowhere", NetworksPost(name="br1"))
+
+
+async def test_subnets_are_judged_beside_all_others(
+    networks: NetworkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(networks)
+    with pytest.raises(InvalidConfig, match="the network 'br0'"):
+        await make(networks, "br1")
+    await make(networks, "br1", ipv4_address="10.1.3.1/24")
+    with pytest.raises(InvalidConfig, match="the network 'br0'"):
+        await edit(networks, "br1", ipv4_address="10.1.0.1/16")
+    taken = {"eth0": [FIXED_SUBNET]}
+    monkeypatch.setattr(bridges, "taken_subnets", lambda: taken)
+    # An overlap that came about later does not stand in the way of other changes.
+    await edit(networks, user_note="x")
+
+
+FIXED_SUBNET = ipaddress.ip_network("10.1.2.0/24")
+
+
+async def test_update(networks: NetworkManager, database: Database, host: Host) -> None:
+    await make(networks)
+    host.done.clear()
+    await edit(networks, user_note="x")
+    assert host.done == []
+    await edit(networks, ipv4_address="10.1.9.1/24")
+    assert host.done == ["test br0", "change br0 to 10.1.9.1/24"]
+    await edit(networks, ipv4_address="")
+    assert "ipv4.address" not in (await stored(database))["br0"].config
+    await edit(networks, ipv4_address="auto")
+    assert (await stored(database))["br0"].config["ipv4.address"].startswith("10.")
+    with pytest.raises(NotFound):
+        await edit(networks, "br9")
+
+
+async def test_a_failed_update_goes_back(networks: NetworkManager, database: Database, host: Host) -> None:
+    await make(networks)
+    host.done.clear()
+    host.fails["change"] = HostError("no")
+    with pytest.raises(HostError):
+        await edit(networks, ipv4_address="10.1.9.1/24")
+    assert host.done[-2:] == ["change br0 to 10.1.9.1/24", "change br0 to 10.1.2.1/24"]
+    assert (await stored(database))["br0"].config["ipv4.address"] == "10.1.2.1/24"
+    host.fails["test"] = InvalidConfig("dnsmasq says no")
+    host.done.clear()
+    with pytest.raises(InvalidConfig, match="dnsmasq says no"):
+        await edit(networks, raw_dnsmasq="nonsense")
+    assert host.done == ["test br0"]
+
+
+async def test_etag(networks: NetworkManager) -> None:
+    await make(networks)
+    seen: list[Any] = []
+
+    def refuse(source: Any) -> None:
+        seen.append(source)
+        raise PreconditionFailed("no")
+
+    with pytest.raises(PreconditionFailed):
+        await networks.update("default", "br0", lambda row: row, refuse)
+    assert seen == [["br0", "bridge", "", FIXED]]
+
+
+async def test_rename(networks: NetworkManager, database: Database, host: Host) -> None:
+    await make(networks)
+    host.done.clear()
+    assert await networks.rename("default", "br0", "br1") == "/1.0/networks/br1"
+    assert host.done == ["down br0", "up br1"]
+    assert list(await stored(database)) == ["br1"]
+    host.done.clear()
+    host.fails["up"] = HostError("no")
+    with pytest.raises(HostError):
+        await networks.rename("default", "br1", "br2")
+    assert host.done == ["down br1", "up br2", "down br2", "up br1"]
+    assert list(await stored(database)) == ["br1"]
+    with pytest.raises(InvalidName):
+        await networks.rename("default", "br1", "a/b")
+
+
+async def test_delete(networks: NetworkManager, database: Database, host: Host) -> None:
+    await make(networks)
+    host.fails["down"] = HostError("busy")
+    with pytest.raises(HostError):
+        await networks.delete("default", "br0")
+    assert list(await stored(database)) == ["br0"]
+    host.fails.clear()
+    await networks.delete("default", "br0")
+    assert await stored(database) == {}
+    with pytest.raises(NotFound):
+        await networks.delete("default", "br0")
+
+
+async def test_start_finishes_what_a_kill_cut_off(
+    networks: NetworkManager, database: Database, host: Host
+) -> None:
+    async with database.write("test") as conn:
+        await rows.insert(conn, NetworkRow(0, "default", "half", config=FIXED))
+        other = {"ipv4.address": "10.1.3.1/24"}
+        await rows.insert(conn, NetworkRow(0, "default", "whole", config=other, state="ready"))
+    await networks.start()
+    assert host.done == ["down half", "up whole"]
+    assert list(await stored(database)) == ["whole"]
+    with pytest.raises(NotFound):
+        await networks.get("default", "half")
+
+
+async def test_a_network_that_the_host_refuses_is_tried_again(
+    networks: NetworkManager, host: Host, database: Database
+) -> None:
+    async with database.write("test") as conn:
+        await rows.insert(conn, NetworkRow(0, "default", "br0", config=FIXED, state="ready"))
+    host.fails["up"] = HostError("no")
+    await networks.start()
+    shown = await networks.get("default", "br0")
+    assert isinstance(shown, Network)
+    assert not shown.available
+    with pytest.raises(HostError):
+        await networks.bridge_for("eth0", "br0", managed=True)
+    host.fails.clear()
+    assert await networks.bridge_for("eth0", "br0", managed=True) is not None
+    with pytest.raises(InvalidConfig, match="'br9' does not exist"):
+        await networks.bridge_for("eth0", "br9", managed=True)
+    with pytest.raises(InvalidConfig, match="no bridge 'br9'"):
+        await networks.bridge_for("eth0", "br9", managed=False)
+
+
+async def test_shut_down(networks: NetworkManager, host: Host) -> None:
+    await make(networks)
+    host.done.clear()
+    host.fails["stop"] = HostError("no")
+    await networks.shut_down()
+    assert host.done == ["stop br0"]

@@ -1,0 +1,105 @@
+"""Ports of networks: found in instances and profiles, and judged beside each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.networks.ports import Port, all_ports, check_port, check_unmanaged
+from utsuwa.networks.settings import BridgeSettings, settings
+
+NIC = {"type": "nic", "network": "br0"}
+PORT = Port("default", "c1", "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
+
+
+def instance(name: str, profiles: list[str], **fields: Any) -> InstanceRow:
+    return InstanceRow(
+        id=0,
+        project="default",
+        name=name,
+        architecture="x86_64",
+        ephemeral=False,
+        stateful=False,
+        description="",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        last_used_at=None,
+        profiles=profiles,
+        **fields,
+    )
+
+
+def bridge(**keys: str) -> BridgeSettings:
+    config = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64", "ipv6.dhcp.stateful": "true"}
+    return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
+
+
+def test_all_ports() -> None:
+    profiles = [
+        ProfileRow(0, "default", "lan", devices={"eth0": NIC, "root": {"type": "disk", "path": "/"}}),
+        ProfileRow(0, "default", "fast", devices={"eth0": NIC | {"network": "br1"}}),
+    ]
+    parent = {"type": "nic", "nictype": "bridged", "parent": "host0", "hwaddr": "00:16:3E:0A:00:00"}
+    rows = [
+        instance("b", ["lan", "fast"], config={"volatile.eth0.hwaddr": "00:16:3e:00:00:01"}),
+        instance("a", ["lan"], devices={"eth0": {"type": "none"}, "x": parent}),
+        instance("c", [], devices={"p": {"type": "nic", "nictype": "p2p", "parent": "y"}}),
+        instance("d", ["lan"], devices={"eth0": NIC | {"ipv4.address": "10.1.2.9"}}),
+    ]
+    assert all_ports(rows, profiles) == [
+        Port("default", "a", "x", "host0", False, "00:16:3e:0a:00:00", "", ""),
+        Port("default", "b", "eth0", "br1", True, "00:16:3e:00:00:01", "", ""),
+        Port("default", "d", "eth0", "br0", True, "", "10.1.2.9", ""),
+    ]
+
+
+def test_the_host_that_dnsmasq_knows() -> None:
+    host = replace(PORT, project="blue", ipv4="10.1.2.9").host()
+    assert (host.file, host.name, host.ipv4) == ("blue_c1.eth0", "c1", "10.1.2.9")
+
+
+def test_good_ports() -> None:
+    others = [
+        replace(PORT, instance="c2", mac="00:16:3e:00:00:02", ipv4="10.1.2.8"),
+        replace(PORT, instance="c3", bridge="br1", ipv4="10.1.2.9"),
+        PORT,
+    ]
+    check_port(PORT, bridge(), others)
+    check_port(replace(PORT, ipv4="10.1.2.9", ipv6="fd42:1::9"), bridge(), others)
+    check_port(replace(PORT, ipv4="none", ipv6="none"), bridge(ipv4_address="none"), others)
+    check_port(replace(PORT, mac=""), bridge(), [replace(PORT, instance="c2", mac="")])
+
+
+@pytest.mark.parametrize(
+    ("port", "keys", "why"),
+    [
+        (replace(PORT, ipv4="10.1.3.9"), {}, r"10\.1\.3\.9 is outside"),
+        (replace(PORT, ipv6="fd43::9"), {}, "fd43::9 is outside"),
+        (replace(PORT, ipv4="10.1.2.1"), {}, "bridge's own"),
+        (replace(PORT, ipv4="10.1.2.0"), {}, "whole subnet"),
+        (replace(PORT, ipv4="10.1.2.255"), {}, "whole subnet"),
+        (replace(PORT, ipv4="10.1.2.9"), {"ipv4_address": "none"}, r"has no ipv4\.address"),
+        (replace(PORT, ipv4="10.1.2.9"), {"ipv4_dhcp": "false"}, r"lacks ipv4\.dhcp=true"),
+        (replace(PORT, ipv6="fd42:1::9"), {"ipv6_dhcp_stateful": ""}, r"lacks ipv6\.dhcp\.stateful=true"),
+        (replace(PORT, ipv4="10.1.2.8"), {}, "taken by device 'eth0' of instance 'c2'"),
+        (replace(PORT, ipv6="FD42:1::0008"), {}, "taken by device 'eth0' of instance 'c2'"),
+        (replace(PORT, mac="00:16:3e:00:00:02"), {}, "00:16:3e:00:00:02 is taken"),
+        (replace(PORT, device="eth1", ipv4="10.1.2.8"), {}, "taken"),
+    ],
+)
+def test_bad_ports(port: Port, keys: dict[str, str], why: str) -> None:
+    other = replace(PORT, instance="c2", mac="00:16:3e:00:00:02", ipv4="10.1.2.8", ipv6="fd42:1::8")
+    with pytest.raises(InvalidConfig, match=why) as caught:
+        check_port(port, bridge(**keys), [PORT, other])
+    assert repr(port.device) in str(caught.value)
+
+
+def test_bridges_of_the_host_give_no_addresses() -> None:
+    check_unmanaged(PORT)
+    with pytest.raises(InvalidConfig, match=r"'ipv6\.address' cannot be set"):
+        check_unmanaged(replace(PORT, ipv6="fd42::1"))

@@ -206,7 +206,8 @@ class Daemon:
         self._networks.stop()
 
     async def _close_storage(self) -> None:
-        await self._storage.stop(unmount=self._all_stopped)
+        # A start that was under way when all were stopped may have come through after it.
+        await self._storage.stop(unmount=self._all_stopped and not self._instances.any_running)
 
     async def _stop_containers(self, force: bool, limit: float | None) -> None:
         log.info("stopping all containers", extra={"force": force})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
 from pathlib import Path
 
-from utsuwa.core.errors import NotFound
-from utsuwa.host import pidfds
+from utsuwa.core.errors import NotFound, UtsuwaError
+from utsuwa.db import instances as instance_rows
+from utsuwa.host import lxc
 from utsuwa.instances import confinement, cpu_balance, device_steps, identity
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
@@ -18,8 +21,41 @@ log = logging.getLogger(__name__)
 MONITOR_GRACE = 10.0
 """Seconds that liblxc's monitor gets to tidy up after the container's init has ended."""
 
+STOP_GRACE = 10.0
+"""Seconds that what follows an end gets to undo itself when the daemon stops."""
+
 After = Callable[[Loaded], Awaitable[None]]
 """What follows an end: a start (reboot) or a deletion (ephemeral)."""
+
+
+class Sequel(Enum):
+    """What follows the end of a container."""
+
+    STOPPED = "stopped"
+    """Nothing: it ended by itself, was stopped or killed."""
+    BACK = "back"
+    """Nothing now: whoever stopped it starts it again, this daemon or its next start."""
+    REBOOT = "reboot"
+    DELETE = "delete"
+
+
+def sequel(running: Running, target: str, *, ephemeral: bool) -> Sequel:
+    """Judge by who stopped the container and by what the post-stop hook recorded."""
+    if running.restarting or running.keep_power:
+        return Sequel.BACK
+    if target == "reboot" and not running.forced:
+        return Sequel.REBOOT
+    return Sequel.DELETE if ephemeral else Sequel.STOPPED
+
+
+_NOTED: Mapping[Sequel, Mapping[str, str | None]] = {
+    Sequel.STOPPED: {"volatile.last_state.power": "STOPPED", "volatile.last_state.boot_id": None},
+    Sequel.BACK: {"volatile.last_state.boot_id": None},
+    # As if it had not been seen: a daemon that is killed before the sequel is complete finds at its next
+    # start that the container has ended meanwhile, and carries it out then.
+    Sequel.REBOOT: {},
+    Sequel.DELETE: {},
+}
 
 
 class Watch:
@@ -29,42 +65,52 @@ class Watch:
         self._ctx = ctx
         self._reboot = reboot
         self._delete = delete
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, running: Running) -> None:
         """Watch a container that has just been entered into the runtime table."""
-        running.watcher = asyncio.create_task(self._follow(running), name=f"watch {running.name}")
+        task = asyncio.create_task(self._follow(running), name=f"watch {running.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _task: running.release())
 
-    def stop(self) -> None:
-        """Stop watching: the daemon ends, the containers run on."""
-        for running in self._ctx.runtime.all():
-            if running.watcher is not None:
-                running.watcher.cancel()
+    async def stop(self) -> None:
+        """Stop watching: the daemon ends, the containers run on. What was just following an end is undone."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_GRACE)
 
     async def _follow(self, running: Running) -> None:
         try:
-            await pidfds.wait(running.init_pid)
+            await running.init.wait()
             await self._wait_for_monitor(running)
-            instance = await self._clean(running)
-            await cpu_balance.rebalance(self._ctx)
+            instance, follows = await self._clean(running)
         except Exception:
             log.exception("cleaning up after instance %r failed", running.name)
             self._ctx.runtime.remove(running)
-            running.ended.set()
-            return
+            instance, follows = None, Sequel.STOPPED
+        running.ended.set()
+        if follows is not Sequel.DELETE:
+            running.settled.set()
         if instance is not None:
-            await self._what_follows(running, instance)
+            self._tell(follows, running)
+            await self._try(self._carry_out(follows, instance))
+        running.settled.set()
 
     async def _wait_for_monitor(self, running: Running) -> None:
         """The monitor runs the post-stop hook and takes its cgroups away; then it ends by itself."""
-        if running.monitor_pid is None:
+        if running.monitor is None:  # init had ended when it was looked for
+            await lxc.wait_until_gone(running.storage_name, self._ctx.paths.containers)
             return
         try:
-            await asyncio.wait_for(pidfds.wait(running.monitor_pid), MONITOR_GRACE)
+            await asyncio.wait_for(running.monitor.wait(), MONITOR_GRACE)
         except TimeoutError:
             log.warning("the monitor of instance %r did not end: killed", running.name)
-            pidfds.kill(running.monitor_pid)
+            running.monitor.send_signal(signal.SIGKILL)
 
-    async def _clean(self, running: Running) -> Loaded | None:
+    async def _clean(self, running: Running) -> tuple[Loaded | None, Sequel]:
         """Take away what the container had on the host; gives the instance, None where it is gone."""
         ctx = self._ctx
         async with ctx.locks.hold("instance", *running.key):
@@ -72,34 +118,57 @@ class Watch:
                 instance = await load(ctx, *running.key)
             except NotFound:
                 ctx.runtime.remove(running)
-                running.ended.set()
-                return None
-            await clean_host(ctx, instance)
-            changes: dict[str, str | None] = {}
-            if not running.keep_power:
-                changes["volatile.last_state.power"] = "STOPPED"
-            changes["volatile.last_state.boot_id"] = None
-            await clean_up(ctx, instance, running.devices, changes)
+                return None, Sequel.STOPPED
+            target = read_target(ctx.runtime_paths(instance))
+            follows = sequel(running, target, ephemeral=instance.row.ephemeral)
+            try:
+                await clean_host(ctx, instance)
+            except UtsuwaError as error:  # its end is noted all the same; the next start tries again
+                log.error("not all of instance %r is taken away: %s", running.name, error)
+            await clean_up(ctx, instance, running.devices, {**_NOTED[follows]})
             ctx.runtime.remove(running)
-            running.ended.set()
-            return instance
+            return instance, follows
 
-    async def _what_follows(self, running: Running, instance: Loaded) -> None:
-        rebooting = not running.forced and read_target(self._ctx.runtime_paths(instance)) == "reboot"
-        if running.restarting:
-            return
-        if rebooting and not running.keep_power:
-            await self._try(self._reboot, instance)
-            return
-        self._ctx.lifecycle("stopped" if running.forced else "shutdown", *running.key)
-        if instance.row.ephemeral and not running.keep_power:
-            await self._try(self._delete, instance)
+    def _tell(self, follows: Sequel, running: Running) -> None:
+        """At once, so that nothing else is heard of the instance before."""
+        if follows is not Sequel.REBOOT and not running.restarting:
+            self._ctx.lifecycle("stopped" if running.forced else "shutdown", *running.key)
 
-    async def _try(self, follow: After, instance: Loaded) -> None:
+    async def _carry_out(self, follows: Sequel, instance: Loaded) -> None:
+        await cpu_balance.rebalance(self._ctx)
+        if follows is Sequel.DELETE:
+            await self._delete(instance)
+        elif follows is Sequel.REBOOT and not await self._try(self._reboot(instance)):
+            await note_stopped(self._ctx, *instance.key)
+
+    async def _try(self, follow: Awaitable[None]) -> bool:
         try:
-            await follow(instance)
+            await follow
         except Exception:
-            log.exception("what should follow the end of instance %r failed", instance.name)
+            log.exception("what should follow the end of a container failed")
+            return False
+        return True
+
+
+async def note_boot(ctx: Context, running: Running, boot_id: str | None) -> None:
+    """None before a container is stopped to come back: the daemon's next start sees to it where this one
+    cannot any more. The boot's id takes that back where the container has not ended.
+    """
+    async with ctx.database.write("note boot") as conn:
+        await instance_rows.patch_config(conn, running.row_id, {"volatile.last_state.boot_id": boot_id})
+
+
+async def note_stopped(ctx: Context, project: str, name: str) -> None:
+    """A container that was to come back at once did not: it counts as stopped from now on."""
+    async with ctx.locks.hold("instance", project, name):
+        if ctx.runtime.get((project, name)) is not None:
+            return
+        try:
+            instance = await load(ctx, project, name)
+        except NotFound:
+            return
+        await ctx.patch_config(instance.row, _NOTED[Sequel.STOPPED])
+    ctx.lifecycle("stopped", project, name)
 
 
 async def clean_host(ctx: Context, instance: Loaded) -> None:

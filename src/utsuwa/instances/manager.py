@@ -10,6 +10,7 @@ from utsuwa.instances import (
     cpu_balance,
     create,
     delete,
+    end,
     limits,
     recover,
     rename,
@@ -59,15 +60,22 @@ class InstanceManager:
         self._autostart = asyncio.create_task(recover.autostart(wanted, self.start), name="autostart")
 
     async def stop_watching(self) -> None:
-        """The daemon ends, the containers run on."""
+        """The daemon ends, the containers run on; a start that is under way is undone."""
+        await self._end_autostart()
+        await self._watch.stop()
+
+    async def _end_autostart(self) -> None:
         if self._autostart is not None:
             self._autostart.cancel()
-        self._watch.stop()
+            await asyncio.wait([self._autostart])
+
+    @property
+    def any_running(self) -> bool:
+        return bool(self._ctx.runtime.all())
 
     async def shutdown_all(self, *, force: bool = False) -> None:
         """Stop every container for the host's end; each runs again at the daemon's next start."""
-        if self._autostart is not None:
-            self._autostart.cancel()
+        await self._end_autostart()
         await shutdown.shutdown_all(self._ctx, force=force)
 
     # Reading.
@@ -153,12 +161,18 @@ class InstanceManager:
     async def restart(self, project: str, name: str, *, force: bool, seconds: float) -> None:
         running = stop.running(self._ctx, project, name)
         running.restarting = True
+        await end.note_boot(self._ctx, running, None)
         try:
             await stop.stop(self._ctx, project, name, force=force, seconds=seconds)
-        except BaseException:
+        except Exception:
             running.restarting = False
+            await end.note_boot(self._ctx, running, self._ctx.boot_id)
             raise
-        await start.start(self._ctx, self._watch, project, name)
+        try:
+            await start.start(self._ctx, self._watch, project, name)
+        except Exception:
+            await end.note_stopped(self._ctx, project, name)
+            raise
         self._ctx.lifecycle("restarted", project, name)
 
     async def _reboot(self, instance: Loaded) -> None:

@@ -13,6 +13,7 @@ from utsuwa.core.errors import InvalidConfig, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
+from utsuwa.host.pidfds import Process
 
 
 class Status(Enum):
@@ -115,10 +116,22 @@ class Running:
     """Whether the last power state stays RUNNING: the host goes down, not the user's instance."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the container has ended and everything of it is cleaned away."""
-    watcher: asyncio.Task[None] | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set after that, when an ephemeral one is deleted."""
+    init: Process = field(init=False)
+    """Held from the start: once init has ended its id may be that of any process of the host."""
+    monitor: Process | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.init = Process(self.init_pid)
+        self.monitor = Process(self.monitor_pid) if self.monitor_pid is not None else None
         self.cpu_limit = self.config.get("limits.cpu", "")
+
+    def release(self) -> None:
+        """Let go of the processes, which have ended or run on without the daemon."""
+        self.init.close()
+        if self.monitor is not None:
+            self.monitor.close()
 
     @property
     def key(self) -> tuple[str, str]:

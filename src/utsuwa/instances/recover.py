@@ -99,12 +99,11 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
     ctx.runtime.add(running)
     watch.begin(running)
     log.info("instance %r runs, pid %d", instance.name, pid)
-    if instance.row.config.get("volatile.last_state.power") != "RUNNING":
-        # The database is older than the container, or its end was being noted when the container came up.
-        await ctx.patch_config(
-            instance.row,
-            {"volatile.last_state.power": "RUNNING", "volatile.last_state.boot_id": ctx.boot_id},
-        )
+    noted = {"volatile.last_state.power": "RUNNING", "volatile.last_state.boot_id": ctx.boot_id}
+    if not noted.items() <= instance.row.config.items():
+        # The database is older than the container, its end was being noted when the container came up,
+        # or a restart was under way.
+        await ctx.patch_config(instance.row, noted)
 
 
 @dataclass(frozen=True)

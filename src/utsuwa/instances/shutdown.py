@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from itertools import groupby
 
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.instances import stop
@@ -26,9 +25,12 @@ async def shutdown_all(ctx: Context, *, force: bool) -> None:
     def rank(running: Running) -> int:
         return -int(running.config.get("boot.stop.priority") or 0)
 
-    ordered = sorted(ctx.runtime.all(), key=rank)
-    for _, group in groupby(ordered, key=rank):
-        await asyncio.gather(*(_stop(ctx, running, force=force) for running in group))
+    # Again and again: what was just being started when this began runs only later.
+    while rest := [running for running in ctx.runtime.all() if not running.keep_power]:
+        first = min(map(rank, rest))
+        await asyncio.gather(
+            *(_stop(ctx, running, force=force) for running in rest if rank(running) == first)
+        )
 
 
 async def _stop(ctx: Context, running: Running, *, force: bool) -> None:

@@ -14,6 +14,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import cgroup_limits, cgroups, lxc, pidfds
+from utsuwa.host.files import replace_file
 from utsuwa.instances import (
     confinement,
     cpu_balance,
@@ -26,7 +27,7 @@ from utsuwa.instances import (
 )
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.create import check_whole
-from utsuwa.instances.end import Watch
+from utsuwa.instances.end import Watch, read_target
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
 
 
@@ -79,6 +80,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     # A kill of the daemon from here on leaves a container that its next start finds by its name,
     # and whose map and devices it reads where they are noted now.
     await _remember(ctx, instance, steps, undo)
+    await _forget_last_end(paths, undo)
     undo.push(_kill_left_over, ctx, instance)
     pid, monitor = await _run(ctx, instance, paths)
     await device_steps.started_all(replace(host, init_pid=pid), steps)
@@ -145,8 +147,15 @@ def _write_files(paths: RuntimePaths, text: str) -> None:
     for old in (paths.log, paths.console):
         if old.exists():
             old.replace(old.with_name(f"{old.name}.old"))
-    paths.target.unlink(missing_ok=True)
     lxcconf.write(paths.conf, text)
+
+
+async def _forget_last_end(paths: RuntimePaths, undo: Rollback) -> None:
+    """Only now, and not for good: by what was recorded of it a reboot that is cut off is begun again."""
+    recorded = await asyncio.to_thread(read_target, paths)
+    if recorded:
+        undo.push(asyncio.to_thread, replace_file, paths.target, recorded, 0o600)
+        await asyncio.to_thread(paths.target.unlink, missing_ok=True)
 
 
 async def _kill_left_over(ctx: Context, instance: Loaded) -> None:

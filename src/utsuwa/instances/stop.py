@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
-from utsuwa.host import pidfds
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Running, not_found
 
@@ -33,7 +32,7 @@ def running(ctx: Context, project: str, name: str) -> Running:
 
 
 async def stop(ctx: Context, project: str, name: str, *, force: bool, seconds: float) -> None:
-    """Stop a container and wait until everything of it is cleaned away.
+    """Stop a container and wait until everything of it is cleaned away, an ephemeral one deleted.
 
     Cleanly it gets `seconds` (none: up to CLEAN_STOP_LIMIT) and raises NotStoppedInTime, the
     container still running; forced it is killed.
@@ -47,13 +46,14 @@ async def stop(ctx: Context, project: str, name: str, *, force: bool, seconds: f
             return
         if container.frozen:
             raise InvalidRequest(f"The instance {name!r} is frozen: unfreeze it first, or stop it with force")
-        pidfds.send_signal(container.init_pid, await asyncio.to_thread(halt_signal, container.init_pid))
+        container.init.send_signal(await asyncio.to_thread(halt_signal, container.init_pid))
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
     except TimeoutError:
         raise NotStoppedInTime(
             f"The instance {name!r} did not stop in time: look at its console, or stop it with force"
         ) from None
+    await container.settled.wait()
 
 
 async def kill(ctx: Context, container: Running) -> None:
@@ -62,7 +62,7 @@ async def kill(ctx: Context, container: Running) -> None:
     if container.frozen:
         await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
         container.frozen = False
-    pidfds.send_signal(container.init_pid, signal.SIGKILL)
+    container.init.send_signal(signal.SIGKILL)
     try:
         await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
     except TimeoutError:
@@ -70,12 +70,17 @@ async def kill(ctx: Context, container: Running) -> None:
             f"The instance {container.name!r} was killed, but its processes do not end: "
             "the host may hang on a disk or a network file system"
         ) from None
+    await container.settled.wait()
 
 
 def halt_signal(init_pid: int) -> int:
     """SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor; SIGPWR for all others."""
     systemd = signal.SIGRTMIN + 3
-    for line in Path(f"/proc/{init_pid}/status").read_text().splitlines():
+    try:
+        status = Path(f"/proc/{init_pid}/status").read_text()
+    except OSError:  # it has just ended by itself
+        status = ""
+    for line in status.splitlines():
         if line.startswith("SigBlk:"):
             blocked = int(line.split()[1], 16)
             if blocked >> (systemd - 1) & 1:
@@ -90,6 +95,10 @@ async def freeze(ctx: Context, project: str, name: str) -> None:
             raise InvalidRequest(f"The instance {name!r} is already frozen")
         await ctx.helper.freeze(container.storage_name, ctx.paths.containers)
         container.frozen = True
+        if container.forced:  # killed meanwhile: frozen processes would not end
+            await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
+            container.frozen = False
+            raise InvalidRequest(f"The instance {name!r} is being stopped")
     ctx.lifecycle("paused", project, name)
 
 

@@ -1,0 +1,245 @@
+"""Requests that meet each other, and ends of containers that meet a kill of the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from tests.support.api import Reply
+from tests.support.daemon import Daemon
+from tests.support.images import Image
+from tests.system.test_lxc_instances import status, until
+
+pytestmark = pytest.mark.root
+
+FAULT = "Internal error"
+STOP = {"action": "stop", "force": True}
+
+
+def url(name: str) -> str:
+    return f"/1.0/instances/{name}"
+
+
+def state(daemon: Daemon, name: str, **body: object) -> str:
+    """Ask for a change of state, wait for it, and give its error, empty for none."""
+    return ended(daemon, daemon.api("PUT", f"{url(name)}/state", body))
+
+
+def ended(daemon: Daemon, reply: Reply) -> str:
+    if reply.status != 202:
+        return f"{reply.status} {reply.error}"
+    return str(daemon.wait(reply)["err"])
+
+
+def there(daemon: Daemon, name: str) -> bool:
+    return daemon.api("GET", url(name)).status == 200
+
+
+def launch(daemon: Daemon, name: str, **more: object) -> int:
+    """Create and start a container; gives the pid of its init."""
+    source = {"type": "image", "alias": "busybox"}
+    daemon.do("POST", "/1.0/instances", {"name": name, "source": source, "start": True, **more})
+    return int(daemon.get(f"{url(name)}/state")["pid"])
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+@pytest.fixture
+def own(daemon: Daemon, busybox_image: Image) -> Daemon:
+    """A daemon of the test's own, which it may kill, with the image `busybox`."""
+    daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    return daemon
+
+
+# ---- requests at once
+
+
+def test_of_many_starts_one_wins(shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor) -> None:
+    d = shared_daemon
+    launch(d, "c1")
+    d.do("PUT", f"{url('c1')}/state", STOP)
+    errors = list(threads.map(lambda _: state(d, "c1", action="start"), range(5)))
+    assert sorted(errors)[0] == ""
+    assert all("already running" in error for error in sorted(errors)[1:])
+    assert status(d, "c1") == "Running"
+
+
+def test_kill_during_a_clean_stop(shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor) -> None:
+    d = shared_daemon
+    pid = launch(d, "c1")
+    os.kill(pid, signal.SIGSTOP)  # its init cannot follow a request to stop
+    try:
+        clean = threads.submit(state, d, "c1", action="stop", timeout=20)
+        time.sleep(0.1)
+        refused = state(d, "c1", action="start")
+        assert "already running" in refused
+        assert state(d, "c1", action="stop", force=True) == ""
+        assert clean.result(10) == ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert status(d, "c1") == "Stopped"
+
+
+def test_stop_meets_an_end_from_inside(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    for delay in (0, 0.005, 0.01, 0.02, 0.03):
+        pid = launch(d, "c1")
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(delay)
+        error = state(d, "c1", action="stop", timeout=10)
+        assert error == "" or "already stopped" in error
+        until(lambda: status(d, "c1") == "Stopped")
+        d.do("DELETE", url("c1"))
+
+
+def test_freezing_meets_a_kill(shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor) -> None:
+    d = shared_daemon
+    for delay in (0, 0.002, 0.004, 0.006, 0.01):
+        launch(d, "c1")
+        frozen = threads.submit(state, d, "c1", action="freeze")
+        time.sleep(delay)
+        assert state(d, "c1", action="stop", force=True) == ""
+        assert FAULT not in frozen.result(20)
+        d.do("DELETE", url("c1"))
+
+
+def test_deletions_meet_each_other_and_a_start(
+    shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor
+) -> None:
+    d = shared_daemon
+    launch(d, "c1")
+    d.do("PUT", f"{url('c1')}/state", STOP)
+    asked = [("DELETE", None, url("c1")), ("PUT", {"action": "start"}, f"{url('c1')}/state")] * 2
+    errors = list(threads.map(lambda a: ended(d, d.api(a[0], a[2], a[1])), asked))
+    assert not any(FAULT in error for error in errors)
+    assert "" in errors
+    assert there(d, "c1") == (errors[0] != "" and errors[2] != "")
+
+
+def test_ephemeral_ones_are_gone_when_the_stop_is_done(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    for number in range(3):
+        launch(d, f"e{number}", ephemeral=True)
+        assert state(d, f"e{number}", action="stop", force=True) == ""
+        assert not there(d, f"e{number}")
+
+
+def test_a_failure_in_a_change_of_all_tells_nothing_of_the_host(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    launch(d, "c1")
+    logs = d.dir / "logs" / "c1"
+    d.do("PUT", f"{url('c1')}/state", STOP)
+    logs.rename(logs.with_name("elsewhere"))
+    logs.write_text("no folder")
+    d.faults_expected = True
+    try:
+        error = ended(d, d.api("PUT", "/1.0/instances", {"state": {"action": "start"}}))
+        assert "c1: " in error
+        assert str(d.dir) not in error
+    finally:
+        logs.unlink()
+        logs.with_name("elsewhere").rename(logs)
+
+
+def test_instances_of_a_deleted_image_go_at_once(own: Daemon, threads: ThreadPoolExecutor) -> None:
+    names = [f"c{number}" for number in range(6)]
+    for name in names:
+        own.do("POST", "/1.0/instances", {"name": name, "source": {"type": "image", "alias": "busybox"}})
+    (image,) = own.get("/1.0/images")
+    own.do("DELETE", image)
+    errors = list(threads.map(lambda name: ended(own, own.api("DELETE", url(name))), names))
+    assert errors == [""] * len(names)
+    assert list((own.dir / "storage-pools/default/images").iterdir()) == []
+
+
+# ---- ends that meet a kill
+
+
+def end_and_begin(daemon: Daemon, how: str) -> None:
+    if how == "kill":
+        daemon.kill()
+    else:
+        assert daemon.stop() == 0
+    daemon.start()
+
+
+BOTH_ENDS = pytest.mark.parametrize("how", ["kill", "stop"])
+
+
+@BOTH_ENDS
+def test_a_reboot_is_completed(own: Daemon, how: str) -> None:
+    pid = launch(own, "c1")
+    for delay in (0.04, 0.1):
+        os.kill(pid, signal.SIGTERM)  # busybox's init reboots, a second later
+        until(partial(gone, pid), 20)
+        time.sleep(delay)
+        end_and_begin(own, how)
+        until(lambda: status(own, "c1") == "Running")
+        after = own.get(f"{url('c1')}/state")["pid"]
+        assert after != pid
+        pid = after
+
+
+@BOTH_ENDS
+def test_a_restart_is_completed_or_was_never_begun(own: Daemon, how: str) -> None:
+    launch(own, "c1")
+    for delay in (0, 0.04, 0.1):
+        own.api("PUT", f"{url('c1')}/state", {"action": "restart", "force": True})
+        time.sleep(delay)
+        end_and_begin(own, how)
+        until(lambda: status(own, "c1") == "Running")
+
+
+@BOTH_ENDS
+def test_a_restart_that_failed_is_not_made_up_for(own: Daemon, how: str) -> None:
+    pid = launch(own, "c1")
+    os.kill(pid, signal.SIGSTOP)
+    assert "did not stop in time" in state(own, "c1", action="restart", timeout=1)
+    own.kill()
+    os.kill(pid, signal.SIGKILL)
+    own.start()
+    assert status(own, "c1") == "Stopped"
+    end_and_begin(own, how)
+    assert status(own, "c1") == "Stopped"
+
+
+def test_an_ephemeral_one_that_ended_is_deleted(own: Daemon) -> None:
+    for delay in (0, 0.06):
+        pid = launch(own, "e1", ephemeral=True)
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(delay)
+        end_and_begin(own, "kill")
+        assert not there(own, "e1")
+
+
+def test_starts_under_way_do_not_outlive_a_shutdown(own: Daemon) -> None:
+    names = [f"c{number}" for number in range(4)]
+    for name in names:
+        own.do("POST", "/1.0/instances", {"name": name, "source": {"type": "image", "alias": "busybox"}})
+    for name in names:
+        own.api("PUT", f"{url(name)}/state", {"action": "start"})
+    assert own.stop(signal.SIGPWR) == 0
+    own.start()
+    for name in names:
+        assert status(own, name) in ("Running", "Stopped")
+        if status(own, name) == "Running":
+            assert own.lxc("exec", name, "--", "true").returncode == 0
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""What follows the end of a container, and the order in which all are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.locks import NamedLocks
+from utsuwa.host.pidfds import Process
+from utsuwa.instances import end, shutdown, stop
+from utsuwa.instances.end import Sequel
+from utsuwa.instances.model import Running, RuntimeTable
+
+NOBODY = 2**22 + 1
+"""No process has an id that large."""
+
+
+def a_running(name: str = "c1", **config: str) -> Running:
+    return Running(1, "default", name, NOBODY, None, {}, config, IdMap())
+
+
+@pytest.mark.parametrize(
+    ("flags", "target", "ephemeral", "expected"),
+    [
+        ((), "stop", False, Sequel.STOPPED),
+        ((), "", False, Sequel.STOPPED),
+        ((), "stop", True, Sequel.DELETE),
+        ((), "reboot", False, Sequel.REBOOT),
+        ((), "reboot", True, Sequel.REBOOT),
+        (("forced",), "reboot", False, Sequel.STOPPED),
+        (("forced",), "reboot", True, Sequel.DELETE),
+        (("restarting",), "stop", True, Sequel.BACK),
+        (("restarting", "forced"), "", False, Sequel.BACK),
+        (("keep_power",), "reboot", False, Sequel.BACK),
+        (("keep_power",), "stop", True, Sequel.BACK),
+    ],
+)
+def test_what_follows(flags: tuple[str, ...], target: str, ephemeral: bool, expected: Sequel) -> None:
+    running = a_running()
+    for flag in flags:
+        setattr(running, flag, True)
+    assert end.sequel(running, target, ephemeral=ephemeral) is expected
+
+
+def test_nothing_is_noted_before_a_sequel_is_complete() -> None:
+    """The daemon's next start would not carry it out where this one is killed before."""
+    for sequel in (Sequel.REBOOT, Sequel.DELETE):
+        assert end._NOTED[sequel] == {}
+    assert "volatile.last_state.power" not in end._NOTED[Sequel.BACK]
+
+
+def test_an_init_that_has_just_ended_is_asked_to_stop_without_a_fault() -> None:
+    assert stop.halt_signal(NOBODY) == signal.SIGPWR
+
+
+async def test_a_process_that_is_gone_gets_no_signal() -> None:
+    gone = Process(NOBODY)
+    gone.send_signal(signal.SIGKILL)
+    await asyncio.wait_for(gone.wait(), 1)
+    gone.close()
+
+
+@pytest.mark.processes
+async def test_a_held_process_is_told_from_a_later_one_with_its_id() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        held = Process(child.pid)
+        waiting = asyncio.create_task(held.wait())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        held.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(waiting, 5)
+        assert await asyncio.to_thread(child.wait) == -signal.SIGTERM
+    held.pid = os.getpid()  # as if the id were this process's by now
+    held.send_signal(signal.SIGKILL)
+    held.close()
+    held.send_signal(signal.SIGKILL)
+
+
+class Frozen:
+    """A helper whose freezing takes a moment; `meanwhile` happens within it."""
+
+    def __init__(self, meanwhile: Any = None) -> None:
+        self.asked: list[str] = []
+        self._meanwhile = meanwhile
+
+    async def freeze(self, *_: object) -> None:
+        self.asked.append("freeze")
+        if self._meanwhile is not None:
+            self._meanwhile()
+
+    async def unfreeze(self, *_: object) -> None:
+        self.asked.append("unfreeze")
+
+
+def a_context(helper: Any, *containers: Running) -> Any:
+    table = RuntimeTable()
+    for container in containers:
+        table.add(container)
+    return SimpleNamespace(
+        runtime=table,
+        locks=NamedLocks(),
+        helper=helper,
+        paths=SimpleNamespace(containers="/nowhere"),
+        lifecycle=lambda *_: None,
+    )
+
+
+async def test_a_container_that_is_killed_while_it_is_frozen_is_thawed_to_die() -> None:
+    container = a_running()
+    helper = Frozen(lambda: setattr(container, "forced", True))
+    with pytest.raises(InvalidRequest, match="being stopped"):
+        await stop.freeze(a_context(helper, container), "default", "c1")
+    assert helper.asked == ["freeze", "unfreeze"]
+    assert not container.frozen
+
+
+async def test_all_are_stopped_by_rank_and_late_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = a_running("last")
+    first = a_running("first", **{"boot.stop.priority": "5"})
+    late = a_running("late", **{"boot.stop.priority": "9"})
+    ctx = a_context(None, last, first)
+    order: list[str] = []
+
+    async def stopped(_ctx: object, _project: str, name: str, **_: object) -> None:
+        order.append(name)
+        ctx.runtime.remove(next(r for r in (last, first, late) if r.name == name))
+        if name == "first":
+            ctx.runtime.add(late)  # its start was under way
+
+    monkeypatch.setattr(stop, "stop", stopped)
+    await shutdown.shutdown_all(ctx, force=False)
+    assert order == ["first", "late", "last"]
+
+
+async def test_one_that_cannot_be_stopped_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, other = a_running("stuck"), a_running("other")
+    ctx = a_context(None, stuck, other)
+
+    async def stopped(_ctx: object, _project: str, name: str, **_: object) -> None:
+        if name == "stuck":
+            raise stop.NotStoppedInTime("no")
+        ctx.runtime.remove(other)
+
+    async def killed(*_: object) -> None:
+        raise stop.NotStoppedInTime("no")
+
+    monkeypatch.setattr(stop, "stop", stopped)
+    monkeypatch.setattr(stop, "kill", killed)
+    async with asyncio.timeout(2):
+        await shutdown.shutdown_all(ctx, force=False)
+    assert ctx.runtime.all() == [stuck]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
 from utsuwa.core.names import check_instance_name
 from utsuwa.instances.manager import ACTIONS
-from utsuwa.operations.operations import Operation
+from utsuwa.operations.operations import INTERNAL_ERROR, Operation
 from utsuwa.wire.instances import (
     BulkState,
     Instance,
@@ -23,6 +24,8 @@ from utsuwa.wire.instances import (
     InstanceState,
     InstanceStatePut,
 )
+
+log = logging.getLogger(__name__)
 
 _DESCRIPTIONS = {
     "start": "Starting instance",
@@ -126,11 +129,23 @@ async def change_all_states(request: Request) -> Result:
         results = await asyncio.gather(
             *(manager.change_state(request.project, name, body) for name in names), return_exceptions=True
         )
-        problems = [f"{n}: {r}" for n, r in zip(names, results, strict=True) if isinstance(r, BaseException)]
+        problems = [
+            f"{name}: {_told(name, result)}"
+            for name, result in zip(names, results, strict=True)
+            if result is not None
+        ]
         if problems:
             raise InvalidRequest("; ".join(problems))
 
     return _run(request, _DESCRIPTIONS[body.action], names, change, containers=False)
+
+
+def _told(name: str, error: BaseException) -> str:
+    """What a client may read of a failure; our own faults go to the log."""
+    if isinstance(error, UtsuwaError):
+        return error.message
+    log.error("a change of instance %r failed", name, exc_info=error)
+    return INTERNAL_ERROR
 
 
 async def get_instance(request: Request) -> Result:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
 from tests.support.images import Image
 from tests.support.netbox import NetBox, outside, until
@@ -32,32 +33,17 @@ esac
 NONE = {"ipv4.address": "none", "ipv6.address": "none"}
 
 
-@contextlib.contextmanager
-def serving(image: Image | None = None) -> Iterator[Daemon]:
-    """A daemon in a box of its own, with a pool, an empty network and, given an image, `busybox`."""
-    box = NetBox()
-    try:
-        before = set(box.links())
-        daemon = Daemon(box=box)
-        try:
-            daemon.start()
-            daemon.make_defaults()
-            daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
-            if image is not None:
-                daemon.import_image(image.metadata, image.rootfs, alias="busybox")
-            yield daemon
-        finally:
-            problems = daemon.close()
-        assert not problems, "\n".join(problems)
-        assert box.leaks(before) == []
-    finally:
-        box.close()
+def prepared(daemon: Daemon, image: Image) -> Daemon:
+    """With the image `busybox`, and a default profile without a nic."""
+    daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
+    daemon.import_image(image.metadata, image.rootfs, alias="busybox")
+    return daemon
 
 
 @pytest.fixture(scope="module")
 def module_net(busybox_image: Image) -> Iterator[Daemon]:
-    with serving(busybox_image) as daemon:
-        yield daemon
+    with boxed_daemon() as daemon:
+        yield prepared(daemon, busybox_image)
 
 
 @pytest.fixture
@@ -73,8 +59,8 @@ def net(module_net: Daemon) -> Iterator[Daemon]:
 @pytest.fixture
 def own_net(busybox_image: Image) -> Iterator[Daemon]:
     """A daemon for one test alone, which may kill or restart it."""
-    with serving(busybox_image) as daemon:
-        yield daemon
+    with boxed_daemon() as daemon:
+        yield prepared(daemon, busybox_image)
 
 
 def box_of(daemon: Daemon) -> NetBox:
@@ -380,7 +366,10 @@ def transfer(daemon: Daemon, name: str, gateway: str, size: int, *, out: bool) -
 def test_limits_hold_and_change_while_a_container_runs(net: Daemon, way: str) -> None:
     gateway = create(net, "br", ipv6_address="none")["config"]["ipv4.address"].split("/")[0]
     key = "limits.egress" if way == "out" else "limits.ingress"
-    launch(net, "c1", "br", **{key: "8Mbit"})
+    if way == "out":
+        launch(net, "c1", "br", limits_egress="8Mbit")
+    else:
+        launch(net, "c1", "br", limits_ingress="8Mbit")
     size = 1_500_000  # 1.5 s at 8 Mbit/s, less the burst
     assert 1 < transfer(net, "c1", gateway, size, out=way == "out") < 6
     device = net.get("/1.0/instances/c1")["devices"]["eth0"]

@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from tests.support import images
 from tests.support.api import Reply
+from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
 from utsuwa.api import routes
 from utsuwa.api.http import Raw, Route
@@ -38,7 +39,6 @@ NOT_IN_THIS_VERSION = {
 """Served with a reason of their own why not: 501, or 403 for what is never allowed."""
 
 NOTHING_TO_SHOW = {
-    ("GET", "/1.0/networks/{name}"),
     ("GET", "/1.0/network-acls/{name}"),
     ("GET", "/1.0/network-zones/{name}"),
     ("GET", "/1.0/warnings/{uuid}"),
@@ -99,6 +99,13 @@ class Checker:
 
 
 @pytest.fixture(scope="module")
+def module_daemon() -> Iterator[Daemon]:
+    """In a network namespace of its own, for it makes networks."""
+    with boxed_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
 def checker(module_daemon: Daemon) -> Checker:
     return Checker(module_daemon)
 
@@ -140,7 +147,7 @@ def test_the_server(checker: Checker, no_config: None) -> None:
     checker.good("GET", "/openapi.json")
     checker.good("GET", "/internal/ready")
     checker.good("GET", "/internal/gc")
-    for lists in ("networks", "network-acls", "network-zones", "warnings"):
+    for lists in ("network-acls", "network-zones", "warnings"):
         assert checker.good("GET", f"/1.0/{lists}") == []
         assert checker.good("GET", f"/1.0/{lists}?recursion=1") == []
 
@@ -170,6 +177,29 @@ def test_projects_and_profiles(checker: Checker) -> None:
     assert checker.good("GET", "/1.0/profiles/p")["config"] == {"user.b": "2"}
     checker.good("POST", "/1.0/profiles/p", {"name": "q"})
     checker.good("DELETE", "/1.0/profiles/q")
+
+
+def test_networks(checker: Checker, busybox: str) -> None:
+    checker.good("POST", "/1.0/networks", {"name": "net0"})
+    assert "/1.0/networks/net0" in checker.good("GET", "/1.0/networks")
+    kinds = {n["name"]: n["managed"] for n in checker.good("GET", "/1.0/networks?recursion=1")}
+    assert kinds == {"lo": False, "net0": True}
+    tag = checker.ask("GET", "/1.0/networks/net0").headers["etag"]
+    shown = checker.good("GET", "/1.0/networks/net0")
+    checker.good("PUT", "/1.0/networks/net0", {**shown, "description": "x"}, **{"If-Match": tag})
+    assert checker.ask("PUT", "/1.0/networks/net0", shown, **{"If-Match": tag}).status == 412
+    checker.good("PATCH", "/1.0/networks/net0", {"config": {"user.x": "1"}})
+    checker.good("GET", "/1.0/networks/lo/state")
+    assert checker.good("GET", "/1.0/networks/net0/state")["type"] == "broadcast"
+    nic = {"type": "nic", "network": "net0"}
+    source = {"type": "image", "alias": busybox}
+    checker.good("POST", "/1.0/instances", {"name": "n", "source": source, "devices": {"eth0": nic}})
+    leases = checker.good("GET", "/1.0/networks/net0/leases")
+    assert {lease["type"] for lease in leases} == {"gateway", "dynamic"}
+    assert checker.ask("DELETE", "/1.0/networks/net0").status == 400
+    checker.good("DELETE", "/1.0/instances/n")
+    checker.good("POST", "/1.0/networks/net0", {"name": "net1"})
+    checker.good("DELETE", "/1.0/networks/net1")
 
 
 def test_storage(checker: Checker, busybox: str) -> None:

@@ -81,8 +81,9 @@ def networks(
 ) -> NetworkManager:
     paths = StatePaths(tmp_path)
     paths.networks.mkdir()
-    for name, value in {"links": [], "taken_subnets": {}, "routed_subnets": []}.items():
-        monkeypatch.setattr(bridges, name, lambda value=value: value)
+    monkeypatch.setattr(bridges, "links", list)
+    monkeypatch.setattr(bridges, "taken_subnets", dict)
+    monkeypatch.setattr(bridges, "routed_subnets", list)
     monkeypatch.setattr(bridges, "exists", lambda name: name == "lo")
     monkeypatch.setattr(bridges, "find", lambda name: None)
     manager = NetworkManager(database, paths, EventHub(), "utsuwa-test")

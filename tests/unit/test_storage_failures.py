@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, ProcessFailed
+from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
+from utsuwa.storage.drivers.overlay import OverlayDriver
+from utsuwa.storage.drivers.records import VolumeRecord
 
 
 def failing(error: Exception) -> None:
@@ -37,3 +41,35 @@ def test_other_failures() -> None:
         failing(ProcessFailed(["cp"], 1, "cannot stat"))
     with pytest.raises(InvalidImage):
         failing(InvalidImage("broken"))
+
+
+def a_pool(folder: Path, **instances: str) -> OverlayDriver:
+    for name, image in instances.items():
+        (folder / "containers" / name).mkdir(parents=True)
+        records.store_volume(folder / "containers" / name, VolumeRecord(image=image))
+    return OverlayDriver(folder, folder)
+
+
+def test_an_image_below_a_damaged_instance_counts_as_used(tmp_path: Path) -> None:
+    driver = a_pool(tmp_path, one="a", two="b", bad="b")
+    (tmp_path / "containers/bad/volume.json").write_text("{")
+    assert driver.image_users("a") == ["bad", "one"]
+    (tmp_path / "containers/bad/volume.json").unlink()
+    assert driver.image_users("a") == ["bad", "one"]
+
+
+def test_instances_that_go_or_move_while_users_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = a_pool(tmp_path, one="a", two="a", zoe="a")
+    load = records.load_volume
+
+    def meanwhile(folder: Path) -> VolumeRecord:
+        if folder.name == "one" and folder.is_dir():
+            folder.rename(folder.with_name(".gone"))
+        if folder.name == "zoe" and folder.is_dir():
+            folder.rename(folder.with_name("abe"))
+        return load(folder)
+
+    monkeypatch.setattr(records, "load_volume", meanwhile)
+    assert driver.image_users("a") == ["abe", "two"]

@@ -89,6 +89,7 @@ class FakeDriver:
         return sorted(self.on_pool)
 
     def image_users(self, fingerprint: str) -> list[str]:
+        self._maybe_fail("image_users")
         return [name for name, image in self.kept.items() if image == fingerprint]
 
     def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
@@ -392,6 +393,59 @@ async def test_cancelled_in_mid_creation(setting: Setting, pool: FakeDriver) -> 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert pool.instances() == pool.images() == await setting.volumes() == []
+
+
+async def test_cancelled_while_the_image_is_let_go(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letting_go = asyncio.Event()
+
+    async def slow(*_: object) -> None:
+        letting_go.set()
+        await asyncio.sleep(10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setting.manager, "_forget_image", slow)
+        creation = asyncio.create_task(setting.create())
+        await letting_go.wait()
+        patch.undo()
+        creation.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creation
+    assert pool.instances() == pool.images() == await setting.volumes() == []
+    assert not (setting.paths.containers / "c1").is_symlink()
+
+
+async def test_an_image_that_cannot_be_taken_away_fails_nobody(setting: Setting, pool: FakeDriver) -> None:
+    pool.fail["image_users"] = HostError("one record is damaged")
+    await setting.create()
+    assert pool.instances() == ["c1"]
+    pool.fail["image_users"] = HostError("one record is damaged")
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    assert pool.instances() == await setting.volumes() == []
+
+
+async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    pool.gate = threading.Event()
+    creation = asyncio.create_task(setting.create())
+    while not await setting.volumes():
+        await asyncio.sleep(0.001)
+    with pytest.raises(InUse):
+        await setting.manager.delete_pool("p")
+    pool.gate.set()
+    await creation
+    assert pool.instances() == ["c1"]
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    # And the other way round: the pool is closed first.
+    async with setting.manager._locks.hold("volume", "p", "c2"):
+        creation = asyncio.create_task(setting.create("c2"))
+        await asyncio.sleep(0.01)
+        await setting.manager.delete_pool("p")
+    with pytest.raises((NotFound, Unavailable)):
+        await creation
+    assert pool.instances() == []
 
 
 async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -272,19 +272,31 @@ class StorageManager:
     async def delete_pool(self, name: str, requestor: Requestor | None = None) -> None:
         """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError."""
         async with self._locks.hold("pool", name):
-            pool = await self.pool(name)
+            await self.get_pool(name)
             driver = self._drivers[name]
-            if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
-                raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+            pool = await self._closed_without_use(name)
             async with Rollback() as undo:
                 undo.push(self._set_pool_state, pool.row, "ready")
                 await self._set_pool_state(pool.row, "deleting")
-                self._mounted.discard(name)
                 await _finished(driver.delete)
                 del self._drivers[name]
                 await self._remove_row(pool.row)
                 undo.keep()
         self._lifecycle("deleted", name, requestor)
+
+    async def _closed_without_use(self, name: str) -> Pool:
+        """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
+        sees that the pool is closed. It is open again where this raises InUse.
+        """
+        async with Rollback() as undo:
+            if name in self._mounted:
+                self._mounted.discard(name)
+                undo.push(self._mounted.add, name)
+            pool = await self.pool(name)
+            if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
+                raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+            undo.keep()
+        return pool
 
     async def _set_pool_state(self, row: PoolRow, state: State) -> None:
         async with self._database.write(f"storage pool is {state}") as conn:
@@ -341,15 +353,16 @@ class StorageManager:
             async with self._database.write("insert storage volume") as conn:
                 row_id = await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, project, name))
             undo.push(self._remove_volume_row, row_id)
-            undo.push(self._release_image, pool, driver, image)
-            await self._hold_image(pool, driver, image)
-            made: list[bool] = []
-            undo.push(_undo_if, made, driver.delete_instance, volume.name)
-            await _finished(_noted, made, driver.create_instance, volume, image)
+            self._driver(pool)  # whoever deletes the pool has seen the row, or has closed the pool by now
+            if image is not None:
+                undo.push(self._forget_if_possible, pool, driver, image.fingerprint)
+            async with self._image_held(pool, driver, image):
+                made: list[bool] = []
+                undo.push(_undo_if, made, driver.delete_instance, volume.name)
+                await _finished(_noted, made, driver.create_instance, volume, image)
             undo.push(self._unlink, volume.name)
             self._link(driver, volume.name)
             undo.keep()
-        await self._release_image(pool, driver, image)
 
     async def delete_instance(self, pool: str, stored: str, project: str, name: str) -> None:
         """Remove an instance's files, link and row; does nothing for what is not there."""
@@ -362,7 +375,7 @@ class StorageManager:
                     if row.name == name:
                         await storage_volumes.delete(conn, row.id)
         if fingerprint is not None:
-            await self._forget_image(pool, driver, fingerprint)
+            await self._forget_if_possible(pool, driver, fingerprint)
 
     async def rename_instance(
         self, pool: str, stored: str, new_stored: str, project: str, name: str, new_name: str
@@ -436,31 +449,40 @@ class StorageManager:
     async def ensure_image(self, pool: str, image: ImageSource) -> None:
         """Bring an image onto a pool ahead of its first use."""
         driver = self._driver(pool)
-        await self._hold_image(pool, driver, image)
-        await self._release_image(pool, driver, image)
+        async with self._image_held(pool, driver, image):
+            pass
 
     async def delete_image(self, fingerprint: str) -> None:
         """The image's row is gone: take it off every pool, but for those where instances stand on it."""
         for pool in sorted(self._mounted):
             await self._forget_image(pool, self._drivers[pool], fingerprint)
 
-    async def _hold_image(self, pool: str, driver: Driver, image: ImageSource | None) -> None:
-        """Bring an image onto the pool and keep it there until it is released."""
+    @contextlib.asynccontextmanager
+    async def _image_held(self, pool: str, driver: Driver, image: ImageSource | None) -> AsyncIterator[None]:
+        """Bring an image onto the pool and keep it there for the block."""
         if image is None:
+            yield
             return
-        self._image_holds[pool, image.fingerprint] += 1
-        async with self._locks.hold("image", pool, image.fingerprint):
-            await _finished(driver.ensure_image, image)
-            if driver.capabilities.copy_on_write_images:
-                await self._image_row(pool, image.fingerprint)
+        key = (pool, image.fingerprint)
+        self._image_holds[key] += 1
+        try:
+            async with self._locks.hold("image", *key):
+                await _finished(driver.ensure_image, image)
+                if driver.capabilities.copy_on_write_images:
+                    await self._image_row(*key)
+            yield
+        finally:
+            self._image_holds[key] -= 1
+            if not self._image_holds[key]:
+                del self._image_holds[key]
+            await self._forget_if_possible(pool, driver, image.fingerprint)
 
-    async def _release_image(self, pool: str, driver: Driver, image: ImageSource | None) -> None:
-        if image is None:
-            return
-        self._image_holds[pool, image.fingerprint] -= 1
-        if not self._image_holds[pool, image.fingerprint]:
-            del self._image_holds[pool, image.fingerprint]
-        await self._forget_image(pool, driver, image.fingerprint)
+    async def _forget_if_possible(self, pool: str, driver: Driver, fingerprint: str) -> None:
+        """What was done with an instance stands, whatever becomes of its image: the next start looks."""
+        try:
+            await self._forget_image(pool, driver, fingerprint)
+        except UtsuwaError as error:
+            log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool, error)
 
     async def _image_row(self, pool: str, fingerprint: str) -> None:
         async with self._database.write("image is on the pool") as conn:

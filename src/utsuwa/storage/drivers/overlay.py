@@ -133,11 +133,22 @@ class OverlayDriver(FolderPool):
 
     @translated
     def image_users(self, fingerprint: str) -> list[str]:
-        return [
-            name
-            for name in self.instances()
-            if records.load_volume(self.instance_folder(name)).image == fingerprint
-        ]
+        """Instances whose record cannot be read count as users: nothing is taken from below them."""
+        while True:
+            names = self.instances()
+            users = [name for name in names if self._may_need(name, fingerprint)]
+            # One that was renamed meanwhile may have been passed over under both names.
+            if self.instances() == names:
+                return users
+
+    def _may_need(self, name: str, fingerprint: str) -> bool:
+        folder = self.instance_folder(name)
+        try:
+            return records.load_volume(folder).image == fingerprint
+        except FileNotFoundError:
+            return folder.is_dir()  # else it has just been deleted
+        except HostError:
+            return True
 
     # Instances
 

@@ -148,9 +148,7 @@ def test_the_server(checker: Checker, no_config: None) -> None:
     checker.good("GET", "/internal/ready")
     checker.good("GET", "/internal/gc")
     checker.good("GET", "/internal/sql?schema=1")
-    checker.good(
-        "POST", "/internal/sql", {"query": "SELECT * FROM profiles; DELETE FROM profiles WHERE id = 0"}
-    )
+    checker.good("POST", "/internal/sql", {"query": "SELECT 1 AS one; DELETE FROM profiles WHERE id = 0"})
     for lists in ("network-acls", "network-zones", "warnings"):
         assert checker.good("GET", f"/1.0/{lists}") == []
         assert checker.good("GET", f"/1.0/{lists}?recursion=1") == []

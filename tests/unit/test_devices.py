@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from utsuwa.core.errors import HostError, InvalidConfig, InvalidName, NotSupport
 from utsuwa.core.idmap import IdMap
 from utsuwa.devices import nic
 from utsuwa.devices.base import DeviceHost
-from utsuwa.host import veth
+from utsuwa.host import traffic, veth
+from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.settings import BridgeSettings, settings
 
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
 P2P = {"type": "nic", "nictype": "p2p"}
@@ -43,7 +46,42 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(veth, "exists", names.__contains__)
     monkeypatch.setattr(veth, "create", lambda pair, pid: names.add(pair.host_name))
     monkeypatch.setattr(veth, "delete", names.discard)
+
+    async def nothing(name: str) -> None:
+        return
+
+    monkeypatch.setattr(traffic, "remove_helper", nothing)
+    monkeypatch.setattr(traffic, "clear", nothing)
     return names
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, int | None]]:
+    """What interfaces were limited to: name, bits a second to the instance, from it."""
+    found: list[tuple[str, int | None, int | None]] = []
+
+    async def limit(name: str, *, to_guest: int | None, from_guest: int | None) -> None:
+        found.append((name, to_guest, from_guest))
+        if to_guest == 666:
+            raise HostError("no")
+
+    monkeypatch.setattr(traffic, "limit", limit)
+    return found
+
+
+class Networks(NetworkManager):
+    """A manager with one network, br0, that has one free address."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    async def bridge_for(self, device: str, bridge: str, managed: bool) -> BridgeSettings | None:
+        if bridge != "br0" and managed:
+            raise InvalidConfig("does not exist")
+        return settings("br0", {"bridge.mtu": "1300"}, "o") if bridge == "br0" else None
+
+    async def check_room(self, device: str, bridge: BridgeSettings, mac: str, static: str) -> None:
+        self.asked.append((mac, static))
 
 
 def test_what_is_valid() -> None:
@@ -230,6 +268,61 @@ async def test_attach_and_detach_change_the_host(interfaces: set[str]) -> None:
     assert "h1" not in interfaces
     assert gone.volatile == {"host_name": ""}
     assert (await device.stop(host())).volatile == {}
+
+
+async def test_a_port_of_a_network(interfaces: set[str]) -> None:
+    networks = Networks()
+    here = replace(host(pid=1), networks=networks)
+    config = NET | {"hwaddr": "00:16:3e:00:00:01", "ipv4.address": "10.0.0.9", "name": "lan"}
+    run = await devices.load("eth0", config).start(here)
+    assert ("lxc.net.{nic}.link", "br0") in run.lxc
+    assert networks.asked == [("00:16:3e:00:00:01", "10.0.0.9")]
+    with pytest.raises(InvalidConfig, match="does not exist"):
+        await devices.load("eth0", NET | {"network": "br9"}).start(here)
+    parent = {"type": "nic", "nictype": "bridged", "parent": "host0"}
+    run = await devices.load("eth0", parent).start(here)
+    assert ("lxc.net.{nic}.link", "host0") in run.lxc
+    assert len(networks.asked) == 1
+    with pytest.raises(HostError, match="no networks"):
+        await devices.load("eth0", NET).start(host())
+
+
+@pytest.mark.parametrize(("mtu", "expected"), [({}, 1300), ({"mtu": "1280"}, 1280)])
+async def test_an_attached_port_has_the_bridge_and_its_mtu(
+    interfaces: set[str], monkeypatch: pytest.MonkeyPatch, mtu: dict[str, str], expected: int
+) -> None:
+    pairs: list[veth.Pair] = []
+    monkeypatch.setattr(veth, "create", lambda pair, pid: pairs.append(pair))
+    await devices.load("eth0", NET | mtu).attach(replace(host(pid=1), networks=Networks()))
+    assert [(pair.bridge, pair.mtu) for pair in pairs] == [("br0", expected)]
+
+
+async def test_limits_of_traffic(
+    interfaces: set[str], limits: list[tuple[str, int | None, int | None]]
+) -> None:
+    started = host({"volatile.eth0.host_name": "h1"}, pid=1)
+    await devices.load("eth0", P2P).started(started)
+    assert limits == []
+    await devices.load("eth0", P2P | {"limits.ingress": "1Mbit"}).started(started)
+    await devices.load("eth0", P2P | {"limits.max": "2Mbit"}).started(started)
+    device = devices.load("eth0", P2P | {"limits.egress": "3Mbit"})
+    await device.update(started, P2P | {"limits.egress": "3Mbit"})
+    await device.update(started, P2P)
+    await device.update(replace(started, init_pid=None), P2P)
+    await devices.load("eth0", P2P).update(started, P2P | {"limits.max": "1Mbit"})
+    assert limits == [("h1", 10**6, None), ("h1", 2 * 10**6, 2 * 10**6), ("h1", None, 3 * 10**6)]
+    assert device.changes_in_place(P2P)
+    assert devices.load("eth0", NET | {"ipv4.address": "10.0.0.9"}).changes_in_place(NET)
+    assert not devices.load("eth0", NET).changes_in_place(NET | {"network": "br1"})
+
+
+async def test_an_attached_interface_that_cannot_be_limited_goes_again(
+    interfaces: set[str], limits: list[tuple[str, int | None, int | None]]
+) -> None:
+    before = set(interfaces)
+    with pytest.raises(HostError):
+        await devices.load("eth0", P2P | {"limits.ingress": "666"}).attach(host(pid=1))
+    assert interfaces == before
 
 
 def test_addresses_differ() -> None:

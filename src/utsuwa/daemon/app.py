@@ -201,7 +201,7 @@ class Daemon:
         self._stack.callback(logger.removeHandler, handler)
 
     async def _close_networks(self) -> None:
-        if self._all_stopped:
+        if self._all_stopped and not self._instances.any_running:
             await self._networks.shut_down()
         self._networks.stop()
 

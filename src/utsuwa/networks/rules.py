@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from utsuwa.core.errors import ProcessFailed
-from utsuwa.host.run import run
+from utsuwa.host.run import PATH, run
 from utsuwa.networks import firewall
 from utsuwa.networks.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
+
+Rule = tuple[str, ...]
 
 _DOCKER_USER = "DOCKER-USER"
 """The chain that Docker leaves to others and asks before its own rules."""
@@ -24,13 +26,16 @@ class Rules:
 
     def __init__(self, table: str) -> None:
         self.table = table
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     async def apply(self, bridge: BridgeSettings) -> None:
         """Put a network's rules in force, in place of those that it had, all at once."""
         await _nft(firewall.replace(self.table, bridge))
+        closed = await self._closed_chains()
+        if await self._enter_docker(bridge):
+            closed = [chain for chain in closed if chain["family"] != "ip"]
         if any(family.firewall and family.routing for family in bridge.families):
-            await self._get_past_others(bridge)
+            self._warn(bridge.name, closed)
 
     async def remove(self, network: str) -> None:
         """Take a network's rules away; the table goes with its last chain."""
@@ -40,52 +45,76 @@ class Rules:
         if not any(chain["table"] == self.table for chain in listed):
             await _nft(firewall.remove_table(self.table))
 
-    async def _get_past_others(self, bridge: BridgeSettings) -> None:
-        """Accepting in a table of one's own does not help where another one drops what is forwarded."""
-        closed = [
+    async def _closed_chains(self) -> list[dict[str, Any]]:
+        """Chains of others that drop what is forwarded: accepting in a table of one's own does not help."""
+        return [
             chain
-            for chain in [c for f in ("ip", "ip6", "inet") for c in await _list("chains", f)]
+            for family in ("ip", "ip6", "inet")
+            for chain in await _list("chains", family)
             if chain.get("hook") == "forward" and chain.get("policy") == "drop"
         ]
-        if await self._enter_docker(bridge.name):
-            closed = [chain for chain in closed if chain["family"] != "ip"]
+
+    def _warn(self, network: str, closed: Iterable[dict[str, Any]]) -> None:
+        """Once for each chain, as long as the daemon runs."""
         for chain in closed:
             where = f"{chain['family']} {chain['table']} {chain['name']}"
-            if f"{bridge.name} {where}" not in self._warned:
-                self._warned.add(f"{bridge.name} {where}")
+            if (network, where) not in self._warned:
+                self._warned.add((network, where))
                 log.warning(
                     "the firewall chain '%s' drops what it does not know: let it accept traffic of the "
                     "bridge %r, or instances there reach nothing outside",
                     where,
-                    bridge.name,
+                    network,
                 )
 
-    async def _enter_docker(self, network: str) -> bool:
+    async def _enter_docker(self, bridge: BridgeSettings) -> bool:
         """Have Docker's chain for others accept the network; gives whether there is such a chain.
 
         By `iptables`: rules of nftables' own in that table would hide it from Docker's tools.
         """
-        if shutil.which("iptables") is None or not await _docker_listens():
+        if not await _docker_listens():
             return False
-        for rule in self._docker_rules(network):
+        family = bridge.ipv4
+        wanted: list[Rule] = []
+        if family is not None and family.firewall and family.routing:
+            # Behind NAT nobody outside calls: answers are enough, and the host stays as closed as it was.
+            wanted = [self._way_out(bridge.name), self._way_in(bridge.name, answers=family.nat)]
+        for rule in wanted:
             if not await _succeeds("iptables", "-w", "-C", _DOCKER_USER, *rule):
                 await run(["iptables", "-w", "-I", _DOCKER_USER, *rule])
+        await self._forget_docker(rule for rule in self._docker_rules(bridge.name) if rule not in wanted)
         return True
 
     async def _leave_docker(self, network: str) -> None:
-        if shutil.which("iptables") is None or not await _docker_listens():
-            return
-        for rule in self._docker_rules(network):
+        if await _docker_listens():
+            await self._forget_docker(self._docker_rules(network))
+
+    async def _forget_docker(self, rules: Iterable[Rule]) -> None:
+        for rule in rules:
             while await _succeeds("iptables", "-w", "-D", _DOCKER_USER, *rule):
                 pass
 
-    def _docker_rules(self, network: str) -> Iterator[tuple[str, ...]]:
-        mark = ("-m", "comment", "--comment", f"{self.table}:{network}", "-j", "ACCEPT")
-        yield ("-i", network, *mark)
-        yield ("-o", network, *mark)
+    def _docker_rules(self, network: str) -> Iterator[Rule]:
+        """Every rule that a network may have there."""
+        yield self._way_out(network)
+        yield self._way_in(network, answers=True)
+        yield self._way_in(network, answers=False)
+
+    def _way_out(self, network: str) -> Rule:
+        return ("-i", network, *self._accept(network))
+
+    def _way_in(self, network: str, *, answers: bool) -> Rule:
+        known = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED") if answers else ()
+        return ("-o", network, *known, *self._accept(network))
+
+    def _accept(self, network: str) -> Rule:
+        """Marked with the daemon's name: other daemons' rules are not ours."""
+        return ("-m", "comment", "--comment", f"{self.table}:{network}", "-j", "ACCEPT")
 
 
 async def _docker_listens() -> bool:
+    if shutil.which("iptables", path=PATH) is None:
+        return False
     return await _succeeds("iptables", "-w", "-n", "-L", _DOCKER_USER)
 
 

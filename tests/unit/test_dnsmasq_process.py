@@ -1,0 +1,209 @@
+"""Keeping dnsmasq: files, found again by pid and command, told of hosts, brought back. No real dnsmasq."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed
+from utsuwa.host import dhcp, pidfds
+from utsuwa.host.run import Completed
+from utsuwa.networks import process
+from utsuwa.networks.dnsmasq import Folder, Host
+from utsuwa.networks.process import Account, Servers
+from utsuwa.networks.settings import BridgeSettings, settings
+
+HOST = Host("c1.eth0", "00:16:3e:00:00:01", "", "", "c1")
+
+
+def bridge(**keys: str) -> BridgeSettings:
+    config = {"ipv4.address": "10.1.2.1/24"}
+    return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
+
+
+class Machine:
+    """Processes by number: the folder that each serves, and whether it lives."""
+
+    def __init__(self) -> None:
+        self.ends: dict[int, asyncio.Event] = {}
+        self.serving: dict[Path, int] = {}
+        self.signals: list[tuple[int, int]] = []
+        self.starts = 0
+        self.refusal: ProcessFailed | None = None
+
+    async def run(self, argv: Sequence[str], **_: Any) -> Completed:
+        if self.refusal is not None:
+            raise self.refusal
+        if "--test" not in argv:
+            self.starts += 1
+            pid = 1000 + self.starts
+            self.ends[pid] = asyncio.Event()
+            self.serving[Path(argv[1].removeprefix("--conf-file=")).parent] = pid
+        return Completed(tuple(argv), 0, b"", b"")
+
+    def find(self, folder: Folder) -> int | None:
+        pid = self.serving.get(folder.path)
+        return pid if pid is not None and not self.ends[pid].is_set() else None
+
+    async def wait(self, pid: int) -> None:
+        await self.ends[pid].wait()
+
+    def send(self, pid: int, number: int) -> None:
+        self.signals.append((pid, number))
+        if number != signal.SIGHUP:
+            self.ends[pid].set()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    played = Machine()
+    monkeypatch.setattr(process, "run", played.run)
+    monkeypatch.setattr(process, "find", played.find)
+    monkeypatch.setattr(pidfds, "wait", played.wait)
+    monkeypatch.setattr(pidfds, "send_signal", played.send)
+    monkeypatch.setattr(process, "_RETRY_SECONDS", (0.0, 0.01))
+    monkeypatch.setattr(process, "account", lambda: Account("nobody", "nogroup", os.getgid()))
+    monkeypatch.setattr(os, "chown", lambda *_: None)
+    return played
+
+
+@pytest.fixture
+async def servers(machine: Machine, tmp_path: Path) -> AsyncIterator[Servers]:
+    found = Servers(tmp_path)
+    yield found
+    found.leave()
+    await asyncio.sleep(0)
+
+
+async def test_it_is_started_once_and_again_only_for_a_change(servers: Servers, machine: Machine) -> None:
+    await servers.ensure(bridge())
+    await servers.ensure(bridge())
+    assert machine.starts == 1
+    folder = servers.folder("br0")
+    assert folder.path.stat().st_mode & 0o777 == 0o710
+    assert folder.conf.stat().st_mode & 0o777 == 0o600
+    await servers.ensure(bridge(raw_dnsmasq="log-queries"))
+    assert machine.starts == 2
+    assert folder.raw.read_text() == "log-queries\n"
+    assert machine.signals == [(1001, signal.SIGTERM)]
+    await servers.ensure(bridge(ipv4_address="none"))
+    assert machine.signals[-1] == (1002, signal.SIGTERM)
+    assert machine.starts == 2
+
+
+async def test_one_that_runs_already_is_kept(servers: Servers, machine: Machine, tmp_path: Path) -> None:
+    await servers.ensure(bridge())
+    servers.leave()
+    later = Servers(tmp_path)
+    await later.ensure(bridge())
+    assert (machine.starts, machine.signals) == (1, [])
+    later.leave()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_one_that_ends_comes_back(
+    servers: Servers, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    await servers.ensure(bridge())
+    machine.refusal = ProcessFailed(["dnsmasq"], 2, "Address already in use")
+    machine.ends[1001].set()
+    await until(lambda: "does not start: dnsmasq: Address already in use" in caplog.text)
+    assert "has ended: starting it again" in caplog.text
+    machine.refusal = None
+    await until(lambda: machine.starts == 2)
+    machine.ends[1002].set()
+    await until(lambda: machine.starts == 3)
+
+
+async def test_one_that_is_stopped_does_not_come_back(servers: Servers, machine: Machine) -> None:
+    await servers.ensure(bridge())
+    await servers.remove("br0")
+    await asyncio.sleep(0.05)
+    assert machine.starts == 1
+    assert not servers.folder("br0").path.exists()
+
+
+async def test_trial(servers: Servers, machine: Machine, tmp_path: Path) -> None:
+    await servers.test(bridge(raw_dnsmasq="ok"))
+    assert list(tmp_path.iterdir()) == []
+    trial = tmp_path / ".br0.test"
+    machine.refusal = ProcessFailed(
+        ["dnsmasq"], 1, f"\ndnsmasq: bad option at line 2 of {trial}/dnsmasq.raw\n"
+    )
+    with pytest.raises(InvalidConfig, match=r"bad option at line 2 of dnsmasq\.raw: change raw\.dnsmasq"):
+        await servers.test(bridge(raw_dnsmasq="\nno"))
+    machine.refusal = ProcessFailed(["dnsmasq"], None, "not found; install Debian's package 'dnsmasq-base'")
+    with pytest.raises(ProcessFailed, match="dnsmasq-base"):
+        await servers.test(bridge())
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_hosts(servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(dhcp, "release", lambda *what: given.append(what))
+    await servers.tell_hosts(bridge(), [HOST])  # before there is a folder
+    await servers.ensure(bridge())
+    for _ in range(2):
+        await servers.tell_hosts(bridge(), [HOST])
+    file = servers.folder("br0").hosts / "c1.eth0"
+    assert file.read_text() == "00:16:3e:00:00:01,c1\n"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert machine.signals == [(1001, signal.SIGHUP)]
+    servers.folder("br0").leases.write_text(
+        "0 00:16:3e:00:00:01 10.1.2.9 c1 *\n0 00:16:3e:00:00:02 10.1.2.8 c2 *\n"
+    )
+    await servers.tell_hosts(bridge(), [])
+    assert not file.exists()
+    assert given == [("br0", "10.1.2.1", "10.1.2.9", "00:16:3e:00:00:01", b"")]
+
+
+async def test_one_that_ends_at_once_is_an_error(
+    servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "find", lambda folder: None)
+    with pytest.raises(HostError, match="as soon as it had started"):
+        await servers.ensure(bridge())
+
+
+def test_a_pid_alone_proves_nothing(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert process.find(folder) is None
+    for text in (f"{os.getpid()}\n", "999999999\n", "nonsense"):
+        folder.pid.write_text(text)
+        assert process.find(folder) is None
+
+
+@pytest.fixture
+def users(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    names = {"dnsmasq", "nobody"}
+    real = pwd.getpwuid(0)
+
+    def find(name: str) -> pwd.struct_passwd:
+        if name not in names:
+            raise KeyError(name)
+        return real
+
+    monkeypatch.setattr(pwd, "getpwnam", find)
+    return names
+
+
+def test_accounts(users: set[str]) -> None:
+    assert process.account() == Account("dnsmasq", grp.getgrgid(0).gr_name, 0)
+    users.discard("dnsmasq")
+    assert process.account().user == "nobody"
+    users.clear()
+    with pytest.raises(HostError, match="dnsmasq-base"):
+        process.account()

@@ -1,0 +1,126 @@
+"""Which programs are told what, so that a network's rules hold beside those of others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.run import Completed
+from utsuwa.networks import rules
+from utsuwa.networks.rules import Rules
+from utsuwa.networks.settings import BridgeSettings, settings
+
+TABLE = "utsuwa-12345678"
+MARK = f"-m comment --comment {TABLE}:br0 -j ACCEPT"
+
+
+class Host:
+    """Plays nft and iptables: chains that are there, rules in Docker's chain."""
+
+    def __init__(self) -> None:
+        self.chains: list[dict[str, Any]] = []
+        self.docker: list[str] | None = None
+        self.transactions: list[list[dict[str, Any]]] = []
+
+    async def run(
+        self, argv: Sequence[str], *, stdin: bytes | None = None, accept: Sequence[int] = (0,)
+    ) -> Completed:
+        if argv[0] == "iptables":
+            return self._iptables(argv)
+        if stdin is not None:
+            self.transactions.append(json.loads(stdin)["nftables"])
+            return Completed(tuple(argv), 0, b"", b"")
+        found = [{"chain": chain} for chain in self.chains if chain["family"] == argv[4]]
+        return Completed(tuple(argv), 0, json.dumps({"nftables": found}).encode(), b"")
+
+    def _iptables(self, argv: Sequence[str]) -> Completed:
+        if self.docker is None:
+            raise ProcessFailed(argv, 1, "No chain/target/match by that name.")
+        verb, rule = argv[2], " ".join(argv[4:])
+        match verb:
+            case "-I":
+                self.docker.insert(0, rule)
+            case "-C" | "-D" if rule not in self.docker:
+                raise ProcessFailed(argv, 1, "Bad rule")
+            case "-D":
+                self.docker.remove(rule)
+            case _:
+                pass
+        return Completed(tuple(argv), 0, b"", b"")
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    played = Host()
+    monkeypatch.setattr(rules, "run", played.run)
+    monkeypatch.setattr("utsuwa.networks.rules.shutil.which", lambda name, path: f"/usr/sbin/{name}")
+    return played
+
+
+def bridge(**keys: str) -> BridgeSettings:
+    config = {"ipv4.address": "10.1.2.1/24", "ipv4.nat": "true"}
+    return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
+
+
+def closed(family: str = "ip", name: str = "FORWARD") -> dict[str, Any]:
+    return {"family": family, "table": "filter", "name": name, "hook": "forward", "policy": "drop"}
+
+
+async def test_rules_of_docker_follow_the_settings(host: Host) -> None:
+    host.docker = ["-j RETURN", "-i other -j ACCEPT"]
+    others = list(host.docker)
+    table = Rules(TABLE)
+    await table.apply(bridge())
+    answers = f"-o br0 -m conntrack --ctstate RELATED,ESTABLISHED {MARK}"
+    assert host.docker == [answers, f"-i br0 {MARK}", *others]
+    await table.apply(bridge())
+    assert len(host.docker) == 4
+    await table.apply(bridge(ipv4_nat="false"))
+    assert host.docker == [f"-o br0 {MARK}", f"-i br0 {MARK}", *others]
+    await table.apply(bridge(ipv4_routing="false"))
+    assert host.docker == others
+    await table.apply(bridge())
+    await table.remove("br0")
+    assert host.docker == others
+
+
+async def test_a_closed_chain_is_named_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.chains = [closed(), closed("ip6"), closed("inet", "deny") | {"policy": "accept"}]
+    table = Rules(TABLE)
+    await table.apply(bridge())
+    await table.apply(bridge())
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert "'ip filter FORWARD'" in warnings[0]
+    assert "'ip6 filter FORWARD'" in warnings[1]
+
+
+async def test_docker_that_lets_us_through_is_no_reason_to_warn(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.chains, host.docker = [closed()], []
+    await Rules(TABLE).apply(bridge())
+    assert caplog.records == []
+
+
+async def test_the_table_goes_with_its_last_chain(host: Host) -> None:
+    table = Rules(TABLE)
+    host.chains = [{"family": "inet", "table": TABLE, "name": "in.br1"}]
+    await table.remove("br0")
+    assert len(host.transactions) == 1
+    host.chains = [{"family": "inet", "table": "utsuwa-87654321", "name": "in.br0"}]
+    await table.remove("br0")
+    assert host.transactions[-1][-1] == {"delete": {"table": {"family": "inet", "name": TABLE}}}
+
+
+async def test_nft_that_fails_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(argv: Sequence[str], **_: Any) -> Completed:
+        raise ProcessFailed(argv, None, "not found; install Debian's package 'nftables'")
+
+    monkeypatch.setattr(rules, "run", fails)
+    with pytest.raises(ProcessFailed, match="nftables"):
+        await Rules(TABLE).apply(bridge())

@@ -106,10 +106,9 @@ class Entry:
         self.aliases = aliases
 
     def load(self) -> Command:
-        from importlib import import_module
-
         module, _, variable = self.where.partition(":")
-        found = getattr(import_module(f"utsuwa.cli.{module}"), variable or "COMMAND")
+        loaded = __import__(f"utsuwa.cli.{module}", fromlist=("COMMAND",))  # importlib loads more
+        found = getattr(loaded, variable or "COMMAND")
         assert isinstance(found, Command), f"{self.where} is no command"
         return found
 

@@ -24,8 +24,17 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
     elif name:
         _show_instance(session, server, name, show_log=flags.on("show-log"))
     else:
-        show_yaml(session, server.get("/1.0"), "server")
+        show_yaml(session, _lower_drivers(server.get("/1.0")), "server")
     return 0
+
+
+def _lower_drivers(info: dict[str, Any]) -> dict[str, Any]:
+    """The API writes the fields of storage drivers with capitals, people read them without."""
+    environment = info.get("environment") or {}
+    if drivers := environment.get("storage_supported_drivers"):
+        lowered = [{key.lower(): value for key, value in driver.items()} for driver in drivers]
+        environment["storage_supported_drivers"] = lowered
+    return info
 
 
 def _show_instance(session: Session, server: Server, name: str, *, show_log: bool) -> None:

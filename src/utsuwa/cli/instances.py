@@ -166,7 +166,7 @@ def _width(text: str, part: str, name: str) -> int:
     try:
         limit = int(text)
     except ValueError:
-        limit = -2
+        raise UsageError(f"Invalid max width (must be an integer) '{text}' in '{part}'") from None
     if limit < -1:
         raise UsageError(f"Invalid max width (must -1, 0 or a positive integer) '{text}' in '{part}'")
     return len(name) if limit == 0 else limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from utsuwa.cli.errors import UsageError
@@ -20,6 +21,7 @@ _BROKEN_PIPE = 141
 
 def main(words: list[str] | None = None) -> int:
     """Run a command line (that of the process, without its name) and return the exit status."""
+    _fill_descriptors()
     try:
         status = run(sys.argv[1:] if words is None else words)
         sys.stdout.flush()
@@ -119,10 +121,17 @@ def _show_help(command: Command, path: list[str]) -> int:
     return 0
 
 
+def _fill_descriptors() -> None:
+    """Where a standard stream is closed, nothing else may take its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _close_stdout() -> None:
     """So that the interpreter does not complain when it flushes at its end."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

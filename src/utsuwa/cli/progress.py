@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from utsuwa.client import lean
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import succeeded
 
@@ -74,7 +74,7 @@ def _watch(session: Session, server: Server, operation: dict[str, Any], label: s
             if message is None:
                 return server.wait(operation)
             if message[0] == _TEXT:
-                event = json.loads(message[1])["metadata"]
+                event = lean.loads(message[1].decode())["metadata"]
                 record = event if event.get("id") == operation["id"] else record
         return succeeded(record)
     finally:

@@ -68,7 +68,7 @@ def _field(name: str, value: Any, nulls: bool) -> Any:
     if value is None and not nulls:
         return {} if name in _MAPS else [] if name in _LISTS else None
     if name in _MAPS and isinstance(value, dict):
-        return _sorted(value, nulls, top=name)
+        return sorted_map(value, nulls, top=name)
     if isinstance(value, dict):
         return {inner: _field(inner, part, nulls) for inner, part in value.items()}
     if isinstance(value, list):
@@ -85,16 +85,32 @@ def _trimmed(time: str) -> str:
     return time[:-1].rstrip("0").rstrip(".") + "Z"
 
 
-def _sorted(value: dict[str, Any], nulls: bool, top: str) -> dict[str, Any]:
+def _go_order(key: str) -> list[tuple[int, int, str]]:
+    """Go's YAML sorts runs of digits by their value, and letters behind everything else."""
+    parts: list[tuple[int, int, str]] = []
+    digits = ""
+    for character in f"{key}\0":
+        if character.isascii() and character.isdigit():
+            digits += character
+            continue
+        if digits:
+            parts.append((0, int(digits), digits))
+            digits = ""
+        if character != "\0":
+            parts.append((2 if character.isalpha() else 1, 0, character))
+    return parts
+
+
+def sorted_map(value: dict[str, Any], nulls: bool = False, top: str = "") -> dict[str, Any]:
     """A map by its keys; those of a network are records inside."""
     nested = top not in ("network", "disk")
     found = {}
-    for key in sorted(value):
+    for key in sorted(value, key=_go_order):
         part = value[key]
         if isinstance(part, dict):
-            found[key] = _sorted(part, nulls, top) if nested else _field("", part, nulls)
+            found[key] = sorted_map(part, nulls, top) if nested else _field("", part, nulls)
         elif isinstance(part, list):
-            found[key] = [_sorted(p, nulls, top) if isinstance(p, dict) else p for p in part]
+            found[key] = [sorted_map(p, nulls, top) if isinstance(p, dict) else p for p in part]
         else:
             found[key] = part
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from utsuwa.cli import table
 
 TYPE_CHECKING = False
@@ -66,6 +64,8 @@ def show_yaml(session: Session, value: Any, kind: str) -> None:
 
 
 def to_json(value: Any) -> str:
+    import json
+
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)

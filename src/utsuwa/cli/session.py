@@ -71,6 +71,11 @@ class Session:
             return self.server(remote), ([name] if name else []) + arguments[1:]
         return self.server(), arguments
 
+    def settle(self, on: Server, answer: Any, label: str = "") -> None:
+        """Wait, where the answer to a change is an operation. Raises ApiError."""
+        if isinstance(answer, dict) and answer.get("class") == "task":
+            self.wait(on, answer, label)
+
     def wait(self, on: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
         """Wait for an operation, with progress for people. Raises ApiError; an interrupt cancels it."""
         from utsuwa.cli import progress

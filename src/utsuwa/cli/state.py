@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from utsuwa.cli.command import NUMBER, Command, Flag
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.client.errors import ApiError
@@ -39,20 +41,20 @@ def _change(session: Session, action: str, arguments: list[str], flags: Flags) -
     if not names and not flags.on("all"):
         raise UsageError(f"Name at least one instance: utsuwa {_PAST[action]} INSTANCE...")
     started: list[tuple[str, Server, dict[str, Any]]] = []
-    failures: list[tuple[str, str]] = []
+    failures: list[_Failure] = []
     for text in names:
         server, name = session.target(text)
         try:
             body = _body(server, name, action, flags)
             started.append((text, server, server.put(path_to("instances", name, "state"), body)))
         except ApiError as error:
-            failures.append((text, str(error)))
+            failures.append(_Failure(text, str(error), began=False))
     for text, server, operation in started:
         try:
             session.wait(server, operation, text)
         except ApiError as error:
-            failures.append((text, str(error)))
-    return _report(session, action, names, failures)
+            failures.append(_Failure(text, str(error), began=True))
+    return _report(action, names, failures)
 
 
 def _all_names(session: Session, action: str, arguments: list[str]) -> list[str]:
@@ -81,21 +83,29 @@ def _body(server: Server, name: str, action: str, flags: Flags) -> dict[str, Any
     }
 
 
-def _report(session: Session, action: str, names: list[str], failures: list[tuple[str, str]]) -> int:
-    """What went wrong, in the words of the server."""
-    for text, message in failures:
-        if len(names) > 1:
-            session.warn(f"{text}: error: {message}")
-    if failures and action == "start":
-        hint = f"Try `utsuwa info --show-log {failures[0][0]}` for more info"
-        if len(names) == 1:
-            raise CommandFailed(f"{failures[0][1]}\n{hint}")
-        session.warn(hint)
-    if failures and len(names) == 1:
-        raise CommandFailed(failures[0][1])
-    if failures:
-        raise CommandFailed(f"Some instances failed to {_PAST[action]}")
-    return 0
+class _Failure:
+    """What went wrong with one instance; `began` where the server had taken the request."""
+
+    def __init__(self, name: str, message: str, *, began: bool) -> None:
+        self.name = name
+        self.message = message
+        self.hint = f"Try `utsuwa info --show-log {name}` for more info" if began else ""
+
+
+def _report(action: str, names: list[str], failures: list[_Failure]) -> int:
+    """What went wrong, in the words of the server. Raises CommandFailed."""
+    hints = action == "start"
+    if not failures:
+        return 0
+    if len(names) == 1:
+        failure = failures[0]
+        raise CommandFailed("\n".join(filter(None, (failure.message, failure.hint if hints else ""))))
+    for failure in failures:
+        sys.stderr.write(f"{failure.name}: error: {failure.message}\n")
+        if hints and failure.hint:
+            sys.stderr.write(f"{failure.name}: {failure.hint}\n")
+    sys.stderr.write("\n")
+    raise CommandFailed(f"Some instances failed to {_PAST[action]}")
 
 
 _ALL = Flag("all", "Run against all instances")

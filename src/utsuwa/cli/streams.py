@@ -6,11 +6,11 @@ go on, so that a command like `cat` gets and gives any amount. An empty text mes
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
-import signal
+import select
 
+from utsuwa.client import lean
+from utsuwa.client.lean import signal
 from utsuwa.client.websocket import TEXT
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from utsuwa.client.websocket import WebSocket
 
 _CHUNK = 128 * 1024
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_READ, _WRITE = select.POLLIN, select.POLLOUT
 _FORWARDED = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -84,7 +84,7 @@ class Control:
         if self._socket is None:
             self._socket = self._server.operation_socket(self._operation, "control")
         try:
-            self._socket.send_text(json.dumps(message))
+            self._socket.send_text(lean.dumps(message))
         except OSError:
             pass  # the command has ended
 
@@ -92,7 +92,7 @@ class Control:
 class Signals:
     """While entered, our signals go to the command; `reader` becomes readable when one came."""
 
-    def __init__(self, control: Control, more: tuple[signal.Signals, ...]) -> None:
+    def __init__(self, control: Control, more: tuple[int, ...]) -> None:
         self._control = control
         self._numbers = (*_FORWARDED, *more)
         self._before: dict[int, Any] = {}
@@ -155,33 +155,38 @@ class _Pump:
         self._sink = sink
         self._outputs = dict(outputs)
         self._signals = signals
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.poll()
+        self._actions: dict[int, Callable[[int], None]] = {}
         self._two_way = sink in outputs
-        self._always_ready = False
-        """Standard input is a plain file, which no selector watches."""
-        self._watched = False
 
     def run(self) -> None:
         """Until every output has ended."""
-        self._selector.register(self._signals.reader, _READ, self._on_signal)
+        self._watch(self._signals.reader, _READ, self._on_signal)
         for socket in tuple(self._outputs):
-            self._selector.register(socket, _READ, self._on_socket(socket))
+            self._watch(socket.fileno(), _READ, self._on_socket(socket))
             self._deliver(socket, read=False)
-        self._start_input()
+        self._watch(self._stdin, _READ, self._on_input)
         while self._outputs:
-            for key, mask in self._selector.select():
-                act: Callable[[int], None] = key.data
-                act(mask)
-        self._selector.close()
+            for descriptor, events in self._poll.poll():
+                if action := self._actions.get(descriptor):
+                    action(events)
 
-    def _on_signal(self, _mask: int) -> None:
+    def _watch(self, descriptor: int, events: int, action: Callable[[int], None]) -> None:
+        self._poll.register(descriptor, events)
+        self._actions[descriptor] = action
+
+    def _leave(self, descriptor: int) -> None:
+        if self._actions.pop(descriptor, None):
+            self._poll.unregister(descriptor)
+
+    def _on_signal(self, _events: int) -> None:
         self._signals.forward()
 
     def _on_socket(self, socket: WebSocket) -> Callable[[int], None]:
-        def act(mask: int) -> None:
-            if mask & _WRITE:
-                self._on_room(mask)
-            if mask & _READ and socket in self._outputs:
+        def act(events: int) -> None:
+            if events & _WRITE:
+                self._flush()
+            if events & ~_WRITE and socket in self._outputs:
                 self._deliver(socket)
 
         return act
@@ -199,80 +204,56 @@ class _Pump:
 
     def _end(self, socket: WebSocket) -> None:
         del self._outputs[socket]
-        self._selector.unregister(socket)
+        self._leave(socket.fileno())
 
     # Input: one piece is read, sent as the websocket takes it, and then the next one.
 
-    def _start_input(self) -> None:
-        try:
-            self._selector.register(self._stdin, _READ, self._on_input)
-        except PermissionError:
-            self._always_ready = True
-            self._on_input(_READ)
-        except (OSError, ValueError):  # it is closed
-            self._finish_input()
-
-    def _on_input(self, _mask: int) -> None:
+    def _on_input(self, _events: int) -> None:
         try:
             data = os.read(self._stdin, _CHUNK)
         except BlockingIOError:
             return
-        except OSError:  # a terminal that is gone
+        except OSError:  # closed, or a terminal that is gone
             data = b""
-        if not self._always_ready:
-            self._selector.unregister(self._stdin)
+        self._leave(self._stdin)
         if data:
             self._sink.queue(data)
-            self._flush()
         else:
-            self._finish_input()
-
-    def _finish_input(self) -> None:
-        """A terminal stays open: its end is a key that was sent."""
-        self._stdin = -1
-        if not self._two_way:
-            self._sink.queue(b"", TEXT)
-            self._flush()
+            self._stdin = -1
+            if not self._two_way:  # a terminal stays open: its end is a key that was sent
+                self._sink.queue(b"", TEXT)
+        self._flush()
 
     def _flush(self) -> None:
         try:
             done = self._sink.flush()
         except OSError:  # the command reads no more
             self._stdin, done = -1, True
-        more = self._stdin >= 0
-        self._watch_sink(not done or (more and self._always_ready))
-        if done and more and not self._always_ready:
-            self._selector.register(self._stdin, _READ, self._on_input)
+        self._watch_sink(not done)
+        if done and self._stdin >= 0:
+            self._watch(self._stdin, _READ, self._on_input)
 
-    def _on_room(self, _mask: int) -> None:
-        """The websocket takes more: of what is left over, or of a plain file."""
-        if self._sink.unsent or not self._always_ready or self._stdin < 0:
-            self._flush()
-        else:
-            self._on_input(_READ)
-
-    def _watch_sink(self, wanted: bool) -> None:
+    def _watch_sink(self, full: bool) -> None:
         """Wait, or no longer wait, for the websocket of the input to take more."""
-        known = self._sink in self._outputs
-        if known:
-            self._selector.modify(
-                self._sink, _READ | _WRITE if wanted else _READ, self._on_socket(self._sink)
-            )
-        elif not self._two_way and wanted != self._watched:
-            self._watched = wanted
-            if wanted:
-                self._selector.register(self._sink, _WRITE, self._on_room)
-            else:
-                self._selector.unregister(self._sink)
+        descriptor = self._sink.fileno()
+        if self._two_way:
+            if self._sink in self._outputs:
+                self._poll.modify(descriptor, _READ | _WRITE if full else _READ)
+        elif full:
+            self._watch(descriptor, _WRITE, self._on_room)
+        else:
+            self._leave(descriptor)
+
+    def _on_room(self, _events: int) -> None:
+        self._flush()
 
 
 def _write(descriptor: int, data: bytes) -> None:
     """Write all of it, also where the descriptor does not block."""
-    with memoryview(data) as view:
-        while view:
+    with memoryview(data) as whole:
+        done = 0
+        while done < len(whole):
             try:
-                view = view[os.write(descriptor, view) :]
+                done += os.write(descriptor, whole[done:])
             except BlockingIOError:
-                import select
-
                 select.select([], [descriptor], [])

@@ -68,3 +68,10 @@ def _from_input() -> str:
     import sys
 
     return sys.stdin.read()
+
+
+def clock(time: datetime) -> str:
+    """`Nov 24, 2026 at 7:56am (UTC)`, in the zone that the time has."""
+    hour = time.hour % 12 or 12
+    half = "pm" if time.hour >= 12 else "am"
+    return f"{time:%b} {time.day}, {time.year} at {hour}:{time:%M}{half} ({time:%Z})"

@@ -1,20 +1,18 @@
 """HTTP/1.1 over one open socket, as much of it as the REST API needs.
 
-Python's own http.client takes twice the time of the whole interpreter to import; over the unix socket
-this module and `socket` are all that `utsuwa list` loads.
+Python's own http.client takes twice the time of the whole interpreter to import.
 """
 
 from __future__ import annotations
 
-import socket
-
+from utsuwa.client import lean
 from utsuwa.client.errors import BadAnswer, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    Opener = Callable[[], socket.socket]
+    Opener = Callable[[], lean.Socket]
     Body = bytes | Iterable[bytes] | None
 
 _LINE_LIMIT = 65536
@@ -47,7 +45,7 @@ class Connection:
     def __init__(self, opener: Opener, host: str) -> None:
         self._opener = opener
         self._host = host
-        self._socket: socket.socket | None = None
+        self._socket: lean.Socket | None = None
         self._buffer = bytearray()
 
     def request(
@@ -71,7 +69,7 @@ class Connection:
             self.close()
             raise self._broken(error) from error
 
-    def take_socket(self) -> tuple[socket.socket, bytes]:
+    def take_socket(self) -> tuple[lean.Socket, bytes]:
         """The socket and what was read ahead of it, for a protocol upgrade; the connection forgets both."""
         sock, rest = self._open(), bytes(self._buffer)
         self._socket, self._buffer = None, bytearray()
@@ -85,7 +83,7 @@ class Connection:
     def _broken(self, error: Exception) -> Unreachable:
         return Unreachable(f"The connection to {self._host} broke: {str(error) or 'the server closed it'}")
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> lean.Socket:
         if self._socket is None:
             self._socket = self._opener()
         return self._socket
@@ -191,9 +189,9 @@ class Connection:
         self._buffer += data
 
 
-def open_unix(path: str) -> socket.socket:
+def open_unix(path: str) -> lean.Socket:
     """A connection to a unix socket; Unreachable says what to do about it."""
-    sock = socket.socket(socket.AF_UNIX)
+    sock = lean.Socket(lean.AF_UNIX)
     try:
         sock.connect(path)
     except OSError as error:

@@ -7,9 +7,9 @@ servercerts/<remote>.crt   the certificate that was accepted for a remote
 
 from __future__ import annotations
 
-import json
 import os
 
+from utsuwa.client import lean
 from utsuwa.core.errors import AlreadyExists, InvalidRequest, NotFound
 
 TYPE_CHECKING = False
@@ -167,9 +167,11 @@ class ClientConfig:
 
     def save(self) -> None:
         """Write `config.yml`, whole or not at all. JSON is YAML, and quicker to read at each start."""
+        import json
+
         stored = self._rest | {
             "default-remote": self.default,
-            "remotes": {name: r.record() for name, r in self.remotes.items() if not r.static},
+            "remotes": {name: r.record() for name, r in self.remotes.items() if not r.static or r.project},
             "aliases": self.aliases,
         }
         self.write("config.yml", json.dumps(stored, indent=2) + "\n")
@@ -186,7 +188,9 @@ class ClientConfig:
 
     def _take(self, stored: dict[str, Any]) -> None:
         for name, record in (stored.pop("remotes", None) or {}).items():
-            if name != LOCAL and isinstance(record, dict):
+            if name == LOCAL and isinstance(record, dict):
+                self.remotes[LOCAL].project = str(record.get("project") or "")
+            elif isinstance(record, dict):
                 self.remotes[str(name)] = Remote.from_record(record)
         self.default = str(stored.pop("default-remote", None) or LOCAL)
         self.aliases = dict(stored.pop("aliases", None) or {})
@@ -220,7 +224,7 @@ def load(folder: str | None = None) -> ClientConfig:
 
 def _parse(text: str, path: str) -> dict[str, Any]:
     try:
-        stored = json.loads(text)
+        stored = lean.loads(text)
     except ValueError:
         import yaml
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 
+from utsuwa.client import lean
 from utsuwa.client.errors import ApiError, BadAnswer
 from utsuwa.client.http import Connection, open_unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
@@ -149,10 +148,10 @@ class Server:
         headers = {"If-Match": etag} if etag else {}
         data = None
         if body is not None:
-            data = json.dumps(body).encode()
+            data = lean.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         if self._trace:
-            self._trace(f"> {method} {target}" + (f"\n{json.dumps(body, indent=2)}" if data else ""))
+            self._trace(f"> {method} {target}" + (f"\n{_pretty(body)}" if data else ""))
         return self._connection.request(method, target, data, headers)
 
     def _target(self, path: str, query: Mapping[str, str]) -> str:
@@ -167,13 +166,13 @@ class Server:
     def _envelope(self, reply: Reply) -> dict[str, Any]:
         data = reply.read()
         try:
-            envelope = json.loads(data)
+            envelope = lean.loads(data.decode())
         except ValueError as error:
             raise BadAnswer(f"{self._host} did not answer with JSON (status {reply.status})") from error
         if not isinstance(envelope, dict) or "type" not in envelope:
             raise BadAnswer(f"{self._host} did not answer with an envelope of the REST API")
         if self._trace:
-            self._trace(f"< {reply.status}\n{json.dumps(envelope, indent=2)}")
+            self._trace(f"< {reply.status}\n{_pretty(envelope)}")
         return envelope
 
     def _metadata(self, reply: Reply) -> Any:
@@ -181,6 +180,12 @@ class Server:
         if envelope["type"] == "error":
             raise ApiError(envelope.get("error") or f"status {reply.status}", reply.status)
         return envelope.get("metadata")
+
+
+def _pretty(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2)
 
 
 def succeeded(record: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def connect(config: ClientConfig, name: str, *, project: str = "", trace: Trace 
 
         raise NotSupportedYet(
             f'The remote "{name}" is an image server (simplestreams): this client cannot read it; '
-            "name its images as the source of launch, init or image copy"
+            "name its images as the source of launch or init"
         )
     opener, host = _opener(config, name, remote)
     return Server(opener, host, project=project or remote.project, trace=trace)
@@ -208,7 +213,7 @@ def _opener(config: ClientConfig, name: str, remote: Remote) -> tuple[Opener, st
     if remote.is_unix:
         path = remote.addr.removeprefix("unix:").removeprefix("//") or socket_path()
 
-        def open_local() -> socket.socket:
+        def open_local() -> lean.Socket:
             return open_unix(path)
 
         return open_local, "utsuwa"

@@ -8,7 +8,7 @@ from utsuwa.client.errors import BadAnswer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    from utsuwa.client import lean
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 _CONTINUATION = 0
@@ -25,7 +25,7 @@ class WebSocket:
     nothing comes any more.
     """
 
-    def __init__(self, sock: socket.socket, ahead: bytes = b"") -> None:
+    def __init__(self, sock: lean.Socket, ahead: bytes = b"") -> None:
         self._socket = sock
         self._buffer = bytearray(ahead)
         self._message = bytearray()

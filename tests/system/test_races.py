@@ -243,3 +243,31 @@ def gone(pid: int) -> bool:
         os.kill(pid, 0)
         return False
     return True
+
+
+# ---- profiles
+
+
+def test_profile_changes_meet_creations_and_starts(
+    shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor
+) -> None:
+    """Whatever comes first: an instance has the id map that its config asks for, and nothing hangs."""
+    d = shared_daemon
+    d.do("POST", "/1.0/profiles", {"name": "p", "config": {}, "devices": {}})
+    profiles = ["default", "p"]
+    source = {"type": "image", "alias": busybox}
+
+    def create(number: int) -> str:
+        body = {"name": f"c{number}", "source": source, "profiles": profiles, "start": number % 2 == 0}
+        return ended(d, d.api("POST", "/1.0/instances", body))
+
+    made = threads.map(create, range(6))
+    for number in range(8):
+        value = "true" if number % 2 else "false"
+        d.do("PUT", "/1.0/profiles/p", {"config": {"security.privileged": value}})
+    assert {error[:3] for error in made} <= {"", "409"}
+    for instance in d.get("/1.0/instances?recursion=1"):
+        privileged = instance["expanded_config"]["security.privileged"] == "true"
+        assert (instance["config"]["volatile.idmap.next"] == "[]") == privileged
+    d.delete_instances()
+    d.do("DELETE", "/1.0/profiles/p")

@@ -205,6 +205,14 @@ def test_what_cannot_be_created_is_refused_at_once(request_: InstancesPost, erro
         create._refuse_what_is_not_there(request_)
 
 
+def test_what_the_daemon_alone_writes_is_not_taken_from_a_request() -> None:
+    own = {"volatile.idmap.current": "[]", "volatile.last_state.power": "RUNNING", "volatile.uuid": "x"}
+    request = InstancesPost(config={"user.a": "1", "volatile.eth0.name": "eth0", **own})
+    config = create._first_row("default", "c1", request, None).config
+    assert {"user.a": "1", "volatile.eth0.name": "eth0"}.items() <= config.items()
+    assert not any(config.get(key) == value for key, value in own.items())
+
+
 def a_running(name: str = "c1") -> Running:
     return Running(1, "default", name, 10, None, {}, {}, IdMap())
 

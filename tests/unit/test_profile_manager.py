@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,23 @@ class Follow:
         self.changes: list[tuple[ProfileRow, ProfileRow]] = []
         self.undone: list[str] = []
         self.refusal: Exception | None = None
+        self.inside = self.inside_at_undo = False
 
-    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
+    @asynccontextmanager
+    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> AsyncIterator[None]:
         self.changes.append((old, new))
-        undo.push(self.undone.append, new.name)
+        undo.push(self._undo, new.name)
         if self.refusal is not None:
             raise self.refusal
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+    def _undo(self, name: str) -> None:
+        self.undone.append(name)
+        self.inside_at_undo = self.inside
 
 
 @pytest.fixture
@@ -237,6 +249,8 @@ async def test_a_follower_that_refuses_undoes_the_whole(profiles: ProfileManager
     with pytest.raises(InvalidConfig, match="cannot take it"):
         await profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), anything)
     assert (first.undone, second.undone) == (["default"], ["default"])
+    assert first.inside_at_undo, "instances were let go before all was undone"
+    assert not first.inside
     assert (await profiles.get("default", "default"))[1].config == {}
     assert events.seen == []
 
@@ -252,9 +266,11 @@ async def test_an_invalid_change_reaches_no_follower(profiles: ProfileManager) -
 async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileManager) -> None:
     started, go = asyncio.Event(), asyncio.Event()
 
-    async def follow(old: ProfileRow, new: ProfileRow, undo: Rollback, /) -> None:
+    @asynccontextmanager
+    async def follow(old: ProfileRow, new: ProfileRow, undo: Rollback, /) -> AsyncIterator[None]:
         started.set()
         await go.wait()
+        yield
 
     profiles.on_change(follow)
     change = profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), anything)

@@ -12,6 +12,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
+from utsuwa.db.codes import State
 from utsuwa.db.engine import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
@@ -94,11 +95,11 @@ async def load(ctx: Context, project: str, name: str) -> Loaded:
         return merge(row, await profiles_named(conn, project, row.profiles))
 
 
-async def load_all(ctx: Context, project: str | None) -> list[Loaded]:
+async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
     """All ready instances of a project, or of all (None), by name, in a constant number of queries."""
     async with ctx.database.read() as conn:
         rows = await instance_rows.get_all(conn, project)
         profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, project)}
-    ready = [row for row in rows if row.state == "ready"]
-    ready.sort(key=lambda row: (row.project, row.name))
-    return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in ready]
+    wanted = [row for row in rows if row.state in states]
+    wanted.sort(key=lambda row: (row.project, row.name))
+    return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in wanted]

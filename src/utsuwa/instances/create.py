@@ -13,7 +13,7 @@ from pathlib import Path
 from utsuwa import devices as device_types
 from utsuwa.core import clock
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Forbidden, InvalidConfig, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
@@ -27,6 +27,9 @@ from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
 from utsuwa.security import apparmor, seccomp
 from utsuwa.wire.instances import InstanceSource, InstancesPost
+
+OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
+"""What the daemon alone writes, whatever a request says: a request leaves it as it is."""
 
 # fmt: off
 _FIRST = (
@@ -65,6 +68,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
     async with ctx.locks.hold("idmap"):
+        await _check_profiles(ctx, loaded)
         given = await identity.reserve(ctx, loaded)
         await networking.check(ctx, [loaded], given)
         config = {**row.config, **given}
@@ -72,6 +76,15 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
             row_id = await instance_rows.insert(conn, replace(row, config=config))
     await ctx.networks.refresh()
     return replace(loaded, row=replace(row, id=row_id, config=config)), image
+
+
+async def _check_profiles(ctx: Context, judged: Loaded) -> None:
+    """Raise Busy where a profile is not any more what the request was judged by."""
+    row = judged.row
+    async with ctx.database.read() as conn:
+        now = merge(row, await profiles_named(conn, row.project, row.profiles))
+    if now != judged:
+        raise Busy("A profile of the instance was changed at the same moment: try again")
 
 
 _UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
@@ -145,7 +158,7 @@ async def _find_image(ctx: Context, project: str, source: InstanceSource) -> Ima
 
 
 def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
-    config = {**request.config}
+    config = {key: value for key, value in request.config.items() if not key.startswith(OWN_VOLATILE)}
     if image is not None:
         config.update({f"image.{key}": value for key, value in image.properties.items()})
         config["volatile.base_image"] = image.fingerprint

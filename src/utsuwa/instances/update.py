@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 import msgspec
 
-from utsuwa.core.errors import InvalidConfig, NotSupportedYet
+from utsuwa.core.errors import InvalidConfig, NotFound, NotSupportedYet
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.codes import State
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
-from utsuwa.instances.create import check_by_liblxc, check_whole
+from utsuwa.instances.create import OWN_VOLATILE, check_by_liblxc, check_whole
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import InstancePatch, InstancePut
-
-_OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
-"""What the daemon alone writes: a request that lacks or changes it leaves it as it is."""
 
 
 async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
@@ -78,8 +76,8 @@ async def patch(ctx: Context, project: str, name: str, request: InstancePatch) -
 
 
 def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    kept = {key: value for key, value in old.items() if key.startswith(_OWN_VOLATILE)}
-    others = {key: value for key, value in new.items() if not key.startswith(_OWN_VOLATILE) and value != ""}
+    kept = {key: value for key, value in old.items() if key.startswith(OWN_VOLATILE)}
+    others = {key: value for key, value in new.items() if not key.startswith(OWN_VOLATILE) and value != ""}
     return {**others, **kept}
 
 
@@ -95,9 +93,9 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
 
 
 async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
-    new = await _judged(ctx, old, row)
+    # Under this lock no profile changes below the instance.
     async with ctx.locks.hold("idmap"), Rollback() as undo:
-        await networking.check(ctx, [new])
+        new = await _judged(ctx, old, row)
         (new,) = await change_all(ctx, [(old, new)], undo)
         async with ctx.database.write("update instance") as conn:
             await instance_rows.update(conn, new.row)
@@ -164,24 +162,35 @@ class ProfileFollower:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
 
-    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
-        """Called before the new profile is stored; `undo` runs where storing it fails."""
-        users = await self._users(old)
-        if not users:
-            return
-        async with AsyncExitStack() as locks:
-            for user in users:
-                await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
-            await locks.enter_async_context(self._ctx.locks.hold("idmap"))
+    @asynccontextmanager
+    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> AsyncIterator[None]:
+        """Entered before the new profile is stored, left after it, or after `undo` has run: nobody else
+        changes or starts the instances meanwhile, or makes one with the old profile.
+        """
+        async with await self._locked(old):
             await self._follow(old, new, undo)
+            yield
 
-    async def _users(self, profile: ProfileRow) -> list[Loaded]:
-        """By name: in the order in which their locks are taken everywhere."""
-        return [i for i in await load_all(self._ctx, profile.project) if profile.name in i.row.profiles]
+    async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
+        """The locks of all ready instances with the profile, by name as everywhere, and of the id maps."""
+        while True:
+            users = await self._users(profile, ("ready",))
+            async with AsyncExitStack() as locks:
+                for user in users:
+                    await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
+                await locks.enter_async_context(self._ctx.locks.hold("idmap"))
+                now = await self._users(profile, ("ready",))
+                if {user.key for user in now} <= {user.key for user in users}:
+                    return locks.pop_all()
+
+    async def _users(self, profile: ProfileRow, states: tuple[State, ...]) -> list[Loaded]:
+        found = await load_all(self._ctx, profile.project, states)
+        return [i for i in found if profile.name in i.row.profiles]
 
     async def _follow(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
         ctx = self._ctx
-        users = await self._users(old)
+        # Those that are just being made as well: they are started with what is stored now.
+        users = await self._users(old, ("ready", "creating"))
         async with ctx.database.read() as conn:
             profiles = {p.name: p for p in await profiles_named(conn, old.project, _all_profiles(users))}
         profiles[old.name] = new
@@ -201,7 +210,8 @@ class ProfileFollower:
         """All of them in one transaction: what a profile changes is changed everywhere or nowhere."""
         async with self._ctx.database.write("follow profile") as conn:
             for instance in instances:
-                await instance_rows.update(conn, instance.row)
+                with suppress(NotFound):  # its making has failed meanwhile
+                    await instance_rows.update(conn, instance.row)
         for instance in instances:
             _remember(self._ctx, instance)
 

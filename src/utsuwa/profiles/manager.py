@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -35,10 +36,13 @@ CheckEtag = Callable[[Any], None]
 class Follower(Protocol):
     """What applies a changed profile to the instances that use it."""
 
-    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback, /) -> None:
-        """Called before the new profile is stored; raising refuses the change as a whole.
+    def __call__(
+        self, old: ProfileRow, new: ProfileRow, undo: Rollback, /
+    ) -> AbstractAsyncContextManager[None]:
+        """Entered before the new profile is stored; raising then refuses the change as a whole.
 
-        What was done to instances is pushed to `undo`, which runs where a later step fails.
+        What is done to instances is pushed to `undo`, which runs where a later step fails. The block is
+        left only when the profile is stored, or all is undone: until then the instances stay locked.
         """
 
 
@@ -175,14 +179,14 @@ class ProfileManager:
         check_etag: CheckEtag,
         requestor: Requestor | None,
     ) -> None:
-        async with self._locks.hold(project, name), Rollback() as undo:
+        async with self._locks.hold(project, name), AsyncExitStack() as followed, Rollback() as undo:
             async with self._database.read() as conn:
                 old = await rows.get(conn, project, name)
             check_etag(etag_source(old))
             new = changed(old)
             await self._check(new)
             for follower in self._followers:
-                await follower(old, new, undo)
+                await followed.enter_async_context(follower(old, new, undo))
             async with self._database.write("update profile") as conn:
                 await rows.update(conn, new)
             undo.keep()

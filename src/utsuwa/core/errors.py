@@ -1,33 +1,35 @@
 """The tree of errors. Each class fixes a stable key and an HTTP status; the API maps nothing else.
 
-    UtsuwaError                 500  internal
-    ├── InvalidRequest          400  invalid-request
-    │   ├── InvalidName         400  invalid-name
-    │   ├── InvalidConfig       400  invalid-config
-    │   └── InvalidImage        400  invalid-image
-    ├── Unauthorized            401  unauthorized
-    ├── Forbidden               403  forbidden
-    ├── NotFound                404  not-found
-    ├── MethodNotAllowed        405  method-not-allowed
-    ├── Conflict                409  conflict
-    │   ├── AlreadyExists       409  already-exists
-    │   ├── Busy                409  busy
-    │   └── InUse               400  in-use            (400 is what LXD gives)
-    ├── PreconditionFailed      412  precondition-failed
-    ├── TooLarge                413  too-large
-    ├── NotSupportedYet         501  not-supported-yet
-    ├── Unavailable             503  unavailable
-    ├── OutOfSpace              507  out-of-space
-    ├── Cancelled               400  cancelled          (of operations)
-    └── HostError               500  host
-        ├── ProcessFailed       500  process-failed
-        └── StartFailed         500  start-failed
+UtsuwaError                 500  internal
+├── InvalidRequest          400  invalid-request
+│   ├── InvalidName         400  invalid-name
+│   ├── InvalidConfig       400  invalid-config
+│   └── InvalidImage        400  invalid-image
+├── Unauthorized            401  unauthorized
+├── Forbidden               403  forbidden
+├── NotFound                404  not-found
+├── MethodNotAllowed        405  method-not-allowed
+├── Conflict                409  conflict
+│   ├── AlreadyExists       409  already-exists
+│   ├── Busy                409  busy
+│   └── InUse               400  in-use            (400 is what LXD gives)
+├── PreconditionFailed      412  precondition-failed
+├── TooLarge                413  too-large
+├── NotSupportedYet         501  not-supported-yet
+├── Unavailable             503  unavailable
+├── OutOfSpace              507  out-of-space
+├── Cancelled               400  cancelled          (of operations)
+└── HostError               500  host
+    ├── ProcessFailed       500  process-failed
+    └── StartFailed         500  start-failed
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+TYPE_CHECKING = False  # the client imports this module, and `typing` would be a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import ClassVar
 
 
 class UtsuwaError(Exception):

@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,7 +128,7 @@ class World:
         there = sorted(self.instances)
         running = [name for name in there if self.instances[name].running]
         stopped = [name for name in there if not self.instances[name].running]
-        steps: list[Callable[[], Step]] = [self.image]
+        steps: list[Callable[[], Step]] = [self.image, self.pool]
         if len(there) < len(NAMES):
             steps += [self.create] * 2
         if running:
@@ -210,6 +210,19 @@ class World:
             return self._step("DELETE", url, None, 0.05, after)
         return self._step("POST", "/1.0/images", self.extra, 0.4, after)
 
+    def pool(self) -> Step:
+        url = "/1.0/storage-pools"
+        there = f"{url}/spare" in self.daemon.get(url)
+
+        def after(done: bool) -> None:
+            now = f"{url}/spare" in self.daemon.get(url)
+            assert not done or now != there, "a pool came back, or was lost"
+            assert now == (self.daemon.dir / "storage-pools" / "spare").exists()
+
+        if there:
+            return self._step("DELETE", f"{url}/spare", None, 0.05, after)
+        return self._step("POST", url, {"name": "spare", "driver": "overlay"}, 0.08, after)
+
     def _has_extra(self) -> bool:
         found = self.daemon.get("/1.0/images?recursion=1")
         return any(image["properties"]["name"] == EXTRA for image in found)
@@ -227,23 +240,23 @@ class World:
     def have(self, *, running: bool) -> str:
         """The name of an instance that runs, or does not; made or stopped or started where there is none."""
         if not self.instances:
-            step = self.create()
-            step.request.run()
-            step.after(True)
+            self._whole(self.create())
         name = min(self.instances)
         if self.instances[name].running != running:
-            step = self.start(name) if running else self.stop(name)
-            step.request.run()
-            step.after(True)
+            self._whole(self.start(name) if running else self.stop(name))
         return name
 
     def create_in_room(self) -> Step:
         """Create one, and delete another before where there are as many as there may be."""
         if len(self.instances) == len(NAMES):
-            step = self.delete(self.have(running=False))
-            step.request.run()
-            step.after(True)
+            self._whole(self.delete(self.have(running=False)))
         return self.create()
+
+    def _whole(self, step: Step) -> None:
+        """Do a step that nothing cuts off."""
+        step.request.run()
+        assert step.request.done, step.request.error
+        step.after(True)
 
     # ---- what must be true after every kill
 
@@ -316,7 +329,7 @@ def points(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def world(daemon: Daemon, busybox_image: Image, tmp_path: Path, points: Path) -> World:
+def world(daemon: Daemon, busybox_image: Image, tmp_path: Path, points: Path) -> Iterator[World]:
     daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
     extra = images.build_busybox(tmp_path, {"name": EXTRA}).unified
     assert extra is not None
@@ -326,7 +339,8 @@ def world(daemon: Daemon, busybox_image: Image, tmp_path: Path, points: Path) ->
     daemon.env |= {"PYTHONPATH": os.pathsep.join([str(patch), os.environ.get("PYTHONPATH", "")])}
     daemon.env |= {"UTSUWA_TEST_POINTS": str(points)}
     daemon.restart()
-    return World(daemon, random.Random(SEED), extra.read_bytes())
+    yield World(daemon, random.Random(SEED), extra.read_bytes())
+    say(daemon.log_tail(200))
 
 
 def say(text: str) -> None:
@@ -366,10 +380,13 @@ def test_kills_at_chosen_points(world: World, points: Path) -> None:
         "stop": lambda: world.stop(world.have(running=True)),
         "delete": lambda: world.delete(world.have(running=False)),
         "image again": world.image,
+        "pool": world.pool,
+        "pool again": world.pool,
     }
+    each = max(KILLS // len(steps), 1)
     for name, prepare in steps.items():
         count = passed(prepare(), points)
-        wanted = range(count) if not KILLS else sorted(world.random.sample(range(count), KILLS // len(steps)))
+        wanted = range(count) if not KILLS else sorted(world.random.sample(range(count), min(each, count)))
         for point in wanted:
             step = prepare()
             points.write_text(str(point))

@@ -295,7 +295,10 @@ def _explained(error: OSError, messages: list[str]) -> OSError | HostError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return error
     if error.errno == errno.EBUSY:
-        return HostError("Cannot mount the overlay: its upper layer is still in use by another mount")
+        return HostError(
+            "Cannot mount the overlay: its upper layer is still in use by another mount, "
+            "perhaps in the mount namespace of another program: try again when that has ended"
+        )
     if error.errno == errno.ESTALE:
         return HostError("Cannot mount the overlay: the image below it is not the one that it was made on")
     said = "; ".join(messages) or os.strerror(error.errno or 0)

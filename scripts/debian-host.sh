@@ -1,14 +1,22 @@
-# What `quickstart` and `test` do to a Debian 12 host; sourced by both. Everything here checks first
-# and is quick, silent and harmless where nothing is to be done.
-# shellcheck shell=bash
+# What `quickstart`, `offline-bundle` and `test` do to a host; sourced by all of them. Everything here
+# checks first and is quick, silent and harmless where nothing is to be done.
+# shellcheck shell=bash disable=SC2034,SC2154
 
-# What a running Utsuwa needs, and what builds the Debian image.
-RUNTIME_PACKAGES=(lxc lxcfs lxd-client squashfs-tools xz-utils zstd gzip bzip2 tar uidmap nftables iproute2
-    python3 python3-venv ca-certificates mmdebstrap debian-archive-keyring)
+# What a running Utsuwa needs.
+RUNTIME_PACKAGES=(lxc lxcfs squashfs-tools xz-utils zstd gzip bzip2 tar uidmap nftables dnsmasq-base iproute2
+    python3 python3-venv ca-certificates)
+# What builds the Debian image.
+IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
+# What the quick start shows at its end.
+SHOW_PACKAGES=(iputils-ping)
 # What the tests need on top.
-TEST_PACKAGES=(busybox-static acl attr libcap2-bin mount util-linux curl)
+TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
 ROOT_ID_RANGE=1000000:1000000000
+
+# More options of apt-get and of pip; `use_offline` sets them.
+APT_OPTIONS=()
+PIP_OPTIONS=()
 
 say() { echo "==> $*"; }
 
@@ -17,13 +25,26 @@ fail() {
     exit 1
 }
 
-require_debian_root() {
-    local ID="" VERSION_ID="" PRETTY_NAME="an unknown system"
+require_root() {
+    [ "$(id -u)" -eq 0 ] || fail "root is needed; run it as root, for example with sudo"
+}
+
+# What this system is, such as "debian 12".
+host_system() {
+    local ID=unknown VERSION_ID=""
     # shellcheck source=/dev/null
     [ ! -r /etc/os-release ] || . /etc/os-release
-    [ "$ID" = debian ] && [ "$VERSION_ID" = 12 ] ||
-        fail "this script is for Debian 12, and this is $PRETTY_NAME; run it in a Debian 12 machine, or install by hand as docs/architecture.md says"
-    [ "$(id -u)" -eq 0 ] || fail "root is needed; run it as root, for example with sudo"
+    echo "$ID${VERSION_ID:+ $VERSION_ID}"
+}
+
+# require_system SYSTEM...: this host is one of them.
+require_system() {
+    local here system
+    here=$(host_system)
+    for system in "$@"; do
+        [ "$here" != "$system" ] || return 0
+    done
+    fail "this script knows $(printf '%s, ' "$@" | sed 's/, $//'), and this is $here: install Python 3.11 with venv, liblxc 5 with lxc-start, lxcfs, squashfs-tools, newuidmap, nftables, dnsmasq and iproute2 by hand, and go on as docs/architecture.md says"
 }
 
 # ensure_packages NAME...: install the missing ones, without recommended packages.
@@ -41,10 +62,10 @@ ensure_packages() {
 apt_get() {
     local log
     log=$(mktemp)
-    if ! DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1 </dev/null; then
+    if ! DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Use-Pty=0 "${APT_OPTIONS[@]}" "$@" >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         rm -f "$log"
-        fail "apt-get $1 failed, see above; check the network and /etc/apt/sources.list"
+        fail "apt-get $1 failed, see above; $([ ${#APT_OPTIONS[@]} -eq 0 ] && echo 'check the network and /etc/apt/sources.list' || echo 'fill the folder anew with scripts/offline-bundle')"
     fi
     rm -f "$log"
 }
@@ -74,8 +95,16 @@ make_venv() {
     [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
     say "Installing Utsuwa into $folder"
     /usr/bin/python3 -m venv --clear "$folder"
-    "$folder/bin/python" -m pip install -qq --disable-pip-version-check "$@" </dev/null ||
-        fail "pip could not install what Utsuwa needs, see above; check the network and pip's configuration"
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check "${PIP_OPTIONS[@]}" "$@" </dev/null ||
+        fail "pip could not install what Utsuwa needs, see above; $([ ${#PIP_OPTIONS[@]} -eq 0 ] && echo "check the network and pip's configuration" || echo 'fill the folder anew with scripts/offline-bundle')"
     echo "$stamp" >"$folder/.stamp"
     VENV_CHANGED=true
+}
+
+# copy_source FOLDER: what a package is built from. setuptools leaves files beside its sources, and would
+# install them the next time.
+copy_source() {
+    mkdir "$1"
+    cp -r "$root"/{src,pyproject.toml,README.md,LICENSE} "$1/"
+    rm -rf "$1"/src/*.egg-info
 }

@@ -1,0 +1,129 @@
+# `quickstart --uninstall`; sourced by it. It does not rely on a daemon that works: what a broken one has
+# left behind is taken away as well, and what is gone already is passed over.
+# shellcheck shell=bash disable=SC2154
+
+# Where the completion of each shell looks for other programs' scripts.
+declare -A COMPLETIONS=(
+    [bash]=/usr/local/share/bash-completion/completions/utsuwa
+    [zsh]=/usr/local/share/zsh/site-functions/_utsuwa
+    [fish]=/usr/local/share/fish/vendor_completions.d/utsuwa.fish
+)
+
+# uninstall YES: take away program, daemon and state; asks unless YES is true.
+uninstall() {
+    is_ours "$prefix" .stamp && is_ours "$UTSUWA_DIR" utsuwa.lock
+    [ "$1" = true ] || confirm
+    stop_everything
+    remove_units
+    remove_networks
+    remove_mounts
+    remove_cgroups
+    say "Removing $UTSUWA_DIR and $prefix"
+    rm -rf --one-file-system "$UTSUWA_DIR" "$prefix"
+    rm -f "$log"
+    if [ "$prefix" = "$DEFAULT_PREFIX" ]; then
+        remove_links
+    fi
+    if [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] && getent group "$GROUP" >/dev/null; then
+        groupdel "$GROUP"
+    fi
+    say "Utsuwa is gone. Packages stay, and root's ids in /etc/subuid and /etc/subgid, which others may use"
+}
+
+# is_ours FOLDER FILE: what is to be removed is what was installed, and not somebody's home folder.
+is_ours() {
+    [ ! -e "$1" ] || [ -e "$1/$2" ] || [ -z "$(ls -A "$1")" ] ||
+        fail "$1 does not look like Utsuwa's ($2 is missing in it); look at it and remove it by hand"
+}
+
+confirm() {
+    local answer=""
+    [ -t 0 ] || fail "this deletes every container and image in $UTSUWA_DIR for good; run it again with --yes"
+    read -r -p "Delete every container and image in $UTSUWA_DIR, and Utsuwa itself, for good? (yes/no) " answer
+    [ "$answer" = yes ] || fail "nothing was changed"
+}
+
+# The daemon knows best how to end containers: one that does not run is started for it once more.
+stop_everything() {
+    local pid
+    [ -d "$UTSUWA_DIR/database" ] || return 0
+    say "Stopping all containers and the daemon"
+    if [ -x "$prefix/bin/utsuwad" ]; then
+        if ! is_up 2; then
+            setsid "$prefix/bin/utsuwad" </dev/null >/dev/null 2>&1 &
+        fi
+        is_up 30 && "$prefix/bin/utsuwad" shutdown --force --timeout 60 || true
+    fi
+    if pid=$(daemon_pid); then
+        kill -KILL "$pid" || true
+    fi
+    kill_containers
+}
+
+kill_containers() {
+    local folder
+    for folder in "$UTSUWA_DIR"/containers/*; do
+        [ -L "$folder" ] && [ -n "$(type -P lxc-stop)" ] || continue
+        lxc-stop --lxcpath "$UTSUWA_DIR/containers" --name "$(basename "$folder")" --kill --nolock 2>/dev/null || true
+    done
+}
+
+remove_units() {
+    local unit
+    uses_systemd || return 0
+    systemctl disable -q --now "${UNITS[@]}" 2>/dev/null || true
+    for unit in "${UNITS[@]}"; do
+        rm -f "/etc/systemd/system/$unit"
+    done
+    systemctl daemon-reload
+}
+
+# What the daemon names its table, cgroup and AppArmor profiles: utsuwa-<hash of the state folder>.
+owner_name() {
+    echo "utsuwa-$(printf %s "$(realpath -m "$UTSUWA_DIR")" | sha256sum | cut -c 1-8)"
+}
+
+# Each network has a folder; the bridge has its name.
+remove_networks() {
+    local folder name pid owner
+    for folder in "$UTSUWA_DIR"/networks/*/; do
+        [ -d "$folder" ] || continue
+        name=$(basename "$folder")
+        pid=$(cat "$folder/dnsmasq.pid" 2>/dev/null) || true
+        if [ -n "$pid" ] && grep -qsaF "$folder" "/proc/$pid/cmdline"; then
+            kill "$pid" || true
+        fi
+        if [ -d "/sys/class/net/$name/bridge" ]; then
+            ip link delete "$name"
+        fi
+    done
+    owner=$(owner_name)
+    if [ -n "$(type -P nft)" ] && nft list tables 2>/dev/null | grep -qx "table inet $owner"; then
+        nft delete table inet "$owner"
+    fi
+}
+
+# The last mounted first; a mount that something still uses goes when that ends.
+remove_mounts() {
+    local target
+    awk -v top="$(realpath -m "$UTSUWA_DIR")/" 'index($5, top) == 1 { print $5 }' /proc/self/mountinfo | tac |
+        while read -r target; do
+            target=$(printf %b "$target")
+            umount "$target" 2>/dev/null || umount --lazy "$target" || true
+        done
+}
+
+remove_cgroups() {
+    local folder
+    while read -r folder; do
+        find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    done < <(find /sys/fs/cgroup -type d -name "$(owner_name)" 2>/dev/null)
+}
+
+remove_links() {
+    local link
+    for link in /usr/local/bin/utsuwa*; do
+        [ -L "$link" ] && [[ $(readlink "$link") == "$prefix"/* ]] && rm -f "$link"
+    done
+    rm -f "${COMPLETIONS[@]}"
+}

@@ -1,0 +1,118 @@
+"""The quick start's arguments, and what it refuses before anything is changed; nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SCRIPTS / script), *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def shell(text: str) -> str:
+    """What a few lines print that have the functions of the scripts."""
+    prelude = (
+        f"set -euo pipefail; root={SCRIPTS.parent}; . {SCRIPTS}/debian-host.sh; . {SCRIPTS}/uninstall.sh\n"
+    )
+    ended = subprocess.run(["bash", "-c", prelude + text], capture_output=True, text=True, check=False)
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("script", ["quickstart", "offline-bundle"])
+def test_help_tells_of_the_options(script: str) -> None:
+    ended = run(script, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert f"scripts/{script}" in ended.stdout
+    assert "#" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fast"], "'--fast' is not an option; see quickstart --help"),
+        (["first"], "'first' is not an option"),
+        (["--offline"], "--offline needs a folder"),
+        (["--offline", ""], "--offline needs a folder"),
+        (["--uninstall", "--offline", "/x"], "cannot be used together"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], words: str) -> None:
+    ended = run("quickstart", *arguments)
+    assert ended.returncode == 1
+    assert words in ended.stderr
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("place", ["relative/state", "/has space", "/has'quote", "/has\nline"])
+@pytest.mark.parametrize("variable", ["UTSUWA_DIR", "UTSUWA_PREFIX"])
+def test_places_that_cannot_be_used(variable: str, place: str) -> None:
+    ended = run("quickstart", **{variable: place})
+    assert ended.returncode == 1
+    assert "are absolute paths without spaces and quotes" in ended.stderr
+
+
+@pytest.mark.root
+def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
+    assert "there is no folder" in run("quickstart", "--offline", str(tmp_path / "none")).stderr
+    assert "is not a whole bundle" in run("quickstart", "--offline", str(tmp_path)).stderr
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "rootfs.squashfs").touch()
+    (tmp_path / "Packages").touch()
+    (tmp_path / "made-for").write_text("debian 99 m68k\n")
+    assert "was made for debian 99 m68k, and this is" in run("quickstart", "--offline", str(tmp_path)).stderr
+
+
+@pytest.mark.root
+def test_uninstall_wants_to_be_told_and_takes_only_what_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "utsuwa.lock").touch()
+    (tmp_path / "program").mkdir()
+    here = {"UTSUWA_DIR": str(tmp_path / "state"), "UTSUWA_PREFIX": str(tmp_path / "program")}
+    assert "run it again with --yes" in run("quickstart", "--uninstall", **here).stderr
+
+    (tmp_path / "program" / "diary").touch()
+    ended = run("quickstart", "--uninstall", "--yes", **here)
+    assert "does not look like Utsuwa's (.stamp is missing in it)" in ended.stderr
+    assert (tmp_path / "program" / "diary").exists()
+    assert (tmp_path / "state" / "utsuwa.lock").exists()
+
+    (tmp_path / "program" / ".stamp").touch()
+    ended = run("quickstart", "--uninstall", "--yes", **here)
+    assert ended.returncode == 0, ended.stderr
+    assert not list(tmp_path.iterdir())
+    assert run("quickstart", "--uninstall", "--yes", **here).returncode == 0, "a second time nothing is there"
+
+
+def test_other_systems_hear_what_to_install_by_hand() -> None:
+    told = shell('host_system() { echo "fedora 40"; }; require_system "debian 12" "ubuntu 24.04"')
+    assert "knows debian 12, ubuntu 24.04, and this is fedora 40: install Python 3.11" in told
+    assert told.count("\n") == 1
+    assert (
+        shell('host_system() { echo "debian 12"; }; require_system "debian 13" "debian 12"; echo ok')
+        == "ok\n"
+    )
+
+
+def test_owner_is_named_as_the_daemon_names_it(tmp_path: Path) -> None:
+    from utsuwa.core.paths import StatePaths
+    from utsuwa.daemon.app import owner_name
+
+    (tmp_path / "link").symlink_to(tmp_path)
+    folder = tmp_path / "link" / "state"
+    expected = owner_name(StatePaths(folder.resolve()))
+    assert shell(f"UTSUWA_DIR={folder} owner_name").strip() == expected

@@ -128,6 +128,23 @@ def test_deletions_meet_each_other_and_a_start(
     assert there(d, "c1") == (errors[0] != "" and errors[2] != "")
 
 
+def test_of_many_changes_by_one_etag_one_wins(
+    shared_daemon: Daemon, busybox: str, threads: ThreadPoolExecutor
+) -> None:
+    d = shared_daemon
+    d.do("POST", "/1.0/instances", {"name": "c1", "source": {"type": "image", "alias": busybox}})
+    for method in ("PATCH", "PUT"):
+        known = d.api("GET", url("c1"))
+        etag = {"If-Match": known.headers["etag"]}
+
+        def change(number: int, method: str = method, known: Reply = known) -> bool:
+            config = {**known.metadata["config"], "user.n": f"{method} {number}"}
+            reply = d.api(method, url("c1"), {**known.metadata, "config": config}, headers=etag)  # noqa: B023
+            return reply.status == 200 or (reply.status == 202 and ended(d, reply) == "")
+
+        assert list(threads.map(change, range(6))).count(True) == 1
+
+
 def test_ephemeral_ones_are_gone_when_the_stop_is_done(shared_daemon: Daemon, busybox: str) -> None:
     d = shared_daemon
     for number in range(3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -12,6 +13,7 @@ from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
 from utsuwa.core.names import check_instance_name
 from utsuwa.instances.manager import ACTIONS
+from utsuwa.instances.model import Loaded
 from utsuwa.operations.operations import INTERNAL_ERROR, Operation
 from utsuwa.wire.instances import (
     BulkState,
@@ -171,16 +173,21 @@ def _editable(record: Instance) -> list[object]:
 async def put_instance(request: Request) -> Result:
     body = await request.body(InstancePut)
     manager, name = request.services.instances, request.params["name"]
-    request.check_etag(_editable(manager.record(await manager.load(request.project, name))))
+    check = partial(_check_etag, request)
+    check(await manager.load(request.project, name))
     await manager.check_put(request.project, name, body)
-    return _run(request, "Updating instance", [name], lambda: manager.put(request.project, name, body))
+    # Checked again when its turn comes: another request may be before it.
+    return _run(request, "Updating instance", [name], lambda: manager.put(request.project, name, body, check))
+
+
+def _check_etag(request: Request, instance: Loaded) -> None:
+    request.check_etag(_editable(request.services.instances.record(instance)))
 
 
 async def patch_instance(request: Request) -> Result:
     body = await request.body(InstancePatch)
     manager, name = request.services.instances, request.params["name"]
-    request.check_etag(_editable(manager.record(await manager.load(request.project, name))))
-    await manager.patch(request.project, name, body)
+    await manager.patch(request.project, name, body, partial(_check_etag, request))
     return Empty()
 
 

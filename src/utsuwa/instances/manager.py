@@ -117,11 +117,11 @@ class InstanceManager:
         """Raise what `put` would raise for the request itself, before work begins in the background."""
         await update.check_put(self._ctx, project, name, request)
 
-    async def put(self, project: str, name: str, request: InstancePut) -> None:
-        await update.put(self._ctx, project, name, request)
+    async def put(self, project: str, name: str, request: InstancePut, check: update.Check) -> None:
+        await update.put(self._ctx, project, name, request, check)
 
-    async def patch(self, project: str, name: str, request: InstancePatch) -> None:
-        await update.patch(self._ctx, project, name, request)
+    async def patch(self, project: str, name: str, request: InstancePatch, check: update.Check) -> None:
+        await update.patch(self._ctx, project, name, request, check)
 
     async def rename(self, project: str, name: str, new: str) -> None:
         await rename.rename(self._ctx, project, name, new)

@@ -52,8 +52,8 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
     paths = ctx.runtime_paths(instance)
+    undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)  # or cancelled in mid-mount
     rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
-    undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)
     await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks)
     steps = await device_steps.start_all(host, undo)

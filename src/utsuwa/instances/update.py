@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -20,6 +20,9 @@ from utsuwa.instances.create import OWN_VOLATILE, check_by_liblxc, check_whole
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import InstancePatch, InstancePut
 
+Check = Callable[[Loaded], None]
+"""Told the instance as it is when nobody else can change it; raises where its client knew another."""
+
 
 async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
     """Raise at once what `put` would find wrong with the request itself."""
@@ -27,13 +30,16 @@ async def check_put(ctx: Context, project: str, name: str, request: InstancePut)
     await _judged(ctx, old, _replaced(old, request))
 
 
-async def put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
+async def put(
+    ctx: Context, project: str, name: str, request: InstancePut, check: Check = lambda _: None
+) -> None:
     """Replace the editable part of an instance; a container that runs is changed with it.
 
-    Raises InvalidConfig, NotFound (profiles) or InvalidRequest, everything being as before.
+    Raises InvalidConfig, NotFound (profiles), InvalidRequest or what `check` does, all being as before.
     """
     async with ctx.locks.hold("instance", project, name):
         old = await load(ctx, project, name)
+        check(old)
         await _apply(ctx, old, _replaced(old, request))
     ctx.lifecycle("updated", project, name)
 
@@ -52,10 +58,13 @@ def _replaced(old: Loaded, request: InstancePut) -> InstanceRow:
     )
 
 
-async def patch(ctx: Context, project: str, name: str, request: InstancePatch) -> None:
-    """Merge a part into an instance: config by key (an empty value stays as one), devices by name."""
+async def patch(
+    ctx: Context, project: str, name: str, request: InstancePatch, check: Check = lambda _: None
+) -> None:
+    """Merge a part into an instance: config by key (an empty value removes it), devices by name."""
     async with ctx.locks.hold("instance", project, name):
         old = await load(ctx, project, name)
+        check(old)
         row = old.row
         if not isinstance(request.config, msgspec.UnsetType):
             merged = {**row.config, **request.config}

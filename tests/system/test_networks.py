@@ -220,6 +220,23 @@ def test_two_containers_reach_each_other_by_name_and_the_host_reaches_both(net: 
     assert (in_use.status, "in use" in in_use.error) == (400, True)
 
 
+@pytest.mark.debian
+def test_debian_gets_addresses_and_names_by_itself(own_net: Daemon, debian_image: Image) -> None:
+    own_net.import_image(debian_image.metadata, debian_image.rootfs, alias="debian")
+    create(own_net, "br")
+    nic = {"type": "nic", "name": "eth0", "network": "br"}
+    for name in ("d1", "d2"):
+        source = {"type": "image", "alias": "debian"}
+        own_net.do("POST", "/1.0/instances", {"name": name, "source": source, "devices": {"eth0": nic}})
+        own_net.do("PUT", f"/1.0/instances/{name}/state", {"action": "start"})
+
+    def known() -> bool:
+        return own_net.lxc("exec", "d1", "--", "getent", "ahosts", "d2.lxd", check=False).returncode == 0
+
+    until(known, 60)
+    own_net.lxc("exec", "d1", "--", "ping", "-c1", "-W3", "d2.lxd")
+
+
 def test_names_follow_their_instances(net: Daemon) -> None:
     create(net, "br")
     launch(net, "c1", "br", dhcp=False)

@@ -60,7 +60,8 @@ class Host(BridgeDriver):
         self._note("stop" if keep_files else "down", network)
 
     async def tell_hosts(self, bridge: BridgeSettings, ports: Any) -> None:
-        return
+        if "hosts" in self.fails:
+            raise self.fails["hosts"]
 
 
 @pytest.fixture
@@ -278,6 +279,15 @@ async def test_a_network_that_the_host_refuses_is_tried_again(
         await networks.bridge_for("eth0", "br9", managed=True)
     with pytest.raises(InvalidConfig, match="no bridge 'br9'"):
         await networks.bridge_for("eth0", "br9", managed=False)
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), HostError("no")])
+async def test_names_that_cannot_be_told_are_logged(
+    networks: NetworkManager, host: Host, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    host.fails["hosts"] = failure
+    await make(networks)
+    assert "does not know all names" in caplog.text
 
 
 async def test_shut_down(networks: NetworkManager, host: Host) -> None:

@@ -24,30 +24,31 @@ class Host:
     def __init__(self) -> None:
         self.chains: list[dict[str, Any]] = []
         self.docker: list[str] | None = None
+        self.docker6: list[str] | None = None
         self.transactions: list[list[dict[str, Any]]] = []
 
     async def run(
         self, argv: Sequence[str], *, stdin: bytes | None = None, accept: Sequence[int] = (0,)
     ) -> Completed:
-        if argv[0] == "iptables":
-            return self._iptables(argv)
+        if argv[0] in ("iptables", "ip6tables"):
+            return self._iptables(argv, self.docker if argv[0] == "iptables" else self.docker6)
         if stdin is not None:
             self.transactions.append(json.loads(stdin)["nftables"])
             return Completed(tuple(argv), 0, b"", b"")
         found = [{"chain": chain} for chain in self.chains if chain["family"] == argv[4]]
         return Completed(tuple(argv), 0, json.dumps({"nftables": found}).encode(), b"")
 
-    def _iptables(self, argv: Sequence[str]) -> Completed:
-        if self.docker is None:
+    def _iptables(self, argv: Sequence[str], chain: list[str] | None) -> Completed:
+        if chain is None:
             raise ProcessFailed(argv, 1, "No chain/target/match by that name.")
         verb, rule = argv[2], " ".join(argv[4:])
         match verb:
             case "-I":
-                self.docker.insert(0, rule)
-            case "-C" | "-D" if rule not in self.docker:
+                chain.insert(0, rule)
+            case "-C" | "-D" if rule not in chain:
                 raise ProcessFailed(argv, 1, "Bad rule")
             case "-D":
-                self.docker.remove(rule)
+                chain.remove(rule)
             case _:
                 pass
         return Completed(tuple(argv), 0, b"", b"")
@@ -86,6 +87,15 @@ async def test_rules_of_docker_follow_the_settings(host: Host) -> None:
     await table.apply(bridge())
     await table.remove("br0")
     assert host.docker == others
+
+
+async def test_docker_with_ipv6(host: Host) -> None:
+    host.docker, host.docker6 = [], []
+    await Rules(TABLE).apply(bridge(ipv6_address="fd42:1::1/64"))
+    assert host.docker6 == [f"-o br0 {MARK}", f"-i br0 {MARK}"]
+    assert len(host.docker) == 2
+    await Rules(TABLE).apply(bridge())
+    assert host.docker6 == []
 
 
 async def test_a_closed_chain_is_named_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
+from utsuwa.core.errors import UtsuwaError
 from utsuwa.host import bridges
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers
@@ -49,14 +51,24 @@ class BridgeDriver:
         await self._servers.test(bridge)
 
     async def down(self, network: str, external: Collection[str] = (), *, keep_files: bool = False) -> None:
-        """Take the bridge, its rules and its dnsmasq away; safe to repeat."""
-        if keep_files:
-            await self._servers.stop(network)
-        else:
-            await self._servers.remove(network)
-        await self._rules.remove(network)
-        await asyncio.to_thread(bridges.release, network, external)
-        await asyncio.to_thread(bridges.delete, network)
+        """Take the bridge, its rules and its dnsmasq away; safe to repeat.
+
+        What cannot be taken away does not keep the rest: the first failure is raised at the end.
+        """
+        steps: tuple[Callable[[], Awaitable[None]], ...] = (
+            partial(self._servers.stop if keep_files else self._servers.remove, network),
+            partial(self._rules.remove, network),
+            partial(asyncio.to_thread, bridges.release, network, external),
+            partial(asyncio.to_thread, bridges.delete, network),
+        )
+        failures: list[UtsuwaError] = []
+        for step in steps:
+            try:
+                await step()
+            except UtsuwaError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def tell_hosts(self, bridge: BridgeSettings, ports: Collection[Port]) -> None:
         """Have dnsmasq know the names and static addresses of the network's ports."""

@@ -313,13 +313,19 @@ class NetworkManager:
                 check_unmanaged(port)
 
     async def refresh(self) -> None:
-        """Have every dnsmasq know the instances' names and static addresses as they are now."""
+        """Have every dnsmasq know the instances' names and static addresses as they are now.
+
+        Where that fails the log says so: what the instances themselves are is settled by then.
+        """
         if not self._up:
             return
         async with self._locks.hold("hosts"):
             ports = await self._ports()
             for bridge in list(self._up.values()):
-                await self._driver.tell_hosts(bridge, ports)
+                try:
+                    await self._driver.tell_hosts(bridge, ports)
+                except (UtsuwaError, OSError) as error:
+                    log.error("network %r does not know all names of its instances: %s", bridge.name, error)
 
     async def bridge_for(self, device: str, bridge: str, managed: bool) -> BridgeSettings | None:
         """What a device that is about to start is joined to; None for a bridge that is not the daemon's.

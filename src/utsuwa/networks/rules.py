@@ -15,6 +15,8 @@ from utsuwa.networks.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
+_TOOLS = {4: "iptables", 6: "ip6tables"}
+_FAMILIES = {4: "ip", 6: "ip6"}
 Rule = tuple[str, ...]
 
 _DOCKER_USER = "DOCKER-USER"
@@ -32,8 +34,9 @@ class Rules:
         """Put a network's rules in force, in place of those that it had, all at once."""
         await _nft(firewall.replace(self.table, bridge))
         closed = await self._closed_chains()
-        if await self._enter_docker(bridge):
-            closed = [chain for chain in closed if chain["family"] != "ip"]
+        for version, tool in _TOOLS.items():
+            if await self._enter_docker(bridge, version, tool):
+                closed = [chain for chain in closed if chain["family"] != _FAMILIES[version]]
         if any(family.firewall and family.routing for family in bridge.families):
             self._warn(bridge.name, closed)
 
@@ -67,31 +70,33 @@ class Rules:
                     network,
                 )
 
-    async def _enter_docker(self, bridge: BridgeSettings) -> bool:
+    async def _enter_docker(self, bridge: BridgeSettings, version: int, tool: str) -> bool:
         """Have Docker's chain for others accept the network; gives whether there is such a chain.
 
         By `iptables`: rules of nftables' own in that table would hide it from Docker's tools.
         """
-        if not await _docker_listens():
+        if not await _docker_listens(tool):
             return False
-        family = bridge.ipv4
+        family = bridge.ipv4 if version == 4 else bridge.ipv6
         wanted: list[Rule] = []
         if family is not None and family.firewall and family.routing:
             # Behind NAT nobody outside calls: answers are enough, and the host stays as closed as it was.
             wanted = [self._way_out(bridge.name), self._way_in(bridge.name, answers=family.nat)]
         for rule in wanted:
-            if not await _succeeds("iptables", "-w", "-C", _DOCKER_USER, *rule):
-                await run(["iptables", "-w", "-I", _DOCKER_USER, *rule])
-        await self._forget_docker(rule for rule in self._docker_rules(bridge.name) if rule not in wanted)
+            if not await _succeeds(tool, "-w", "-C", _DOCKER_USER, *rule):
+                await run([tool, "-w", "-I", _DOCKER_USER, *rule])
+        unwanted = [rule for rule in self._docker_rules(bridge.name) if rule not in wanted]
+        await self._forget_docker(tool, unwanted)
         return True
 
     async def _leave_docker(self, network: str) -> None:
-        if await _docker_listens():
-            await self._forget_docker(self._docker_rules(network))
+        for tool in _TOOLS.values():
+            if await _docker_listens(tool):
+                await self._forget_docker(tool, self._docker_rules(network))
 
-    async def _forget_docker(self, rules: Iterable[Rule]) -> None:
+    async def _forget_docker(self, tool: str, rules: Iterable[Rule]) -> None:
         for rule in rules:
-            while await _succeeds("iptables", "-w", "-D", _DOCKER_USER, *rule):
+            while await _succeeds(tool, "-w", "-D", _DOCKER_USER, *rule):
                 pass
 
     def _docker_rules(self, network: str) -> Iterator[Rule]:
@@ -112,10 +117,10 @@ class Rules:
         return ("-m", "comment", "--comment", f"{self.table}:{network}", "-j", "ACCEPT")
 
 
-async def _docker_listens() -> bool:
-    if shutil.which("iptables", path=PATH) is None:
+async def _docker_listens(tool: str) -> bool:
+    if shutil.which(tool, path=PATH) is None:
         return False
-    return await _succeeds("iptables", "-w", "-n", "-L", _DOCKER_USER)
+    return await _succeeds(tool, "-w", "-n", "-L", _DOCKER_USER)
 
 
 async def _succeeds(*argv: str) -> bool:

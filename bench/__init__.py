@@ -1,0 +1,1 @@
+"""Utsuwa measured beside its peers, on one machine, turn by turn."""

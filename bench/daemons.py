@@ -1,0 +1,270 @@
+"""The daemons under test, each in namespaces and a state folder of its own; nothing of them stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.images import Image
+from tests.support.netbox import NetBox
+
+from bench import wire
+from bench.wire import Wire
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 60
+STOP_SECONDS = 60
+CLIENT_SECONDS = 90
+# As the quick start writes it; pip's own launcher takes longer than most commands.
+LAUNCHER = """\
+#!/usr/bin/python3 -IS
+import sys
+
+sys.path += {path!r}
+
+from utsuwa.cli.main import main
+
+sys.exit(main())
+"""
+
+
+class Missing(Exception):
+    """A daemon cannot be measured on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a daemon is started, told to end, and talked to."""
+
+    name: str
+    command: tuple[str, ...]
+    folder_variable: str
+    client: tuple[str, ...]
+    pools: tuple[str, ...]
+    """Drivers of its pools, the best one first."""
+    version: tuple[str, ...]
+    ours: bool = False
+
+
+UTSUWA = Kind(
+    name="utsuwa",
+    command=(sys.executable, "-m", "utsuwa.daemon.main", "--group", "root"),
+    folder_variable="UTSUWA_DIR",
+    client=("lxc",),
+    pools=("overlay", "dir"),
+    version=(sys.executable, "-m", "utsuwa.daemon.main", "--version"),
+    ours=True,
+)
+LXD = Kind(
+    name="lxd",
+    command=("lxd", "--group", "root"),
+    folder_variable="LXD_DIR",
+    client=("lxc",),
+    pools=("btrfs", "dir"),
+    version=("lxd", "--version"),
+)
+INCUS = Kind(
+    name="incus",
+    command=("/usr/libexec/incus/incusd", "--group", "root"),
+    folder_variable="INCUS_DIR",
+    client=("incus",),
+    pools=("btrfs", "dir"),
+    version=("/usr/libexec/incus/incusd", "--version"),
+)
+KINDS = (UTSUWA, LXD, INCUS)
+
+
+def version_of(kind: Kind) -> str:
+    """What the program calls itself. Raises Missing where it is not installed."""
+    if shutil.which(kind.version[0]) is None:
+        raise Missing(f"{kind.name} is not installed ({Path(kind.version[0]).name} is not there)")
+    done = subprocess.run(kind.version, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
+    if done.returncode:
+        raise Missing(f"{kind.name} does not tell its version: {done.stderr.strip()[-200:]}")
+    return done.stdout.strip()
+
+
+class Daemon:
+    """A running one; made by `start`, ended by `close`."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.pools: tuple[str, ...] = ()
+        self.problems: dict[str, str] = {}
+        """Pools that could not be made, with the reason."""
+        # Containers' ids pass through to their root file systems; unix sockets allow 107 bytes.
+        self.home = Path(tempfile.mkdtemp(prefix="ub-", dir=os.environ.get("UTSUWA_BENCH_DIR", "/var/tmp")))
+        self.home.chmod(0o711)
+        self.dir = self.home / "d"
+        self.dir.mkdir(mode=0o711)
+        self.socket = self.dir / "unix.socket"
+        self.wire = Wire(self.socket)
+        self.box = NetBox()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
+
+    # ---- its life
+
+    def start(self) -> None:
+        """Start it, make its pools and the default profile. Raises Missing with the reason."""
+        with (self.home / "daemon.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.box.prefix, *self.kind.command],
+                env=self._environment({self.kind.folder_variable: str(self.dir)}),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_ready()
+        self.pools = tuple(driver for driver in self.kind.pools if self._make_pool(driver))
+        if not self.pools:
+            raise Missing(f"{self.name} could make no pool: {'; '.join(self.problems.values())}")
+        devices = {
+            "root": {"type": "disk", "path": "/", "pool": self.pools[0]},
+            "eth0": {"type": "nic", "nictype": "p2p", "name": "eth0"},
+        }
+        self.wire.do("PATCH", "/1.0/profiles/default", {"devices": devices})
+
+    def _wait_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError, wire.WireError, ValueError):
+                self.wire.get("/1.0/instances")
+                return
+            if self.process.poll() is not None:
+                raise Missing(f"{self.name} ended with {self.process.returncode}: {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise Missing(f"{self.name} is not ready after {START_SECONDS} s: {self._log_tail()}")
+            time.sleep(0.05)
+
+    def _log_tail(self) -> str:
+        lines = (self.home / "daemon.log").read_text(errors="replace").splitlines()
+        return " | ".join(lines[-3:])
+
+    def _make_pool(self, driver: str) -> bool:
+        config = {"size": "8GiB"} if driver == "btrfs" else {}
+        try:
+            self.wire.do("POST", "/1.0/storage-pools", {"name": driver, "driver": driver, "config": config})
+        except wire.WireError as error:
+            self.problems[driver] = str(error)
+            return False
+        return True
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def close(self) -> list[str]:
+        """Delete all it has, end it, remove its folder; returns what went wrong in that."""
+        problems = []
+        for step in (self._clean, self._stop, self._sweep):
+            try:
+                step()
+            except Exception as error:
+                problems.append(f"{self.name}: {step.__name__.strip('_')}: {error}")
+        self.wire.close()
+        self.box.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+        if self.home.exists():
+            problems.append(f"{self.name}: {self.home} could not be removed")
+        return problems
+
+    def _clean(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        for instance in self.wire.get("/1.0/instances?recursion=1"):
+            wire.remove(self.wire, instance["name"])
+        for image in self.wire.get("/1.0/images?recursion=1"):
+            self.wire.do("DELETE", f"/1.0/images/{image['fingerprint']}")
+        self.wire.do("PUT", "/1.0/profiles/default", {"config": {}, "devices": {}, "description": ""})
+        for pool in self.pools:
+            self.wire.do("DELETE", f"/1.0/storage-pools/{pool}")
+
+    def _stop(self) -> None:
+        """SIGTERM leaves containers alone, of which none is left by now."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(STOP_SECONDS)
+            raise
+
+    def _sweep(self) -> None:
+        """End what names this state folder, should the clean-up have failed."""
+        for pid in processes_naming(self.home):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # ---- talking to it
+
+    def client(self, *arguments: str) -> None:
+        """Its usual client (`lxc`, `incus`); raises WireError with what it said."""
+        self.run_client(self.kind.client, *arguments)
+
+    def own_client(self, *arguments: str) -> None:
+        """Our own client, which is installed as the quick start does."""
+        launcher = self.home / "utsuwa"
+        if not launcher.exists():
+            path = [str(ROOT / "src"), sysconfig.get_path("purelib")]
+            launcher.write_text(LAUNCHER.format(path=path))
+            launcher.chmod(0o755)
+        self.run_client((str(launcher),), *arguments)
+
+    def run_client(self, client: Sequence[str], *arguments: str) -> None:
+        """Any client program, pointed to this daemon; raises WireError with what it said."""
+        folders = dict.fromkeys(("LXD_DIR", self.kind.folder_variable), str(self.dir))
+        confs = {"LXD_CONF", "UTSUWA_CONF", "INCUS_CONF"}
+        done = subprocess.run(
+            [*client, *arguments],
+            env=self._environment(folders | {conf: str(self.home / conf) for conf in confs}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=CLIENT_SECONDS,
+        )
+        if done.returncode:
+            said = " ".join(done.stdout.split())[-300:]
+            raise wire.WireError(
+                f"{Path(client[0]).name} {arguments[0]} ended with {done.returncode}: {said}"
+            )
+
+    def import_image(self, image: Image, alias: str) -> None:
+        self.client("image", "import", str(image.metadata), str(image.rootfs), "--alias", alias)
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("LXD_", "UTSUWA_", "INCUS_"))}
+        return kept | {"LANG": "C.UTF-8", "HOME": str(self.home)} | more
+
+
+def processes_naming(folder: Path) -> list[int]:
+    """Processes with the folder in their command line."""
+    needle = os.fsencode(folder)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if needle in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found

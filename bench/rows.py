@@ -1,0 +1,284 @@
+"""The measured operations, run turn by turn on all subjects, the order reversed every other round."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from tests.support.images import Image
+
+from bench import memory, wire
+from bench.bare import Bare
+from bench.daemons import Daemon
+from bench.samples import Samples, Subject
+from bench.table import BUSYBOX, DEBIAN
+from bench.wire import Wire, timed
+
+AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything is done; no further round begins that would likely end after `seconds`."""
+
+    rounds: int
+    bursts: int
+    burst: int
+    instances: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pool of a running daemon."""
+
+    subject: Subject
+    daemon: Daemon
+
+    def name(self, rest: str) -> str:
+        """An instance's name; cgroups of all daemons lie side by side, so it tells the daemon."""
+        return f"{self.subject.daemon[0]}{self.subject.pool[0]}-{rest}"
+
+
+def median_of(count: int, action: Callable[[], object]) -> float:
+    """Seconds of the action, the median of several."""
+    return statistics.median(timed(action) for _ in range(count))
+
+
+class Bench:
+    """One run; `samples` fills up."""
+
+    def __init__(
+        self, daemons: Sequence[Daemon], bare: Bare | None, images: dict[str, Image], sizes: Sizes
+    ) -> None:
+        self.daemons = daemons
+        self.bare = bare
+        self.images = images
+        self.sizes = sizes
+        self.samples = Samples()
+        self.places = [
+            Place(Subject(daemon.name, pool, daemon.kind.ours), daemon)
+            for daemon in daemons
+            for pool in daemon.pools
+        ]
+        self.rounds = 0
+        """How many were done."""
+        self._flip = False
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        self._import_images()
+        self._first_launches()
+        for number in range(self.sizes.rounds):
+            self._say(f"round {number + 1} of {self.sizes.rounds}")
+            seconds = timed(partial(self._round, number))
+            self.rounds += 1
+            if self._spent + seconds > self.sizes.seconds:
+                break
+        for number in range(self.sizes.bursts):
+            self._say(f"burst {number + 1} of {self.sizes.bursts}")
+            self._bursts(number, listing=number == self.sizes.bursts - 1)
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self._began
+
+    def _say(self, text: str) -> None:
+        print(f"bench: {self._spent:4.0f} s: {text}", file=sys.stderr, flush=True)
+
+    def _turns(
+        self, row: str, action: Callable[[Place], float], places: Sequence[Place] | None = None
+    ) -> None:
+        """Measure a row on each place, in the other direction than the row before."""
+        chosen = list(self.places if places is None else places)
+        self._flip = not self._flip
+        for place in chosen if self._flip else reversed(chosen):
+            self.samples.measure(row, place.subject.label, partial(action, place))
+
+    # ---- images
+
+    def _import_images(self) -> None:
+        """Debian's several times, deleted in between; the last one stays."""
+        best = self._best_places()
+        for number in range(self.sizes.rounds):
+            self._say(f"import {number + 1} of {self.sizes.rounds}")
+            if number:
+                for place in best:
+                    self._forget_image(place.daemon)
+            self._turns("import", self._import_debian, best)
+        for daemon in self.daemons:
+            daemon.import_image(self.images[BUSYBOX], BUSYBOX)
+
+    def _import_debian(self, place: Place) -> float:
+        return timed(lambda: place.daemon.import_image(self.images[DEBIAN], DEBIAN))
+
+    def _forget_image(self, daemon: Daemon) -> None:
+        for image in daemon.wire.get("/1.0/images"):
+            daemon.wire.do("DELETE", image)
+
+    def _first_launches(self) -> None:
+        """Some pools unpack an image when it is first used."""
+        self._say("first launches")
+        self._turns("first-launch", self._first_launch)
+        for place in self.places:
+            name = place.name("warm")
+            self.samples.measure("warm", place.subject.label, partial(self._warm, place, name))
+
+    def _first_launch(self, place: Place) -> float:
+        name = place.name("first")
+        seconds = timed(partial(self._launch, place, DEBIAN, name))
+        wire.settle(place.daemon.wire, name)
+        wire.remove(place.daemon.wire, name)
+        return seconds
+
+    def _warm(self, place: Place, name: str) -> float:
+        seconds = timed(partial(self._launch, place, BUSYBOX, name))
+        wire.remove(place.daemon.wire, name)
+        return seconds
+
+    def _launch(self, place: Place, image: str, name: str) -> None:
+        place.daemon.client("launch", image, name, "-s", place.subject.pool)
+
+    # ---- one container at a time
+
+    def _round(self, number: int) -> None:
+        self._debian_round(number)
+        self._busybox_round(number)
+
+    def _debian_round(self, number: int) -> None:
+        name = f"d{number}"
+        new = f"n{number}"
+        self._turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
+        self._turns(
+            "exec-wire", lambda p: median_of(10, lambda: wire.run_inside(p.daemon.wire, p.name(name), "true"))
+        )
+        self._turns(
+            "exec-client", lambda p: median_of(5, lambda: p.daemon.client("exec", p.name(name), "--", "true"))
+        )
+        self._turns(
+            "exec-own", lambda p: median_of(5, lambda: self._own(p, "exec", p.name(name), "--", "true"))
+        )
+        self._turns("restart", self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n)))
+        self._turns("stop", lambda p: timed(lambda: p.daemon.client("stop", "-f", p.name(name))))
+        self._turns("start", self._booting(name, lambda p, n: p.daemon.client("start", n)))
+        self._turns("stop-wire", lambda p: timed(lambda: wire.set_state(p.daemon.wire, p.name(name), "stop")))
+        self._turns("start-wire", self._booting(name, lambda p, n: wire.set_state(p.daemon.wire, n, "start")))
+        self._bare_round()
+        for place in self.places:
+            self.samples.measure(
+                "stop-wire", place.subject.label, partial(self._stop, place, place.name(name))
+            )
+        self._turns("delete", lambda p: timed(lambda: p.daemon.client("delete", p.name(name))))
+        self._turns(
+            "init",
+            lambda p: timed(lambda: p.daemon.client("init", DEBIAN, p.name(new), "-s", p.subject.pool)),
+        )
+        self._turns("delete-new", lambda p: timed(lambda: p.daemon.client("delete", p.name(new))))
+
+    def _booting(self, name: str, action: Callable[[Place, str], object]) -> Callable[[Place], float]:
+        """The action timed; the boot that it begins is waited for afterwards, so that it slows nobody."""
+
+        def measure(place: Place) -> float:
+            seconds = timed(lambda: action(place, place.name(name)))
+            wire.settle(place.daemon.wire, place.name(name))
+            return seconds
+
+        return measure
+
+    def _stop(self, place: Place, name: str) -> float:
+        return timed(lambda: wire.set_state(place.daemon.wire, name, "stop"))
+
+    def _own(self, place: Place, *arguments: str) -> None:
+        """With our client at our daemon, with their own at a peer."""
+        daemon = place.daemon
+        (daemon.own_client if daemon.kind.ours else daemon.client)(*arguments)
+
+    def _bare_round(self) -> None:
+        bare = self.bare
+        if bare is not None:
+            self.samples.measure("start-wire", bare.name, lambda: timed(bare.start))
+            self.samples.measure("stop-wire", bare.name, lambda: timed(bare.stop))
+
+    def _busybox_round(self, number: int) -> None:
+        name = f"b{number}"
+        self._turns("busybox-launch", lambda p: timed(lambda: self._launch(p, BUSYBOX, p.name(name))))
+        self._turns(
+            "busybox-exec-wire",
+            lambda p: median_of(10, lambda: wire.run_inside(p.daemon.wire, p.name(name), "true")),
+        )
+        self._turns("busybox-delete", lambda p: timed(lambda: p.daemon.client("delete", "-f", p.name(name))))
+
+    # ---- many containers
+
+    def _best_places(self) -> list[Place]:
+        """The first pool of each daemon."""
+        return [place for place in self.places if place.subject.pool == place.daemon.pools[0]]
+
+    def _bursts(self, number: int, *, listing: bool) -> None:
+        """Launch many and delete them again; the last time the best pools' ones are listed in between."""
+        best = self._best_places() if listing else []
+        for place in [place for place in self.places if place not in best]:
+            self.samples.measure("burst-launch", place.subject.label, partial(self._burst, place, number))
+            self.samples.measure("burst-delete", place.subject.label, partial(self._unburst, place, number))
+            self._sweep(place)
+        for place in best:
+            self.samples.measure("burst-launch", place.subject.label, partial(self._burst, place, number))
+        if best:
+            self._listings(best)
+        for place in best:
+            self.samples.measure("burst-delete", place.subject.label, partial(self._unburst, place, number))
+            self._sweep(place)
+
+    def _get(self, url: str, place: Place) -> float:
+        return median_of(5, lambda: place.daemon.wire.get(url))
+
+    def _names(self, place: Place, number: int) -> list[str]:
+        return [place.name(f"m{number}x{i}") for i in range(self.sizes.burst)]
+
+    def _burst(self, place: Place, number: int) -> float:
+        def launch(name: str, connection: Wire) -> None:
+            wire.create(connection, name, BUSYBOX, place.subject.pool)
+            wire.set_state(connection, name, "start")
+
+        return self._together(place, self._names(place, number), launch)
+
+    def _unburst(self, place: Place, number: int) -> float:
+        return self._together(
+            place, self._names(place, number), lambda name, connection: wire.remove(connection, name)
+        )
+
+    def _together(self, place: Place, names: list[str], action: Callable[[str, Wire], None]) -> float:
+        """Seconds of the action on all names, several at a time; every one must succeed."""
+
+        def one(name: str) -> None:
+            with Wire(place.daemon.socket) as connection:
+                action(name, connection)
+
+        with ThreadPoolExecutor(AT_A_TIME) as threads:
+            return timed(lambda: list(threads.map(one, names)))
+
+    def _sweep(self, place: Place) -> None:
+        """Remove what a failed burst left of it and the stopped ones."""
+        connection = place.daemon.wire
+        for instance in connection.get("/1.0/instances?recursion=1"):
+            if instance["name"].startswith((place.name("m"), place.name("s"))):
+                wire.remove(connection, instance["name"])
+
+    def _listings(self, places: list[Place]) -> None:
+        self._say(f"{self.sizes.instances} instances")
+        for place in places:
+            for i in range(self.sizes.instances - self.sizes.burst):
+                wire.create(place.daemon.wire, place.name(f"s{i}"), BUSYBOX, place.subject.pool)
+        for _ in range(self.sizes.rounds):
+            self._turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")), places)
+            for depth in (1, 2):
+                self._turns(f"list-{depth}", partial(self._get, f"/1.0/instances?recursion={depth}"), places)
+            self._turns("list-client", lambda p: median_of(3, lambda: p.daemon.client("list")), places)
+            self._turns("list-own", lambda p: median_of(3, lambda: self._own(p, "list")), places)
+        self._turns("memory-daemon", lambda p: memory.daemon(p.daemon), places)
+        self._turns("memory-monitor", lambda p: memory.monitor(p.daemon), places)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utsuwa.host.helper import protocol
+from utsuwa.host.helper import client, protocol
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -67,3 +67,16 @@ def test_a_full_socket_does_not_block(pair: Pair) -> None:
             sent += 1
     for _ in range(sent):
         assert protocol.receive(pair[1]) is not None
+
+
+async def test_an_answer_is_not_lost_by_a_message_that_came_too_late() -> None:
+    """The worker ends without having read it, which the kernel tells before it gives the answer."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.setblocking(False)
+        with theirs:
+            protocol.send(theirs, {"code": 5, "errno": None})
+            protocol.send(ours, {"kill": True})
+        assert (await client._receive(ours))[0] == {"code": 5, "errno": None}
+        with pytest.raises(client.HelperGone):
+            await client._receive(ours)

@@ -319,7 +319,7 @@ async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:
             await pipes.readable(reply.fileno())
             continue
         except ConnectionResetError:
-            received = None
+            continue  # it ended without reading all: told once, ahead of the answers that it left
         if received is None:
             raise HelperGone
         return received

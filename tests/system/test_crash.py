@@ -27,7 +27,7 @@ from utsuwa.host import lxc
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "16"))
+KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "12"))
 SEED = os.environ.get("UTSUWA_CRASH_SEED") or secrets.token_hex(4)
 # Runs inside the daemon: kills it when the number in a file has been counted down.
 POINTS = """

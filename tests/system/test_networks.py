@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -459,6 +461,38 @@ def test_networks_are_there_again_after_a_reboot(own_net: Daemon) -> None:
     assert box.addresses("br") == {config["ipv4.address"], config["ipv6.address"]}
     until(lambda: own_net.get("/1.0/instances/c1")["status"] == "Running")
     assert lease(own_net, "c1")
+
+
+@pytest.mark.parametrize("change", ["create", "rename", "delete"])
+def test_a_daemon_that_is_killed_leaves_a_whole_network_or_none(own_net: Daemon, change: str) -> None:
+    box = box_of(own_net)
+    for delay in (0.01, 0.05):
+        if change != "create":
+            create(own_net, "br")
+        method, url, body = {
+            "create": ("POST", "/1.0/networks", {"name": "br"}),
+            "rename": ("POST", "/1.0/networks/br", {"name": "br2"}),
+            "delete": ("DELETE", "/1.0/networks/br", None),
+        }[change]
+
+        def send(method: str = method, url: str = url, body: dict[str, str] | None = body) -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                own_net.api(method, url, body)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        time.sleep(delay)
+        own_net.kill()
+        sender.join()
+        own_net.start()
+        shown = {n["name"]: n for n in own_net.get("/1.0/networks?recursion=1") if n["managed"]}
+        assert set(box.links()) - {"lo", "sit0"} == shown.keys() == {n.split(".")[1] for n in chains(own_net)}
+        assert {path.name for path in (own_net.dir / "networks").iterdir()} == shown.keys()
+        for name, network in shown.items():
+            assert network["status"] == "Created"
+            assert box.addresses(name) == {network["config"][f"ipv{n}.address"] for n in (4, 6)}
+            os.kill(dnsmasq_pid(own_net, name), 0)
+            own_net.do("DELETE", f"/1.0/networks/{name}")
 
 
 def test_a_bridge_that_somebody_removed_is_made_again(net: Daemon) -> None:

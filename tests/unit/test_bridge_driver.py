@@ -38,7 +38,10 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
-    for owner, names in ((Servers, ("ensure", "stop", "remove", "test")), (Rules, ("apply", "remove"))):
+    for owner, names in (
+        (Servers, ("prepare", "ensure", "stop", "remove", "test")),
+        (Rules, ("apply", "remove")),
+    ):
         for name in names:
             monkeypatch.setattr(owner, name, found.step(f"{owner.__name__}.{name}"))
     for name in ("configure", "release", "delete", "allow_forwarding"):
@@ -58,13 +61,14 @@ def bridge(**keys: str) -> BridgeSettings:
 
 async def test_up(driver: BridgeDriver, recorder: Recorder) -> None:
     await driver.up(bridge())
-    assert recorder.done == ["configure", "allow_forwarding", "Rules.apply", "Servers.ensure"]
+    steps = ["Servers.prepare", "configure", "allow_forwarding", "Rules.apply", "Servers.ensure"]
+    assert recorder.done == steps
     recorder.done.clear()
     await driver.change(bridge(), bridge(ipv4_routing="false"))
-    assert recorder.done == ["release", "configure", "Rules.apply", "Servers.ensure"]
+    assert recorder.done == ["release", *[step for step in steps if step != "allow_forwarding"]]
 
 
-@pytest.mark.parametrize("fails", ["", "Servers.remove", "Rules.remove", "release", "delete"])
+@pytest.mark.parametrize("fails", ["", "Servers.stop", "Rules.remove", "release", "delete"])
 async def test_down(driver: BridgeDriver, recorder: Recorder, fails: str) -> None:
     recorder.fails = fails
     if fails:
@@ -72,12 +76,13 @@ async def test_down(driver: BridgeDriver, recorder: Recorder, fails: str) -> Non
             await driver.down("br0")
     else:
         await driver.down("br0")
-    assert recorder.done == ["Servers.remove", "Rules.remove", "release", "delete"]
+    steps = ["Servers.stop", "Rules.remove", "release", "delete"]
+    assert recorder.done == (steps if fails else [*steps, "Servers.remove"])
 
 
 async def test_down_with_files_kept(driver: BridgeDriver, recorder: Recorder) -> None:
     await driver.down("br0", keep_files=True)
-    assert recorder.done[0] == "Servers.stop"
+    assert recorder.done == ["Servers.stop", "Rules.remove", "release", "delete"]
 
 
 async def test_hosts_are_the_ports_with_a_mac(driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,20 @@ async def test_start_finishes_what_a_kill_cut_off(
         await networks.get("default", "half")
 
 
+async def test_start_takes_away_what_has_no_row(
+    networks: NetworkManager, host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("half", ".x.test"):
+        (tmp_path / "networks" / name).mkdir()
+    await networks.start()
+    assert host.done == ["down half"]
+    assert list((tmp_path / "networks").iterdir()) == []
+    (tmp_path / "networks" / "half").mkdir()
+    host.fails["down"] = HostError("busy")
+    await networks.start()
+    assert "'half' cannot be removed: busy" in caplog.text
+
+
 async def test_a_network_that_the_host_refuses_is_tried_again(
     networks: NetworkManager, host: Host, database: Database
 ) -> None:

@@ -24,8 +24,10 @@ class BridgeDriver:
     async def up(self, bridge: BridgeSettings) -> None:
         """Bring the host to these settings; what is as it should be stays, so that nobody is cut off.
 
+        The folder comes first and goes last: a kill leaves nothing that it does not tell of.
         Raises InvalidConfig, HostError.
         """
+        await self._servers.prepare(bridge.name)
         await asyncio.to_thread(
             bridges.configure,
             bridge.name,
@@ -56,7 +58,7 @@ class BridgeDriver:
         What cannot be taken away does not keep the rest: the first failure is raised at the end.
         """
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
-            partial(self._servers.stop if keep_files else self._servers.remove, network),
+            partial(self._servers.stop, network),
             partial(self._rules.remove, network),
             partial(asyncio.to_thread, bridges.release, network, external),
             partial(asyncio.to_thread, bridges.delete, network),
@@ -69,6 +71,8 @@ class BridgeDriver:
                 failures.append(error)
         if failures:
             raise failures[0]
+        if not keep_files:
+            await self._servers.remove(network)
 
     async def tell_hosts(self, bridge: BridgeSettings, ports: Collection[Port]) -> None:
         """Have dnsmasq know the names and static addresses of the network's ports."""

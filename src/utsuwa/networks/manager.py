@@ -101,10 +101,16 @@ class NetworkManager:
         self._up[row.name] = bridge
 
     async def _sweep(self, known: set[str]) -> None:
-        """Folders of networks that are gone."""
+        """Networks that have a folder and no row: a kill cut their making, renaming or end off."""
         for path in await asyncio.to_thread(lambda: list(self._paths.networks.iterdir())):
-            if path.name not in known:
+            if path.name in known:
+                continue
+            try:
+                if not path.name.startswith("."):
+                    await self._driver.down(path.name)
                 await self._servers.remove(path.name)
+            except UtsuwaError as error:
+                log.error("what is left of the network %r cannot be removed: %s", path.name, error)
 
     def stop(self) -> None:
         """The daemon ends; bridges and dnsmasq serve on."""

@@ -76,6 +76,10 @@ class Servers:
         finally:
             await asyncio.to_thread(shutil.rmtree, trial.path, ignore_errors=True)
 
+    async def prepare(self, network: str) -> None:
+        """Make the network's folder."""
+        await asyncio.to_thread(lambda: _make(self.folder(network).path, 0o710, account().gid))
+
     async def ensure(self, bridge: BridgeSettings) -> None:
         """Have dnsmasq run with just these settings: started, restarted, stopped or left alone.
 

@@ -223,4 +223,4 @@ def group(path: str, argument: str, place: str) -> Command:
         summary = "Copy profile inherited devices and override configuration keys"
         more = " <device> [<key>=<value>...]"
         children.append(command("override", summary, _override, more, "eth0 ipv4.address=10.0.3.7"))
-    return Command("device", "Manage devices", children=tuple(children))
+    return Command("device", "Manage devices", children=tuple(sorted(children, key=lambda c: c.name)))

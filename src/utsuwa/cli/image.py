@@ -6,7 +6,7 @@ from utsuwa.cli import sources, values
 from utsuwa.cli.command import TEXT, Command, Entry, Flag, format_flag
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.records import arrange, settings
-from utsuwa.cli.render import show_list, show_yaml
+from utsuwa.cli.render import by_columns, show_list, show_yaml
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
     server, filters = session.takes_remote(arguments)
     columns = _columns(flags.text("columns"))
     found = [image for image in server.get("/1.0/images", recursion="1") if _fits(image, filters)]
-    show_list(session, flags.text("format"), columns, found, "image")
+    show_list(session, flags.text("format"), columns, found, "image", order=by_columns)
 
 
 def _fits(image: Image, filters: list[str]) -> bool:

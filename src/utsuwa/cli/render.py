@@ -28,15 +28,15 @@ def show_list(
 ) -> None:
     """Print records: as a table of `columns` (header, cell) sorted by `order`, or whole, as they are.
 
-    `kind` is one of `utsuwa.cli.records`; rows are sorted by their cells where no order is given, left as
-    they are where it is `as_they_are`.
+    `kind` is one of `utsuwa.cli.records`; rows are sorted naturally by their cells where no order is
+    given, left as they are where it is `as_they_are`.
     """
     if style in ("json", "yaml"):
         write_data(session, style, records, kind)
         return
     rows = [[cell(record) for _name, cell in columns] for record in records]
     if order is not as_they_are:
-        rows.sort(key=order or by_columns)
+        rows.sort(key=order or naturally)
     header = [name for name, _cell in columns]
     if style == "csv":
         session.write(table.csv(rows))

@@ -1,0 +1,235 @@
+"""Command lines: the grammar of flags, the tables of commands, help and completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from utsuwa.cli import complete, help
+from utsuwa.cli.command import BOOL, MANY, NUMBER, TEXT, Command, Entry, Flag, format_flag
+from utsuwa.cli.errors import UsageError
+from utsuwa.cli.flags import parse
+from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
+from utsuwa.cli.main import find, main
+
+KNOWN = (
+    Flag("all", "", "a", kind=BOOL),
+    Flag("config", "", "c", kind=MANY),
+    Flag("console", "", kind=TEXT, bare="console"),
+    Flag("name", "", "n", kind=TEXT, default="none"),
+    Flag("wait", "", "w", kind=NUMBER, default="-1"),
+    format_flag(),
+)
+
+
+def test_flags_stand_anywhere_before_two_dashes() -> None:
+    arguments, flags = parse(["x", "-a", "y", "--name=z", "--", "-a", "--name"], KNOWN)
+    assert arguments == ["x", "y", "-a", "--name"]
+    assert flags.on("all")
+    assert flags.text("name") == "z"
+
+
+@pytest.mark.parametrize(
+    "words", [["-c", "a=b", "-c=d"], ["-ca=b", "-ac=d"], ["--config", "a=b", "--config=d"]]
+)
+def test_many_spellings(words: list[str]) -> None:
+    arguments, flags = parse(words, KNOWN)
+    assert arguments == []
+    assert flags.many("config") == ["a=b", "d"]
+
+
+def test_defaults_and_bare_values() -> None:
+    arguments, flags = parse(["--console", "x", "-"], KNOWN)
+    assert arguments == ["x", "-"]
+    assert flags.text("console") == "console"
+    assert (flags.text("name"), flags.number("wait"), flags.on("all")) == ("none", -1, False)
+    assert not flags.given("name")
+    assert not parse(["--all=false"], KNOWN)[1].on("all")
+    assert parse(["-w", "-5"], KNOWN)[1].number("wait") == -5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bogus"], "unknown flag: --bogus"),
+        (["-la"], "unknown shorthand flag: 'l' in -la"),
+        (["-az"], "unknown shorthand flag: 'z' in -az"),
+        (["--name"], "flag needs an argument: --name"),
+        (["-n"], "flag needs an argument: 'n' in -n"),
+        (["--all=maybe"], "true or false"),
+        (["--wait", "long"], "whole number"),
+        (["-f", "xml"], 'Invalid format "xml"'),
+    ],
+)
+def test_wrong_flags(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse(words, KNOWN)
+
+
+# ---- the tables
+
+
+def every(command: Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Command]]:
+    yield path, command
+    for child in command.children:
+        loaded = child.load() if isinstance(child, Entry) else child
+        assert loaded.name == child.name
+        assert loaded.summary == child.summary
+        yield from every(loaded, (*path, child.name))
+
+
+COMMANDS = dict(every(ROOT, ("utsuwa",)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_each_command_is_whole(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    text = help.render(command, list(path))
+    assert command.summary in text
+    names = [child.name for child in command.children]
+    assert names == sorted(names)
+    assert len({name for child in command.children for name in (child.name, *child.aliases)}) == len(
+        names
+    ) + sum(len(child.aliases) for child in command.children)
+    if command.run is None:
+        assert command.children
+        return
+    flags = (*command.flags, *GLOBAL_FLAGS)
+    assert len({flag.name for flag in flags}) == len(flags)
+    shorts = [flag.short for flag in flags if flag.short]
+    assert len(set(shorts)) == len(shorts)
+    assert "Example:" in text
+    assert command.example[1].endswith((".", "other.", '"'))
+
+
+@pytest.mark.parametrize(
+    "path", [p for p, c in COMMANDS.items() if c.run and "<(" not in c.example[0]], ids=" ".join
+)
+def test_each_example_can_be_read(path: tuple[str, ...]) -> None:
+    import shlex
+
+    command = COMMANDS[path]
+    words = shlex.split(command.example[0].split(" < ")[0])
+    assert words[0] == "utsuwa"
+    found, called, rest = find(words[1:])
+    assert called == list(path)
+    arguments, _ = parse(rest, (*found.flags, *GLOBAL_FLAGS))
+    least, most = found.limits()
+    assert least <= len(arguments) <= (most if most >= 0 else 1000)
+
+
+@pytest.mark.parametrize(
+    ("args", "limits"),
+    [
+        ("", (0, 0)),
+        ("[<remote>:]", (0, 1)),
+        ("[<remote>:] [<filter>...]", (0, -1)),
+        ("[<remote>:]<pool> <driver> [<key>=<value>...]", (2, -1)),
+        ("[<remote>:][<instance>] <key>", (1, 2)),
+        ("[<remote>:]<instance> [--] <command> [<argument>...]", (2, -1)),
+    ],
+)
+def test_numbers_of_arguments(args: str, limits: tuple[int, int]) -> None:
+    assert Command("x", "", args=args).limits() == limits
+
+
+# ---- main
+
+
+@pytest.fixture(autouse=True)
+def _no_remotes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("UTSUWA_CONF", str(tmp_path_factory.mktemp("conf")))
+    monkeypatch.setenv("UTSUWA_SOCKET", "/nowhere/unix.socket")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["foo"], 'unknown command "foo" for "utsuwa"'),
+        (["profile", "foo"], 'unknown command "foo" for "utsuwa profile"'),
+        (["list", "--bogus"], "unknown flag: --bogus"),
+        (["rename", "a"], "Invalid number of arguments"),
+        (["rename", "a", "b", "c"], "Invalid number of arguments"),
+        (["list"], "Cannot connect to the socket /nowhere/unix.socket"),
+        (["list", "zz:"], 'The remote "zz" doesn\'t exist'),
+        (["list", "-c", "nZ"], "Unknown column shorthand char 'Z' in 'nZ'"),
+        (["list", "-c", "nL"], "Can't specify column L when not clustered"),
+        (["list", "--fast", "-c", "n"], "Can't specify --fast with --columns"),
+        (["start"], "Name at least one instance"),
+        (["exec", "a", "-tT", "b"], "at the same time"),
+        (["exec", "a", "--mode", "odd", "b"], "Unknown mode 'odd'"),
+        (["completion", "csh"], "Unknown shell 'csh'"),
+        (["console", "a"], "--show-log"),
+        (["query", "x"], "must start with /"),
+        (["--project", "p", "query", "/1.0"], "cannot be used"),
+        (["monitor", "--loglevel=info"], "pretty format"),
+        (["remote", "add", "x", "http://y"], "no address of a server"),
+        (["remote", "remove", "nope"], "doesn't exist"),
+        (["remote", "import-lxc", "/nowhere"], "There is no /nowhere/config.yml"),
+        (["image", "import", "/nowhere/x"], "Cannot read /nowhere/x"),
+        (["config", "trust", "add"], "Name the client's certificate file"),
+    ],
+)
+def test_errors_are_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["profile"], ["rename"], ["help", "list"], ["list", "-h"]])
+def test_help_is_no_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "Usage:" in printed.out
+    assert not printed.err
+
+
+def test_global_flags_may_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    command, path, rest = find(["--project", "lab", "-q", "profile", "list", "--format=csv"])
+    assert path == ["utsuwa", "profile", "list"]
+    assert parse(rest, (*command.flags, *GLOBAL_FLAGS))[1].text("project") == "lab"
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.count(".") == 2
+
+
+def test_aliases_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path
+    (conf / "config.yml").write_text('{"aliases": {"sh": "exec web --", "list": "delete"}}')
+    monkeypatch.setenv("UTSUWA_CONF", str(conf))
+    assert find(["sh", "ls"])[1:] == (["utsuwa", "exec"], ["web", "--", "ls"])
+    assert find(["list"])[1] == ["utsuwa", "list"]
+
+
+# ---- completion
+
+
+@pytest.mark.parametrize(
+    ("before", "word", "found"),
+    [
+        ([], "la", ["launch"]),
+        ([], "st", ["start", "stop", "storage"]),
+        (["profile"], "un", ["unset"]),
+        (["config", "device"], "o", ["override"]),
+        (["list"], "--f", ["--fast", "--force-local", "--format"]),
+        (["list", "--format"], "", ["compact", "csv", "json", "table", "yaml"]),
+        (["list", "-f"], "c", ["compact", "csv"]),
+        (["completion"], "", ["bash", "fish", "zsh"]),
+        (["remote", "switch"], "", ["images", "local"]),
+        (["config", "device", "add", "web", "eth0"], "n", ["nic", "none"]),
+        (["exec", "web", "--"], "--", []),
+    ],
+)
+def test_completion(before: list[str], word: str, found: list[str]) -> None:
+    assert complete.candidates(before, word) == found
+
+
+def test_completion_is_silent_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["__complete", "start", ""]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == ""

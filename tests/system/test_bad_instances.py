@@ -311,9 +311,9 @@ def test_states_that_cannot_be(d: Daemon) -> None:
 
 
 def test_renames_that_cannot_be(d: Daemon) -> None:
-    failed(d, d.api("POST", "/1.0/instances/up", {"name": "new"}), "running", "stop")
-    failed(d, d.api("POST", "/1.0/instances/down", {"name": "up"}), "up", "already exists")
-    failed(d, d.api("POST", "/1.0/instances/down", {"name": "down"}), "already")
+    refused(d.api("POST", "/1.0/instances/up", {"name": "new"}), 400, "running", "stop")
+    refused(d.api("POST", "/1.0/instances/down", {"name": "up"}), 409, "up", "already exists")
+    refused(d.api("POST", "/1.0/instances/down", {"name": "down"}), 409, "already")
     refused(d.api("POST", "/1.0/instances/down", {"name": "new", "migration": True}), 501, "not supported")
 
 

@@ -43,6 +43,7 @@ EXTENSIONS: tuple[str, ...] = (
     "network_nat_order",
     "container_full",
     "projects",
+    "project_usage",
     "network_leases_location",
     "kernel_features",
     "id_map_current",

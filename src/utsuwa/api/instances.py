@@ -11,7 +11,6 @@ import msgspec
 
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
-from utsuwa.core.names import check_instance_name
 from utsuwa.instances.manager import ACTIONS
 from utsuwa.instances.model import Loaded
 from utsuwa.operations.operations import INTERNAL_ERROR, Operation
@@ -196,8 +195,7 @@ async def rename_instance(request: Request) -> Result:
     manager, name = request.services.instances, request.params["name"]
     if body.migration or body.pool or body.project:
         raise NotSupportedYet("Moving instances between servers, pools or projects is not supported yet")
-    check_instance_name(body.name)
-    await manager.load(request.project, name)
+    await manager.check_rename(request.project, name, body.name)
     return _run(
         request, "Renaming instance", [name], lambda: manager.rename(request.project, name, body.name)
     )

@@ -123,6 +123,10 @@ class InstanceManager:
     async def patch(self, project: str, name: str, request: InstancePatch, check: update.Check) -> None:
         await update.patch(self._ctx, project, name, request, check)
 
+    async def check_rename(self, project: str, name: str, new: str) -> None:
+        """Raise what `rename` would raise, before work begins in the background."""
+        await rename.check(self._ctx, project, name, new)
+
     async def rename(self, project: str, name: str, new: str) -> None:
         await rename.rename(self._ctx, project, name, new)
 

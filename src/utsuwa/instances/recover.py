@@ -57,9 +57,17 @@ async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
     """Find the containers that run and watch them; gives the instances that do not run."""
     instances = await load_all(ctx, None)
     busy = await asyncio.to_thread(lxc.active, ctx.paths.containers)
-    pids = await asyncio.gather(*(_find(ctx, i, busy=i.storage_name in busy) for i in instances))
+    pids = await asyncio.gather(
+        *(_find(ctx, i, busy=i.storage_name in busy) for i in instances), return_exceptions=True
+    )
     stopped = []
     for instance, pid in zip(instances, pids, strict=True):
+        if isinstance(pid, UtsuwaError):
+            # Its monitor does not answer: nothing is done to it, and the others come up.
+            log.error("whether instance %r runs cannot be told: %s", instance.name, pid)
+            continue
+        if isinstance(pid, BaseException):
+            raise pid
         if pid is None:
             stopped.append(instance)
             continue

@@ -11,25 +11,32 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances.context import Context, load
+from utsuwa.instances.model import Loaded
+
+
+async def check(ctx: Context, project: str, name: str, new: str) -> Loaded:
+    """The instance, where it may be given that name: it is stopped, and the name is free."""
+    check_instance_name(new)
+    instance = await load(ctx, project, name)
+    if new == name:
+        raise AlreadyExists(f"The instance is already named {name!r}")
+    if ctx.runtime.get(instance.key) is not None:
+        raise InvalidRequest(f"The instance {name!r} is running: stop it first to rename it")
+    async with ctx.database.read() as conn:
+        if any(row.name == new for row in await instance_rows.get_all(conn, project)):
+            raise AlreadyExists(f"An instance named {new!r} already exists")
+    return instance
 
 
 async def rename(ctx: Context, project: str, name: str, new: str) -> None:
     """Give an instance another name; raises InvalidRequest while it runs, AlreadyExists for a taken one."""
-    check_instance_name(new)
-    if new == name:
-        raise AlreadyExists(f"The instance is already named {name!r}")
     first, second = sorted((name, new))
     async with (
         ctx.locks.hold("instance", project, first),
         ctx.locks.hold("instance", project, second),
         Rollback() as undo,
     ):
-        instance = await load(ctx, project, name)
-        if ctx.runtime.get(instance.key) is not None:
-            raise InvalidRequest(f"The instance {name!r} is running: stop it first to rename it")
-        async with ctx.database.read() as conn:
-            if any(row.name == new for row in await instance_rows.get_all(conn, project)):
-                raise AlreadyExists(f"An instance named {new!r} already exists")
+        instance = await check(ctx, project, name, new)
         old_stored, new_stored = instance.storage_name, storage_name(project, new)
         await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new)
         undo.push(ctx.storage.rename_instance, instance.pool, new_stored, old_stored, project, new, name)

@@ -238,8 +238,8 @@ _COMMON = (
 _IPV4 = (
     ConfigKey(
         "ipv4.address",
-        default="auto",
-        help="The bridge's address with its prefix; auto picks a free subnet, none switches IPv4 off.",
+        help="The bridge's address with its prefix; auto, which new networks have, picks a free subnet; "
+        "none switches IPv4 off.",
         validate=ipv4_interface,
     ),
     ConfigKey("ipv4.dhcp", "bool", default="true", help="Whether instances get addresses by DHCP."),
@@ -267,7 +267,12 @@ _IPV4 = (
         default="true",
         help="Whether the firewall is told to let through what the network needs.",
     ),
-    ConfigKey("ipv4.nat", "bool", default="false", help="Whether instances reach out by the host's address."),
+    ConfigKey(
+        "ipv4.nat",
+        "bool",
+        default="false",
+        help="Whether instances reach out by the host's address; true on a new network with a chosen subnet.",
+    ),
     ConfigKey("ipv4.nat.address", help="The address that they go out with.", validate=ipv4_address),
     ConfigKey(
         "ipv4.nat.order",
@@ -284,8 +289,8 @@ _IPV4 = (
 _IPV6 = (
     ConfigKey(
         "ipv6.address",
-        default="auto",
-        help="The bridge's address with its prefix; auto picks a free subnet, none switches IPv6 off.",
+        help="The bridge's address with its prefix; auto, which new networks have, picks a free subnet; "
+        "none switches IPv6 off.",
         validate=ipv6_interface,
     ),
     ConfigKey(
@@ -311,7 +316,12 @@ _IPV6 = (
         default="true",
         help="Whether the firewall is told to let through what the network needs.",
     ),
-    ConfigKey("ipv6.nat", "bool", default="false", help="Whether instances reach out by the host's address."),
+    ConfigKey(
+        "ipv6.nat",
+        "bool",
+        default="false",
+        help="Whether instances reach out by the host's address; true on a new network with a chosen subnet.",
+    ),
     ConfigKey("ipv6.nat.address", help="The address that they go out with.", validate=ipv6_address),
     ConfigKey(
         "ipv6.nat.order",

@@ -117,7 +117,7 @@ def _text(
     x: float, y: float, text: str, *, anchor: str = "start", size: int = 13, colour: str = "#222222"
 ) -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
-    return f"<text {place}>{escape(text)}</text>"
+    return f"<text {place}>{escape(text.replace('`', ''))}</text>"
 
 
 def _picture(height: int, parts: Sequence[str]) -> str:

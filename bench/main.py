@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,8 +25,9 @@ from bench.samples import Result
 from bench.table import BURST_KEY, BUSYBOX, COUNT_KEY, DEBIAN, RUNNING_KEY
 
 FOLDER = Path(__file__).resolve().parent
-FULL = Sizes(rounds=7, bursts=3, burst=50, instances=200, seconds=3600)
-QUICK = Sizes(rounds=3, bursts=1, burst=16, instances=50, seconds=180)
+FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, seconds=3600)
+SHOWN_RUNS = 8
+QUICK = Sizes(rounds=3, other_rounds=1, bursts=1, burst=16, instances=50, seconds=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.geteuid() != 0:
             print("bench: containers need root; run it as root", file=sys.stderr)
             return 1
-        result = _measure(options, " ".join(["bench/run", *arguments]))
+        # An interrupted run cleans up, and is not kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            result = _measure(options, " ".join(["bench/run", *arguments]))
+        except KeyboardInterrupt:
+            print("bench: interrupted", file=sys.stderr)
+            return 130
         _keep(result, options.out)
     return _write(options.out)
 
@@ -59,6 +67,7 @@ def _sizes(options: argparse.Namespace) -> Sizes:
     burst = options.burst or base.burst
     return Sizes(
         rounds=options.rounds or base.rounds,
+        other_rounds=base.other_rounds,
         bursts=options.bursts or base.bursts,
         burst=burst,
         instances=max(options.instances or base.instances, burst),
@@ -88,10 +97,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
         bare = _bare(chosen[DEBIAN], stack, absent)
         bench = Bench(daemons, bare, chosen, sizes)
         watch = stack.enter_context(machine.LoadWatch())
-        try:
-            bench.run()
-        except KeyboardInterrupt:
-            problems.append("the run was interrupted")
+        bench.run()
         surroundings = machine.describe(daemons[0].home if daemons else scratch)
     return Result(
         date=began.strftime("%Y-%m-%d %H:%M"),
@@ -106,7 +112,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
         load=watch.load,
         subjects=[place.subject for place in bench.places],
         samples=bench.samples,
-        problems=problems,
+        problems=[*bench.problems, *problems],
     )
 
 
@@ -140,7 +146,7 @@ def _write(out: Path) -> int:
     if not results:
         print(f"bench: no results in {out / 'results'}; run without --redraw", file=sys.stderr)
         return 1
-    newest = results[-1]
+    newest, results = results[-1], results[-SHOWN_RUNS:]
     (out / "RESULTS.md").write_text(Report(newest, results[:-1]).text())
     (out / "ratios.svg").write_text(chart.bars(newest))
     if len(results) > 1:

@@ -77,11 +77,12 @@ class Report:
         return f"{shown or 'failed'} [{len(self._notes)}]"
 
     def _explained(self) -> str:
+        rounds = "1 round" if self.result.rounds == 1 else f"{self.result.rounds} rounds"
         text = (
-            f"Each number is the median over {self.result.rounds} rounds; launches of many, first launches "
-            "and memory are measured less often. The ratio is the best peer's number divided by ours on our "
-            "best pool: above 1 Utsuwa needs less. Where a row names neither, the client is Debian's `lxc` "
-            "(for Incus `incus`)."
+            f"Each number is the median over {rounds}; pools that are not the best of their daemon, launches "
+            "of many, first launches and memory are measured less often. The ratio is the best peer's number "
+            "divided by ours on our best pool: above 1 Utsuwa needs less. Where a row does not name "
+            "`utsuwa`, the client is `lxc`, for Incus `incus`."
         )
         notes = [f"{number}. {note}" for number, note in enumerate(self._notes, 1)]
         return "\n".join([text, *(["", "Not measured, or not in every round:", "", *notes] if notes else [])])

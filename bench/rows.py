@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import time
@@ -24,9 +25,11 @@ AT_A_TIME = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything is done; no further round begins that would likely end after `seconds`."""
+    """How much of everything is done; no round begins after `seconds`."""
 
     rounds: int
+    other_rounds: int
+    """Rounds that pools take part in which are not their daemon's best one."""
     bursts: int
     burst: int
     instances: int
@@ -40,9 +43,18 @@ class Place:
     subject: Subject
     daemon: Daemon
 
+    @property
+    def pool(self) -> str:
+        return self.subject.pool
+
     def name(self, rest: str) -> str:
         """An instance's name; cgroups of all daemons lie side by side, so it tells the daemon."""
         return f"{self.subject.daemon[0]}{self.subject.pool[0]}-{rest}"
+
+
+def _named(place: Place, words: Sequence[str]) -> list[str]:
+    """Words of a command line, with an instance's short name (a letter and a number) made whole."""
+    return [place.name(word) if re.fullmatch(r"[a-z]\d+", word) else word for word in words]
 
 
 def median_of(count: int, action: Callable[[], object]) -> float:
@@ -68,28 +80,34 @@ class Bench:
         ]
         self.rounds = 0
         """How many were done."""
+        self.problems: list[str] = []
         self._flip = False
         self._began = time.monotonic()
 
     def run(self) -> None:
-        self._import_images()
-        self._first_launches()
+        self._part("imports", self._import_images)
+        self._part("first launches", self._first_launches)
         for number in range(self.sizes.rounds):
-            self._say(f"round {number + 1} of {self.sizes.rounds}")
-            seconds = timed(partial(self._round, number))
-            self.rounds += 1
-            if self._spent + seconds > self.sizes.seconds:
+            if self._spent > self.sizes.seconds:
                 break
+            self._part(f"round {number + 1} of {self.sizes.rounds}", partial(self._round, number))
+            self.rounds += 1
         for number in range(self.sizes.bursts):
-            self._say(f"burst {number + 1} of {self.sizes.bursts}")
-            self._bursts(number, listing=number == self.sizes.bursts - 1)
+            listing = number == self.sizes.bursts - 1
+            action = partial(self._bursts, number, listing=listing)
+            self._part(f"burst {number + 1} of {self.sizes.bursts}", action)
+
+    def _part(self, title: str, action: Callable[[], None]) -> None:
+        """What fails outside of a row is told in the report; the other parts go on."""
+        print(f"bench: {self._spent:4.0f} s: {title}", file=sys.stderr, flush=True)
+        try:
+            action()
+        except Exception as error:
+            self.problems.append(f"{title}: {error}")
 
     @property
     def _spent(self) -> float:
         return time.monotonic() - self._began
-
-    def _say(self, text: str) -> None:
-        print(f"bench: {self._spent:4.0f} s: {text}", file=sys.stderr, flush=True)
 
     def _turns(
         self, row: str, action: Callable[[Place], float], places: Sequence[Place] | None = None
@@ -106,7 +124,6 @@ class Bench:
         """Debian's several times, deleted in between; the last one stays."""
         best = self._best_places()
         for number in range(self.sizes.rounds):
-            self._say(f"import {number + 1} of {self.sizes.rounds}")
             if number:
                 for place in best:
                     self._forget_image(place.daemon)
@@ -123,7 +140,6 @@ class Bench:
 
     def _first_launches(self) -> None:
         """Some pools unpack an image when it is first used."""
-        self._say("first launches")
         self._turns("first-launch", self._first_launch)
         for place in self.places:
             name = place.name("warm")
@@ -142,43 +158,40 @@ class Bench:
         return seconds
 
     def _launch(self, place: Place, image: str, name: str) -> None:
-        place.daemon.client("launch", image, name, "-s", place.subject.pool)
+        place.daemon.client("launch", image, name, "-s", place.pool)
 
     # ---- one container at a time
 
     def _round(self, number: int) -> None:
-        self._debian_round(number)
-        self._busybox_round(number)
+        places = self.places if number < self.sizes.other_rounds else self._best_places()
+        self._debian_round(number, places)
+        self._busybox_round(number, places)
 
-    def _debian_round(self, number: int) -> None:
+    def _debian_round(self, number: int, places: Sequence[Place]) -> None:
         name = f"d{number}"
         new = f"n{number}"
-        self._turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
-        self._turns(
-            "exec-wire", lambda p: median_of(10, lambda: wire.run_inside(p.daemon.wire, p.name(name), "true"))
-        )
-        self._turns(
-            "exec-client", lambda p: median_of(5, lambda: p.daemon.client("exec", p.name(name), "--", "true"))
-        )
-        self._turns(
-            "exec-own", lambda p: median_of(5, lambda: self._own(p, "exec", p.name(name), "--", "true"))
-        )
-        self._turns("restart", self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n)))
-        self._turns("stop", lambda p: timed(lambda: p.daemon.client("stop", "-f", p.name(name))))
-        self._turns("start", self._booting(name, lambda p, n: p.daemon.client("start", n)))
-        self._turns("stop-wire", lambda p: timed(lambda: wire.set_state(p.daemon.wire, p.name(name), "stop")))
-        self._turns("start-wire", self._booting(name, lambda p, n: wire.set_state(p.daemon.wire, n, "start")))
+        turns = partial(self._turns, places=places)
+        turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
+        turns("exec-wire", partial(self._exec_wire, name))
+        turns("exec-client", self._client(5, "exec", name, "--", "true"))
+        turns("exec-own", self._own(5, "exec", name, "--", "true"))
+        turns("restart", self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n)))
+        turns("stop", self._client(1, "stop", "-f", name))
+        turns("start", self._booting(name, lambda p, n: p.daemon.client("start", n)))
+        turns("stop-wire", partial(self._stop, name))
+        turns("start-wire", self._booting(name, lambda p, n: wire.set_state(p.daemon.wire, n, "start")))
         self._bare_round()
-        for place in self.places:
-            self.samples.measure(
-                "stop-wire", place.subject.label, partial(self._stop, place, place.name(name))
-            )
-        self._turns("delete", lambda p: timed(lambda: p.daemon.client("delete", p.name(name))))
-        self._turns(
-            "init",
-            lambda p: timed(lambda: p.daemon.client("init", DEBIAN, p.name(new), "-s", p.subject.pool)),
-        )
-        self._turns("delete-new", lambda p: timed(lambda: p.daemon.client("delete", p.name(new))))
+        turns("stop-wire", partial(self._stop, name))
+        turns("delete", self._client(1, "delete", name))
+        turns("init", lambda p: timed(lambda: p.daemon.client("init", DEBIAN, p.name(new), "-s", p.pool)))
+        turns("delete-new", self._client(1, "delete", new))
+
+    def _busybox_round(self, number: int, places: Sequence[Place]) -> None:
+        name = f"b{number}"
+        turns = partial(self._turns, places=places)
+        turns("busybox-launch", lambda p: timed(lambda: self._launch(p, BUSYBOX, p.name(name))))
+        turns("busybox-exec-wire", partial(self._exec_wire, name))
+        turns("busybox-delete", self._client(1, "delete", "-f", name))
 
     def _booting(self, name: str, action: Callable[[Place, str], object]) -> Callable[[Place], float]:
         """The action timed; the boot that it begins is waited for afterwards, so that it slows nobody."""
@@ -190,13 +203,25 @@ class Bench:
 
         return measure
 
-    def _stop(self, place: Place, name: str) -> float:
-        return timed(lambda: wire.set_state(place.daemon.wire, name, "stop"))
+    def _stop(self, name: str, place: Place) -> float:
+        return timed(lambda: wire.set_state(place.daemon.wire, place.name(name), "stop"))
 
-    def _own(self, place: Place, *arguments: str) -> None:
-        """With our client at our daemon, with their own at a peer."""
-        daemon = place.daemon
-        (daemon.own_client if daemon.kind.ours else daemon.client)(*arguments)
+    def _exec_wire(self, name: str, place: Place) -> float:
+        return median_of(10, lambda: wire.run_inside(place.daemon.wire, place.name(name), "true"))
+
+    def _client(self, count: int, *words: str) -> Callable[[Place], float]:
+        """A command of the usual client, the median of several; a word like `d0` is an instance."""
+        return lambda p: median_of(count, lambda: p.daemon.client(*_named(p, words)))
+
+    def _own(self, count: int, *words: str) -> Callable[[Place], float]:
+        """The same with our client at our daemon, with their own at a peer."""
+
+        def measure(place: Place) -> float:
+            daemon = place.daemon
+            client = daemon.own_client if daemon.kind.ours else daemon.client
+            return median_of(count, lambda: client(*_named(place, words)))
+
+        return measure
 
     def _bare_round(self) -> None:
         bare = self.bare
@@ -204,20 +229,11 @@ class Bench:
             self.samples.measure("start-wire", bare.name, lambda: timed(bare.start))
             self.samples.measure("stop-wire", bare.name, lambda: timed(bare.stop))
 
-    def _busybox_round(self, number: int) -> None:
-        name = f"b{number}"
-        self._turns("busybox-launch", lambda p: timed(lambda: self._launch(p, BUSYBOX, p.name(name))))
-        self._turns(
-            "busybox-exec-wire",
-            lambda p: median_of(10, lambda: wire.run_inside(p.daemon.wire, p.name(name), "true")),
-        )
-        self._turns("busybox-delete", lambda p: timed(lambda: p.daemon.client("delete", "-f", p.name(name))))
-
     # ---- many containers
 
     def _best_places(self) -> list[Place]:
         """The first pool of each daemon."""
-        return [place for place in self.places if place.subject.pool == place.daemon.pools[0]]
+        return [place for place in self.places if place.pool == place.daemon.pools[0]]
 
     def _bursts(self, number: int, *, listing: bool) -> None:
         """Launch many and delete them again; the last time the best pools' ones are listed in between."""
@@ -242,7 +258,7 @@ class Bench:
 
     def _burst(self, place: Place, number: int) -> float:
         def launch(name: str, connection: Wire) -> None:
-            wire.create(connection, name, BUSYBOX, place.subject.pool)
+            wire.create(connection, name, BUSYBOX, place.pool)
             wire.set_state(connection, name, "start")
 
         return self._together(place, self._names(place, number), launch)
@@ -270,15 +286,14 @@ class Bench:
                 wire.remove(connection, instance["name"])
 
     def _listings(self, places: list[Place]) -> None:
-        self._say(f"{self.sizes.instances} instances")
         for place in places:
             for i in range(self.sizes.instances - self.sizes.burst):
-                wire.create(place.daemon.wire, place.name(f"s{i}"), BUSYBOX, place.subject.pool)
+                wire.create(place.daemon.wire, place.name(f"s{i}"), BUSYBOX, place.pool)
         for _ in range(self.sizes.rounds):
             self._turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")), places)
             for depth in (1, 2):
                 self._turns(f"list-{depth}", partial(self._get, f"/1.0/instances?recursion={depth}"), places)
-            self._turns("list-client", lambda p: median_of(3, lambda: p.daemon.client("list")), places)
-            self._turns("list-own", lambda p: median_of(3, lambda: self._own(p, "list")), places)
+            self._turns("list-client", self._client(3, "list"), places)
+            self._turns("list-own", self._own(3, "list"), places)
         self._turns("memory-daemon", lambda p: memory.daemon(p.daemon), places)
         self._turns("memory-monitor", lambda p: memory.monitor(p.daemon), places)

@@ -81,7 +81,7 @@ class Bench:
         self.rounds = 0
         """How many were done."""
         self.problems: list[str] = []
-        self._flip = False
+        self._forward: dict[str, bool] = {}
         self._began = time.monotonic()
 
     def run(self) -> None:
@@ -112,10 +112,11 @@ class Bench:
     def _turns(
         self, row: str, action: Callable[[Place], float], places: Sequence[Place] | None = None
     ) -> None:
-        """Measure a row on each place, in the other direction than the row before."""
+        """Measure a row on each place, in the other direction than the last time, and than the row before."""
         chosen = list(self.places if places is None else places)
-        self._flip = not self._flip
-        for place in chosen if self._flip else reversed(chosen):
+        forward = not self._forward.get(row, len(self._forward) % 2 == 0)
+        self._forward[row] = forward
+        for place in chosen if forward else reversed(chosen):
             self.samples.measure(row, place.subject.label, partial(action, place))
 
     # ---- images

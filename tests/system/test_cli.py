@@ -192,12 +192,8 @@ def test_signals_are_passed_on(shared_daemon: Daemon, c1: str) -> None:
 
 def test_a_terminal(shared_daemon: Daemon, c1: str) -> None:
     env = environment(shared_daemon) | {"TERM": "vt100"}
-    typed = [
-        ("# ", "stty size; echo [$TERM]\n"),
-        ("[vt100]", "sleep 60\n"),
-        ("sleep 60", "\x03"),
-        ("# ", "exit 4\n"),
-    ]
+    typed = [("# ", "stty size; echo [$TERM]\n"), ("[vt100]", 'echo g"o"; sleep 60\n')]
+    typed += [("go\r", "\x03"), ("# ", "exit 4\n")]
     status, screen = run_in_terminal(command("exec", c1, "sh"), env=env, typed=typed, rows=33, columns=99)
     assert status == 4
     assert "33 99" in screen
@@ -209,7 +205,11 @@ def test_a_terminal(shared_daemon: Daemon, c1: str) -> None:
 
 def test_closed_standard_streams(shared_daemon: Daemon, c1: str) -> None:
     words = shlex.join(command("exec", c1, "--", "cat"))
-    done = subprocess.run(["sh", "-c", f"{words} <&-"], env=environment(shared_daemon), timeout=30)
+    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{words} {closed}"], env=environment(shared_daemon), timeout=30)
+        assert done.returncode == 0
+    listing = shlex.join(command("list"))
+    done = subprocess.run(["sh", "-c", f"{listing} >&-"], env=environment(shared_daemon), timeout=30)
     assert done.returncode == 0
 
 

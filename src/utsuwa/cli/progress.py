@@ -28,7 +28,7 @@ class Line:
         self._active = session.shows_progress
 
     def show(self, text: str) -> None:
-        if not self._active:
+        if not self._active or not text:
             return
         import shutil
 
@@ -83,11 +83,11 @@ def _watch(session: Session, server: Server, operation: dict[str, Any], label: s
 
 
 def _describe(record: dict[str, Any], label: str) -> str:
-    """What an operation says about its progress."""
+    """What an operation says about its progress; the label where it says nothing."""
     for name, value in (record.get("metadata") or {}).items():
         if name.endswith("_progress") and isinstance(value, str):
             return f"{label}: {value}" if label else value
-    return label or record["description"]
+    return label
 
 
 def counted(session: Session, chunks: Iterable[bytes], total: int, label: str) -> Iterator[bytes]:

@@ -41,12 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An interrupted run cleans up, and is not kept.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            result = _measure(options, " ".join(["bench/run", *arguments]))
+            result = _measure(options, _command_line(arguments))
         except KeyboardInterrupt:
             print("bench: interrupted", file=sys.stderr)
             return 130
         _keep(result, options.out)
     return _write(options.out)
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    wrapper = ["bench/with-incus", "FOLDER"] if "WITH_INCUS_FILES" in os.environ else []
+    return " ".join([*wrapper, "bench/run", *arguments])
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -311,6 +311,10 @@ class StorageManager:
         await self.get_pool(name)
         return await _finished(self._driver(name).usage)
 
+    def check_available(self, pool: str) -> None:
+        """Raises NotFound, or Unavailable for a pool that could not be mounted."""
+        self._driver(pool)
+
     def _driver(self, pool: str) -> Driver:
         if pool not in self._drivers:
             raise NotFound(f"Storage pool {pool!r} not found")

@@ -81,8 +81,8 @@ class Report:
         text = (
             f"Each number is the median over {rounds}; pools that are not the best of their daemon, launches "
             "of many, first launches and memory are measured less often. The ratio is the best peer's number "
-            "divided by ours on our best pool: above 1 Utsuwa needs less. Where a row does not name "
-            "`utsuwa`, the client is `lxc`, for Incus `incus`."
+            "divided by ours on our best pool, of those measured in at least half of the rounds: above 1 "
+            "Utsuwa needs less. Where a row does not name `utsuwa`, the client is `lxc`, for Incus `incus`."
         )
         notes = [f"{number}. {note}" for number, note in enumerate(self._notes, 1)]
         return "\n".join([text, *(["", "Not measured, or not in every round:", "", *notes] if notes else [])])

@@ -93,11 +93,17 @@ class Result:
         return cls(**{**content, **parts})
 
     def best(self, row: str, *, ours: bool) -> tuple[float, str] | None:
-        """The least median among our pools or the peers', and its label."""
+        """The least median among our pools or the peers', and its label.
+
+        A pool that was measured in less than half of the row's rounds does not count: the least of few samples
+        is mostly luck.
+        """
+        values = self.samples.values.get(row, {})
+        enough = max(map(len, values.values()), default=0) / 2
         found = [
-            (median, subject.label)
+            (statistics.median(values[subject.label]), subject.label)
             for subject in self.subjects
-            if subject.ours == ours and (median := self.samples.median(row, subject.label)) is not None
+            if subject.ours == ours and len(values.get(subject.label, ())) >= max(enough, 1)
         ]
         return min(found) if found else None
 

@@ -95,7 +95,7 @@ class Result:
     def best(self, row: str, *, ours: bool) -> tuple[float, str] | None:
         """The least median among our pools or the peers', and its label.
 
-        A pool that was measured in less than half of the row's rounds does not count: the least of few samples
+        A pool measured in less than half of the row's rounds does not count: the least of few samples
         is mostly luck.
         """
         values = self.samples.values.get(row, {})

@@ -15,6 +15,7 @@ uninstall() {
     [ "$1" = true ] || confirm
     stop_everything
     remove_units
+    stop_lxcfs
     remove_networks
     remove_mounts
     remove_cgroups
@@ -76,6 +77,15 @@ remove_units() {
         rm -f "/etc/systemd/system/$unit"
     done
     systemctl daemon-reload
+}
+
+# Only one that the quick start has started itself.
+stop_lxcfs() {
+    [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] && [ -r "$LXCFS_PID" ] || return 0
+    if grep -qsa "^lxcfs" "/proc/$(cat "$LXCFS_PID")/cmdline"; then
+        kill "$(cat "$LXCFS_PID")" || true
+    fi
+    rm -f "$LXCFS_PID"
 }
 
 # What the daemon names its table, cgroup and AppArmor profiles: utsuwa-<hash of the state folder>.

@@ -77,6 +77,8 @@ remove_units() {
         rm -f "/etc/systemd/system/$unit"
     done
     systemctl daemon-reload
+    # Ended without a daemon to ask, a unit counts as failed, and would be listed although it is gone.
+    systemctl reset-failed "${UNITS[@]}" 2>/dev/null || true
 }
 
 # Only one that the quick start has started itself.

@@ -65,9 +65,3 @@ def check_interface_name(name: str) -> str:
 def storage_name(project: str, name: str) -> str:
     """The name on disk and in liblxc: `<project>_<name>`, in the project `default` just `<name>`."""
     return name if project == DEFAULT_PROJECT else f"{project}_{name}"
-
-
-def split_storage_name(stored: str) -> tuple[str, str]:
-    """The project and the name behind a storage name."""
-    project, found, name = stored.partition("_")
-    return (project, name) if found else (DEFAULT_PROJECT, stored)

@@ -159,13 +159,7 @@ async def _insert_profiles(
     if not names:
         return
     rows.distinct(names, "A profile can stand only once in an image")
-    query = sa.select(profiles.c.name, profiles.c.id).where(
-        profiles.c.project_id == project_id, profiles.c.name.in_(names)
-    )
-    known = {name: profile_id for name, profile_id in await conn.execute(query)}
-    for name in names:
-        if name not in known:
-            raise NotFound(f"Requested profile {name!r} does not exist")
+    known = await rows.profile_ids(conn, project_id, names)
     await conn.execute(
         images_profiles.insert(), [{"image_id": image_id, "profile_id": known[name]} for name in names]
     )

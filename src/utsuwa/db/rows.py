@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,6 +54,19 @@ async def project_id(conn: AsyncConnection, project: str) -> int:
     if found is None:
         raise NotFound(f"Project {project!r} not found")
     return int(found)
+
+
+async def profile_ids(conn: AsyncConnection, project_id: int, names: Sequence[str]) -> dict[str, int]:
+    """The ids of a project's profiles by name; raises NotFound for the first that does not exist."""
+    table = schema.profiles
+    query = sa.select(table.c.name, table.c.id).where(
+        table.c.project_id == project_id, table.c.name.in_(names)
+    )
+    known = {name: profile_id for name, profile_id in await conn.execute(query)}
+    for name in names:
+        if name not in known:
+            raise NotFound(f"Requested profile {name!r} does not exist")
+    return known
 
 
 async def insert(conn: AsyncConnection, table: sa.Table, values: Mapping[str, Any]) -> int:

@@ -39,13 +39,13 @@ class Steps:
 
     def config_over(self, config: Mapping[str, str]) -> dict[str, str]:
         """`config` with the volatile changes so far."""
-        merged = {**config}
-        for key, value in self.volatile.items():
-            if value is None:
-                merged.pop(key, None)
-            else:
-                merged[key] = value
-        return merged
+        return changed_over(config, self.volatile)
+
+
+def changed_over(config: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """`config` with `changes` made to it; None removes a key."""
+    merged = {**config, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def host_of(

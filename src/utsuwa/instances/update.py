@@ -138,9 +138,7 @@ async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Load
     if running is not None:
         await limits.change_running(running, new.expanded_config, undo)
     volatile.update(await identity.after_change(ctx, old, new))
-    config = {**new.row.config, **{k: v for k, v in volatile.items() if v is not None}}
-    for key in [k for k, v in volatile.items() if v is None]:
-        config.pop(key, None)
+    config = device_steps.changed_over(new.row.config, volatile)
     return replace(new, row=replace(new.row, config=config))
 
 

@@ -13,8 +13,9 @@ declare -A COMPLETIONS=(
 uninstall() {
     is_ours "$prefix" .stamp && is_ours "$UTSUWA_DIR" utsuwa.lock
     [ "$1" = true ] || confirm
-    stop_everything
+    shut_down
     remove_units
+    kill_rest
     stop_lxcfs
     remove_networks
     remove_mounts
@@ -45,16 +46,18 @@ confirm() {
 }
 
 # The daemon knows best how to end containers: one that does not run is started for it once more.
-stop_everything() {
-    local pid
-    [ -d "$UTSUWA_DIR/database" ] || return 0
+shut_down() {
+    [ -d "$UTSUWA_DIR/database" ] && [ -x "$prefix/bin/utsuwad" ] || return 0
     say "Stopping all containers and the daemon"
-    if [ -x "$prefix/bin/utsuwad" ]; then
-        if ! is_up 2; then
-            setsid "$prefix/bin/utsuwad" </dev/null >/dev/null 2>&1 &
-        fi
-        is_up 30 && "$prefix/bin/utsuwad" shutdown --force --timeout 60 || true
+    if ! is_up 2 && ! { uses_systemd && systemctl start utsuwa.service 2>/dev/null; }; then
+        setsid "$prefix/bin/utsuwad" </dev/null >/dev/null 2>&1 &
     fi
+    is_up 30 && "$prefix/bin/utsuwad" shutdown --force --timeout 60 || true
+}
+
+# Once systemd brings no daemon back.
+kill_rest() {
+    local pid
     if pid=$(daemon_pid); then
         kill -KILL "$pid" || true
     fi

@@ -153,7 +153,7 @@ def test_shutdown_returns_when_the_daemon_is_gone(bare_daemon: Daemon) -> None:
 def test_shutdown_without_a_daemon_says_so(stopped_daemon: Daemon) -> None:
     ended = utsuwad(stopped_daemon, "shutdown")
     assert ended.returncode == 1
-    assert "No daemon answers" in ended.stderr
+    assert f"No daemon runs on {stopped_daemon.dir}" in ended.stderr
 
 
 def test_shutdown_stops_containers_and_a_start_brings_them_back(daemon: Daemon, busybox_image: Image) -> None:

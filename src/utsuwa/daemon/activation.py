@@ -10,12 +10,15 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import control
-from utsuwa.daemon.process import state_lock
+from utsuwa.daemon.state_lock import state_lock
 from utsuwa.db import config as config_rows
 from utsuwa.db import instances as instance_rows
+from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.engine import Database
 from utsuwa.profiles.expand import expand
+
+_WAKE_SECONDS = 120.0
 
 
 def reason_to_start(paths: StatePaths) -> str | None:
@@ -35,12 +38,15 @@ async def _reason(paths: StatePaths) -> str | None:
         async with database.read() as conn:
             if (await config_rows.load(conn)).get("core.https_address"):
                 return "Daemon has core.https_address set"
+            if await network_rows.get_all(conn, None):
+                return "Daemon has managed networks"
             profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, None)}
             for row in await instance_rows.get_all(conn, None):
                 used = [profiles[row.project, name] for name in row.profiles]
                 config, _ = expand(used, row.config, row.devices)
-                power = config.get("volatile.last_state.power")
-                if parse_bool(config.get("boot.autostart", "")) or power == "RUNNING":
+                autostart = config.get("boot.autostart", "")
+                ran = config.get("volatile.last_state.power") == "RUNNING"
+                if parse_bool(autostart) if autostart else ran:
                     return "Daemon has auto-started instances"
     finally:
         await database.close()
@@ -48,9 +54,12 @@ async def _reason(paths: StatePaths) -> str | None:
 
 
 def wake(socket: Path) -> int:
-    """Ask at the socket, so that whoever holds it starts the daemon; gives the exit status."""
+    """Ask at the socket, so that whoever holds it starts the daemon; gives the exit status.
+
+    The answer comes from the daemon, once it has found its containers and brought up its networks.
+    """
     try:
-        control.ask(socket, "GET", "/1.0")
+        control.ask(socket, "GET", "/1.0", _WAKE_SECONDS)
     except OSError as error:
         sys.stderr.write(f"utsuwad: nobody holds {socket}: {error}\n")
         return 1

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import socket
 from contextlib import AsyncExitStack
 
 from utsuwa.api.application import Application
@@ -47,11 +48,15 @@ def owner_name(paths: StatePaths) -> str:
 
 
 class Daemon:
-    """One daemon on one state folder, whose lock the caller holds."""
+    """One daemon on one state folder, whose lock the caller holds.
 
-    def __init__(self, paths: StatePaths, group: str | None) -> None:
+    It listens on the socket `handed_over`, or without one makes its own for `group`.
+    """
+
+    def __init__(self, paths: StatePaths, group: str | None, handed_over: socket.socket | None) -> None:
         self._paths = paths
         self._group = group
+        self._handed_over = handed_over
         self._stack = AsyncExitStack()
         self._told = asyncio.Event()
         self._shutdown: tuple[bool, float | None] | None = None
@@ -173,8 +178,9 @@ class Daemon:
             return unix_peer(transport) or trust.caller(transport)
 
         application = Application(services, all_routes(), identify)
-        bound = bind_unix(self._paths.socket, socket_group(self._group))
-        unix = UnixListener(self._paths.socket, bound, application.server())
+        given = self._handed_over
+        bound = given or bind_unix(self._paths.socket, socket_group(self._group))
+        unix = UnixListener(self._paths.socket, bound, application.server(), ours=given is None)
         self._stack.push_async_callback(unix.close)
         context = await asyncio.to_thread(
             ServerContext, self._certificate.certificate_file, self._certificate.key_file

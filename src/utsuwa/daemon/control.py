@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import select
-import socket
-import struct
 import time
 from pathlib import Path
 
 from utsuwa.core.errors import HostError
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon import state_lock
 from utsuwa.daemon.local_api import UnixConnection
 
 _POLL = 0.05
 _REPLY_SECONDS = 10.0
 
 
-def ask(path: Path, method: str, url: str) -> tuple[int, str]:
+def ask(path: Path, method: str, url: str, seconds: float = _REPLY_SECONDS) -> tuple[int, str]:
     """The status of a request and the text of its error, if any. Raises OSError where nobody answers."""
-    connection = UnixConnection(path, _REPLY_SECONDS)
+    connection = UnixConnection(path, seconds)
     try:
         connection.request(method, url)
         reply = connection.getresponse()
@@ -45,19 +46,14 @@ def wait_ready(path: Path, timeout: int) -> bool:
         time.sleep(_POLL)
 
 
-def shutdown(path: Path, *, force: bool, timeout: int) -> bool:
+def shutdown(paths: StatePaths, *, force: bool, timeout: int) -> bool:
     """Ask the daemon to stop its containers and itself, and wait until it is gone.
 
     False where it still runs after `timeout` seconds (0 waits for ever). Raises HostError where no daemon
-    answers or it refuses.
+    runs or it refuses.
     """
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with peer:
-        try:
-            peer.connect(str(path))
-            pidfd = os.pidfd_open(_peer_pid(peer))
-        except OSError as error:
-            raise HostError(f"No daemon answers at {path}: {error.strerror}") from error
+    path = paths.socket
+    pidfd = _daemon(paths)
     try:
         query = f"force={'true' if force else 'false'}" + (f"&timeout={timeout}" if timeout > 0 else "")
         try:
@@ -71,10 +67,19 @@ def shutdown(path: Path, *, force: bool, timeout: int) -> bool:
         os.close(pidfd)
 
 
-def _peer_pid(connected: socket.socket) -> int:
-    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, _, _ = struct.unpack("3i", credentials)
-    return int(pid)
+def _daemon(paths: StatePaths) -> int:
+    """A pidfd of the daemon.
+
+    Not asked of its socket: systemd, which may hold that, would start a daemon for the question.
+    """
+    pid = state_lock.holder(paths)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            if state_lock.holder(paths) == pid:
+                return pidfd
+            os.close(pidfd)
+    raise HostError(f"No daemon runs on {paths.root}")
 
 
 def _wait_exit(pidfd: int, timeout: int) -> bool:

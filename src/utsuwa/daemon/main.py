@@ -117,8 +117,8 @@ def _wait_ready(options: argparse.Namespace) -> int:
 def _shutdown(options: argparse.Namespace) -> int:
     from utsuwa.daemon import control
 
-    socket = StatePaths.from_environment().socket
-    if control.shutdown(socket, force=options.force, timeout=options.timeout):
+    paths = StatePaths.from_environment()
+    if control.shutdown(paths, force=options.force, timeout=options.timeout):
         return 0
     return _fail(f"The daemon still runs after {options.timeout} s")
 

@@ -1,15 +1,11 @@
-"""The daemon as a process: its lock, its log, its event loop, its signals."""
+"""The daemon as a process: its log, its event loop, its signals."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import gc
 import logging
-import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
@@ -19,6 +15,8 @@ from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import logging as daemon_log
 from utsuwa.daemon.app import Daemon
+from utsuwa.daemon.handed_over import take_socket
+from utsuwa.daemon.state_lock import state_lock
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +29,7 @@ def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: st
         daemon_log.set_up(level=_LEVELS[level], file=logfile)
     except OSError as error:
         raise HostError(f"Cannot write the log file {logfile}: {error.strerror}") from error
+    handed_over = take_socket(paths.socket)
     try:
         paths.create_folders()
     except OSError as error:
@@ -39,7 +38,7 @@ def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: st
         log.info("starting", extra={"version": __version__, "folder": paths.root})
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(Daemon(paths, group)))
+                runner.run(_serve(Daemon(paths, group, handed_over)))
         except UtsuwaError as error:
             log.error("the daemon could not start: %s", error.message)
             return 1
@@ -58,23 +57,3 @@ async def _serve(daemon: Daemon) -> None:
     gc.collect()
     gc.freeze()
     await daemon.serve_until_told()
-
-
-@contextlib.contextmanager
-def state_lock(paths: StatePaths) -> Iterator[None]:
-    """Hold the state folder; HostError where another daemon has it."""
-    fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
-            raise HostError(
-                f"Another daemon (pid {holder or 'unknown'}) uses {paths.root}: "
-                "stop it, or give another folder in UTSUWA_DIR"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)

@@ -69,11 +69,15 @@ def bind_unix(path: Path, group: int | None) -> socket.socket:
 
 
 class UnixListener:
-    """Serves requests on a bound unix socket until it is closed."""
+    """Serves requests on a bound unix socket until it is closed.
 
-    def __init__(self, path: Path, bound: socket.socket, server: web.Server) -> None:
+    The socket's file is removed then, unless it belongs to whoever handed the socket over (`ours` is False).
+    """
+
+    def __init__(self, path: Path, bound: socket.socket, server: web.Server, *, ours: bool) -> None:
         self._path = path
         self._bound = bound
+        self._ours = ours
         self._server = server
         self._listening: asyncio.Server | None = None
 
@@ -86,7 +90,8 @@ class UnixListener:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-        _remove(self._path)
+        if self._ours:
+            _remove(self._path)
 
     async def close(self, grace: float = 3) -> None:
         """Stop; requests get `grace` seconds to end, then they are cut off."""

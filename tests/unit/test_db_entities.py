@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -29,11 +28,13 @@ from utsuwa.db import (
     instances,
     profiles,
     projects,
+    rows,
     schema,
     storage_pools,
     storage_volumes,
 )
 from utsuwa.db.certificates import CertificateRow
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
@@ -54,7 +55,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def conn(database: Database) -> AsyncIterator[AsyncConnection]:
+async def conn(database: Database) -> AsyncIterator[Connection]:
     async with database.write("test") as connection:
         yield connection
 
@@ -94,24 +95,27 @@ def volume(name: str, type: int = codes.VOLUME_CONTAINER, **fields: Any) -> Volu
     return replace(row, **fields)
 
 
-async def second_project(conn: AsyncConnection, name: str = "other") -> None:
+async def second_project(conn: Connection, name: str = "other") -> None:
     await conn.execute(schema.projects.insert().values(name=name, description=""))
 
 
-def count_statements(conn: AsyncConnection) -> list[str]:
+async def count_statements(conn: Connection) -> list[str]:
+    """Everything that SQLite is asked from now on."""
     seen: list[str] = []
 
-    def remember(*arguments: Any) -> None:
-        seen.append(arguments[2])
+    def watch(connection: sa.Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_trace_callback(seen.append)
 
-    sa.event.listen(conn.sync_connection, "before_cursor_execute", remember)
+    await conn.run(watch)
     return seen
 
 
 # ---- instances
 
 
-async def test_an_instance_comes_back_as_it_was(conn: AsyncConnection) -> None:
+async def test_an_instance_comes_back_as_it_was(conn: Connection) -> None:
     await profiles.insert(conn, ProfileRow(0, "default", "a"))
     row = instance(
         ephemeral=True,
@@ -124,19 +128,23 @@ async def test_an_instance_comes_back_as_it_was(conn: AsyncConnection) -> None:
         state="ready",
     )
     row = replace(row, id=await instances.insert(conn, row))
+    stored = (await instances.get_all(conn, None))[0]
+    assert list(stored.config) == ["limits.cpu", "user.x"]
+    assert list(stored.devices) == ["n", "root"]
+    assert list(stored.devices["root"]) == ["type", "path", "pool"]
     assert await instances.get(conn, "default", "c1") == row
     assert await instances.get_all(conn, None) == [row]
     assert await instances.get_all(conn, "other") == []
 
 
-async def test_what_is_empty_is_not_set(conn: AsyncConnection) -> None:
+async def test_what_is_empty_is_not_set(conn: Connection) -> None:
     row = instance(config={"user.x": ""}, devices={"n": {"type": "nic", "name": ""}})
     await instances.insert(conn, row)
     found = await instances.get(conn, "default", "c1")
     assert (found.config, found.devices) == ({}, {"n": {"type": "nic"}})
 
 
-async def test_the_order_of_profiles_is_kept(conn: AsyncConnection) -> None:
+async def test_the_order_of_profiles_is_kept(conn: Connection) -> None:
     for name in ("a", "b", "c"):
         await profiles.insert(conn, ProfileRow(0, "default", name))
     row = instance(profiles=["c", "default", "a", "b"])
@@ -147,7 +155,7 @@ async def test_the_order_of_profiles_is_kept(conn: AsyncConnection) -> None:
     assert (await instances.get(conn, "default", "c1")).profiles == ["b", "c"]
 
 
-async def test_an_update_replaces_all_that_is_editable(conn: AsyncConnection) -> None:
+async def test_an_update_replaces_all_that_is_editable(conn: Connection) -> None:
     row = instance(config={"user.a": "1", "user.b": "2"}, devices={"n": {"type": "nic", "mtu": "9"}})
     row = replace(row, id=await instances.insert(conn, row))
     new = replace(
@@ -163,7 +171,7 @@ async def test_an_update_replaces_all_that_is_editable(conn: AsyncConnection) ->
     assert await instances.get(conn, "default", "c1") == new
 
 
-async def test_a_patch_leaves_other_keys(conn: AsyncConnection) -> None:
+async def test_a_patch_leaves_other_keys(conn: Connection) -> None:
     row_id = await instances.insert(conn, instance(config={"user.a": "1", "user.b": "2"}))
     await instances.patch_config(conn, row_id, {"user.a": None, "user.b": "3", "user.c": "4", "user.d": ""})
     await instances.patch_config(conn, row_id, {})
@@ -171,7 +179,7 @@ async def test_a_patch_leaves_other_keys(conn: AsyncConnection) -> None:
     await instances.patch_config(conn, row_id + 1, {"user.a": "1"})
 
 
-async def test_the_steps_of_an_instances_life(conn: AsyncConnection) -> None:
+async def test_the_steps_of_an_instances_life(conn: Connection) -> None:
     row_id = await instances.insert(conn, instance())
     await instances.set_ready(conn, row_id)
     await instances.set_last_used(conn, row_id, NOON)
@@ -188,7 +196,7 @@ async def test_the_steps_of_an_instances_life(conn: AsyncConnection) -> None:
         assert (await conn.execute(sa.select(table))).all() == []
 
 
-async def test_a_name_is_taken_once_in_each_project(conn: AsyncConnection) -> None:
+async def test_a_name_is_taken_once_in_each_project(conn: Connection) -> None:
     await second_project(conn)
     await instances.insert(conn, instance())
     await instances.insert(conn, instance(project="other"))
@@ -223,7 +231,7 @@ async def test_an_instance_that_cannot_be(
         assert await instances.get_all(conn, None) == []
 
 
-async def test_instances_that_are_not_there(conn: AsyncConnection) -> None:
+async def test_instances_that_are_not_there(conn: Connection) -> None:
     calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
         lambda: instances.get(conn, "default", "c1"),
         lambda: instances.update(conn, instance(id=7)),
@@ -236,7 +244,7 @@ async def test_instances_that_are_not_there(conn: AsyncConnection) -> None:
             await call()
 
 
-async def test_lists_take_a_constant_number_of_queries(conn: AsyncConnection) -> None:
+async def test_lists_take_a_constant_number_of_queries(conn: Connection) -> None:
     async def load_everything() -> None:
         await instances.get_all(conn, None)
         await profiles.get_all(conn, "default")
@@ -250,18 +258,21 @@ async def test_lists_take_a_constant_number_of_queries(conn: AsyncConnection) ->
         await storage_volumes.get_all(conn, None)
         await certificates.get_all(conn)
 
-    await load_everything()  # begins the transaction, which is a statement too
-    seen = count_statements(conn)
-    await load_everything()
-    before = len(seen)
-    await storage_pools.insert(conn, PoolRow(0, "p", "dir"))
-    for n in range(30):
+    async def add(n: int) -> None:
         await profiles.insert(conn, ProfileRow(0, "default", f"p{n}", config={"user.x": "1"}))
         await instances.insert(conn, instance(f"c{n}", config={"user.x": "1"}, profiles=[f"p{n}"]))
         await images.insert(conn, image(f"{n:064x}", properties={"os": "x"}))
         await image_aliases.insert(conn, AliasRow("default", f"a{n}", "", f"{n:064x}"))
         await storage_volumes.insert(conn, volume(f"c{n}"))
         await certificates.insert(conn, CertificateRow(0, f"{n:064x}", "client", "n", "PEM"))
+
+    await storage_pools.insert(conn, PoolRow(0, "p", "dir"))
+    await add(0)
+    seen = await count_statements(conn)
+    await load_everything()
+    before = len(seen)
+    for n in range(1, 30):
+        await add(n)
     seen.clear()
     await load_everything()
     assert len(seen) == before
@@ -270,7 +281,7 @@ async def test_lists_take_a_constant_number_of_queries(conn: AsyncConnection) ->
 # ---- profiles
 
 
-async def test_a_profile_comes_back_as_it_was(conn: AsyncConnection) -> None:
+async def test_a_profile_comes_back_as_it_was(conn: Connection) -> None:
     row = ProfileRow(
         0, "default", "p", "a profile", {"user.x": "1"}, {"eth0": {"type": "nic", "nictype": "p2p"}}
     )
@@ -285,7 +296,7 @@ async def test_a_profile_comes_back_as_it_was(conn: AsyncConnection) -> None:
     assert [p.name for p in await profiles.get_all(conn, None)] == ["default"]
 
 
-async def test_who_uses_a_profile(conn: AsyncConnection) -> None:
+async def test_who_uses_a_profile(conn: Connection) -> None:
     row_id = await profiles.insert(conn, ProfileRow(0, "default", "p"))
     for name in ("c2", "c1"):
         await instances.insert(conn, instance(name, profiles=["p", "default"]))
@@ -297,7 +308,7 @@ async def test_who_uses_a_profile(conn: AsyncConnection) -> None:
         await profiles.delete(conn, row_id)
 
 
-async def test_profiles_that_cannot_be(conn: AsyncConnection) -> None:
+async def test_profiles_that_cannot_be(conn: Connection) -> None:
     with pytest.raises(AlreadyExists):
         await profiles.insert(conn, ProfileRow(0, "default", "default"))
     with pytest.raises(NotFound, match="Project 'nope' not found"):
@@ -318,7 +329,7 @@ async def test_profiles_that_cannot_be(conn: AsyncConnection) -> None:
 # ---- projects and the server
 
 
-async def test_projects(conn: AsyncConnection) -> None:
+async def test_projects(conn: Connection) -> None:
     row = await projects.get(conn, "default")
     assert row.config["features.profiles"] == "true"
     new = replace(row, description="x", config={**row.config, "user.a": "1"})
@@ -330,7 +341,7 @@ async def test_projects(conn: AsyncConnection) -> None:
         await projects.update(conn, replace(row, id=99))
 
 
-async def test_what_is_in_a_project(conn: AsyncConnection) -> None:
+async def test_what_is_in_a_project(conn: Connection) -> None:
     await second_project(conn)
     await storage_pools.insert(conn, PoolRow(0, "p", "dir"))
     await instances.insert(conn, instance())
@@ -349,7 +360,7 @@ async def test_what_is_in_a_project(conn: AsyncConnection) -> None:
     assert found["other"] == projects.Contents()
 
 
-async def test_deleting_a_project_takes_all_that_is_in_it(conn: AsyncConnection) -> None:
+async def test_deleting_a_project_takes_all_that_is_in_it(conn: Connection) -> None:
     await second_project(conn)
     await storage_pools.insert(conn, PoolRow(0, "p", "dir"))
     await profiles.insert(conn, ProfileRow(0, "other", "a", "", {"user.x": "1"}, {"n": {"type": "nic"}}))
@@ -366,7 +377,7 @@ async def test_deleting_a_project_takes_all_that_is_in_it(conn: AsyncConnection)
         assert (rows > 0) == (table.name in left), table.name
 
 
-async def test_the_servers_config_is_replaced_whole(conn: AsyncConnection) -> None:
+async def test_the_servers_config_is_replaced_whole(conn: Connection) -> None:
     await config.replace(conn, {"core.https_address": ":8443", "user.a": ""})
     assert await config.load(conn) == {"core.https_address": ":8443"}
     await config.replace(conn, {})
@@ -376,7 +387,7 @@ async def test_the_servers_config_is_replaced_whole(conn: AsyncConnection) -> No
 # ---- images
 
 
-async def test_an_image_comes_back_as_it_was(conn: AsyncConnection) -> None:
+async def test_an_image_comes_back_as_it_was(conn: Connection) -> None:
     row = image(
         expires_at=NOON + timedelta(days=9),
         last_used_at=NOON,
@@ -397,7 +408,7 @@ async def test_an_image_comes_back_as_it_was(conn: AsyncConnection) -> None:
     assert await images.get(conn, "default", FINGERPRINT) == new
 
 
-async def test_images_are_found_by_the_beginning_of_their_fingerprint(conn: AsyncConnection) -> None:
+async def test_images_are_found_by_the_beginning_of_their_fingerprint(conn: Connection) -> None:
     await images.insert(conn, image("ab" * 32))
     await images.insert(conn, image("ac" + "0" * 62))
     assert (await images.find_by_prefix(conn, "default", "ab")).fingerprint == "ab" * 32
@@ -411,7 +422,7 @@ async def test_images_are_found_by_the_beginning_of_their_fingerprint(conn: Asyn
             await images.find_by_prefix(conn, "default", odd)
 
 
-async def test_the_steps_of_an_images_life(conn: AsyncConnection) -> None:
+async def test_the_steps_of_an_images_life(conn: Connection) -> None:
     await second_project(conn)
     row_id = await images.insert(conn, image())
     await images.insert(conn, image(project="other"))
@@ -427,7 +438,7 @@ async def test_the_steps_of_an_images_life(conn: AsyncConnection) -> None:
     assert await image_aliases.get_all(conn, None) == []
 
 
-async def test_images_that_cannot_be(conn: AsyncConnection) -> None:
+async def test_images_that_cannot_be(conn: Connection) -> None:
     await images.insert(conn, image())
     with pytest.raises(AlreadyExists):
         await images.insert(conn, image())
@@ -451,7 +462,7 @@ async def test_images_that_cannot_be(conn: AsyncConnection) -> None:
             await call
 
 
-async def test_aliases(conn: AsyncConnection) -> None:
+async def test_aliases(conn: Connection) -> None:
     await images.insert(conn, image())
     await images.insert(conn, image("cd" * 32))
     row = AliasRow("default", "a/b", "text", FINGERPRINT)
@@ -483,7 +494,7 @@ async def test_aliases(conn: AsyncConnection) -> None:
 # ---- storage
 
 
-async def test_a_pool_comes_back_as_it_was(conn: AsyncConnection) -> None:
+async def test_a_pool_comes_back_as_it_was(conn: Connection) -> None:
     row = PoolRow(0, "p", "overlay", "fast", {"source": "/x"})
     row = replace(row, id=await storage_pools.insert(conn, row))
     assert await storage_pools.get(conn, "p") == row
@@ -505,7 +516,7 @@ async def test_a_pool_comes_back_as_it_was(conn: AsyncConnection) -> None:
             await call
 
 
-async def test_who_uses_a_pool(conn: AsyncConnection) -> None:
+async def test_who_uses_a_pool(conn: Connection) -> None:
     await second_project(conn)
     for name in ("p", "empty"):
         await storage_pools.insert(conn, PoolRow(0, name, "dir"))
@@ -528,7 +539,7 @@ async def test_who_uses_a_pool(conn: AsyncConnection) -> None:
     )
 
 
-async def test_volumes(conn: AsyncConnection) -> None:
+async def test_volumes(conn: Connection) -> None:
     with pytest.raises(NotFound, match="Storage pool 'p' not found"):
         await storage_volumes.insert(conn, volume("c1"))
     await storage_pools.insert(conn, PoolRow(0, "p", "dir"))
@@ -565,7 +576,7 @@ async def test_volumes(conn: AsyncConnection) -> None:
 # ---- certificates
 
 
-async def test_certificates(conn: AsyncConnection) -> None:
+async def test_certificates(conn: Connection) -> None:
     row = CertificateRow(0, "ab" * 32, "client", "laptop", "PEM", True, ["default"])
     row = replace(row, id=await certificates.insert(conn, row))
     assert await certificates.get(conn, "ab") == row
@@ -600,7 +611,7 @@ async def test_certificates(conn: AsyncConnection) -> None:
     "text",
     ["2026-03-01 12:00:00+00:00", "2026-03-01 12:00:00", "2026-03-01T14:00:00+02:00"],
 )
-async def test_times_that_hands_wrote_are_read(conn: AsyncConnection, text: str) -> None:
+async def test_times_that_hands_wrote_are_read(conn: Connection, text: str) -> None:
     """LXD's suite writes `last_use_date` by hand in the form of `date --rfc-3339`."""
     await images.insert(conn, image())
     await conn.exec_driver_sql("UPDATE images SET last_use_date = ?", (text,))
@@ -608,7 +619,7 @@ async def test_times_that_hands_wrote_are_read(conn: AsyncConnection, text: str)
     assert found.last_used_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-async def test_times_of_other_zones_are_stored_in_utc(conn: AsyncConnection) -> None:
+async def test_times_of_other_zones_are_stored_in_utc(conn: Connection) -> None:
     east = datetime(2026, 3, 1, 14, tzinfo=timezone(timedelta(hours=2)))
     row_id = await instances.insert(conn, instance())
     await instances.set_last_used(conn, row_id, east)
@@ -627,6 +638,14 @@ def test_times_and_types_serve_postgresql_too() -> None:
         text = str(CreateTable(table).compile(dialect=dialect))
         assert "DATETIME" not in text
     assert "TIMESTAMP WITH TIME ZONE" in str(CreateTable(schema.instances).compile(dialect=dialect))
+
+
+def test_configs_are_gathered_in_postgresql_too() -> None:
+    from sqlalchemy.dialects import postgresql
+
+    query = rows.config_query(schema.instances_config, "instance_id", sa.select(schema.instances.c.id))
+    text = str(query.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    assert "json_object_agg(instances_config.key" in text
 
 
 def test_numbers_that_no_table_has_read_as_the_first() -> None:

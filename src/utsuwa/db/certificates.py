@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import check_fingerprint_prefix
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import certificates, certificates_projects, projects
 
 
@@ -28,7 +28,7 @@ class CertificateRow:
     projects: list[str] = field(default_factory=list)
 
 
-async def get(conn: AsyncConnection, prefix: str) -> CertificateRow:
+async def get(conn: Connection, prefix: str) -> CertificateRow:
     """The one whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
     start = check_fingerprint_prefix(prefix)
     found = await _load(conn, certificates.c.fingerprint.startswith(start))
@@ -41,12 +41,12 @@ async def get(conn: AsyncConnection, prefix: str) -> CertificateRow:
     return found[0]
 
 
-async def get_all(conn: AsyncConnection) -> list[CertificateRow]:
+async def get_all(conn: Connection) -> list[CertificateRow]:
     """All certificates by fingerprint, in two queries."""
     return await _load(conn, sa.true())
 
 
-async def insert(conn: AsyncConnection, row: CertificateRow) -> int:
+async def insert(conn: Connection, row: CertificateRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
     values = {"fingerprint": row.fingerprint, "certificate": row.certificate, **_editable(row)}
     with rows.unique("Certificate already in trust store"):
@@ -55,7 +55,7 @@ async def insert(conn: AsyncConnection, row: CertificateRow) -> int:
     return certificate_id
 
 
-async def update(conn: AsyncConnection, row: CertificateRow) -> None:
+async def update(conn: Connection, row: CertificateRow) -> None:
     """Replace name, type, restriction and projects of the row with that id. Raises NotFound."""
     statement = certificates.update().where(certificates.c.id == row.id).values(**_editable(row))
     rows.one_changed(await conn.execute(statement), "Certificate not found")
@@ -63,7 +63,7 @@ async def update(conn: AsyncConnection, row: CertificateRow) -> None:
     await _insert_projects(conn, row.id, row.projects)
 
 
-async def delete(conn: AsyncConnection, certificate_id: int) -> None:
+async def delete(conn: Connection, certificate_id: int) -> None:
     """Raises NotFound."""
     result = await conn.execute(certificates.delete().where(certificates.c.id == certificate_id))
     rows.one_changed(result, "Certificate not found")
@@ -77,7 +77,7 @@ def _editable(row: CertificateRow) -> dict[str, object]:
     }
 
 
-async def _insert_projects(conn: AsyncConnection, certificate_id: int, names: Sequence[str]) -> None:
+async def _insert_projects(conn: Connection, certificate_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     wanted = sorted(set(names))
@@ -92,7 +92,7 @@ async def _insert_projects(conn: AsyncConnection, certificate_id: int, names: Se
     )
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[CertificateRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[CertificateRow]:
     query = sa.select(certificates).where(where).order_by(certificates.c.fingerprint)
     found = (await conn.execute(query)).all()
     names = (

@@ -66,4 +66,7 @@ def number(codes: Mapping[str, int], word: str, what: str) -> int:
 
 def word(codes: Mapping[str, int], stored: int) -> str:
     """The word of a number; the first one of the table where a hand has written a number that is none."""
-    return next((text for text, code in codes.items() if code == stored), next(iter(codes)))
+    for text, code in codes.items():
+        if code == stored:
+            return text
+    return next(iter(codes))

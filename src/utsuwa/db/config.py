@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import config
 
 
-async def load(conn: AsyncConnection) -> dict[str, str]:
+async def load(conn: Connection) -> dict[str, str]:
     query = sa.select(config.c.key, config.c.value).order_by(config.c.key)
     return {key: value or "" for key, value in await conn.execute(query)}
 
 
-async def replace(conn: AsyncConnection, values: Mapping[str, str]) -> None:
+async def replace(conn: Connection, values: Mapping[str, str]) -> None:
     """Store the whole config; an empty value says that a key is not set."""
     await conn.execute(config.delete())
     new = [{"key": key, "value": value} for key, value in values.items() if value]

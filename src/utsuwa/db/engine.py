@@ -12,17 +12,18 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from utsuwa.core.errors import HostError, OutOfSpace
 from utsuwa.db import upgrade
+from utsuwa.db.connection import Connection, Session
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 READERS = 3
 _SLOW_SECONDS = 0.5
 _BUSY_TIMEOUT_MS = 10_000
+_READER_SECONDS = 60
+"""How long a read waits for one of the connections."""
 
 
 class Database:
@@ -41,10 +44,16 @@ class Database:
     held up by a writer.
     """
 
-    def __init__(self, path: Path, writer: AsyncEngine, readers: AsyncEngine) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer = writer
-        self._readers = readers
+        engine = _engine(path)
+        self._writer = Session(engine.connect, "BEGIN IMMEDIATE")
+        readers = [Session(partial(_connect_reader, engine), "BEGIN") for _ in range(READERS)]
+        self._sessions: tuple[Session, ...] = (*readers, self._writer)
+        # The one that was used last is used next: what it has read is still in its cache.
+        self._idle: asyncio.LifoQueue[Session] = asyncio.LifoQueue()
+        for reader in readers:
+            self._idle.put_nowait(reader)
         self._lock = asyncio.Lock()
         self._writing: asyncio.Task[Any] | None = None
 
@@ -52,7 +61,7 @@ class Database:
     async def open(cls, path: Path) -> Database:
         """Create or upgrade the file and open every connection. Raises HostError or OutOfSpace."""
         await asyncio.to_thread(upgrade.upgrade, path)
-        database = cls(path, _engine(path, 1, "BEGIN IMMEDIATE"), _engine(path, READERS, "BEGIN"))
+        database = cls(path)
         try:
             with _translated(path):
                 await database._warm()
@@ -63,26 +72,40 @@ class Database:
 
     async def _warm(self) -> None:
         """Open all connections now: the daemon's descriptors do not grow with its first requests."""
-        async with AsyncExitStack() as held:
-            for engine in [self._writer, *[self._readers] * READERS]:
-                connection = await held.enter_async_context(engine.connect())
-                await connection.execute(sa.text("SELECT 1"))
-                await connection.rollback()
+        for session in self._sessions:
+            try:
+                await session.step(lambda connection: connection.execute(sa.text("SELECT 1")).all())
+            finally:
+                session.roll_back()
 
     async def close(self) -> None:
         """Close every connection; a running write is awaited first."""
         async with self._lock:
-            await self._readers.dispose()
-            await self._writer.dispose()
+            sessions, self._sessions = self._sessions, ()
+            for session in sessions:
+                await asyncio.wrap_future(session.close())
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        with _translated(self.path):
-            async with _Uninterrupted(self._readers) as connection:
+    async def read(self) -> AsyncIterator[Connection]:
+        reader = await self._idle_reader()
+        connection = Connection(reader)
+        try:
+            with _translated(self.path):
                 yield connection
+        finally:
+            connection.end()
+            reader.roll_back()
+            self._idle.put_nowait(reader)
+
+    async def _idle_reader(self) -> Session:
+        try:
+            return self._idle.get_nowait()
+        except asyncio.QueueEmpty:
+            async with asyncio.timeout(_READER_SECONDS):
+                return await self._idle.get()
 
     @asynccontextmanager
-    async def write(self, name: str) -> AsyncIterator[AsyncConnection]:
+    async def write(self, name: str) -> AsyncIterator[Connection]:
         """One transaction; `name` says in the log what it is for.
 
         Raises OutOfSpace where the disk is full. A block must not open another one: that is a
@@ -94,24 +117,25 @@ class Database:
         async with self._lock:
             self._writing = task
             started = time.monotonic()
+            connection = Connection(self._writer)
             try:
                 with _translated(self.path):
-                    async with _Uninterrupted(self._writer) as connection:
-                        yield connection
-                        await _whole(connection.commit())
+                    yield connection
+                    await _whole(self._writer.commit())
             finally:
+                connection.end()
+                self._writer.roll_back()
                 self._writing = None
                 seconds = time.monotonic() - started
                 if seconds > _SLOW_SECONDS:
                     log.warning("transaction %s took %.2f s", name, seconds)
 
 
-def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
-    engine = create_async_engine(
-        sa.URL.create("sqlite+aiosqlite", database=str(path)),
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=60,
+def _engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        # Each connection is made by the thread that keeps it.
+        poolclass=sa.NullPool,
         # Callers' values (certificates, user data) do not get into messages and logs.
         hide_parameters=True,
     )
@@ -124,34 +148,21 @@ def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        if begin == "BEGIN":
-            cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
-    def start(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    sa.event.listen(engine.sync_engine, "connect", configure)
-    sa.event.listen(engine.sync_engine, "begin", start)
+    sa.event.listen(engine, "connect", configure)
     return engine
 
 
-class _Uninterrupted(AsyncConnection):
-    """A connection that a cancelled task leaves between two statements, never in the middle of one.
-
-    SQLAlchemy gives up a connection whose statement was cancelled, and that one's open transaction can
-    hold the lock of the database for long: the undo steps of the cancelled task would be the first to fail.
-    """
-
-    __slots__ = ()
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        return await _whole(super().execute(*args, **kwargs))
+def _connect_reader(engine: sa.Engine) -> sa.Connection:
+    connection = engine.connect()
+    connection.exec_driver_sql("PRAGMA query_only = ON")
+    connection.rollback()
+    return connection
 
 
-async def _whole(step: Coroutine[Any, Any, T]) -> T:
-    """Let a step run to its end though the task is cancelled: it has happened, or it has not."""
-    running = asyncio.ensure_future(step)
+async def _whole(running: asyncio.Future[T]) -> T:
+    """Wait for the end though the task is cancelled: it has happened, or it has not."""
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

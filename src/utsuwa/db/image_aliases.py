@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import images, images_aliases, projects
 
 _SOURCE = images_aliases.join(images, images.c.id == images_aliases.c.image_id).join(
@@ -27,7 +27,7 @@ class AliasRow:
     type: str = "container"
 
 
-async def get(conn: AsyncConnection, project: str, name: str) -> AliasRow:
+async def get(conn: Connection, project: str, name: str) -> AliasRow:
     """Raises NotFound."""
     found = await _load(conn, sa.and_(projects.c.name == project, images_aliases.c.name == name))
     if not found:
@@ -35,12 +35,12 @@ async def get(conn: AsyncConnection, project: str, name: str) -> AliasRow:
     return found[0]
 
 
-async def get_all(conn: AsyncConnection, project: str | None) -> list[AliasRow]:
+async def get_all(conn: Connection, project: str | None) -> list[AliasRow]:
     """The aliases of a project, or of all (None), by project and name, in one query."""
     return await _load(conn, sa.true() if project is None else projects.c.name == project)
 
 
-async def insert(conn: AsyncConnection, row: AliasRow) -> None:
+async def insert(conn: Connection, row: AliasRow) -> None:
     """Raises AlreadyExists, NotFound (project, image)."""
     values = {
         "project_id": await rows.project_id(conn, row.project),
@@ -52,19 +52,19 @@ async def insert(conn: AsyncConnection, row: AliasRow) -> None:
         await rows.insert(conn, images_aliases, values)
 
 
-async def update(conn: AsyncConnection, row: AliasRow) -> None:
+async def update(conn: Connection, row: AliasRow) -> None:
     """Point an alias at another image of its project, and replace its description. Raises NotFound."""
     values = {"description": row.description, "image_id": await _image_id(conn, row)}
     await _change(conn, row.project, row.name, values)
 
 
-async def rename(conn: AsyncConnection, project: str, name: str, new: str) -> None:
+async def rename(conn: Connection, project: str, name: str, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Image alias {new!r} already exists"):
         await _change(conn, project, name, {"name": new})
 
 
-async def delete(conn: AsyncConnection, project: str, name: str) -> None:
+async def delete(conn: Connection, project: str, name: str) -> None:
     """Raises NotFound."""
     result = await conn.execute(images_aliases.delete().where(_is(project, name)))
     rows.one_changed(result, f"Image alias {name!r} not found")
@@ -75,12 +75,12 @@ def _is(project: str, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(images_aliases.c.project_id == owner, images_aliases.c.name == name)
 
 
-async def _change(conn: AsyncConnection, project: str, name: str, values: dict[str, object]) -> None:
+async def _change(conn: Connection, project: str, name: str, values: dict[str, object]) -> None:
     result = await conn.execute(images_aliases.update().where(_is(project, name)).values(**values))
     rows.one_changed(result, f"Image alias {name!r} not found")
 
 
-async def _image_id(conn: AsyncConnection, row: AliasRow) -> int:
+async def _image_id(conn: Connection, row: AliasRow) -> int:
     query = (
         sa.select(images.c.id)
         .join(projects, projects.c.id == images.c.project_id)
@@ -92,7 +92,7 @@ async def _image_id(conn: AsyncConnection, row: AliasRow) -> int:
     return int(found)
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[AliasRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[AliasRow]:
     query = (
         sa.select(
             projects.c.name.label("project"),

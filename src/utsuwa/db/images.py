@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import check_fingerprint_prefix
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import images, images_profiles, images_properties, profiles, projects
 
 _SOURCE = images.join(projects, projects.c.id == images.c.project_id)
@@ -48,7 +48,7 @@ class ImageRow:
     profiles: list[str] = field(default_factory=list)
 
 
-async def get(conn: AsyncConnection, project: str, fingerprint: str) -> ImageRow:
+async def get(conn: Connection, project: str, fingerprint: str) -> ImageRow:
     """By the whole fingerprint. Raises NotFound."""
     found = await _load(conn, sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint))
     if not found:
@@ -56,7 +56,7 @@ async def get(conn: AsyncConnection, project: str, fingerprint: str) -> ImageRow
     return found[0]
 
 
-async def find_by_prefix(conn: AsyncConnection, project: str, prefix: str) -> ImageRow:
+async def find_by_prefix(conn: Connection, project: str, prefix: str) -> ImageRow:
     """The one image whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
     start = check_fingerprint_prefix(prefix)
     begins = images.c.fingerprint.startswith(start)
@@ -70,12 +70,12 @@ async def find_by_prefix(conn: AsyncConnection, project: str, prefix: str) -> Im
     return found[0]
 
 
-async def get_all(conn: AsyncConnection, project: str | None) -> list[ImageRow]:
+async def get_all(conn: Connection, project: str | None) -> list[ImageRow]:
     """The images of a project, or of all (None), by project and fingerprint, in three queries."""
     return await _load(conn, sa.true() if project is None else projects.c.name == project)
 
 
-async def insert(conn: AsyncConnection, row: ImageRow) -> int:
+async def insert(conn: Connection, row: ImageRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture)."""
     owner = await rows.project_id(conn, row.project)
     values = {
@@ -97,7 +97,7 @@ async def insert(conn: AsyncConnection, row: ImageRow) -> int:
     return image_id
 
 
-async def update(conn: AsyncConnection, row: ImageRow) -> None:
+async def update(conn: Connection, row: ImageRow) -> None:
     """Replace what is editable (also the times of creation and expiry). Raises NotFound."""
     statement = (
         images.update().where(images.c.id == row.id).values(**_editable(row)).returning(images.c.project_id)
@@ -110,22 +110,22 @@ async def update(conn: AsyncConnection, row: ImageRow) -> None:
     await _insert_profiles(conn, owner, row.id, row.profiles)
 
 
-async def set_ready(conn: AsyncConnection, image_id: int) -> None:
+async def set_ready(conn: Connection, image_id: int) -> None:
     """The image's files are in place: from now on it is seen. Raises NotFound."""
     await _set(conn, image_id, {"state": codes.STATES["ready"]})
 
 
-async def set_last_used(conn: AsyncConnection, image_id: int, moment: datetime) -> None:
+async def set_last_used(conn: Connection, image_id: int, moment: datetime) -> None:
     """Raises NotFound."""
     await _set(conn, image_id, {"last_use_date": moment})
 
 
-async def delete(conn: AsyncConnection, image_id: int) -> None:
+async def delete(conn: Connection, image_id: int) -> None:
     """Remove the row with its properties and aliases; does nothing where it is gone."""
     await conn.execute(images.delete().where(images.c.id == image_id))
 
 
-async def projects_with(conn: AsyncConnection, fingerprint: str) -> list[str]:
+async def projects_with(conn: Connection, fingerprint: str) -> list[str]:
     """The projects that have an image: its files stay while one is left."""
     query = (
         sa.select(projects.c.name)
@@ -148,14 +148,12 @@ def _editable(row: ImageRow) -> dict[str, Any]:
     }
 
 
-async def _set(conn: AsyncConnection, image_id: int, values: Mapping[str, Any]) -> None:
+async def _set(conn: Connection, image_id: int, values: Mapping[str, Any]) -> None:
     result = await conn.execute(images.update().where(images.c.id == image_id).values(**values))
     rows.one_changed(result, _NOT_FOUND)
 
 
-async def _insert_profiles(
-    conn: AsyncConnection, project_id: int, image_id: int, names: Sequence[str]
-) -> None:
+async def _insert_profiles(conn: Connection, project_id: int, image_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     rows.distinct(names, "A profile can stand only once in an image")
@@ -165,7 +163,7 @@ async def _insert_profiles(
     )
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ImageRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[ImageRow]:
     query = (
         sa.select(images, projects.c.name.label("project"))
         .select_from(_SOURCE)
@@ -202,7 +200,7 @@ async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[Im
     ]
 
 
-async def _load_profiles(conn: AsyncConnection, owners: rows.Owners) -> defaultdict[int, list[str]]:
+async def _load_profiles(conn: Connection, owners: rows.Owners) -> defaultdict[int, list[str]]:
     query = (
         sa.select(images_profiles.c.image_id, profiles.c.name)
         .join(profiles, profiles.c.id == images_profiles.c.profile_id)

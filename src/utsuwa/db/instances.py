@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     instances,
     instances_config,
@@ -21,6 +21,7 @@ from utsuwa.db.schema import (
     instances_profiles,
     profiles,
     projects,
+    read_time,
 )
 
 _DEVICES = rows.DeviceTables(
@@ -49,20 +50,45 @@ class InstanceRow:
     state: codes.State = "creating"
 
 
-async def get(conn: AsyncConnection, project: str, name: str) -> InstanceRow:
+async def get(conn: Connection, project: str, name: str) -> InstanceRow:
     """Raises NotFound."""
-    found = await _load(conn, sa.and_(projects.c.name == project, instances.c.name == name))
+    return await conn.run(lambda connection: fetch(connection, project, name))
+
+
+async def get_all(conn: Connection, project: str | None) -> list[InstanceRow]:
+    """The instances of a project, or of all (None), by project and name, in four queries."""
+    return await conn.run(lambda connection: fetch_all(connection, project))
+
+
+def fetch(connection: sa.Connection, project: str, name: str) -> InstanceRow:
+    """`get` for the connection's own thread, where more is read in the same step. Raises NotFound."""
+    found = _fetch(connection, _ONE, project=project, name=name)
     if not found:
         raise NotFound(_NOT_FOUND)
     return found[0]
 
 
-async def get_all(conn: AsyncConnection, project: str | None) -> list[InstanceRow]:
-    """The instances of a project, or of all (None), by project and name, in four queries."""
-    return await _load(conn, sa.true() if project is None else projects.c.name == project)
+def fetch_all(connection: sa.Connection, project: str | None) -> list[InstanceRow]:
+    """`get_all` for the connection's own thread, where more is read in the same step."""
+    if project is None:
+        return _fetch(connection, _ALL)
+    return _fetch(connection, _OF_PROJECT, project=project)
 
 
-async def insert(conn: AsyncConnection, row: InstanceRow) -> int:
+async def names(conn: Connection, project: str | None) -> list[tuple[str, str]]:
+    """Project and name of each instance that is ready, of a project or of all (None), in order."""
+    query = (
+        sa.select(projects.c.name, instances.c.name)
+        .select_from(_SOURCE)
+        .where(instances.c.state == codes.STATES["ready"])
+        .order_by(projects.c.name, instances.c.name)
+    )
+    if project is not None:
+        query = query.where(projects.c.name == project)
+    return [(owner, name) for owner, name in await conn.execute(query)]
+
+
+async def insert(conn: Connection, row: InstanceRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture, device)."""
     owner = await rows.project_id(conn, row.project)
     values = {
@@ -81,7 +107,7 @@ async def insert(conn: AsyncConnection, row: InstanceRow) -> int:
     return instance_id
 
 
-async def update(conn: AsyncConnection, row: InstanceRow) -> None:
+async def update(conn: Connection, row: InstanceRow) -> None:
     """Replace all but name, times and state of the row with that id. Raises NotFound (also for a profile)."""
     statement = (
         instances.update()
@@ -98,35 +124,35 @@ async def update(conn: AsyncConnection, row: InstanceRow) -> None:
     await _insert_profiles(conn, owner, row.id, row.profiles)
 
 
-async def patch_config(conn: AsyncConnection, instance_id: int, changes: Mapping[str, str | None]) -> None:
+async def patch_config(conn: Connection, instance_id: int, changes: Mapping[str, str | None]) -> None:
     """Set some keys and leave the others; None removes one. Nothing happens where the instance is gone."""
     present = await conn.execute(sa.select(instances.c.id).where(instances.c.id == instance_id))
     if present.scalar_one_or_none() is not None:
         await rows.patch_config(conn, instances_config, "instance_id", instance_id, changes)
 
 
-async def rename(conn: AsyncConnection, instance_id: int, new: str) -> None:
+async def rename(conn: Connection, instance_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Instance {new!r} already exists"):
         await _set(conn, instance_id, name=new)
 
 
-async def set_ready(conn: AsyncConnection, instance_id: int) -> None:
+async def set_ready(conn: Connection, instance_id: int) -> None:
     """The instance is whole: from now on it is seen. Raises NotFound."""
     await _set(conn, instance_id, state=codes.STATES["ready"])
 
 
-async def set_deleting(conn: AsyncConnection, instance_id: int) -> None:
+async def set_deleting(conn: Connection, instance_id: int) -> None:
     """The instance is on its way out: it is not seen any more, its name is still taken. Raises NotFound."""
     await _set(conn, instance_id, state=codes.STATES["deleting"])
 
 
-async def set_last_used(conn: AsyncConnection, instance_id: int, moment: datetime | None) -> None:
+async def set_last_used(conn: Connection, instance_id: int, moment: datetime | None) -> None:
     """Raises NotFound."""
     await _set(conn, instance_id, last_use_date=moment)
 
 
-async def delete(conn: AsyncConnection, instance_id: int) -> None:
+async def delete(conn: Connection, instance_id: int) -> None:
     """Remove the row and all that belongs to it; does nothing where it is gone."""
     await conn.execute(instances.delete().where(instances.c.id == instance_id))
 
@@ -140,14 +166,12 @@ def _editable(row: InstanceRow) -> dict[str, Any]:
     }
 
 
-async def _set(conn: AsyncConnection, instance_id: int, **values: Any) -> None:
+async def _set(conn: Connection, instance_id: int, **values: Any) -> None:
     result = await conn.execute(instances.update().where(instances.c.id == instance_id).values(**values))
     rows.one_changed(result, _NOT_FOUND)
 
 
-async def _insert_profiles(
-    conn: AsyncConnection, project_id: int, instance_id: int, names: Sequence[str]
-) -> None:
+async def _insert_profiles(conn: Connection, project_id: int, instance_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     rows.distinct(names, "A profile can be applied only once")
@@ -159,46 +183,76 @@ async def _insert_profiles(
     await conn.execute(instances_profiles.insert(), new)
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[InstanceRow]:
-    query = (
-        sa.select(instances, projects.c.name.label("project"))
-        .select_from(_SOURCE)
-        .where(where)
-        .order_by(projects.c.name, instances.c.name)
-    )
-    found = (await conn.execute(query)).all()
+_COLUMNS = (
+    *("id", "name", "architecture", "ephemeral", "stateful", "description"),
+    *("creation_date", "last_use_date", "state"),
+)
+
+
+class _Queries(NamedTuple):
+    rows: Prepared
+    config: Prepared
+    devices: Prepared
+    profiles: Prepared
+
+
+def _queries(where: sa.ColumnElement[bool]) -> _Queries:
     owners = sa.select(instances.c.id).select_from(_SOURCE).where(where)
-    config = await rows.load_config(conn, instances_config, "instance_id", owners)
-    devices = await rows.load_devices(conn, _DEVICES, owners)
-    applied = await _load_profiles(conn, owners)
-    return [
-        InstanceRow(
-            id=r.id,
-            project=r.project,
-            name=r.name,
-            architecture=codes.word(codes.ARCHITECTURES, r.architecture),
-            ephemeral=r.ephemeral,
-            stateful=r.stateful,
-            description=r.description,
-            created_at=r.creation_date,
-            last_used_at=r.last_use_date,
-            config=config[r.id],
-            devices=devices[r.id],
-            profiles=applied[r.id],
-            state=cast(codes.State, codes.word(codes.STATES, r.state)),
-        )
-        for r in found
-    ]
-
-
-async def _load_profiles(conn: AsyncConnection, owners: rows.Owners) -> defaultdict[int, list[str]]:
-    query = (
-        sa.select(instances_profiles.c.instance_id, profiles.c.name)
-        .join(profiles, profiles.c.id == instances_profiles.c.profile_id)
-        .where(instances_profiles.c.instance_id.in_(owners))
-        .order_by(instances_profiles.c.instance_id, instances_profiles.c.apply_order)
+    return _Queries(
+        rows=Prepared(
+            sa.select(projects.c.name, *(instances.c[column] for column in _COLUMNS))
+            .select_from(_SOURCE)
+            .where(where)
+            .order_by(projects.c.name, instances.c.name)
+        ),
+        config=Prepared(rows.config_query(instances_config, "instance_id", owners)),
+        devices=Prepared(rows.devices_query(_DEVICES, owners)),
+        profiles=Prepared(
+            sa.select(instances_profiles.c.instance_id, profiles.c.name)
+            .join(profiles, profiles.c.id == instances_profiles.c.profile_id)
+            .where(instances_profiles.c.instance_id.in_(owners))
+            .order_by(instances_profiles.c.instance_id, instances_profiles.c.apply_order)
+        ),
     )
-    found: defaultdict[int, list[str]] = defaultdict(list)
-    for instance_id, name in await conn.execute(query):
-        found[instance_id].append(name)
-    return found
+
+
+_IN_PROJECT = projects.c.name == sa.bindparam("project", type_=sa.Text)
+_ALL = _queries(sa.true())
+_OF_PROJECT = _queries(_IN_PROJECT)
+_ONE = _queries(sa.and_(_IN_PROJECT, instances.c.name == sa.bindparam("name", type_=sa.Text)))
+
+
+def _fetch(connection: sa.Connection, queries: _Queries, **values: str) -> list[InstanceRow]:
+    found = queries.rows.fetch(connection, **values)
+    if not found:
+        return []
+    config = rows.configs(queries.config.fetch(connection, **values))
+    devices = rows.devices_of(queries.devices.fetch(connection, **values))
+    applied: defaultdict[int, list[str]] = defaultdict(list)
+    for instance_id, profile in queries.profiles.fetch(connection, **values):
+        applied[instance_id].append(profile)
+    return [_row(columns, config, devices, applied) for columns in found]
+
+
+def _row(
+    columns: tuple[Any, ...],
+    config: Mapping[int, rows.Config],
+    devices: Mapping[int, rows.Devices],
+    applied: Mapping[int, list[str]],
+) -> InstanceRow:
+    project, number, name, architecture, ephemeral, stateful, description, created, used, state = columns
+    return InstanceRow(
+        id=number,
+        project=project,
+        name=name,
+        architecture=codes.word(codes.ARCHITECTURES, architecture),
+        ephemeral=bool(ephemeral),
+        stateful=bool(stateful),
+        description=description,
+        created_at=cast(datetime, read_time(created)),
+        last_used_at=read_time(used),
+        config=config[number],
+        devices=devices[number],
+        profiles=applied[number],
+        state=cast(codes.State, codes.word(codes.STATES, state)),
+    )

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import networks, networks_config, projects
 
 _TYPES = {"bridge": 0}
@@ -28,7 +28,7 @@ class NetworkRow:
     state: codes.State = "creating"
 
 
-async def get(conn: AsyncConnection, project: str, name: str) -> NetworkRow:
+async def get(conn: Connection, project: str, name: str) -> NetworkRow:
     """Raises NotFound."""
     found = await _load(conn, sa.and_(projects.c.name == project, networks.c.name == name))
     if not found:
@@ -36,12 +36,12 @@ async def get(conn: AsyncConnection, project: str, name: str) -> NetworkRow:
     return found[0]
 
 
-async def get_all(conn: AsyncConnection, project: str | None) -> list[NetworkRow]:
+async def get_all(conn: Connection, project: str | None) -> list[NetworkRow]:
     """The networks of a project, or of all (None), by project and name, in two queries."""
     return await _load(conn, sa.true() if project is None else projects.c.name == project)
 
 
-async def insert(conn: AsyncConnection, row: NetworkRow) -> int:
+async def insert(conn: Connection, row: NetworkRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project)."""
     values = {
         "project_id": await rows.project_id(conn, row.project),
@@ -56,32 +56,32 @@ async def insert(conn: AsyncConnection, row: NetworkRow) -> int:
     return network_id
 
 
-async def update(conn: AsyncConnection, row: NetworkRow) -> None:
+async def update(conn: Connection, row: NetworkRow) -> None:
     """Replace description and config of the row with that id. Raises NotFound."""
     statement = networks.update().where(networks.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Network {row.name!r} not found")
     await rows.replace_config(conn, networks_config, "network_id", row.id, row.config)
 
 
-async def set_ready(conn: AsyncConnection, network_id: int) -> None:
+async def set_ready(conn: Connection, network_id: int) -> None:
     """The network is whole. Raises NotFound."""
     statement = networks.update().where(networks.c.id == network_id).values(state=codes.STATES["ready"])
     rows.one_changed(await conn.execute(statement), "Network not found")
 
 
-async def rename(conn: AsyncConnection, network_id: int, new: str) -> None:
+async def rename(conn: Connection, network_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Network {new!r} already exists"):
         result = await conn.execute(networks.update().where(networks.c.id == network_id).values(name=new))
     rows.one_changed(result, "Network not found")
 
 
-async def delete(conn: AsyncConnection, network_id: int) -> None:
+async def delete(conn: Connection, network_id: int) -> None:
     """Does nothing where it is gone."""
     await conn.execute(networks.delete().where(networks.c.id == network_id))
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[NetworkRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[NetworkRow]:
     source = networks.join(projects, projects.c.id == networks.c.project_id)
     query = (
         sa.select(networks, projects.c.name.label("project"))

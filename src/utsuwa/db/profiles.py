@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import rows
+from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     instances,
     instances_profiles,
@@ -37,20 +38,32 @@ class ProfileRow:
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-async def get(conn: AsyncConnection, project: str, name: str) -> ProfileRow:
+async def get(conn: Connection, project: str, name: str) -> ProfileRow:
     """Raises NotFound."""
-    found = await _load(conn, sa.and_(projects.c.name == project, profiles.c.name == name))
+    found = await conn.run(lambda connection: _fetch(connection, _ONE, project=project, name=name))
     if not found:
         raise NotFound(f"Profile {name!r} not found")
     return found[0]
 
 
-async def get_all(conn: AsyncConnection, project: str | None) -> list[ProfileRow]:
+async def get_all(conn: Connection, project: str | None) -> list[ProfileRow]:
     """The profiles of a project, or of all (None), by project and name, in three queries."""
-    return await _load(conn, sa.true() if project is None else projects.c.name == project)
+    return await conn.run(lambda connection: fetch_all(connection, project))
 
 
-async def insert(conn: AsyncConnection, row: ProfileRow) -> int:
+def fetch_all(connection: sa.Connection, project: str | None) -> list[ProfileRow]:
+    """`get_all` for the connection's own thread, where more is read in the same step."""
+    if project is None:
+        return _fetch(connection, _ALL)
+    return _fetch(connection, _OF_PROJECT, project=project)
+
+
+def fetch_applied(connection: sa.Connection, instance_id: int) -> list[ProfileRow]:
+    """The profiles that an instance has, in the order of their names; for the connection's own thread."""
+    return _fetch(connection, _APPLIED, instance_id=instance_id)
+
+
+async def insert(conn: Connection, row: ProfileRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (device type)."""
     values = {
         "project_id": await rows.project_id(conn, row.project),
@@ -64,7 +77,7 @@ async def insert(conn: AsyncConnection, row: ProfileRow) -> int:
     return profile_id
 
 
-async def update(conn: AsyncConnection, row: ProfileRow) -> None:
+async def update(conn: Connection, row: ProfileRow) -> None:
     """Replace description, config and devices of the row with that id. Raises NotFound."""
     statement = profiles.update().where(profiles.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Profile {row.name!r} not found")
@@ -72,14 +85,14 @@ async def update(conn: AsyncConnection, row: ProfileRow) -> None:
     await rows.replace_devices(conn, _DEVICES, row.id, row.devices)
 
 
-async def rename(conn: AsyncConnection, profile_id: int, new: str) -> None:
+async def rename(conn: Connection, profile_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Profile {new!r} already exists"):
         result = await conn.execute(profiles.update().where(profiles.c.id == profile_id).values(name=new))
     rows.one_changed(result, "Profile not found")
 
 
-async def delete(conn: AsyncConnection, profile_id: int) -> None:
+async def delete(conn: Connection, profile_id: int) -> None:
     """Raises InUse where an instance uses it, NotFound."""
     with rows.unique("", in_use="Profile is currently in use"):
         result = await conn.execute(profiles.delete().where(profiles.c.id == profile_id))
@@ -87,7 +100,7 @@ async def delete(conn: AsyncConnection, profile_id: int) -> None:
 
 
 async def used_by(
-    conn: AsyncConnection, project: str, names: Collection[str] | None
+    conn: Connection, project: str, names: Collection[str] | None
 ) -> dict[str, list[tuple[str, str]]]:
     """The instances, as (project, name) in order, that use each profile of a project; one query.
 
@@ -112,16 +125,49 @@ async def used_by(
     return found
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ProfileRow]:
-    source = profiles.join(projects, projects.c.id == profiles.c.project_id)
-    query = (
-        sa.select(profiles, projects.c.name.label("project"))
-        .select_from(source)
-        .where(where)
-        .order_by(projects.c.name, profiles.c.name)
+class _Queries(NamedTuple):
+    rows: Prepared
+    config: Prepared
+    devices: Prepared
+
+
+_SOURCE = profiles.join(projects, projects.c.id == profiles.c.project_id)
+
+
+def _queries(where: sa.ColumnElement[bool]) -> _Queries:
+    owners = sa.select(profiles.c.id).select_from(_SOURCE).where(where)
+    return _Queries(
+        rows=Prepared(
+            sa.select(profiles.c.id, projects.c.name, profiles.c.name, profiles.c.description)
+            .select_from(_SOURCE)
+            .where(where)
+            .order_by(projects.c.name, profiles.c.name)
+        ),
+        config=Prepared(rows.config_query(profiles_config, "profile_id", owners)),
+        devices=Prepared(rows.devices_query(_DEVICES, owners)),
     )
-    found = (await conn.execute(query)).all()
-    owners = sa.select(profiles.c.id).select_from(source).where(where)
-    config = await rows.load_config(conn, profiles_config, "profile_id", owners)
-    devices = await rows.load_devices(conn, _DEVICES, owners)
-    return [ProfileRow(r.id, r.project, r.name, r.description, config[r.id], devices[r.id]) for r in found]
+
+
+_IN_PROJECT = projects.c.name == sa.bindparam("project", type_=sa.Text)
+_ALL = _queries(sa.true())
+_OF_PROJECT = _queries(_IN_PROJECT)
+_ONE = _queries(sa.and_(_IN_PROJECT, profiles.c.name == sa.bindparam("name", type_=sa.Text)))
+_APPLIED = _queries(
+    profiles.c.id.in_(
+        sa.select(instances_profiles.c.profile_id).where(
+            instances_profiles.c.instance_id == sa.bindparam("instance_id", type_=sa.Integer)
+        )
+    )
+)
+
+
+def _fetch(connection: sa.Connection, queries: _Queries, **values: str | int) -> list[ProfileRow]:
+    found = queries.rows.fetch(connection, **values)
+    if not found:
+        return []
+    config = rows.configs(queries.config.fetch(connection, **values))
+    devices = rows.devices_of(queries.devices.fetch(connection, **values))
+    return [
+        ProfileRow(number, project, name, description, config[number], devices[number])
+        for number, project, name, description in found
+    ]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import AlreadyExists, NotFound
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import (
     images,
     instances,
@@ -31,7 +31,7 @@ class ProjectRow:
     config: dict[str, str]
 
 
-async def get(conn: AsyncConnection, name: str) -> ProjectRow:
+async def get(conn: Connection, name: str) -> ProjectRow:
     """Raises NotFound."""
     found = await _load(conn, projects.c.name == name)
     if not found:
@@ -39,12 +39,12 @@ async def get(conn: AsyncConnection, name: str) -> ProjectRow:
     return found[0]
 
 
-async def get_all(conn: AsyncConnection) -> list[ProjectRow]:
+async def get_all(conn: Connection) -> list[ProjectRow]:
     """All projects by name, in two queries."""
     return await _load(conn, sa.true())
 
 
-async def update(conn: AsyncConnection, row: ProjectRow) -> None:
+async def update(conn: Connection, row: ProjectRow) -> None:
     """Replace description and config; raises NotFound."""
     statement = projects.update().where(projects.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Project {row.name!r} not found")
@@ -66,7 +66,7 @@ class Contents:
     networks: list[str] = field(default_factory=list)
 
 
-async def contents(conn: AsyncConnection) -> defaultdict[str, Contents]:
+async def contents(conn: Connection) -> defaultdict[str, Contents]:
     """What is in every project, by its name, in five queries."""
     found: defaultdict[str, Contents] = defaultdict(Contents)
     for project, name in await conn.execute(_owned(instances, instances.c.name)):
@@ -96,7 +96,7 @@ def _owned(table: sa.Table, name: sa.Column[str]) -> sa.Select[Any]:
     )
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[ProjectRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[ProjectRow]:
     query = sa.select(projects).where(where).order_by(projects.c.name)
     found = (await conn.execute(query)).all()
     config = await rows.load_config(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from utsuwa.core.errors import AlreadyExists, InUse, NotFound
 from utsuwa.db import codes, schema
+from utsuwa.db.connection import Answer, Connection
 
 Config = dict[str, str]
 Devices = dict[str, dict[str, str]]
@@ -47,7 +50,7 @@ def _breaks(error: IntegrityError, sqlite: str, sqlstate: str) -> bool:
     return name == f"SQLITE_CONSTRAINT_{sqlite}" or getattr(error.orig, "sqlstate", "") == sqlstate
 
 
-async def project_id(conn: AsyncConnection, project: str) -> int:
+async def project_id(conn: Connection, project: str) -> int:
     """Raises NotFound where there is no such project."""
     query = sa.select(schema.projects.c.id).where(schema.projects.c.name == project)
     found = (await conn.execute(query)).scalar_one_or_none()
@@ -56,7 +59,7 @@ async def project_id(conn: AsyncConnection, project: str) -> int:
     return int(found)
 
 
-async def profile_ids(conn: AsyncConnection, project_id: int, names: Sequence[str]) -> dict[str, int]:
+async def profile_ids(conn: Connection, project_id: int, names: Sequence[str]) -> dict[str, int]:
     """The ids of a project's profiles by name; raises NotFound for the first that does not exist."""
     table = schema.profiles
     query = sa.select(table.c.name, table.c.id).where(
@@ -69,28 +72,41 @@ async def profile_ids(conn: AsyncConnection, project_id: int, names: Sequence[st
     return known
 
 
-async def insert(conn: AsyncConnection, table: sa.Table, values: Mapping[str, Any]) -> int:
+async def insert(conn: Connection, table: sa.Table, values: Mapping[str, Any]) -> int:
     """The new row's id."""
-    result = await conn.execute(table.insert().values(**values))
-    key = result.inserted_primary_key
-    assert key is not None
-    return int(key[0])
+    statement = table.insert().values(**values)
+
+    def add(connection: sa.Connection) -> int:
+        key = connection.execute(statement).inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    return await conn.run(add)
+
+
+def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
+    """The config of every owner: its id, and keys and values as the text of a JSON object.
+
+    A row for each owner in place of each key: the driver gives up Python's lock for every row.
+    """
+    column = table.c[owner]
+    return sa.select(column, _json_config(table)).where(column.in_(owners)).group_by(column)
+
+
+def configs(found: Iterable[tuple[int, str]]) -> defaultdict[int, Config]:
+    """What `config_query` gave, by the owner's id."""
+    return defaultdict(dict, {owner_id: _read_config(text) for owner_id, text in found})
 
 
 async def load_config(
-    conn: AsyncConnection, table: sa.Table, owner: str, owners: Owners
+    conn: Connection, table: sa.Table, owner: str, owners: Owners
 ) -> defaultdict[int, Config]:
     """The config of every owner by the owner's id, in one query; sorted by key."""
-    column = table.c[owner]
-    query = sa.select(column, table.c.key, table.c.value).where(column.in_(owners)).order_by(table.c.key)
-    found: defaultdict[int, Config] = defaultdict(dict)
-    for owner_id, key, value in await conn.execute(query):
-        found[owner_id][key] = value or ""
-    return found
+    return configs(await conn.execute(config_query(table, owner, owners)))
 
 
 async def insert_config(
-    conn: AsyncConnection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
+    conn: Connection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
     """Store a new owner's config; an empty value says that a key is not set."""
     rows = [{owner: owner_id, "key": key, "value": value} for key, value in config.items() if value]
@@ -99,14 +115,14 @@ async def insert_config(
 
 
 async def replace_config(
-    conn: AsyncConnection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
+    conn: Connection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
     await conn.execute(table.delete().where(table.c[owner] == owner_id))
     await insert_config(conn, table, owner, owner_id, config)
 
 
 async def patch_config(
-    conn: AsyncConnection, table: sa.Table, owner: str, owner_id: int, changes: Mapping[str, str | None]
+    conn: Connection, table: sa.Table, owner: str, owner_id: int, changes: Mapping[str, str | None]
 ) -> None:
     """Set some keys and leave the others; None or an empty value removes one."""
     if not changes:
@@ -115,28 +131,52 @@ async def patch_config(
     await insert_config(conn, table, owner, owner_id, {key: value for key, value in changes.items() if value})
 
 
-async def load_devices(
-    conn: AsyncConnection, tables: DeviceTables, owners: Owners
-) -> defaultdict[int, Devices]:
-    """The devices of every owner by the owner's id, in one query; sorted by name."""
+def devices_query(tables: DeviceTables, owners: Owners) -> sa.Select[Any]:
+    """The devices of every owner, by name: the owner's id, name, type's number, and config as JSON."""
     devices, config = tables.devices, tables.config
     owner = devices.c[tables.owner]
-    query = (
-        sa.select(owner, devices.c.name, devices.c.type, config.c.key, config.c.value)
+    return (
+        sa.select(owner, devices.c.name, devices.c.type, _json_config(config))
         .select_from(devices.outerjoin(config, config.c[tables.device] == devices.c.id))
         .where(owner.in_(owners))
-        .order_by(devices.c.name, config.c.key)
+        .group_by(devices.c.id)
+        .order_by(devices.c.name)
     )
-    found: defaultdict[int, Devices] = defaultdict(dict)
-    for owner_id, name, kind, key, value in await conn.execute(query):
-        device = found[owner_id].setdefault(name, {"type": codes.word(codes.DEVICE_TYPES, kind)})
-        if key is not None:
-            device[key] = value or ""
-    return found
+
+
+def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> defaultdict[int, Devices]:
+    """What `devices_query` gave, by the owner's id."""
+    all_devices: defaultdict[int, Devices] = defaultdict(dict)
+    for owner_id, name, kind, config in found:
+        device = {"type": codes.word(codes.DEVICE_TYPES, kind)}
+        if config:
+            device.update(_read_config(config))
+        all_devices[owner_id][name] = device
+    return all_devices
+
+
+class _JsonObject(sa.sql.functions.GenericFunction[str]):
+    """An aggregate: keys and values of a group as a JSON object."""
+
+    name = "json_object_agg"
+    inherit_cache = True
+
+
+@compiles(_JsonObject, "sqlite")
+def _json_group_object(function: _JsonObject, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_group_object{compiler.process(function.clause_expr, **options)}"
+
+
+def _json_config(table: sa.Table) -> sa.ColumnElement[str]:
+    """Keys and values of a group; SQLite takes them in the order of their index, which is that of keys."""
+    return _JsonObject(table.c.key, sa.func.coalesce(table.c.value, "")).filter(table.c.key.is_not(None))
+
+
+_read_config = msgspec.json.Decoder(dict[str, str]).decode
 
 
 async def insert_devices(
-    conn: AsyncConnection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
+    conn: Connection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Raises InvalidConfig for a device type that no table has."""
     for name, device in devices.items():
@@ -147,14 +187,14 @@ async def insert_devices(
 
 
 async def replace_devices(
-    conn: AsyncConnection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
+    conn: Connection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
     table = tables.devices
     await conn.execute(table.delete().where(table.c[tables.owner] == owner_id))
     await insert_devices(conn, tables, owner_id, devices)
 
 
-def one_changed(result: sa.CursorResult[Any], message: str) -> None:
+def one_changed(result: Answer, message: str) -> None:
     """Raise NotFound(message) where an update or delete found no row."""
     if result.rowcount == 0:
         raise NotFound(message)

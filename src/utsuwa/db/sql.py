@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import InvalidRequest
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 
 MAX_QUERY = 1024 * 1024
@@ -92,10 +92,10 @@ def _refuse_control(statement: str) -> None:
         raise InvalidRequest("This PRAGMA would change the daemon's own connection: it cannot be used here")
 
 
-async def _execute(conn: AsyncConnection, statement: str) -> Outcome:
+async def _execute(conn: Connection, statement: str) -> Outcome:
     result = await conn.exec_driver_sql(statement)
-    if result.returns_rows:
-        return Outcome(tuple(result.keys()), tuple(tuple(row) for row in result))
+    if result.columns is not None:
+        return Outcome(result.columns, tuple(tuple(row) for row in result))
     return Outcome(None, affected=max(result.rowcount, 0))
 
 

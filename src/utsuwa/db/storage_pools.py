@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import (
     images,
     profiles,
@@ -34,7 +34,7 @@ class PoolRow:
     state: codes.State = "creating"
 
 
-async def get(conn: AsyncConnection, name: str) -> PoolRow:
+async def get(conn: Connection, name: str) -> PoolRow:
     """Raises NotFound."""
     found = await _load(conn, storage_pools.c.name == name)
     if not found:
@@ -42,12 +42,12 @@ async def get(conn: AsyncConnection, name: str) -> PoolRow:
     return found[0]
 
 
-async def get_all(conn: AsyncConnection) -> list[PoolRow]:
+async def get_all(conn: Connection) -> list[PoolRow]:
     """All pools by name, in two queries."""
     return await _load(conn, sa.true())
 
 
-async def insert(conn: AsyncConnection, row: PoolRow) -> int:
+async def insert(conn: Connection, row: PoolRow) -> int:
     """The new id. Raises AlreadyExists."""
     values = {
         "name": row.name,
@@ -61,20 +61,20 @@ async def insert(conn: AsyncConnection, row: PoolRow) -> int:
     return pool_id
 
 
-async def update(conn: AsyncConnection, row: PoolRow) -> None:
+async def update(conn: Connection, row: PoolRow) -> None:
     """Replace description and config of the row with that id. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Storage pool {row.name!r} not found")
     await rows.replace_config(conn, storage_pools_config, "storage_pool_id", row.id, row.config)
 
 
-async def set_state(conn: AsyncConnection, pool_id: int, state: codes.State) -> None:
+async def set_state(conn: Connection, pool_id: int, state: codes.State) -> None:
     """The pool is whole, or on its way out. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == pool_id).values(state=codes.STATES[state])
     rows.one_changed(await conn.execute(statement), "Storage pool not found")
 
 
-async def delete(conn: AsyncConnection, pool_id: int) -> None:
+async def delete(conn: Connection, pool_id: int) -> None:
     """Remove the row and its volumes' rows; does nothing where it is gone."""
     await conn.execute(storage_pools.delete().where(storage_pools.c.id == pool_id))
 
@@ -88,7 +88,7 @@ class PoolUse:
     profiles: list[tuple[str, str]] = field(default_factory=list)
 
 
-async def used_by(conn: AsyncConnection) -> dict[str, PoolUse]:
+async def used_by(conn: Connection) -> dict[str, PoolUse]:
     """The use of every pool by its name, in three queries; a pool that nothing uses has an empty one.
 
     A volume of an image stands once for every project that has the image.
@@ -134,7 +134,7 @@ def _profiles_with_disks() -> sa.Executable:
     )
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[PoolRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[PoolRow]:
     query = sa.select(storage_pools).where(where).order_by(storage_pools.c.name)
     found = (await conn.execute(query)).all()
     owners = sa.select(storage_pools.c.id).where(where)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.schema import projects, storage_pools, storage_volumes, storage_volumes_config
 
 _SOURCE = storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id).join(
@@ -31,7 +31,7 @@ class VolumeRow:
     config: dict[str, str] = field(default_factory=dict)
 
 
-async def get(conn: AsyncConnection, project: str, pool: str, type: int, name: str) -> VolumeRow:
+async def get(conn: Connection, project: str, pool: str, type: int, name: str) -> VolumeRow:
     """Raises NotFound."""
     found = await _load(conn, _key(project, pool, type, name))
     if not found:
@@ -40,7 +40,7 @@ async def get(conn: AsyncConnection, project: str, pool: str, type: int, name: s
 
 
 async def get_all(
-    conn: AsyncConnection, project: str | None, pool: str | None = None, type: int | None = None
+    conn: Connection, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
     """By pool, type, project and name; None takes all. Two queries."""
     where: list[sa.ColumnElement[bool]] = [sa.true()]
@@ -53,7 +53,7 @@ async def get_all(
     return await _load(conn, sa.and_(*where))
 
 
-async def insert(conn: AsyncConnection, row: VolumeRow) -> int:
+async def insert(conn: Connection, row: VolumeRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, pool)."""
     query = sa.select(storage_pools.c.id).where(storage_pools.c.name == row.pool)
     pool_id = (await conn.execute(query)).scalar_one_or_none()
@@ -73,7 +73,7 @@ async def insert(conn: AsyncConnection, row: VolumeRow) -> int:
     return volume_id
 
 
-async def update(conn: AsyncConnection, row: VolumeRow) -> None:
+async def update(conn: Connection, row: VolumeRow) -> None:
     """Replace description and config of the row with that id. Raises NotFound."""
     statement = (
         storage_volumes.update().where(storage_volumes.c.id == row.id).values(description=row.description)
@@ -82,7 +82,7 @@ async def update(conn: AsyncConnection, row: VolumeRow) -> None:
     await rows.replace_config(conn, storage_volumes_config, "storage_volume_id", row.id, row.config)
 
 
-async def rename(conn: AsyncConnection, volume_id: int, new: str) -> None:
+async def rename(conn: Connection, volume_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(name=new)
     with rows.unique(f"Storage volume {new!r} already exists"):
@@ -90,7 +90,7 @@ async def rename(conn: AsyncConnection, volume_id: int, new: str) -> None:
     rows.one_changed(result, "Storage volume not found")
 
 
-async def delete(conn: AsyncConnection, volume_id: int) -> None:
+async def delete(conn: Connection, volume_id: int) -> None:
     """Remove the row and its config; does nothing where it is gone."""
     await conn.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
 
@@ -104,7 +104,7 @@ def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool
     )
 
 
-async def _load(conn: AsyncConnection, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
+async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
     query = (
         sa.select(storage_volumes, projects.c.name.label("project"), storage_pools.c.name.label("pool"))
         .select_from(_SOURCE)

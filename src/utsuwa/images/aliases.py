@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from msgspec import UnsetType
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.images.records import alias_url, check_alias_name
@@ -96,7 +96,7 @@ class ImageAliases:
             await alias_rows.delete(conn, row.project, row.name)
         self._tell("deleted", row, requestor)
 
-    async def _target(self, conn: AsyncConnection, project: str, target: str) -> str:
+    async def _target(self, conn: Connection, project: str, target: str) -> str:
         """The whole fingerprint of an image that is there."""
         if not target:
             raise InvalidRequest("The alias needs a target: the fingerprint of an image")

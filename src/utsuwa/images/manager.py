@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from msgspec import UnsetType
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from utsuwa.core import clock
 from utsuwa.core.errors import AlreadyExists, Conflict, InvalidName, InvalidRequest, NotFound, UtsuwaError
@@ -21,6 +20,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
@@ -313,12 +313,12 @@ class ImageManager:
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-async def _visible(conn: AsyncConnection, project: str, public_only: bool) -> list[ImageRow]:
+async def _visible(conn: Connection, project: str, public_only: bool) -> list[ImageRow]:
     rows = await image_rows.get_all(conn, project)
     return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
 
 
-async def _named(conn: AsyncConnection, project: str, text: str) -> ImageRow:
+async def _named(conn: Connection, project: str, text: str) -> ImageRow:
     """By fingerprint or its beginning. Clients send as one whatever was no alias, so that is no bad name."""
     try:
         return await image_rows.find_by_prefix(conn, project, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.core.locks import NamedLocks
@@ -13,6 +13,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.codes import State
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
@@ -74,7 +75,7 @@ def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
     return Loaded(row=row, expanded_config=config, expanded_devices=devices)
 
 
-async def profiles_named(conn: AsyncConnection, project: str, names: Iterable[str]) -> list[ProfileRow]:
+async def profiles_named(conn: Connection, project: str, names: Iterable[str]) -> list[ProfileRow]:
     """The profiles in the order of `names`; raises NotFound for the first that does not exist."""
     wanted = list(names)
     if not wanted:
@@ -88,18 +89,25 @@ async def profiles_named(conn: AsyncConnection, project: str, names: Iterable[st
 
 async def load(ctx: Context, project: str, name: str) -> Loaded:
     """One instance that is ready; raises NotFound, also while it is still being created."""
-    async with ctx.database.read() as conn:
-        row = await instance_rows.get(conn, project, name)
+
+    def fetch(connection: sa.Connection) -> Loaded:
+        row = instance_rows.fetch(connection, project, name)
         if row.state != "ready":
             raise not_found(name)
-        return merge(row, await profiles_named(conn, project, row.profiles))
+        applied = {p.name: p for p in profile_rows.fetch_applied(connection, row.id)}
+        return merge(row, [applied[profile] for profile in row.profiles])
+
+    async with ctx.database.read() as conn:
+        return await conn.run(fetch)
 
 
 async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
     """All ready instances of a project, or of all (None), by name, in a constant number of queries."""
+
+    def fetch(connection: sa.Connection) -> list[Loaded]:
+        rows = [row for row in instance_rows.fetch_all(connection, project) if row.state in states]
+        profiles = {(p.project, p.name): p for p in profile_rows.fetch_all(connection, project)}
+        return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in rows]
+
     async with ctx.database.read() as conn:
-        rows = await instance_rows.get_all(conn, project)
-        profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, project)}
-    wanted = [row for row in rows if row.state in states]
-    wanted.sort(key=lambda row: (row.project, row.name))
-    return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in wanted]
+        return await conn.run(fetch)

@@ -6,11 +6,10 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.host.bridges import Link
@@ -78,7 +77,7 @@ def _self_made(bridge: BridgeSettings, ports: Sequence[Port]) -> list[LeaseView]
     ]
 
 
-async def uses(conn: AsyncConnection) -> dict[str, list[str]]:
+async def uses(conn: Connection) -> dict[str, list[str]]:
     """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
     profiles = await profile_rows.get_all(conn, None)
     found: dict[str, list[str]] = {}

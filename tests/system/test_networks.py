@@ -294,6 +294,31 @@ def test_devices_come_and_go_while_a_container_runs(net: Daemon) -> None:
     assert "eth1" not in net.get("/1.0/instances/c1/state")["network"]
 
 
+def test_routes_lead_through_the_instance_while_it_runs(net: Daemon) -> None:
+    create(net, "br", ipv4_address="10.77.0.1/24", ipv6_address="fd42:77::1/64")
+    launch(net, "c1", "br", ipv4_routes="10.91.0.0/24,10.92.0.0/24", ipv6_routes="fd42:91::/64")
+    assert routes(net) == {"10.91.0.0/24 br", "10.92.0.0/24 br", "fd42:91::/64 br"}
+    net.lxc("exec", "c1", "--", "ip", "addr", "add", "10.91.0.5/24", "dev", "eth0")
+    box_of(net).run("ping", "-c1", "-W5", "10.91.0.5")
+    device = net.get("/1.0/instances/c1")["devices"]["eth0"]
+    changed = device | {"ipv4.routes": "10.92.0.0/24, 10.93.0.0/24", "ipv6.routes": ""}
+    net.do("PATCH", "/1.0/instances/c1", {"devices": {"eth0": changed}})
+    assert routes(net) == {"10.92.0.0/24 br", "10.93.0.0/24 br"}
+    alone = {"type": "nic", "nictype": "p2p", "host_name": "alone", "ipv4.routes": "10.94.0.0/24"}
+    net.do("PATCH", "/1.0/instances/c1", {"devices": {"alone": alone}})
+    assert "10.94.0.0/24 alone" in routes(net)
+    net.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
+    assert routes(net) == set()
+    net.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
+    assert routes(net) == {"10.92.0.0/24 br", "10.93.0.0/24 br", "10.94.0.0/24 alone"}
+
+
+def routes(daemon: Daemon) -> set[str]:
+    """The routes that are no network's own."""
+    shown = [route for v in "46" for route in json.loads(box_of(daemon).run("ip", f"-{v}", "-j", "route"))]
+    return {f"{route['dst']} {route['dev']}" for route in shown if route.get("protocol", "boot") == "boot"}
+
+
 def test_a_bridge_of_the_host(net: Daemon) -> None:
     box = box_of(net)
     box.run("ip", "link", "add", "br9", "type", "bridge")
@@ -681,6 +706,8 @@ NICS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "IPv6 without stateful": ({"ipv6.address": "fd42:66::7"}, ("ipv6.dhcp.stateful",)),
     "taken address": ({"ipv4.address": "10.66.0.40"}, ("10.66.0.40", "taken", "'holder'")),
     "taken MAC": ({"hwaddr": "00:16:3E:00:00:40"}, ("00:16:3e:00:00:40", "taken", "'holder'")),
+    "taken route": ({"ipv4.routes": "10.5.0.0/16,10.66.9.0/24"}, ("10.66.9.0/24", "'holder'")),
+    "no subnet": ({"ipv4.routes": "10.66.9.1/24"}, ("ipv4.routes", "10.66.9.1/24")),
     "long host name": ({"host_name": "h" * 16}, ("host_name", "15")),
     "line break": ({"ipv4.address": "10.66.0.9\n"}, ("ipv4.address",)),
 }
@@ -689,7 +716,15 @@ NICS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 @pytest.fixture(scope="module")
 def holder(taken: Daemon) -> Iterator[Daemon]:
     """An instance with an address and a MAC of its own on the network `taken`."""
-    launch(taken, "holder", "taken", dhcp=False, ipv4_address="10.66.0.40", hwaddr="00:16:3e:00:00:40")
+    launch(
+        taken,
+        "holder",
+        "taken",
+        dhcp=False,
+        ipv4_address="10.66.0.40",
+        hwaddr="00:16:3e:00:00:40",
+        ipv4_routes="10.66.9.0/24",
+    )
     yield taken
     taken.delete_instances()
 
@@ -707,6 +742,18 @@ def test_bad_nics_are_refused(holder: Daemon, case: str) -> None:
         for word in words:
             assert word in reply.error, reply.error
     assert [i["name"] for i in holder.get("/1.0/instances?recursion=1")] == ["holder"]
+
+
+@pytest.mark.parametrize(
+    "second", [{"network": "taken"}, {"nictype": "bridged", "parent": "taken"}], ids=["network", "parent"]
+)
+def test_a_second_nic_on_one_network_is_refused(holder: Daemon, second: dict[str, str]) -> None:
+    """Its name in the network's DNS could mean either."""
+    nic = {"type": "nic", "name": "eth5", **second}
+    added = holder.api("PATCH", "/1.0/instances/holder", {"devices": {"eth5": nic}})
+    assert added.status == 400, added.body
+    assert "DNS name 'holder' is already used on network 'taken', by device 'eth0'" in added.error
+    assert "eth5" not in holder.get("/1.0/instances/holder")["devices"]
 
 
 def test_a_change_that_leaves_an_instance_outside_is_refused(holder: Daemon) -> None:

@@ -145,7 +145,9 @@ def test_what_is_valid() -> None:
         (P2P | {"host_name": "a\nb"}, InvalidConfig, "'host_name'"),
         (P2P | {"mtu": "67"}, InvalidConfig, "'mtu'"),
         (P2P | {"mtu": "x"}, InvalidConfig, "'mtu'"),
-        (P2P | {"ipv4.routes": "192.0.2.1/32"}, NotSupportedYet, "'ipv4.routes'"),
+        (P2P | {"ipv4.routes": "192.0.2.1/24"}, InvalidConfig, "ipv4.routes.*192.0.2.1/24"),
+        (P2P | {"ipv6.routes": "10.0.0.0/8"}, InvalidConfig, "not an IPv6 subnet"),
+        (P2P | {"limits.priority": "3"}, NotSupportedYet, "limits.priority"),
         (P2P | {"parent": "br0"}, InvalidConfig, "'parent'"),
     ],
 )

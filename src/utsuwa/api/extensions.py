@@ -49,6 +49,7 @@ EXTENSIONS: tuple[str, ...] = (
     "id_map_current",
     "event_location",
     "network_nat_address",
+    "container_nic_routes",
     "lxc_features",
     "container_exec_user_group_cwd",
     "instances",

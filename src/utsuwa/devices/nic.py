@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_interface_name, check_object_name
-from utsuwa.core.network_keys import ipv4_address, ipv6_address, mac_address
+from utsuwa.core.network_keys import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
 from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
-from utsuwa.host import traffic, veth
-from utsuwa.networks.ports import bridge_of
+from utsuwa.host import routes, traffic, veth
+from utsuwa.networks.ports import bridge_of, routes_of
 from utsuwa.networks.settings import BridgeSettings
 
 NICTYPES = frozenset({"bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"})
@@ -48,16 +48,19 @@ _COMMON = (
     ConfigKey("limits.ingress", help="Bits a second that may come into the instance", validate=_check_rate),
     ConfigKey("limits.egress", help="Bits a second that may leave the instance", validate=_check_rate),
     ConfigKey("limits.max", help="The same limit for both ways", validate=_check_rate),
+    ConfigKey("ipv4.routes", help="IPv4 subnets that the host reaches over it", validate=ipv4_subnets),
+    ConfigKey("ipv6.routes", help="IPv6 subnets that the host reaches over it", validate=ipv6_subnets),
 )
 _LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
+_ROUTES = frozenset({"ipv4.routes", "ipv6.routes"})
 
 
 class VethNic(Device):
     """What both kinds have in common."""
 
-    later = frozenset({"ipv4.routes", "ipv6.routes", "limits.priority", "queue.tx.length"})
+    later = frozenset({"limits.priority", "queue.tx.length"})
     live = True
-    live_keys = frozenset({"boot.priority"}) | _LIMITS
+    live_keys = frozenset({"boot.priority"}) | _LIMITS | _ROUTES
 
     def validate(self) -> None:
         super().validate()
@@ -92,7 +95,9 @@ class VethNic(Device):
         return run
 
     async def started(self, host: DeviceHost) -> None:
-        await self._limit(host.volatile(self.name, "host_name"))
+        host_name = host.volatile(self.name, "host_name")
+        await self._limit(host_name)
+        await self._route(host_name, add=routes_of(self.config))
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         if host.init_pid is None:
@@ -111,16 +116,25 @@ class VethNic(Device):
         await asyncio.to_thread(veth.create, pair, host.init_pid)
         try:
             await self._limit(pair.host_name)
+            await self._route(pair.host_name, add=routes_of(self.config))
         except BaseException:
             await self._remove(pair.host_name)
             raise
         return run
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
-        changed = any(self.config.get(key, "") != old.get(key, "") for key in _LIMITS)
-        if changed and host.init_pid is not None:
-            await traffic.clear(host.volatile(self.name, "host_name"))
-            await self._limit(host.volatile(self.name, "host_name"))
+        if host.init_pid is None:
+            return RunConfig()
+        host_name = host.volatile(self.name, "host_name")
+        if any(self.config.get(key, "") != old.get(key, "") for key in _LIMITS):
+            await traffic.clear(host_name)
+            await self._limit(host_name)
+        before, now = routes_of(old), routes_of(self.config)
+        await self._route(
+            host_name,
+            add=[subnet for subnet in now if subnet not in before],
+            remove=[subnet for subnet in before if subnet not in now],
+        )
         return RunConfig()
 
     async def detach(self, host: DeviceHost) -> RunConfig:
@@ -144,9 +158,20 @@ class VethNic(Device):
     @property
     def _limited(self) -> bool:
         return any(self.config.get(key) for key in _LIMITS)
+        await self._route(host_name, remove=routes_of(self.config))
 
     async def _limit(self, host_name: str) -> None:
         """Have the limits hold; where there are none nothing is touched."""
+    async def _route(
+        self, host_name: str, *, add: Collection[str] = (), remove: Collection[str] = ()
+    ) -> None:
+        """The host's routes: over the bridge, or without one over the host's end of the pair."""
+        interface = bridge_of({**self.config, "type": "nic"}) or host_name
+        if remove:
+            await asyncio.to_thread(routes.remove, interface, remove)
+        if add:
+            await asyncio.to_thread(routes.add, interface, add)
+
         if not self._limited:
             return
 

@@ -36,7 +36,7 @@ from utsuwa.db.networks import NetworkRow
 from utsuwa.host import bridges
 from utsuwa.networks import leases, subnets
 from utsuwa.networks.bridge import BridgeDriver
-from utsuwa.networks.ports import Port, all_ports, check_port, check_unmanaged
+from utsuwa.networks.ports import Port, all_ports, check_port, check_routes, check_unmanaged
 from utsuwa.networks.process import Servers
 from utsuwa.networks.records import Interface, LeaseView, Network, lease_views, uses
 from utsuwa.networks.rules import Rules
@@ -298,7 +298,8 @@ class NetworkManager:
     async def check(self, instances: Collection[tuple[str, str]], ports: Sequence[Port]) -> None:
         """Judge all ports that some instances are to have, beside the networks and everybody else's ports.
 
-        Raises InvalidConfig: a network that does not exist, an address outside of it or taken, a taken MAC.
+        Raises InvalidConfig: a network that does not exist, an address outside of it or taken, a taken MAC
+        or route, a second device of an instance on one network.
         """
         if not ports:
             return
@@ -308,6 +309,7 @@ class NetworkManager:
             }
         others = [port for port in await self._ports() if port.owner not in instances]
         for port in ports:
+            check_routes(port, [*others, *ports])
             row = known.get((port.project, port.bridge))
             if row is not None:
                 check_port(port, self._settings(row), [*others, *ports])

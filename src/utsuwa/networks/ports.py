@@ -29,6 +29,8 @@ class Port:
     mac: str
     ipv4: str
     ipv6: str
+    routes: tuple[str, ...] = ()
+    """Subnets that the host reaches over the device."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -63,7 +65,16 @@ def ports_of(project: str, instance: str, devices: Devices, config: Mapping[str,
                 mac=(device.get("hwaddr") or config.get(f"volatile.{name}.hwaddr", "")).lower(),
                 ipv4=device.get("ipv4.address", ""),
                 ipv6=device.get("ipv6.address", ""),
+                routes=routes_of(device),
             )
+
+
+def routes_of(device: Mapping[str, str]) -> tuple[str, ...]:
+    """The subnets of a device's `ipv4.routes` and `ipv6.routes`, as the kernel writes them."""
+    parts = [
+        part.strip() for key in ("ipv4.routes", "ipv6.routes") for part in device.get(key, "").split(",")
+    ]
+    return tuple(str(ipaddress.ip_network(part)) for part in parts if part)
 
 
 def all_ports(instances: Iterable[InstanceRow], profiles: Iterable[ProfileRow]) -> list[Port]:
@@ -86,7 +97,7 @@ def check_port(port: Port, bridge: BridgeSettings, others: Collection[Port]) -> 
         if text not in ("", "none"):
             _check_static(port, bridge, family, f"ipv{version}.address", text)
     for other in others:
-        if other.bridge != port.bridge or (other.owner == port.owner and other.device == port.device):
+        if other.bridge != port.bridge or _is_same(port, other):
             continue
         who = f"device {other.device!r} of instance {other.instance!r}"
         if port.mac and other.mac == port.mac:
@@ -97,6 +108,31 @@ def check_port(port: Port, bridge: BridgeSettings, others: Collection[Port]) -> 
         ):
             if mine not in ("", "none") and theirs not in ("", "none") and _same(mine, theirs):
                 raise _invalid(port, key, f"{mine} is taken by {who}")
+    _check_only_one(port, others)
+
+
+def _check_only_one(port: Port, others: Collection[Port]) -> None:
+    """A name in the network's DNS stands for one device: told of the later one of two."""
+    for other in others:
+        if other.owner == port.owner and other.bridge == port.bridge and other.device < port.device:
+            raise InvalidConfig(
+                f"Invalid device {port.device!r}: the instance DNS name {port.instance!r} is already used on "
+                f"network {port.bridge!r}, by device {other.device!r}: use another network for one of them"
+            )
+
+
+def check_routes(port: Port, others: Collection[Port]) -> None:
+    """Refuse a route that another device has (InvalidConfig): the host would keep only one of them."""
+    for other in others:
+        taken = sorted(set(port.routes) & set(other.routes))
+        if taken and not _is_same(port, other):
+            key = "ipv6.routes" if ":" in taken[0] else "ipv4.routes"
+            who = f"device {other.device!r} of instance {other.instance!r}"
+            raise _invalid(port, key, f"{taken[0]} leads to {who} already")
+
+
+def _is_same(port: Port, other: Port) -> bool:
+    return other.owner == port.owner and other.device == port.device
 
 
 def check_unmanaged(port: Port) -> None:

@@ -1,0 +1,45 @@
+"""Routes of the host to subnets that lie behind an instance, by netlink. Blocking: call in threads."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from utsuwa.core.errors import HostError
+
+_PROTO_BOOT = 3
+"""As `ip route add` marks a route; those of a network itself are static ones."""
+_SCOPE_LINK = 253
+
+
+def add(interface: str, subnets: Iterable[str]) -> None:
+    """Send what goes to the subnets out of the interface; a route that is there already is right."""
+    for subnet in subnets:
+        _change("add", interface, subnet, errno.EEXIST)
+
+
+def remove(interface: str, subnets: Iterable[str]) -> None:
+    """Take such routes away; does nothing where they, or the interface, are gone."""
+    for subnet in subnets:
+        _change("del", interface, subnet, errno.ESRCH)
+
+
+def _change(command: str, interface: str, subnet: str, passed_over: int) -> None:
+    more: dict[str, Any] = {"family": socket.AF_INET6} if ":" in subnet else {"scope": _SCOPE_LINK}
+    with IPRoute() as netlink:
+        try:
+            index = socket.if_nametoindex(interface)
+            netlink.route(command, dst=subnet, oif=index, proto=_PROTO_BOOT, **more)
+        except NetlinkError as error:
+            if error.code != passed_over:
+                raise HostError(
+                    f"cannot {command} the route to {subnet} over {interface!r}: {error}"
+                ) from error
+        except OSError as error:
+            if command == "add":
+                raise HostError(f"The host has no interface {interface!r}: {error.strerror}") from error

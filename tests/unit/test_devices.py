@@ -272,6 +272,15 @@ async def test_attach_and_detach_change_the_host(interfaces: set[str]) -> None:
     assert (await device.stop(host())).volatile == {}
 
 
+async def test_a_killed_containers_interface_goes_before_its_end(interfaces: set[str]) -> None:
+    device = devices.load("eth0", P2P)
+    interfaces.add("h1")
+    await device.killed(host({"volatile.eth0.host_name": "h1"}, pid=1))
+    assert "h1" not in interfaces
+    await device.killed(host(pid=1))
+    assert (await device.stop(host({"volatile.eth0.host_name": "h1"}))).volatile == {"host_name": ""}
+
+
 async def test_a_port_of_a_network(interfaces: set[str]) -> None:
     networks = Networks()
     here = replace(host(pid=1), networks=networks)

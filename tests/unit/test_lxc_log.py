@@ -86,6 +86,17 @@ async def test_arguments(tools: Path) -> None:
     ]
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("own_hooks", [False, True])
+async def test_only_programs_of_others_get_a_path(tools: Path, own_hooks: bool) -> None:
+    """Where liblxc finds `newuidmap`, it starts four programs to write the id maps."""
+    fake(tools, f"/usr/bin/env > {tools}/env")
+    await lxc.start("c", tools, tools / "conf", tools / "log", own_hooks=own_hooks)
+    names = {line.partition("=")[0] for line in (tools / "env").read_text().splitlines()}
+    assert ("PATH" in names) == own_hooks
+    assert "HOME" in names
+
+
 async def test_a_missing_lxc_is_named(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def missing(argv: list[str], **_: object) -> None:
         raise ProcessFailed(argv, None, "not found")

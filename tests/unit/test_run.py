@@ -78,6 +78,8 @@ async def test_the_environment_is_rebuilt(runner: Runner, monkeypatch: pytest.Mo
         "HOME": "/root",
         "MORE": "2",
     }
+    less = await runner(["/usr/bin/env"], env={"PATH": None, "HOME": None})
+    assert less.text == "LANG=C.UTF-8\n"
 
 
 async def test_stdin_is_closed_or_given(runner: Runner) -> None:

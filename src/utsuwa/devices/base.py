@@ -117,6 +117,9 @@ class Device:
         """Change a device in place where only `live_keys` differ; the container may run."""
         return RunConfig()
 
+    async def killed(self, host: DeviceHost) -> None:
+        """The container was killed and is just ending: take away early what takes long. `stop` follows."""
+
     async def stop(self, host: DeviceHost) -> RunConfig:
         """Clean the host after the container ended, whatever way it ended; safe to repeat."""
         return RunConfig()

@@ -16,7 +16,8 @@ from pathlib import Path
 PAYLOAD_PREFIX = "lxc.payload."
 """How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
 
-_UNIFIED = ""
+UNIFIED = ""
+"""The name under which version 2 stands beside the controllers of version 1."""
 _V1_CONTROLLERS = (
     *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc"),
     *("net_cls", "net_prio", "perf_event", "pids", "rdma"),
@@ -55,7 +56,7 @@ def frozen(pid: int, proc: Path = _PROC) -> bool:
     folders = folders_of(pid, proc)
     if "freezer" in folders and _text(folders["freezer"] / "freezer.state") in ("FROZEN", "FREEZING"):
         return True
-    return _UNIFIED in folders and _fields(folders[_UNIFIED] / "cgroup.events").get("frozen") == 1
+    return UNIFIED in folders and _fields(folders[UNIFIED] / "cgroup.events").get("frozen") == 1
 
 
 def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
@@ -71,6 +72,16 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
     return folders
 
 
+def own_folder(proc: Path = _PROC) -> Path | None:
+    """The folder of this process's cgroup in one of the hierarchies; None where no hierarchy is mounted."""
+    hierarchies = _hierarchies(proc)
+    for names, path in _paths(proc / "self" / "cgroup"):
+        for name in names.split(","):
+            if name in hierarchies:
+                return _folder(hierarchies[name], path)
+    return None
+
+
 def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
     """The controllers that containers can have: version (1 or 2) and mount point of their hierarchy.
 
@@ -79,9 +90,9 @@ def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
     """
     hierarchies = _hierarchies(proc)
     found = {name: (1, hierarchies[name].mount) for name in _V1_CONTROLLERS if name in hierarchies}
-    if found or _UNIFIED not in hierarchies:
+    if found or UNIFIED not in hierarchies:
         return found
-    mount = hierarchies[_UNIFIED].mount
+    mount = hierarchies[UNIFIED].mount
     return {name: (2, mount) for name in (_text(mount / "cgroup.controllers") or "").split()}
 
 
@@ -139,7 +150,7 @@ def _folders_in(cgroup: Path) -> list[Path]:
 
 
 def _usage(folders: Mapping[str, Path]) -> Usage:
-    unified = folders.get(_UNIFIED)
+    unified = folders.get(UNIFIED)
     usage: dict[str, int] = {}
     if unified is not None:
         usage["cpu_ns"] = _fields(unified / "cpu.stat").get("usage_usec", 0) * 1000
@@ -188,7 +199,7 @@ def _hierarchies(proc: Path) -> dict[str, Hierarchy]:
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
         hierarchy = Hierarchy(Path(fields[4]), fields[3])
-        names = [_UNIFIED] if kind[0] == "cgroup2" else kind[2].split(",")
+        names = [UNIFIED] if kind[0] == "cgroup2" else kind[2].split(",")
         for name in names:
             found.setdefault(name, hierarchy)
     return found

@@ -34,15 +34,21 @@ _NOISE = (
 )
 
 
-async def start(name: str, lxcpath: Path, conf: Path, log: Path, *, level: str = "ERROR") -> None:
+async def start(
+    name: str, lxcpath: Path, conf: Path, log: Path, *, level: str = "ERROR", own_hooks: bool = False
+) -> None:
     """Start a container and return once it runs; a monitor process of liblxc stays with it.
 
-    `log` is written anew. Raises StartFailed with the reason from it, HostError where lxc is missing.
+    `log` is written anew. `own_hooks` says that the configuration has programs of others in it, which get
+    a PATH. Without one liblxc writes the id maps itself, in place of four programs that it would start for
+    that; a shell then takes its own default.
+    Raises StartFailed with the reason from the log, HostError where lxc is missing.
     """
     await asyncio.to_thread(log.unlink, missing_ok=True)
-    argv = ["lxc-start", "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
+    program = shutil.which("lxc-start", path=PATH) or "lxc-start"
+    argv = [program, "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
     try:
-        await run(argv, timeout=START_TIMEOUT)
+        await run(argv, timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
         if error.code is None and shutil.which("lxc-start", path=PATH) is None:
             raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error

@@ -67,15 +67,16 @@ async def run(
     stdin: bytes | None = None,
     accept: Container[int] = (0,),
     timeout: float = 60,  # noqa: ASYNC109 - ends the program, which asyncio.timeout cannot
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
 ) -> Completed:
     """Run a program to its end without blocking the event loop.
 
-    `env` is added to the rebuilt environment; `stdout_fd` receives stdout in place of the result.
-    Cancelled or past `timeout` seconds, the program is ended (SIGTERM, then SIGKILL) and reaped.
+    `env` is added to the rebuilt environment (None takes a variable out); `stdout_fd` receives stdout
+    in place of the result. Cancelled or past `timeout` seconds, the program is ended (SIGTERM, then
+    SIGKILL) and reaped.
     Raises ProcessFailed, for a missing program as well.
     """
     process = _start(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
@@ -104,7 +105,7 @@ def run_blocking(
     stdin: bytes | None = None,
     accept: Container[int] = (0,),
     timeout: float = 60,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
@@ -153,7 +154,7 @@ class Spawned:
 def spawn(
     argv: Sequence[str],
     *,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     output_fd: int | None = None,
@@ -166,15 +167,16 @@ def spawn(
     return Spawned(_popen(argv, subprocess.DEVNULL, output, output, env, cwd, pass_fds))
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """The environment that programs get: nothing of the daemon's own."""
-    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **(extra or {})}
+    merged: dict[str, str | None] = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **(extra or {})}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def _start(
     argv: Sequence[str],
     with_stdin: bool,
-    env: Mapping[str, str] | None,
+    env: Mapping[str, str | None] | None,
     cwd: Path | None,
     pass_fds: Sequence[int],
     stdout_fd: int | None,
@@ -189,7 +191,7 @@ def _popen(
     stdin: int,
     stdout: int,
     stderr: int,
-    env: Mapping[str, str] | None,
+    env: Mapping[str, str | None] | None,
     cwd: Path | None,
     pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:

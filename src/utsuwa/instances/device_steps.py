@@ -102,6 +102,15 @@ async def started_all(host: DeviceHost, steps: Steps) -> None:
         await device.started(now)
 
 
+async def killed_all(host: DeviceHost) -> None:
+    """Tell every device that the container was killed; `stop_all` comes when it has ended."""
+    for device in _ordered(host.devices):
+        try:
+            await device.killed(host)
+        except Exception:
+            log.exception("device %r of the killed instance %r", device.name, host.instance)
+
+
 async def stop_all(host: DeviceHost) -> dict[str, str | None]:
     """Clean up after every device; a failure of one is logged and does not keep the others."""
     steps = Steps()

@@ -85,7 +85,6 @@ class Watch:
     async def _follow(self, running: Running) -> None:
         try:
             await running.init.wait()
-            await self._wait_for_monitor(running)
             instance, follows = await self._clean(running)
         except Exception:
             log.exception("cleaning up after instance %r failed", running.name)
@@ -111,20 +110,30 @@ class Watch:
             running.monitor.send_signal(signal.SIGKILL)
 
     async def _clean(self, running: Running) -> tuple[Loaded | None, Sequel]:
-        """Take away what the container had on the host; gives the instance, None where it is gone."""
+        """Take away what the container had on the host; gives the instance, None where it is gone.
+
+        Init has ended, so nothing in the container uses its files any more: they are unmounted while
+        liblxc's monitor still ends.
+        """
         ctx = self._ctx
         async with ctx.locks.hold("instance", *running.key):
             try:
                 instance = await load(ctx, *running.key)
             except NotFound:
+                await self._wait_for_monitor(running)
                 ctx.runtime.remove(running)
                 return None, Sequel.STOPPED
+            cleaned, _ = await asyncio.gather(
+                clean_host(ctx, instance), self._wait_for_monitor(running), return_exceptions=True
+            )
+            if running.hastened is not None:
+                await asyncio.wait([running.hastened])
             target = read_target(ctx.runtime_paths(instance))
             follows = sequel(running, target, ephemeral=instance.row.ephemeral)
-            try:
-                await clean_host(ctx, instance)
-            except UtsuwaError as error:  # its end is noted all the same; the next start tries again
-                log.error("not all of instance %r is taken away: %s", running.name, error)
+            if isinstance(cleaned, UtsuwaError):  # its end is noted all the same; the next start tries again
+                log.error("not all of instance %r is taken away: %s", running.name, cleaned)
+            elif cleaned is not None:
+                raise cleaned
             await clean_up(ctx, instance, running.devices, {**_NOTED[follows]})
             ctx.runtime.remove(running)
             return instance, follows

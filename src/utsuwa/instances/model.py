@@ -114,6 +114,8 @@ class Running:
     """Whether whoever stops it will start it again: neither `stopped` events nor an ephemeral's end."""
     keep_power: bool = False
     """Whether the last power state stays RUNNING: the host goes down, not the user's instance."""
+    hastened: asyncio.Future[None] | None = None
+    """What a forced stop takes away beside the container's end: the clean-up after that waits for it."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the container has ended and everything of it is cleaned away."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -13,7 +13,7 @@ from utsuwa.core.errors import InvalidRequest, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
-from utsuwa.host import cgroup_limits, cgroups, lxc, pidfds
+from utsuwa.host import cgroup_limits, cgroup_moves, cgroups, lxc, pidfds
 from utsuwa.host.files import replace_file
 from utsuwa.instances import (
     confinement,
@@ -37,6 +37,7 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
     Raises InvalidRequest where it runs already, InvalidConfig or NotFound for what its settings name
     in vain, StartFailed with liblxc's reason; what was prepared is taken away again.
     """
+    cgroup_moves.warm_soon()
     async with ctx.locks.hold("instance", project, name):
         instance = check_whole(await load(ctx, project, name))
         if ctx.runtime.get(instance.key) is not None:
@@ -112,7 +113,8 @@ async def _limits(ctx: Context, instance: Loaded) -> tuple[list[lxcconf.Pair], c
 
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:
     """Start liblxc's monitor and the container's init in it; gives init's pid and the monitor's."""
-    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log)
+    own_hooks = bool(instance.expanded_config.get("raw.lxc"))
+    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks)
     pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
     if pid is None:
         reason = await asyncio.to_thread(lxc.logged, paths.log)

@@ -6,8 +6,10 @@ import asyncio
 import signal
 from pathlib import Path
 
-from utsuwa.core.errors import InvalidRequest, UtsuwaError
-from utsuwa.instances.context import Context
+from utsuwa.core.errors import InvalidRequest, NotFound, UtsuwaError
+from utsuwa.host import cgroup_moves
+from utsuwa.instances import device_steps
+from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Running, not_found
 
 CLEAN_STOP_LIMIT = 600.0
@@ -62,15 +64,39 @@ async def kill(ctx: Context, container: Running) -> None:
     if container.frozen:
         await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
         container.frozen = False
-    container.init.send_signal(signal.SIGKILL)
-    try:
-        await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
-    except TimeoutError:
-        raise NotStoppedInTime(
-            f"The instance {container.name!r} was killed, but its processes do not end: "
-            "the host may hang on a disk or a network file system"
-        ) from None
+    await _send_kill(ctx, container)
+    async with cgroup_moves.kept_warm():
+        try:
+            await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
+        except TimeoutError:
+            raise NotStoppedInTime(
+                f"The instance {container.name!r} was killed, but its processes do not end: "
+                "the host may hang on a disk or a network file system"
+            ) from None
     await container.settled.wait()
+
+
+async def _send_kill(ctx: Context, container: Running) -> None:
+    cgroup = await asyncio.to_thread(
+        cgroup_moves.container_folder, container.init_pid, container.storage_name
+    )
+    container.init.send_signal(signal.SIGKILL)
+    if ctx.runtime.get(container.key) is not container:
+        return  # it has just ended, and may run anew
+    if container.hastened is None:
+        container.hastened = asyncio.create_task(_hasten(ctx, container, cgroup))
+
+
+async def _hasten(ctx: Context, container: Running, cgroup: Path | None) -> None:
+    """All processes end together, and what they leave on the host is taken away meanwhile."""
+    if cgroup is not None:
+        await asyncio.to_thread(cgroup_moves.kill_all, cgroup)
+    try:
+        instance = await load(ctx, *container.key)
+    except NotFound:
+        return
+    host = device_steps.host_of(ctx.paths, instance, container.idmap)
+    await device_steps.killed_all(device_steps.with_devices(host, container.devices))
 
 
 def halt_signal(init_pid: int) -> int:

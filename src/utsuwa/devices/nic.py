@@ -158,16 +158,10 @@ class VethNic(Device):
         return RunConfig(volatile={"host_name": ""})
 
     async def _remove(self, host_name: str) -> None:
+        await self._route(host_name, remove=routes_of(self.config))
         await asyncio.to_thread(veth.delete, host_name)
         await traffic.remove_helper(host_name)
 
-    @property
-    def _limited(self) -> bool:
-        return any(self.config.get(key) for key in _LIMITS)
-        await self._route(host_name, remove=routes_of(self.config))
-
-    async def _limit(self, host_name: str) -> None:
-        """Have the limits hold; where there are none nothing is touched."""
     async def _route(
         self, host_name: str, *, add: Collection[str] = (), remove: Collection[str] = ()
     ) -> None:
@@ -178,6 +172,12 @@ class VethNic(Device):
         if add:
             await asyncio.to_thread(routes.add, interface, add)
 
+    @property
+    def _limited(self) -> bool:
+        return any(self.config.get(key) for key in _LIMITS)
+
+    async def _limit(self, host_name: str) -> None:
+        """Have the limits hold; where there are none nothing is touched."""
         if not self._limited:
             return
 

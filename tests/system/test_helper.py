@@ -21,6 +21,7 @@ from utsuwa.core.errors import HostError, InvalidConfig, NotFound, StartFailed
 from utsuwa.host import cgroups, lxc, pidfds, pipes
 from utsuwa.host.helper.client import Attached, AttachSpec, Helper, HelperGone, Terminal
 from utsuwa.host.helper.rtnetlink import interfaces
+from utsuwa.host.usage import Meter
 
 pytestmark = pytest.mark.root
 
@@ -215,7 +216,7 @@ async def test_freezing(running: Box, helper: Helper) -> None:
 async def test_usage(running: Box, helper: Helper) -> None:
     pid = await helper.init_pid(running.name, running.lxcpath)
     assert pid is not None
-    usage = cgroups.usage_of([pid])[pid]
+    usage = Meter(pid).read()
     assert usage.cpu_ns > 0
     assert usage.memory > 0
     assert usage.processes == 2

@@ -17,6 +17,7 @@ from tests.support.box import program
 from tests.support.daemon import Daemon
 from utsuwa.host import cgroups
 from utsuwa.host.facts import parse_cpu_list
+from utsuwa.host.usage import Meter
 
 pytestmark = pytest.mark.root
 
@@ -55,7 +56,7 @@ class Box:
         return parse_cpu_list(self.sh(ALLOWED).stdout)
 
     def cpu_ns(self) -> int:
-        return cgroups.usage_of([self.pid])[self.pid].cpu_ns
+        return Meter(self.pid).read().cpu_ns
 
     def throttled(self) -> int:
         """How often it was stopped because its time in a period was used up."""

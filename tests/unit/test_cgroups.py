@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.host import cgroups
-from utsuwa.host.cgroups import Usage, container_path
+from utsuwa.host.cgroups import container_path
+from utsuwa.host.usage import Meter, Usage
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ class Host:
             (where / name).write_text(text)
 
     def usage(self) -> Usage:
-        return cgroups.usage_of([7], self.proc)[7]
+        return Meter(7, self.proc).read()
 
 
 @pytest.fixture
@@ -129,8 +130,9 @@ def test_frozen_on_v2(v2: Host, frozen: bool) -> None:
     assert cgroups.frozen(7, v2.proc) is frozen
 
 
-def test_who_has_ended_is_left_out(v2: Host) -> None:
-    assert cgroups.usage_of([7, 8], v2.proc).keys() == {7}
+def test_who_has_ended_uses_nothing(v2: Host) -> None:
+    with pytest.raises(ProcessLookupError):
+        Meter(8, v2.proc)
     assert not cgroups.frozen(8, v2.proc)
 
 

@@ -65,7 +65,7 @@ async def list_images(request: Request) -> Result:
     wanted = request.filter
     public_only = _public_only(request)
     if not public_only:
-        await request.services.projects.get(request.project)
+        await request.services.projects.check(request.project)
     found = await request.services.images.records(request.project, public_only=public_only)
     if wanted is not None:
         found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
@@ -76,7 +76,7 @@ async def list_images(request: Request) -> Result:
 
 async def create_image(request: Request) -> Result:
     _check_editor(request)
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     if not image_transfer.is_upload(request):
         _refuse_source((await request.body(ImagesPost)).source.type)
     new = image_transfer.new_image(request)
@@ -185,7 +185,7 @@ async def list_aliases(request: Request) -> Result:
 
 async def create_alias(request: Request) -> Result:
     _check_editor(request)
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     body = await request.body(ImageAliasesPost)
     row = await request.services.images.aliases.create(request.project, body, request.requestor)
     return Created(records.alias_url(row.project, row.name))

@@ -79,10 +79,12 @@ async def list_instances(request: Request) -> Result:
     instances = request.services.instances
     project = None if request.all_projects else request.project
     if project is not None:
-        await request.services.projects.get(project)
+        await request.services.projects.check(project)
     wanted = request.filter
     if request.query.get("instance-type") == "virtual-machine":
         return Sync([])
+    if request.recursion == 0 and wanted is None:
+        return Sync([_url(request, *key) for key in await instances.names(project)])
     records: Sequence[Instance]
     if request.recursion == 2:
         records = await instances.full_records(project)
@@ -91,8 +93,7 @@ async def list_instances(request: Request) -> Result:
     if wanted is not None:
         records = [record for record in records if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion == 0:
-        kind = "containers" if request.containers_api else "instances"
-        return Sync([_url(kind, record.project, record.name) for record in records])
+        return Sync([_url(request, record.project, record.name) for record in records])
     return Sync(records)
 
 
@@ -102,14 +103,15 @@ def _check_type(request: Request) -> None:
         raise InvalidRequest(f"Unknown instance type {kind[:40]!r}: use container or virtual-machine")
 
 
-def _url(kind: str, project: str, name: str) -> str:
+def _url(request: Request, project: str, name: str) -> str:
+    kind = "containers" if request.containers_api else "instances"
     return f"/1.0/{kind}/{name}" + ("" if project == "default" else f"?project={project}")
 
 
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
     manager = request.services.instances
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     instance, image = await manager.prepare(request.project, body)
 
     async def build() -> None:

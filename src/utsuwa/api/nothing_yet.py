@@ -10,7 +10,7 @@ from utsuwa.core.errors import NotFound
 
 async def list_none(request: Request) -> Result:
     request.refuse_filter()
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     return Sync([])
 
 

@@ -89,7 +89,7 @@ async def list_volumes(request: Request) -> Result:
     """All volumes of a pool, or those of the type that the path names."""
     request.refuse_filter()
     kind = _type(request) if "type" in request.params else None
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     project = None if request.all_projects else request.project
     rows = await request.services.storage.volumes(request.params["name"], project, kind)
     if request.recursion:
@@ -122,7 +122,7 @@ async def _editable(request: Request) -> Pool:
 
 
 async def _found(request: Request) -> VolumeRow:
-    await request.services.projects.get(request.project)
+    await request.services.projects.check(request.project)
     return await request.services.storage.volume(
         request.params["name"], request.project, _type(request), request.params["volume"]
     )

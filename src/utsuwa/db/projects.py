@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import AlreadyExists, NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
+from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     images,
     instances,
@@ -21,6 +21,8 @@ from utsuwa.db.schema import (
     storage_pools,
     storage_volumes,
 )
+
+_NAMED = Prepared(sa.select(projects.c.id).where(projects.c.name == sa.bindparam("name", type_=sa.Text)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ async def get(conn: Connection, name: str) -> ProjectRow:
     if not found:
         raise NotFound(f"Project {name!r} not found")
     return found[0]
+
+
+async def check(conn: Connection, name: str) -> None:
+    """Raises NotFound where there is no such project."""
+    if not await conn.run(lambda connection: _NAMED.fetch(connection, name=name)):
+        raise NotFound(f"Project {name!r} not found")
 
 
 async def get_all(conn: Connection) -> list[ProjectRow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,28 +27,11 @@ _PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What a container uses; 0 where the host does not account for it."""
-
-    cpu_ns: int = 0
-    memory: int = 0
-    memory_peak: int = 0
-    swap: int = 0
-    swap_peak: int = 0
-    processes: int = 0
-
-
-@dataclass(frozen=True)
 class Hierarchy:
     """A mounted hierarchy: where, and which of its cgroups is visible as its root."""
 
     mount: Path
     root: str
-
-
-def usage_of(pids: Iterable[int], proc: Path = _PROC) -> dict[int, Usage]:
-    """The usage of containers by the pid of their init; who has ended is left out."""
-    return {pid: _usage(folders) for pid in pids if (folders := folders_of(pid, proc))}
 
 
 def frozen(pid: int, proc: Path = _PROC) -> bool:
@@ -149,39 +132,6 @@ def _folders_in(cgroup: Path) -> list[Path]:
         return []
 
 
-def _usage(folders: Mapping[str, Path]) -> Usage:
-    unified = folders.get(UNIFIED)
-    usage: dict[str, int] = {}
-    if unified is not None:
-        usage["cpu_ns"] = _fields(unified / "cpu.stat").get("usage_usec", 0) * 1000
-        usage["memory"] = _number(unified / "memory.current")
-        usage["memory_peak"] = _number(unified / "memory.peak")
-        usage["swap"] = _number(unified / "memory.swap.current")
-        usage["swap_peak"] = _number(unified / "memory.swap.peak")
-        usage["processes"] = _number(unified / "pids.current")
-    if "cpuacct" in folders:
-        usage["cpu_ns"] = _number(folders["cpuacct"] / "cpuacct.usage")
-    if "memory" in folders:
-        usage.update(_memory_v1(folders["memory"]))
-    if "pids" in folders:
-        usage["processes"] = _number(folders["pids"] / "pids.current")
-    return Usage(**usage)
-
-
-def _memory_v1(folder: Path) -> dict[str, int]:
-    """Version 1 counts memory, and memory and swap together."""
-    memory = _number(folder / "memory.usage_in_bytes")
-    peak = _number(folder / "memory.max_usage_in_bytes")
-    both = _number(folder / "memory.memsw.usage_in_bytes")
-    both_peak = _number(folder / "memory.memsw.max_usage_in_bytes")
-    return {
-        "memory": memory,
-        "memory_peak": peak,
-        "swap": max(0, both - memory),
-        "swap_peak": max(0, both_peak - peak),
-    }
-
-
 def _folder(hierarchy: Hierarchy, path: str) -> Path:
     below = path
     if hierarchy.root != "/" and (path + "/").startswith(hierarchy.root + "/"):
@@ -222,11 +172,6 @@ def _text(file: Path) -> str | None:
         return file.read_text(errors="replace").strip()
     except OSError:
         return None
-
-
-def _number(file: Path) -> int:
-    text = _text(file)
-    return int(text) if text and text.isdigit() else 0
 
 
 def _fields(file: Path) -> dict[str, int]:

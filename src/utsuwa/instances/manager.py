@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from utsuwa.core.errors import InvalidRequest
+from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.instances import (
     cpu_balance,
@@ -87,7 +88,12 @@ class InstanceManager:
         return [state.record(self._ctx, instance) for instance in await load_all(self._ctx, project)]
 
     async def full_records(self, project: str | None) -> list[InstanceFull]:
-        return await state.full(self._ctx, await load_all(self._ctx, project))
+        return await state.full_of_all(self._ctx, project)
+
+    async def names(self, project: str | None) -> list[tuple[str, str]]:
+        """Project and name of each instance, in order."""
+        async with self._ctx.database.read() as conn:
+            return await instance_rows.names(conn, project)
 
     def record(self, instance: Loaded) -> Instance:
         return state.record(self._ctx, instance)

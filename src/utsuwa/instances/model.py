@@ -14,6 +14,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.pidfds import Process
+from utsuwa.host.usage import Meter
 
 
 class Status(Enum):
@@ -142,6 +143,11 @@ class Running:
     @cached_property
     def storage_name(self) -> str:
         return storage_name(self.project, self.name)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What reads its usage; made by a thread. ProcessLookupError where it has ended."""
+        return Meter(self.init_pid)
 
     @property
     def status(self) -> Status:

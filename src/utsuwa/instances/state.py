@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-
-import msgspec
+from contextlib import suppress
+from typing import Any
 
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
-from utsuwa.host import cgroups
-from utsuwa.instances.context import Context
+from utsuwa.host.usage import Usage
+from utsuwa.instances.context import Context, load_all
 from utsuwa.instances.exec import ExecTarget
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.wire.instances import (
@@ -30,27 +30,32 @@ log = logging.getLogger(__name__)
 
 def record(ctx: Context, instance: Loaded) -> Instance:
     """The instance as recursion=1 gives it; asks nothing of the host."""
+    return Instance(**_shown(ctx, instance))
+
+
+def _shown(ctx: Context, instance: Loaded) -> dict[str, Any]:
+    """The fields of an `Instance`."""
     row = instance.row
     status = ctx.runtime.status(instance.key)
-    return Instance(
-        architecture=row.architecture,
-        config=row.config,
-        devices=row.devices,
-        ephemeral=row.ephemeral,
-        profiles=row.profiles,
-        stateful=row.stateful,
-        description=row.description,
-        created_at=clock.to_wire(row.created_at),
-        expanded_config=instance.expanded_config,
-        expanded_devices=instance.expanded_devices,
-        name=row.name,
-        status=status.text,
-        status_code=status.code,
-        last_used_at=clock.to_wire(row.last_used_at),
-        location="none",
-        type="container",
-        project=row.project,
-    )
+    return {
+        "architecture": row.architecture,
+        "config": row.config,
+        "devices": row.devices,
+        "ephemeral": row.ephemeral,
+        "profiles": row.profiles,
+        "stateful": row.stateful,
+        "description": row.description,
+        "created_at": clock.to_wire(row.created_at),
+        "expanded_config": instance.expanded_config,
+        "expanded_devices": instance.expanded_devices,
+        "name": row.name,
+        "status": status.text,
+        "status_code": status.code,
+        "last_used_at": clock.to_wire(row.last_used_at),
+        "location": "none",
+        "type": "container",
+        "project": row.project,
+    }
 
 
 def running_target(ctx: Context, running: Running) -> ExecTarget:
@@ -90,49 +95,82 @@ async def state(ctx: Context, instance: Loaded) -> InstanceState:
 
 
 async def states(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceState]:
-    """The states of many instances, in their order: one pass over the cgroups, one look at the networks.
-
-    Without disk usage: measuring it walks each instance's files, which a listing must not do.
-    """
-    running = {i.key: r for i in instances if (r := ctx.runtime.get(i.key)) is not None}
-    pids = [r.init_pid for r in running.values()]
-    usages = await asyncio.to_thread(cgroups.usage_of, pids)
-    networks = await _networks(ctx, pids)
-    found = []
-    for instance in instances:
-        container = running.get(instance.key)
-        status = ctx.runtime.status(instance.key)
-        one = InstanceState(status=status.text, status_code=status.code)
-        if container is not None and (usage := usages.get(container.init_pid)) is not None:
-            one.pid = container.init_pid
-            one.cpu = StateCpu(usage=usage.cpu_ns)
-            one.memory = StateMemory(
-                usage=usage.memory,
-                usage_peak=usage.memory_peak,
-                swap_usage=usage.swap,
-                swap_usage_peak=usage.swap_peak,
-            )
-            one.processes = usage.processes
-            one.network = networks.get(container.init_pid)
-        found.append(one)
-    return found
+    """The states of many instances, in their order, without disk usage: measuring that walks their files."""
+    running = [r for i in instances if (r := ctx.runtime.get(i.key)) is not None]
+    seen = await _look(ctx, running)
+    return [_state(ctx, instance, seen) for instance in instances]
 
 
 async def full(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceFull]:
     """The instances with their states, as recursion=2 gives them."""
-    found = await states(ctx, instances)
+    return _full(ctx, instances, await states(ctx, instances))
+
+
+async def full_of_all(ctx: Context, project: str | None) -> list[InstanceFull]:
+    """`full` for a project, or for all (None): a constant number of queries, one pass over the cgroups, and
+    one request to the helper for all networks. It works on that one while the database is read.
+    """
+    running = [r for r in ctx.runtime.all() if project in (None, r.project)]
+    seen, instances = await asyncio.gather(_look(ctx, running), load_all(ctx, project))
+    new = [r for i in instances if (r := ctx.runtime.get(i.key)) is not None and r.init_pid not in seen]
+    if new:  # started meanwhile
+        seen |= await _look(ctx, new)
+    return _full(ctx, instances, [_state(ctx, instance, seen) for instance in instances])
+
+
+def _full(ctx: Context, instances: Sequence[Loaded], found: Sequence[InstanceState]) -> list[InstanceFull]:
     return [
-        InstanceFull(**msgspec.structs.asdict(record(ctx, instance)), state=one, snapshots=None, backups=None)
+        InstanceFull(**_shown(ctx, instance), state=one, snapshots=None, backups=None)
         for instance, one in zip(instances, found, strict=True)
     ]
 
 
+Seen = dict[int, tuple[Usage | None, dict[str, StateNetwork] | None]]
+"""What containers use and their networks, by the pid of their init; None where it has ended."""
+
+
+async def _look(ctx: Context, running: Sequence[Running]) -> Seen:
+    if not running:
+        return {}
+    usages, networks = await asyncio.gather(
+        asyncio.to_thread(_usages, running), _networks(ctx, [r.init_pid for r in running])
+    )
+    return {r.init_pid: (usages.get(r.init_pid), networks.get(r.init_pid)) for r in running}
+
+
+def _usages(running: Sequence[Running]) -> dict[int, Usage]:
+    found = {}
+    for container in running:
+        with suppress(ProcessLookupError):
+            found[container.init_pid] = container.meter.read()
+    return found
+
+
 async def _networks(ctx: Context, pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
     try:
-        return await ctx.helper.network_states(pids) if pids else {}
+        return await ctx.helper.network_states(pids)
     except UtsuwaError as error:
         log.warning("no network states: %s", error)
         return {}
+
+
+def _state(ctx: Context, instance: Loaded, seen: Seen) -> InstanceState:
+    status = ctx.runtime.status(instance.key)
+    state = InstanceState(status=status.text, status_code=status.code)
+    container = ctx.runtime.get(instance.key)
+    usage, network = seen.get(container.init_pid, (None, None)) if container else (None, None)
+    if container is not None and usage is not None:
+        state.pid = container.init_pid
+        state.cpu = StateCpu(usage=usage.cpu_ns)
+        state.memory = StateMemory(
+            usage=usage.memory,
+            usage_peak=usage.memory_peak,
+            swap_usage=usage.swap,
+            swap_usage_peak=usage.swap_peak,
+        )
+        state.processes = usage.processes
+        state.network = network
+    return state
 
 
 async def _disk(ctx: Context, instance: Loaded) -> dict[str, StateDisk]:

@@ -62,6 +62,11 @@ class ProjectManager:
             contents = await rows.contents(conn)
         return _shown(row, contents[name]), row
 
+    async def check(self, name: str) -> None:
+        """Raises NotFound where there is no such project."""
+        async with self._database.read() as conn:
+            await rows.check(conn, name)
+
     async def create(self, request: ProjectsPost) -> str:
         """Raises InvalidName, AlreadyExists for a project that is there, else NotSupportedYet."""
         name = check_project_name(request.name)

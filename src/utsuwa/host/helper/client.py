@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from utsuwa.core.errors import HostError, InvalidConfig, NotFound
 from utsuwa.host import pipes
 from utsuwa.host.helper import protocol
 from utsuwa.host.lxc import reasons
 from utsuwa.host.run import Spawned, spawn
-from utsuwa.wire.instances import NetworkAddress, NetworkCounters, StateNetwork
+from utsuwa.wire.instances import StateNetwork
 
 log = logging.getLogger(__name__)
+
+_Networks = list[dict[str, StateNetwork]]
 
 _MAIN = Path(__file__).with_name("__main__.py")
 _END_GRACE = 2.0
@@ -232,13 +236,8 @@ class Helper:
 
     async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
         """The interfaces of many containers in one request, by the pid of their init; the ended left out."""
-        host, *inside = await self._ask("network", pids=list(init_pids))
-        peers = {link["index"]: link for link in host}
-        found = {}
-        for pid, links in zip(init_pids, inside, strict=True):
-            if links:
-                found[pid] = {link["name"]: _network(link, peers) for link in links}
-        return found
+        found = msgspec.convert(await self._ask("network", pids=list(init_pids)), _Networks)
+        return {pid: links for pid, links in zip(init_pids, found, strict=True) if links}
 
     async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:
         """Run a command inside a container. The three descriptors stay the caller's; with a terminal
@@ -335,17 +334,3 @@ def _retrieve(task: asyncio.Task[int]) -> None:
     """An end that nobody waited for is no news."""
     if not task.cancelled():
         task.exception()
-
-
-def _network(link: Mapping[str, Any], peers: Mapping[int, Mapping[str, Any]]) -> StateNetwork:
-    """One interface; its peer on the host is the one that is linked back to it."""
-    peer = peers.get(link["peer"])
-    return StateNetwork(
-        addresses=[NetworkAddress(**address) for address in link["addresses"]],
-        counters=NetworkCounters(**link["counters"]),
-        hwaddr=link["hwaddr"],
-        host_name=peer["name"] if peer is not None and peer["peer"] == link["index"] else "",
-        mtu=link["mtu"],
-        state=link["state"],
-        type=link["type"],
-    )

@@ -10,7 +10,9 @@ from typing import Any
 _GETLINK, _NEWLINK = 18, 16
 _GETADDR, _NEWADDR = 22, 20
 _DONE, _ERROR = 3, 2
-_REQUEST_DUMP = 0x1 | 0x300
+_REQUEST, _REQUEST_DUMP = 0x1, 0x1 | 0x300
+_BUFFER = 1 << 16
+"""Bytes; the kernel puts at most half of it into one message of a dump."""
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64 = 1, 3, 4, 5, 23
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -24,7 +26,21 @@ _ADDRESS = struct.Struct("=BBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 _STATS64 = struct.Struct("=8Q")
 
+_WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)
+"""The attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS."""
+
 Interface = dict[str, Any]
+
+
+def connect() -> socket.socket:
+    """A socket that stays with the network namespace in which it was made."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
+        sock.bind((0, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def interfaces() -> list[Interface]:
@@ -33,8 +49,7 @@ def interfaces() -> list[Interface]:
     Keys: name, index, peer (the index that it is linked to, else None), hwaddr, mtu, state, type,
     counters (name to number), addresses (family, address, netmask as prefix length, scope).
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
-        sock.bind((0, 0))
+    with connect() as sock:
         found = {link["index"]: link for link in map(parse_link, _dump(sock, _GETLINK, _NEWLINK)) if link}
         for payload in _dump(sock, _GETADDR, _NEWADDR):
             parsed = parse_address(payload)
@@ -43,12 +58,25 @@ def interfaces() -> list[Interface]:
     return list(found.values())
 
 
+def name_of_peer(sock: socket.socket, link: Interface) -> str:
+    """The name of the other end of a veth pair that lies where `sock` was made; empty for all other links."""
+    if link["peer"] is None:
+        return ""
+    body = _LINK.pack(0, 0, link["peer"], 0, 0) + _WITHOUT_COUNTERS
+    sock.send(_HEADER.pack(_HEADER.size + len(body), _GETLINK, _REQUEST, 1, 0) + body)
+    for kind, payload in parse_messages(sock.recv(_BUFFER)):
+        peer = parse_link(payload) if kind == _NEWLINK else None
+        if peer is not None and peer["peer"] == link["index"]:
+            return str(peer["name"])
+    return ""
+
+
 def _dump(sock: socket.socket, request: int, answer: int) -> Iterator[bytes]:
     """The payloads of one dump."""
     body = bytes(_LINK.size if request == _GETLINK else _ADDRESS.size)
     sock.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, 1, 0) + body)
     while True:
-        for kind, payload in parse_messages(sock.recv(1 << 18)):
+        for kind, payload in parse_messages(sock.recv(_BUFFER)):
             if kind == answer:
                 yield payload
             elif kind == _ERROR:

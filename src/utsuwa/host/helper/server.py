@@ -34,6 +34,7 @@ from the request that has just come."""
 _CLONE_NEWNET = 0x40000000
 _LOG_LIMIT = 64 * 1024
 _PID = struct.Struct("=i")
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main(shared_fd: int) -> int:
@@ -170,14 +171,18 @@ class Worker:
         protocol.send(reply, {"ok": None})
 
     def network(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
-        """The interfaces on the host, then those of each container."""
-        found = [rtnetlink.interfaces()]
-        for pid in request["pids"]:
-            try:
-                _enter_network(int(pid))
-                found.append(rtnetlink.interfaces())
-            except OSError:
-                found.append([])
+        """The interfaces of each container by name, with that of a veth's end on the host."""
+        found = []
+        with rtnetlink.connect() as host:
+            for pid in request["pids"]:
+                try:
+                    _enter_network(int(pid))
+                    links = rtnetlink.interfaces()
+                except OSError:
+                    links = []
+                for link in links:
+                    link["host_name"] = rtnetlink.name_of_peer(host, link)
+                found.append({link["name"]: link for link in links})
         protocol.send(reply, {"ok": found})
 
     def attach(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
@@ -232,10 +237,9 @@ def _exit() -> NoReturn:
 
 
 def _enter_network(pid: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if libc.setns(fd, _CLONE_NEWNET):
+        if _LIBC.setns(fd, _CLONE_NEWNET):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
     finally:

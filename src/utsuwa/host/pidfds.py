@@ -52,6 +52,12 @@ class Process:
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
 
+    def fileno(self) -> int:
+        """The pidfd, still this object's own; ProcessLookupError where it counts as ended."""
+        if self._fd is None:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return self._fd
+
     async def wait(self) -> None:
         """Until it has ended; by one caller at a time."""
         if self._fd is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
 from utsuwa.host import cgroup_limits, pipes
-from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal
+from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal, Way
 from utsuwa.instances import limits, logs
 from utsuwa.instances.exec_streams import Conversation, Sockets
 from utsuwa.operations.operations import Operation, Operations
@@ -44,6 +44,7 @@ class ExecTarget:
     """The map that the container runs with."""
     running: bool
     frozen: bool = False
+    way: Way | None = None
 
     @property
     def url(self) -> str:
@@ -226,6 +227,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
         gid=request.group,
         terminal=_terminal(target.idmap, request),
         rlimits=cgroup_limits.numbered(limits.rlimits(target.config)),
+        way=target.way,
     )
 
 

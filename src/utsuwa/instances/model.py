@@ -13,6 +13,7 @@ from utsuwa.core.errors import InvalidConfig, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
+from utsuwa.host.helper.client import Way
 from utsuwa.host.pidfds import Process
 from utsuwa.host.usage import Meter
 
@@ -124,10 +125,14 @@ class Running:
     init: Process = field(init=False)
     """Held from the start: once init has ended its id may be that of any process of the host."""
     monitor: Process | None = field(init=False)
+    way: Way | None = field(init=False)
+    """For the commands that are run inside."""
 
     def __post_init__(self) -> None:
         self.init = Process(self.init_pid)
         self.monitor = Process(self.monitor_pid) if self.monitor_pid is not None else None
+        # Lines of its own for liblxc may concern attached processes in ways that cannot be read back.
+        self.way = None if self.config.get("raw.lxc") else Way(self.init)
         self.cpu_limit = self.config.get("limits.cpu", "")
 
     def release(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -13,6 +14,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from utsuwa.host.helper import protocol
@@ -30,6 +32,8 @@ _SYS_OPENAT2 = 437
 _RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
 _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
+_CONTAINER = b"container=lxc"
+"""What liblxc puts into each environment."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,11 +57,17 @@ class Command:
         self._allow_rlimits()
         self._worker = os.pidfd_open(os.getpid())
         self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
+        self._hold: tuple[socket.socket, socket.socket] | None = None
+        self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._argv = (ctypes.c_char_p * (len(self.argv) + 1))(*self.argv, None)
 
-    def run(self) -> int:
+    def run(self, prepare: Callable[[], None] | None = None) -> int:
         """In the new process: become the leader of a session and turn into the command."""
         try:
+            if self._hold is not None:
+                self._wait_until_released(*self._hold)
+            if prepare is not None:
+                prepare()
             if os.getsid(0) != os.getpid():  # liblxc may have done this for a terminal
                 os.setsid()
                 if self.terminal:
@@ -106,6 +116,46 @@ class Command:
             os.chdir(self.cwd)
         except OSError:
             os.chdir("/")
+
+    def run_entered(self, stdio: Sequence[int], confine: Callable[[], None]) -> int:
+        """As `run`, where no liblxc has given the process its streams, its environment and its ids."""
+
+        def prepare() -> None:
+            confine()
+            for target, fd in enumerate(stdio):
+                os.dup2(fd, target)
+            os.setresgid(self.gid, self.gid, self.gid)
+            os.setresuid(self.uid, self.uid, self.uid)
+
+        return self.run(prepare)
+
+    def hold(self) -> None:
+        """Before the process is there: have it stop in `run`, where liblxc has done all it does."""
+        self._hold = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def _wait_until_released(self, ours: socket.socket, theirs: socket.socket) -> None:
+        theirs.close()
+        ours.send(b"ready")
+        ours.recv(1)
+
+    def held(self) -> bool:
+        """Wait until the process has got there; False where it has ended instead."""
+        assert self._hold is not None
+        self._hold[0].close()
+        return bool(self._hold[1].recv(8))
+
+    def release(self) -> None:
+        """Let it go on. Nothing happens where it has ended."""
+        assert self._hold is not None
+        with contextlib.suppress(OSError):
+            self._hold[1].send(b"1")
+        self._hold[1].close()
+
+    def set_environment(self) -> None:
+        """Make this process's environment, which its children inherit, that of the command."""
+        _libc.clearenv()
+        for variable in (_CONTAINER, *self.env):
+            _libc.putenv(variable)  # keeps the pointer: both live as long as the process
 
     def started(self) -> None:
         """In the worker, once the process is there."""
@@ -175,7 +225,7 @@ def follow(reply: socket.socket, pid: int, command: Command) -> None:
             break
         message = _receive(reply)
         if message is None or message.get("kill"):
-            kill_session(pid)
+            kill_session(command.proc, pid)
             break
         _send_signal(pidfd, int(message.get("signal", 0)))
     _pid, status = os.waitpid(pid, 0)
@@ -201,14 +251,16 @@ def _send_signal(pidfd: int, number: int) -> None:
         return
 
 
-def kill_session(leader: int) -> None:
+def kill_session(proc: int, leader: int) -> None:
     """Kill every process of a session; the leader is not reaped yet, so its id is still its own.
+
+    `proc` is a descriptor of the host's /proc, which may be out of sight by now.
 
     Repeated, for a process may fork while it is looked for. A frozen or hanging one dies later.
     """
     os.kill(leader, signal.SIGKILL)  # in any case: it may not lead its session yet
     for _ in range(_KILL_ROUNDS):
-        members = session_members(leader)
+        members = session_members(proc, leader)
         if not members:
             return
         for pid in members:
@@ -219,16 +271,21 @@ def kill_session(leader: int) -> None:
         time.sleep(0.005)
 
 
-def session_members(leader: int) -> list[int]:
+def session_members(proc: int, leader: int) -> list[int]:
     """The processes of a session that are not zombies."""
     found = []
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - pathlib takes 10 ms to import
+    for entry in os.listdir(proc):
         if entry.isdigit():
             try:
-                with open(f"/proc/{entry}/stat", "rb") as file:  # noqa: PTH123
-                    state, _parent, _group, session = file.read().rpartition(b")")[2].split()[:4]
+                file = os.open(f"{entry}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            except OSError:
+                continue
+            try:
+                state, _parent, _group, session = os.read(file, 4096).rpartition(b")")[2].split()[:4]
             except (OSError, ValueError):
                 continue
+            finally:
+                os.close(file)
             if int(session) == leader and state not in (b"Z", b"X"):
                 found.append(int(entry))
     return found

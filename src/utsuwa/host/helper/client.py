@@ -19,6 +19,7 @@ from utsuwa.core.errors import HostError, InvalidConfig, NotFound
 from utsuwa.host import pipes
 from utsuwa.host.helper import protocol
 from utsuwa.host.lxc import reasons
+from utsuwa.host.pidfds import Process
 from utsuwa.host.run import Spawned, spawn
 from utsuwa.wire.instances import StateNetwork
 
@@ -54,6 +55,18 @@ class Terminal:
     gid: int
 
 
+class Way:
+    """How commands get into one running container: kept as long as that runs, given with each command.
+
+    What the first one shows serves the later ones (see `entrance`); without it each asks liblxc anew.
+    """
+
+    def __init__(self, init: Process) -> None:
+        self.init = init
+        self.learned: Mapping[str, object] | None = None
+        self.untried = True
+
+
 @dataclass(frozen=True)
 class AttachSpec:
     """A command to run inside a container. `uid` and `gid` are the container's own ids."""
@@ -69,6 +82,7 @@ class AttachSpec:
     terminal: Terminal | None = None
     rlimits: Sequence[tuple[int, int, int]] = ()
     """Resource limits by the kernel's number: soft and hard, -1 for none. The others are the daemon's."""
+    way: Way | None = None
 
 
 class Attached:
@@ -254,14 +268,43 @@ class Helper:
             "terminal": None if spec.terminal is None else vars(spec.terminal),
             "rlimits": list(spec.rlimits),
         }
-        reply = await self._send("attach", request, () if spec.terminal else (stdin, stdout, stderr))
+        if spec.terminal is not None:
+            return await self._attach(request, ())
+        way, streams = spec.way, (stdin, stdout, stderr)
+        if way is None:
+            return await self._attach(request, streams)
+        if way.learned is not None:
+            try:
+                return await self._enter(request | {"learned": way.learned}, streams, way.init)
+            except (HostError, ProcessLookupError) as error:
+                log.info("container %s: liblxc is asked again: %s", spec.name, error)
+                way.learned = None
+        return await self._attach(request, streams, way)
+
+    async def _attach(
+        self, request: Mapping[str, object], fds: Sequence[int], way: Way | None = None
+    ) -> Attached:
+        learn = way is not None and way.untried
+        reply = await self._send("attach", {**request, "learn": learn}, fds)
+        answer, attached = await self._attached(reply)
+        if way is not None and learn:
+            way.untried = False
+            way.learned = answer["learned"]
+        return attached
+
+    async def _enter(self, request: Mapping[str, object], fds: Sequence[int], init: Process) -> Attached:
+        reply = await self._send("enter", request, (*fds, init.fileno()))
+        return (await self._attached(reply))[1]
+
+    async def _attached(self, reply: socket.socket) -> tuple[Mapping[str, Any], Attached]:
+        """Wait for the answer to a command; closes `reply` where it was refused."""
         try:
             answer, fds = await _receive(reply)
             pid = _judge(answer)
         except BaseException:
             reply.close()
             raise
-        return Attached(reply, pid, fds[0] if fds else None)
+        return answer, Attached(reply, pid, fds[0] if fds else None)
 
     async def _freeze(self, name: str, lxcpath: Path, conf: Path | None, *, frozen: bool) -> None:
         await self._ask(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
 import os
 import select
@@ -17,11 +18,12 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from utsuwa.host.helper import protocol, rtnetlink
 from utsuwa.host.helper.attach import Command, follow, open_terminal, set_death_signal
+from utsuwa.host.helper.entrance import Entrance, learn
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
 
 IDLE_WORKERS = 2
@@ -192,24 +194,50 @@ class Worker:
         if command.terminal:
             pty, slave = open_terminal(container, command.terminal)
             master, fds = [pty], [slave, slave, slave]
+        if request["learn"]:
+            command.hold()
         pid = container.attach(
             command.run, uid=command.uid, gid=command.gid, env=command.env, stdio=(fds[0], fds[1], fds[2])
         )
-        for fd in {*fds}:
+        answer: dict[str, Any] = {"ok": pid}
+        if request["learn"]:
+            answer["learned"] = learn(pid) if command.held() else None
+            command.release()
+        self._follow(reply, answer, command, {*fds}, master)
+
+    def enter(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        """As `attach`, by what was learned then; the last descriptor is a pidfd of the container's init."""
+        command = Command(request)
+        entrance = Entrance(request["learned"], fds[3])
+        command.set_environment()
+        pid = entrance.fork(functools.partial(command.run_entered, fds[:3]))
+        self._follow(reply, {"ok": pid}, command, {*fds})
+
+    def _follow(
+        self,
+        reply: socket.socket,
+        answer: dict[str, Any],
+        command: Command,
+        fds: Iterable[int],
+        master: Sequence[int] = (),
+    ) -> None:
+        """The command runs: say so, let go of what is its own, and stay with it to its end."""
+        for fd in fds:
             os.close(fd)
         command.started()
         _die_with(reply, on=False)
         with contextlib.suppress(OSError):  # the caller has gone: seen again where replies are read
-            protocol.send(reply, {"ok": pid}, master)
+            protocol.send(reply, answer, master)
         for fd in master:
             os.close(fd)
-        follow(reply, pid, command)
+        follow(reply, answer["ok"], command)
 
 
 Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
 _OPERATIONS: dict[str, Operation] = {
     "attach": Worker.attach,
     "check_config": Worker.check_config,
+    "enter": Worker.enter,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
     "network": Worker.network,

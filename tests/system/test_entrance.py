@@ -1,0 +1,180 @@
+"""Commands that enter a container by what liblxc did for the first one: they must get just the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.system.test_helper import Box, attach, output, processes, until
+from utsuwa.core.errors import HostError
+from utsuwa.host.helper.client import Helper, Way
+from utsuwa.host.pidfds import Process
+
+pytestmark = pytest.mark.root
+
+POLICY = "2\ndenylist\n[all]\nswapon errno 38\nreboot errno 1\n"
+LOOK = """
+grep -E '^(Uid|Gid|Groups|Cap|NoNew|Seccomp|SigBlk|SigIgn|SigCgt)' /proc/self/status
+cat /proc/self/cgroup /proc/self/personality /proc/self/limits
+for n in cgroup ipc mnt net pid time user uts; do ls -l /proc/self/ns/$n | sed 's/.*->//'; done
+env; pwd; umask; ls /proc/self/fd; cat /proc/self/attr/apparmor/current 2>/dev/null || true
+"""
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    made = Box()
+    for name in ("grep", "sed", "swapon", "sleep"):
+        link = made.folder / "rootfs/bin" / name
+        if not link.is_symlink():
+            link.symlink_to("busybox")
+    policy = made.folder / "seccomp"
+    policy.write_text(POLICY)
+    made.write_conf(
+        f"lxc.seccomp.profile = {policy}", "lxc.cap.drop = sys_time net_raw", "lxc.net.0.type = empty"
+    )
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+async def helper() -> AsyncIterator[Helper]:
+    made = Helper()
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def way(box: Box, helper: Helper) -> AsyncIterator[Way]:
+    await box.start()
+    pid = await helper.init_pid(box.name, box.lxcpath)
+    assert pid is not None
+    init = Process(pid)
+    yield Way(init)
+    init.close()
+    await box.stop(helper)
+
+
+@pytest.mark.parametrize(("uid", "gid"), [(0, 0), (5, 6)])
+async def test_the_later_get_what_the_first_got(
+    box: Box, helper: Helper, way: Way, uid: int, gid: int
+) -> None:
+    seen = []
+    for _ in range(3):
+        seen.append(
+            await output(
+                helper, box, "sh", "-c", LOOK, way=way, uid=uid, gid=gid, cwd="/root", rlimits=[(7, 99, 100)]
+            )
+        )
+        assert way.learned is not None
+    assert seen[0][0] == 0
+    assert seen[1] == seen[2] == seen[0]
+    said = seen[0][2]
+    assert "Seccomp:\t2\n" in said
+    assert f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n" in said
+    assert "container=lxc" in said
+    (bounding,) = [line.split()[1] for line in said.splitlines() if line.startswith("CapBnd")]
+    assert not int(bounding, 16) >> 13 & 1  # net_raw
+    assert not int(bounding, 16) >> 25 & 1  # sys_time
+
+
+async def test_the_filter_is_the_same(box: Box, helper: Helper, way: Way) -> None:
+    """Seen by what it does, and by what is learned of a process that has entered."""
+    for _ in range(2):
+        code, _, said = await output(helper, box, "sh", "-c", "swapon /root 2>&1", way=way)
+        assert code != 0
+        assert "Function not implemented" in said
+    assert way.learned is not None
+    filters = way.learned["filters"]
+    assert isinstance(filters, list)
+    assert len(filters) == 1
+
+
+async def test_signals_and_the_end_of_a_session(box: Box, helper: Helper, way: Way) -> None:
+    for seconds in ("71301", "71302"):
+        attached, reading = await attach(helper, box, "sh", "-c", f"sleep {seconds} & wait", way=way)
+        await until(lambda seconds=seconds: processes("sleep", seconds))  # type: ignore[misc]
+        attached.close()
+        await until(lambda seconds=seconds: not processes("sleep", seconds))  # type: ignore[misc]
+        os.close(reading)
+    attached, reading = await attach(helper, box, "sleep", "71303", way=way)
+    await attached.signal(15)
+    assert await asyncio.wait_for(attached.wait(), 5) == 128 + 15
+    attached.close()
+    os.close(reading)
+
+
+async def test_the_reasons_of_failure(box: Box, helper: Helper, way: Way) -> None:
+    for _ in range(2):
+        assert await output(helper, box, "missing", way=way) == (127, 2, "")
+        assert await output(helper, box, "/bin/not-executable", way=way) == (126, 13, "")
+        assert await output(helper, box, "sh", "-c", "exit 9", way=way) == (9, None, "")
+
+
+async def test_liblxc_is_asked_again_where_the_way_is_lost(box: Box, helper: Helper, way: Way) -> None:
+    await output(helper, box, "true", way=way)
+    assert way.learned is not None
+    way.learned = {**way.learned, "cgroups": ["/nonexistent"]}
+    assert await output(helper, box, "id", "-u", way=way) == (0, None, "0\n")
+    assert way.learned is None
+
+
+async def test_no_way_into_what_has_ended(box: Box, helper: Helper, way: Way) -> None:
+    await output(helper, box, "true", way=way)
+    await box.stop(helper)
+    with pytest.raises(HostError):
+        await output(helper, box, "true", way=way)
+
+
+async def test_a_filter_that_the_kernel_refuses_is_never_left_out(box: Box, helper: Helper, way: Way) -> None:
+    await output(helper, box, "true", way=way)
+    assert way.learned is not None
+    way.learned = {**way.learned, "filters": ["ff" * 8]}
+    code, failure, said = await output(helper, box, "id", way=way)
+    assert (code, said) == (126, "")
+    assert failure is not None
+
+
+ENTER = """
+import json, sys, time
+from utsuwa.host.helper.entrance import Entrance
+entrance = Entrance(json.loads(sys.argv[1]), int(sys.argv[2]))
+entrance.fork(lambda confine: (confine(), print("inside", flush=True), time.sleep(60)) and 0)
+time.sleep(60)
+"""
+SPY = """
+for p in /proc/[0-9]*; do
+    case "$(cat $p/comm)" in python*) echo found; ls $p/fd; cat $p/environ; cat $p/mem ;; esac
+done 2>&1
+"""
+
+
+async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, way: Way) -> None:
+    """What enters is the host's program until it executes: its files and memory stay closed to the inside."""
+    await output(helper, box, "true", way=way)
+    init = way.init.fileno()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ENTER, json.dumps(way.learned), str(init)),
+        pass_fds=(init,),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 10) == b"inside\n"
+        _, _, said = await output(helper, box, "sh", "-c", SPY, way=way)
+        assert "found\n" in said
+        assert [
+            line for line in said.splitlines() if "found" not in line and "ermission denied" not in line
+        ] == []
+        assert said.count("ermission denied") == 3
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -310,6 +311,47 @@ def _exported(d: Daemon, image: str, folder: Path) -> list[bytes]:
     d.lxc("image", "export", image, str(theirs))
     assert sorted(file.name for file in ours.iterdir()) == sorted(file.name for file in theirs.iterdir())
     return [file.read_bytes() for file in ours.iterdir()]
+
+
+def test_images_are_copied_between_servers(
+    bare_daemon: Daemon, make_daemon: type[Daemon], busybox_image: Image
+) -> None:
+    """Of one file and of two, with their properties; what is there already is named only."""
+    assert busybox_image.unified is not None
+    d, other = bare_daemon, make_daemon()
+    remotes = {"other": {"addr": f"unix://{other.socket}", "protocol": "lxd"}}
+    (d.home / "u").mkdir()
+    (d.home / "u" / "config.yml").write_text(json.dumps({"remotes": remotes}))
+    try:
+        other.start()
+        for words in (
+            ("import", str(busybox_image.unified), "os=Other \u00e9", "--alias", "one", "--alias", "uno"),
+            ("import", str(busybox_image.metadata), str(busybox_image.rootfs), "--alias", "two"),
+            ("copy", "one", "other:", "--copy-aliases", "--alias", "more", "--public"),
+            ("copy", "other:one", "other:", "--alias", "even-more"),
+            ("copy", "two", "other:"),
+        ):
+            said = utsuwa_client(d, "image", *words).stdout
+            assert "successfully" in said or "imported" in said
+        here, there = (
+            {i["fingerprint"]: i for i in daemon.get("/1.0/images?recursion=1")} for daemon in (d, other)
+        )
+        assert here.keys() == there.keys()
+        one, two = sorted(there.values(), key=lambda i: not i["aliases"])
+        assert sorted(a["name"] for a in one["aliases"]) == ["even-more", "more", "one", "uno"]
+        assert (one["public"], two["public"], two["aliases"]) == (True, False, [])
+        for image in (one, two):
+            assert image["properties"] == here[image["fingerprint"]]["properties"]
+        assert one["filename"] == busybox_image.unified.name
+        wrong = utsuwa_client(d, "image", "copy", "one", "other:name", check=False)
+        assert wrong.stderr.startswith("Error: The image keeps its fingerprint")
+        pulled = utsuwa_client(d, "image", "copy", "images:debian/12", "local:", check=False)
+        refreshed = utsuwa_client(d, "image", "refresh", "one", check=False)
+        for refused in (pulled, refreshed):
+            assert refused.returncode == 1
+            assert "not supported" in refused.stderr
+    finally:
+        assert other.close() == []
 
 
 def test_pools_operations_and_queries(shared_daemon: Daemon) -> None:

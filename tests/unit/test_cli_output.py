@@ -75,6 +75,7 @@ def test_yaml_is_read_back(value: Any) -> None:
     ("text", "shown"),
     [
         ("plain text", "plain text"),
+        ("=", "'='"),
         ("", '""'),
         ("true", '"true"'),
         ("1.0", '"1.0"'),

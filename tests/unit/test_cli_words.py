@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,12 +198,68 @@ def test_global_flags_may_come_first(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.count(".") == 2
 
 
-def test_aliases_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conf = tmp_path
-    (conf / "config.yml").write_text('{"aliases": {"sh": "exec web --", "list": "delete"}}')
-    monkeypatch.setenv("UTSUWA_CONF", str(conf))
-    assert find(["sh", "ls"])[1:] == (["utsuwa", "exec"], ["web", "--", "ls"])
-    assert find(["list"])[1] == ["utsuwa", "list"]
+ALIASES = {
+    "sh": "exec web --",
+    "list": "list -c ns46S",
+    "list images": "image list",
+    "run": "exec @ARGS@ -- sh -c 'echo \"a  b\"'",
+    "broken": "exec 'web",
+}
+
+
+@pytest.fixture
+def aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yml").write_text(json.dumps({"aliases": ALIASES}))
+    monkeypatch.setenv("UTSUWA_CONF", str(tmp_path))
+
+
+@pytest.mark.usefixtures("aliases")
+@pytest.mark.parametrize(
+    ("words", "path", "rest"),
+    [
+        (["sh", "ls", "-l"], "exec", ["web", "--", "ls", "-l"]),
+        (["list", "web"], "list", ["-c", "ns46S", "web"]),
+        (["list", "images", "-f", "csv"], "image list", ["-f", "csv"]),
+        (["run", "web", "-t"], "exec", ["web", "-t", "--", "sh", "-c", 'echo "a  b"']),
+        (["shell", "web"], "exec", ["web", "--", "su", "-l"]),
+        (["-q", "sh"], None, []),
+    ],
+)
+def test_aliases_of_the_user(words: list[str], path: str | None, rest: list[str]) -> None:
+    if path is None:
+        with pytest.raises(UsageError, match='unknown command "sh"'):
+            find(words)
+        return
+    found = find(words)
+    assert (" ".join(found[1]), found[2]) == (f"utsuwa {path}", rest)
+
+
+@pytest.mark.usefixtures("aliases")
+def test_an_alias_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broken"]) == 1
+    assert "No closing quotation" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("aliases")
+def test_aliases_are_kept_as_lxc_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alias", "add", "list containers", "remote list"]) == 0
+    assert main(["alias", "add", "sh", "x"]) == 1
+    assert main(["alias", "add", "alias", "list"]) == 1
+    assert main(["alias", "add", "x", " "]) == 1
+    assert main(["alias", "rename", "nope", "x"]) == 1
+    assert main(["alias", "rename", "run", "sh"]) == 1
+    assert main(["alias", "remove", "nope"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in errors] == ["Error"] * 6
+    assert errors[0] == errors[4] == "Error: Alias sh already exists"
+    assert errors[3] == errors[5] == "Error: Alias nope doesn't exist"
+    for name in set(ALIASES) - {"sh"}:
+        assert main(["alias", "remove", name]) == 0
+    assert main(["alias", "rename", "sh", "s"]) == 0
+    assert main(["alias", "list", "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "list containers,remote list\ns,exec web --\n"
+    stored = json.loads((tmp_path / "config.yml").read_text())["aliases"]
+    assert stored == {"list containers": "remote list", "s": "exec web --"}
 
 
 # ---- completion
@@ -222,8 +279,12 @@ def test_aliases_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["remote", "switch"], "", ["images", "local"]),
         (["config", "device", "add", "web", "eth0"], "n", ["nic", "none"]),
         (["exec", "web", "--"], "--", []),
+        ([], "sh", ["sh"]),
+        (["list", "images"], "--f", ["--force-local", "--format"]),
+        (["alias", "remove"], "l", ["list", "list images"]),
     ],
 )
+@pytest.mark.usefixtures("aliases")
 def test_completion(before: list[str], word: str, found: list[str]) -> None:
     assert complete.candidates(before, word) == found
 

@@ -29,6 +29,7 @@ _COLLECTIONS = {
     "certificates": ("/1.0/certificates", "fingerprint"),
     "images": ("/1.0/images/aliases", "name"),
 }
+_NEXT = "\0"
 _STATUSES = {"running": ("Running",), "stopped": ("Stopped", "Frozen")}
 
 
@@ -44,7 +45,7 @@ def run(words: list[str]) -> int:
 
 def candidates(before: list[str], word: str) -> list[str]:
     """What may stand in the place of `word` after the words before it, sorted."""
-    command, rest = _descend(before)
+    command, rest = _descend(_in_full(before))
     flags = (*command.flags, *GLOBAL_FLAGS)
     arguments, open_flag = _walk(rest, flags)
     if open_flag is not None:
@@ -53,12 +54,31 @@ def candidates(before: list[str], word: str) -> list[str]:
         found = [f"--{flag.name}" for flag in flags]
     elif command.children and not arguments:
         found = [child.name for child in command.children]
+        if command is ROOT:
+            found += _alias_names(before)
     elif command.complete:
         place = min(len(arguments), len(command.complete) - 1)
         found = _named(command.complete[place], word)
     else:
         found = []
     return sorted({name for name in found if name.startswith(word)})
+
+
+def _in_full(words: list[str]) -> list[str]:
+    """The words with an alias put in full, as far as what it stands for goes before the next word."""
+    from utsuwa.cli.main import without_alias
+
+    marked = without_alias([*words, _NEXT])
+    return marked[: marked.index(_NEXT)] if _NEXT in marked else words
+
+
+def _alias_names(before: list[str]) -> list[str]:
+    """What may come next of the user's aliases, which may be several words."""
+    from utsuwa.client import remotes
+
+    names = [name.split() for name in remotes.load().aliases]
+    at = len(before)
+    return [name[at] for name in names if name[:at] == before and len(name) > at]
 
 
 def _descend(words: list[str]) -> tuple[Command, list[str]]:
@@ -97,6 +117,8 @@ def _named(kind: str | tuple[str, ...], word: str) -> list[str]:
     session = Session(Flags(GLOBAL_FLAGS))
     if kind == "remotes":
         return list(session.config.remotes)
+    if kind == "aliases":
+        return list(session.config.aliases)
     if kind in ("instance-keys", "server-keys"):
         return _keys(session, kind)
     remote, colon, _ = word.partition(":")

@@ -195,6 +195,7 @@ COMMAND = Command(
     details="An image is named by an alias, its fingerprint, or as much of it as no other image shares.",
     children=(
         Entry("alias", "image_alias", "Manage image aliases"),
+        Entry("copy", "image_copy:COPY", "Copy images between servers", ("cp",)),
         Command(
             "delete",
             "Delete images",
@@ -248,6 +249,7 @@ t - type.""",
             complete=("images",),
             example=("utsuwa image list os=debian -c lsu", "Alias, size and age of Debian images."),
         ),
+        Entry("refresh", "image_copy:REFRESH", "Refresh images"),
         _command(
             "set-property",
             "Set image properties",

@@ -19,6 +19,7 @@ ROOT = Command(
     "The client of Utsuwa: system containers on this host and on others",
     details="Objects on another server are written <remote>:<name>; see `utsuwa remote list`.",
     children=(
+        Entry("alias", "alias", "Manage command aliases"),
         Entry("completion", "completion", "Print the completion script of a shell"),
         Entry("config", "config", "Manage instance and server configuration options"),
         Entry("console", "console", "Show instance console logs"),

@@ -8,7 +8,7 @@ import sys
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.flags import Flags, parse
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
-from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.errors import InvalidRequest, UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
 
     Flags may stand before and between the names of commands.
     """
-    words = _without_alias(words)
+    words = without_alias(words)
     command, path, left = ROOT, [ROOT.name], []
     values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != "bool"}
     rest = list(words)
@@ -96,15 +96,28 @@ def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
     return command, path, left + rest
 
 
-def _without_alias(words: list[str]) -> list[str]:
-    """The words with a leading alias of the user's put in full; a command's own name wins."""
-    first = words[0] if words else ""
-    if not first or first.startswith("-") or any(first in (c.name, *c.aliases) for c in ROOT.children):
+def without_alias(words: list[str]) -> list[str]:
+    """The words with a leading alias put in full; what it stands for is not an alias again."""
+    if not words or words[0].startswith("-") or words[0] == "alias":
         return words
     from utsuwa.client import remotes
 
-    meaning = remotes.load().aliases.get(first)
-    return words if meaning is None else [*meaning.split(), *words[1:]]
+    try:
+        length, meaning = remotes.load().alias(words)
+    except InvalidRequest:  # the command itself says so, where it needs the configuration
+        return words
+    if not length:
+        return words
+    import shlex
+
+    try:
+        target = shlex.split(meaning)
+    except ValueError as error:
+        raise UsageError(f'The alias "{" ".join(words[:length])}" stands for {meaning!r}: {error}') from error
+    rest = words[length:]
+    if remotes.ARGUMENTS not in target:
+        return target + rest
+    return [part for word in target for part in (rest if word == remotes.ARGUMENTS else [word])]
 
 
 def _call(command: Command, arguments: list[str], flags: Flags) -> int:

@@ -98,6 +98,8 @@ def _is_plain(text: str) -> bool:
     first = text[0]
     if first in _INDICATORS or text[0] == " " or text[-1] == " " or text.startswith(("---", "...")):
         return False
+    if text == "=":  # YAML 1.1 reads it as a value of its own kind
+        return False
     if first in "-?:" and (len(text) == 1 or text[1] == " "):
         return False
     return ": " not in text and " #" not in text and not text.endswith(":")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 LOCAL = "local"
+ARGUMENTS = "@ARGS@"
+"""What stands in an alias for the words that follow it; without it they go to its end."""
+_BUILT_IN_ALIASES = {"shell": f"exec {ARGUMENTS} -- su -l"}
 
 
 class Remote:
@@ -102,7 +105,43 @@ class ClientConfig:
         self.remote(remote)
         return remote, name
 
+    def alias(self, words: list[str]) -> tuple[int, str]:
+        """How many words in front are an alias (0 for none), and what it stands for.
+
+        An alias may be several words long, the longest one counts. The user's own go before everything else.
+        """
+        for known in (self.aliases, _BUILT_IN_ALIASES):
+            found = [name for name in known if name.split() == words[: len(name.split())]]
+            if found:
+                name = max(found, key=lambda name: len(name.split()))
+                return len(name.split()), known[name]
+        return 0, ""
+
     # Changes; `save` stores them.
+
+    def add_alias(self, name: str, target: str) -> None:
+        """Raises InvalidRequest or AlreadyExists."""
+        words = name.split()
+        if not words or words[0].startswith("-") or words[0] == "alias" or not name.isprintable():
+            raise InvalidRequest(f"{name!r} cannot be an alias: it is words, not 'alias', no '-' in front")
+        if not target.split():
+            raise InvalidRequest(f"The alias {name!r} stands for nothing: say for which command")
+        if name in self.aliases:
+            raise AlreadyExists(f"Alias {name} already exists")
+        self.aliases[name] = target
+
+    def remove_alias(self, name: str) -> str:
+        """What it stood for. Raises NotFound."""
+        if name not in self.aliases:
+            raise NotFound(f"Alias {name} doesn't exist")
+        return self.aliases.pop(name)
+
+    def rename_alias(self, old: str, new: str) -> None:
+        """Raises NotFound, InvalidRequest or AlreadyExists."""
+        if old not in self.aliases:
+            raise NotFound(f"Alias {old} doesn't exist")
+        self.add_alias(new, self.aliases[old])
+        self.remove_alias(old)
 
     def add(self, name: str, remote: Remote) -> None:
         """Raises InvalidRequest or AlreadyExists."""
@@ -193,7 +232,8 @@ class ClientConfig:
             elif isinstance(record, dict):
                 self.remotes[str(name)] = Remote.from_record(record)
         self.default = str(stored.pop("default-remote", None) or LOCAL)
-        self.aliases = dict(stored.pop("aliases", None) or {})
+        aliases = stored.pop("aliases", None) or {}
+        self.aliases = {str(name): str(target) for name, target in aliases.items()}
         self._rest = stored
         if self.default not in self.remotes:
             raise InvalidRequest(

@@ -157,6 +157,11 @@ class Command:
         for variable in (_CONTAINER, *self.env):
             _libc.putenv(variable)  # keeps the pointer: both live as long as the process
 
+    def discard(self) -> None:
+        """Let go of what was prepared, in place of running it."""
+        for fd in (self._worker, self.failure, self._tell_failure, self.proc):
+            os.close(fd)
+
     def started(self) -> None:
         """In the worker, once the process is there."""
         os.close(self._tell_failure)

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import functools
 import gc
+import json
 import os
 import select
 import signal
@@ -32,6 +33,8 @@ IDLE_WORKERS = 2
 _FORK_DELAY = 4
 """Milliseconds until another worker is forked while one is idle: a fork at once would take a processor
 from the request that has just come."""
+
+_REHEARSAL = '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"terminal":null,"rlimits":[]}'
 
 _CLONE_NEWNET = 0x40000000
 _LOG_LIMIT = 64 * 1024
@@ -130,6 +133,8 @@ class Worker:
         os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 2)
         self._log = os.memfd_create("liblxc-log", os.MFD_CLOEXEC)
         liblxc.log_to(self._log)
+        # What a fork shares is copied when it is first touched: now, not when a request has come.
+        Command(json.loads(_REHEARSAL)).discard()
 
     def serve(self) -> None:
         received = protocol.receive(self._shared)

@@ -10,7 +10,7 @@ IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
 # What the quick start shows at its end.
 SHOW_PACKAGES=(iputils-ping)
 # What the tests need on top.
-TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl)
+TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl zsh fish)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
 ROOT_ID_RANGE=1000000:1000000000
 

@@ -275,6 +275,7 @@ def test_aliases_are_kept_as_lxc_keeps_them(tmp_path: Path, capsys: pytest.Captu
         (["list"], "--f", ["--fast", "--force-local", "--format"]),
         (["list", "--format"], "", ["compact", "csv", "json", "table", "yaml"]),
         (["list", "-f"], "c", ["compact", "csv"]),
+        (["list"], "--format=c", ["--format=compact", "--format=csv"]),
         (["completion"], "", ["bash", "fish", "zsh"]),
         (["remote", "switch"], "", ["images", "local"]),
         (["config", "device", "add", "web", "eth0"], "n", ["nic", "none"]),

@@ -51,7 +51,7 @@ def candidates(before: list[str], word: str) -> list[str]:
     if open_flag is not None:
         found: Iterable[str] = _named(open_flag.complete, word)
     elif word.startswith("-") and "--" not in rest:
-        found = [f"--{flag.name}" for flag in flags]
+        found = _flag_words(word, flags)
     elif command.children and not arguments:
         found = [child.name for child in command.children]
         if command is ROOT:
@@ -62,6 +62,14 @@ def candidates(before: list[str], word: str) -> list[str]:
     else:
         found = []
     return sorted({name for name in found if name.startswith(word)})
+
+
+def _flag_words(word: str, flags: tuple[Flag, ...]) -> list[str]:
+    """Names of flags, or after `--name=` the values of one."""
+    name, equals, value = word[2:].partition("=")
+    if not equals:
+        return [f"--{flag.name}" for flag in flags]
+    return [f"--{name}={v}" for flag in flags if flag.name == name for v in _named(flag.complete, value)]
 
 
 def _in_full(words: list[str]) -> list[str]:
@@ -82,12 +90,20 @@ def _alias_names(before: list[str]) -> list[str]:
 
 
 def _descend(words: list[str]) -> tuple[Command, list[str]]:
-    """The command that the words name, and those that it leaves."""
-    command, rest = ROOT, list(words)
-    while rest and (child := command.child(rest[0])):
-        command = child
-        rest.pop(0)
-    return command, rest
+    """The command that the words name, and those that it leaves; flags may stand in between."""
+    values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != BOOL}
+    command, left, rest = ROOT, list[str](), list(words)
+    while rest and rest[0] != "--":
+        if rest[0].startswith("-"):
+            count = 2 if rest[0] in values else 1
+            left += rest[:count]
+            del rest[:count]
+        elif child := command.child(rest[0]):
+            command = child
+            del rest[0]
+        else:
+            break
+    return command, left + rest
 
 
 def _walk(words: list[str], known: tuple[Flag, ...]) -> tuple[list[str], Flag | None]:

@@ -18,33 +18,51 @@ _utsuwa() {
     [[ $line == *[[:space:]] ]] && words+=("")
     word=${words[-1]}
     mapfile -t COMPREPLY < <(utsuwa __complete "${words[@]:1}" 2>/dev/null)
-    # bash takes a word apart at colons: what stands before the last one is not to be repeated.
-    if [[ $word == *:* && $COMP_WORDBREAKS == *:* ]]; then
-        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+    # bash takes a word apart at : and =, and what stands before the last one is not to be repeated.
+    if [[ $word == *[:=]* && $COMP_WORDBREAKS == *[:=]* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*[:=]}"}"}")
     fi
-    [[ ${#COMPREPLY[@]} -eq 1 && ( ${COMPREPLY[0]} == *= || ${COMPREPLY[0]} == *: ) ]] && compopt -o nospace
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:=] ]] && compopt -o nospace
     return 0
 }
 complete -o default -F _utsuwa utsuwa
 """
 _ZSH = """\
 #compdef utsuwa
-# zsh completion of utsuwa: put it as _utsuwa into a folder of $fpath, or source it
+# zsh completion of utsuwa: put it as _utsuwa into a folder of $fpath, or source it after compinit
 _utsuwa() {
-    local -a found
-    found=("${(@f)$(utsuwa __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    local -a found open
+    found=("${(@f)$(utsuwa __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
     found=("${(@)found:#}")
-    (( ${#found} )) && compadd -Q -- "${found[@]}" || _files
+    open=("${(@M)found:#*[:=]}")
+    found=("${(@)found:#*[:=]}")
+    if (( ${#found} + ${#open} )); then
+        (( ${#found} )) && compadd -Q -- "${found[@]}"
+        (( ${#open} )) && compadd -Q -S '' -- "${open[@]}"
+        return 0
+    fi
+    _files
 }
-(( $+functions[compdef] )) && compdef _utsuwa utsuwa
+# As a file of $fpath this is the body of the function at its first call.
+if [[ ${funcstack[1]} == _utsuwa ]]; then
+    _utsuwa "$@"
+else
+    compdef _utsuwa utsuwa
+fi
 """
 _FISH = """\
 # fish completion of utsuwa: put it into ~/.config/fish/completions/utsuwa.fish
 function __utsuwa_complete
-    set -l words (commandline -opc) (commandline -ct)
-    utsuwa __complete $words[2..-1] 2>/dev/null
+    set -l word (commandline -ct)
+    set -l words (commandline -opc)
+    set -l found (utsuwa __complete $words[2..-1] "$word" 2>/dev/null)
+    if set -q found[1]
+        printf '%s\\n' $found
+    else
+        __fish_complete_path "$word"
+    end
 end
-complete -c utsuwa -a '(__utsuwa_complete)'
+complete -c utsuwa -f -a '(__utsuwa_complete)'
 """
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 

@@ -146,9 +146,17 @@ ENTER = """
 import json, sys, time
 from utsuwa.host.helper.entrance import Entrance
 entrance = Entrance(json.loads(sys.argv[1]), int(sys.argv[2]))
-entrance.fork(lambda confine: (confine(), print("inside", flush=True), time.sleep(60)) and 0)
+def run(confine):
+    confine()
+    try:
+        import colorsys
+    except ImportError as error:
+        print("inside:", error, flush=True)
+    time.sleep(60)
+entrance.fork(run)
 time.sleep(60)
 """
+"""It also tries to take code from the container's files."""
 SPY = """
 for p in /proc/[0-9]*; do
     case "$(cat $p/comm)" in python*) echo found; ls $p/fd; cat $p/environ; cat $p/mem ;; esac
@@ -168,7 +176,9 @@ async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, 
     )
     try:
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 10) == b"inside\n"
+        assert (
+            await asyncio.wait_for(process.stdout.readline(), 10) == b"inside: No module named 'colorsys'\n"
+        )
         _, _, said = await output(helper, box, "sh", "-c", SPY, way=way)
         assert "found\n" in said
         assert [

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -189,6 +190,7 @@ class Entrance:
         container's namespaces from then on too, but for that of pids. OSError where the container has
         ended.
         """
+        _stay_out_of_files()
         # They get the container's user namespace: without this its root could look into both.
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         if _libc.setns(self._init, ctypes.c_int(self._learned["namespaces"])):
@@ -238,6 +240,13 @@ class Entrance:
         file = os.open("self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc)
         os.write(file, os.fsencode(f"exec {label}"))
         os.close(file)
+
+
+def _stay_out_of_files() -> None:
+    """From here on what lies at a path is the container's: no code and no text is taken from there."""
+    sys.meta_path.clear()
+    sys.path.clear()
+    sys.tracebacklimit = 0
 
 
 def _prctl(option: int, argument: int) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa.core.errors import InvalidRequest, NotFound, OutOfSpace, TooLarge
+from utsuwa.core.errors import InvalidRequest, NotFound, OutOfSpace, ProcessFailed, TooLarge
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.host import mounts, syscalls
+from utsuwa.host import filetree, mounts, syscalls
 from utsuwa.host.filetree import FileTree, remove_tree
 from utsuwa.host.fsids import as_container_root
 
@@ -164,3 +164,34 @@ def test_removing_follows_no_symlink(tmp_path: Path) -> None:
     remove_tree(doomed)
     assert not doomed.exists()
     assert (kept / "file").exists()
+    (tmp_path / "link").symlink_to(kept)
+    remove_tree(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink()
+    assert (kept / "file").exists()
+
+
+@pytest.mark.parametrize(("files", "levels"), [(3, 2), (filetree._SMALL + 1, 1), (1, filetree._DEEP + 10)])
+def test_small_and_large_trees_are_removed(tmp_path: Path, files: int, levels: int) -> None:
+    doomed = tmp_path / "doomed"
+    deepest = doomed.joinpath(*["below"] * levels)
+    deepest.mkdir(parents=True)
+    for number in range(files):
+        (deepest / f"file{number}").touch()
+    (deepest / "locked").mkdir(mode=0)
+    remove_tree(doomed)
+    assert not doomed.exists()
+
+
+def test_removing_stays_on_its_file_system(tmp_path: Path) -> None:
+    doomed = tmp_path / "doomed"
+    (doomed / "a").mkdir(parents=True)
+    syscalls.mount("tmpfs", doomed / "a", "tmpfs", 0)
+    try:
+        (doomed / "a/kept").touch()
+        with pytest.raises(ProcessFailed, match="different device"):
+            remove_tree(doomed)
+        assert (doomed / "a/kept").exists()
+    finally:
+        syscalls.umount2(doomed / "a")
+    remove_tree(doomed)
+    assert not doomed.exists()

@@ -100,6 +100,15 @@ async def test_descriptors_are_passed_only_where_asked(runner: Runner, tmp_path:
         assert str(secret.fileno()) in listing.text.split()
 
 
+async def test_no_signal_is_kept_from_a_program(runner: Runner) -> None:
+    """Python ignores some, and what is ignored stays so in what it starts."""
+    status = (await runner(["cat", "/proc/self/status"])).text
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    ignored = int(fields["SigIgn"], 16) & 0x7FFFFFFF  # the C library keeps 32 and 33 for itself
+    assert ignored == int(fields["SigBlk"], 16) == 0
+    assert fields["NSsid"].strip() == fields["Pid"].strip()
+
+
 async def test_late_programs_are_ended_with_what_they_started(runner: Runner, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     began = time.monotonic()

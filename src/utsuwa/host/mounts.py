@@ -53,8 +53,12 @@ class Mount:
 
 def mounts_below(folder: Path) -> list[Mount]:
     """What is mounted at or below a folder, in the order in which it was mounted."""
-    everything = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
-    return [m for m in everything if m.target == folder or folder in m.target.parents]
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    # The name occurs in its line whatever is escaped in the way to it, so few lines are looked at closely.
+    name = os.fsencode(folder.name)
+    if not re.search(rb"[\s\\#]", name):
+        lines = [line for line in lines if name in line]
+    return [m for m in parse_mountinfo(b"\n".join(lines)) if m.target == folder or folder in m.target.parents]
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:

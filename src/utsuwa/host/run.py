@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import ProcessFailed
-from utsuwa.host import pipes
+from utsuwa.host import pipes, spawning
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 2.0
@@ -79,24 +79,25 @@ async def run(
     SIGKILL) and reaped.
     Raises ProcessFailed, for a missing program as well.
     """
-    process = _start(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
+    child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
     try:
-        pidfd = os.pidfd_open(process.pid)
+        pidfd = os.pidfd_open(child.pid)
     except BaseException:
-        _kill_and_reap(process)
+        child.kill()
+        child.close()
         raise
     try:
         async with asyncio.timeout(timeout):
-            stdout, stderr = await _communicate(process, stdin)
+            stdout, stderr = await _communicate(child, stdin)
             await pipes.readable(pidfd)
-        process.wait()
+        code = child.wait()
     except TimeoutError as error:
         raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
     except OverflowError as error:
         raise ProcessFailed(argv, None, f"wrote more than {OUTPUT_LIMIT} bytes") from error
     finally:
-        await _end(process, pidfd)
-    return _judge(argv, process.returncode, stdout, stderr, accept)
+        await _end(child, pidfd)
+    return _judge(argv, code, stdout, stderr, accept)
 
 
 def run_blocking(
@@ -121,6 +122,81 @@ def run_blocking(
             if process.returncode is None:
                 _kill_and_reap(process)
     return _judge(argv, process.returncode, stdout or b"", stderr, accept)
+
+
+class _Child:
+    """A program that `run` waits for, with the daemon's ends of its pipes."""
+
+    def __init__(self, pid: int, stdin: int | None, stdout: int | None, stderr: int) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.code: int | None = None
+
+    def wait(self) -> int:
+        """Reap it; its exit code, -N where signal N ended it."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal the program and what it started."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """End and reap it."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def close_stdin(self) -> None:
+        if self.stdin is not None:
+            os.close(self.stdin)
+            self.stdin = None
+
+    def close(self) -> None:
+        self.close_stdin()
+        for descriptor in (self.stdout, self.stderr):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _start_child(
+    argv: Sequence[str],
+    with_stdin: bool,
+    env: Mapping[str, str | None] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+    stdout_fd: int | None,
+) -> _Child:
+    """Start a program while other threads go on; without its stdout where `stdout_fd` gets that."""
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        stdin = None
+        if with_stdin:
+            their_stdin, stdin = _pipe(theirs, ours)
+        else:
+            their_stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            theirs.callback(os.close, their_stdin)
+        stdout, their_stdout = _pipe(ours, theirs) if stdout_fd is None else (None, stdout_fd)
+        stderr, their_stderr = _pipe(ours, theirs)
+        try:
+            pid = spawning.start(
+                argv, environment(env), (their_stdin, their_stdout, their_stderr), cwd=cwd, pass_fds=pass_fds
+            )
+        except OSError as error:
+            raise ProcessFailed(argv, None, _why_not_started(argv[0], cwd, error)) from error
+        ours.pop_all()
+    return _Child(pid, stdin, stdout, stderr)
+
+
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed by one stack each."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reader.callback(os.close, reading)
+    writer.callback(os.close, writing)
+    return reading, writing
 
 
 class Spawned:
@@ -225,14 +301,13 @@ def _judge(argv: Sequence[str], code: int, stdout: bytes, stderr: bytes, accept:
     return Completed(tuple(argv), code, stdout, stderr)
 
 
-async def _communicate(process: subprocess.Popen[bytes], stdin: bytes | None) -> tuple[bytes, bytes]:
+async def _communicate(child: _Child, stdin: bytes | None) -> tuple[bytes, bytes]:
     try:
         async with asyncio.TaskGroup() as group:
-            if process.stdin is not None:
-                group.create_task(_write(process.stdin.fileno(), process, stdin or b""))
-            out = group.create_task(_read(process.stdout.fileno())) if process.stdout else None
-            assert process.stderr is not None
-            err = group.create_task(_read(process.stderr.fileno()))
+            if child.stdin is not None:
+                group.create_task(_write(child.stdin, child, stdin or b""))
+            out = group.create_task(_read(child.stdout)) if child.stdout is not None else None
+            err = group.create_task(_read(child.stderr))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return (out.result() if out else b""), err.result()
@@ -251,7 +326,7 @@ async def _read(fd: int) -> bytes:
     return b"".join(parts)
 
 
-async def _write(fd: int, process: subprocess.Popen[bytes], data: bytes) -> None:
+async def _write(fd: int, child: _Child, data: bytes) -> None:
     """Write all of `data` and close the pipe; a program that does not want it may close it first."""
     os.set_blocking(fd, False)
     try:
@@ -259,25 +334,22 @@ async def _write(fd: int, process: subprocess.Popen[bytes], data: bytes) -> None
     except BrokenPipeError:
         pass
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
+        child.close_stdin()
 
 
-async def _end(process: subprocess.Popen[bytes], pidfd: int) -> None:
+async def _end(child: _Child, pidfd: int) -> None:
     """Stop what still runs and close everything; never leaves a zombie."""
     try:
-        if process.returncode is None:
-            _kill_group(process, signal.SIGTERM)
+        if child.code is None:
+            child.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
                     await pipes.readable(pidfd)
     finally:
-        if process.returncode is None:
-            _kill_and_reap(process)
+        if child.code is None:
+            child.kill()
         os.close(pidfd)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        child.close()
 
 
 def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -9,11 +9,13 @@ of time and steps, and sizes are limited.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, cast
 from urllib.parse import quote
 
@@ -33,6 +35,8 @@ Trigger = Literal["create", "copy", "rename", "start"]
 MAX_METADATA = 1 << 20
 MAX_TEMPLATE = 64 * 1024
 MAX_OUTPUT = 1 << 20
+KEPT_SIZE = 8 * 1024
+"""Up to this size texts are kept with what was made of them."""
 MAX_STEPS = 100_000
 MAX_DEPTH = 40
 TIME_LIMIT = 5.0
@@ -94,8 +98,14 @@ def _wanted(trigger: Trigger, folder: Path) -> dict[str, Template]:
         raise InvalidImage(f"The instance's {error}") from error
     if data is None:
         return {}
-    templates = parse_metadata(data).templates
+    templates = _templates(data) if len(data) <= KEPT_SIZE else parse_metadata(data).templates
     return {target: template for target, template in templates.items() if trigger in template.when}
+
+
+@functools.lru_cache(maxsize=32)
+def _templates(metadata: bytes) -> Mapping[str, Template]:
+    """Instances of one image have the same text, most of the time."""
+    return parse_metadata(metadata).templates
 
 
 def _source(folder: Path, name: str) -> str:
@@ -166,9 +176,8 @@ def render(source: str, values: Mapping[str, Any]) -> str:
     """
     try:
         environment = _Environment(_Budget())
-        tree = environment.parse(translate(source))
-        _check(tree, environment, 0)
-        template = environment.from_string(tree)
+        code = _compiled(source) if len(source) <= KEPT_SIZE else _compile(source)
+        template = environment.template_class.from_code(environment, code, {})
         parts, size = [], 0
         for part in template.generate(values):
             size += len(part)
@@ -183,6 +192,17 @@ def render(source: str, values: Mapping[str, Any]) -> str:
         raise InvalidImage("it is nested too deep") from None
     except (TypeError, ValueError, KeyError, AttributeError, SyntaxError, MemoryError) as error:
         raise InvalidImage(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _compile(source: str) -> CodeType:
+    """The code for a template, which draws on the budget of the environment that it is run with."""
+    environment = _Environment(_Budget())
+    tree = environment.parse(translate(source))
+    _check(tree, environment, 0)
+    return environment.compile(tree)
+
+
+_compiled = functools.lru_cache(maxsize=64)(_compile)
 
 
 # ---- from Pongo2 to Jinja2

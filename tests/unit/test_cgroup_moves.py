@@ -50,6 +50,13 @@ async def test_moves_ahead_are_not_heaped_up(monkeypatch: pytest.MonkeyPatch) ->
     assert not cgroup_moves._running
 
 
+async def test_a_move_by_others_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_moves, "_warmed", -1e9)
+    cgroup_moves.moved()
+    cgroup_moves.warm_soon()
+    assert not cgroup_moves._running
+
+
 def test_only_the_containers_own_cgroup_is_given(proc: Path) -> None:
     assert cgroup_moves.container_folder(7, "c1", proc) == proc.parent / "cg/u/lxc.payload.c1-2"
     for other in ("c", "c1-2-3", "p_c1", "daemon"):

@@ -55,6 +55,12 @@ def warm_soon() -> None:
     future.add_done_callback(_running.discard)
 
 
+def moved() -> None:
+    """A process has just been moved by somebody else, a helper or liblxc: as good as `warm`."""
+    global _warmed
+    _warmed = time.monotonic()
+
+
 @contextlib.asynccontextmanager
 async def kept_warm() -> AsyncIterator[None]:
     """Moves in the block, or near its end, do not wait; for half a second at most."""

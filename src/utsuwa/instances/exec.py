@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
-from utsuwa.host import cgroup_limits, pipes
+from utsuwa.host import cgroup_limits, cgroup_moves, pipes
 from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal, Way
 from utsuwa.instances import limits, logs
 from utsuwa.instances.exec_streams import Conversation, Sockets
@@ -75,6 +75,7 @@ class ExecManager:
         """
         _check_running(target)
         spec = _spec(target, request)
+        cgroup_moves.warm_soon()
         wanted = request.wait_for_websocket
         names = ["0", "control"] if request.interactive else ["0", "1", "2", "control"]
         operation = self._operations.start(

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from utsuwa.core.errors import HostError, InvalidConfig, NotFound
-from utsuwa.host import pipes
+from utsuwa.host import cgroup_moves, pipes
 from utsuwa.host.helper import protocol
 from utsuwa.host.lxc import reasons
 from utsuwa.host.pidfds import Process
@@ -304,6 +304,7 @@ class Helper:
         except BaseException:
             reply.close()
             raise
+        cgroup_moves.moved()
         return answer, Attached(reply, pid, fds[0] if fds else None)
 
     async def _freeze(self, name: str, lxcpath: Path, conf: Path | None, *, frozen: bool) -> None:

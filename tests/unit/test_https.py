@@ -72,7 +72,7 @@ async def listening(
     limits: Limits | None = None,
     trust: TrustStore | None = None,
 ) -> AsyncIterator[HttpsListener]:
-    listener = HttpsListener(handle, cast(ServerContext, context), trust or TrustStore(), limits)
+    listener = HttpsListener(handle, lambda: cast(ServerContext, context), trust or TrustStore(), limits)
     await listener.listen(address)
     try:
         yield listener
@@ -342,7 +342,7 @@ async def test_at_start_an_address_that_cannot_be_had_is_tried_again(
     context: ServerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(https, "RETRY_SECONDS", 0.05)
-    listener = HttpsListener(hello, context, TrustStore())
+    listener = HttpsListener(hello, lambda: context, TrustStore())
     with socket.create_server(("127.0.0.1", 0)) as other:
         wanted = f"127.0.0.1:{other.getsockname()[1]}"
         await listener.open(wanted)
@@ -357,7 +357,7 @@ async def test_a_change_of_the_config_ends_the_tries(
     context: ServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(https, "RETRY_SECONDS", 0.05)
-    listener = HttpsListener(hello, context, TrustStore())
+    listener = HttpsListener(hello, lambda: context, TrustStore())
     with socket.create_server(("127.0.0.1", 0)) as other:
         await listener.open(f"127.0.0.1:{other.getsockname()[1]}")
     await listener.config_changed(frozenset({"user.a"}), {})

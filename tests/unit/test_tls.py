@@ -16,7 +16,8 @@ import uvloop
 from OpenSSL import SSL
 
 from tests.support.tls import Identity, client_context, connect, make_identity
-from utsuwa.security.tls import PeerConnection, ServerContext, peer_of
+from utsuwa.security.peer import peer_of
+from utsuwa.security.tls import PeerConnection, ServerContext
 
 Runner = Callable[[Coroutine[Any, Any, None]], None]
 

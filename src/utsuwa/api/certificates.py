@@ -15,7 +15,7 @@ from utsuwa.security.certificates import (
     parse_certificate,
     parse_der,
 )
-from utsuwa.security.tls import peer_of
+from utsuwa.security.peer import peer_of
 from utsuwa.wire.certificates import Certificate, CertificatePatch, CertificatePut, CertificatesPost
 
 _TYPES = (CLIENT, "server", "metrics")

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import socket
+import ssl
 from contextlib import AsyncExitStack
 
 from utsuwa.api.application import Application
@@ -34,7 +35,6 @@ from utsuwa.security.authorization import Caller
 from utsuwa.security.certificates import CertificateManager
 from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
-from utsuwa.security.tls import ServerContext
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
@@ -182,10 +182,7 @@ class Daemon:
         bound = given or bind_unix(self._paths.socket, socket_group(self._group))
         unix = UnixListener(self._paths.socket, bound, application.server(), ours=given is None)
         self._stack.push_async_callback(unix.close)
-        context = await asyncio.to_thread(
-            ServerContext, self._certificate.certificate_file, self._certificate.key_file
-        )
-        self._https = HttpsListener(application.handle, context, trust)
+        self._https = HttpsListener(application.handle, self._tls_context, trust)
         self._stack.push_async_callback(self._https.close)
 
         # Pushed after the listeners, so done before them: requests that wait for events or for
@@ -199,6 +196,12 @@ class Daemon:
         await unix.open()
         self._ready = True
         log.info("ready", extra={"socket": self._paths.socket})
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """For HTTPS; it takes long to load, and memory, which many daemons never need."""
+        from utsuwa.security.tls import ServerContext
+
+        return ServerContext(self._certificate.certificate_file, self._certificate.key_file)
 
     def _publish_log(self, events: EventHub) -> None:
         handler = EventHandler(events, asyncio.get_running_loop())

@@ -8,14 +8,14 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.daemon.tls_port import Handle, Limits, TlsPort
 from utsuwa.security.certificates import TrustStore
-from utsuwa.security.tls import ServerContext
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,16 @@ class HttpsListener:
     """Serves the API at `core.https_address`; `config_changed` is a listener of the server's config."""
 
     def __init__(
-        self, handle: Handle, context: ServerContext, trust: TrustStore, limits: Limits | None = None
+        self,
+        handle: Handle,
+        make_context: Callable[[], ssl.SSLContext],
+        trust: TrustStore,
+        limits: Limits | None = None,
     ) -> None:
+        """`make_context` is called in a thread, before the first connection."""
         self._handle = handle
-        self._context = context
+        self._make_context = make_context
+        self._context: ssl.SSLContext | None = None
         self._trust = trust
         self._limits = limits or Limits()
         self._endpoint: _Endpoint | None = None
@@ -159,6 +165,8 @@ class HttpsListener:
         endpoint = await _resolve(text)
         if endpoint == self._endpoint and endpoint.port:
             return
+        if self._context is None:
+            self._context = await asyncio.to_thread(self._make_context)
         try:
             bound = self._bind_new(endpoint)
         except OSError as error:
@@ -203,6 +211,7 @@ class HttpsListener:
         self._endpoint = endpoint
         self._port = None
         if bound is not None:
+            assert self._context is not None
             self._port = TlsPort(
                 self._handle, self._context, self._trust, self._limits, self._draining.discard
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from aiohttp import web
 
 from utsuwa.security.certificates import TrustStore, format_address, host_of
 from utsuwa.security.passwords import network_of
-from utsuwa.security.tls import ServerContext
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class TlsPort:
     def __init__(
         self,
         handle: Handle,
-        context: ServerContext,
+        context: ssl.SSLContext,
         trust: TrustStore,
         limits: Limits,
         drained: Callable[[TlsPort], None],

@@ -10,11 +10,7 @@ from base64 import b64decode
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from typing import TYPE_CHECKING, Any, Protocol
 
 from utsuwa.core import clock
 from utsuwa.core.errors import (
@@ -29,10 +25,14 @@ from utsuwa.db.certificates import CertificateRow
 from utsuwa.db.engine import Database
 from utsuwa.security.authorization import NOT_AUTHORIZED, Caller, tls_caller
 from utsuwa.security.passwords import GuessLimiter, verify_password
+from utsuwa.security.peer import peer_of
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
-from utsuwa.security.tls import peer_of
 from utsuwa.security.whole import run_whole
 from utsuwa.wire.events import Requestor
+
+if TYPE_CHECKING:
+    # Loaded with the first certificate: a daemon that only its own machine uses needs none of it.
+    from cryptography import x509
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class ClientCertificate:
 
 def parse_certificate(text: str) -> ClientCertificate:
     """A certificate as clients send it: base64 of DER, or PEM. Raises InvalidRequest."""
+    from cryptography import x509
+
     if len(text) > MAX_CERTIFICATE:
         raise InvalidRequest(f"Invalid certificate: longer than {MAX_CERTIFICATE // 1024} KiB")
     try:
@@ -81,6 +83,8 @@ def parse_certificate(text: str) -> ClientCertificate:
 
 def parse_der(der: bytes) -> ClientCertificate:
     """Raises InvalidRequest for what is no X.509 certificate."""
+    from cryptography import x509
+
     try:
         return _described(x509.load_der_x509_certificate(der))
     except ValueError as error:
@@ -88,6 +92,8 @@ def parse_der(der: bytes) -> ClientCertificate:
 
 
 def _described(certificate: x509.Certificate) -> ClientCertificate:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     return ClientCertificate(
         fingerprint=hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
         pem=certificate.public_bytes(Encoding.PEM).decode(),
@@ -99,6 +105,8 @@ def _described(certificate: x509.Certificate) -> ClientCertificate:
 
 def _common_name(certificate: x509.Certificate) -> str:
     """Empty where the subject has none, or one that nobody can read."""
+    from cryptography.x509.oid import NameOID
+
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     value = names[0].value if names else ""
     return value if isinstance(value, str) else ""

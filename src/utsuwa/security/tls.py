@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from asyncio import BaseTransport
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 from OpenSSL import SSL, crypto
+
+from utsuwa.security.peer import Peer
 
 _Result = TypeVar("_Result")
 
@@ -83,7 +84,7 @@ def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
     return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
-class PeerConnection:
+class PeerConnection(Peer):
     """One connection: the part of `ssl.SSLObject` that event loops use, and the peer's certificate.
 
     Encrypted bytes come from `incoming` and go to `outgoing`, as the event loop expects it. Raises
@@ -101,9 +102,7 @@ class PeerConnection:
         self._dry = True
         """Whether all that was fed has been decrypted."""
         self.certificate = b""
-        """The peer's certificate as DER; empty where it showed none. Known after the handshake."""
         self.fingerprint = ""
-        """The sha256 of the certificate in hexadecimal; empty where there is none."""
         self._refused: ssl.SSLError | None = None
 
     def do_handshake(self) -> None:
@@ -238,9 +237,3 @@ def _reason(error: SSL.Error) -> str:
     if isinstance(queue, list) and queue:
         return str(queue[0][-1])
     return "TLS failed"
-
-
-def peer_of(transport: BaseTransport) -> PeerConnection | None:
-    """The TLS side of a connection that came in through a `ServerContext`; None for any other."""
-    found = transport.get_extra_info("ssl_object")
-    return found if isinstance(found, PeerConnection) else None

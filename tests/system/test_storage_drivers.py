@@ -203,6 +203,30 @@ def test_instances_do_not_share_what_they_write(driver: Driver, image: ImageSour
     check_owners(second, OTHER)
 
 
+def test_a_folder_beside_the_rootfs(driver: Driver, image: ImageSource) -> None:
+    """It shows the container's ids, keeps what is in it, and goes where the instance goes."""
+    launch(driver, image)
+    place = driver.mount_folder(volume(), "docker")
+    assert place.stat().st_uid == MAP.host_uid(0)
+
+    def write() -> None:
+        (place / "file").write_text("kept")
+        os.chown(place / "file", MAP.host_uid(33), MAP.host_gid(33))
+
+    as_container_root(MAP, write)
+    assert driver.mount_folder(volume(), "docker") == place
+    driver.rename_instance("c1", "c2")
+    for ids in (OTHER, MAP, PRIVILEGED):
+        driver.mount_instance(volume("c2", ids))
+        shown = driver.mount_folder(volume("c2", ids), "docker")
+        assert (shown / "file").read_text() == "kept"
+        assert (shown / "file").stat().st_uid == ids.host_uid(33)
+        assert driver.mount_folder(volume("c2", ids), "new").stat().st_uid == ids.host_uid(0)
+        driver.unmount_instance("c2")
+    driver.delete_instance("c2")
+    assert not place.exists()
+
+
 def test_rename(driver: Driver, image: ImageSource) -> None:
     rootfs = launch(driver, image)
     as_container_root(MAP, lambda: (rootfs / "mine").write_text("x"))

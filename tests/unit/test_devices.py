@@ -17,6 +17,7 @@ from utsuwa.host import traffic, veth
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.settings import BridgeSettings, settings
 
+FOLDER = {"type": "disk", "source": "instance:docker", "path": "/var/lib/docker"}
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
 P2P = {"type": "nic", "nictype": "p2p"}
 NET = {"type": "nic", "network": "br0"}
@@ -122,6 +123,17 @@ def test_what_is_valid() -> None:
         ({"type": "disk", "source": "/tmp"}, InvalidConfig, "'path' is required"),
         ({"type": "disk", "path": "/mnt"}, InvalidConfig, "'source' is required"),
         ({"type": "disk", "path": "/mnt", "source": "/tmp"}, NotSupportedYet, "other than the root disk"),
+        (FOLDER | {"source": "instance:"}, InvalidConfig, "'source' must be 'instance:' and a name"),
+        (FOLDER | {"source": "instance:../x"}, InvalidConfig, "'source'"),
+        (FOLDER | {"source": "instance:.new"}, InvalidConfig, "'source'"),
+        (FOLDER | {"source": "instance:a\nb"}, InvalidConfig, "'source'"),
+        (FOLDER | {"path": "/"}, InvalidConfig, "'path'.*not the root"),
+        (FOLDER | {"path": "srv"}, InvalidConfig, "'path'.*absolute"),
+        (FOLDER | {"path": "/srv/../etc"}, InvalidConfig, "'path'"),
+        (FOLDER | {"path": "/srv\nlxc.hook=x"}, InvalidConfig, "line break"),
+        (FOLDER | {"path": ""}, InvalidConfig, "'path' is required"),
+        (FOLDER | {"pool": "default"}, InvalidConfig, "'pool'"),
+        (FOLDER | {"shift": "true"}, NotSupportedYet, "'shift'"),
         ({"type": "disk", "path": "/mnt", "source": "/tmp", "nonsense": "1"}, InvalidConfig, "'nonsense'"),
         ({"type": "nic"}, InvalidConfig, "'nictype' is required"),
         ({"type": "nic", "nictype": "token-ring"}, InvalidConfig, "'token-ring'"),

@@ -9,7 +9,7 @@ from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.network_keys import BRIDGE_KEYS
 from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.server_keys import SERVER_KEYS
-from utsuwa.devices.disk import RootDisk
+from utsuwa.devices.disk import InstanceFolder, RootDisk
 from utsuwa.devices.nic import BridgedNic
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
@@ -17,6 +17,7 @@ TABLES = {
     "## The server": SERVER_KEYS,
     "## Instances": INSTANCE_KEYS,
     "### disk": RootDisk.keys,
+    "### disk: a folder of the instance's own": InstanceFolder.keys,
     "### nic": BridgedNic.keys,
     "## Networks": BRIDGE_KEYS,
 }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.host.lxcentries import mount_entry
 from utsuwa.instances import lxcconf
 from utsuwa.instances.lxcconf import ContainerSpec, HostFacts
 
@@ -150,9 +151,7 @@ def test_what_the_host_has_is_shared() -> None:
 def test_paths_with_spaces() -> None:
     found = lines(post_stop=Path("/a b/hook"), target=Path("/it's/target"))
     assert "lxc.hook.post-stop = /bin/sh '/a b/hook' '/it'\"'\"'s/target'" in found
-    assert lxcconf.mount_entry("/a b\t\\", "c d", "none", "bind")[1] == (
-        r"/a\040b\011\134 c\040d none bind 0 0"
-    )
+    assert mount_entry("/a b\t\\", "c d", "none", "bind")[1] == (r"/a\040b\011\134 c\040d none bind 0 0")
 
 
 def test_raw_lxc_comes_last_and_as_it_is() -> None:

@@ -115,6 +115,10 @@ class FakeDriver:
         self.mounted[volume.name] = volume.idmap
         return self.instance_folder(volume.name) / "rootfs"
 
+    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
+        assert volume.name in self.mounted
+        return self.folder / "containers" / volume.name / "folders" / name
+
     def unmount_instance(self, name: str) -> None:
         self.mounted.pop(name, None)
 

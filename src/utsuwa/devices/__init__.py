@@ -72,6 +72,7 @@ def check_devices(devices: Devices, *, profile: bool) -> None:
         check_object_name("Device", name)
         load(name, config, instance=not profile).validate()
     _check_unique_names(devices)
+    _check_unique_paths(devices)
     roots = [name for name, config in devices.items() if is_root_disk(config)]
     if len(roots) > 1:
         raise _several_roots(roots)
@@ -88,6 +89,17 @@ def _check_unique_names(devices: Devices) -> None:
             if other != device:
                 raise InvalidConfig(
                     f"Invalid device {device!r}: {key!r} {value!r} is taken by device {other!r}"
+                )
+
+
+def _check_unique_paths(devices: Devices) -> None:
+    owners: dict[str, str] = {}
+    for device, config in devices.items():
+        if config.get("type") == "disk" and not is_root_disk(config):
+            other = owners.setdefault(config["path"].rstrip("/"), device)
+            if other != device:
+                raise InvalidConfig(
+                    f"Invalid device {device!r}: 'path' {config['path']} is taken by device {other!r}"
                 )
 
 

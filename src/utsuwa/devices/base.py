@@ -15,7 +15,8 @@ from typing import ClassVar
 from utsuwa.core.config_keys import KeyTable, Validator
 from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.networks.manager import NetworkManager
-from utsuwa.storage.base import IdMap
+from utsuwa.storage.base import IdMap, InstanceVolume
+from utsuwa.storage.manager import StorageManager
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class DeviceHost:
     """The instance's expanded devices: names that are taken inside the container."""
     networks: NetworkManager | None = None
     """The daemon's networks, which devices of type nic join."""
+    storage: StorageManager | None = None
+    """The daemon's pools, for devices of type disk; with it come `pool` and `volume`, the instance's own."""
+    pool: str = ""
+    volume: InstanceVolume | None = None
 
     def volatile(self, device: str, key: str) -> str:
         """The value of `volatile.<device>.<key>`, empty where there is none."""

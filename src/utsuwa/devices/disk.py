@@ -1,15 +1,21 @@
-"""`disk`: the root volume, with path `/` and a pool. Its files are the storage manager's work."""
+"""`disk`: the root volume, with path `/` and a pool, and folders beside it; the storage manager has both."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
-from utsuwa.core.errors import NotSupportedYet
+from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
+from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_object_name
 from utsuwa.core.units import parse_bytes
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
+from utsuwa.host.filetree import FileTree
+from utsuwa.host.lxcentries import mount_entry
 
 _LATER = frozenset(
     {
@@ -26,6 +32,16 @@ _LATER = frozenset(
         "shift",
     }
 )
+
+
+_INSTANCE = "instance:"
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
+
+
+def _check_path(value: str) -> None:
+    parts = value.rstrip("/").split("/")
+    if len(parts) < 2 or parts[0] or any(part in ("", ".", "..") for part in parts[1:]):
+        raise InvalidConfig("must be an absolute path without '.' and '..', and not the root")
 
 
 _check_pool = a_name(partial(check_object_name, "Storage pool"))
@@ -65,8 +81,52 @@ class RootDisk(Device):
         return parse_bytes(size) if size else None
 
 
+class InstanceFolder(Device):
+    """A folder of the instance's own, beside its root file system: `source=instance:<name>`.
+
+    An overlay cannot hold another overlay's upper layer, and a root file system may be one: so what makes
+    overlays inside (Docker) needs such a folder. It is kept as long as the instance, and goes with it.
+    """
+
+    keys = KeyTable(
+        "disk device",
+        (
+            ConfigKey("path", help="Where it is mounted inside", validate=_check_path),
+            ConfigKey("source", help="`instance:` and the folder's name"),
+            ConfigKey("readonly", type="bool", default="false", live=False, help="Mount it read-only"),
+        ),
+    )
+    later = _LATER
+
+    def validate(self) -> None:
+        if not self.config.get("path"):
+            raise self.invalid("path", "is required")
+        super().validate()
+        if not _FOLDER_NAME.match(self._folder):
+            why = "must be 'instance:' and a name of up to 64 letters, digits, dots, dashes and underscores"
+            raise self.invalid("source", why)
+
+    async def start(self, host: DeviceHost) -> RunConfig:
+        if host.storage is None or host.volume is None:
+            raise HostError(f"Device {self.name!r}: this server has no storage")
+        shown = await host.storage.mount_folder(host.pool, host.volume, self._folder)
+        rootfs = host.storage.instance_folder(host.pool, host.volume.name) / "rootfs"
+        await asyncio.to_thread(self._make_target, rootfs, host.idmap)
+        options = "bind,ro" if parse_bool(self.config.get("readonly", "")) else "bind"
+        return RunConfig(lxc=[mount_entry(str(shown), self.config["path"].strip("/"), "none", options)])
+
+    @property
+    def _folder(self) -> str:
+        return self.config.get("source", "").removeprefix(_INSTANCE)
+
+    def _make_target(self, rootfs: Path, idmap: IdMap) -> None:
+        """liblxc could make it too, but might be led out of the container by its symlinks."""
+        with FileTree(rootfs, idmap) as tree:
+            tree.make_folder(self.config["path"])
+
+
 class OtherDisk(Device):
-    """Any disk but the root: recognised and checked for completeness, not served yet."""
+    """Any other disk: recognised and checked for completeness, not served yet."""
 
     keys = KeyTable(
         "disk device",
@@ -80,8 +140,8 @@ class OtherDisk(Device):
                 raise self.invalid(key, "is required")
         super().validate()
         raise NotSupportedYet(
-            f"Device {self.name!r}: disks other than the root disk (path '/', without 'source') "
-            "are not supported yet"
+            f"Device {self.name!r}: disks other than the root disk (path '/', without 'source') and "
+            "folders of the instance's own (source=instance:NAME) are not supported yet"
         )
 
 
@@ -91,5 +151,9 @@ def is_root_disk(config: Mapping[str, str]) -> bool:
 
 
 def load_disk(name: str, config: Mapping[str, str], instance: bool) -> Device:
-    kind = RootDisk if is_root_disk(config) else OtherDisk
+    kind: type[Device] = OtherDisk
+    if is_root_disk(config):
+        kind = RootDisk
+    elif config.get("source", "").startswith(_INSTANCE):
+        kind = InstanceFolder
     return kind(name, config, instance=instance)

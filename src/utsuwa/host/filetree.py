@@ -87,6 +87,14 @@ class FileTree:
 
         self._inside(path, work)
 
+    def make_folder(self, path: str) -> None:
+        """Make a folder that is not there, with those above it (0755, owned by the container's root)."""
+
+        def work() -> None:
+            self._make_parents(f"{path}/inside")
+
+        self._inside(path, work)
+
     def _inside(self, path: str, work: Callable[[], T]) -> T:
         try:
             return as_container_root(self._idmap, work)

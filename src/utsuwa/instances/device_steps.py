@@ -11,9 +11,11 @@ from utsuwa import devices as device_types
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
+from utsuwa.instances import volume
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.storage.base import IdMap
+from utsuwa.storage.manager import StorageManager
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,9 @@ def host_of(
     idmap: IdMap,
     init_pid: int | None = None,
     networks: NetworkManager | None = None,
+    storage: StorageManager | None = None,
 ) -> DeviceHost:
-    """`networks` is needed by what starts or attaches devices."""
+    """`networks` is needed by what starts or attaches devices, `storage` by what starts them."""
     return DeviceHost(
         project=instance.project,
         instance=instance.name,
@@ -66,6 +69,9 @@ def host_of(
         init_pid=init_pid,
         devices=instance.expanded_devices,
         networks=networks,
+        storage=storage,
+        pool=instance.pool if storage else "",
+        volume=volume.describe(instance, idmap) if storage else None,
     )
 
 

@@ -16,6 +16,7 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host.files import replace_file
+from utsuwa.host.lxcentries import mount_entry
 
 Pair = tuple[str, str]
 
@@ -200,17 +201,6 @@ def _mounts(spec: ContainerSpec) -> Iterator[Pair]:
             yield mount_entry(str(spec.host.lxcfs / name), name, "none", "bind,optional")
         if nesting:
             yield mount_entry(str(spec.host.lxcfs), "var/lib/lxcfs", "none", "rbind,optional")
-
-
-def mount_entry(source: str, target: str, kind: str, options: str) -> Pair:
-    """A `lxc.mount.entry` pair; `target` is relative to the container's root."""
-    fields = (_escape(source), _escape(target), kind, options)
-    return "lxc.mount.entry", " ".join((*fields, "0", "0"))
-
-
-def _escape(path: str) -> str:
-    """White space and backslashes as fstab writes them."""
-    return re.sub(r"[ \t\\]", lambda match: f"\\{ord(match[0]):03o}", path)
 
 
 def _confinement(spec: ContainerSpec) -> Iterator[Pair]:

@@ -57,7 +57,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)  # or cancelled in mid-mount
     rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
     await _apply_templates(ctx, instance, rootfs, idmap)
-    host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks)
+    host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks, storage=ctx.storage)
     steps = await device_steps.start_all(host, undo)
     undo.push(confinement.remove, ctx, instance)
     lines, cpus = await _limits(ctx, instance)

@@ -5,8 +5,8 @@ blocking and runs in a worker thread; the manager holds the lock of the volume m
 are HostError or OutOfSpace (ENOSPC, EDQUOT); a driver that fails leaves nothing of that call behind.
 
 Layout below the pool's folder: `images/<fingerprint>/`, `containers/<storage name>/`. An instance's
-folder holds `rootfs/` (the mount point, or the tree itself), `metadata.yaml`, `templates/`, and what
-the driver keeps beside them. Names that begin with a dot are work in progress or on its way out, and
+folder holds `rootfs/` (the mount point, or the tree itself), `metadata.yaml`, `templates/`, `folders/`, and
+what the driver keeps beside them. Names that begin with a dot are work in progress or on its way out, and
 are removed by the next `mount` of the pool. The way to a rootfs is 0711; the instance's folder is 0100
 and belongs to the host id of the container's root.
 """
@@ -112,6 +112,13 @@ class Driver(Protocol):
 
     def unmount_instance(self, name: str) -> None:
         """Unmount the rootfs; does nothing when it is not mounted."""
+
+    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
+        """Show the folder `name` beside a rootfs that is mounted through the id map, and give its path.
+
+        It is made where it is not there, lies on the pool itself and not on a layer, goes where the
+        instance's folder goes, and is unmounted with the rootfs.
+        """
 
     def instance_mounted(self, name: str) -> bool: ...
 

@@ -411,6 +411,12 @@ class StorageManager:
         async with self._locks.hold("volume", pool, volume.name):
             return await _finished(driver.mount_instance, volume)
 
+    async def mount_folder(self, pool: str, volume: InstanceVolume, name: str) -> Path:
+        """Show a folder beside a mounted rootfs, as the driver's method of that name, and give its path."""
+        driver = self._driver(pool)
+        async with self._locks.hold("volume", pool, volume.name):
+            return await _finished(driver.mount_folder, volume, name)
+
     async def unmount_instance(self, pool: str, stored: str) -> None:
         """Unmount an instance's rootfs; does nothing where it is not mounted."""
         driver = self._driver(pool)

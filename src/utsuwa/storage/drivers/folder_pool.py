@@ -36,6 +36,8 @@ _FOLDERS = {
 }
 _COPY_TIMEOUT = 3600
 _METADATA = "metadata.yaml"
+_OWN_FOLDERS = "folders"
+"""Below an instance's folder: what its devices of type disk with `source=instance:<name>` show."""
 _TEMPLATES = "templates"
 _MAX_TEMPLATE = 1024 * 1024
 _MAX_TEMPLATES = 1000
@@ -217,6 +219,22 @@ class FolderPool:
             mounts.bind_without_devices(rootfs, rootfs)
 
     @translated
+    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
+        folder = self.instance_folder(volume.name)
+        place = folder / _OWN_FOLDERS / name
+        mounts.unmount(place)
+        record = records.load_volume(folder)
+        if not place.is_dir():
+            _make_own_folder(place, record.owners)
+        if volume.idmap.privileged:
+            return place
+        if record.owners.privileged:
+            mounts.bind_idmapped(place, place, volume.idmap)
+        else:
+            mounts.bind_without_devices(place, place)
+        return place
+
+    @translated
     def unmount_instance(self, name: str) -> None:
         mounts.unmount_below(self.instance_folder(name))
 
@@ -277,8 +295,26 @@ def _shift(folder: Path, record: VolumeRecord, wanted: IdMap) -> VolumeRecord:
 
 
 def _shift_once(folder: Path, record: VolumeRecord, wanted: IdMap, *, resumed: bool) -> VolumeRecord:
-    shift_owners(folder / "rootfs", Shift(record.owners, wanted, resumed=resumed))
+    for tree in (folder / "rootfs", *own_folders(folder)):
+        shift_owners(tree, Shift(record.owners, wanted, resumed=resumed))
     return records.change_volume(folder, record, owners=wanted, shifting_to=None)
+
+
+def own_folders(folder: Path) -> list[Path]:
+    """The folders beside an instance's rootfs that belong to it."""
+    try:
+        return sorted(e for e in (folder / _OWN_FOLDERS).iterdir() if not e.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def _make_own_folder(place: Path, owners: IdMap) -> None:
+    """Empty, and owned by the container's root: all of that, or not there."""
+    _make_folder(place.parent, 0o711)
+    new = place.with_name(f".{place.name}")
+    _make_folder(new, 0o755)
+    os.chown(new, owners.host_uid(0), owners.host_gid(0))
+    new.rename(place)
 
 
 def copy_tree(source: Path, target: Path) -> None:

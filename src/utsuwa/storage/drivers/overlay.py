@@ -33,7 +33,7 @@ from utsuwa.host.unpack import archive_format, unpack_image, unpack_metadata
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.folder_pool import FolderPool, copy_metadata, copy_tree
+from utsuwa.storage.drivers.folder_pool import FolderPool, copy_metadata, copy_tree, own_folders
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,9 @@ class OverlayDriver(FolderPool):
     @translated
     def instance_usage(self, name: str) -> int | None:
         folder = OverlayFolder(self.instance_folder(name))
-        return _bytes_below(folder.upper) if folder.layer.is_dir() else None
+        if not folder.layer.is_dir():
+            return None
+        return sum(_bytes_below(tree) for tree in (folder.upper, *own_folders(folder.path)))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

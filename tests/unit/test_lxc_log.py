@@ -71,6 +71,30 @@ async def test_a_start_that_fails_tells_why_and_forgets_the_old_log(tools: Path)
 
 
 @pytest.mark.processes
+async def test_a_start_leaves_the_profile_that_debian_gives_to_lxc_start(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attributes = tools / "proc/self/attr/apparmor"
+    attributes.mkdir(parents=True)
+    monkeypatch.setattr("utsuwa.host.lxc._LABEL", attributes / "current")
+    told = tools / "told"
+    fake(tools, f'echo "lxc-start $1" >>{told}')
+    launcher = tools / "aa-exec"
+    launcher.write_text(f'#!/bin/sh\necho "aa-exec $1 $2 $3" >>{told}\nshift 3\nexec "$@"\n')
+    launcher.chmod(0o755)
+    for label, expected in (
+        (None, ["lxc-start -d"]),
+        ("unconfined\n", ["aa-exec -p unconfined --", "lxc-start -d"]),
+        ("utsuwa_outer (enforce)\n", ["lxc-start -d"]),
+    ):
+        told.unlink(missing_ok=True)
+        if label is not None:
+            (attributes / "current").write_text(label)
+        await lxc.start("c", tools, tools / "conf", tools / "log")
+        assert told.read_text().splitlines() == expected
+
+
+@pytest.mark.processes
 async def test_a_start_that_fails_without_a_log(tools: Path) -> None:
     fake(tools, "echo no such luck >&2; exit 1")
     with pytest.raises(StartFailed, match="no such luck"):

@@ -16,6 +16,7 @@ START_TIMEOUT = 120.0
 
 END_TIMEOUT = 10.0
 """Seconds that a monitor gets to end by itself."""
+_LABEL = Path("/proc/self/attr/apparmor/current")
 _LOG_TAIL = 128 * 1024
 _MAX_REASONS = 4
 
@@ -47,13 +48,27 @@ async def start(
     await asyncio.to_thread(log.unlink, missing_ok=True)
     program = shutil.which("lxc-start", path=PATH) or "lxc-start"
     argv = [program, "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
+    outside = await asyncio.to_thread(_outside_profiles)
     try:
-        await run(argv, timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
+        await run([*outside, *argv], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
         if error.code is None and shutil.which("lxc-start", path=PATH) is None:
             raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(f"Failed to start the container: {reason}") from error
+
+
+def _outside_profiles() -> list[str]:
+    """What comes before `lxc-start` so that it runs without an AppArmor profile; empty where it does anyway.
+
+    Debian and Ubuntu have one for it, which lets it put containers under profiles of its own names alone.
+    """
+    try:
+        label = _LABEL.read_bytes()
+    except OSError:
+        return []  # no AppArmor, or not switched on
+    program = shutil.which("aa-exec", path=PATH)
+    return [program, "-p", "unconfined", "--"] if program and label.rstrip(b"\n\0") == b"unconfined" else []
 
 
 async def wait_until_gone(name: str, lxcpath: Path) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from utsuwa.core.errors import HostError, OutOfSpace
 from utsuwa.db import config, engine, schema, upgrade
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 
 
@@ -91,7 +93,9 @@ def test_the_first_schema_has_a_project_and_a_profile(path: Path) -> None:
 
 
 def test_an_upgrade_of_what_is_new_does_nothing(path: Path) -> None:
+    assert upgrade.is_needed(path)
     upgrade.upgrade(path)
+    assert not upgrade.is_needed(path)
     before = path.read_bytes()
     assert upgrade.upgrade(path) is False
     assert path.read_bytes() == before
@@ -126,6 +130,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
     upgrade.upgrade(path)
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert not upgrade.is_needed(path)
     with pytest.raises(HostError, match="newer version of Utsuwa .schema 9999"):
         await Database.open(path)
 
@@ -133,6 +138,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"certainly not a database " * 100)
+    assert not upgrade.is_needed(path)
     with pytest.raises(HostError, match="Cannot prepare the database .*file is not a database"):
         upgrade.upgrade(path)
 
@@ -190,6 +196,55 @@ async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
     with pytest.raises(KeyError):
         await write()
     assert await _values(database) == {}
+
+
+async def test_a_change_is_a_transaction_in_one_step(database: Database) -> None:
+    async def change(conn: Connection) -> str:
+        await config.replace(conn, {"user.a": "1"})
+        return (await config.load(conn))["user.a"]
+
+    assert await database.change("test", change) == "1"
+    assert await _values(database) == {"user.a": "1"}
+
+
+async def test_a_change_that_raises_leaves_nothing(database: Database) -> None:
+    async def change(conn: Connection) -> None:
+        await config.replace(conn, {"user.a": "1"})
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await database.change("test", change)
+    assert await _values(database) == {}
+
+
+async def test_a_change_that_waits_for_something_else_is_told_and_leaves_nothing(database: Database) -> None:
+    async def change(conn: Connection) -> None:
+        await config.replace(conn, {"user.a": "1"})
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="awaits something else"):
+        await database.change("test", change)
+    assert await _values(database) == {}
+    await database.change("test", lambda conn: config.replace(conn, {"user.b": "2"}))
+    assert await _values(database) == {"user.b": "2"}
+
+
+async def test_a_change_that_is_cancelled_has_happened_as_a_whole(database: Database) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def change(conn: Connection) -> None:
+        await config.replace(conn, {"user.a": "1"})
+        begun.set()
+        assert go_on.wait(30)
+        await config.replace(conn, {"user.a": "2"})
+
+    task = asyncio.create_task(database.change("test", change))
+    await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await _values(database) == {"user.a": "2"}
 
 
 async def test_a_cancelled_write_leaves_nothing_and_blocks_nobody(database: Database) -> None:

@@ -17,6 +17,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
+from utsuwa.daemon.prepare import prepare
 from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
 from utsuwa.db.engine import Database
 from utsuwa.host import cgroups, facts
@@ -104,7 +105,7 @@ class Daemon:
 
     async def _start(self) -> None:
         paths, stack = self._paths, self._stack
-        self._facts = await asyncio.to_thread(facts.host_facts)
+        _, self._facts = await asyncio.gather(prepare(paths), asyncio.to_thread(facts.host_facts))
         database = await Database.open(paths.database)
         stack.push_async_callback(database.close)
 

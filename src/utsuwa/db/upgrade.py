@@ -47,6 +47,17 @@ def upgrade(path: Path) -> bool:
     return True
 
 
+def is_needed(path: Path) -> bool:
+    """Whether `upgrade` has something to do; blocking. What it refuses, it is to refuse itself."""
+    if not path.exists():
+        return True
+    try:
+        stored = stored_revision(path)
+    except sqlite3.Error:
+        return False
+    return stored is None or stored in REVISIONS[:-1]
+
+
 def stored_revision(path: Path) -> str | None:
     """The step that the file is at; None for a file without tables."""
     with closing(sqlite3.connect(path)) as connection:

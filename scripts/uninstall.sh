@@ -21,7 +21,8 @@ uninstall() {
     remove_mounts
     remove_cgroups
     say "Removing $UTSUWA_DIR and $prefix"
-    rm -rf --one-file-system "$UTSUWA_DIR" "$prefix"
+    remove_folder "$UTSUWA_DIR"
+    remove_folder "$prefix"
     rm -f "$log"
     if [ "$prefix" = "$DEFAULT_PREFIX" ]; then
         remove_links
@@ -30,6 +31,15 @@ uninstall() {
         groupdel "$GROUP"
     fi
     say "Utsuwa is gone. Packages stay, and root's ids in /etc/subuid and /etc/subgid, which others may use"
+}
+
+# A folder that is a mount point of somebody's is emptied and stays.
+remove_folder() {
+    if mountpoint -q "$1"; then
+        find "$1" -xdev -mindepth 1 -delete
+    else
+        rm -rf --one-file-system "$1"
+    fi
 }
 
 # is_ours FOLDER FILE: what is to be removed is what was installed, and not somebody's home folder.

@@ -308,14 +308,6 @@ async def test_strangers_see_public_images_only(setting: Setting) -> None:
         await images.aliases.get("default", "private", public_only=True)
 
 
-async def test_mark_used(setting: Setting) -> None:
-    row = await setting.add()
-    await setting.images.mark_used(row)
-    assert (await setting.images.get("default", ONE)).last_used_at is not None
-    await setting.images.delete(row)
-    await setting.images.mark_used(row)
-
-
 async def test_put_replaces(setting: Setting) -> None:
     row = await setting.add()
     await setting.images.put(row, ImagePut(public=True, properties={"a": "b"}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -72,6 +72,10 @@ class Session:
         """Do a step in the transaction. One that is cancelled has been done or has not, as a whole."""
         return asyncio.wrap_future(self._thread.submit(self._step, work))
 
+    def transact(self, work: Callable[[sa.Connection], T]) -> asyncio.Future[T]:
+        """A whole transaction as one step: committed, or undone where `work` raises."""
+        return asyncio.wrap_future(self._thread.submit(self._transact, work))
+
     def commit(self) -> asyncio.Future[None]:
         return asyncio.wrap_future(self._thread.submit(self._commit))
 
@@ -93,6 +97,15 @@ class Session:
         if not self._connection.in_transaction():
             self._connection.exec_driver_sql(self._begin)
         return work(self._connection)
+
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        try:
+            result = self._step(work)
+            self._commit()
+        except BaseException:
+            self._roll_back()
+            raise
+        return result
 
     def _commit(self) -> None:
         if self._connection is not None:
@@ -136,6 +149,28 @@ class Connection:
     def end(self) -> None:
         """Refuse all further work."""
         self._session = None
+
+
+class _InThread(Connection):
+    """What entity modules get in the connection's own thread: whatever they await of it is there at once."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        return work(self._connection)
+
+
+def in_thread(work: Callable[[Connection], Coroutine[Any, Any, T]], connection: sa.Connection) -> T:
+    """Run entity functions in the connection's thread; RuntimeError where `work` awaits anything else."""
+    steps = work(_InThread(connection))
+    try:
+        steps.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    steps.close()
+    raise RuntimeError("a transaction in one step awaits something else than its statements")
 
 
 def _execute(statement: sa.Executable, values: Values | None, connection: sa.Connection) -> Answer:

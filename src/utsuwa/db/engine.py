@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from utsuwa.core.errors import HostError, OutOfSpace
 from utsuwa.db import upgrade
-from utsuwa.db.connection import Connection, Session
+from utsuwa.db.connection import Connection, Session, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Database:
     """The state of one daemon.
 
     `read()` gives a consistent snapshot, `write()` a transaction that is on disk when the block has
-    ended, and nowhere when it raised. Writers are served one at a time, in order. Reads are never
-    held up by a writer.
+    ended, and nowhere when it raised; `change()` is the same for statements alone, and quicker.
+    Writers are served one at a time, in order. Reads are never held up by a writer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,12 +111,7 @@ class Database:
         Raises OutOfSpace where the disk is full. A block must not open another one: that is a
         programming error, told at once and not by a deadlock.
         """
-        task = asyncio.current_task()
-        if self._writing is task:
-            raise RuntimeError(f"transaction {name!r} inside another one of the same task")
-        async with self._lock:
-            self._writing = task
-            started = time.monotonic()
+        async with self._turn(name):
             connection = Connection(self._writer)
             try:
                 with _translated(self.path):
@@ -125,6 +120,25 @@ class Database:
             finally:
                 connection.end()
                 self._writer.roll_back()
+
+    async def change(self, name: str, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """As `write`, in a single step: `work` makes statements, and awaits nothing else."""
+        async with self._turn(name):
+            with _translated(self.path):
+                return await _whole(self._writer.transact(partial(in_thread, work)))
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """Be the one who writes."""
+        task = asyncio.current_task()
+        if self._writing is task:
+            raise RuntimeError(f"transaction {name!r} inside another one of the same task")
+        async with self._lock:
+            self._writing = task
+            started = time.monotonic()
+            try:
+                yield
+            finally:
                 self._writing = None
                 seconds = time.monotonic() - started
                 if seconds > _SLOW_SECONDS:

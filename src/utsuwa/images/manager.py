@@ -133,14 +133,6 @@ class ImageManager:
         rootfs = self._store.rootfs(row.fingerprint) if row.split else None
         return ImageSource(row.fingerprint, self._store.metadata(row.fingerprint), rootfs, row.trusted)
 
-    async def mark_used(self, row: ImageRow) -> None:
-        """An instance was made of it just now; an image that has gone meanwhile is no error."""
-        try:
-            async with self._database.write("image used") as conn:
-                await image_rows.set_last_used(conn, row.id, clock.now())
-        except NotFound:
-            log.info("an image was deleted while it was used", extra={"fingerprint": row.fingerprint})
-
     async def get(self, project: str, prefix: str, *, public_only: bool = False) -> ImageRow:
         """By fingerprint or a unique beginning of it. Raises NotFound, InvalidRequest.
 

@@ -59,8 +59,9 @@ class Context:
 
     async def patch_config(self, row: InstanceRow, changes: Mapping[str, str | None]) -> None:
         """Store volatile changes in one transaction; None removes a key."""
-        async with self.database.write("patch instance config") as conn:
-            await instance_rows.patch_config(conn, row.id, changes)
+        await self.database.change(
+            "patch instance config", lambda conn: instance_rows.patch_config(conn, row.id, changes)
+        )
 
 
 def instance_url(project: str, name: str) -> str:

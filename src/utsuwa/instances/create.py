@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import uuid
@@ -13,14 +14,17 @@ from pathlib import Path
 from utsuwa import devices as device_types
 from utsuwa.core import clock
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import codes
+from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
+from utsuwa.host import cgroup_moves
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances import identity, limits, lxcconf, networking, volume
 from utsuwa.instances.context import Context, merge, profiles_named
@@ -72,10 +76,12 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
         given = await identity.reserve(ctx, loaded)
         await networking.check(ctx, [loaded], given)
         config = {**row.config, **given}
-        async with ctx.database.write("reserve instance") as conn:
-            row_id = await instance_rows.insert(conn, replace(row, config=config))
+        stored = replace(row, config=config)
+        row_id = await ctx.database.change(
+            "reserve instance", lambda conn: instance_rows.insert(conn, stored)
+        )
     await ctx.networks.refresh()
-    return replace(loaded, row=replace(row, id=row_id, config=config)), image
+    return replace(loaded, row=replace(stored, id=row_id)), image
 
 
 async def _check_profiles(ctx: Context, judged: Loaded) -> None:
@@ -191,6 +197,7 @@ def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:
 
 async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
     """Make the reserved instance's files and let it be seen; on any failure all of it goes."""
+    cgroup_moves.warm_soon()  # most instances are started as soon as they are there
     async with ctx.locks.hold("instance", *instance.key), Rollback() as undo:
         undo.push(discard, ctx, instance)
         idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
@@ -202,12 +209,17 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
             ctx.storage.delete_instance, instance.pool, instance.storage_name, instance.project, instance.name
         )
         await asyncio.to_thread(_fresh_log_folder, ctx, instance)
-        async with ctx.database.write("instance is ready") as conn:
-            await instance_rows.set_ready(conn, instance.row.id)
+        await ctx.database.change("instance is ready", lambda conn: _made(conn, instance, image))
         undo.keep()
-    if image is not None:
-        await ctx.images.mark_used(image)
     ctx.lifecycle("created", *instance.key, _created_context(instance))
+
+
+async def _made(conn: Connection, instance: Loaded, image: ImageRow | None) -> None:
+    """From now on the instance is seen; that its image has gone meanwhile is no error."""
+    await instance_rows.set_ready(conn, instance.row.id)
+    if image is not None:
+        with contextlib.suppress(NotFound):
+            await image_rows.set_last_used(conn, image.id, clock.now())
 
 
 def _created_context(instance: Loaded) -> Mapping[str, object]:
@@ -216,8 +228,7 @@ def _created_context(instance: Loaded) -> Mapping[str, object]:
 
 async def discard(ctx: Context, instance: Loaded) -> None:
     """Give a reserved name back."""
-    async with ctx.database.write("discard instance") as conn:
-        await instance_rows.delete(conn, instance.row.id)
+    await ctx.database.change("discard instance", lambda conn: instance_rows.delete(conn, instance.row.id))
     await ctx.networks.refresh()
 
 

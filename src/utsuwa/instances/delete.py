@@ -33,8 +33,9 @@ async def delete(ctx: Context, project: str, name: str) -> None:
     async with ctx.locks.hold("instance", project, name), Rollback() as undo:
         instance = await check(ctx, project, name)
         undo.push(_show_again, ctx, instance)
-        async with ctx.database.write("instance is deleted") as conn:
-            await instance_rows.set_deleting(conn, instance.row.id)
+        await ctx.database.change(
+            "instance is deleted", lambda conn: instance_rows.set_deleting(conn, instance.row.id)
+        )
         await confinement.remove(ctx, instance)
         await remove(ctx, instance)
         undo.keep()
@@ -42,14 +43,17 @@ async def delete(ctx: Context, project: str, name: str) -> None:
 
 
 async def remove(ctx: Context, instance: Loaded) -> None:
-    """Remove an instance's files, its logs and then its row; what is gone already is no error."""
-    await ctx.storage.delete_instance(instance.pool, instance.storage_name, instance.project, instance.name)
+    """Remove an instance's logs, its files and then its row; what is gone already is no error."""
     await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.storage_name))
-    async with ctx.database.write("delete instance") as conn:
-        await instance_rows.delete(conn, instance.row.id)
+    await ctx.storage.delete_instance(
+        instance.pool,
+        instance.storage_name,
+        instance.project,
+        instance.name,
+        also=lambda conn: instance_rows.delete(conn, instance.row.id),
+    )
     await ctx.networks.refresh()
 
 
 async def _show_again(ctx: Context, instance: Loaded) -> None:
-    async with ctx.database.write("instance stays") as conn:
-        await instance_rows.set_ready(conn, instance.row.id)
+    await ctx.database.change("instance stays", lambda conn: instance_rows.set_ready(conn, instance.row.id))

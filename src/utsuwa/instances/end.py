@@ -163,8 +163,10 @@ async def note_boot(ctx: Context, running: Running, boot_id: str | None) -> None
     """None before a container is stopped to come back: the daemon's next start sees to it where this one
     cannot any more. The boot's id takes that back where the container has not ended.
     """
-    async with ctx.database.write("note boot") as conn:
-        await instance_rows.patch_config(conn, running.row_id, {"volatile.last_state.boot_id": boot_id})
+    noted = {"volatile.last_state.boot_id": boot_id}
+    await ctx.database.change(
+        "note boot", lambda conn: instance_rows.patch_config(conn, running.row_id, noted)
+    )
 
 
 async def note_stopped(ctx: Context, project: str, name: str) -> None:

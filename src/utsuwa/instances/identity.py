@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.idmap import IdMap
 from utsuwa.db import instances as instance_rows
 from utsuwa.instances import device_steps
@@ -47,16 +48,20 @@ async def choose_idmap(ctx: Context, instance: Loaded) -> dict[str, str]:
     Raises InvalidConfig for settings that do not fit, HostError where root has no ids to give.
     """
     host = await asyncio.to_thread(idmap.read_host_ids)
-    async with ctx.database.read() as conn:
-        others = [
-            row for row in await instance_rows.get_all(conn, None) if (row.project, row.name) != instance.key
-        ]
-    taken = [held for row in others for held in idmap.held_ranges(row.config, host)]
-    choice = idmap.choose(instance.expanded_config, host, taken)
+    config = instance.expanded_config
+    isolated = parse_bool(config.get("security.idmap.isolated", ""))
+    choice = idmap.choose(config, host, await _held_by_others(ctx, instance, host) if isolated else ())
     return {
         "volatile.idmap.base": str(choice.base),
         "volatile.idmap.next": idmap.to_json(choice.idmap),
     }
+
+
+async def _held_by_others(ctx: Context, instance: Loaded, host: idmap.HostIds) -> list[idmap.HostRange]:
+    async with ctx.database.read() as conn:
+        rows = await instance_rows.get_all(conn, None)
+    others = [row for row in rows if (row.project, row.name) != instance.key]
+    return [held for row in others for held in idmap.held_ranges(row.config, host)]
 
 
 async def after_change(ctx: Context, old: Loaded, new: Loaded) -> dict[str, str]:

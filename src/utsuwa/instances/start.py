@@ -13,6 +13,7 @@ from utsuwa.core.errors import InvalidRequest, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.connection import Connection
 from utsuwa.host import cgroup_limits, cgroup_moves, cgroups, lxc, pidfds
 from utsuwa.host.files import replace_file
 from utsuwa.instances import (
@@ -187,6 +188,8 @@ async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, u
 async def _store(
     ctx: Context, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
 ) -> None:
-    async with ctx.database.write("instance starts") as conn:
+    async def note(conn: Connection) -> None:
         await instance_rows.patch_config(conn, row_id, changes)
         await instance_rows.set_last_used(conn, row_id, last_used)
+
+    await ctx.database.change("instance starts", note)

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from utsuwa.core import clock
 from utsuwa.core.config_keys import KeyTable
@@ -31,6 +31,7 @@ from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
 from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, State
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Change = Callable[[Connection], Coroutine[Any, Any, None]]
+"""Statements of a transaction."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class StorageManager:
         self._drivers: dict[str, Driver] = {}
         self._mounted: set[str] = set()
         self._image_holds: Counter[tuple[str, str]] = Counter()
+        self._image_rows: set[tuple[str, str]] = set()
+        """Pools and fingerprints of which it is known that their rows are there."""
 
     # Start and end of the daemon
 
@@ -354,8 +360,10 @@ class StorageManager:
         """
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
-            async with self._database.write("insert storage volume") as conn:
-                row_id = await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, project, name))
+            row = _volume(pool, VOLUME_CONTAINER, project, name)
+            row_id = await self._database.change(
+                "insert storage volume", lambda conn: storage_volumes.insert(conn, row)
+            )
             undo.push(self._remove_volume_row, row_id)
             self._driver(pool)  # whoever deletes the pool has seen the row, or has closed the pool by now
             if image is not None:
@@ -368,16 +376,26 @@ class StorageManager:
             self._link(driver, volume.name)
             undo.keep()
 
-    async def delete_instance(self, pool: str, stored: str, project: str, name: str) -> None:
-        """Remove an instance's files, link and row; does nothing for what is not there."""
+    async def delete_instance(
+        self, pool: str, stored: str, project: str, name: str, also: Change | None = None
+    ) -> None:
+        """Remove an instance's files, link and row; does nothing for what is not there.
+
+        `also` is done in the transaction that removes the row.
+        """
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, stored):
             self._unlink(stored)
             fingerprint = await _finished(driver.delete_instance, stored)
-            async with self._database.write("delete storage volume") as conn:
-                for row in await storage_volumes.get_all(conn, project, pool, VOLUME_CONTAINER):
-                    if row.name == name:
-                        await storage_volumes.delete(conn, row.id)
+
+            async def forget(conn: Connection) -> None:
+                with contextlib.suppress(NotFound):
+                    row = await storage_volumes.get(conn, project, pool, VOLUME_CONTAINER, name)
+                    await storage_volumes.delete(conn, row.id)
+                if also is not None:
+                    await also(conn)
+
+            await self._database.change("delete storage volume", forget)
         if fingerprint is not None:
             await self._forget_if_possible(pool, driver, fingerprint)
 
@@ -451,8 +469,9 @@ class StorageManager:
         (self._paths.containers / stored).unlink(missing_ok=True)
 
     async def _remove_volume_row(self, row_id: int) -> None:
-        async with self._database.write("discard storage volume") as conn:
-            await storage_volumes.delete(conn, row_id)
+        await self._database.change(
+            "discard storage volume", lambda conn: storage_volumes.delete(conn, row_id)
+        )
 
     # Images
 
@@ -495,10 +514,14 @@ class StorageManager:
             log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool, error)
 
     async def _image_row(self, pool: str, fingerprint: str) -> None:
-        async with self._database.write("image is on the pool") as conn:
+        async def note(conn: Connection) -> None:
             known = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
             if all(row.name != fingerprint for row in known):
                 await storage_volumes.insert(conn, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
+
+        if (pool, fingerprint) not in self._image_rows:
+            await self._database.change("image is on the pool", note)
+            self._image_rows.add((pool, fingerprint))
 
     async def _forget_image(self, pool: str, driver: Driver, fingerprint: str) -> None:
         """Take an image off a pool where neither the daemon nor an instance needs it any more."""
@@ -510,6 +533,7 @@ class StorageManager:
                     return
             if await _finished(driver.image_users, fingerprint):
                 return
+            self._image_rows.discard((pool, fingerprint))
             await _finished(driver.delete_image, fingerprint)
             async with self._database.write("image is off the pool") as conn:
                 for row in await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE):

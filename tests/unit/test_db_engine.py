@@ -378,6 +378,27 @@ async def test_all_connections_are_opened_at_the_start(database: Database) -> No
     assert _descriptors() == before
 
 
+async def test_a_connection_that_broke_is_opened_anew(database: Database) -> None:
+    def break_it(connection: sa.Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.close()
+
+    for _ in range(engine.READERS):
+        async with database.read() as conn:
+            await conn.run(break_it)
+    async with database.write("test") as conn:
+        await config.replace(conn, {"user.a": "1"})
+    assert await _values(database) == {"user.a": "1"}
+
+
+async def test_a_transaction_that_has_ended_takes_no_more(database: Database) -> None:
+    async with database.read() as conn:
+        await config.load(conn)
+    with pytest.raises(RuntimeError, match="has ended"):
+        await config.load(conn)
+
+
 async def test_closing_gives_every_descriptor_back(path: Path) -> None:
     before = _descriptors()
     await (await Database.open(path)).close()

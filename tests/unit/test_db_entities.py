@@ -115,6 +115,22 @@ async def count_statements(conn: Connection) -> list[str]:
 # ---- instances
 
 
+async def test_names_are_those_of_whole_instances(conn: Connection) -> None:
+    await second_project(conn)
+    await instances.insert(conn, instance("b", state="ready"))
+    await instances.insert(conn, instance("a", state="ready"))
+    await instances.insert(conn, instance("half", state="creating"))
+    await instances.insert(conn, instance("c", project="other", state="ready"))
+    assert await instances.names(conn, "default") == [("default", "a"), ("default", "b")]
+    assert await instances.names(conn, None) == [("default", "a"), ("default", "b"), ("other", "c")]
+
+
+async def test_a_project_is_there_or_not(conn: Connection) -> None:
+    await projects.check(conn, "default")
+    with pytest.raises(NotFound, match="Project 'other' not found"):
+        await projects.check(conn, "other")
+
+
 async def test_an_instance_comes_back_as_it_was(conn: Connection) -> None:
     await profiles.insert(conn, ProfileRow(0, "default", "a"))
     row = instance(

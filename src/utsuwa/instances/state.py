@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from utsuwa.core import clock
@@ -97,8 +97,9 @@ async def state(ctx: Context, instance: Loaded) -> InstanceState:
 
 async def states(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceState]:
     """The states of many instances, in their order, without disk usage: measuring that walks their files."""
-    running = [r for i in instances if (r := ctx.runtime.get(i.key)) is not None]
-    seen = await _look(ctx, running)
+    running = _running(ctx, instances)
+    async with _asked(ctx, running) as asking:
+        seen = await _look(running, asking)
     return [_state(ctx, instance, seen) for instance in instances]
 
 
@@ -109,13 +110,18 @@ async def full(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceFull]:
 
 async def full_of_all(ctx: Context, project: str | None) -> list[InstanceFull]:
     """`full` for a project, or for all (None): a constant number of queries, one pass over the cgroups, and
-    one request to the helper for all networks. It works on that one while the database is read.
+    one request to the helper for all networks, which works on it meanwhile.
     """
-    running = [r for r in ctx.runtime.all() if project in (None, r.project)]
-    seen, instances = await asyncio.gather(_look(ctx, running), load_all(ctx, project))
-    new = [r for i in instances if (r := ctx.runtime.get(i.key)) is not None and r.init_pid not in seen]
+    asked = [r for r in ctx.runtime.all() if project in (None, r.project)]
+    async with _asked(ctx, asked) as asking:
+        instances = await load_all(ctx, project)
+        running = _running(ctx, instances)
+        seen = await _look(running, asking)
+    known = {r.init_pid for r in asked}
+    new = [r for r in running if r.init_pid not in known]
     if new:  # started meanwhile
-        seen |= await _look(ctx, new)
+        async with _asked(ctx, new) as asking:
+            seen |= await _look(new, asking)
     return _full(ctx, instances, [_state(ctx, instance, seen) for instance in instances])
 
 
@@ -126,16 +132,30 @@ def _full(ctx: Context, instances: Sequence[Loaded], found: Sequence[InstanceSta
     ]
 
 
+def _running(ctx: Context, instances: Sequence[Loaded]) -> list[Running]:
+    return [r for i in instances if (r := ctx.runtime.get(i.key)) is not None]
+
+
+AllNetworks = dict[int, dict[str, StateNetwork]]
+"""Interfaces by the pid of the container's init; who has ended is left out."""
 Seen = dict[int, tuple[Usage | None, dict[str, StateNetwork] | None]]
 """What containers use and their networks, by the pid of their init; None where it has ended."""
 
 
-async def _look(ctx: Context, running: Sequence[Running]) -> Seen:
-    if not running:
-        return {}
-    usages, networks = await asyncio.gather(
-        asyncio.to_thread(_usages, running), _networks(ctx, [r.init_pid for r in running])
-    )
+@asynccontextmanager
+async def _asked(ctx: Context, running: Sequence[Running]) -> AsyncIterator[asyncio.Task[AllNetworks]]:
+    """The helper is asked for networks, and works on it while other things are done."""
+    asking = asyncio.create_task(_networks(ctx, [r.init_pid for r in running]))
+    try:
+        await asyncio.sleep(0)  # the request is sent before threads of ours take the processor
+        yield asking
+    finally:
+        asking.cancel()
+
+
+async def _look(running: Sequence[Running], asking: asyncio.Task[AllNetworks]) -> Seen:
+    usages = await asyncio.to_thread(_usages, running) if running else {}
+    networks = await asking
     return {r.init_pid: (usages.get(r.init_pid), networks.get(r.init_pid)) for r in running}
 
 
@@ -147,9 +167,9 @@ def _usages(running: Sequence[Running]) -> dict[int, Usage]:
     return found
 
 
-async def _networks(ctx: Context, pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
+async def _networks(ctx: Context, pids: Sequence[int]) -> AllNetworks:
     try:
-        return await ctx.helper.network_states(pids)
+        return await ctx.helper.network_states(pids) if pids else {}
     except UtsuwaError as error:
         log.warning("no network states: %s", error)
         return {}

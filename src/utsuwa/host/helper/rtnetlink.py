@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 _GETLINK, _NEWLINK = 18, 16
@@ -15,7 +15,9 @@ _BUFFER = 1 << 16
 """Bytes; the kernel puts at most half of it into one message of a dump."""
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64 = 1, 3, 4, 5, 23
+_OF_LINK = frozenset((_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64))
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_OF_ADDRESS = frozenset((_IFA_ADDRESS, _IFA_LOCAL))
 _IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x2, 0x8, 0x10
 _SCOPES = {0: "global", 253: "link", 254: "local"}
 _FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
@@ -97,14 +99,17 @@ def parse_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def parse_attributes(data: bytes) -> dict[int, bytes]:
+def parse_attributes(data: bytes, wanted: Container[int], offset: int = 0) -> dict[int, bytes]:
+    """The attributes of these kinds that begin at `offset`; a link has dozens that nobody asks for."""
     found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(data):
+    end, header = len(data), _ATTRIBUTE.unpack_from
+    while offset + 4 <= end:
+        length, kind = header(data, offset)
+        if length < 4 or offset + length > end:
             break
-        found[kind & 0x3FFF] = data[offset + _ATTRIBUTE.size : offset + length]
+        kind &= 0x3FFF
+        if kind in wanted:
+            found[kind] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
@@ -113,7 +118,7 @@ def parse_link(payload: bytes) -> Interface | None:
     if len(payload) < _LINK.size:
         return None
     _family, _type, index, flags, _change = _LINK.unpack_from(payload)
-    attributes = parse_attributes(payload[_LINK.size :])
+    attributes = parse_attributes(payload, _OF_LINK, _LINK.size)
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     if not name:
         return None
@@ -135,7 +140,7 @@ def parse_address(payload: bytes) -> tuple[int, dict[str, str]] | None:
     if len(payload) < _ADDRESS.size:
         return None
     family, prefix, _flags, scope, index = _ADDRESS.unpack_from(payload)
-    attributes = parse_attributes(payload[_ADDRESS.size :])
+    attributes = parse_attributes(payload, _OF_ADDRESS, _ADDRESS.size)
     raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS) or b""
     if len(raw) != {socket.AF_INET: 4, socket.AF_INET6: 16}.get(family):
         return None

@@ -399,6 +399,13 @@ async def test_a_transaction_that_has_ended_takes_no_more(database: Database) ->
         await config.load(conn)
 
 
+async def test_a_read_that_is_under_way_at_the_end_fails_only_where_it_reads(path: Path) -> None:
+    database = await Database.open(path)
+    async with database.read() as conn:
+        assert await config.load(conn) == {}
+        await database.close()
+
+
 async def test_closing_gives_every_descriptor_back(path: Path) -> None:
     before = _descriptors()
     await (await Database.open(path)).close()

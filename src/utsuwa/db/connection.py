@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -81,7 +82,8 @@ class Session:
 
     def roll_back(self) -> None:
         """Undo what was not committed, before the steps that come after; nobody waits for it."""
-        self._thread.submit(self._roll_back)
+        with suppress(RuntimeError):  # closed: nothing is committed any more
+            self._thread.submit(self._roll_back)
 
     def close(self) -> Future[None]:
         """Take no more steps, and close the connection when those before are done."""

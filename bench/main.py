@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.support import images
 
-from bench import chart, machine
+from bench import chart, load, machine
 from bench.bare import Bare
 from bench.daemons import KINDS, Daemon, Missing, version_of
 from bench.report import BARE, Report
@@ -152,7 +152,9 @@ def _write(out: Path) -> int:
         print(f"bench: no results in {out / 'results'}; run without --redraw", file=sys.stderr)
         return 1
     newest, results = results[-1], results[-SHOWN_RUNS:]
-    (out / "RESULTS.md").write_text(Report(newest, results[:-1]).text())
+    kept = load.read()
+    more = f"\n{load.section(kept)}" if kept is not None else ""
+    (out / "RESULTS.md").write_text(Report(newest, results[:-1]).text() + more)
     (out / "ratios.svg").write_text(chart.bars(newest))
     if len(results) > 1:
         (out / "course.svg").write_text(chart.course(results))

@@ -19,6 +19,11 @@ _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 def daemon(of: Daemon) -> float:
     """MiB of the daemon and its helper processes, without monitors and what runs in containers."""
+    return sum(map(_pss, [of.pid, *helpers(of.pid)])) / MIB
+
+
+def helpers(daemon: int) -> list[int]:
+    """The processes that stand below a daemon, but for monitors and what runs in containers."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -26,13 +31,13 @@ def daemon(of: Daemon) -> float:
                 # the name in parentheses may hold anything, even parentheses
                 parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    total, queue = 0, [of.pid]
+    found: list[int] = []
+    queue = [daemon]
     while queue:
-        pid = queue.pop()
-        if not _is_monitor(pid):
-            total += _pss(pid)
-            queue += children.get(pid, [])
-    return total / MIB
+        below = [pid for pid in children.get(queue.pop(), []) if not _is_monitor(pid)]
+        found += below
+        queue += below
+    return found
 
 
 def monitor(of: Daemon) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -292,6 +293,24 @@ def test_resource_limits(launch: Launch) -> None:
     assert c1.sh(many).returncode != 0
     c1.change(**{"kernel.nofile": ""})  # init has the daemon's again where the daemon may raise limits
     assert c1.sh(many).returncode == 0
+
+
+def test_open_files_of_the_daemon_are_its_own_affair(shared_daemon: Daemon, launch: Launch) -> None:
+    """It takes all it may have; containers and commands get what it was started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shared_daemon.stop()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        shared_daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert shared_daemon.process is not None
+    assert resource.prlimit(shared_daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    c1 = launch("c1")
+    assert open_files(c1) == ("600", str(hard), "600")
+    c1.change(**{"kernel.nofile": f"100:{hard}"})
+    c1.change(**{"kernel.nofile": ""})
+    assert open_files(c1) == ("600", str(hard), "600")
 
 
 # ---- huge pages

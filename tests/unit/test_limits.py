@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host import cgroup_limits
+from utsuwa.host import cgroup_limits, descriptors
 from utsuwa.host.cgroup_limits import LimitFacts
 from utsuwa.instances import limits
 from utsuwa.instances.limits import cpu_share, plan, rlimits, start_lines
@@ -214,3 +214,15 @@ def test_a_disk_priority_where_the_kernel_has_no_weights(monkeypatch: pytest.Mon
     assert limits.disk_plan({}, 7) == {}
     with pytest.raises(InvalidConfig, match=r"limits\.disk\.priority"):
         limits.disk_plan({"limits.disk.priority": "5"}, 7)
+
+
+def test_containers_get_the_limit_that_the_daemon_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "given", lambda: (1024, -1))
+    assert rlimits({}) == {"nofile": (1024, -1)}
+    assert rlimits({"limits.kernel.nofile": "5:6", "limits.kernel.core": "0"}) == {
+        "nofile": (5, 6),
+        "core": (0, 0),
+    }
+    assert limits.with_kernel_defaults({"a": "b"}) == {"a": "b", "limits.kernel.nofile": "1024:unlimited"}
+    monkeypatch.setattr(descriptors, "given", lambda: None)
+    assert rlimits({}) == {}

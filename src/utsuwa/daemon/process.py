@@ -17,7 +17,7 @@ from utsuwa.daemon import logging as daemon_log
 from utsuwa.daemon.app import Daemon
 from utsuwa.daemon.handed_over import take_socket
 from utsuwa.daemon.state_lock import state_lock
-from utsuwa.host import heap
+from utsuwa.host import descriptors, heap
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: str) -> int:
     """Run the daemon until it is told to end; gives the exit status."""
     heap.keep_small()
+    descriptors.raise_limit()
     try:
         daemon_log.set_up(level=_LEVELS[level], file=logfile)
     except OSError as error:

@@ -15,7 +15,7 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.units import parse_bytes
-from utsuwa.host import cgroup_limits
+from utsuwa.host import cgroup_limits, descriptors
 from utsuwa.host.cgroup_limits import Knob, LimitFacts, Rlimit
 from utsuwa.host.facts import parse_cpu_list
 from utsuwa.instances.model import Running
@@ -27,6 +27,7 @@ Lines = Iterator[tuple[Knob, str]]
 
 _PREFIX = "limits."
 _KERNEL = "limits.kernel."
+_OPEN_FILES = "limits.kernel.nofile"
 _HUGE_PAGES = "limits.hugepages."
 _TOP_PRIORITY = 10
 _MIDDLE_PRIORITY = 5
@@ -328,13 +329,14 @@ async def enforce_all(containers: Sequence[Running]) -> None:
 
 
 async def _change_rlimits(running: Running, old: Config, new: Config, undo: Rollback) -> None:
-    """Init gets them, and so what it starts from now on; one that is unset becomes the daemon's again."""
-    before, after = rlimits(old), rlimits(new)
+    """Init gets them, and so what it starts from now on; one that is unset becomes what it is by default."""
+    before, after = _rlimits_set(old), _rlimits_set(new)
     wanted = {name: limit for name, limit in after.items() if before.get(name) != limit}
     had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
     undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
     gone = before.keys() - after.keys()
-    for name, limit in cgroup_limits.rlimits(running.monitor_pid or 0, gone).items():
+    inherited = cgroup_limits.rlimits(running.monitor_pid or 0, gone)
+    for name, limit in {**inherited, **{n: v for n, v in rlimits({}).items() if n in gone}}.items():
         try:
             had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, {name: limit})
         except InvalidConfig as error:
@@ -343,8 +345,21 @@ async def _change_rlimits(running: Running, old: Config, new: Config, undo: Roll
             undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
 
 
+def with_kernel_defaults(config: Config) -> Config:
+    """With the limits that a container gets where its config does not say: not the daemon's own."""
+    given = descriptors.given()
+    if given is None or config.get(_OPEN_FILES):
+        return config
+    soft, hard = ("unlimited" if limit == -1 else str(limit) for limit in given)
+    return {**config, _OPEN_FILES: f"{soft}:{hard}"}
+
+
 def rlimits(config: Config) -> dict[str, Rlimit]:
-    """The resource limits that `limits.kernel.*` sets, by name."""
+    """The resource limits of an instance, by name: what `limits.kernel.*` sets, and defaults."""
+    return _rlimits_set(with_kernel_defaults(config))
+
+
+def _rlimits_set(config: Config) -> dict[str, Rlimit]:
     found = {}
     for key, value in config.items():
         if key.startswith(_KERNEL) and value:

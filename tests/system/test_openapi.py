@@ -33,7 +33,6 @@ NOT_IN_THIS_VERSION = {
     ("POST", "/1.0/images/{fingerprint}/export"),
     ("POST", "/1.0/images/{fingerprint}/refresh"),
     ("POST", "/1.0/images/{fingerprint}/secret"),
-    ("POST", "/1.0/instances/{name}/console"),
     ("POST", "/internal/testing/warnings"),
 }
 """Served with a reason of their own why not: 501, or 403 for what is never allowed."""
@@ -278,6 +277,7 @@ def test_instances(checker: Checker, busybox: str, kind: str) -> None:
         checker.good("GET", log)
     checker.good("GET", f"{one}/console")
     checker.good("DELETE", f"{one}/console")
+    assert checker.ask("POST", f"{one}/console", {"width": 80, "height": 24}).status == 202
 
     checker.good("PUT", lists, {"state": {"action": "stop", "force": True, "timeout": 30}})
     (checker.daemon.dir / "logs" / "c1" / "lxc.log.old").write_text("long ago\n")

@@ -15,6 +15,7 @@ from utsuwa.cli.errors import UsageError
 from utsuwa.cli.flags import parse
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
 from utsuwa.cli.main import find, main
+from utsuwa.cli.streams import Detached, Escape
 
 KNOWN = (
     Flag("all", "", "a", kind=BOOL),
@@ -163,7 +164,6 @@ def _no_remotes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
         (["exec", "a", "-tT", "b"], "at the same time"),
         (["exec", "a", "--mode", "odd", "b"], "Unknown mode 'odd'"),
         (["completion", "csh"], "Unknown shell 'csh'"),
-        (["console", "a"], "--show-log"),
         (["query", "x"], "must start with /"),
         (["--project", "p", "query", "/1.0"], "cannot be used"),
         (["monitor", "--loglevel=info"], "pretty format"),
@@ -295,3 +295,27 @@ def test_completion_is_silent_without_a_server(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == ""
+
+
+# ---- keys of the console
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ([b"ls\r"], b"ls\r"),
+        ([b"\x01", b"\x01"], b"\x01"),
+        ([b"\x01\x01q"], b"\x01q"),
+        ([b"a\x01x"], b"a\x01x"),
+        ([b"\x01", b"x"], b"\x01x"),
+        ([b"a\x01q"], None),
+        ([b"a\x01", b"q"], None),
+    ],
+)
+def test_the_keys_that_detach(typed: list[bytes], sent: bytes | None) -> None:
+    escape = Escape()
+    if sent is None:
+        with pytest.raises(Detached):
+            [escape(piece) for piece in typed]
+        return
+    assert b"".join(escape(piece) for piece in typed) == sent

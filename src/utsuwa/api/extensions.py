@@ -1,8 +1,8 @@
 """The API extensions that this server answers; clients decide by them what to ask for.
 
-An extension stands here when every path and field that it names answers. Three are there although a
+An extension stands here when every path and field that it names answers. Two are there although a
 part of them answers 501 in this version, because clients refuse even to list without them:
-`storage` (custom volumes), `projects` (changing them), `console` (attaching; its log is served).
+`storage` (custom volumes), `projects` (changing them).
 `docs/extensions.md` says what each brings and what comes later.
 """
 
@@ -73,4 +73,5 @@ EXTENSIONS: tuple[str, ...] = (
     "instance_all_projects",
     "instance_get_full",
     "event_project",
+    "console_force",
 )

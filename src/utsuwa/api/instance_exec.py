@@ -7,10 +7,9 @@ import io
 from aiohttp import web
 
 from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync
-from utsuwa.core.errors import NotSupportedYet
 from utsuwa.instances import console, logs
 from utsuwa.instances.exec import ExecTarget
-from utsuwa.wire.exec import InstanceExecPost
+from utsuwa.wire.exec import InstanceConsolePost, InstanceExecPost
 
 _BASE = "/1.0/instances/{name}"
 
@@ -75,8 +74,9 @@ async def clear_console_log(request: Request) -> Result:
 
 
 async def attach_console(request: Request) -> Result:
-    await _target(request)
-    raise NotSupportedYet("Attaching to the console is not supported yet: its log is, and so is exec")
+    body = await request.body(InstanceConsolePost)
+    target = await _target(request)
+    return Background(request.services.console.start(target, body, request.requestor))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -97,5 +97,7 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", f"{_BASE}/logs/exec-output/{{filename}}", delete_output, "Delete a recorded output"),
     Route("GET", f"{_BASE}/console", get_console_log, "Get the console log", Raw),
     Route("DELETE", f"{_BASE}/console", clear_console_log, "Clear the console log"),
-    Route("POST", f"{_BASE}/console", attach_console, "Attach to the console", Background),
+    Route(
+        "POST", f"{_BASE}/console", attach_console, "Attach to the console", Background, InstanceConsolePost
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Protocol
 from utsuwa.core.paths import StatePaths
 from utsuwa.db.engine import Database
 from utsuwa.images.manager import ImageManager
+from utsuwa.instances.console_attach import ConsoleManager
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
@@ -56,4 +57,5 @@ class Services:
     networks: NetworkManager
     instances: InstanceManager
     exec: ExecManager
+    console: ConsoleManager
     daemon: DaemonControl

@@ -1,10 +1,10 @@
-"""`utsuwa console`: what an instance wrote to its console."""
+"""`utsuwa console`: the console of an instance, or what the instance wrote to it."""
 
 from __future__ import annotations
 
-from utsuwa.cli.command import Command, Flag
+from utsuwa.cli.command import TEXT, Command, Flag
+from utsuwa.cli.errors import UsageError
 from utsuwa.client.server import path_to
-from utsuwa.core.errors import NotSupportedYet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,21 +14,36 @@ if TYPE_CHECKING:
 
 def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     server, name = session.target(arguments[0])
-    if not flags.on("show-log"):
-        raise NotSupportedYet(
-            f"Attaching to a console is not supported in this version: read what it said with "
-            f"`utsuwa console {arguments[0]} --show-log`, or get a shell with `utsuwa exec`"
-        )
-    log = server.checked(server.raw("GET", f"{path_to('instances', name)}/console")).read()
-    session.write(f"\nConsole log:\n\n{log.decode('utf-8', 'surrogateescape')}\n")
+    if not name:
+        raise UsageError("Name an instance")
+    url = path_to("instances", name, "console")
+    if flags.on("show-log"):
+        if flags.given("type") and flags.text("type") != "console":
+            raise UsageError("The --show-log flag is only supported for the type console")
+        log = server.checked(server.raw("GET", url)).read()
+        session.write(f"\nConsole log:\n\n{log.decode('utf-8', 'surrogateescape')}\n")
+        return
+    from utsuwa.cli import streams
+
+    body = {"type": flags.text("type"), "force": flags.on("force"), **streams.window()}
+    operation = server.post(url, body)
+    session.say("To detach from the console, press: <ctrl>+a q")
+    streams.attend(server, operation, (0, 1, 2))
+    server.wait(operation)
 
 
 COMMAND = Command(
     "console",
-    "Show instance console logs",
+    "Attach to instance consoles",
     _run,
     args="[<remote>:]<instance>",
-    flags=(Flag("show-log", "Retrieve the instance's console log"),),
+    flags=(
+        Flag("force", "Take the console over where another session has it"),
+        Flag("show-log", "Retrieve the instance's console log"),
+        Flag("type", "Type of connection to establish (console)", "t", kind=TEXT, default="console"),
+    ),
+    details="""\
+Ctrl+a q detaches; Ctrl+a twice types it once. One session at a time has the console of an instance.""",
     complete=("running",),
     example=("utsuwa console web --show-log", "What its boot wrote."),
 )

@@ -33,7 +33,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
         "user": flags.number("user"),
         "group": flags.number("group"),
         "cwd": flags.text("cwd"),
-        **_window(interactive),
+        **(streams.window() if interactive else {"width": 0, "height": 0}),
     }
     operation = server.post(path_to("instances", name, "exec"), body)
     descriptors = (os.open(os.devnull, os.O_RDONLY) if flags.on("disable-stdin") else 0, 1, 2)
@@ -67,13 +67,6 @@ def _environment(flags: Flags, interactive: bool) -> dict[str, str]:
         name, _, value = setting.partition("=")
         found[name] = value
     return found
-
-
-def _window(interactive: bool) -> dict[str, int]:
-    if not interactive or not os.isatty(1):
-        return {"width": 0, "height": 0}
-    width, height = os.get_terminal_size(1)
-    return {"width": width, "height": height}
 
 
 def _status(record: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ ROOT = Command(
         Entry("alias", "alias", "Manage command aliases"),
         Entry("completion", "completion", "Print the completion script of a shell"),
         Entry("config", "config", "Manage instance and server configuration options"),
-        Entry("console", "console", "Show instance console logs"),
+        Entry("console", "console", "Attach to instance consoles"),
         Entry("delete", "delete", "Delete instances", ("rm",)),
         Entry("exec", "execute", "Execute commands in instances"),
         Entry("image", "image", "Manage images"),

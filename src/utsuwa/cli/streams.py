@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from utsuwa.client.websocket import WebSocket
 
 _CHUNK = 128 * 1024
+_CTRL_A = 0x01
 _READ, _WRITE = select.POLLIN, select.POLLOUT
 _FORWARDED = (
     signal.SIGHUP,
@@ -40,7 +41,7 @@ def pump(server: Server, operation: dict[str, Any], descriptors: tuple[int, int,
     stdin, stdout, stderr = descriptors
     outputs = {sockets["1"]: stdout, sockets["2"]: stderr}
     control = Control(server, operation)
-    with Signals(control, ()) as signals:
+    with Signals(control, _FORWARDED) as signals:
         _Pump(stdin, sockets["0"], outputs, signals).run()
     control.close()
     for socket in sockets.values():
@@ -52,11 +53,58 @@ def interact(server: Server, operation: dict[str, Any], descriptors: tuple[int, 
     stdin, stdout, _ = descriptors
     socket = server.operation_socket(operation, "0")
     control = Control(server, operation)
-    with Signals(control, (signal.SIGWINCH,)) as signals, Raw(stdin):
+    with Signals(control, (*_FORWARDED, signal.SIGWINCH)) as signals, Raw(stdin):
         control.resize()
         _Pump(stdin, socket, {socket: stdout}, signals).run()
     control.close()
     socket.close()
+
+
+def attend(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
+    """Join a console to our terminal, until it ends or the person detaches."""
+    stdin, stdout, _ = descriptors
+    socket = server.operation_socket(operation, "0")
+    control = _DetachingControl(server, operation)
+    with Signals(control, _FORWARDED) as signals, Raw(stdin):
+        try:
+            _Pump(stdin, socket, {socket: stdout}, signals, Escape()).run()
+        except Detached:
+            os.write(stdout, b"\r\n")
+    socket.close()
+
+
+def window() -> dict[str, int]:
+    """The size of our terminal for a request; zeros where there is none."""
+    if not os.isatty(1):
+        return {"width": 0, "height": 0}
+    width, height = os.get_terminal_size(1)
+    return {"width": width, "height": height}
+
+
+class Detached(Exception):
+    """The person has had enough of the console."""
+
+
+class Escape:
+    """Finds the keys that detach, Ctrl+a q, in what is typed. Ctrl+a twice stands for itself."""
+
+    def __init__(self) -> None:
+        self._waiting = False
+
+    def __call__(self, typed: bytes) -> bytes:
+        """What is to be sent. Raises Detached."""
+        passed = bytearray()
+        for byte in typed:
+            if not self._waiting and byte == _CTRL_A:
+                self._waiting = True
+                continue
+            if self._waiting and byte == ord("q"):
+                raise Detached
+            if self._waiting and byte != _CTRL_A:
+                passed.append(_CTRL_A)
+            self._waiting = False
+            passed.append(byte)
+        return bytes(passed)
 
 
 class Control:
@@ -89,12 +137,19 @@ class Control:
             pass  # the command has ended
 
 
+class _DetachingControl(Control):
+    """A console takes no signals: they are for us."""
+
+    def signal(self, number: int) -> None:
+        raise Detached
+
+
 class Signals:
     """While entered, our signals go to the command; `reader` becomes readable when one came."""
 
-    def __init__(self, control: Control, more: tuple[int, ...]) -> None:
+    def __init__(self, control: Control, numbers: tuple[int, ...]) -> None:
         self._control = control
-        self._numbers = (*_FORWARDED, *more)
+        self._numbers = numbers
         self._before: dict[int, Any] = {}
         self.reader, self._writer = os.pipe()
 
@@ -137,7 +192,7 @@ class Raw:
             import tty
 
             self._before = termios.tcgetattr(self._descriptor)
-            tty.setraw(self._descriptor)
+            tty.setraw(self._descriptor, termios.TCSADRAIN)  # what was typed ahead is not lost
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -150,7 +205,15 @@ class Raw:
 class _Pump:
     """One descriptor into a websocket, websockets to descriptors."""
 
-    def __init__(self, stdin: int, sink: WebSocket, outputs: dict[WebSocket, int], signals: Signals) -> None:
+    def __init__(
+        self,
+        stdin: int,
+        sink: WebSocket,
+        outputs: dict[WebSocket, int],
+        signals: Signals,
+        escape: Escape | None = None,
+    ) -> None:
+        self._escape = escape
         self._stdin = stdin
         self._sink = sink
         self._outputs = dict(outputs)
@@ -215,6 +278,10 @@ class _Pump:
             return
         except OSError:  # closed, or a terminal that is gone
             data = b""
+        if data and self._escape is not None:
+            data = self._escape(data)
+            if not data:
+                return
         self._leave(self._stdin)
         if data:
             self._sink.queue(data)

@@ -23,6 +23,7 @@ from utsuwa.db.engine import Database
 from utsuwa.host import cgroups, facts
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
+from utsuwa.instances.console_attach import ConsoleManager
 from utsuwa.instances.context import Context
 from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
@@ -168,6 +169,7 @@ class Daemon:
             networks=self._networks,
             instances=self._instances,
             exec=ExecManager(self._operations, helper),
+            console=ConsoleManager(self._operations, helper),
             daemon=self,
         )
         await self._listen(services, events)

@@ -1,4 +1,4 @@
-"""The request that runs a command inside an instance."""
+"""The requests that run a command inside an instance, or attach to its console."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class InstanceExecPost(msgspec.Struct, kw_only=True):
     user: int = 0
     group: int = 0
     cwd: str = ""
+
+
+class InstanceConsolePost(msgspec.Struct, kw_only=True):
+    """How the console is wanted."""
+
+    type: str = "console"
+    width: int = 0
+    """The sizes are taken and not passed on: a console has the size that the instance gives it."""
+    height: int = 0
+    force: bool = False
+    """Take it over where another session has it."""
 
 
 class ExecControl(msgspec.Struct, kw_only=True):

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import tty
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,21 @@ class AttachSpec:
     rlimits: Sequence[tuple[int, int, int]] = ()
     """Resource limits by the kernel's number: soft and hard, -1 for none. The others are the daemon's."""
     way: Way | None = None
+
+
+class Console:
+    """A container's console, kept for this holder until `close`."""
+
+    def __init__(self, held: int, master: int) -> None:
+        self._held = held
+        self.master = master
+        """A pty's master: what the container says can be read there, and what is written it hears."""
+        os.set_blocking(master, False)
+        tty.setraw(master)  # the container's own terminal has treated every line already
+
+    def close(self) -> None:
+        for fd in (self.master, self._held):
+            os.close(fd)
 
 
 class Attached:
@@ -226,6 +242,12 @@ class Helper:
         state: str = await self._ask("state", name=name, lxcpath=str(lxcpath))
         return state
 
+    async def console(self, name: str, lxcpath: Path) -> Console:
+        """A running container's console, for one holder at a time. HostError where liblxc refuses."""
+        answer, fds = await self._answer("console", name=name, lxcpath=str(lxcpath))
+        _judge(answer)
+        return Console(*fds)
+
     async def check_config(self, conf: Path) -> None:
         """Have liblxc parse a config file; raises InvalidConfig with its reason."""
         try:
@@ -313,16 +335,18 @@ class Helper:
         )
 
     async def _ask(self, operation: str, **request: object) -> Any:
+        return _judge((await self._answer(operation, **request))[0])
+
+    async def _answer(self, operation: str, **request: object) -> tuple[dict[str, Any], list[int]]:
         reply = await self._send(operation, request, ())
         with reply:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
-                    answer, _fds = await _receive(reply)
+                    return await _receive(reply)
             except TimeoutError:
                 raise HostError(
                     f"liblxc did not answer within {_ANSWER_TIMEOUT:g} seconds ({operation})"
                 ) from None
-        return _judge(answer)
 
     async def _send(self, operation: str, request: Mapping[str, object], fds: Sequence[int]) -> socket.socket:
         """Hand a request to the next idle worker; gives the socket on which it answers."""

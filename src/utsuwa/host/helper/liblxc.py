@@ -94,6 +94,11 @@ _ATTACH_FUNCTION = ctypes.CFUNCTYPE(
     ctypes.POINTER(_AttachOptions),
     ctypes.POINTER(ctypes.c_int),
 )
+_CONSOLE_FUNCTION = ctypes.CFUNCTYPE(
+    ctypes.c_int, _POINTER, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)
+)
+_CONSOLE = 0
+"""The number of `/dev/console` among a container's terminals."""
 
 
 class LiblxcError(Exception):
@@ -142,6 +147,15 @@ class Container:
         """A descriptor of the container's devpts mount, where the kernel and liblxc give one."""
         fd = int(_INT_FUNCTION(self._members.devpts_fd)(self._pointer))
         return fd if fd >= 0 else None
+
+    def console(self) -> tuple[int, int]:
+        """A connection that keeps the container's console for its holder, and a pty's master to it."""
+        number, master = ctypes.c_int(_CONSOLE), ctypes.c_int(-1)
+        call = _CONSOLE_FUNCTION(self._members.console_getfd)
+        held = int(call(self._pointer, ctypes.byref(number), ctypes.byref(master)))
+        if held < 0 or master.value < 0:
+            raise LiblxcError("the console of the container cannot be had: another program may hold it")
+        return held, master.value
 
     def load_config(self, path: str) -> None:
         if not _LOAD_FUNCTION(self._members.load_config)(self._pointer, os.fsencode(path)):

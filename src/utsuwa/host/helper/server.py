@@ -177,6 +177,10 @@ class Worker:
         (container.freeze if request["frozen"] else container.unfreeze)()
         protocol.send(reply, {"ok": None})
 
+    def console(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        container = self._liblxc.container(request["name"], request["lxcpath"])
+        protocol.send(reply, {"ok": None}, container.console())
+
     def network(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
         """The interfaces of each container by name, with that of a veth's end on the host."""
         found = []
@@ -242,6 +246,7 @@ Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
 _OPERATIONS: dict[str, Operation] = {
     "attach": Worker.attach,
     "check_config": Worker.check_config,
+    "console": Worker.console,
     "enter": Worker.enter,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -135,9 +136,18 @@ async def test_interfaces_come_and_go_while_it_runs(box: Box) -> None:
     await device.stop(host(host_name=host_name))
 
 
-def test_only_pairs_are_removed() -> None:
-    veth.delete("lo")
+async def test_only_pairs_are_removed() -> None:
+    await asyncio.to_thread(veth.delete, "lo")
+    await veth.delete_early("lo")
     assert veth.exists("lo")
+
+
+async def test_an_early_end_is_told_when_the_interface_is_gone(box: Box) -> None:
+    pair = veth.Pair("early0", "lan1", "00:16:3e:00:00:02")
+    await asyncio.to_thread(veth.create, pair, box.pid)
+    await veth.delete_early("early0")
+    assert not veth.exists("early0")
+    await veth.delete_early("early0")
 
 
 def test_reboot_and_halt_are_recorded_and_end_it(busybox_image: Image) -> None:

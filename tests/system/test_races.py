@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -192,6 +193,19 @@ def end_and_begin(daemon: Daemon, how: str) -> None:
     daemon.start()
 
 
+def listening(pid: int) -> bool:
+    """Whether busybox's init has come so far that it hears signals, which the kernel keeps from it before.
+
+    It catches SIGTSTP once it has seen to the others.
+    """
+    (caught,) = (
+        line.split()[1]
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    )
+    return bool(int(caught, 16) >> (signal.SIGTSTP - 1) & 1)
+
+
 BOTH_ENDS = pytest.mark.parametrize("how", ["kill", "stop"])
 
 
@@ -199,6 +213,7 @@ BOTH_ENDS = pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_reboot_is_completed(own: Daemon, how: str) -> None:
     pid = launch(own, "c1")
     for delay in (0.04, 0.1):
+        until(partial(listening, pid))
         os.kill(pid, signal.SIGTERM)  # busybox's init reboots, a second later
         until(partial(gone, pid), 20)
         time.sleep(delay)

@@ -40,7 +40,7 @@ class Instance:
 
     async def apply(self, trigger: templates.Trigger) -> None:
         context = templates.TemplateContext("c1", "x86_64", False, False, {"user.x": "y"}, {}, IdMap())
-        await templates.apply(trigger, self.folder, self.rootfs, context)
+        await templates.apply([trigger], self.folder, self.rootfs, context)
 
     def files(self) -> list[str]:
         return sorted(path.name for path in (self.rootfs / "etc").iterdir())

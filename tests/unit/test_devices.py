@@ -48,9 +48,13 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(veth, "create", lambda pair, pid: names.add(pair.host_name))
     monkeypatch.setattr(veth, "delete", names.discard)
 
+    async def delete_early(name: str) -> None:
+        names.discard(name)
+
     async def nothing(name: str) -> None:
         return
 
+    monkeypatch.setattr(veth, "delete_early", delete_early)
     monkeypatch.setattr(traffic, "remove_helper", nothing)
     monkeypatch.setattr(traffic, "clear", nothing)
     return names

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,32 @@ async def test_arguments(tools: Path) -> None:
     fake(tools, f'printf "%s\\n" "$@" > {tools}/argv')
     await lxc.start("c", tools / "p", tools / "conf", tools / "log", level="TRACE")
     assert (tools / "argv").read_text().split() == [
-        *("-d", "-n", "c", "-P", f"{tools}/p", "-f", f"{tools}/conf", "-o", f"{tools}/log", "-l", "TRACE")
+        *("-d", "-n", "c", "-P", f"{tools}/p", "-f", f"{tools}/conf", "-o", f"{tools}/log", "-l", "TRACE"),
+        *("-p", f"{tools}/lxc.pid"),
     ]
+
+
+@pytest.mark.root
+@pytest.mark.processes
+def test_the_processes_of_a_container_are_told(tmp_path: Path) -> None:
+    title = f"[lxc monitor] {tmp_path} c"
+    monitor = subprocess.Popen(
+        [title, "--pid", "--fork", "sh", "-c", "echo up; read end"],
+        executable="/usr/bin/unshare",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with monitor:
+        assert monitor.stdout is not None
+        assert monitor.stdout.readline() == b"up\n"
+        (tmp_path / "pid").write_text(str(monitor.pid))
+        pids = lxc._started(tmp_path / "pid", "c", tmp_path)
+        assert pids is not None
+        assert (pids.monitor, lxc.monitor_pid(pids.init)) == (monitor.pid, monitor.pid)
+        assert lxc._started(tmp_path / "pid", "other", tmp_path) is None
+        monitor.communicate(b"\n")
+    assert lxc._started(tmp_path / "pid", "c", tmp_path) is None
+    assert lxc._started(tmp_path / "missing", "c", tmp_path) is None
 
 
 @pytest.mark.processes

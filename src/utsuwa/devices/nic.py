@@ -144,7 +144,7 @@ class VethNic(Device):
         """liblxc would do it when the last process has ended, and wait for it as long as those take."""
         host_name = host.volatile(self.name, "host_name")
         if host_name:
-            await asyncio.to_thread(veth.delete, host_name)
+            await veth.delete_early(host_name)
 
     async def stop(self, host: DeviceHost) -> RunConfig:
         """The kernel removes the pair some time after the container's namespace: do it now.

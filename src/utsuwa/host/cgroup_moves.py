@@ -73,8 +73,8 @@ async def kept_warm() -> AsyncIterator[None]:
 
 async def _keep_warm() -> None:
     for _ in range(int(_KEPT_WARM / _STAYS_WARM)):
-        await asyncio.sleep(_STAYS_WARM)
         warm_soon()
+        await asyncio.sleep(_STAYS_WARM)
 
 
 def container_folder(init_pid: int, name: str, proc: Path = _PROC) -> Path | None:

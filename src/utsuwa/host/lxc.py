@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, ProcessFailed, StartFailed
@@ -35,27 +36,59 @@ _NOISE = (
 )
 
 
+@dataclass(frozen=True)
+class Pids:
+    """Of a container that runs."""
+
+    init: int
+    monitor: int
+
+
 async def start(
     name: str, lxcpath: Path, conf: Path, log: Path, *, level: str = "ERROR", own_hooks: bool = False
-) -> None:
+) -> Pids | None:
     """Start a container and return once it runs; a monitor process of liblxc stays with it.
 
-    `log` is written anew. `own_hooks` says that the configuration has programs of others in it, which get
-    a PATH. Without one liblxc writes the id maps itself, in place of four programs that it would start for
-    that; a shell then takes its own default.
+    Gives its processes; None where they are not plain to see, or have ended at once. `log` is written anew.
+    `own_hooks` says that the configuration has programs of others in it, which get a PATH. Without one
+    liblxc writes the id maps itself, in place of four programs that it would start for that; a shell then
+    takes its own default.
     Raises StartFailed with the reason from the log, HostError where lxc is missing.
     """
-    await asyncio.to_thread(log.unlink, missing_ok=True)
-    program = shutil.which("lxc-start", path=PATH) or "lxc-start"
-    argv = [program, "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
-    outside = await asyncio.to_thread(_outside_profiles)
+    pidfile = conf.with_name("lxc.pid")
+    program = await asyncio.to_thread(_prepare, log, pidfile)
+    argv = [*program, "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
     try:
-        await run([*outside, *argv], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
+        await run([*argv, "-p", str(pidfile)], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
         if error.code is None and shutil.which("lxc-start", path=PATH) is None:
             raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(f"Failed to start the container: {reason}") from error
+    return await asyncio.to_thread(_started, pidfile, name, lxcpath)
+
+
+def _prepare(log: Path, pidfile: Path) -> list[str]:
+    """Forget the last start's files; gives the program."""
+    for file in (log, pidfile):
+        file.unlink(missing_ok=True)
+    return [*_outside_profiles(), shutil.which("lxc-start", path=PATH) or "lxc-start"]
+
+
+def _started(pidfile: Path, name: str, lxcpath: Path) -> Pids | None:
+    """The monitor has written its own pid; init is its child that is the first in a pid namespace."""
+    try:
+        monitor = int(pidfile.read_text())
+        process = Path(f"/proc/{monitor}")
+        if _container_of(process / "cmdline", str(lxcpath)) != name:
+            return None
+        for child in (process / f"task/{monitor}/children").read_text().split():
+            status = Path(f"/proc/{child}/status").read_text()
+            if re.search(r"^NSpid:.*\s1$", status, re.MULTILINE):
+                return Pids(int(child), monitor)
+    except (OSError, ValueError):  # it has just ended, or the kernel does not tell
+        return None
+    return None
 
 
 def _outside_profiles() -> list[str]:

@@ -20,8 +20,9 @@ _libc = ctypes.CDLL(None)
 _ROOM = 1024
 """Bytes for the C library's objects, whose sizes are its own: 336 and 80 for glibc on x86_64."""
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores, and with it all that it starts, if nobody minds."""
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, 32, 33)
+"""Signals that Python or the C library ignore, and with them all that they start, if nobody minds."""
+_WORD = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 
 def start(
@@ -88,13 +89,13 @@ def _actions(streams: tuple[int, int, int], cwd: Path | None, pass_fds: Sequence
 def _attributes() -> Iterator[Any]:
     """A session of its own, no signal blocked, none ignored."""
     attributes = ctypes.create_string_buffer(_ROOM)
-    signals = ctypes.create_string_buffer(_ROOM)
+    signals = (ctypes.c_ulong * (_ROOM // _WORD))()
     _check(_libc.posix_spawnattr_init(attributes))
     try:
-        _libc.sigemptyset(signals)
         _check(_libc.posix_spawnattr_setsigmask(attributes, signals))
         for number in _IGNORED:
-            _libc.sigaddset(signals, int(number))
+            # sigaddset refuses the C library's own
+            signals[(number - 1) // _WORD] |= 1 << (number - 1) % _WORD
         _check(_libc.posix_spawnattr_setsigdefault(attributes, signals))
         flags = ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)
         _check(_libc.posix_spawnattr_setflags(attributes, flags))

@@ -12,12 +12,12 @@ from utsuwa.instances.model import Loaded
 from utsuwa.security import seccomp
 
 
-async def prepare_seccomp(ctx: Context, instance: Loaded) -> Path | None:
-    """Write the policy for the next start; None where the settings ask for no filter."""
+def prepare_seccomp(ctx: Context, instance: Loaded) -> Path | None:
+    """Write the policy for the next start; None where the settings ask for no filter. Blocking."""
     text = seccomp.policy(instance.expanded_config, machine())
     if text is None:
         return None
-    return await asyncio.to_thread(seccomp.write, ctx.paths.seccomp, instance.storage_name, text)
+    return seccomp.write(ctx.paths.seccomp, instance.storage_name, text)
 
 
 async def load_apparmor(ctx: Context, instance: Loaded) -> list[tuple[str, str]]:

@@ -203,7 +203,7 @@ async def clean_up(
 
 def read_target(paths: RuntimePaths) -> str:
     """What the post-stop hook recorded: `stop`, `reboot`, or nothing."""
-    return read_small(paths.target)
+    return read_small(paths.target) or read_small(paths.last_target)
 
 
 def read_small(path: Path) -> str:

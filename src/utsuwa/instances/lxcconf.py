@@ -56,7 +56,7 @@ class ContainerSpec:
     """The script that `write_post_stop` wrote."""
     target: Path
     """Where that script records why the container ended."""
-    host: HostFacts
+    host: HostFacts = HostFacts()
     devices: Sequence[Pair] = ()
     """Lines of the devices, numbers of network interfaces filled in."""
     limits: Sequence[Pair] = ()

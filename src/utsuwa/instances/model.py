@@ -211,3 +211,8 @@ class RuntimePaths:
     def target(self) -> Path:
         """Written by the post-stop hook: `stop` or `reboot`."""
         return self.folder / "lxc.target"
+
+    @property
+    def last_target(self) -> Path:
+        """Where that is put aside while the container is started again after a reboot."""
+        return self.folder / "lxc.target.last"

@@ -104,6 +104,8 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
         idmap=identity.idmap_of(instance.row.config, "volatile.idmap.current"),
         frozen=await asyncio.to_thread(cgroups.frozen, pid),
     )
+    # Had its start not been complete, a later end would still count as the reboot that it followed.
+    await asyncio.to_thread(ctx.runtime_paths(instance).last_target.unlink, missing_ok=True)
     ctx.runtime.add(running)
     watch.begin(running)
     log.info("instance %r runs, pid %d", instance.name, pid)

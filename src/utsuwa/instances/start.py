@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -15,7 +16,6 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.connection import Connection
 from utsuwa.host import cgroup_limits, cgroup_moves, cgroups, lxc, pidfds
-from utsuwa.host.files import replace_file
 from utsuwa.instances import (
     confinement,
     cpu_balance,
@@ -67,25 +67,25 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         architecture=instance.row.architecture,
         rootfs=rootfs,
         idmap=idmap,
-        config=instance.expanded_config,
+        config=limits.with_kernel_defaults(instance.expanded_config),
         cgroup=ctx.cgroup,
         console_log=paths.console,
         post_stop=ctx.paths.post_stop,
         target=paths.target,
-        host=await asyncio.to_thread(lxcconf.look_at_host),
         devices=steps.lxc,
         limits=lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
-        seccomp=await confinement.prepare_seccomp(ctx, instance),
     )
-    text = lxcconf.build(spec)
-    await asyncio.to_thread(_write_files, paths, text)
+    rebooted = await asyncio.to_thread(_write_files, ctx, instance, spec)
     # A kill of the daemon from here on leaves a container that its next start finds by its name,
     # and whose map and devices it reads where they are noted now.
     await _remember(ctx, instance, steps, undo)
-    await _forget_last_end(paths, undo)
+    if rebooted:
+        undo.push(asyncio.to_thread, _record_again, paths)  # over what the end of a killed one records
     undo.push(_kill_left_over, ctx, instance)
     pid, monitor = await _run(ctx, instance, paths)
+    if rebooted:
+        await asyncio.to_thread(paths.last_target.unlink, missing_ok=True)
     await device_steps.started_all(replace(host, init_pid=pid), steps)
     await limits.apply_disk_priority(pid, instance.expanded_config)
     return Running(
@@ -115,7 +115,11 @@ async def _limits(ctx: Context, instance: Loaded) -> tuple[list[lxcconf.Pair], c
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:
     """Start liblxc's monitor and the container's init in it; gives init's pid and the monitor's."""
     own_hooks = bool(instance.expanded_config.get("raw.lxc"))
-    await lxc.start(instance.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks)
+    pids = await lxc.start(
+        instance.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks
+    )
+    if pids is not None:
+        return pids.init, pids.monitor
     pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
     if pid is None:
         reason = await asyncio.to_thread(lxc.logged, paths.log)
@@ -138,28 +142,39 @@ async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: 
         devices=instance.expanded_devices,
         idmap=idmap,
     )
+    triggers: list[templates.Trigger] = ["start"]
     match instance.row.config.get("volatile.apply_template", ""):
         case "create" | "copy" | "rename" as waiting:
-            await templates.apply(waiting, folder, rootfs, context)
+            triggers.insert(0, waiting)
         case _:
             pass
-    await templates.apply("start", folder, rootfs, context)
+    await templates.apply(triggers, folder, rootfs, context)
 
 
-def _write_files(paths: RuntimePaths, text: str) -> None:
+def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) -> bool:
+    """Write what liblxc reads, by what the host has now; gives whether the last end was a reboot.
+
+    That one's record is put aside until the container runs: a reboot that is cut off is begun again by it.
+    """
+    paths = ctx.runtime_paths(instance)
     paths.folder.mkdir(mode=0o700, exist_ok=True)
     for old in (paths.log, paths.console):
-        if old.exists():
+        with contextlib.suppress(FileNotFoundError):
             old.replace(old.with_name(f"{old.name}.old"))
-    lxcconf.write(paths.conf, text)
+    policy = confinement.prepare_seccomp(ctx, instance)
+    lxcconf.write(paths.conf, lxcconf.build(replace(spec, host=lxcconf.look_at_host(), seccomp=policy)))
+    rebooted = read_target(paths) == "reboot"
+    with contextlib.suppress(FileNotFoundError):
+        if rebooted:
+            paths.target.replace(paths.last_target)
+        else:
+            paths.target.unlink()
+    return rebooted
 
 
-async def _forget_last_end(paths: RuntimePaths, undo: Rollback) -> None:
-    """Only now, and not for good: by what was recorded of it a reboot that is cut off is begun again."""
-    recorded = await asyncio.to_thread(read_target, paths)
-    if recorded:
-        undo.push(asyncio.to_thread, replace_file, paths.target, recorded, 0o600)
-        await asyncio.to_thread(paths.target.unlink, missing_ok=True)
+def _record_again(paths: RuntimePaths) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        paths.last_target.replace(paths.target)
 
 
 async def _kill_left_over(ctx: Context, instance: Loaded) -> None:

@@ -16,6 +16,8 @@ CLEAN_STOP_LIMIT = 600.0
 """Seconds that a clean stop without a time limit of its own waits: LXD's bound."""
 KILL_GRACE = 30.0
 """Seconds from SIGKILL until the container must be gone."""
+LAST_MOMENT = 0.02
+"""Seconds that a container which is to be killed may live on while its interfaces are taken away."""
 
 
 class NotStoppedInTime(UtsuwaError):
@@ -65,7 +67,7 @@ async def kill(ctx: Context, container: Running) -> None:
         await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
         container.frozen = False
     await _send_kill(ctx, container)
-    async with cgroup_moves.kept_warm():
+    async with cgroup_moves.kept_warm():  # not before: the kernel lets nobody kill by cgroup meanwhile
         try:
             await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
         except TimeoutError:
@@ -80,17 +82,17 @@ async def _send_kill(ctx: Context, container: Running) -> None:
     cgroup = await asyncio.to_thread(
         cgroup_moves.container_folder, container.init_pid, container.storage_name
     )
-    container.init.send_signal(signal.SIGKILL)
-    if ctx.runtime.get(container.key) is not container:
-        return  # it has just ended, and may run anew
     if container.hastened is None:
-        container.hastened = asyncio.create_task(_hasten(ctx, container, cgroup))
-
-
-async def _hasten(ctx: Context, container: Running, cgroup: Path | None) -> None:
-    """All processes end together, and what they leave on the host is taken away meanwhile."""
-    if cgroup is not None:
+        container.hastened = asyncio.create_task(_hasten(ctx, container))
+    await asyncio.wait([container.hastened], timeout=LAST_MOMENT)
+    container.init.send_signal(signal.SIGKILL)
+    # Where it has just ended by itself it may run anew.
+    if cgroup is not None and ctx.runtime.get(container.key) is container:
         await asyncio.to_thread(cgroup_moves.kill_all, cgroup)
+
+
+async def _hasten(ctx: Context, container: Running) -> None:
+    """What takes long to take away when the container has ended, and can go with it or before, goes now."""
     try:
         instance = await load(ctx, *container.key)
     except NotFound:

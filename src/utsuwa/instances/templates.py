@@ -12,7 +12,7 @@ import asyncio
 import functools
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -58,13 +58,19 @@ class TemplateContext:
     """The map through which the root file system is mounted."""
 
 
-async def apply(trigger: Trigger, folder: Path, rootfs: Path, context: TemplateContext) -> None:
-    """Make the files whose templates name `trigger`; `folder` holds `metadata.yaml` and `templates/`.
+async def apply(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context: TemplateContext) -> None:
+    """Make the files whose templates name one of `triggers`, taken one after the other.
 
-    An instance without metadata has none. Raises InvalidImage that names the template, OutOfSpace or
-    HostError where the file could not be written; files of templates before that one stay.
+    `folder` holds `metadata.yaml` and `templates/`; an instance without metadata has none. Raises
+    InvalidImage that names the template, OutOfSpace or HostError where the file could not be written;
+    files of templates before that one stay.
     """
-    await asyncio.to_thread(_apply, trigger, folder, rootfs, context)
+    await asyncio.to_thread(_apply_all, triggers, folder, rootfs, context)
+
+
+def _apply_all(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context: TemplateContext) -> None:
+    for trigger in triggers:
+        _apply(trigger, folder, rootfs, context)
 
 
 def _apply(trigger: Trigger, folder: Path, rootfs: Path, context: TemplateContext) -> None:

@@ -56,6 +56,17 @@ def test_the_end_of_the_container_ends_it(shared_daemon: Daemon, c1: str, client
     assert post(shared_daemon) == (400, "Instance is not running")
 
 
+def test_it_can_be_had_from_the_start_on(shared_daemon: Daemon, busybox: str) -> None:
+    shared_daemon.lxc("init", busybox, "c1")
+    typed = [(HINT, "\x01q")]
+    env = environment(shared_daemon)
+    assert run_in_terminal(command("start", "c1", "--console"), env=env, typed=typed)[0] == 0
+    shared_daemon.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
+    status, screen = run_in_terminal(command("start", "c1", "c2", "--console"), env=env)
+    assert (status, screen) == (1, "Error: --console only works with a single instance\r\n")
+    assert shared_daemon.get("/1.0/instances/c1")["status"] == "Stopped"
+
+
 def test_ctrl_a_reaches_the_container(shared_daemon: Daemon, c1: str) -> None:
     typed = [(HINT, "\r"), (PROMPT, "cat -v\r"), ("cat -v", "x\x01\x01\x01z\r"), ("x^A^Az", "\x01q")]
     status, screen = run_in_terminal(command("console", c1), env=environment(shared_daemon), typed=typed)

@@ -113,6 +113,10 @@ class Entry:
         return found
 
 
+def console_flag() -> Flag:
+    return Flag("console", "Immediately attach to the console", kind=TEXT, bare="console")
+
+
 def format_flag(default: str = "table") -> Flag:
     return Flag(
         "format", "Format (csv|json|table|yaml|compact)", "f", kind=TEXT, default=default, complete=FORMATS

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from utsuwa.cli.flags import Flags
     from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
 
 
 def _run(session: Session, arguments: list[str], flags: Flags) -> None:
@@ -23,10 +24,15 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
         log = server.checked(server.raw("GET", url)).read()
         session.write(f"\nConsole log:\n\n{log.decode('utf-8', 'surrogateescape')}\n")
         return
+    attach(session, server, name, flags.text("type"), force=flags.on("force"))
+
+
+def attach(session: Session, server: Server, name: str, kind: str, *, force: bool = False) -> None:
+    """Join our terminal to an instance's console until either end has enough. Raises ApiError."""
     from utsuwa.cli import streams
 
-    body = {"type": flags.text("type"), "force": flags.on("force"), **streams.window()}
-    operation = server.post(url, body)
+    body = {"type": kind, "force": force, **streams.window()}
+    operation = server.post(path_to("instances", name, "console"), body)
     session.say("To detach from the console, press: <ctrl>+a q")
     streams.attend(server, operation, (0, 1, 2))
     server.wait(operation)

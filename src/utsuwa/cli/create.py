@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.command import MANY, TEXT, Command, Flag
+from utsuwa.cli.command import MANY, TEXT, Command, Flag, console_flag
 from utsuwa.cli.errors import UsageError
 from utsuwa.client.server import path_to
 
@@ -31,6 +31,10 @@ def _launch(session: Session, arguments: list[str], flags: Flags) -> int:
     except ApiError:
         session.warn(f"Try `utsuwa info --show-log {name}` for more info")
         raise
+    if flags.given("console"):
+        from utsuwa.cli.console import attach
+
+        attach(session, server, name, flags.text("console"))
     return 0
 
 
@@ -189,7 +193,7 @@ LAUNCH = Command(
     "Create and start instances from images",
     _launch,
     args="[<remote>:][<image>] [<remote>:][<name>]",
-    flags=_FLAGS,
+    flags=(*_FLAGS, console_flag()),
     details=_DETAILS,
     example=(
         "utsuwa launch debian/12 web -c limits.memory=512MiB",

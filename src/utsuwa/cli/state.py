@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from utsuwa.cli.command import NUMBER, Command, Flag
+from utsuwa.cli.command import NUMBER, Command, Flag, console_flag
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
@@ -37,6 +37,9 @@ def _runner(action: str) -> Run:
 
 def _change(session: Session, action: str, arguments: list[str], flags: Flags) -> int:
     """Ask for all instances at once, then wait for each."""
+    console = flags.text("console") if "console" in flags.known else ""
+    if console and (flags.on("all") or len(arguments) > 1):
+        raise UsageError("--console only works with a single instance")
     names = _all_names(session, action, arguments) if flags.on("all") else arguments
     if not names and not flags.on("all"):
         raise UsageError(f"Name at least one instance: utsuwa {_PAST[action]} INSTANCE...")
@@ -54,7 +57,12 @@ def _change(session: Session, action: str, arguments: list[str], flags: Flags) -
             session.wait(server, operation, text)
         except ApiError as error:
             failures.append(_Failure(text, str(error), began=True))
-    return _report(action, names, failures)
+    status = _report(action, names, failures)
+    if console:
+        from utsuwa.cli.console import attach
+
+        attach(session, *session.target(arguments[0]), console)
+    return status
 
 
 def _all_names(session: Session, action: str, arguments: list[str]) -> list[str]:
@@ -118,7 +126,7 @@ START = Command(
     "Start instances",
     _runner("start"),
     args=_ARGS,
-    flags=(_ALL, Flag("stateless", "Ignore the instance state")),
+    flags=(_ALL, console_flag(), Flag("stateless", "Ignore the instance state")),
     example=("utsuwa start web db", "Start two instances; paused ones go on."),
     complete=("stopped",),
 )
@@ -136,7 +144,7 @@ RESTART = Command(
     "Restart instances",
     _runner("restart"),
     args=_ARGS,
-    flags=(_ALL, _FORCE, _TIMEOUT),
+    flags=(_ALL, console_flag(), _FORCE, _TIMEOUT),
     example=("utsuwa restart web --force", "Restart web without asking it."),
     complete=("running",),
 )

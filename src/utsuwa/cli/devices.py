@@ -199,7 +199,7 @@ def group(path: str, argument: str, place: str) -> Command:
             f"Add {argument} devices",
             _add(path),
             " <device> <type> [<key>=<value>...]",
-            "data disk source=/srv/data path=/data",
+            "data disk source=instance:data path=/srv/data",
             complete=(path, (), TYPES, ()),
         ),
         command(

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.locks import NamedLocks
+from utsuwa.host import cgroup_limits
 from utsuwa.host.cgroup_limits import LimitFacts
+from utsuwa.instances import cpu_balance
 from utsuwa.instances.cpu_balance import Cpus, assign, balance
+from utsuwa.instances.model import Running, RuntimeTable
 
 Name = tuple[str, str]
 
@@ -78,3 +87,19 @@ def test_cpus_that_have_gone() -> None:
 
 def test_who_has_no_limit_is_not_named() -> None:
     assert assign({("p", "a"): ""}, {("p", "a"): frozenset({0})}, LimitFacts(cpus=frozenset({0}))) == {}
+
+
+async def test_a_host_that_cannot_be_read_fails_no_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable() -> LimitFacts:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cgroup_limits, "look_at_host", unreadable)
+    runtime = RuntimeTable()
+    runtime.add(Running(1, "default", "c1", 2**22 + 1, None, {}, {"limits.cpu": "1"}, IdMap()))
+    ctx: Any = SimpleNamespace(locks=NamedLocks(), runtime=runtime)
+    with pytest.raises(OSError, match="Input/output error"):
+        await cpu_balance.rebalance(ctx)
+    await cpu_balance.try_to_rebalance(ctx)
+    assert "CPUs were not handed out anew" in caplog.text

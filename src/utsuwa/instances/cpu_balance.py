@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.errors import InvalidConfig, UtsuwaError
 from utsuwa.host import cgroup_limits
 from utsuwa.host.cgroup_limits import LimitFacts
 from utsuwa.instances import limits
@@ -82,6 +82,14 @@ async def rebalance(ctx: Context, must_move: Collection[tuple[str, str]] = ()) -
     for key, error in failed.items():
         if key in must_move:
             raise InvalidConfig(f"Cannot set 'limits.cpu' of {key[1]!r}: the kernel says {error.strerror}")
+
+
+async def try_to_rebalance(ctx: Context) -> None:
+    """As `rebalance`, after what has come to its end by then: a failure is told in the log alone."""
+    try:
+        await rebalance(ctx)
+    except (OSError, UtsuwaError) as error:
+        log.warning("the CPUs were not handed out anew: %s; the next change tries again", error)
 
 
 def _pin_all(moves: list[tuple[Running, Cpus | None]]) -> dict[tuple[str, str], OSError]:

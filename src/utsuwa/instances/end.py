@@ -144,7 +144,7 @@ class Watch:
             self._ctx.lifecycle("stopped" if running.forced else "shutdown", *running.key)
 
     async def _carry_out(self, follows: Sequel, instance: Loaded) -> None:
-        await cpu_balance.rebalance(self._ctx)
+        await cpu_balance.try_to_rebalance(self._ctx)
         if follows is Sequel.DELETE:
             await self._delete(instance)
         elif follows is Sequel.REBOOT and not await self._try(self._reboot(instance)):

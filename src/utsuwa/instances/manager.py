@@ -56,7 +56,7 @@ class InstanceManager:
         await recover.sweep(ctx)
         stopped = await recover.adopt_all(ctx, self._watch)
         await limits.enforce_all(ctx.runtime.all())
-        await cpu_balance.rebalance(ctx)
+        await cpu_balance.try_to_rebalance(ctx)
         wanted = await recover.settle(ctx, stopped)
         self._autostart = asyncio.create_task(recover.autostart(wanted, self.start), name="autostart")
 

@@ -48,7 +48,7 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
             undo.keep()
         ctx.runtime.add(running)
         watch.begin(running)
-    await cpu_balance.rebalance(ctx)
+    await cpu_balance.try_to_rebalance(ctx)
 
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:

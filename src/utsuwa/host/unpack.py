@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -170,11 +171,14 @@ def check_image(metadata: Path, rootfs: Path | None, *, limits: UnpackLimits = D
     """Read a whole image as unpacking it would, without writing anything; gives its metadata.yaml.
 
     A tar archive is decompressed for that, of a squashfs only the tables are read. Raises InvalidImage,
-    OutOfSpace (for one beyond the limits).
+    OutOfSpace (for one beyond the limits). The two files of a split image are read side by side.
     """
-    content = _check(metadata, "unified" if rootfs is None else "metadata", limits)
-    if rootfs is not None:
-        _check(rootfs, "rootfs", limits)
+    if rootfs is None:
+        return _check(metadata, "unified", limits)
+    with ThreadPoolExecutor(1, thread_name_prefix="check-image") as beside:
+        checked = beside.submit(_check, rootfs, "rootfs", limits)
+        content = _check(metadata, "metadata", limits)
+        checked.result()
     return content
 
 

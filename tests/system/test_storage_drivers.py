@@ -435,6 +435,57 @@ def test_mount_options_are_fixed_at_creation(place: Path, files: Path) -> None:
     assert "index=on" not in options
 
 
+# ---- a creation that a kill cut off
+
+
+def begun(place: Path, name: str, config: dict[str, str], made: int) -> Driver:
+    """A pool of whose things a kill let only the first `made` come about."""
+    driver = load_driver(name, place / "pool", config)
+    driver.create()
+    folder = place / "pool"
+    for entry in sorted(folder.iterdir())[made:]:
+        entry.rmdir() if entry.is_dir() else entry.unlink()
+    (folder / ".pool.json").write_text("{")
+    return driver
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("made", [0, 3, 6])
+def test_what_was_begun_goes(place: Path, made: int, elsewhere: bool) -> None:
+    source = place / "source"
+    source.mkdir()
+    driver = begun(place, "overlay", {"source": str(source)} if elsewhere else {}, made)
+    if made > 1:
+        trial = place / "pool/containers/.trial-1"
+        trial.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", trial], check=True)
+    if elsewhere and made == 3:
+        mounts.unmount_below(place / "pool/containers")
+        mounts.unmount(place / "pool")  # as after the machine's end
+    for _ in range(2):
+        driver.discard()
+        assert not (place / "pool").exists()
+        assert list(source.iterdir()) == []
+    driver.create()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("path", ["containers/c1/rootfs/file", "photos/one"])
+def test_what_was_there_before_is_left_alone(place: Path, path: str, elsewhere: bool) -> None:
+    source = place / ("source" if elsewhere else "pool")
+    driver = load_driver("overlay", place / "pool", {"source": str(source)})
+    file = source / path
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    (source / "pool.json").write_text("{}")
+    with pytest.raises(HostError, match="left as it is"):
+        driver.discard()
+    assert file.read_text() == "mine"
+    assert (source / "pool.json").exists()
+    assert (place / "pool").exists() is not elsewhere
+    assert mounts.mounts_below(place) == []
+
+
 # ---- sources
 
 

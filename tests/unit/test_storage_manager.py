@@ -50,6 +50,7 @@ class FakeDriver:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.exists = False
+        self.discarded = False
         self.kept: dict[str, str | None] = {}
         self.on_pool: set[str] = set()
         self.origins: dict[str, str] = {}
@@ -68,6 +69,10 @@ class FakeDriver:
     def delete(self) -> None:
         self._maybe_fail("delete")
         self.exists = False
+
+    def discard(self) -> None:
+        self._maybe_fail("discard")
+        self.discarded = True
 
     def mount(self) -> None:
         self._maybe_fail("mount")
@@ -528,6 +533,7 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
     await setting.write(storage_pools.insert, half)
     manager = setting.again()
     await manager.start()
+    assert setting.drivers["q"].discarded
     assert await setting.volumes() == ["half", "whole"]
     assert pool.instances() == ["half", "orphan", "whole"], "what nobody knows is left for people"
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["half", "whole"]

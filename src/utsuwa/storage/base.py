@@ -69,6 +69,12 @@ class Driver(Protocol):
     def delete(self) -> None:
         """Remove the pool; the manager has checked that nothing is on it."""
 
+    def discard(self) -> None:
+        """Take away what a `create` that a kill cut off has made, and nothing that was there before it.
+
+        Raises HostError where the source holds more than that; it is left as it is.
+        """
+
     def mount(self) -> None:
         """Make the pool usable after a start of the daemon or the machine; does nothing when it is."""
 

@@ -121,7 +121,8 @@ class StorageManager:
     async def _discard_pool(self, row: PoolRow, driver: Driver) -> None:
         log.info("removing the half-made or half-deleted storage pool %r", row.name)
         try:
-            await _finished(driver.delete)
+            # A creation may have been cut off before it saw that its source is somebody's already.
+            await _finished(driver.discard if row.state == "creating" else driver.delete)
         except UtsuwaError as error:
             log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
         async with self._database.write("discard storage pool") as conn:

@@ -39,6 +39,8 @@ _METADATA = "metadata.yaml"
 _OWN_FOLDERS = "folders"
 """Below an instance's folder: what its devices of type disk with `source=instance:<name>` show."""
 _TEMPLATES = "templates"
+TRIAL = ".trial-"
+"""How the names of folders begin in which a driver tries what the file system can do."""
 _MAX_TEMPLATE = 1024 * 1024
 _MAX_TEMPLATES = 1000
 
@@ -82,12 +84,44 @@ class FolderPool:
         mounts.unmount_below(self.folder / "images")
         mounts.unmount_below(self.folder / "containers")
         if not self._elsewhere or mounts.mounted(self.folder):
-            for name in (*_FOLDERS, records.POOL_FILE):
+            for name in _FOLDERS:
                 remove_tree(self.folder / name)
-        if self._elsewhere:
-            mounts.unmount(self.folder)
+            records.remove_pool(self.folder)
+        self._let_go()
+
+    @translated
+    def discard(self) -> None:
+        if self.source.is_dir():
+            self.folder.mkdir(mode=0o711, exist_ok=True)
+            self._bind()  # gone where the machine has ended meanwhile
+            if not self._only_just_begun():
+                if self._elsewhere:
+                    self._let_go()
+                raise HostError(f"The folder {self.source} held something before: it is left as it is")
+            for name in _FOLDERS:
+                remove_tree(self.folder / name)
+            records.remove_pool(self.folder)
+        self._let_go()
+
+    def _only_just_begun(self) -> bool:
+        """Whether the folder has what `create` makes, all of it empty but for its trials, and no more."""
+        known = {*_FOLDERS, *records.POOL_FILES, "lost+found"}
+        if any(entry.name not in known for entry in self.folder.iterdir()):
+            return False
+        for trial in (self.folder / "containers").glob(f"{TRIAL}*"):
+            mounts.unmount_below(trial)
+            remove_tree(trial)
+        folders = [self.folder / name for name in _FOLDERS if (self.folder / name).is_dir()]
+        return not any(any(folder.iterdir()) for folder in folders)
+
+    def _let_go(self) -> None:
+        self._unbind()
         if self.folder.is_dir():
             self.folder.rmdir()
+
+    def _unbind(self) -> None:
+        if self._elsewhere:
+            mounts.unmount(self.folder)
 
     @translated
     def mount(self) -> None:

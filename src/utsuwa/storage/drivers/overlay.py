@@ -33,7 +33,7 @@ from utsuwa.host.unpack import archive_format, unpack_image, unpack_metadata
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.folder_pool import FolderPool, copy_metadata, copy_tree, own_folders
+from utsuwa.storage.drivers.folder_pool import TRIAL, FolderPool, copy_metadata, copy_tree, own_folders
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class OverlayDriver(FolderPool):
         self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
 
     def _trial(self, possible: Callable[[Path, Mapping[str, str]], bool]) -> bool:
-        folder = self.folder / "containers" / f".trial-{secrets.token_hex(8)}"
+        folder = self.folder / "containers" / f"{TRIAL}{secrets.token_hex(8)}"
         folder.mkdir(mode=0o711)
         try:
             return possible(folder, self._options)

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 VOLUME_FILE = "volume.json"
 POOL_FILE = "pool.json"
+POOL_FILES = (POOL_FILE, f".{POOL_FILE}")
+"""The pool's record, and its new one until that is whole."""
 _LIMIT = 64 * 1024
 
 
@@ -66,6 +68,12 @@ def load_pool(folder: Path) -> PoolRecord:
 
 def store_pool(folder: Path, record: PoolRecord) -> None:
     _store(folder / POOL_FILE, record)
+
+
+def remove_pool(folder: Path) -> None:
+    """Remove the pool's record, also one that a kill or a full disk left half-written."""
+    for name in POOL_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _load(path: Path, kind: type[T]) -> T:

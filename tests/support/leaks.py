@@ -50,16 +50,16 @@ def _all_leaks(folder: Path, owner: str, before: HostState) -> Iterator[str]:
     yield from (f"loop device: {d} with {f}" for d, f in loop_devices(folder))
     yield from (f"process: {pid} {what}" for pid, what in processes_of(folder))
     yield from (f"file outside: {f}" for f in _files_named(folder))
-    yield from (f"cgroup: {path}" for path in _cgroups(owner))
+    yield from (f"cgroup: {path}" for path in cgroups_of(owner))
     yield from (f"firewall table: {table}" for table in _nft_tables() if owner in table)
     if not _other_managers(str(folder)):
         yield from (f"network interface: {name}" for name in sorted(set(_interfaces()) - before.interfaces))
 
 
-def mounts_below(folder: Path) -> list[str]:
-    """Mount points at or below the folder, deepest last in mount order."""
+def mounts_below(folder: Path, pid: int | None = None) -> list[str]:
+    """Mount points at or below the folder, deepest last in mount order, as process `pid` sees them."""
     points = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc", str(pid or "self"), "mountinfo").read_text().splitlines():
         point = line.split(" ")[4].encode().decode("unicode_escape")
         if point == str(folder) or point.startswith(f"{folder}/"):
             points.append(point)
@@ -153,6 +153,7 @@ def _nft_tables() -> list[str]:
     return [f"{o['table']['family']} {o['table']['name']}" for o in objects if "table" in o]
 
 
-def _cgroups(owner: str) -> Iterator[str]:
+def cgroups_of(owner: str) -> Iterator[str]:
+    """The folders in every hierarchy that bear the daemon's name."""
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         yield from (f"{top}/{name}" for name in folders if name.startswith(owner))

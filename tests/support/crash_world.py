@@ -1,0 +1,469 @@
+"""A daemon that is killed again and again, what must be true of it, and the changes that a kill meets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support import leaks
+from tests.support.daemon import Daemon
+from utsuwa.core.paths import StatePaths
+from utsuwa.daemon.app import owner_name
+from utsuwa.host import cgroups, lxc
+
+NAMES = ("one", "two", "three")
+EXTRA = "extra"
+"""The name of the second image, which is imported and deleted."""
+NETWORK, SPARE = "kept", "spare"
+"""The network of all instances, and one that comes and goes; `SPARE` is a pool too."""
+QUIET = ("backups", "database", "devices", "devlxd", "shmounts", "snapshots")
+"""Folders of the state folder that no change here leaves anything in."""
+PATIENCE = 3.0
+"""Seconds that what ends by itself gets to do so."""
+LIMITS = ("100", "200", "300", "400")
+
+Settle = Callable[[bool], None]
+
+
+class Lost(AssertionError):
+    """Something that was there or was told as done is not so, or is so only in part."""
+
+
+class Leaked(AssertionError):
+    """Something is there that belongs to nothing any more."""
+
+
+@contextlib.contextmanager
+def told_as(kind: type[AssertionError]) -> Iterator[None]:
+    """What is found not to hold inside is of this kind."""
+    try:
+        yield
+    except (Lost, Leaked):
+        raise
+    except AssertionError as error:
+        raise kind(str(error)) from error
+
+
+@dataclass
+class Known:
+    """What must be true of an instance: its files hold `mark`, its config has one of `values`."""
+
+    mark: str
+    values: set[str] = field(default_factory=lambda: {""})
+    running: bool | None = False
+    """None where a kill has left it open."""
+
+
+class Request(threading.Thread):
+    """One request under way; `done` says whether its success was told before the kill."""
+
+    def __init__(self, daemon: Daemon, method: str, url: str, body: object = None) -> None:
+        super().__init__(daemon=True)
+        self._daemon, self._method, self._url, self._body = daemon, method, url, body
+        self.what = f"{method} {url} {'(an image)' if isinstance(body, bytes) else body or ''}".strip()
+        self.done = False
+        self.error = ""
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            try:
+                self._daemon.do(self._method, self._url, self._body)
+                self.done = True
+            except AssertionError as error:  # refused, or the operation failed
+                self.error = str(error)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A change that a kill meets: `after` tells the world of it, given whether it was told as done."""
+
+    request: Request
+    after: Settle
+
+
+class World:
+    """The daemon (in a network namespace of its own), and what must be true of it."""
+
+    def __init__(self, daemon: Daemon, random_: random.Random, extra: bytes) -> None:
+        assert daemon.box is not None
+        self.daemon, self.box = daemon, daemon.box
+        self.random = random_
+        self.extra = extra
+        self.instances: dict[str, Known] = {}
+        self.values: dict[str, set[str]] = {}
+        """By the address of an object: what its config keys `user.a` and `user.b` may both be."""
+        self.operations: dict[str, Callable[[], Step]] = {
+            "image import": lambda: self.image(there=True),
+            "image delete": lambda: self.image(there=False),
+            "create": self.create_in_room,
+            "start": lambda: self.start(self.have(running=False)),
+            "exec": lambda: self.execute(self.have(running=True)),
+            "rename": lambda: self.rename(self.have(running=False)),
+            "stop": lambda: self.stop(self.have(running=True)),
+            "delete": lambda: self.delete(self.have(running=False)),
+            "config change": lambda: self.change(self.have(running=False)),
+            "live config change": lambda: self.change(self.have(running=True)),
+            "server config": lambda: self.edit("/1.0", {"core.https_address": self._address()}),
+            "profile edit": lambda: self.edit("/1.0/profiles/default", self._limits()),
+            "network create": lambda: self.network(there=True),
+            "network update": lambda: self.edit(f"/1.0/networks/{NETWORK}", self._subnet()),
+            "network delete": lambda: self.network(there=False),
+            "pool create": lambda: self.pool(there=True),
+            "pool delete": lambda: self.pool(there=False),
+        }
+        """Each makes first what it needs, then gives the step."""
+        self.links_before = set(self.box.links())
+        self._make_network()
+        self.top, self.quiet = entries(daemon.dir), self._quiet()
+
+    def _make_network(self) -> None:
+        config = {"ipv4.address": "10.77.1.1/24", "ipv4.nat": "true", "ipv6.address": "none"}
+        self.daemon.do("POST", "/1.0/networks", {"name": NETWORK, "config": config})
+        nic = {"type": "nic", "name": "eth0", "network": NETWORK}
+        self.daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": nic}})
+
+    def whole(self, step: Step) -> float:
+        """Do a step that nothing cuts off; gives the seconds that it took."""
+        began = time.monotonic()
+        step.request.run()
+        seconds = time.monotonic() - began
+        assert step.request.done, step.request.error
+        step.after(True)
+        return seconds
+
+    # ---- the steps
+
+    def create(self) -> Step:
+        name = self.random.choice([n for n in NAMES if n not in self.instances])
+
+        def after(done: bool) -> None:
+            if self._there(name):
+                self.instances[name] = Known(mark="")
+            assert not done or name in self.instances, f"{name} was created, and is lost"
+
+        body = {"name": name, "source": {"type": "image", "alias": "busybox"}}
+        return self._step("POST", "/1.0/instances", body, after)
+
+    def create_in_room(self) -> Step:
+        """Create one, and delete another before where there are as many as there may be."""
+        if not set(NAMES) - set(self.instances):
+            self.whole(self.delete(self.have(running=False, of=NAMES)))
+        return self.create()
+
+    def start(self, name: str) -> Step:
+        return self._step("PUT", f"/1.0/instances/{name}/state", {"action": "start"}, self._power(name, True))
+
+    def stop(self, name: str) -> Step:
+        body = {"action": "stop", "force": True}
+        return self._step("PUT", f"/1.0/instances/{name}/state", body, self._power(name, False))
+
+    def _power(self, name: str, running: bool) -> Settle:
+        def after(done: bool) -> None:
+            self.instances[name].running = running if done else None
+
+        return after
+
+    def execute(self, name: str) -> Step:
+        body = {
+            "command": ["sh", "-c", "echo; sleep 600"],
+            "record-output": self.random.random() < 0.5,
+            "wait-for-websocket": False,
+        }
+        return self._step("POST", f"/1.0/instances/{name}/exec", body, lambda done: None)
+
+    def rename(self, name: str) -> Step:
+        new = self.random.choice([n for n in (*NAMES, "four", "five") if n not in self.instances])
+
+        def after(done: bool) -> None:
+            moved = self._there(new)
+            assert moved != self._there(name), f"{name} was renamed to {new}: exactly one must be there"
+            assert moved or not done, f"{name} was renamed to {new}, and is called {name} again"
+            if moved:
+                self.instances[new] = self.instances.pop(name)
+
+        return self._step("POST", f"/1.0/instances/{name}", {"name": new}, after)
+
+    def delete(self, name: str) -> Step:
+        def after(done: bool) -> None:
+            if not self._there(name):
+                del self.instances[name]
+            assert not done or name not in self.instances, f"{name} was deleted, and is there again"
+
+        return self._step("DELETE", f"/1.0/instances/{name}", None, after)
+
+    def change(self, name: str) -> Step:
+        known, value = self.instances[name], self.random.randbytes(4).hex()
+
+        def after(done: bool) -> None:
+            known.values = {value} if done else known.values | {value}
+
+        body = {"config": {"user.a": value, "user.b": value, **self._limits()}}
+        return self._step("PATCH", f"/1.0/instances/{name}", body, after)
+
+    def edit(self, url: str, config: dict[str, str]) -> Step:
+        """Change the config of something that is there always: `config`, and two keys to know it by."""
+        value, known = self.random.randbytes(4).hex(), self.values.setdefault(url, {""})
+
+        def after(done: bool) -> None:
+            self.values[url] = {value} if done else known | {value}
+
+        body = {"config": {"user.a": value, **config, "user.b": value}}
+        return self._step("PATCH", url, body, after)
+
+    def _limits(self) -> dict[str, str]:
+        return {"limits.processes": self.random.choice(LIMITS)}
+
+    def _subnet(self) -> dict[str, str]:
+        return {"ipv4.address": f"10.77.{self.random.randrange(1, 250)}.1/24"}
+
+    def _address(self) -> str:
+        return self.random.choice(["", f"127.0.0.1:{self.random.randrange(20000, 30000)}"])
+
+    def image(self, *, there: bool) -> Step:
+        """Import the second image, or delete it; before that the contrary where it is needed."""
+        found = self._extra_images()
+        if bool(found) == there:
+            self.whole(self.image(there=not there))
+            found = self._extra_images()
+
+        def after(done: bool) -> None:
+            assert not done or bool(self._extra_images()) == there, "an image came back, or was lost"
+
+        if there:
+            return self._step("POST", "/1.0/images", self.extra, after)
+        return self._step("DELETE", f"/1.0/images/{found[0]}", None, after)
+
+    def _extra_images(self) -> list[str]:
+        found = self.daemon.get("/1.0/images?recursion=1")
+        return [image["fingerprint"] for image in found if image["properties"]["name"] == EXTRA]
+
+    def pool(self, *, there: bool) -> Step:
+        return self._come_or_go("/1.0/storage-pools", {"name": SPARE, "driver": "overlay"}, there)
+
+    def network(self, *, there: bool) -> Step:
+        config = {"ipv4.address": "10.78.1.1/24", "ipv4.nat": "true", "ipv6.address": "none"}
+        return self._come_or_go("/1.0/networks", {"name": SPARE, "config": config}, there)
+
+    def _come_or_go(self, url: str, body: dict[str, object], there: bool) -> Step:
+        """Make `SPARE`, or delete it; before that the contrary where it is needed."""
+        own = f"{url}/{SPARE}"
+        if (own in self.daemon.get(url)) == there:
+            self.whole(self._come_or_go(url, body, not there))
+
+        def after(done: bool) -> None:
+            assert not done or (own in self.daemon.get(url)) == there, f"{own} came back, or was lost"
+
+        if there:
+            return self._step("POST", url, body, after)
+        return self._step("DELETE", own, None, after)
+
+    def _step(self, method: str, url: str, body: object, after: Settle) -> Step:
+        return Step(Request(self.daemon, method, url, body), after)
+
+    def _there(self, name: str) -> bool:
+        return self.daemon.api("GET", f"/1.0/instances/{name}").status == 200
+
+    def have(self, *, running: bool, of: tuple[str, ...] = ()) -> str:
+        """The name of an instance that runs, or does not; made or stopped or started where there is none."""
+        if not self.instances:
+            self.whole(self.create())
+        name = min(n for n in self.instances if not of or n in of)
+        if self.instances[name].running != running:
+            self.whole(self.start(name) if running else self.stop(name))
+        return name
+
+    # ---- what must be true after every kill
+
+    def check(self) -> None:
+        """Raises Lost or Leaked."""
+        with told_as(Lost):
+            self.check_instances()
+            self.check_values()
+        with told_as(Leaked):
+            self.check_files()
+            self.check_rows()
+            patiently(self.check_host)
+            patiently(self.check_net)
+
+    def check_instances(self) -> None:
+        found = {i["name"]: i for i in self.daemon.get("/1.0/instances?recursion=1")}
+        same(set(found), set(self.instances), "instances")
+        for name, known in self.instances.items():
+            config, state = found[name]["config"], found[name]["status"]
+            # What the instance says hides what the profile says, which may have been given up by a kill.
+            assert _both(config) in known.values, f"{name} has {config}, not one of {known.values}"
+            known.values = {_both(config)}
+            running = state == "Running"
+            assert known.running in (None, running), f"{name} is {state}"
+            known.running = running
+            if running:
+                limit = found[name]["expanded_config"].get("limits.processes", "max")
+                same(self._limit(name), limit, f"limit in force in {name}")
+
+    def _limit(self, name: str) -> str:
+        pid = self.daemon.get(f"/1.0/instances/{name}/state")["pid"]
+        folders = cgroups.folders_of(pid)
+        return (folders.get("pids") or folders[cgroups.UNIFIED]).joinpath("pids.max").read_text().strip()
+
+    def check_values(self) -> None:
+        for url, values in self.values.items():
+            found = _both(self.daemon.get(url)["config"])
+            assert found in values, f"{url} has {found}, not one of {values}"
+            self.values[url] = {found}
+        address = self.daemon.get("/1.0")["config"].get("core.https_address", "")
+        listening = {line.split()[3] for line in self.box.run("ss", "-Hltn").splitlines()}
+        same({a for a in listening if a.startswith("127.")}, {address} - {""}, "HTTPS addresses")
+
+    def check_files(self) -> None:
+        folder, names = self.daemon.dir, set(self.instances)
+        pool = folder / "storage-pools" / "default"
+        same(entries(folder), self.top, "the state folder")
+        same(self._quiet(), self.quiet, "files in quiet folders")
+        same(entries(folder / "containers"), names, "links to containers")
+        same(entries(pool / "containers"), names, "folders of containers")
+        same(entries(folder / "logs") | names, names, "logs")
+        fingerprints = {i["fingerprint"] for i in self.daemon.get("/1.0/images?recursion=1")}
+        same({n.partition(".")[0] for n in entries(folder / "images")}, fingerprints, "files of images")
+        unpacked = entries(pool / "images")
+        same(unpacked | fingerprints, fingerprints, "unpacked images")
+        volumes = self.daemon.get("/1.0/storage-pools/default/volumes?recursion=1")
+        same({v["name"] for v in volumes if v["type"] == "container"}, names, "volumes")
+        same({v["name"] for v in volumes if v["type"] == "image"}, unpacked, "volumes of images")
+        same(entries(folder / "storage-pools"), self._listed("storage-pools"), "pools")
+
+    def _quiet(self) -> dict[str, set[str]]:
+        return {name: entries(self.daemon.dir / name) - {"utsuwa.db-journal"} for name in QUIET}
+
+    def _listed(self, kind: str) -> set[str]:
+        return {str(url).rpartition("/")[2] for url in self.daemon.get(f"/1.0/{kind}")}
+
+    def check_rows(self) -> None:
+        """Nothing in the database that the API does not show, and no row without its owner."""
+        path = StatePaths(self.daemon.dir).database
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            same(db.execute("PRAGMA foreign_key_check").fetchall(), [], "rows without an owner")
+            same(db.execute("PRAGMA quick_check").fetchall(), [("ok",)], "the database")
+            for table, kind in (("instances", "instances"), ("storage_pools", "storage-pools")):
+                names = [name for (name,) in db.execute(f"SELECT name FROM {table}")]  # noqa: S608
+                same(sorted(names), sorted(self._listed(kind)), table)
+            images = [row[0] for row in db.execute("SELECT fingerprint FROM images")]
+            same(sorted(images), sorted(self._listed("images")), "images")
+            same({row[0] for row in db.execute("SELECT name FROM networks")}, self.networks(), "networks")
+
+    def networks(self) -> set[str]:
+        """The names of the networks that the daemon manages."""
+        return {n["name"] for n in self.daemon.get("/1.0/networks?recursion=1") if n["managed"]}
+
+    def check_host(self) -> None:
+        daemon = self.daemon
+        running = {name for name, known in self.instances.items() if known.running}
+        pool = daemon.dir / "storage-pools" / "default"
+        roots = {str(pool / "containers" / name / "rootfs") for name in running}
+        mounts = leaks.mounts_below(daemon.home, self.box.pid)
+        same(sorted(mounts), sorted(set(mounts)), "mounts")
+        images = {m for m in mounts if m.startswith(f"{pool}/images/")}
+        same(set(mounts) - images, roots, "mounts")
+        same(len(leaks.loop_devices(daemon.home)), len(images), "loop devices")
+        same(set(lxc.active(daemon.dir / "containers")), running, "containers of liblxc")
+        monitors = set()
+        for name in running:
+            state = daemon.get(f"/1.0/instances/{name}/state")
+            same(state["processes"], 1, f"processes in {name}")
+            monitors.add(lxc.monitor_pid(state["pid"]))
+        owners = {daemon.pid, *monitors, *self._dnsmasq().values()}
+        strange = [found for found in leaks.processes_of(daemon.home) if not owners & set(_lineage(found[0]))]
+        same(strange, [], "processes")
+        self._check_cgroups(running)
+
+    def _check_cgroups(self, running: set[str]) -> None:
+        owner = owner_name(StatePaths(self.daemon.dir))
+        found = {name for folder in leaks.cgroups_of(owner) for name in _subfolders(Path(folder))}
+        wanted = {f"lxc.{kind}.{name}" for kind in ("monitor", "payload") for name in running}
+        same(found, wanted, "cgroups")
+
+    def _dnsmasq(self) -> dict[str, int]:
+        folder = self.daemon.dir / "networks"
+        return {name: int((folder / name / "dnsmasq.pid").read_text()) for name in entries(folder)}
+
+    def check_net(self) -> None:
+        networks = self.networks()
+        same(entries(self.daemon.dir / "networks"), networks, "folders of networks")
+        found = self.daemon.get("/1.0/instances?recursion=1")
+        pairs = {i["config"]["volatile.eth0.host_name"] for i in found if i["status"] == "Running"}
+        same(set(self.box.links()) - self.links_before, networks | pairs, "interfaces")
+        objects = self.box.nft("ruleset")
+        chains = {o["chain"]["name"] for o in objects if "chain" in o}
+        same(chains, {f"{p}.{name}" for p in ("in", "out", "fwd", "pstrt") for name in networks}, "chains")
+        for name in networks:
+            shown = self.daemon.get(f"/1.0/networks/{name}")
+            same(shown["status"], "Created", name)
+            same(self.box.addresses(name), {shown["config"]["ipv4.address"]}, f"addresses of {name}")
+            os.kill(self._dnsmasq()[name], 0)
+
+    def check_that_all_start(self) -> None:
+        """Start what is stopped, find what was written, and stop some again. Raises Lost."""
+        with told_as(Lost):
+            for name, known in self.instances.items():
+                if not known.running:
+                    self.daemon.do("PUT", f"/1.0/instances/{name}/state", {"action": "start"})
+                    known.running = True
+                if not known.mark:
+                    known.mark = name
+                    self.daemon.lxc("exec", name, "--", "sh", "-c", f"echo {name} > /root/mark")
+                text = self.daemon.lxc("exec", name, "--", "cat", "/root/mark").stdout
+                same(text, f"{known.mark}\n", f"what was written in {name}")
+                if self.random.random() < 0.6:
+                    body = {"action": "stop", "force": True}
+                    self.daemon.do("PUT", f"/1.0/instances/{name}/state", body)
+                    known.running = False
+
+
+def entries(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def same(found: object, wanted: object, what: str) -> None:
+    assert found == wanted, f"{what}: {found} instead of {wanted}"
+
+
+def patiently(check: Callable[[], None]) -> None:
+    """Repeat a check until it holds; what ends by itself gets a moment."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            check()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _both(config: dict[str, Any]) -> str:
+    """The value that both keys have."""
+    assert config.get("user.a", "") == config.get("user.b", ""), "half a change was stored"
+    return str(config.get("user.a", ""))
+
+
+def _lineage(pid: int) -> Iterator[int]:
+    """A process and its ancestors, as far as they can be seen."""
+    while pid > 1:
+        yield pid
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
+def _subfolders(cgroup: Path) -> set[str]:
+    return {entry.name for entry in cgroup.iterdir() if entry.is_dir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -58,11 +59,70 @@ def test_unprivileged_containers_mount_what_their_namespace_allows() -> None:
     assert "change_profile" not in text
 
 
-def test_privileged_containers_mount_a_list() -> None:
+def denied(rule: str) -> tuple[str, re.Pattern[str] | None]:
+    """The condition of a mount rule that privileged containers are denied, and the paths it is denied at."""
     text = apparmor.profile_text(spec(privileged=True))
-    assert "\n  mount,\n" not in text
-    assert "ext4" not in text.split("mount fstype")[1]
-    assert "\n  mount,\n" in apparmor.profile_text(spec(privileged=True, nesting=True))
+    [(condition, target)] = re.findall(rf"deny mount ({rule}[^\n]*?)(?: -> ([^\n]*))?,\n", text)
+    return condition, _as_regex(target) if target else None
+
+
+def _as_regex(pattern: str) -> re.Pattern[str]:
+    """A pattern of AppArmor that has no braces within braces, as a regular expression."""
+    for theirs, ours in (
+        (".", r"\."),
+        ("**", "\0"),
+        ("*", "[^/]*"),
+        ("?", "[^/]"),
+        ("{", "(?:"),
+        ("}", ")"),
+        (",", "|"),
+        ("\0", ".*"),
+    ):
+        pattern = pattern.replace(theirs, ours)
+    return re.compile(pattern)
+
+
+@pytest.mark.parametrize("nesting", [False, True])
+def test_privileged_containers_mount_all_but_what_is_denied(nesting: bool) -> None:
+    text = apparmor.profile_text(spec(privileged=True, nesting=nesting))
+    assert "\n  mount,\n" in text
+    assert ("deny mount" in text) is not nesting
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed"),
+    [
+        *((kind, True) for kind in ("proc", "tmpfs", "cgroup", "cgroup2", "overlay", "fuse", "fuse.sshfs")),
+        *((kind, False) for kind in ("ext4", "xfs", "debugfs", "securityfs", "bpf", "9p", "cgroup3", "f")),
+        *((kind, False) for kind in ("tmpfs2", "fuseblk", "fuse_x", "sys", "sysfs.", "btrfs", "P", "over")),
+    ],
+)
+def test_file_systems_that_privileged_containers_may_mount(kind: str, allowed: bool) -> None:
+    condition, _ = denied(r"fstype=\(\[")
+    names = condition.removeprefix("fstype=(").removesuffix(")").split(", ")
+    assert any(_as_regex(name).fullmatch(kind) for name in names) is not allowed
+    # to a kernel the type of a bind mount is an empty name
+    assert not any(_as_regex(name).fullmatch("") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "allowed"),
+    [
+        *((r"fstype=\(proc", path, True) for path in ("/proc/", "/sys/", "/run/systemd/unit-root/proc/")),
+        *((r"fstype=\(proc", path, False) for path in ("/mnt/", "/pro/", "/proc/bus/", "/procs/", "/")),
+        *((r"fstype=\(proc", path, False) for path in ("/run/systemd/unit-root/", "/run/systemd/unit/")),
+        *(
+            (rule, "/run/systemd/unit-root/", True)
+            for rule in (r"options=\(rw, bind", r"options=\(rw, rbind")
+        ),
+        *((r"options=\(rw, rbind", path, True) for path in ("/run/systemd/mount-rootfs/x/y/",)),
+        *((r"options=\(rw, rbind", path, False) for path in ("/mnt/", "/", "/run/", "/run/systemd/x/", "/r")),
+    ],
+)
+def test_where_privileged_containers_show_proc_and_sysfs(rule: str, path: str, allowed: bool) -> None:
+    _, target = denied(rule)
+    assert target is not None
+    assert (target.fullmatch(path) is None) is allowed
 
 
 def test_nested_policy() -> None:

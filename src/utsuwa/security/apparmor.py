@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -179,29 +181,70 @@ _MOUNT_ANYTHING = """\
   mount,
 """
 
+_MOUNTED_BY_ROOT = (
+    *("autofs", "binfmt_misc", "cgroup", "cgroup2", "configfs", "devpts", "fuse", "fusectl", "hugetlbfs"),
+    *("mqueue", "nsfs", "overlay", "proc", "ramfs", "rpc_pipefs", "sysfs", "tmpfs"),
+)
+"""File systems that show nothing of the host's disks; with `fuse` go all of `fuse.*`."""
+_TYPE_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_.")
+_UNIT_ROOTS = ("/run/systemd/unit-root/", "/run/systemd/mount-rootfs/")
+"""Where systemd puts together what a service is to see."""
+_OWN_PLACES = ("/proc/", "/sys/", *(f"{root}{name}/" for root in _UNIT_ROOTS for name in ("proc", "sys")))
 _MOUNT_SOME = """\
 
-  # root here is the host's root: only file systems that show nothing of the host's disks
-  mount fstype=(proc, sysfs, tmpfs, devpts, mqueue, cgroup, cgroup2, overlay, ramfs, hugetlbfs),
-  mount fstype=(binfmt_misc, configfs, fusectl, fuse, fuse.*, autofs, nsfs, rpc_pipefs),
-  mount options=(rw, bind),
-  mount options=(ro, bind),
-  mount options=(rw, rbind),
-  mount options=(rw, move),
-  remount,
-  mount options=(rw, make-private) -> **,
-  mount options=(rw, make-rprivate) -> **,
-  mount options=(rw, make-slave) -> **,
-  mount options=(rw, make-rslave) -> **,
-  mount options=(rw, make-shared) -> **,
-  mount options=(rw, make-rshared) -> **,
-  mount options=(rw, make-unbindable) -> **,
-  mount options=(rw, make-runbindable) -> **,
-  # a bind mount would show the same files under a name that no denial knows
-  deny mount options=(rw, bind) @{PROC}/sys/**,
-  deny mount options=(rw, bind) /sys/kernel/** -> **,
+  # root here is the host's root. What it may not mount is denied: older parsers read more into a rule that
+  # allows a kind of mount than it says
+  mount,
+  deny mount fstype=({types}),
+
+  # proc and sysfs elsewhere would show the same files under names that no denial knows
+  deny mount fstype=(proc, sysfs) -> {elsewhere},
+  deny mount options=(rw, bind) /{proc,sys}/{,**} -> {outside},
+  deny mount options=(rw, rbind) /{,proc/,sys/,proc/**,sys/**} -> {outside},
+  deny mount options=(rw, move) /{proc,sys}/{,**} -> **,
+  deny /run/systemd/{unit-root,mount-rootfs}/{proc,sys}/** wklx,
   deny @{PROC}/sys/fs/binfmt_misc/** wklx,
 """
+
+
+def _branches(words: Sequence[str]) -> dict[str, set[str]]:
+    """Each beginning of the words, and with what characters it goes on in one of them."""
+    found: dict[str, set[str]] = {}
+    for word in words:
+        for length, character in enumerate(word):
+            found.setdefault(word[:length], set()).add(character)
+    return found
+
+
+def _other_types(words: Sequence[str]) -> str:
+    """A list of patterns that match every name of a file system but these, and `fuse.` with what follows."""
+    patterns = []
+    branches = _branches(words)
+    for start in dict.fromkeys([*branches, *words]):
+        follows = branches.get(start, set()) | ({"."} if start == "fuse" else set())
+        patterns.append(f"{start}[{''.join(sorted(_TYPE_CHARACTERS - follows))}]*")
+        if start and start not in words:
+            patterns.append(start)
+    return ", ".join(patterns)
+
+
+def _other_paths(words: Sequence[str], *, below: bool) -> str:
+    """A pattern for all paths but these, with `below` also but what is below them."""
+    branches = _branches(words)
+    patterns = [f"{start}[^{''.join(sorted(follows))}]**" for start, follows in branches.items() if start]
+    patterns += [start for start in branches if start]
+    if not below:
+        patterns += [f"{word}?**" for word in words]
+    return "{" + ",".join(patterns) + "}"
+
+
+def _mount_some() -> str:
+    return (
+        _MOUNT_SOME.replace("{types}", _other_types(_MOUNTED_BY_ROOT))
+        .replace("{elsewhere}", _other_paths(_OWN_PLACES, below=False))
+        .replace("{outside}", _other_paths(_UNIT_ROOTS, below=True))
+    )
+
 
 _NESTED = """\
 
@@ -219,7 +262,7 @@ def profile_text(spec: ProfileSpec) -> str:
         f'profile "{spec.name}" flags=(attach_disconnected,mediate_deleted) {{\n',
         _BASE,
         (_OWN_POLICY if spec.stacked else _NO_POLICY).replace("{name}", spec.name),
-        _MOUNT_SOME if spec.privileged and not spec.nesting else _MOUNT_ANYTHING,
+        _mount_some() if spec.privileged and not spec.nesting else _MOUNT_ANYTHING,
         _NESTED.replace("{name}", spec.name) if spec.nesting and not spec.stacked else "",
     ]
     if spec.raw:

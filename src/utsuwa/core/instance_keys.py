@@ -542,6 +542,7 @@ _HOST_STATE = (
     ConfigKey("volatile.idmap.current", help="Id map that the instance runs with, as JSON."),
     ConfigKey("volatile.idmap.next", help="Id map of the next start, as JSON."),
     ConfigKey("volatile.last_state.boot_id", help="Boot of the host that the instance last ran in."),
+    ConfigKey("volatile.last_state.change", help="Devices that are being changed just now, as JSON."),
     ConfigKey("volatile.last_state.idmap", help="Id map that the files on disk are owned by, as JSON."),
     ConfigKey("volatile.last_state.power", help="Whether the instance ran when the daemon last looked."),
     ConfigKey("volatile.last_state.ready", help="Whether the instance has said that it is ready."),

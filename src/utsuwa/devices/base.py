@@ -42,6 +42,9 @@ class DeviceHost:
     pool: str = ""
     volume: InstanceVolume | None = None
 
+    reserved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What `Device.reserve` has given, by device."""
+
     def volatile(self, device: str, key: str) -> str:
         """The value of `volatile.<device>.<key>`, empty where there is none."""
         return self.config.get(f"volatile.{device}.{key}", "")
@@ -110,9 +113,19 @@ class Device:
     async def started(self, host: DeviceHost) -> None:
         """Finish what `start` began, now that the container runs (`host.init_pid` is set)."""
 
+    async def reserve(self, host: DeviceHost) -> dict[str, str]:
+        """Volatile keys that name what `attach` will make on the host. They are stored before it does, so
+        that whatever ends the daemon leaves nothing of which it does not know.
+        """
+        return {}
+
     async def attach(self, host: DeviceHost) -> RunConfig:
         """Add the device to the running container (`host.init_pid` is set)."""
         raise InvalidConfig(f"Device {self.name!r} cannot be added while the instance runs: stop it first")
+
+    async def attached(self, host: DeviceHost) -> bool:
+        """Whether the running container has it, as far as a kill amid `attach` or `detach` leaves open."""
+        return True
 
     async def detach(self, host: DeviceHost) -> RunConfig:
         """Take the device from the running container."""

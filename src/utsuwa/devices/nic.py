@@ -51,6 +51,7 @@ _COMMON = (
     ConfigKey("ipv4.routes", help="IPv4 subnets that the host reaches over it", validate=ipv4_subnets),
     ConfigKey("ipv6.routes", help="IPv6 subnets that the host reaches over it", validate=ipv6_subnets),
 )
+NOTHING: Mapping[str, str] = {}
 _LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
 _ROUTES = frozenset({"ipv4.routes", "ipv6.routes"})
 
@@ -99,12 +100,15 @@ class VethNic(Device):
         await self._limit(host_name)
         await self._route(host_name, add=routes_of(self.config))
 
+    async def reserve(self, host: DeviceHost) -> dict[str, str]:
+        return {"host_name": self.config.get("host_name") or await self._host_name()}
+
     async def attach(self, host: DeviceHost) -> RunConfig:
         if host.init_pid is None:
             raise HostError(f"Device {self.name!r}: the instance does not run")
         run = self.add(host)
         parent = await self._parent(host, run)
-        run.volatile["host_name"] = await self._host_name()
+        run.volatile["host_name"] = await self._host_name(host.reserved.get(self.name, {}))
         mtu = self.config.get("mtu")
         pair = veth.Pair(
             host_name=run.volatile["host_name"],
@@ -121,6 +125,9 @@ class VethNic(Device):
             await self._remove(pair.host_name)
             raise
         return run
+
+    async def attached(self, host: DeviceHost) -> bool:
+        return await asyncio.to_thread(veth.exists, host.volatile(self.name, "host_name"))
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
         if host.init_pid is None:
@@ -191,8 +198,8 @@ class VethNic(Device):
         """The managed network that the interface will belong to, once it may; None where there is none."""
         return None
 
-    async def _host_name(self) -> str:
-        wanted = self.config.get("host_name")
+    async def _host_name(self, reserved: Mapping[str, str] = NOTHING) -> str:
+        wanted = self.config.get("host_name") or reserved.get("host_name")
         if wanted:
             if await asyncio.to_thread(veth.exists, wanted):
                 raise InvalidConfig(

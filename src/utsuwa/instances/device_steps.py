@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from utsuwa import devices as device_types
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
@@ -128,34 +130,122 @@ async def stop_all(host: DeviceHost) -> dict[str, str | None]:
     return steps.volatile
 
 
-async def change_running(host: DeviceHost, old: Devices, new: Devices, undo: Rollback) -> Steps:
-    """Bring a running container from the devices `old` to `new`; undone when `undo` runs.
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one device of a running container; stored while it is under way."""
+
+    after: dict[str, str] | None
+    """Its config to be; None where it goes."""
+    reserved: dict[str, str] = field(default_factory=dict)
+
+
+Changes = Mapping[str, Change]
+CHANGE_KEY = "volatile.last_state.change"
+
+
+def noted(changes: Changes) -> dict[str, str | None]:
+    """What stands in the instance's config while a change is under way."""
+    return {CHANGE_KEY: msgspec.json.encode(changes).decode()}
+
+
+def under_way(instance: Loaded) -> Changes:
+    """The change that the daemon was killed in; empty where there was none."""
+    text = instance.row.config.get(CHANGE_KEY)
+    return msgspec.json.decode(text, type=dict[str, Change]) if text else {}
+
+
+def in_place(device: str, before: Mapping[str, str] | None, after: Mapping[str, str] | None) -> bool:
+    """Whether a device changes without being detached and attached."""
+    if before is None or after is None:
+        return False
+    return device_types.load(device, after).changes_in_place(before)
+
+
+async def plan_change(host: DeviceHost, old: Devices, new: Devices) -> dict[str, Change]:
+    """What has to change to bring a running container from the devices `old` to `new`."""
+    found = {}
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        reserved: dict[str, str] = {}
+        if after is not None and not in_place(name, before, after):
+            reserved = await device_types.load(name, after).reserve(replace(host, devices=new))
+        found[name] = Change(None if after is None else dict(after), reserved)
+    return found
+
+
+async def change_running(
+    host: DeviceHost, old: Devices, new: Devices, changes: Changes, undo: Rollback
+) -> Steps:
+    """Carry out a plan; undone when `undo` runs.
 
     Raises InvalidConfig where a device cannot change while the container runs.
     """
     steps = Steps()
     old_host = replace(host, devices=old)
     for device in reversed(_ordered(old)):
-        before = old[device.name]
-        after = new.get(device.name)
-        if after == before or (
-            after is not None and device_types.load(device.name, after).changes_in_place(before)
-        ):
+        name = device.name
+        if name not in changes or in_place(name, old[name], changes[name].after):
             continue
-        steps.take(device.name, await device.detach(old_host))
-        undo.push(device.attach, replace(old_host, config=steps.config_over(host.config)))
+        before = steps.config_over(host.config)
+        steps.take(name, await device.detach(old_host))
+        undo.push(_attach_again, device, replace(old_host, config=before))
+    new_host = replace(host, devices=new, reserved={name: c.reserved for name, c in changes.items()})
     for device in _ordered(new):
-        before_config = old.get(device.name)
-        if before_config == new[device.name]:
+        name = device.name
+        if name not in changes:
             continue
-        now = replace(host, devices=new, config=steps.config_over(host.config))
-        if before_config is not None and device.changes_in_place(before_config):
-            steps.take(device.name, await device.update(now, before_config))
-            undo.push(device_types.load(device.name, before_config).update, now, new[device.name])
+        now = replace(new_host, config=steps.config_over(host.config))
+        if in_place(name, old.get(name), new[name]):
+            steps.take(name, await device.update(now, old[name]))
+            undo.push(device_types.load(name, old[name]).update, now, new[name])
         else:
-            steps.take(device.name, await device.attach(now))
+            steps.take(name, await device.attach(now))
             undo.push(device.detach, replace(now, config=steps.config_over(host.config)))
     return steps
+
+
+async def _attach_again(device: Device, host: DeviceHost) -> None:
+    """Bring a device back as it was, under the name that is stored for it."""
+    host_name = host.volatile(device.name, "host_name")
+    names = {"host_name": host_name} if host_name else {}
+    await device.attach(replace(host, reserved={device.name: names}))
+
+
+async def undo_change(host: DeviceHost, changes: Changes) -> None:
+    """Take back what a daemon that was killed had begun; `host.devices` are those before.
+
+    It may have come to any point. What cannot be taken back is logged and does not keep the rest.
+    """
+    for name, change in sorted(changes.items()):
+        try:
+            await _undo_one(host, name, change)
+        except Exception:
+            log.exception("taking back a change of device %r of instance %r", name, host.instance)
+
+
+async def _undo_one(host: DeviceHost, name: str, change: Change) -> None:
+    before = host.devices.get(name)
+    if in_place(name, before, change.after):
+        await device_types.load(name, before or {}).update(host, change.after or {})
+        return
+    if change.after is not None:
+        made = {f"volatile.{name}.{key}": value for key, value in change.reserved.items()}
+        await device_types.load(name, change.after).stop(replace(host, config={**host.config, **made}))
+    if before is not None and host.init_pid is not None:
+        device = device_types.load(name, before)
+        if not await device.attached(host):
+            await _attach_again(device, host)
+
+
+async def started_again(host: DeviceHost) -> None:
+    """As `started_all` for a container that was found running: its daemon may have died before that."""
+    for device in _ordered(host.devices):
+        try:
+            await device.started(host)
+        except Exception:
+            log.exception("device %r of instance %r is not as configured", device.name, host.instance)
 
 
 def with_devices(host: DeviceHost, devices: Devices) -> DeviceHost:

@@ -12,7 +12,7 @@ from utsuwa.core.errors import UtsuwaError
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import cgroups, lxc
 from utsuwa.host.filetree import remove_tree
-from utsuwa.instances import delete, end, identity, lxcconf
+from utsuwa.instances import delete, device_steps, end, identity, limits, lxcconf
 from utsuwa.instances.context import Context, load_all, merge, profiles_named
 from utsuwa.instances.model import Loaded, Running
 
@@ -114,6 +114,28 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
         # The database is older than the container, its end was being noted when the container came up,
         # or a restart was under way.
         await ctx.patch_config(instance.row, noted)
+    async with ctx.locks.hold("instance", *instance.key):
+        await _put_devices_right(ctx, instance, pid)
+
+
+async def _put_devices_right(ctx: Context, instance: Loaded, pid: int | None) -> None:
+    """Take back a change of devices that a kill cut off, and finish a start that it came before the end of.
+
+    Without a `pid` the container has ended.
+    """
+    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
+    host = device_steps.host_of(ctx.paths, instance, idmap, pid, ctx.networks)
+    changes = device_steps.under_way(instance)
+    if changes:
+        log.info("taking back a change of the devices of instance %r that was cut off", instance.name)
+        await device_steps.undo_change(host, changes)
+        await ctx.patch_config(instance.row, {device_steps.CHANGE_KEY: None})
+    if pid is not None:
+        await device_steps.started_again(host)
+        try:
+            await limits.apply_disk_priority(pid, instance.expanded_config)
+        except (UtsuwaError, OSError) as error:
+            log.warning("the disk priority of instance %r is not as configured: %s", instance.name, error)
 
 
 @dataclass(frozen=True)
@@ -165,6 +187,7 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
 
 async def _clean(ctx: Context, instance: Loaded, fate: Fate) -> None:
     await end.clean_host(ctx, instance)
+    await _put_devices_right(ctx, instance, None)
     if fate.was_running:
         changes: dict[str, str | None] = {"volatile.last_state.boot_id": None}
         if fate.ended:

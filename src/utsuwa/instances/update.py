@@ -14,6 +14,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.codes import State
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.devices import DeviceHost
 from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
 from utsuwa.instances.create import OWN_VOLATILE, check_by_liblxc, check_whole
@@ -131,8 +132,7 @@ async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Load
     if new.expanded_devices != old.expanded_devices:
         volatile.update(_forgotten(old, new))
         if running is not None:
-            steps = await device_steps.change_running(host, running.devices, new.expanded_devices, undo)
-            volatile.update(steps.volatile)
+            volatile.update(await _change_devices(ctx, old, host, running.devices, undo))
         else:
             volatile.update(device_steps.add_all(host))
     if running is not None:
@@ -140,6 +140,18 @@ async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Load
     volatile.update(await identity.after_change(ctx, old, new))
     config = device_steps.changed_over(new.row.config, volatile)
     return replace(new, row=replace(new.row, config=config))
+
+
+async def _change_devices(
+    ctx: Context, old: Loaded, host: DeviceHost, before: device_steps.Devices, undo: Rollback
+) -> dict[str, str | None]:
+    """Bring a running container's devices to those of `host`, which is noted as long as it is under way: the
+    next start of a daemon that is killed takes back what no row tells of.
+    """
+    changes = await device_steps.plan_change(host, before, host.devices)
+    undo.push(ctx.patch_config, old.row, {device_steps.CHANGE_KEY: None})
+    await ctx.patch_config(old.row, device_steps.noted(changes))
+    return (await device_steps.change_running(host, before, host.devices, changes, undo)).volatile
 
 
 def _refuse_root_move(old: Loaded, new: Loaded) -> None:

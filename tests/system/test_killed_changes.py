@@ -1,0 +1,212 @@
+"""A daemon that is killed while it changes a running container's devices: its next start takes it back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.boxed import boxed_daemon
+from tests.support.daemon import Daemon
+from tests.support.images import Image
+from utsuwa.host import lxc, traffic
+
+pytestmark = pytest.mark.root
+
+# Runs inside the daemon: kills it at the point that a file names.
+POINTS = """
+import os
+import re
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from utsuwa.db.engine import Database
+from utsuwa.host import routes, traffic, veth
+from utsuwa.instances import device_steps
+
+file = Path(os.environ["UTSUWA_TEST_POINTS"])
+write = Database.write
+
+
+def point(name):
+    if file.exists() and file.read_text() == name:
+        os.kill(os.getpid(), 9)
+
+
+def after(module, name, told):
+    plain = getattr(module, name)
+
+    def call(*arguments):
+        plain(*arguments)
+        point(told)
+
+    setattr(module, name, call)
+
+
+def around(module, name, before="", after=""):
+    plain = getattr(module, name)
+
+    async def call(*arguments, **named):
+        point(before)
+        await plain(*arguments, **named)
+        point(after)
+
+    setattr(module, name, call)
+
+
+@asynccontextmanager
+async def pointed_write(self, name):
+    point(name)
+    async with write(self, name) as conn:
+        yield conn
+
+
+after(veth, "create", "pair made")
+after(veth, "delete", "pair removed")
+after(routes, "add", "routes added")
+after(routes, "remove", "routes removed")
+around(traffic, "limit", after="limited")
+around(device_steps, "started_all", before="not finished")
+Database.write = pointed_write
+"""
+ROW = "update instance"
+"""The point before the row is stored: all else is done."""
+BASE = {"type": "nic", "name": "eth1", "network": "br"}
+LIMITED = BASE | {"limits.max": "10Mbit", "ipv4.routes": "10.91.0.0/24"}
+OTHER = BASE | {"limits.max": "20Mbit", "ipv4.routes": "10.92.0.0/24"}
+RENAMED = OTHER | {"name": "lan"}
+CASES = {
+    "add": (None, LIMITED, ("pair made", "limited", ROW)),
+    "remove": (LIMITED, None, ("routes removed", "pair removed", ROW)),
+    "change in place": (LIMITED, OTHER, ("routes added", ROW)),
+    "free of limits": (LIMITED, BASE, (ROW,)),
+    "limit": (BASE, LIMITED, (ROW,)),
+    "replace": (LIMITED, RENAMED, ("pair removed", "pair made", ROW)),
+}
+Nic = dict[str, str] | None
+
+
+@pytest.fixture(scope="module")
+def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that names the point at which the daemon is killed."""
+    return tmp_path_factory.mktemp("points") / "point"
+
+
+@pytest.fixture(scope="module")
+def net(busybox_image: Image, point: Path) -> Iterator[Daemon]:
+    """A daemon with the running container c1, on the network `br` by eth0."""
+    with boxed_daemon() as daemon:
+        daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+        config = {"ipv4.address": "10.77.0.1/24", "ipv6.address": "none"}
+        daemon.do("POST", "/1.0/networks", {"name": "br", "config": config})
+        daemon.do("POST", "/1.0/networks", {"name": "second", "config": {"ipv6.address": "none"}})
+        nic = {"type": "nic", "name": "eth0", "network": "second"}
+        body = {"name": "c1", "source": {"type": "image", "alias": "busybox"}, "devices": {"eth0": nic}}
+        daemon.do("POST", "/1.0/instances", body)
+        daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
+        (point.parent / "sitecustomize.py").write_text(POINTS)
+        daemon.env |= {"UTSUWA_TEST_POINTS": str(point), "PYTHONPATH": str(point.parent)}
+        daemon.restart()
+        yield daemon
+
+
+def set_nic(daemon: Daemon, nic: Nic) -> None:
+    """Give c1 this second interface, or none."""
+    instance = daemon.get("/1.0/instances/c1")
+    devices = {name: device for name, device in instance["devices"].items() if name != "nic"}
+    daemon.do("PUT", "/1.0/instances/c1", {**instance, "devices": devices | ({"nic": nic} if nic else {})})
+
+
+def killed_at(daemon: Daemon, point: Path, name: str, url: str, body: object, method: str = "PUT") -> None:
+    point.write_text(name)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        daemon.do(method, url, body)
+        pytest.fail(f"the daemon does not come to the point {name!r}")
+    daemon.kill()
+    point.unlink()
+    daemon.start()
+
+
+def state(daemon: Daemon) -> dict[str, object]:
+    """All that the host has of c1's second interface."""
+    box = daemon.box
+    assert box is not None
+    instance = daemon.get("/1.0/instances/c1")
+    host_name = instance["config"].get("volatile.nic.host_name", "")
+    links = set(box.links())
+    ours = {name for name in links if name.startswith(("veth", "ifb"))}
+    ours -= {instance["config"]["volatile.eth0.host_name"], host_name, traffic.helper_name(host_name)}
+    shown = box.run("tc", "class", "show", "dev", host_name) if host_name else ""
+    return {
+        "devices": instance["devices"],
+        "noted": instance["config"].get("volatile.last_state.change", ""),
+        "there": not host_name or host_name in links,
+        "unknown": ours,
+        "inside": set(daemon.get("/1.0/instances/c1/state")["network"]),
+        "rates": re.findall(r" rate (\S+)", shown),
+        "helper": traffic.helper_name(host_name) in links,
+        "routes": {
+            route["dst"]
+            for route in json.loads(box.run("ip", "-j", "route", "show", "dev", "br"))
+            if route["dst"] != "10.77.0.0/24"
+        },
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_cut_off_is_taken_back(net: Daemon, point: Path, case: str) -> None:
+    before, after, points = CASES[case]
+    set_nic(net, before)
+    was = state(net)
+    assert was["unknown"] == set()
+    for name in points:
+        instance = net.get("/1.0/instances/c1")
+        devices = {key: device for key, device in instance["devices"].items() if key != "nic"}
+        body = {**instance, "devices": devices | ({"nic": after} if after else {})}
+        killed_at(net, point, name, "/1.0/instances/c1", body)
+        assert state(net) == was, name
+    set_nic(net, after)
+    assert state(net)["noted"] == ""
+
+
+def test_one_that_ended_meanwhile_leaves_nothing(net: Daemon, point: Path) -> None:
+    set_nic(net, None)
+    instance = net.get("/1.0/instances/c1")
+    point.write_text(ROW)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        body = {**instance, "devices": instance["devices"] | {"nic": LIMITED}}
+        net.do("PUT", "/1.0/instances/c1", body)
+    net.kill()
+    point.unlink()
+    os.kill(net_pid(net), 9)
+    net.start()
+    box = net.box
+    assert box is not None
+    assert [name for name in box.links() if name.startswith(("veth", "ifb"))] == []
+    assert "10.91.0.0/24" not in box.run("ip", "route")
+    assert net.get("/1.0/instances/c1")["status"] == "Stopped"
+    assert "volatile.last_state.change" not in net.get("/1.0/instances/c1")["config"]
+    net.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
+
+
+def net_pid(daemon: Daemon) -> int:
+    """The pid of c1's init, also where the daemon does not run."""
+    (monitor,) = lxc.active(daemon.dir / "containers")["c1"]
+    return int(Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0])
+
+
+def test_a_start_that_was_not_finished_is(net: Daemon, point: Path) -> None:
+    net.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
+    set_nic(net, LIMITED)
+    killed_at(net, point, "not finished", "/1.0/instances/c1/state", {"action": "start"})
+    found = state(net)
+    assert net.get("/1.0/instances/c1")["status"] == "Running"
+    assert found["routes"] == {"10.91.0.0/24"}
+    assert found["rates"] != []
+    assert found["unknown"] == set()

@@ -29,6 +29,22 @@ def d(daemon: Daemon, busybox_image: Image) -> Daemon:
     return daemon
 
 
+KILLED_IN_A_STOP = """
+import os
+from utsuwa.instances import device_steps
+
+plain = device_steps.killed_all
+
+
+async def killed_all(host):
+    await plain(host)
+    os.kill(os.getpid(), 9)
+
+
+device_steps.killed_all = killed_all
+"""
+
+
 def kill_with_the_daemon(d: Daemon, *names: str) -> None:
     """Kill the daemon, then the containers, and start the daemon again."""
     pids = [d.get(f"/1.0/instances/{name}/state")["pid"] for name in names]
@@ -102,6 +118,26 @@ def test_a_pool_that_is_not_there(d: Daemon, tmp_path: Path, driver: str) -> Non
     d.restart()
     d.lxc("start", "far")
     assert d.lxc("exec", "far", "--", "echo", "back").stdout == "back\n"
+
+
+def test_a_forced_stop_that_is_cut_off_is_carried_out(d: Daemon, tmp_path: Path) -> None:
+    """Its interfaces are taken away first: it must not run on without them."""
+    d.lxc("launch", "busybox", "c1")
+    pid = d.get("/1.0/instances/c1/state")["pid"]
+    (tmp_path / "sitecustomize.py").write_text(KILLED_IN_A_STOP)
+    path = os.environ.get("PYTHONPATH", "")
+    d.env["PYTHONPATH"] = f"{tmp_path}:{path}"
+    d.restart()
+    d.lxc("stop", "c1", "--force", check=False)
+    assert d.process is not None
+    assert d.process.wait(30) == -signal.SIGKILL
+    os.kill(pid, 0)  # the daemon was killed before it
+    d.env["PYTHONPATH"] = path
+    d.start()
+    assert status(d, "c1") == "Stopped"
+    d.lxc("start", "c1")
+    d.restart()
+    assert d.lxc("exec", "c1", "--", "ls", "/sys/class/net/").stdout.split() == ["eth0", "lo"]
 
 
 def test_unpacking_ends_with_the_daemon(d: Daemon) -> None:

@@ -216,3 +216,8 @@ class RuntimePaths:
     def last_target(self) -> Path:
         """Where that is put aside while the container is started again after a reboot."""
         return self.folder / "lxc.target.last"
+
+    @property
+    def killed(self) -> Path:
+        """Made when a forced stop begins to take the container apart; the next start removes it."""
+        return self.folder / "killed"

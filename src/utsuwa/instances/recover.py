@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.db import instances as instance_rows
-from utsuwa.host import cgroups, lxc
+from utsuwa.host import cgroups, lxc, pidfds
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances import delete, device_steps, end, identity, limits, lxcconf
 from utsuwa.instances.context import Context, load_all, merge, profiles_named
@@ -71,6 +71,9 @@ async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
         if pid is None:
             stopped.append(instance)
             continue
+        if await _finish_forced_stop(ctx, instance, pid):
+            stopped.append(instance)
+            continue
         await _adopt(ctx, watch, instance, pid)
     return stopped
 
@@ -90,6 +93,16 @@ async def _find(ctx: Context, instance: Loaded, *, busy: bool) -> int | None:
     log.warning("instance %r neither starts nor ends: what is left of it is killed", instance.name)
     await lxc.wait_until_gone(name, lxcpath)
     return None
+
+
+async def _finish_forced_stop(ctx: Context, instance: Loaded, pid: int) -> bool:
+    """Whether the daemon was killed when it had begun to take the container apart, which is dead now."""
+    if not await asyncio.to_thread(ctx.runtime_paths(instance).killed.exists):
+        return False
+    log.info("the forced stop of instance %r was cut off: it is carried out", instance.name)
+    pidfds.kill(pid)
+    await lxc.wait_until_gone(instance.storage_name, ctx.paths.containers)
+    return True
 
 
 async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> None:

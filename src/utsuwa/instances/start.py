@@ -158,6 +158,7 @@ def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) ->
     """
     paths = ctx.runtime_paths(instance)
     paths.folder.mkdir(mode=0o700, exist_ok=True)
+    paths.killed.unlink(missing_ok=True)
     for old in (paths.log, paths.console):
         with contextlib.suppress(FileNotFoundError):
             old.replace(old.with_name(f"{old.name}.old"))

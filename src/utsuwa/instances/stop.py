@@ -97,6 +97,11 @@ async def _hasten(ctx: Context, container: Running) -> None:
         instance = await load(ctx, *container.key)
     except NotFound:
         return
+    try:
+        # A daemon that ends here leaves a container without its devices: the next one finishes the stop.
+        await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
+    except OSError:  # such as a full disk
+        return
     host = device_steps.host_of(ctx.paths, instance, container.idmap)
     await device_steps.killed_all(device_steps.with_devices(host, container.devices))
 

@@ -11,6 +11,9 @@ IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
 SHOW_PACKAGES=(iputils-ping)
 # What the tests need on top.
 TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl zsh fish)
+# What the tests on a stock host need on top of that, and the hosts that there are.
+STOCK_PACKAGES=(qemu-system-x86 e2fsprogs git)
+STOCK_RELEASES=(bookworm bookworm-backports-kernel trixie)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
 ROOT_ID_RANGE=1000000:1000000000
 

@@ -12,6 +12,8 @@ from tests.support import guards, images
 from tests.support.daemon import Daemon
 
 UNIT = Path(__file__).parent / "unit"
+collect_ignore = [] if "UTSUWA_STOCK_HOST" in os.environ else ["stock"]
+"""The tests of a stock host run alone: `scripts/test --stock-host`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

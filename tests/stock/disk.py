@@ -1,0 +1,135 @@
+"""The disks of the stock host: a Debian as its packages make it, and what it is given to install.
+
+What takes minutes to make (the system, the bundle for `scripts/quickstart --offline`) is kept in the tests'
+cache under a name that says what it is made of. The checkout is put on a disk of its own at each run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import images
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SOURCES = HERE / "sources.sh"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A system to install on: its suite, and the suite that its kernel comes from."""
+
+    suite: str
+    kernel: str
+
+
+RELEASES = {
+    "bookworm": Release("bookworm", "bookworm"),
+    "bookworm-backports-kernel": Release("bookworm", "bookworm-backports"),
+    "trixie": Release("trixie", "trixie"),
+}
+
+
+@dataclass(frozen=True)
+class Disks:
+    kernel: Path
+    initrd: Path
+    system: Path
+    """Whole file system, no partitions; ext4, sparse. Not to be written to."""
+    bundle: Path
+    """ext4 with the folder that `scripts/offline-bundle` fills."""
+
+
+def prepare(release: Release) -> Disks:
+    """The disks of a release, made where the cache has none; raises AssertionError with what failed."""
+    script = HERE / "make-system"
+    made_of = [script.read_bytes(), SOURCES.read_bytes(), repr(release).encode()]
+    system = _cached(
+        f"stock-{release.suite}-kernel-{release.kernel}",
+        made_of,
+        lambda folder: _run(script, release.suite, release.kernel, folder),
+    )
+    return Disks(system / "vmlinuz", system / "initrd.img", system / "system.img", _bundle(release.suite))
+
+
+def _bundle(suite: str) -> Path:
+    fill = HERE / "make-bundle"
+    parts = ["offline-bundle", "debian-host.sh", "build-debian-image"]
+    files = [fill, SOURCES, ROOT / "pyproject.toml", *(ROOT / "scripts" / part for part in parts)]
+
+    def make(folder: Path) -> None:
+        content = folder / "content"
+        _run(fill, suite, content)
+        make_image(content, folder / "bundle.img", "bundle")
+        shutil.rmtree(content)
+
+    folder = _cached(f"stock-bundle-{suite}", [file.read_bytes() for file in files], make)
+    return folder / "bundle.img"
+
+
+def _cached(name: str, made_of: list[bytes], make: Callable[[Path], object]) -> Path:
+    """The folder of that name, filled by `make` where nothing made of the same lies in the cache."""
+    cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
+    folder = cache / f"{name}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        for old in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
+            shutil.rmtree(old)
+        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+        try:
+            make(fresh)
+            fresh.chmod(0o755)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def checkout(folder: Path) -> Path:
+    """A disk with the files that git knows of this checkout, as they are now, and a busybox image."""
+    content = folder / "content"
+    listed = _run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in listed.decode().split("\0"):
+        source, target = ROOT / name, content / name
+        if name and source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    (content / "busybox").mkdir()
+    images.build_busybox(content / "busybox")
+    image = folder / "checkout.img"
+    make_image(content, image, "checkout")
+    shutil.rmtree(content)
+    return image
+
+
+def make_image(folder: Path, image: Path, label: str) -> None:
+    """An ext4 file system with what is in the folder, and room for as little again."""
+    size = int(_run("du", "--summarize", "--block-size=1M", folder).split()[0])
+    _run(
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-L",
+        label,
+        "-E",
+        "root_owner=0:0",
+        "-d",
+        folder,
+        image,
+        f"{size * 5 // 4 + 16}M",
+    )
+
+
+def _run(*command: str | Path) -> bytes:
+    ended = subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL, capture_output=True)
+    reason = ended.stderr.decode(errors="replace")[-4000:]
+    assert ended.returncode == 0, f"{command[0]} failed:\n{reason}"
+    return ended.stdout

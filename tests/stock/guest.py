@@ -1,0 +1,584 @@
+"""Checks of Utsuwa on a stock host, run inside of it; the outcome of each goes to the host as a line of JSON.
+
+Plain Python without packages: on the host it is imported for the names of the checks alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OUTCOMES = Path("/dev/ttyS1")
+STATE = Path("/var/lib/stock-host")
+CHECKOUT = Path("/mnt/checkout")
+CONTAINERS = Path("/var/lib/utsuwa/storage-pools/default/containers")
+BOXES = ("first", "limited", "resting")
+"""Containers that run when the daemon is restarted and the machine rebooted."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    run: Callable[[], str | None]
+    """Gives words about what was seen; raises whatever it likes when things are not as they should be."""
+
+
+BEFORE_REBOOT: list[Check] = []
+AFTER_REBOOT: list[Check] = []
+_Function = Callable[[], str | None]
+
+
+def check(name: str, when: list[Check] = BEFORE_REBOOT) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
+        when.append(Check(name, function))
+        return function
+
+    return add
+
+
+def expect(holds: object, words: object) -> None:
+    if not holds:
+        raise AssertionError(words)
+
+
+# ---- tools
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+def run(*command: str, stdin: bytes | None = None, timeout: float = 120) -> Ended:
+    ended = subprocess.run(command, input=stdin or b"", capture_output=True, timeout=timeout)
+    return Ended(ended.returncode, *(b.decode(errors="replace") for b in (ended.stdout, ended.stderr)))
+
+
+def must(*command: str, stdin: bytes | None = None, timeout: float = 120) -> str:
+    ended = run(*command, stdin=stdin, timeout=timeout)
+    expect(ended.code == 0, f"{shlex.join(command)} gave {ended.code}: {ended.out}{ended.err}")
+    return ended.out
+
+
+def utsuwa(*arguments: str, stdin: bytes | None = None) -> str:
+    return must("utsuwa", *arguments, stdin=stdin)
+
+
+def inside(container: str, script: str, stdin: bytes | None = None) -> Ended:
+    return run("utsuwa", "exec", container, "--", "sh", "-c", script, stdin=stdin)
+
+
+def state_of(container: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(utsuwa("query", f"/1.0/instances/{container}/state"))
+    return answer
+
+
+def init_of(container: str) -> tuple[int, str]:
+    """The pid of a container's init, and when that process was started."""
+    pid = state_of(container)["pid"]
+    expect(pid > 0, f"{container} does not run")
+    return pid, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def wait_for(what: str, true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        expect(time.monotonic() < end, f"{what} did not come true in {seconds:g} s")
+        time.sleep(0.5)
+
+
+# ---- the host and the quick start
+
+
+@check("host: cgroup v2 alone, AppArmor in force")
+def the_host() -> str:
+    expect(Path("/sys/fs/cgroup/cgroup.controllers").exists(), "no cgroup v2 at /sys/fs/cgroup")
+    expect(Path("/sys/module/apparmor/parameters/enabled").read_text() == "Y\n", "AppArmor is off")
+    must("systemctl", "is-active", "apparmor.service")
+    return f"{os.uname().release}; {must('utsuwad', 'check')}"
+
+
+@check("quick start: works from an offline bundle")
+def the_quick_start() -> str:
+    log = (STATE / "quickstart.log").read_text(errors="replace")
+    expect((STATE / "quickstart.status").read_text() == "0\n", log)
+    expect("systemctl is-system-running in first: running" in log, log)
+    return log
+
+
+@check("quick start: systemd runs the daemon, and will with the machine")
+def the_unit() -> str:
+    for unit in ("utsuwa.socket", "utsuwa.service", "utsuwa-containers.service"):
+        # the service itself is started by the other two
+        expect(must("systemctl", "is-enabled", unit) in ("enabled\n", "indirect\n"), f"{unit} is not enabled")
+        must("systemctl", "is-active", unit)
+    return must("systemctl", "show", "utsuwa.service", "--property=MainPID,ControlGroup")
+
+
+@check("quick start: the container is unprivileged")
+def unprivileged() -> str:
+    pid, _ = init_of("first")
+    uids = Path(f"/proc/{pid}/uid_map").read_text().split()
+    owner = Path(f"/proc/{pid}").stat().st_uid
+    expect(uids[0] == "0" and int(uids[1]) >= 100_000, f"its ids are {uids}")
+    expect(owner == int(uids[1]), f"its init runs as user {owner} of the host")
+    return f"root inside is {owner}"
+
+
+@check("quick start: systemd inside is running")
+def systemd_inside() -> str:
+    ended = _systemd_of("first")
+    expect(ended.out.split() == ["running"], ended)
+    return inside("first", "systemd-analyze time").out
+
+
+def _systemd_of(container: str) -> Ended:
+    """What systemd inside says of itself and of what failed, once it has started."""
+    wait_for("a system bus", lambda: inside(container, "test -S /run/dbus/system_bus_socket").code == 0)
+    return inside(container, "systemctl is-system-running --wait; systemctl --failed --no-legend --plain")
+
+
+# ---- AppArmor
+
+
+@check("apparmor: the profile is enforced on init and on what is run by exec")
+def profile_enforced() -> str:
+    pid, _ = init_of("first")
+    child = subprocess.Popen(
+        ["utsuwa", "exec", "first", "--", "sleep", "1234"], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for("the sleep inside", lambda: run("pgrep", "-xf", "sleep 1234").code == 0, 20)
+        executed = int(must("pgrep", "-xf", "sleep 1234").split()[0])
+        labels = [Path(f"/proc/{p}/attr/current").read_text().strip("\0\n") for p in (pid, executed)]
+        os.kill(executed, signal.SIGKILL)
+    finally:
+        child.wait(timeout=60)
+    expect(re.fullmatch(r"utsuwa-\w+_first\b.* \(enforce\)", labels[0]), f"init is under {labels[0]!r}")
+    expect(labels[0] == labels[1], f"exec runs under {labels[1]!r}")
+    return labels[0]
+
+
+@check("apparmor: a rule of raw.apparmor holds in an unprivileged container")
+def raw_rule() -> str:
+    script = "echo x >/root/open && cat /root/open && echo x >/root/shut"
+    utsuwa("launch", "busybox", "ruled", "-c", "raw.apparmor=deny /root/shut rwklx,")
+    try:
+        refused = inside("ruled", script)
+        utsuwa("stop", "--force", "ruled")
+        utsuwa("config", "set", "ruled", "raw.lxc=lxc.apparmor.profile=unconfined")
+        utsuwa("start", "ruled")
+        allowed = inside("ruled", script)
+    finally:
+        run("utsuwa", "delete", "--force", "ruled")
+    expect(refused.code != 0 and refused.out == "x\n" and "Permission denied" in refused.err, refused)
+    expect(allowed.code == 0, f"with the profile off: {allowed}")
+    return refused.err
+
+
+_SAME = 'v=$(cat {0}) && echo "$v" >{0}'
+OPERATIONS = {
+    "drop the host's caches": "echo 1 >/proc/sys/vm/drop_caches",
+    "say where cores go": _SAME.format("/proc/sys/kernel/core_pattern"),
+    "name the program that loads modules": _SAME.format("/proc/sys/kernel/modprobe"),
+    "limit the host's open files": _SAME.format("/proc/sys/fs/file-max"),
+    "press the SysRq key": "echo h >/proc/sysrq-trigger",
+    "direct interrupts": _SAME.format("/proc/irq/default_smp_affinity"),
+    "turn a module's switch": _SAME.format("/sys/module/printk/parameters/time"),
+    "rule over memory pages": _SAME.format("/sys/kernel/mm/ksm/run"),
+    "rule over suspending": _SAME.format("/sys/power/pm_async"),
+    # busybox mounts silently by itself, which some rules do not speak of; others' programs do not
+    "mount debugfs": "mount -o loud -t debugfs none /mnt && umount /mnt",
+    "mount securityfs": "mount -t securityfs none /mnt && umount /mnt",
+    "show /proc/sys elsewhere": "mount -o bind /proc/sys /mnt && umount /mnt",
+    "show /sys elsewhere": "mount -o bind /sys /mnt && umount /mnt",
+    "mount proc elsewhere": "mount -t proc none /mnt && umount /mnt",
+    "mount sysfs elsewhere": "mount -t sysfs none /mnt && umount /mnt",
+}
+"""Shell lines that root of a privileged container could do, were it not for the profile.
+
+/proc and /sys are writable there. Nothing of the host changes: what is written is what was there.
+"""
+
+
+class _Tried:
+    """What became of each of the operations under the profile and without it."""
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] | None = None
+        self.allowed: dict[str, str] = {}
+
+    def run(self) -> None:
+        self.refused = {}
+        writable = "lxc.mount.auto=proc:rw sys:rw"
+        utsuwa("launch", "busybox", "walled", "-c", "security.privileged=true", "-c", f"raw.lxc={writable}")
+        try:
+            self.refused = self._all()
+            utsuwa("stop", "--force", "walled")
+            utsuwa("config", "set", "walled", f"raw.lxc={writable}\nlxc.apparmor.profile=unconfined")
+            utsuwa("start", "walled")
+            self.allowed = self._all()
+        finally:
+            run("utsuwa", "delete", "--force", "walled")
+
+    @staticmethod
+    def _all() -> dict[str, str]:
+        lines = [f"( {line} ) >/tmp/said 2>&1; echo $? $(cat /tmp/said)" for line in OPERATIONS.values()]
+        said = inside("walled", "\n".join(lines)).out.splitlines()
+        expect(len(said) == len(OPERATIONS), said)
+        return dict(zip(OPERATIONS, said, strict=True))
+
+
+_tried = _Tried()
+
+
+def _operation(name: str) -> Callable[[], str]:
+    def look() -> str:
+        if _tried.refused is None:
+            _tried.run()
+        refused, allowed = (_tried.refused or {})[name], _tried.allowed[name]
+        expect(refused[:2] != "0 " and refused != "0", "it was not refused")
+        expect("denied" in refused or "not permitted" in refused, f"refused for another reason: {refused}")
+        expect(allowed.split()[0] == "0", f"refused with the profile off as well: {allowed}")
+        return refused
+
+    return look
+
+
+for _name in OPERATIONS:
+    check(f"apparmor: it alone keeps a privileged container from this: {_name}")(_operation(_name))
+
+
+@check("apparmor: systemd in a privileged container is running, too")
+def privileged_systemd() -> str:
+    utsuwa("launch", "debian/12", "private", "-c", "security.privileged=true")
+    try:
+        wait_for("a system bus", lambda: inside("private", "test -S /run/dbus/system_bus_socket").code == 0)
+        ended = inside(
+            "private", "systemctl is-system-running --wait; systemctl --failed --no-legend --plain"
+        )
+    finally:
+        run("utsuwa", "delete", "--force", "private")
+    expect(ended.out.split() == ["running"], ended)
+    return ended.out
+
+
+# ---- limits
+
+LOW = {"limits.memory": "48MiB", "limits.cpu.allowance": "20ms/100ms", "limits.processes": "20"}
+HIGH = {"limits.memory": "400MiB", "limits.cpu.allowance": "80ms/100ms", "limits.processes": "200"}
+SPIN = "while :; do :; done"
+SECONDS = 3
+
+
+def settings(values: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def _memory() -> Ended:
+    """128 MiB of text; busybox's awk holds up to twice that."""
+    return inside(
+        "limited", "awk 'BEGIN { s = \"x\"; while (length(s) < 134217728) s = s s; print length(s) }'"
+    )
+
+
+def _processors(container: str, loops: int = 1) -> float:
+    """How many processors endless loops get for a while, from the processes' own clock."""
+    script = f"for i in $(seq {loops}); do timeout {SECONDS} sh -c '{SPIN}' & done; wait; times"
+    ended = inside(container, script)
+    clocks = re.findall(r"(\d+)m([\d.]+)s", ended.out)
+    expect(len(clocks) == 4, ended)
+    return sum(60 * int(m) + float(s) for m, s in clocks) / SECONDS
+
+
+def _processes() -> Ended:
+    """Sixty processes at once. Only their end makes room for another `exec` where the limit was hit."""
+    ended = inside("limited", "for i in $(seq 60); do sleep 6 >/dev/null 2>&1 & done; echo started")
+    wait_for("their end", lambda: state_of("limited")["processes"] < 10)
+    return ended
+
+
+def _no_memory(ended: Ended) -> str:
+    expect(ended.code == 137 and not ended.out, f"256 MiB fit in: {ended}")
+    return f"the program was ended with {ended.code}"
+
+
+@check("memory: limits.memory holds under load")
+def memory_low() -> str:
+    utsuwa("launch", "busybox", "limited", *(part for s in settings(LOW) for part in ("-c", s)))
+    return _no_memory(_memory())
+
+
+@check("cpu: limits.cpu.allowance holds under load")
+def cpu_low() -> str:
+    got = _processors("limited")
+    expect(0.1 < got < 0.3, f"{got:.2f} processors, to be 0.2")
+    return f"{got:.2f} processors"
+
+
+@check("processes: limits.processes holds under load")
+def processes_low() -> str:
+    ended = _processes()
+    expect("can't fork" in ended.err and "started" not in ended.out, ended)
+    return ended.err
+
+
+@check("memory: limits.memory raised live holds under load")
+def memory_high() -> str:
+    utsuwa("config", "set", "limited", *settings(HIGH))
+    ended = _memory()
+    expect(ended.out == "134217728\n", ended)
+    return ended.out
+
+
+@check("cpu: limits.cpu.allowance raised live holds under load")
+def cpu_high() -> str:
+    got = _processors("limited")
+    expect(0.5 < got < 0.95, f"{got:.2f} processors, to be 0.8")
+    return f"{got:.2f} processors"
+
+
+@check("processes: limits.processes raised live holds under load")
+def processes_high() -> str:
+    ended = _processes()
+    expect(ended.code == 0 and ended.out == "started\n", ended)
+    return ended.out
+
+
+@check("memory: limits.memory lowered live holds under load")
+def memory_lowered() -> str:
+    utsuwa("config", "set", "limited", *settings(LOW))
+    return _no_memory(_memory())
+
+
+@check("processes: limits.processes lowered live holds under load")
+def processes_lowered() -> str:
+    return processes_low() or ""
+
+
+@check("cpu: limits.cpu holds under load, also changed live")
+def cpu_count() -> str:
+    utsuwa("launch", "busybox", "resting", "-c", "limits.cpu=1", "-c", "boot.autostart=false")
+    one = _processors("resting", loops=2)
+    utsuwa("config", "set", "resting", "limits.cpu=2")
+    two = _processors("resting", loops=2)
+    expect(0.6 < one < 1.2, f"{one:.2f} processors, to be 1")
+    expect(two > 1.3, f"{two:.2f} processors, to be 2")
+    return f"{one:.2f}, then {two:.2f} processors"
+
+
+# ---- attributes of files
+
+CAPABILITY = "security.capability"
+ACL = "system.posix_acl_access"
+AS_USER = "setpriv --reuid={0} --regid={0} --clear-groups "
+
+
+def _install_tools() -> None:
+    packages = sorted(STATE.glob("*.deb"))
+    for package in packages:
+        expect(inside("first", f"cat >/root/{package.name}", stdin=package.read_bytes()).code == 0, package)
+    ended = inside("first", "dpkg --install /root/*.deb")
+    expect(ended.code == 0, ended)
+
+
+def _on_disk(path: str) -> Path:
+    return CONTAINERS / "first/layer/upper" / path
+
+
+@check("files: setcap from inside is in force")
+def setcap() -> str:
+    _install_tools()
+    script = """
+        set -e
+        echo secret >/root/secret; chmod 600 /root/secret
+        cp /bin/cat /usr/local/bin/reader
+        setcap cap_dac_read_search+ep /usr/local/bin/reader
+        getcap /usr/local/bin/reader
+    """
+    expect("cap_dac_read_search=ep" in (made := inside("first", script)).out, made)
+    without = inside("first", AS_USER.format(1234) + "cat /root/secret")
+    expect("Permission denied" in without.err, without)
+    ended = inside("first", AS_USER.format(1234) + "/usr/local/bin/reader /root/secret")
+    expect(ended.out == "secret\n", ended)
+    return made.out
+
+
+@check("files: a capability set inside is unshifted on disk")
+def setcap_on_disk() -> str:
+    file = _on_disk("usr/local/bin/reader")
+    raw = os.getxattr(file, CAPABILITY)
+    numbers = struct.unpack(f"<{len(raw) // 4}I", raw)
+    owner = file.stat().st_uid
+    # a third form of the attribute names the root user whose namespace it holds in, as a last number
+    expect(len(numbers) == 5 or numbers[5:] == (0,), f"it belongs to the root user {numbers[5:]}")
+    expect(owner == 0, f"the file belongs to {owner}")
+    return raw.hex()
+
+
+@check("files: setfacl from inside is in force")
+def setfacl() -> str:
+    script = """
+        echo shared >/srv/shared
+        chmod 600 /srv/shared
+        setfacl -m u:1234:r /srv/shared && getfacl -n /srv/shared
+    """
+    made = inside("first", script)
+    expect("user:1234:r--" in made.out, made)
+    allowed, refused = (inside("first", AS_USER.format(uid) + "cat /srv/shared") for uid in (1234, 1235))
+    expect(allowed.out == "shared\n", allowed)
+    expect("Permission denied" in refused.err, refused)
+    return made.out
+
+
+@check("files: an ACL set inside is unshifted on disk")
+def setfacl_on_disk() -> str:
+    raw = os.getxattr(_on_disk("srv/shared"), ACL)
+    # a version, then tag, permissions and id of each entry; 2 is a named user
+    named = [entry[2] for entry in struct.iter_unpack("<HHI", raw[4:]) if entry[0] == 2]
+    expect(named == [1234], f"it names the users {named}")
+    return raw.hex()
+
+
+# ---- the daemon
+
+
+def _daemon() -> int:
+    return int(must("systemctl", "show", "utsuwa.service", "--property=MainPID", "--value"))
+
+
+def _untouched(disturb: Callable[[int], object]) -> str:
+    """The containers' inits stay the same processes, and the new daemon rules over them."""
+    before, daemon = [init_of(box) for box in BOXES], _daemon()
+    disturb(daemon)
+    wait_for("a new daemon", lambda: _daemon() not in (0, daemon))
+    must("utsuwad", "waitready", "--timeout", "60")
+    after = [init_of(box) for box in BOXES]
+    expect(before == after, f"before {before}, after {after}")
+    for box in BOXES:
+        ended = inside(box, "echo here")
+        expect(ended.out == "here\n", ended)
+    utsuwa("config", "set", "limited", "limits.processes=21")
+    processes_low()
+    return f"daemon {daemon}, now {_daemon()}; inits {before}"
+
+
+@check("daemon: restarted by systemd, it leaves the containers alone")
+def restarted() -> str:
+    return _untouched(lambda _: must("systemctl", "restart", "utsuwa.service"))
+
+
+@check("daemon: killed, it comes back and leaves the containers alone")
+def killed() -> str:
+    return _untouched(lambda daemon: os.kill(daemon, signal.SIGKILL))
+
+
+# ---- the machine
+
+
+@check("reboot: the machine shuts the containers down and boots again", AFTER_REBOOT)
+def rebooted() -> str:
+    before = json.loads((STATE / "rebooted").read_text())
+    now = Path("/proc/sys/kernel/random/boot_id").read_text()
+    expect(before["boot"] != now, "it is the same boot as before")
+    expect(must("systemctl", "--failed", "--no-legend") == "", must("systemctl", "--failed"))
+    return f"{now}; {time.time() - before['at']:.0f} s"
+
+
+@check("reboot: the container with boot.autostart is back, its systemd running", AFTER_REBOOT)
+def back() -> str:
+    wait_for("first", lambda: state_of("first")["status"] == "Running")
+    ended = _systemd_of("first")
+    expect(ended.out.split() == ["running"], ended)
+    expect(inside("first", "cat /root/secret").out == "secret\n", "what was written in it is gone")
+    shut_down = inside("first", "journalctl --boot=-1 --no-pager --grep='Stopped target .*Multi-User'")
+    expect("target" in shut_down.out, f"it was cut off, not shut down: {shut_down}")
+    return shut_down.out
+
+
+@check("reboot: one that ran is back with its limits, one without autostart rests", AFTER_REBOOT)
+def others() -> str:
+    wait_for("limited", lambda: state_of("limited")["status"] == "Running")
+    expect(state_of("resting")["status"] == "Stopped", state_of("resting"))
+    return _no_memory(_memory())
+
+
+@check("reboot: the profile and the ids are as before", AFTER_REBOOT)
+def confined_again() -> str:
+    profile_enforced()
+    expect(not re.search("(?m)^utsuwa-.*_(walled|ruled) ", _profiles()), _profiles())
+    return unprivileged() or ""
+
+
+def _profiles() -> str:
+    return Path("/sys/kernel/security/apparmor/profiles").read_text()
+
+
+# ---- all of it
+
+
+def _report(record: dict[str, Any]) -> None:
+    OUTCOMES.write_text(json.dumps(record) + "\n", encoding="ascii")
+
+
+def _try(check: Check) -> bool:
+    begin = time.monotonic()
+    try:
+        passed, words = True, str(check.run())
+    except Exception as error:
+        passed, words = False, f"{type(error).__name__}: {error}"
+    seconds = round(time.monotonic() - begin, 1)
+    _report({"name": check.name, "passed": passed, "seconds": seconds, "words": words[-6000:]})
+    return passed
+
+
+def before_reboot(marker: Path) -> None:
+    if not all(map(_try, BEFORE_REBOOT[:2])):
+        return _report({"journal": _journal(), "done": True})
+    busybox = CHECKOUT / "busybox"
+    files = [str(busybox / name) for name in ("meta.tar.xz", "rootfs.squashfs")]
+    utsuwa("image", "import", *files, "--alias", "busybox")
+    utsuwa("config", "set", "first", "boot.autostart=true")
+    if not all([_try(one) for one in BEFORE_REBOOT[2:]]):
+        _report({"journal": _journal()})
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    marker.write_text(json.dumps({"boot": boot, "at": time.time()}))
+    must("systemctl", "reboot")
+    return None
+
+
+def after_reboot() -> None:
+    if not all([_try(one) for one in AFTER_REBOOT]):
+        _report({"journal": _journal()})
+    _report({"done": True})
+
+
+def main() -> None:
+    marker = STATE / "rebooted"
+    try:
+        if marker.exists():
+            after_reboot()
+        else:
+            before_reboot(marker)
+    except Exception as error:
+        _report({"journal": f"{type(error).__name__}: {error}\n{_journal()}", "done": True})
+
+
+def _journal() -> str:
+    return run("journalctl", "--no-pager", "--lines=80", "--unit=utsuwa*").out[-12000:]
+
+
+if __name__ == "__main__":
+    main()

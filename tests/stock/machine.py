@@ -1,0 +1,97 @@
+"""The stock host as a virtual machine: QEMU without KVM, so that it runs wherever the tests do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.stock.disk import Disks
+
+LIMIT = 1500.0
+"""Seconds that a run may take; a quiet machine with two processors needs a fifth of it."""
+POLL = 0.5
+# Without the kernel's guards against attacks on processors that are not there, emulation is a third faster.
+KERNEL = "root=/dev/vda rw console=ttyS0 mitigations=off systemd.debug_shell=ttyS2"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the machine told of one check."""
+
+    passed: bool
+    seconds: float
+    words: str
+
+
+@dataclass
+class Report:
+    """All that a run of the machine told."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    journal: str = ""
+    """The daemon's, where a check failed."""
+    finished: bool = False
+    seconds: float = 0.0
+    console: str = ""
+    """The end of what the kernel and systemd wrote."""
+
+    def read(self, lines: bytes) -> None:
+        """Take in all that was written so far; a line that is not complete yet waits for the next time."""
+        self.journal = ""
+        for line in lines.decode("ascii", "replace").split("\n")[:-1]:
+            if line.strip():
+                self._take(json.loads(line))
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if "name" in record:
+            outcome = Outcome(record["passed"], record["seconds"], record["words"])
+            self.outcomes[record["name"]] = outcome
+        self.journal += record.get("journal", "")
+        self.finished |= record.get("done", False)
+
+
+def run(disks: Disks, checkout: Path, folder: Path) -> Report:
+    """Boot the machine, let it check itself, and switch it off.
+
+    `folder` gets its console; while it runs, `socat - UNIX-CONNECT:<folder>/shell` is a root shell in it.
+    """
+    outcomes, console = folder / "outcomes", folder / "console"
+    outcomes.touch()
+    report, begin = Report(), time.monotonic()
+    process = subprocess.Popen(
+        _command(disks, checkout, folder), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
+    )
+    try:
+        while not report.finished and time.monotonic() - begin < LIMIT and process.poll() is None:
+            time.sleep(POLL)
+            report.read(outcomes.read_bytes())
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    report.seconds = time.monotonic() - begin
+    said = console.read_bytes() if console.exists() else b""
+    report.console = (said[-6000:] + errors).decode(errors="replace").replace("\r", "")
+    return report
+
+
+def _command(disks: Disks, checkout: Path, folder: Path) -> list[str]:
+    def disk(image: Path, options: str) -> list[str]:
+        return ["-drive", f"file={image},format=raw,if=virtio,{options}"]
+
+    return [
+        # no machine outlives the test run, however that ends
+        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
+        *("-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", "2560"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"),
+        *("-kernel", str(disks.kernel), "-initrd", str(disks.initrd), "-append", KERNEL),
+        # what is written goes to a file that has no name and ends with the machine
+        *disk(disks.system, "snapshot=on,cache=unsafe"),
+        *disk(disks.bundle, "readonly=on"),
+        *disk(checkout, "readonly=on"),
+        *("-serial", f"file:{folder / 'console'}", "-serial", f"file:{folder / 'outcomes'}"),
+        *("-serial", "unix:shell,server=on,wait=off"),
+    ]

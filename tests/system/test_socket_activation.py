@@ -154,13 +154,6 @@ def test_a_socket_elsewhere_is_refused(activator: Activator) -> None:
     assert f"the unit needs ListenStream={daemon.socket}" in daemon.log.read_text()
 
 
-def test_the_socket_of_another_process_is_not_taken(stopped: Daemon) -> None:
-    """A program that systemd started may start a daemon in turn: what it was given is not the daemon's."""
-    stopped.env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-    stopped.start()
-    assert stopped.get("/") == ["/1.0"]
-
-
 @pytest.fixture
 def stopped(make_daemon: type[Daemon]) -> Iterator[Daemon]:
     daemon = make_daemon()

@@ -474,6 +474,16 @@ def test_a_restarted_daemon_finds_its_networks(own_net: Daemon) -> None:
     own_net.lxc("exec", "c1", "--", "ping", "-c1", "-W3", "c1")
 
 
+def test_a_network_is_a_reason_to_start_with_the_machine(own_net: Daemon) -> None:
+    create(own_net, "br")
+    own_net.stop()
+    argv = [sys.executable, "-m", "utsuwa.daemon.main", "activateifneeded", "--debug"]
+    env = {**os.environ, "UTSUWA_DIR": str(own_net.dir)}
+    woken = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30)
+    assert "Daemon has managed networks, activating..." in woken.stderr
+    own_net.start()
+
+
 def test_networks_are_there_again_after_a_reboot(own_net: Daemon) -> None:
     """The host is shut down, and what the kernel holds is gone with it."""
     config = create(own_net, "br")["config"]

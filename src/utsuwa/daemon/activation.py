@@ -38,8 +38,6 @@ async def _reason(paths: StatePaths) -> str | None:
         async with database.read() as conn:
             if (await config_rows.load(conn)).get("core.https_address"):
                 return "Daemon has core.https_address set"
-            if await network_rows.get_all(conn, None):
-                return "Daemon has managed networks"
             profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, None)}
             for row in await instance_rows.get_all(conn, None):
                 used = [profiles[row.project, name] for name in row.profiles]
@@ -48,6 +46,8 @@ async def _reason(paths: StatePaths) -> str | None:
                 ran = config.get("volatile.last_state.power") == "RUNNING"
                 if parse_bool(autostart) if autostart else ran:
                     return "Daemon has auto-started instances"
+            if await network_rows.get_all(conn, None):
+                return "Daemon has managed networks"
     finally:
         await database.close()
     return None

@@ -61,18 +61,19 @@ async def start(
     try:
         await run([*argv, "-p", str(pidfile)], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
-        if error.code is None and shutil.which("lxc-start", path=PATH) is None:
-            raise HostError("lxc-start is missing: install Debian's package 'lxc'") from error
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(f"Failed to start the container: {reason}") from error
     return await asyncio.to_thread(_started, pidfile, name, lxcpath)
 
 
 def _prepare(log: Path, pidfile: Path) -> list[str]:
-    """Forget the last start's files; gives the program."""
+    """Forget the last start's files; gives the program, with what comes before it. HostError without it."""
+    program = shutil.which("lxc-start", path=PATH)
+    if program is None:
+        raise HostError("lxc-start is missing: install Debian's package 'lxc'")
     for file in (log, pidfile):
         file.unlink(missing_ok=True)
-    return [*_outside_profiles(), shutil.which("lxc-start", path=PATH) or "lxc-start"]
+    return [*_outside_profiles(), program]
 
 
 def _started(pidfile: Path, name: str, lxcpath: Path) -> Pids | None:

@@ -113,6 +113,9 @@ class FakeDriver:
         self.kept[new] = self.kept.pop(name)
         self.origins[new] = name
 
+    def undo_rename(self, name: str, old: str) -> None:
+        self.kept[old] = self.kept.pop(name)
+
     def renamed_from(self, name: str) -> str | None:
         return self.origins.get(name)
 
@@ -464,6 +467,21 @@ async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
         await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c2")
     assert pool.instances() == await setting.volumes() == ["c1", "c2"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
+
+
+async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    await setting.create()
+
+    async def fill(_conn: object) -> None:
+        pool.fail["rename_instance"] = OutOfSpace("full")
+        raise OutOfSpace("full")
+
+    with pytest.raises(OutOfSpace):
+        await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c9", fill)
+    assert pool.instances() == await setting.volumes() == ["c1"]
+    assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
 
 
 async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from functools import partial
 
 from utsuwa.core.errors import AlreadyExists, InvalidRequest
 from utsuwa.core.names import check_instance_name, storage_name
-from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.connection import Connection
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded
@@ -34,26 +35,20 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
     async with (
         ctx.locks.hold("instance", project, first),
         ctx.locks.hold("instance", project, second),
-        Rollback() as undo,
     ):
         instance = await check(ctx, project, name, new)
         old_stored, new_stored = instance.storage_name, storage_name(project, new)
-        await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new)
-        undo.push(ctx.storage.rename_instance, instance.pool, new_stored, old_stored, project, new, name)
-        async with ctx.database.write("rename instance") as conn:
-            await instance_rows.rename(conn, instance.row.id, new)
-            await instance_rows.patch_config(
-                conn,
-                instance.row.id,
-                {
-                    "volatile.apply_template": "rename",
-                    "volatile.cloud-init.instance-id": str(uuid.uuid4()),
-                },
-            )
-        undo.keep()
+        note = partial(_note, instance.row.id, new)
+        await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new, note)
         await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
     await ctx.networks.refresh()
     ctx.lifecycle("renamed", project, new, {"old_name": name})
+
+
+async def _note(row_id: int, new: str, conn: Connection) -> None:
+    await instance_rows.rename(conn, row_id, new)
+    changes = {"volatile.apply_template": "rename", "volatile.cloud-init.instance-id": str(uuid.uuid4())}
+    await instance_rows.patch_config(conn, row_id, changes)
 
 
 def _move_logs(ctx: Context, old_stored: str, new_stored: str) -> None:

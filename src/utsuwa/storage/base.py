@@ -110,6 +110,9 @@ class Driver(Protocol):
     def rename_instance(self, name: str, new: str) -> None:
         """Rename the folder of an instance that is not mounted."""
 
+    def undo_rename(self, name: str, old: str) -> None:
+        """Give the folder back the name that it had until it was renamed; this needs no space."""
+
     def renamed_from(self, name: str) -> str | None:
         """The name that an instance's folder had before its last renaming; None where it had no other."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -173,7 +173,7 @@ class StorageManager:
             old = None if name in known else await _finished(driver.renamed_from, name)
             if old is not None and old in known and old not in there:
                 log.info("undoing the renaming of %s to %s", old, name)
-                await _finished(driver.rename_instance, name, old)
+                await _finished(driver.undo_rename, name, old)
                 await asyncio.to_thread(self._unlink, name)
 
     # Pools
@@ -401,9 +401,19 @@ class StorageManager:
             await self._forget_if_possible(pool, driver, fingerprint)
 
     async def rename_instance(
-        self, pool: str, stored: str, new_stored: str, project: str, name: str, new_name: str
+        self,
+        pool: str,
+        stored: str,
+        new_stored: str,
+        project: str,
+        name: str,
+        new_name: str,
+        also: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
-        """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError."""
+        """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError.
+
+        `also` is for what must be stored in the same transaction: files alone can be named back for sure.
+        """
         driver = self._driver(pool)
         first, second = sorted((stored, new_stored))
         async with (
@@ -414,7 +424,7 @@ class StorageManager:
             async with self._database.read() as conn:
                 row = await storage_volumes.get(conn, project, pool, VOLUME_CONTAINER, name)
             made: list[bool] = []
-            undo.push(_undo_if, made, driver.rename_instance, new_stored, stored)
+            undo.push(_undo_if, made, driver.undo_rename, new_stored, stored)
             await _finished(_noted, made, driver.rename_instance, stored, new_stored)
             undo.push(self._link, driver, stored)
             self._unlink(stored)
@@ -422,6 +432,8 @@ class StorageManager:
             self._link(driver, new_stored)
             async with self._database.write("rename storage volume") as conn:
                 await storage_volumes.rename(conn, row.id, new_name)
+                if also is not None:
+                    await also(conn)
             undo.keep()
 
     async def mount_instance(self, pool: str, volume: InstanceVolume) -> Path:

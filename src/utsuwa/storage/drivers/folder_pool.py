@@ -219,6 +219,10 @@ class FolderPool:
         old.rename(target)
 
     @translated
+    def undo_rename(self, name: str, old: str) -> None:
+        self.instance_folder(name).rename(self.instance_folder(old))
+
+    @translated
     def renamed_from(self, name: str) -> str | None:
         try:
             return records.load_volume(self.instance_folder(name)).renamed_from

@@ -87,9 +87,13 @@ def _load(path: Path, kind: type[T]) -> T:
 
 
 def _store(path: Path, record: object) -> None:
-    """Replace the file as a whole: a kill leaves the old or the new one."""
+    """Replace the file as a whole: a kill or a full disk leaves the old or the new one."""
     new = path.with_name(f".{path.name}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(record))
-    new.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(record))
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

@@ -234,6 +234,31 @@ async def test_other_errors_are_hidden(server: Server, caplog: pytest.LogCapture
     assert "secret detail" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /1.0/who HTTP/1.1\r\nX-Large: " + b"x" * 9000 + b"\r\n\r\n", 431),
+        (b"GET /1.0/who?filter=" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET /1.0/who HTTP/1.1\r\nX-Odd: \x07\r\n\r\n", 400),
+        (b"GET /1.0/who HTTP/1.1\r\nNo colon\r\n\r\n", 400),
+        (b"GET /1.0/who HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 400),
+        (b"GET /1.0/who HTTP/7.7\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    ],
+)
+async def test_what_is_no_http_gets_an_error_of_ours(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+    writer.write(sent)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.split()[1] == b"%d" % status
+    assert b"Content-Type: application/json" in head
+    assert json.loads(body)["error_code"] == status
+    assert caplog.text == ""
+
+
 async def test_unknown_paths_and_methods(server: Server) -> None:
     assert (await server.ask("GET", "/1.0/nope"))[1]["error"] == "not found"
     status, body, _ = await server.ask("DELETE", "/1.0/things/x")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, etag_of
+from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
@@ -38,10 +39,9 @@ class Application:
         self._router = Router(routes)
         self._identify = identify
 
-    def server(self) -> web.Server:
+    def server(self) -> HttpServer:
         """A protocol factory for a listener; `shutdown()` it at the end."""
-        # Bodies stay as they were sent: a small compressed one must not become a large one here.
-        return web.Server(self.handle, access_log=None, auto_decompress=False)
+        return HttpServer(self.handle)
 
     async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
         try:

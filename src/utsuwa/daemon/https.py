@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from utsuwa.api.protocol import Handle
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.daemon.tls_port import Handle, Limits, TlsPort
+from utsuwa.daemon.tls_port import Limits, TlsPort
 from utsuwa.security.certificates import TrustStore
 
 log = logging.getLogger(__name__)

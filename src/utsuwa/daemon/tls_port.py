@@ -7,18 +7,17 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
+from utsuwa.api.protocol import Handle, HttpServer
 from utsuwa.security.certificates import TrustStore, format_address, host_of
 from utsuwa.security.passwords import network_of
 
 log = logging.getLogger(__name__)
-
-Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _ACCEPTS_A_TURN = 64
 _PAUSE = 0.5
@@ -61,14 +60,13 @@ class _Connection:
     """Whether a handler runs: of a request, or of a websocket for as long as it is open."""
 
 
-class _Server(web.Server):
-    """aiohttp's server, which tells of connections that begin and end."""
+class _Server(HttpServer):
+    """The API's server, which tells of connections that begin and end."""
 
     def __init__(
         self, handle: Handle, begun: Callable[[Any, asyncio.Transport], None], ended: Callable[[Any], None]
     ) -> None:
-        # Bodies stay as they were sent: a small compressed one must not become a large one here.
-        super().__init__(handle, access_log=None, auto_decompress=False)
+        super().__init__(handle)
         self._begun = begun
         self._ended = ended
 

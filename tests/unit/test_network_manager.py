@@ -236,15 +236,25 @@ async def test_rename(networks: NetworkManager, database: Database, host: Host) 
 
 async def test_delete(networks: NetworkManager, database: Database, host: Host) -> None:
     await make(networks)
-    host.fails["down"] = HostError("busy")
+    host.done.clear()
+    host.fails["stop"] = HostError("busy")
     with pytest.raises(HostError):
         await networks.delete("default", "br0")
     assert list(await stored(database)) == ["br0"]
+    assert host.done == ["stop br0", "up br0"]
     host.fails.clear()
     await networks.delete("default", "br0")
     assert await stored(database) == {}
     with pytest.raises(NotFound):
         await networks.delete("default", "br0")
+
+
+async def test_one_that_was_left_half_made_is_made_anew(networks: NetworkManager, database: Database) -> None:
+    """A full disk kept its making from being undone."""
+    async with database.write("test") as conn:
+        await rows.insert(conn, NetworkRow(0, "default", "br0", config=FIXED))
+    await make(networks)
+    assert (await stored(database))["br0"].state == "ready"
 
 
 async def test_start_finishes_what_a_kill_cut_off(

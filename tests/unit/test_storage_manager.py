@@ -469,6 +469,14 @@ async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
 
 
+async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> None:
+    """A full disk kept its making from being undone."""
+    row = PoolRow(id=0, name="half", driver="dir", description="", config={}, state="creating")
+    await setting.write(storage_pools.insert, row)
+    await setting.manager.create_pool("half", "dir")
+    assert "half" in [pool.row.name for pool in await setting.manager.pools()]
+
+
 async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
     setting: Setting, pool: FakeDriver
 ) -> None:

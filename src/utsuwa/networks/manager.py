@@ -31,6 +31,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as project_rows
+from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.host import bridges
@@ -194,6 +195,7 @@ class NetworkManager:
             if await asyncio.to_thread(bridges.exists, name) and name not in self._up:
                 raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
             async with self._database.write("reserve network") as conn:
+                await _forget_half_made(conn, name)
                 row = replace(row, id=await rows.insert(conn, row))
             undo.push(self._remove_row, row)
             await self._driver.test(bridge)
@@ -282,15 +284,23 @@ class NetworkManager:
         return self._tell("renamed", renamed, requestor, {"old_name": name})
 
     async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
-        """Raises InUse, NotFound. The row goes last: a deletion that a kill cut off can be repeated."""
+        """Raises InUse, NotFound. The files go last: where the row stays the network is as before."""
         await run_whole(self._delete(project, name, requestor))
 
     async def _delete(self, project: str, name: str, requestor: Requestor | None) -> None:
-        async with self._locks.hold("networks"):
+        async with self._locks.hold("networks"), Rollback() as undo:
             row = await self._unused(project, name)
-            await self._driver.down(name, self._settings(row).external)
-            self._up.pop(name, None)
+            bridge = self._settings(row)
+            if name in self._up:
+                undo.push(self._driver.up, bridge)
+            await self._driver.down(name, bridge.external, keep_files=True)
             await self._remove_row(row)
+            self._up.pop(name, None)
+            undo.keep()
+            try:
+                await self._servers.remove(name)
+            except UtsuwaError as error:  # the next start tries again
+                log.error("what is left of the network %r cannot be removed: %s", name, error)
         self._tell("deleted", row, requestor)
 
     # For instances
@@ -500,3 +510,10 @@ def _check_still_fits(port: Port, bridge: BridgeSettings) -> None:
 
 def _inside(address: str, family: Family) -> bool:
     return ipaddress.ip_address(address) in family.subnet
+
+
+async def _forget_half_made(conn: Connection, name: str) -> None:
+    """One that could not be undone wholly, for want of space: nobody else is making one now."""
+    for row in await rows.get_all(conn, None):
+        if row.name == name and row.state == "creating":
+            await rows.delete(conn, row.id)

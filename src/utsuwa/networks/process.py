@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import ipaddress
 import logging
@@ -11,11 +12,12 @@ import pwd
 import shutil
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed, UtsuwaError
+from utsuwa.core.errors import HostError, InvalidConfig, OutOfSpace, ProcessFailed, UtsuwaError
 from utsuwa.host import dhcp, pidfds
 from utsuwa.host.files import replace_file
 from utsuwa.host.run import run
@@ -78,7 +80,7 @@ class Servers:
 
     async def prepare(self, network: str) -> None:
         """Make the network's folder."""
-        await asyncio.to_thread(lambda: _make(self.folder(network).path, 0o710, account().gid))
+        await asyncio.to_thread(_prepare, self.folder(network).path)
 
     async def ensure(self, bridge: BridgeSettings) -> None:
         """Have dnsmasq run with just these settings: started, restarted, stopped or left alone.
@@ -196,6 +198,11 @@ def find(folder: Folder) -> int | None:
 def _write(folder: Folder, bridge: BridgeSettings) -> bool:
     """Write all files but the hosts' for these settings; gives whether anything has changed."""
     who = account()
+    with _writing(folder.path):
+        return _write_as(who, folder, bridge)
+
+
+def _write_as(who: Account, folder: Folder, bridge: BridgeSettings) -> bool:
     _make(folder.path, 0o710, who.gid)
     _make(folder.hosts, 0o750, who.gid)
     raw = bridge.raw_dnsmasq if bridge.raw_dnsmasq.endswith("\n") else f"{bridge.raw_dnsmasq}\n"
@@ -241,10 +248,28 @@ def _give_back(bridge: BridgeSettings, folder: Folder, macs: set[str]) -> None:
                 log.info("the lease of %s stays until it ends: %s", lease.address, error)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Files below a network's folder; raises HostError or OutOfSpace where the disk refuses them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace(
+                f"No space left for the files in {path}: free some space and try again"
+            ) from error
+        raise HostError(f"The files in {path} cannot be written: {error.strerror}") from error
+
+
 def _make(path: Path, mode: int, gid: int) -> None:
     path.mkdir(mode=mode, exist_ok=True)
     os.chown(path, 0, gid)
     path.chmod(mode)
+
+
+def _prepare(path: Path) -> None:
+    with _writing(path):
+        _make(path, 0o710, account().gid)
 
 
 def _read(path: Path) -> str | None:

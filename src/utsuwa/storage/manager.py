@@ -222,6 +222,7 @@ class StorageManager:
         work = load_driver(row.driver, self._paths.pool(name), row.config)
         async with self._locks.hold("pool", name), Rollback() as undo:
             async with self._database.write("reserve storage pool") as conn:
+                await _forget_half_made(conn, name)
                 row = replace(row, id=await storage_pools.insert(conn, row))
             undo.push(self._remove_row, row)
             made: list[bool] = []
@@ -605,6 +606,13 @@ def _noted(made: list[bool], work: Callable[P, R], *args: P.args, **kwargs: P.kw
     result = work(*args, **kwargs)
     made.append(True)
     return result
+
+
+async def _forget_half_made(conn: Connection, name: str) -> None:
+    """A pool whose row could not be taken back, for want of space: nobody else is making one now."""
+    for row in await storage_pools.get_all(conn):
+        if row.name == name and row.state == "creating":
+            await storage_pools.delete(conn, row.id)
 
 
 async def _undo_if(made: list[bool], work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:

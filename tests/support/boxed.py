@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.support.daemon import Daemon
 from tests.support.netbox import NetBox
 
 
 @contextmanager
-def boxed_daemon() -> Iterator[Daemon]:
-    """One with a pool and a usable default profile; fails for what it leaves, interfaces and rules too."""
+def boxed_daemon(log: Path | None = None) -> Iterator[Daemon]:
+    """One with a pool and a usable default profile; fails for what it leaves, interfaces and rules too.
+
+    `log` is for its log, where that cannot lie beside the state folder.
+    """
     box = NetBox()
     try:
         before = set(box.links())
         daemon = Daemon(box=box)
+        daemon.log = log or daemon.log
         try:
             daemon.start()
             daemon.make_defaults()

@@ -477,6 +477,19 @@ async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> 
     assert "half" in [pool.row.name for pool in await setting.manager.pools()]
 
 
+async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise OutOfSpace("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setting.manager, "_set_pool_state", full)
+        with pytest.raises(OutOfSpace):
+            await setting.manager.delete_pool("p")
+    await setting.create()
+
+
 async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
     setting: Setting, pool: FakeDriver
 ) -> None:

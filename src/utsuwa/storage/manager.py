@@ -282,19 +282,19 @@ class StorageManager:
         async with self._locks.hold("pool", name):
             await self.get_pool(name)
             driver = self._drivers[name]
-            pool = await self._closed_without_use(name)
+            pool = await self._closed_for_deletion(name)
             async with Rollback() as undo:
                 undo.push(self._set_pool_state, pool.row, "ready")
-                await self._set_pool_state(pool.row, "deleting")
                 await _finished(driver.delete)
-                del self._drivers[name]
                 await self._remove_row(pool.row)
                 undo.keep()
+            del self._drivers[name]
         self._lifecycle("deleted", name, requestor)
 
-    async def _closed_without_use(self, name: str) -> Pool:
+    async def _closed_for_deletion(self, name: str) -> Pool:
         """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
-        sees that the pool is closed. It is open again where this raises InUse.
+        sees that the pool is closed. It is open again where this raises InUse, or OutOfSpace for want of
+        room to note the deletion.
         """
         async with Rollback() as undo:
             if name in self._mounted:
@@ -303,6 +303,7 @@ class StorageManager:
             pool = await self.pool(name)
             if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
                 raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+            await self._set_pool_state(pool.row, "deleting")
             undo.keep()
         return pool
 

@@ -1,0 +1,130 @@
+"""The state folder's disk is full: whatever is asked works or says so, and nothing is half-done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import images
+from tests.support.boxed import boxed_daemon
+from tests.support.crash_world import EXTRA, World
+from tests.support.images import Image
+
+pytestmark = pytest.mark.root
+
+SIZE = 256 << 20
+BLOCK, COARSE = 1024, 64 << 10
+ROOMS = (0, 24)
+"""KiB that are left: nothing, and too little for what goes on after a good beginning."""
+FULL = re.compile(r"[Nn]o space left (for the (database|image|files in)|on the storage pool|on device)")
+
+
+class Disk:
+    """A small ext4 of the test's own in a loop file, which can be filled up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast, self._crumbs = folder / "ballast", folder / "crumbs"
+
+    def fill(self, room: int) -> None:
+        """Leave so many KiB."""
+        keep = room << 10
+        with self._ballast.open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, max(self.free() - keep - COARSE, BLOCK))
+        # What is left in small pieces, which one large file would not get.
+        with self._crumbs.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while self.free() > keep:
+                file.write(b"x" * BLOCK)
+                os.fdatasync(file.fileno())
+        assert self.free() <= keep
+
+    def free(self) -> int:
+        left = os.statvfs(self.folder)
+        return left.f_bavail * left.f_frsize
+
+    def empty(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+        self._crumbs.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    file, folder = tmp_path / "disk", Path(tempfile.mkdtemp(prefix="ut-full-", dir="/var/tmp"))
+    with file.open("wb") as made:
+        made.truncate(SIZE)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", str(BLOCK), file], check=True)
+        subprocess.run(["mount", "-o", "loop", file, folder], check=True)
+        folder.chmod(0o711)
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
+
+
+@pytest.fixture
+def world(
+    disk: Disk, busybox_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setenv("UTSUWA_TEST_DIR", str(disk.folder))
+    extra = images.build_busybox(tmp_path, {"name": EXTRA}).unified
+    assert extra is not None
+    with boxed_daemon(log=tmp_path / "daemon.log") as daemon:
+        daemon.faults_expected = True  # what cannot be undone for want of space is logged
+        daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+        yield World(daemon, random.Random(1), extra.read_bytes())
+        disk.empty()
+
+
+def test_everything(world: World, disk: Disk) -> None:
+    """Each operation meets a disk that is full, or nearly so."""
+    world.operations["exec"] = lambda: world.record(world.have(running=True))
+    table = [
+        f"| operation |{''.join(f' {room} KiB left |' for room in ROOMS)}",
+        "|---|" + "---|" * len(ROOMS),
+    ]
+    for name in world.operations:
+        answers = [meet(world, disk, name, room) for room in ROOMS]
+        table.append(f"| {name} | {' | '.join(answers)} |")
+    disk.fill(0)
+    world.daemon.restart()
+    world.daemon.kill()
+    world.daemon.start()
+    disk.empty()
+    world.daemon.restart()
+    world.check()
+    world.check_that_all_start()
+    print("\n".join(table))  # noqa: T201
+
+
+def meet(world: World, disk: Disk, name: str, room: int) -> str:
+    """Do one operation; gives what it came to, by which nothing else has changed."""
+    step = world.operations[name]()
+    before = shown(world)
+    disk.fill(room)
+    step.request.run()
+    done, error = step.request.done, step.request.error
+    if not done:
+        assert FULL.search(error), f"{name} with {room} KiB: {error}"
+        assert shown(world) == before, f"{name} with {room} KiB is half done: {error}"
+    step.after(done)
+    world.check_instances()
+    world.check_values()
+    disk.empty()
+    world.check_files()
+    return "works" if done else "refused"
+
+
+def shown(world: World) -> list[Any]:
+    """All that the API shows of what is stored."""
+    kinds = ("instances", "images", "networks", "profiles", "storage-pools")
+    return [world.daemon.get(f"/1.0/{kind}?recursion=1") for kind in kinds]

@@ -1,4 +1,4 @@
-"""What the cgroups of containers tell, on v1, v2 and hybrids of both. Blocking, but only reads of cgroupfs.
+"""What the cgroups of containers tell, on v1, v2 and hybrids of both. Blocking, but cgroupfs alone is asked.
 
 A container's cgroup is found by its init. A systemd inside moves itself into `init.scope`, so the
 path is cut back to the container's own folder, which liblxc names `lxc.payload.<storage name>`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,35 +95,76 @@ def container_path(path: str, own: str = "/") -> str:
     return path.removesuffix("/init.scope") or "/"
 
 
-def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None) -> None:
+def payloads(name: str, proc: Path = _PROC) -> list[Path]:
+    """The cgroups of all containers of the daemon whose cgroup is `name`, in every hierarchy."""
+    parents = _places(proc)
+    found = [folder for parent in parents for folder in _folders_in(parent / name)]
+    return [folder for folder in found if folder.name.startswith(PAYLOAD_PREFIX)]
+
+
+def is_payload_of(folder: Path, container: str) -> bool:
+    """Whether a cgroup has the name that a container's own gets."""
+    return re.fullmatch(rf"{re.escape(PAYLOAD_PREFIX + container)}(?:-[0-9]+)?", folder.name) is not None
+
+
+def processes(folder: Path) -> set[int]:
+    """The processes in a cgroup and below it."""
+    found = {int(pid) for pid in _lines(folder / "cgroup.procs") if pid.isdigit()}
+    return found.union(*(processes(below) for below in _folders_in(folder)))
+
+
+def thaw(folder: Path) -> None:
+    """Let frozen processes of a cgroup go on, without liblxc; does nothing where they are not frozen."""
+    for file, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):  # not of this hierarchy
+            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+
+def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None) -> bool:
     """Take away the cgroup `name` of a daemon (its `lxc.cgroup.dir`) wherever nothing is left in it.
 
     liblxc makes it at the root of a hierarchy or below the cgroup in which the daemon runs itself.
     With `container` only what liblxc made for that one goes: a monitor that was killed, or whose
-    container did not start, leaves its cgroups. What still has processes stays.
+    container did not start, leaves its cgroups. What still has processes stays, which gives False.
     """
+    wanted = re.compile(rf"lxc\.(?:monitor|payload)\.{re.escape(container or '')}(?:-[0-9]+)?")
+    gone = True
+    for parent in _places(proc):
+        if container is None:
+            gone &= _remove_empty(parent / name)
+            continue
+        for folder in _folders_in(parent / name):
+            if wanted.fullmatch(folder.name):
+                gone &= _remove_empty(folder)
+    return gone
+
+
+def _places(proc: Path) -> set[Path]:
+    """Where liblxc may have made a daemon's cgroup."""
     hierarchies = _hierarchies(proc)
     parents = {hierarchy.mount for hierarchy in hierarchies.values()}
     for controllers, path in _paths(proc / "self" / "cgroup"):
         for controller in controllers.split(","):
             if controller in hierarchies:
                 parents.add(_folder(hierarchies[controller], path))
-    wanted = re.compile(rf"lxc\.(?:monitor|payload)\.{re.escape(container or '')}(?:-[0-9]+)?")
-    for parent in parents:
-        if container is None:
-            _remove_empty(parent / name)
-            continue
-        for folder in _folders_in(parent / name):
-            if wanted.fullmatch(folder.name):
-                _remove_empty(folder)
+    return parents
 
 
-def _remove_empty(cgroup: Path) -> None:
+def _remove_empty(cgroup: Path) -> bool:
     """Remove a cgroup with all below it, but for those that have processes and the way to them."""
     for folder in _folders_in(cgroup):
         _remove_empty(folder)
-    with contextlib.suppress(OSError):  # not there, or in use
+    try:
         cgroup.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:  # in use
+        return False
+    return True
 
 
 def _folders_in(cgroup: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from utsuwa.core.errors import NotFound, UtsuwaError
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import lxc
-from utsuwa.instances import confinement, cpu_balance, device_steps, identity
+from utsuwa.instances import confinement, cpu_balance, device_steps, identity, orphans
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
 
@@ -84,7 +84,7 @@ class Watch:
 
     async def _follow(self, running: Running) -> None:
         try:
-            await running.init.wait()
+            await orphans.wait_for_end(running)
             instance, follows = await self._clean(running)
         except Exception:
             log.exception("cleaning up after instance %r failed", running.name)
@@ -128,7 +128,10 @@ class Watch:
             )
             if running.hastened is not None:
                 await asyncio.wait([running.hastened])
-            target = read_target(ctx.runtime_paths(instance))
+            paths = ctx.runtime_paths(instance)
+            if not await asyncio.to_thread(read_small, paths.target):  # the monitor did not come to its end
+                await orphans.remove_cgroups(ctx, running.storage_name)
+            target = read_target(paths)
             follows = sequel(running, target, ephemeral=instance.row.ephemeral)
             if isinstance(cleaned, UtsuwaError):  # its end is noted all the same; the next start tries again
                 log.error("not all of instance %r is taken away: %s", running.name, cleaned)

@@ -12,7 +12,7 @@ from utsuwa.core.errors import UtsuwaError
 from utsuwa.db import instances as instance_rows
 from utsuwa.host import cgroups, lxc, pidfds
 from utsuwa.host.filetree import remove_tree
-from utsuwa.instances import delete, device_steps, end, identity, limits, lxcconf
+from utsuwa.instances import delete, device_steps, end, identity, limits, lxcconf, orphans
 from utsuwa.instances.context import Context, load_all, merge, profiles_named
 from utsuwa.instances.model import Loaded, Running
 
@@ -184,6 +184,7 @@ def judge(instance: Loaded, boot_id: str, target: str) -> Fate:
 async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
     """Clean up after containers that ended while the daemon was down; gives those to start, in order."""
     wanted = []
+    await orphans.kill_left(ctx, stopped)
     for instance in stopped:
         fate = judge(instance, ctx.boot_id, end.read_target(ctx.runtime_paths(instance)))
         try:

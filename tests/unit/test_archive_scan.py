@@ -262,3 +262,67 @@ def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[st
 def test_any_bytes_end_in_a_verdict(data: bytes) -> None:
     with contextlib.suppress(Refused, TooMuch, tarfile.TarError):
         scan(data)
+
+
+def entry(kind: bytes, name: str, size: int | None = None, content: bytes = b"") -> bytes:
+    """One entry as it may be forged: of any type, with any size in its header."""
+    member = tarfile.TarInfo("x")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[:100] = name.encode()[:100].ljust(100, b"\0")
+    header[124:136] = tarfile.itn(len(content) if size is None else size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content + bytes(-len(content) % 512)
+
+
+def extended(**fields: str) -> bytes:
+    """An extended header (pax) for the entry behind it."""
+    content = b""
+    for name, value in fields.items():
+        record = f" {name.replace('__', '.')}={value}\n".encode()
+        length = len(record) + 1
+        length += len(str(length + 1)) - 1
+        content += str(length).encode() + record
+    return entry(b"x", "x", content=content)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**80])
+def test_a_size_that_cannot_be_is_not_waited_for(size: int) -> None:
+    """Reading on behind the end, a buffer at a time, took hours."""
+    with pytest.raises(TooMuch):
+        scan(entry(b"0", "rootfs/a", size) + bytes(1024))
+
+
+@pytest.mark.parametrize("numbers", ["..", "a,b", ",", "9" * 5000])
+def test_extended_headers_without_sense_are_refused(numbers: str) -> None:
+    with pytest.raises(Refused, match="headers are damaged"):
+        scan(extended(GNU__sparse__map=numbers) + entry(b"0", "rootfs/a") + bytes(1024))
+
+
+_FIELDS = (
+    *("path", "linkpath", "size", "mtime", "uid", "hdrcharset", "GNU__sparse__major", "GNU__sparse__minor"),
+    *("GNU__sparse__map", "GNU__sparse__size", "GNU__sparse__realsize", "GNU__sparse__name"),
+)
+_odd = st.sampled_from(
+    ["rootfs/a", "metadata.yaml", "..", "a\nb", "x/" * 200, "", "0", "-1", "1e9", "BINARY", "0,1"]
+)
+_forged = st.builds(
+    entry,
+    st.integers(0, 255).map(lambda byte: bytes([byte]))
+    | st.sampled_from([b"0", b"1", b"5", b"L", b"K", b"S"]),
+    _odd,
+    st.none() | st.none() | st.sampled_from([-1, 1, 511, 513, 2**33, 2**62, 2**80, -(2**80)]),
+    st.binary(max_size=600),
+)
+_extended = st.dictionaries(st.sampled_from(_FIELDS), _odd, max_size=3).map(lambda fields: extended(**fields))
+
+
+@settings(deadline=None)
+@given(st.lists(_forged | _extended, max_size=5).map(b"".join), st.integers(0, 2000))
+def test_forged_headers_end_in_a_verdict(data: bytes, cut: int) -> None:
+    for whole in (data + bytes(1024), data[:cut]):
+        with contextlib.suppress(Refused, TooMuch, tarfile.TarError):
+            assert whole.startswith(scan(whole, size=10**7))
+        with contextlib.suppress(Refused, TooMuch, tarfile.TarError):
+            metadata(whole)

@@ -153,7 +153,15 @@ class Passage:
     def __init__(self, source: BinaryIO, out: BinaryIO | None, limit: int) -> None:
         self._source = source
         self._out = out
-        self._left = limit
+        self._limit = self._left = limit
+
+    def expect(self, end: int) -> None:
+        """TooMuch for an entry that says to end at byte `end` beyond the limit.
+
+        `tarfile` would go there in steps of a buffer, even where the stream has long ended.
+        """
+        if end > self._limit:
+            raise TooMuch
 
     def read(self, size: int) -> bytes:
         data = self._source.read(size)
@@ -180,6 +188,7 @@ def scan_tar(passage: Passage, rules: Rules, *, keep_metadata: bool = False) -> 
     with _open(passage) as archive:
         for member in archive:
             archive.members.clear()
+            passage.expect(archive.offset)
             path = clean_path(member.name)
             target = clean_path(member.linkname) if member.islnk() else ""
             rules.judge(_kind(member), path, target)
@@ -228,6 +237,14 @@ class _Header(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise Refused(f"it is damaged or not a tar archive ({error})") from error
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """With its extended headers, in which `tarfile` expects that numbers are numbers."""
+        try:
+            return super().fromtarfile(archive)
+        except (ValueError, LookupError, OverflowError) as error:
+            raise Refused(f"its headers are damaged ({type(error).__name__})") from error
 
 
 def _open(passage: Passage) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -18,7 +20,7 @@ from tests.support import leaks
 from tests.support.daemon import Daemon
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
-from utsuwa.host import cgroups, lxc
+from utsuwa.host import cgroups, lxc, traffic
 
 NAMES = ("one", "two", "three")
 EXTRA = "extra"
@@ -30,6 +32,9 @@ QUIET = ("backups", "database", "devices", "devlxd", "shmounts", "snapshots")
 PATIENCE = 3.0
 """Seconds that what ends by itself gets to do so."""
 LIMITS = ("100", "200", "300", "400")
+
+Nic = dict[str, str] | None
+RATES = ("", "10Mbit", "20Mbit")
 
 Settle = Callable[[bool], None]
 
@@ -61,6 +66,8 @@ class Known:
     values: set[str] = field(default_factory=lambda: {""})
     running: bool | None = False
     """None where a kill has left it open."""
+    nics: list[Nic] = field(default_factory=lambda: [None])
+    """What its second interface may be."""
 
 
 class Request(threading.Thread):
@@ -69,7 +76,7 @@ class Request(threading.Thread):
     def __init__(self, daemon: Daemon, method: str, url: str, body: object = None) -> None:
         super().__init__(daemon=True)
         self._daemon, self._method, self._url, self._body = daemon, method, url, body
-        self.what = f"{method} {url} {'(an image)' if isinstance(body, bytes) else body or ''}".strip()
+        self.what = f"{method} {url} {'(an image)' if isinstance(body, bytes) else body or ''}".strip()[:200]
         self.done = False
         self.error = ""
 
@@ -112,6 +119,7 @@ class World:
             "delete": lambda: self.delete(self.have(running=False)),
             "config change": lambda: self.change(self.have(running=False)),
             "live config change": lambda: self.change(self.have(running=True)),
+            "live device change": lambda: self.change_nic(self.have(running=True)),
             "server config": lambda: self.edit("/1.0", {"core.https_address": self._address()}),
             "profile edit": lambda: self.edit("/1.0/profiles/default", self._limits()),
             "network create": lambda: self.network(there=True),
@@ -218,6 +226,26 @@ class World:
         body = {"config": {"user.a": value, "user.b": value, **self._limits()}}
         return self._step("PATCH", f"/1.0/instances/{name}", body, after)
 
+    def change_nic(self, name: str) -> Step:
+        """Add a second interface, change or replace it, or take it away."""
+        known = self.instances[name]
+        now, taken = known.nics[-1], {n["ipv4.routes"] for k in self.instances.values() for n in k.nics if n}
+        route = self.random.choice([r for n in range(1, 250) if (r := f"198.51.100.{n}/32") not in taken])
+        wanted = {"type": "nic", "nictype": "p2p", "name": self.random.choice(("eth1", "lan"))}
+        wanted |= {"limits.max": self.random.choice(RATES), "ipv4.routes": route}
+        goes = now is not None and self.random.random() < 0.3
+        new: Nic = None if goes else {key: value for key, value in wanted.items() if value}
+
+        def after(done: bool) -> None:
+            known.nics = [new] if done else [*known.nics, new]
+
+        url = f"/1.0/instances/{name}"
+        instance = self.daemon.get(url)
+        devices = {key: device for key, device in instance["devices"].items() if key != "second"}
+        kept = {key: instance[key] for key in ("config", "profiles")}
+        body = {"devices": devices | ({"second": new} if new else {}), **kept}
+        return self._step("PUT", url, body, after)
+
     def edit(self, url: str, config: dict[str, str]) -> Step:
         """Change the config of something that is there always: `config`, and two keys to know it by."""
         value, known = self.random.randbytes(4).hex(), self.values.setdefault(url, {""})
@@ -311,6 +339,9 @@ class World:
             # What the instance says hides what the profile says, which may have been given up by a kill.
             assert _both(config) in known.values, f"{name} has {config}, not one of {known.values}"
             known.values = {_both(config)}
+            nic = found[name]["devices"].get("second")
+            assert nic in known.nics, f"{name} has {nic}, not one of {known.nics}"
+            known.nics = [nic]
             running = state == "Running"
             assert known.running in (None, running), f"{name} is {state}"
             known.running = running
@@ -408,7 +439,7 @@ class World:
         networks = self.networks()
         same(entries(self.daemon.dir / "networks"), networks, "folders of networks")
         found = self.daemon.get("/1.0/instances?recursion=1")
-        pairs = {i["config"]["volatile.eth0.host_name"] for i in found if i["status"] == "Running"}
+        pairs = self._check_nics([i for i in found if i["status"] == "Running"])
         same(set(self.box.links()) - self.links_before, networks | pairs, "interfaces")
         objects = self.box.nft("ruleset")
         chains = {o["chain"]["name"] for o in objects if "chain" in o}
@@ -418,6 +449,29 @@ class World:
             same(shown["status"], "Created", name)
             same(self.box.addresses(name), {shown["config"]["ipv4.address"]}, f"addresses of {name}")
             os.kill(self._dnsmasq()[name], 0)
+
+    def _check_nics(self, running: list[dict[str, Any]]) -> set[str]:
+        """What the second interfaces have on the host and inside; gives the host's interfaces of all."""
+        pairs = {i["config"]["volatile.eth0.host_name"] for i in running}
+        wanted = {}
+        for instance in running:
+            nic = instance["devices"].get("second")
+            inside = set(self.daemon.get(f"/1.0/instances/{instance['name']}/state")["network"])
+            same(inside, {"lo", "eth0"} | ({nic["name"]} if nic else set()), "interfaces inside")
+            assert "volatile.last_state.change" not in instance["config"]
+            if nic is None:
+                continue
+            pair = instance["config"]["volatile.second.host_name"]
+            pairs.add(pair)
+            wanted[nic["ipv4.routes"].removesuffix("/32")] = pair
+            rates = re.findall(r" rate (\S+)", self.box.run("tc", "class", "show", "dev", pair))
+            same(rates, [nic["limits.max"]] if nic.get("limits.max") else [], "limits of traffic")
+            helper = traffic.helper_name(pair)
+            pairs |= {helper} if nic.get("limits.max") and helper in self.box.links() else set()
+        routes = json.loads(self.box.run("ip", "-j", "route"))
+        ours = {route["dst"]: route["dev"] for route in routes if route["dst"].startswith("198.51.100.")}
+        same(ours, wanted, "routes")
+        return pairs
 
     def check_that_all_start(self) -> None:
         """Start what is stopped, find what was written, and stop some again. Raises Lost."""

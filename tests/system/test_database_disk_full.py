@@ -56,6 +56,8 @@ async def test_a_full_file_system(small: Path) -> None:
             with pytest.raises(OutOfSpace, match="free some space"):
                 await _store(database, {"user.a": "2", "user.big": "x" * 50_000})
             assert await _values(database) == {"user.a": "1"}
+        with pytest.raises(OutOfSpace, match="free some space"):
+            database.check_room()
         ballast.unlink()
         await _store(database, {"user.a": "3"})
         assert await _values(database) == {"user.a": "3"}

@@ -33,6 +33,7 @@ READERS = 3
 _SLOW_SECONDS = 0.5
 _BUSY_TIMEOUT_MS = 10_000
 _READER_SECONDS = 60
+_ROOM = 1 << 20
 """How long a read waits for one of the connections."""
 
 
@@ -127,6 +128,12 @@ class Database:
             with _translated(self.path):
                 return await _whole(self._writer.transact(partial(in_thread, work)))
 
+    def check_room(self) -> None:
+        """For what may have to be taken back later, which needs space as well. Raises OutOfSpace."""
+        disk = os.statvfs(self.path)
+        if disk.f_bavail * disk.f_frsize < _ROOM:
+            raise _out_of_space(self.path)
+
     @asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """Be the one who writes."""
@@ -195,12 +202,14 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except DBAPIError as error:
         if is_full(error, path):
-            raise OutOfSpace(
-                f"No space left for the database {path}: free some space and try again"
-            ) from error
+            raise _out_of_space(path) from error
         if getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_IOERR", "SQLITE_CORRUPT")):
             raise HostError(f"The database {path} cannot be used: {error.orig}") from error
         raise
+
+
+def _out_of_space(path: Path) -> OutOfSpace:
+    return OutOfSpace(f"No space left for the database {path}: free some space and try again")
 
 
 def is_full(error: DBAPIError, path: Path) -> bool:

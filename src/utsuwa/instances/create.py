@@ -59,7 +59,7 @@ def random_name() -> str:
 async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
     """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
 
-    Raises InvalidRequest, NotFound (image, profile, pool) or AlreadyExists before anything is made.
+    Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists or OutOfSpace, nothing being made.
     """
     _refuse_what_is_not_there(request)
     name = check_instance_name(request.name or random_name())
@@ -71,6 +71,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
+    ctx.database.check_room()
     async with ctx.locks.hold("idmap"):
         await _check_profiles(ctx, loaded)
         given = await identity.reserve(ctx, loaded)

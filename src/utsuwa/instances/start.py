@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import errno
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from utsuwa.core import clock
-from utsuwa.core.errors import InvalidRequest, StartFailed
+from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
@@ -44,11 +45,24 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
         if ctx.runtime.get(instance.key) is not None:
             raise InvalidRequest(f"The instance {name!r} is already running")
         async with Rollback() as undo:
-            running = await _bring_up(ctx, instance, undo)
+            with _told_of_a_full_disk(ctx.paths.root):
+                running = await _bring_up(ctx, instance, undo)
             undo.keep()
         ctx.runtime.add(running)
         watch.begin(running)
     await cpu_balance.try_to_rebalance(ctx)
+
+
+@contextlib.contextmanager
+def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace(
+                f"No space left for the files in {folder}: free some space and try again"
+            ) from error
+        raise
 
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:

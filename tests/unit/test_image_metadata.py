@@ -189,3 +189,58 @@ def test_properties_keep_their_text(properties: dict[str, str]) -> None:
     none = ("", "null", "Null", "NULL", "~")
     wanted = {name: "" if text in none else text for name, text in kept.items()}
     assert parse(properties=kept).properties == wanted
+
+
+_pieces = st.sampled_from(
+    [
+        "architecture: x86_64\n",
+        "creation_date: 1\n",
+        "properties: ",
+        "templates: ",
+        "/a: ",
+        "template: t",
+        "when: ",
+    ]
+    + [
+        "&a ",
+        "*a",
+        "!!binary ",
+        "!!int ",
+        "!<x> ",
+        "<<: ",
+        "? ",
+        ": ",
+        "- ",
+        "|\n",
+        ">-\n",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+    ]
+    + [
+        "\n",
+        "\n  ",
+        "\t",
+        "'",
+        '"',
+        "\\u0000",
+        "\\x80",
+        "#",
+        "%YAML 1.1\n",
+        "---\n",
+        "...\n",
+        "\ufeff",
+        "\u2028",
+        "a",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_pieces, max_size=25).map("".join))
+def test_any_pieces_of_yaml_are_parsed_or_refused(text: str) -> None:
+    for document in (text, f"architecture: x86_64\ncreation_date: 1\n{text}"):
+        with contextlib.suppress(InvalidImage):
+            assert parse_metadata(document.encode()).architecture == "x86_64"

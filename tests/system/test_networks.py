@@ -287,8 +287,8 @@ def test_devices_come_and_go_while_a_container_runs(net: Daemon) -> None:
     assert lease(net, "c1", "eth1")
     assert net.get("/1.0/networks/other/state")["bridge"]["upper_devices"] == ["myport"]
     assert net.get("/1.0/instances/c1/state")["network"]["eth1"]["mtu"] == 1400
-    instance = net.get("/1.0/instances/c1")
-    net.do("PUT", "/1.0/instances/c1", {**instance, "devices": devices})
+    # Also by a client that knows nothing of volatile keys.
+    net.do("PUT", "/1.0/instances/c1", {"config": {}, "devices": devices, "profiles": ["default"]})
     assert "myport" not in box_of(net).links()
     assert net.get("/1.0/networks/other")["used_by"] == []
     assert "eth1" not in net.get("/1.0/instances/c1/state")["network"]

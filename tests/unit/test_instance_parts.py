@@ -141,13 +141,16 @@ def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
         "volatile.uuid": "u",
         "volatile.last_state.power": "RUNNING",
         "volatile.eth0.hwaddr": "a",
+        "volatile.eth0.host_name": "veth1",
         "user.x": "1",
     }
     new = {"volatile.uuid": "forged", "volatile.idmap.next": "[]", "volatile.eth0.hwaddr": "b", "user.y": ""}
+    new |= {"volatile.eth0.host_name": "veth-of-another", "volatile.eth1.host_name": "eth0"}
     assert update._with_own_volatile(old, new) == {
         "volatile.uuid": "u",
         "volatile.last_state.power": "RUNNING",
         "volatile.eth0.hwaddr": "b",
+        "volatile.eth0.host_name": "veth1",
     }
 
 

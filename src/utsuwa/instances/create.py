@@ -32,8 +32,7 @@ from utsuwa.instances.model import Loaded
 from utsuwa.security import apparmor, seccomp
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
-OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
-"""What the daemon alone writes, whatever a request says: a request leaves it as it is."""
+_OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
 
 # fmt: off
 _FIRST = (
@@ -49,6 +48,14 @@ _SECOND = (
     "raven", "robin", "seal", "sparrow", "stork", "tapir", "walrus", "wombat", "yak",
 )
 # fmt: on
+
+
+def is_own_volatile(key: str) -> bool:
+    """Whether the daemon alone writes a key, whatever a request says: a request leaves it as it is.
+
+    So are the names of interfaces on the host, which are removed by them.
+    """
+    return key.startswith(_OWN_VOLATILE) or (key.startswith("volatile.") and key.endswith(".host_name"))
 
 
 def random_name() -> str:
@@ -165,7 +172,7 @@ async def _find_image(ctx: Context, project: str, source: InstanceSource) -> Ima
 
 
 def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
-    config = {key: value for key, value in request.config.items() if not key.startswith(OWN_VOLATILE)}
+    config = {key: value for key, value in request.config.items() if not is_own_volatile(key)}
     if image is not None:
         config.update({f"image.{key}": value for key, value in image.properties.items()})
         config["volatile.base_image"] = image.fingerprint

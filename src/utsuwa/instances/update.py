@@ -17,7 +17,7 @@ from utsuwa.db.profiles import ProfileRow
 from utsuwa.devices import DeviceHost
 from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
-from utsuwa.instances.create import OWN_VOLATILE, check_by_liblxc, check_whole
+from utsuwa.instances.create import check_by_liblxc, check_whole, is_own_volatile
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import InstancePatch, InstancePut
 
@@ -86,8 +86,8 @@ async def patch(
 
 
 def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    kept = {key: value for key, value in old.items() if key.startswith(OWN_VOLATILE)}
-    others = {key: value for key, value in new.items() if not key.startswith(OWN_VOLATILE) and value != ""}
+    kept = {key: value for key, value in old.items() if is_own_volatile(key)}
+    others = {key: value for key, value in new.items() if not is_own_volatile(key) and value != ""}
     return {**others, **kept}
 
 

@@ -129,7 +129,7 @@ class Watch:
             if running.hastened is not None:
                 await asyncio.wait([running.hastened])
             paths = ctx.runtime_paths(instance)
-            if not await asyncio.to_thread(read_small, paths.target):  # the monitor did not come to its end
+            if not read_small(paths.target):  # the monitor did not come to its end
                 await orphans.remove_cgroups(ctx, running.storage_name)
             target = read_target(paths)
             follows = sequel(running, target, ephemeral=instance.row.ephemeral)

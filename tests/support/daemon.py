@@ -233,7 +233,7 @@ class Daemon:
             if network["managed"]:
                 self.do("DELETE", f"/1.0/networks/{network['name']}")
         for pool in self.get("/1.0/storage-pools?recursion=1"):
-            self.do("DELETE", f"/1.0/storage-pools/{pool['name']}")
+            self.do("DELETE", f"/1.0/storage-pools/{quote(pool['name'], safe='')}")
 
     def delete_instances(self) -> None:
         for instance in self.get("/1.0/instances?recursion=1"):

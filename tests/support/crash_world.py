@@ -78,12 +78,16 @@ class Request(threading.Thread):
         self._daemon, self._method, self._url, self._body = daemon, method, url, body
         self.what = f"{method} {url} {'(an image)' if isinstance(body, bytes) else body or ''}".strip()[:200]
         self.done = False
+        self.seconds = 0.0
+        """How long it took, where it was done."""
         self.error = ""
 
     def run(self) -> None:
+        began = time.monotonic()
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             try:
                 self._daemon.do(self._method, self._url, self._body)
+                self.seconds = time.monotonic() - began
                 self.done = True
             except AssertionError as error:  # refused, or the operation failed
                 self.error = str(error)
@@ -141,12 +145,10 @@ class World:
 
     def whole(self, step: Step) -> float:
         """Do a step that nothing cuts off; gives the seconds that it took."""
-        began = time.monotonic()
         step.request.run()
-        seconds = time.monotonic() - began
         assert step.request.done, step.request.error
         step.after(True)
-        return seconds
+        return step.request.seconds
 
     # ---- the steps
 

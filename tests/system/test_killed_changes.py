@@ -106,7 +106,8 @@ def net(busybox_image: Image, point: Path) -> Iterator[Daemon]:
         daemon.do("POST", "/1.0/instances", body)
         daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
         (point.parent / "sitecustomize.py").write_text(POINTS)
-        daemon.env |= {"UTSUWA_TEST_POINTS": str(point), "PYTHONPATH": str(point.parent)}
+        paths = os.pathsep.join([str(point.parent), os.environ.get("PYTHONPATH", "")])
+        daemon.env |= {"UTSUWA_TEST_POINTS": str(point), "PYTHONPATH": paths}
         daemon.restart()
         yield daemon
 

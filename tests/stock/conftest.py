@@ -9,13 +9,28 @@ import pytest
 
 from tests.stock import disk, machine
 
+REPORT = pytest.StashKey[machine.Report]()
+SHOWN = 12
+"""How many checks are listed with the time that they took."""
+
 
 @pytest.fixture(scope="session")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machine.Report]:
+def report(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[machine.Report]:
     """What the machine tells of itself; takes minutes, and more where its disks are still to be made."""
     release = disk.RELEASES[os.environ["UTSUWA_STOCK_HOST"]]
     folder = tmp_path_factory.mktemp("stock-host")
     disks = disk.prepare(release)
     checkout = disk.checkout(folder)
-    yield machine.run(disks, checkout, folder)
+    told = pytestconfig.stash[REPORT] = machine.run(disks, checkout, folder)
+    yield told
     checkout.unlink()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    told = config.stash.get(REPORT, None)
+    if told is None:
+        return
+    terminalreporter.section(f"the machine ran for {told.seconds:.0f} s")
+    slowest = sorted(told.outcomes.items(), key=lambda named: -named[1].seconds)[:SHOWN]
+    for name, outcome in slowest:
+        terminalreporter.write_line(f"{outcome.seconds:6.1f} s  {name}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.stock.disk import Disks
 
-LIMIT = 1500.0
+LIMIT = 1800.0
 """Seconds that a run may take; a quiet machine with two processors needs a fifth of it."""
 POLL = 0.5
 # Without the kernel's guards against attacks on processors that are not there, emulation is a third faster.

@@ -151,7 +151,20 @@ async def _exported(setting: Setting, row: ImageRow) -> Any:
     source.metadata.write_bytes(b"\xfd7zXZ\0")
     if source.rootfs is not None:
         source.rootfs.write_bytes(b"hsqs")
-    return await setting.images.files(row)
+    files = await setting.images.files(row)
+    for file in files:
+        file.file.close()
+    return files
+
+
+async def test_an_image_that_goes_while_it_is_exported_is_not_found(setting: Setting) -> None:
+    for gone in (ONE, f"{ONE}.rootfs"):
+        row = await setting.add(b"on", rootfs=b"e")
+        await _exported(setting, row)
+        (setting.paths.images / gone).unlink()
+        with pytest.raises(NotFound, match="deleted meanwhile"):
+            await setting.images.files(row)
+        await setting.images.delete(row)
 
 
 async def test_exported_files_are_named_by_the_fingerprint(setting: Setting) -> None:

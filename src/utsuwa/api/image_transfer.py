@@ -7,7 +7,6 @@ import secrets
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from email.message import Message
-from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qsl
 
@@ -143,14 +142,18 @@ def _values(text: str, key: str) -> list[str]:
 
 
 async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamResponse:
-    """An image's files: one as it is, two as a form."""
-    if len(files) == 1:
-        headers = {"Content-Disposition": f"inline;filename={files[0].name}"}
-        return await _send(request, "application/octet-stream", headers, [(b"", files[0].path)], b"")
-    boundary = secrets.token_hex(16)
-    pieces = [(_part_head(boundary, file), file.path) for file in files]
-    end = f"\r\n--{boundary}--\r\n".encode()
-    return await _send(request, f"{_FORM}; boundary={boundary}", {}, pieces, end)
+    """An image's files, which are closed then: one as it is, two as a form."""
+    try:
+        if len(files) == 1:
+            headers = {"Content-Disposition": f"inline;filename={files[0].name}"}
+            return await _send(request, "application/octet-stream", headers, [(b"", files[0].file)], b"")
+        boundary = secrets.token_hex(16)
+        pieces = [(_part_head(boundary, file), file.file) for file in files]
+        end = f"\r\n--{boundary}--\r\n".encode()
+        return await _send(request, f"{_FORM}; boundary={boundary}", {}, pieces, end)
+    finally:
+        for file in files:
+            file.file.close()
 
 
 def _part_head(boundary: str, file: ExportedFile) -> bytes:
@@ -166,26 +169,18 @@ async def _send(
     request: Request,
     content_type: str,
     headers: dict[str, str],
-    pieces: Sequence[tuple[bytes, Path]],
+    pieces: Sequence[tuple[bytes, BinaryIO]],
     end: bytes,
 ) -> web.StreamResponse:
-    opened: list[tuple[bytes, BinaryIO]] = []
-    try:
-        # All are opened before the first byte goes out: a deletion from now on takes nothing away.
-        for head, path in pieces:
-            opened.append((head, await asyncio.to_thread(path.open, "rb")))
-        response = web.StreamResponse(headers={**headers, "Content-Type": content_type})
-        response.content_length = len(end) + sum(len(head) + _size(file) for head, file in opened)
-        await response.prepare(request.raw)
-        for head, file in opened:
-            await response.write(head)
-            await _copy(file.read, response)
-        await response.write(end)
-        await response.write_eof()
-        return response
-    finally:
-        for _, file in opened:
-            file.close()
+    response = web.StreamResponse(headers={**headers, "Content-Type": content_type})
+    response.content_length = len(end) + sum(len(head) + _size(file) for head, file in pieces)
+    await response.prepare(request.raw)
+    for head, file in pieces:
+        await response.write(head)
+        await _copy(file.read, response)
+    await response.write(end)
+    await response.write_eof()
+    return response
 
 
 async def _copy(read: Callable[[int], bytes], response: web.StreamResponse) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from msgspec import UnsetType
 
@@ -69,10 +69,10 @@ class NewImage:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file of an image, and the name for it."""
+    """One file of an image, open for whoever closes it, and the name for it."""
 
     part: str
-    path: Path
+    file: BinaryIO
     name: str
 
 
@@ -285,9 +285,15 @@ class ImageManager:
     # ---- exporting
 
     async def files(self, row: ImageRow, requestor: Requestor | None = None) -> list[ExportedFile]:
-        """The files to send to somebody who exports the image: one, or two for a split image."""
+        """The files to send to somebody who exports the image: one, or two for a split image.
+
+        They are open, so that a deletion from now on takes nothing away. Raises NotFound.
+        """
         source = self.source(row)
-        found = await asyncio.to_thread(_exported, source)
+        try:
+            found = await asyncio.to_thread(_exported, source)
+        except FileNotFoundError:
+            raise NotFound("Image not found: it has been deleted meanwhile") from None
         self._tell("retrieved", row, requestor)
         return found
 
@@ -369,12 +375,13 @@ def _cut_elsewhere() -> Conflict:
 
 
 def _exported(source: ImageSource) -> list[ExportedFile]:
-    def name(path: Path) -> str:
-        return source.fingerprint + unpack.archive_suffix(path)
-
-    if source.rootfs is None:
-        return [ExportedFile("image", source.metadata, name(source.metadata))]
-    return [
-        ExportedFile("metadata", source.metadata, f"meta-{name(source.metadata)}"),
-        ExportedFile("rootfs", source.rootfs, name(source.rootfs)),
-    ]
+    parts = [("image", source.metadata, "")]
+    if source.rootfs is not None:
+        parts = [("metadata", source.metadata, "meta-"), ("rootfs", source.rootfs, "")]
+    with contextlib.ExitStack() as opened:
+        found = []
+        for part, path, start in parts:
+            name = f"{start}{source.fingerprint}{unpack.archive_suffix(path)}"
+            found.append(ExportedFile(part, opened.enter_context(path.open("rb")), name))
+        opened.pop_all()
+        return found

@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import re
 import socket
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from tests.support.fuzz_requests import OPERATION, Known, Probe, Requests
 
 ANSWER_SECONDS = 30
 SETTLE_SECONDS = 60
+AHEAD = 20
+"""Requests that are made while earlier ones are answered."""
 RENEWED_AFTER = 50
 """Requests, until what they have deleted is made again."""
 DEVICES = {
@@ -47,9 +51,10 @@ class Tally:
 class Fuzzer:
     """Sends requests to a daemon and keeps what is wrong with its answers."""
 
-    def __init__(self, daemon: Daemon, image: Path, certificates: tuple[str, str]) -> None:
+    def __init__(self, daemon: Daemon, image: Path, certificates: tuple[str, str], clients: int = 1) -> None:
         """`image` is the file of one; `certificates` are two in base64."""
         self.daemon = daemon
+        self.clients = clients
         self.image = image
         self.certificates = certificates
         self.folder = daemon.home / "given"
@@ -57,7 +62,9 @@ class Fuzzer:
         self.tallies: dict[str, Tally] = {}
         self.failures: list[str] = []
         self.slowest = (0.0, "")
-        self._connection: UnixConnection | None = None
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self._connections: list[UnixConnection] = []
         self.furnish()
         description = daemon.api("GET", "/openapi.json").json
         known = Known(
@@ -126,6 +133,11 @@ class Fuzzer:
     def attack(self, count: int, number: str) -> None:
         """Send `count` requests that depend on `number` alone; then all is cleaned up and made anew."""
         sent = 0
+        under_way: deque[Future[None]] = deque()
+
+        def wait(left: int) -> None:
+            while len(under_way) > left:
+                under_way.popleft().result()
 
         @seed(number)
         @settings(
@@ -140,31 +152,39 @@ class Fuzzer:
             nonlocal sent
             if sent < count:
                 if sent % RENEWED_AFTER == 0:
+                    wait(0)
                     self.furnish()
                 sent += 1
-                self.send(probe)
+                wait(AHEAD)
+                under_way.append(threads.submit(self.send, probe))
 
-        one()
+        with ThreadPoolExecutor(self.clients) as threads:
+            one()
+            wait(0)
 
     def send(self, probe: Probe) -> None:
-        tally = self.tallies.setdefault(probe.area, Tally())
         began = time.monotonic()
         try:
             reply = self._ask(probe)
         except (OSError, http.client.HTTPException) as error:
-            tally.failures += 1
-            self.failures.append(f"no answer ({error!r}): {probe}")
+            self._note(probe, 0, f"no answer ({error!r}): {probe}")
             return
-        self.slowest = max(self.slowest, (time.monotonic() - began, str(probe)[:300]))
-        tally.statuses[reply.status] += 1
+        with self._lock:
+            self.slowest = max(self.slowest, (time.monotonic() - began, str(probe)[:300]))
         wrong = problem(probe, reply)
-        if wrong:
-            tally.failures += 1
-            self.failures.append(f"{wrong}: {probe}: {reply.status} {reply.body[:400]!r}")
+        self._note(probe, reply.status, wrong and f"{wrong}: {probe}: {reply.status} {reply.body[:400]!r}")
         if reply.status == 202:
             self.operation = reply.operation.rpartition("/")[2]
             for secret in ((reply.metadata.get("metadata") or {}).get("fds") or {}).values():
                 self._come_and_go(f"{reply.operation}/websocket?secret={secret}")
+
+    def _note(self, probe: Probe, status: int, failure: str) -> None:
+        with self._lock:
+            tally = self.tallies.setdefault(probe.area, Tally())
+            tally.statuses[status] += 1
+            if failure:
+                tally.failures += 1
+                self.failures.append(failure)
 
     def _come_and_go(self, url: str) -> None:
         """Connect a websocket and be gone, or what waits for it would wait for half a minute."""
@@ -178,9 +198,7 @@ class Fuzzer:
                 self.failures.append(f"no websocket at {url}: {head!r}")
 
     def _ask(self, probe: Probe) -> Reply:
-        if self._connection is None:
-            self._connection = UnixConnection(self.daemon.socket, ANSWER_SECONDS)
-        connection = self._connection
+        connection = self._connection()
         try:
             url = probe.url.replace(OPERATION, self.operation)
             # One that refuses a request early may not wait for its body; its answer is there all the same.
@@ -189,16 +207,21 @@ class Fuzzer:
             answer = connection.getresponse()
             content = answer.read()
         except BaseException:
-            self.close()
+            connection.close()
             raise
-        if answer.will_close:
-            self.close()
         return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, content)
 
+    def _connection(self) -> UnixConnection:
+        """The thread's own; one that was closed connects again by itself."""
+        if not hasattr(self._own, "connection"):
+            self._own.connection = UnixConnection(self.daemon.socket, ANSWER_SECONDS)
+            self._connections.append(self._own.connection)
+        connection: UnixConnection = self._own.connection
+        return connection
+
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        while self._connections:
+            self._connections.pop().close()
 
     def settle(self) -> None:
         """Delete all that there is, as any user could; then nothing is at work any more."""

@@ -5,6 +5,7 @@ Variables of the environment:
 - `UTSUWA_FUZZ_REQUESTS`: how many requests;
 - `UTSUWA_FUZZ_SEED`: the seed of a run that failed, which is printed;
 - `UTSUWA_FUZZ_ROUND`: the number of one round of that run, to be repeated alone;
+- `UTSUWA_FUZZ_CLIENTS`: how many clients at once; with more than one no run is like another;
 - `UTSUWA_FUZZ_TABLE`: a file for the table, which is printed as well.
 """
 
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 REQUESTS = int(os.environ.get("UTSUWA_FUZZ_REQUESTS", "4000"))
 SEED = os.environ.get("UTSUWA_FUZZ_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_FUZZ_ROUND")
+CLIENTS = int(os.environ.get("UTSUWA_FUZZ_CLIENTS", "1"))
 TABLE = os.environ.get("UTSUWA_FUZZ_TABLE")
 ROUND = 1000
 """Requests, until all is deleted and made anew."""
@@ -67,7 +69,7 @@ def test_requests(module_daemon: Daemon, busybox_image: Image, tmp_path: Path) -
     say(f"UTSUWA_FUZZ_SEED={SEED} UTSUWA_FUZZ_REQUESTS={REQUESTS}")
     assert busybox_image.unified is not None
     certificates = (certificate(tmp_path, "trusted"), certificate(tmp_path, "new"))
-    fuzzer = Fuzzer(module_daemon, busybox_image.unified, certificates)
+    fuzzer = Fuzzer(module_daemon, busybox_image.unified, certificates, CLIENTS)
     rounds = [int(ONLY)] if ONLY else range(max(REQUESTS // ROUND, 1))
     sizes = []
     try:

@@ -59,7 +59,7 @@ def test_nothing_is_noted_before_a_sequel_is_complete() -> None:
 
 
 def test_an_init_that_has_just_ended_is_asked_to_stop_without_a_fault() -> None:
-    assert stop.halt_signal(NOBODY) == signal.SIGPWR
+    assert stop.heard_signal(NOBODY) == signal.SIGPWR
 
 
 async def test_a_process_that_is_gone_gets_no_signal() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -249,8 +252,31 @@ def test_no_recorded_target(tmp_path: Path) -> None:
     assert end.read_target(RuntimePaths(tmp_path)) == ""
 
 
-def test_halt_signal_of_a_process_that_blocks_nothing() -> None:
-    assert stop.halt_signal(1) in (30, 37)
+LISTEN = """
+import signal, sys
+{}
+print("set", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("setting", "heard"),
+    [
+        ("", None),
+        ("signal.signal(signal.SIGPWR, print)", signal.SIGPWR),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPWR])", signal.SIGPWR),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 3])", signal.SIGRTMIN + 3),
+    ],
+)
+def test_the_signal_that_an_init_hears(setting: str, heard: int | None) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTEN.format(setting)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"set\n"
+        assert stop.heard_signal(process.pid) == heard
 
 
 async def test_a_lock_of_one_instance_keeps_no_other() -> None:

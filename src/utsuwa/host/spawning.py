@@ -20,8 +20,9 @@ _libc = ctypes.CDLL(None)
 _ROOM = 1024
 """Bytes for the C library's objects, whose sizes are its own: 336 and 80 for glibc on x86_64."""
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, 32, 33)
-"""Signals that Python or the C library ignore, and with them all that they start, if nobody minds."""
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, 32, 33)
+"""Signals that Python, the C library or who started the daemon (a shell in the background, nohup) ignore,
+and with them all that they start, if nobody minds."""
 _WORD = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 

@@ -18,6 +18,9 @@ KILL_GRACE = 30.0
 """Seconds from SIGKILL until the container must be gone."""
 LAST_MOMENT = 0.02
 """Seconds that a container which is to be killed may live on while its interfaces are taken away."""
+_LISTEN_ROUNDS = 100
+_LISTEN_DELAY = 0.02
+"""Seconds between two looks at whether an init listens: for two seconds in all."""
 
 
 class NotStoppedInTime(UtsuwaError):
@@ -50,7 +53,7 @@ async def stop(ctx: Context, project: str, name: str, *, force: bool, seconds: f
             return
         if container.frozen:
             raise InvalidRequest(f"The instance {name!r} is frozen: unfreeze it first, or stop it with force")
-        container.init.send_signal(await asyncio.to_thread(halt_signal, container.init_pid))
+        container.init.send_signal(await _halt_signal(container.init_pid))
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
     except TimeoutError:
@@ -106,19 +109,34 @@ async def _hasten(ctx: Context, container: Running) -> None:
     await device_steps.killed_all(device_steps.with_devices(host, container.devices))
 
 
-def halt_signal(init_pid: int) -> int:
-    """SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor; SIGPWR for all others."""
-    systemd = signal.SIGRTMIN + 3
+async def _halt_signal(init_pid: int) -> int:
+    """The signal that asks an init to halt; one that has just been started may still need a moment.
+
+    The kernel drops what an init does not listen to, and its container would not stop at all.
+    """
+    for _ in range(_LISTEN_ROUNDS):
+        heard = await asyncio.to_thread(heard_signal, init_pid)
+        if heard is not None:
+            return heard
+        await asyncio.sleep(_LISTEN_DELAY)
+    return signal.SIGPWR
+
+
+def heard_signal(init_pid: int) -> int | None:
+    """SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor; SIGPWR for all others.
+
+    None where init listens to neither yet.
+    """
     try:
         status = Path(f"/proc/{init_pid}/status").read_text()
     except OSError:  # it has just ended by itself
-        status = ""
-    for line in status.splitlines():
-        if line.startswith("SigBlk:"):
-            blocked = int(line.split()[1], 16)
-            if blocked >> (systemd - 1) & 1:
-                return systemd
-    return signal.SIGPWR
+        return signal.SIGPWR
+    masks = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith("Sig"))
+    blocked, caught = int(masks["SigBlk"], 16), int(masks["SigCgt"], 16)
+    systemd = signal.SIGRTMIN + 3
+    if blocked >> (systemd - 1) & 1:
+        return systemd
+    return signal.SIGPWR if (blocked | caught) >> (signal.SIGPWR - 1) & 1 else None
 
 
 async def freeze(ctx: Context, project: str, name: str) -> None:

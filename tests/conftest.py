@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import guards, images
 from tests.support.daemon import Daemon
@@ -14,6 +15,9 @@ from tests.support.daemon import Daemon
 UNIT = Path(__file__).parent / "unit"
 collect_ignore = [] if "UTSUWA_STOCK_HOST" in os.environ else ["stock"]
 """The tests of a stock host run alone: `scripts/test --stock-host`."""
+
+settings.register_profile("many", max_examples=5000)
+"""For a longer search: `scripts/test --hypothesis-profile=many --timeout=0 tests/unit`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

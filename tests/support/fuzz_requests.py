@@ -165,6 +165,8 @@ class Requests:
             body, headers = self._body(draw, operation), {}
             if body is not None:
                 headers["Content-Type"] = "application/json"
+            if (method, operation.path) == ("POST", "/1.0/images"):  # an upload, if it is no JSON
+                headers["Content-Type"] = draw(st.sampled_from(CONTENT_TYPES))
             if _once_in(draw, 6):
                 headers |= self._headers(draw)
             return Probe(method, path + self._query(draw, operation.path), headers, body, operation)
@@ -383,6 +385,18 @@ def good_bodies(known: Known) -> dict[tuple[str, str], Strategy]:
             database=st.sampled_from(["global", "local"]),
         ),
     }
+
+
+def control_messages() -> st.SearchStrategy[bytes]:
+    """What a command's control websocket is told."""
+    good = st.one_of(
+        record(
+            {"command": st.just("window-resize"), "args": record(width=text, height=text)},
+        ),
+        st.sampled_from([{"command": "window-resize", "args": {"width": "80", "height": "24"}}]),
+        record({"command": st.just("signal"), "signal": st.sampled_from([0, 1, 15, 28, -1, 64, 65, 2**40])}),
+    )
+    return spoiled(good).map(_json) | st.sampled_from(NONSENSE)
 
 
 def record(needed: Mapping[str, Strategy] = MappingProxyType({}), /, **fields: Strategy) -> Strategy:

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
+from tests.support.fuzz_requests import control_messages
 from tests.support.fuzz_world import Fuzzer, memory, upgrade
 from tests.support.images import Image
 
@@ -207,3 +209,43 @@ def test_websockets_with_wrong_secrets(module_daemon: Daemon, busybox: str) -> N
     assert daemon.wait(started)["status"] in ("Success", "Failure")
     assert daemon.lxc("exec", "ws", "--", "echo", "well").stdout == "well\n"
     daemon.delete_instances()
+
+
+def test_what_a_control_websocket_is_told(module_daemon: Daemon, busybox: str) -> None:
+    """It may end the command, and nothing else."""
+    daemon = module_daemon
+    daemon.lxc("launch", busybox, "told")
+
+    @hypothesis_seed(SEED)
+    @settings(quick, max_examples=40)
+    @given(st.lists(st.tuples(st.sampled_from([1, 2]), control_messages()), max_size=5), st.booleans())
+    def tell(messages: list[tuple[int, bytes]], terminal: bool) -> None:
+        command = {"command": ["cat"], "wait-for-websocket": True, "interactive": terminal}
+        started = daemon.api("POST", "/1.0/instances/told/exec", command)
+        secret_of = started.metadata["metadata"]["fds"]
+        with contextlib.ExitStack() as stack:
+            sockets = {}
+            for name in sorted(secret_of, reverse=True):  # the control websocket before the streams
+                sockets[name] = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sockets[name].settimeout(ANSWER_SECONDS)
+                sockets[name].connect(str(daemon.socket))
+                sockets[name].sendall(upgrade(f"{started.operation}/websocket?secret={secret_of[name]}"))
+                assert sockets[name].recv(4096).startswith(b"HTTP/1.1 101 ")
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for kind, message in messages:
+                    sockets["control"].sendall(frame(kind, message))
+                sockets["0"].sendall(frame(2, b"\x04"))  # for a terminal the end of what is typed
+                sockets["0"].sendall(frame(1, b""))  # and this for a pipe
+            ended = daemon.wait(started)
+        assert ended["status"] in ("Success", "Failure"), ended
+        assert "nternal" not in ended["err"], ended
+
+    say(f"UTSUWA_FUZZ_SEED={SEED}")
+    tell()
+    assert daemon.lxc("exec", "told", "--", "echo", "well").stdout == "well\n"
+    daemon.delete_instances()
+
+
+def frame(kind: int, content: bytes) -> bytes:
+    """One whole message of a client's; its mask changes nothing."""
+    return struct.pack(">BBQL", 0x80 | kind, 0x80 | 127, len(content), 0) + content

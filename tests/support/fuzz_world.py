@@ -100,7 +100,10 @@ class Fuzzer:
         source = {"type": "image", "alias": "busybox"}
         for name in ("run", "off"):
             if not self._there(f"/1.0/instances/{name}"):
-                daemon.api("POST", "/1.0/instances", {"name": name, "source": source, "start": name == "run"})
+                body = {"name": name, "source": source, "start": name == "run"}
+                made = daemon.api("POST", "/1.0/instances", body)
+                if made.status == 202:  # else an earlier request makes one of this name at this moment
+                    daemon.wait(made)
 
     def _there(self, url: str) -> bool:
         return self.daemon.api("GET", url).status == 200

@@ -79,7 +79,7 @@ def test_requests(module_daemon: Daemon, busybox_image: Image, tmp_path: Path) -
             fuzzer.attack(min(ROUND, REQUESTS), f"{SEED}:{number}")
             fuzzer.settle()
             sizes.append(memory(module_daemon.pid))
-            say(f"round {number}: {sizes[-1] / 2**20:.1f} MiB, {len(fuzzer.failures)} failures so far")
+            say(f"round {number}: {sizes[-1] / 2**20:.1f} MiB, failures so far: {len(fuzzer.failures)}")
             module_daemon.make_defaults()
             fuzzer.furnish()
     finally:

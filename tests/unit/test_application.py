@@ -38,6 +38,7 @@ from utsuwa.security.authorization import Access, Caller, tls_caller, unix_calle
 
 ROOT = unix_caller(0, "root")
 USER = unix_caller(1000, "user")
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 STRANGER = tls_caller(fingerprint="f" * 64, address="1.2.3.4:5", trusted=False)
 
 
@@ -389,6 +390,23 @@ async def test_the_server_says_goodbye_to_listeners(server: Server) -> None:
         await until(lambda: hub.listened_to)
         hub.close()
         assert (await socket.receive()).data == aiohttp.WSCloseCode.GOING_AWAY
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Upgrade: \xe6\x80|",
+        UPGRADE + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xe6\x80",
+        UPGRADE + b"Sec-WebSocket-Version: \xe6\r\nSec-WebSocket-Key: x",
+    ],
+)
+async def test_headers_that_are_no_text_make_no_websocket(
+    server: Server, tmp_path: Path, headers: bytes
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+    writer.write(b"GET /1.0/events HTTP/1.1\r\n" + headers + b"\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"400"
+    writer.close()
 
 
 async def test_events_need_a_known_type_and_a_websocket(server: Server) -> None:

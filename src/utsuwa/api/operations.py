@@ -19,7 +19,11 @@ _MAX_MESSAGE = 4 * 2**20
 def websocket_response(request: Request) -> web.WebSocketResponse:
     """A websocket to `prepare`; InvalidRequest where the client does not speak that."""
     socket = web.WebSocketResponse(max_msg_size=_MAX_MESSAGE, compress=False)
-    if not socket.can_prepare(request.raw):
+    try:
+        ready = bool(socket.can_prepare(request.raw))
+    except ValueError:  # aiohttp's own, where a header that it looks at is not even text
+        ready = False
+    if not ready:
         raise InvalidRequest("This URL wants a websocket")
     return socket
 

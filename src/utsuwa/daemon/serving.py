@@ -11,7 +11,9 @@ import os
 import pwd
 import socket
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -83,7 +85,11 @@ class UnixListener:
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_unix_server(self._server, sock=self._bound, backlog=_BACKLOG)
+        # From Python 3.13 on a server takes away its socket's file by itself, also one that systemd holds.
+        kept: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._listening = await loop.create_unix_server(
+            self._server, sock=self._bound, backlog=_BACKLOG, **kept
+        )
 
     def stop_accepting(self) -> None:
         """Take no new connections; may be called more than once."""

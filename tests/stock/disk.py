@@ -20,6 +20,8 @@ from tests.support import images
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = HERE / "sources.sh"
+CARRIED = ("acl", "libcap2-bin")
+"""Packages for a container, which has no network to fetch them from; it is a Debian 12, as this host is."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _cached(name: str, made_of: list[bytes], make: Callable[[Path], object]) -> 
 
 
 def checkout(folder: Path) -> Path:
-    """A disk with the files that git knows of this checkout, as they are now, and a busybox image."""
+    """A disk with the files that git knows of this checkout, as they are, a busybox image and packages."""
     content = folder / "content"
     listed = _run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.decode().split("\0"):
@@ -101,12 +103,17 @@ def checkout(folder: Path) -> Path:
         if name and source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+    shutil.copytree(_cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
     (content / "busybox").mkdir()
     images.build_busybox(content / "busybox")
     image = folder / "checkout.img"
     make_image(content, image, "checkout")
     shutil.rmtree(content)
     return image
+
+
+def _download(folder: Path) -> None:
+    _run("env", "--chdir", folder, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *CARRIED)
 
 
 def make_image(folder: Path, image: Path, label: str) -> None:

@@ -387,7 +387,7 @@ AS_USER = "setpriv --reuid={0} --regid={0} --clear-groups "
 
 
 def _install_tools() -> None:
-    packages = sorted(STATE.glob("*.deb"))
+    packages = sorted((CHECKOUT / "packages").glob("*.deb"))
     for package in packages:
         expect(inside("first", f"cat >/root/{package.name}", stdin=package.read_bytes()).code == 0, package)
     ended = inside("first", "dpkg --install /root/*.deb")

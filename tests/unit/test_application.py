@@ -260,6 +260,19 @@ async def test_what_is_no_http_gets_an_error_of_ours(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
+async def test_a_client_that_goes_amid_its_body_is_not_worth_an_error(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: bytes
+) -> None:
+    _, writer = await asyncio.open_unix_connection(tmp_path / "s")
+    writer.write(b"POST /1.0/things HTTP/1.1\r\nHost: a\r\n" + more + b"Content-Length: 9\r\n\r\n{")
+    await server.ask("GET", "/1.0/who")
+    writer.close()
+    for _ in range(3):
+        await server.ask("GET", "/1.0/who")
+    assert caplog.text == ""
+
+
 async def test_unknown_paths_and_methods(server: Server) -> None:
     assert (await server.ask("GET", "/1.0/nope"))[1]["error"] == "not found"
     status, body, _ = await server.ask("DELETE", "/1.0/things/x")

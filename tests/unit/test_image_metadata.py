@@ -81,7 +81,7 @@ def test_json_is_yaml_too() -> None:
         (b"a: \x00", "not YAML"),
         (b"[a]: b\n", "cannot be read|not YAML"),
         (b"x" * (1024 * 1024 + 1), "larger than 1 MiB"),
-        (b"[" * 10_000, "nested deeper"),
+        (b"[" * 10_000, "nested deeper|nesting depth"),  # the second is what newer versions of PyYAML say
         (b"a: " + b"{a: " * 40, "nested deeper"),
         (b"a: [" + b"x," * 60_000 + b"]", "too many entries"),
         (b"a: &a [x]\nb: [" + b"*a," * 30 + b"]", "more than 20 aliases"),

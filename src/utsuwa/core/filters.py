@@ -11,13 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 
-# The module that parses expressions has another name in older versions of the library.
-from re import _constants as sre  # type: ignore[attr-defined]
-from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any
 
 from utsuwa.core.errors import InvalidRequest
+
+# Not imported by name: type checkers disagree about modules that are not public.
+sre: Any = import_module("re._constants")
+sre_parser: Any = import_module("re._parser")
 
 _LIMIT = 1000
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(\S+))')

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-
 from typing import Any
 
 from utsuwa.core.errors import InvalidRequest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from utsuwa.cli import multipart, table, values, yaml_in, yaml_out
@@ -66,6 +66,7 @@ DATA = st.recursive(
 )
 
 
+@example("0\n")
 @given(DATA)
 def test_yaml_is_read_back(value: Any) -> None:
     assert yaml.safe_load(yaml_out.dump(value)) == value

@@ -113,7 +113,8 @@ def _block(text: str, indent: int) -> str:
     ends = len(text) - len(body)
     mark = "|-" if ends == 0 else "|" if ends == 1 else "|+"
     lines = (body + "\n" * max(ends - 1, 0)).split("\n")
-    return "\n".join([mark, *((" " * indent + line) if line else "" for line in lines)])
+    margin = " " * (indent or 2)  # readers want one, also where the text is the whole document
+    return "\n".join([mark, *(margin + line if line else "" for line in lines)])
 
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0", "\x1b": "\\e"}

@@ -170,12 +170,12 @@ class Fuzzer:
         try:
             reply = self._ask(probe)
         except (OSError, http.client.HTTPException) as error:
-            self._note(probe, 0, f"no answer ({error!r}): {probe}")
+            self._note(probe, 0, f"{probe}: no answer ({error!r})")
             return
         with self._lock:
             self.slowest = max(self.slowest, (time.monotonic() - began, str(probe)[:300]))
         wrong = problem(probe, reply)
-        self._note(probe, reply.status, wrong and f"{wrong}: {probe}: {reply.status} {reply.body[:400]!r}")
+        self._note(probe, reply.status, wrong and f"{probe}: {reply.status}: {wrong}: {reply.body[:400]!r}")
         if reply.status == 202:
             self.operation = reply.operation.rpartition("/")[2]
             for secret in ((reply.metadata.get("metadata") or {}).get("fds") or {}).values():
@@ -280,7 +280,7 @@ def problem(probe: Probe, reply: Reply) -> str:
     try:
         probe.operation.validate_response(response)
     except (FailureGroup, AssertionError) as error:
-        return f"not as described ({error})"
+        return f"not as described ({' '.join(str(error).split())[:200]})"
     return ""
 
 

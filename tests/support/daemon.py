@@ -259,7 +259,9 @@ class Daemon:
             leaks.remove_lock_folders(self.home)
         if not self.faults_expected:
             text = self.log.read_text(errors="replace") if self.log.exists() else ""
-            problems += [f"log: {sign}" for sign in SIGNS_OF_FAULTS if sign in text]
+            problems += [
+                f"log: {text[text.index(sign) :][:4000]}" for sign in SIGNS_OF_FAULTS if sign in text
+            ]
         if problems:
             problems.append(f"daemon log:\n{self.log_tail()}")
             self._force()

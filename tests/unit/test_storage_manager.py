@@ -323,6 +323,15 @@ async def test_a_pool_in_use_stays(setting: Setting, pool: FakeDriver) -> None:
     await setting.manager.delete_pool("p")
 
 
+async def test_instances_go_on_while_their_pool_cannot_be_deleted(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    deletion = asyncio.create_task(setting.manager.delete_pool("p"))
+    while not deletion.done():
+        await setting.manager.unmount_instance("p", "c1")
+    with pytest.raises(InUse):
+        await deletion
+
+
 async def test_images_do_not_hold_a_pool(setting: Setting, pool: FakeDriver) -> None:
     await setting.write(image_rows.insert, image_row())
     await setting.manager.ensure_image("p", IMAGE)

@@ -294,17 +294,23 @@ class StorageManager:
     async def _closed_for_deletion(self, name: str) -> Pool:
         """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
         sees that the pool is closed. It is open again where this raises InUse, or OutOfSpace for want of
-        room to note the deletion.
+        room to note the deletion. One that is seen to be used is not closed: its instances go on.
         """
+        await self._unused(name)
         async with Rollback() as undo:
             if name in self._mounted:
                 self._mounted.discard(name)
                 undo.push(self._mounted.add, name)
-            pool = await self.pool(name)
-            if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
-                raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+            pool = await self._unused(name)
             await self._set_pool_state(pool.row, "deleting")
             undo.keep()
+        return pool
+
+    async def _unused(self, name: str) -> Pool:
+        """Raises NotFound, InUse."""
+        pool = await self.pool(name)
+        if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
+            raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
         return pool
 
     async def _set_pool_state(self, row: PoolRow, state: State) -> None:

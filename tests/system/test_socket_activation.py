@@ -85,23 +85,23 @@ def utsuwad(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def answer_to_the_early(activator: Activator) -> bytes:
+    """Ask before the daemon is there; gives the status when it has come."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(activator.daemon.socket))
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        activator.start(wait=False)
+        client.settimeout(60)
+        return client.recv(100).split()[1]
+
+
 def test_connections_wait_for_the_next_daemon(activator: Activator) -> None:
     daemon = activator.daemon
     made = daemon.socket.stat()
-    with socket.socket(socket.AF_UNIX) as early:
-        early.connect(str(daemon.socket))
-        early.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        activator.start(wait=False)
-        early.settimeout(60)
-        assert early.recv(100).split()[1] == b"200"
+    assert answer_to_the_early(activator) == b"200"
     assert daemon.stop() == 0
     assert (daemon.socket.stat().st_ino, daemon.socket.stat().st_mode) == (made.st_ino, made.st_mode)
-    with socket.socket(socket.AF_UNIX) as between:
-        between.connect(str(daemon.socket))
-        between.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        activator.start(wait=False)
-        between.settimeout(60)
-        assert between.recv(100).split()[1] == b"200"
+    assert answer_to_the_early(activator) == b"200"
     daemon.kill()
     activator.start()
     assert daemon.get("/") == ["/1.0"]

@@ -77,13 +77,13 @@ def v1(tmp_path: Path) -> Host:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every write in its order, as it is carried out."""
     seen: list[tuple[str, str]] = []
-    write = cgroup_limits._write
+    write = cgroups.write
 
     def record(path: Path, value: str) -> None:
         seen.append((path.name, value))
         write(path, value)
 
-    monkeypatch.setattr(cgroup_limits, "_write", record)
+    monkeypatch.setattr(cgroups, "write", record)
     return seen
 
 
@@ -93,7 +93,7 @@ Refuse = Callable[[str, int], None]
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """`refuse("memory.max", errno.EBUSY)`: the kernel refuses writes to that file."""
-    write = cgroup_limits._write
+    write = cgroups.write
 
     def arrange(name: str, number: int) -> None:
         def refusing(path: Path, value: str) -> None:
@@ -101,7 +101,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
                 raise OSError(number, os.strerror(number), str(path))
             write(path, value)
 
-        monkeypatch.setattr(cgroup_limits, "_write", refusing)
+        monkeypatch.setattr(cgroups, "write", refusing)
 
     return arrange
 
@@ -224,14 +224,14 @@ def test_fewer_processes_than_there_are(v1: Host, v2: Host) -> None:
 def test_memory_that_can_be_taken_is(
     v2: Host, monkeypatch: pytest.MonkeyPatch, writes: list[tuple[str, str]]
 ) -> None:
-    write = cgroup_limits._write
+    write = cgroups.write
 
     def reclaiming(path: Path, value: str) -> None:
         write(path, value)
         if path.name == "memory.high" and value.isdecimal():
             v2.own("cg", memory__current=str(min(1000, int(value))))
 
-    monkeypatch.setattr(cgroup_limits, "_write", reclaiming)
+    monkeypatch.setattr(cgroups, "write", reclaiming)
     cgroup_limits.change(PID, {knob("memory.max"): "600"}, v2.proc)
     assert writes == [("memory.high", "600"), ("memory.high", "max"), ("memory.max", "600")]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from utsuwa.cli.command import BOOL, Command, Flag
+from utsuwa.cli.command import BOOL, Flag
 from utsuwa.cli.flags import Flags
-from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
+from utsuwa.cli.index import GLOBAL_FLAGS, ROOT, descend
 from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
@@ -45,7 +45,8 @@ def run(words: list[str]) -> int:
 
 def candidates(before: list[str], word: str) -> list[str]:
     """What may stand in the place of `word` after the words before it, sorted."""
-    command, rest = _descend(_in_full(before))
+    commands, left, rest = descend(_in_full(before))
+    command, rest = commands[-1], left + rest
     flags = (*command.flags, *GLOBAL_FLAGS)
     arguments, open_flag = _walk(rest, flags)
     if open_flag is not None:
@@ -87,23 +88,6 @@ def _alias_names(before: list[str]) -> list[str]:
     names = [name.split() for name in remotes.load().aliases]
     at = len(before)
     return [name[at] for name in names if name[:at] == before and len(name) > at]
-
-
-def _descend(words: list[str]) -> tuple[Command, list[str]]:
-    """The command that the words name, and those that it leaves; flags may stand in between."""
-    values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != BOOL}
-    command, left, rest = ROOT, list[str](), list(words)
-    while rest and rest[0] != "--":
-        if rest[0].startswith("-"):
-            count = 2 if rest[0] in values else 1
-            left += rest[:count]
-            del rest[:count]
-        elif child := command.child(rest[0]):
-            command = child
-            del rest[0]
-        else:
-            break
-    return command, left + rest
 
 
 def _walk(words: list[str], known: tuple[Flag, ...]) -> tuple[list[str], Flag | None]:

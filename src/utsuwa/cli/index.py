@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.command import TEXT, Command, Entry, Flag
+from utsuwa.cli.command import BOOL, TEXT, Command, Entry, Flag
 
 GLOBAL_FLAGS = (
     Flag("debug", "Show what goes over the wire"),
@@ -46,3 +46,23 @@ ROOT = Command(
         Entry("version", "version", "Show local and remote versions"),
     ),
 )
+
+
+def descend(words: list[str]) -> tuple[list[Command], list[str], list[str]]:
+    """The commands that words name, from `ROOT` down; the flags that stand before and between; the rest.
+
+    The rest begins with `--`, or with the first word that names no command.
+    """
+    values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != BOOL}
+    path, flags, rest = [ROOT], list[str](), list(words)
+    while rest and rest[0] != "--":
+        if rest[0].startswith("-"):
+            count = 2 if rest[0] in values else 1
+            flags += rest[:count]
+            del rest[:count]
+        elif child := path[-1].child(rest[0]):
+            path.append(child)
+            del rest[0]
+        else:
+            break
+    return path, flags, rest

@@ -7,7 +7,7 @@ import sys
 
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.flags import Flags, parse
-from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
+from utsuwa.cli.index import GLOBAL_FLAGS, descend
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
 
 TYPE_CHECKING = False
@@ -71,29 +71,13 @@ def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
 
     Flags may stand before and between the names of commands.
     """
-    words = without_alias(words)
-    command, path, left = ROOT, [ROOT.name], []
-    values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != "bool"}
-    rest = list(words)
-    while rest and command.children:
-        word = rest.pop(0)
-        if word == "help" and command is ROOT:
-            left.append("--help")
-            continue
-        if word == "--":
-            rest.insert(0, word)
-            break
-        if word.startswith("-"):
-            left.append(word)
-            if word in values and rest:
-                left.append(rest.pop(0))
-            continue
-        child = command.child(word)
-        if child is None:
-            raise UsageError(f'unknown command "{word}" for "{" ".join(path)}"')
-        command = child
-        path.append(child.name)
-    return command, path, left + rest
+    commands, left, rest = descend(without_alias(words))
+    while len(commands) == 1 and rest[:1] == ["help"]:
+        commands, left, rest = descend([*left, "--help", *rest[1:]])
+    path = [command.name for command in commands]
+    if commands[-1].children and rest and rest[0] != "--":
+        raise UsageError(f'unknown command "{rest[0]}" for "{" ".join(path)}"')
+    return commands[-1], path, left + rest
 
 
 def without_alias(words: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ inside makes below it. Blocking, but only cgroupfs is touched.
 from __future__ import annotations
 
 import errno
-import os
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -149,7 +148,7 @@ def restore(written: Written) -> None:
     """Put back what `change` wrote over, as far as the container is still there."""
     for path, before in reversed(written):
         try:
-            _write(path, before)
+            cgroups.write(path, before)
         except OSError as error:
             if error.errno not in (*_GONE, errno.ENOENT):
                 raise
@@ -197,11 +196,11 @@ def _make_room(knob: Knob, folder: Path, limit: int) -> None:
         return
     high = folder / "memory.high"
     before = _text(high)
-    _write(high, str(limit))  # reclaims before it returns
+    cgroups.write(high, str(limit))  # reclaims before it returns
     try:
         used = _number(folder / "memory.current")
     finally:
-        _write(high, before)
+        cgroups.write(high, before)
     if used > limit:
         raise _memory_in_use(knob, limit, used)
 
@@ -215,7 +214,7 @@ def _memory_in_use(knob: Knob, limit: int, used: int) -> InvalidConfig:
 
 def _write_knob(knob: Knob, path: Path, value: str) -> None:
     try:
-        _write(path, value)
+        cgroups.write(path, value)
     except OSError as error:
         if error.errno in _GONE:
             return
@@ -274,7 +273,7 @@ def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
         return
     try:
         if path.parent.joinpath("cgroup.controllers").exists():
-            _write(path, cpu_list(cpus) if cpus else "\n")
+            cgroups.write(path, cpu_list(cpus) if cpus else "\n")
         else:
             _pin_v1(path, cpus or parse_cpu_list(_text(path.parent.parent / path.name)))
     except OSError as error:
@@ -285,12 +284,12 @@ def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
 def _pin_v1(path: Path, cpus: Iterable[int]) -> None:
     """Version 1 refuses to take from a cgroup what one below it still has: those give way first."""
     wanted = frozenset(cpus)
-    _write(path, cpu_list(wanted | parse_cpu_list(_text(path))))
+    cgroups.write(path, cpu_list(wanted | parse_cpu_list(_text(path))))
     for child in path.parent.iterdir():
         below = child / path.name
         if child.is_dir() and (has := parse_cpu_list(_text(below))) - wanted:
             _pin_v1(below, has & wanted or wanted)
-    _write(path, cpu_list(wanted))
+    cgroups.write(path, cpu_list(wanted))
 
 
 def _cpuset(pid: int, proc: Path) -> Path | None:
@@ -376,12 +375,3 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int:
     text = _text(path)
     return int(text) if text.isdecimal() else 0
-
-
-def _write(path: Path, value: str) -> None:
-    """In one system call, as cgroupfs wants it; never makes a file."""
-    handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        os.write(handle, value.encode())
-    finally:
-        os.close(handle)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,11 +36,7 @@ def warm(proc: Path = _PROC) -> None:
     with contextlib.suppress(OSError):
         folder = cgroups.own_folder(proc)
         if folder is not None:
-            descriptor = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, b"0")
-            finally:
-                os.close(descriptor)
+            cgroups.write(folder / "cgroup.procs", "0")
     _warmed = time.monotonic()
 
 
@@ -83,8 +77,7 @@ def container_folder(init_pid: int, name: str, proc: Path = _PROC) -> Path | Non
     `name` is the container's for liblxc: a cgroup that is not named after it is not given.
     """
     folder = cgroups.folders_of(init_pid, proc).get(cgroups.UNIFIED)
-    own_name = rf"{re.escape(cgroups.PAYLOAD_PREFIX + name)}(?:-[0-9]+)?"
-    return folder if folder is not None and re.fullmatch(own_name, folder.name) else None
+    return folder if folder is not None and cgroups.is_payload_of(folder, name) else None
 
 
 def kill_all(folder: Path) -> None:
@@ -93,8 +86,4 @@ def kill_all(folder: Path) -> None:
     An init that is killed takes its time before it kills the others.
     """
     with contextlib.suppress(OSError):  # an older kernel, or all have just ended
-        descriptor = os.open(folder / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, b"1")
-        finally:
-            os.close(descriptor)
+        cgroups.write(folder / "cgroup.kill", "1")

@@ -117,11 +117,16 @@ def thaw(folder: Path) -> None:
     """Let frozen processes of a cgroup go on, without liblxc; does nothing where they are not frozen."""
     for file, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
         with contextlib.suppress(OSError):  # not of this hierarchy
-            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, text.encode())
-            finally:
-                os.close(descriptor)
+            write(folder / file, text)
+
+
+def write(file: Path, text: str) -> None:
+    """In one system call, as cgroupfs wants it; never makes a file."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None) -> bool:

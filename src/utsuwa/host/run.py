@@ -112,7 +112,12 @@ def run_blocking(
     stdout_fd: int | None = None,
 ) -> Completed:
     """`run` for code that runs in a worker thread."""
-    process = _start(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
+    streams = (
+        subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        subprocess.PIPE if stdout_fd is None else stdout_fd,
+        subprocess.PIPE,
+    )
+    process = _popen(argv, streams, env, cwd, pass_fds)
     with process:
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
@@ -240,7 +245,7 @@ def spawn(
     It does not end with the daemon by itself. Raises ProcessFailed where it cannot be started.
     """
     output = sys.stderr.fileno() if output_fd is None else output_fd
-    return Spawned(_popen(argv, subprocess.DEVNULL, output, output, env, cwd, pass_fds))
+    return Spawned(_popen(argv, (subprocess.DEVNULL, output, output), env, cwd, pass_fds))
 
 
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -249,28 +254,14 @@ def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _start(
-    argv: Sequence[str],
-    with_stdin: bool,
-    env: Mapping[str, str | None] | None,
-    cwd: Path | None,
-    pass_fds: Sequence[int],
-    stdout_fd: int | None,
-) -> subprocess.Popen[bytes]:
-    stdin = subprocess.PIPE if with_stdin else subprocess.DEVNULL
-    stdout = subprocess.PIPE if stdout_fd is None else stdout_fd
-    return _popen(argv, stdin, stdout, subprocess.PIPE, env, cwd, pass_fds)
-
-
 def _popen(
     argv: Sequence[str],
-    stdin: int,
-    stdout: int,
-    stderr: int,
+    streams: tuple[int, int, int],
     env: Mapping[str, str | None] | None,
     cwd: Path | None,
     pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = streams
     try:
         return subprocess.Popen(
             list(argv),

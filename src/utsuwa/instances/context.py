@@ -57,10 +57,10 @@ class Context:
             f"instance-{action}", instance_url(project, name), project, dict(context) if context else None
         )
 
-    async def patch_config(self, row: InstanceRow, changes: Mapping[str, str | None]) -> None:
+    async def patch_config(self, row_id: int, changes: Mapping[str, str | None]) -> None:
         """Store volatile changes in one transaction; None removes a key."""
         await self.database.change(
-            "patch instance config", lambda conn: instance_rows.patch_config(conn, row.id, changes)
+            "patch instance config", lambda conn: instance_rows.patch_config(conn, row_id, changes)
         )
 
 

@@ -10,7 +10,6 @@ from enum import Enum
 from pathlib import Path
 
 from utsuwa.core.errors import NotFound, UtsuwaError
-from utsuwa.db import instances as instance_rows
 from utsuwa.host import lxc
 from utsuwa.instances import confinement, cpu_balance, device_steps, identity, orphans
 from utsuwa.instances.context import Context, load
@@ -166,10 +165,7 @@ async def note_boot(ctx: Context, running: Running, boot_id: str | None) -> None
     """None before a container is stopped to come back: the daemon's next start sees to it where this one
     cannot any more. The boot's id takes that back where the container has not ended.
     """
-    noted = {"volatile.last_state.boot_id": boot_id}
-    await ctx.database.change(
-        "note boot", lambda conn: instance_rows.patch_config(conn, running.row_id, noted)
-    )
+    await ctx.patch_config(running.row_id, {"volatile.last_state.boot_id": boot_id})
 
 
 async def note_stopped(ctx: Context, project: str, name: str) -> None:
@@ -181,7 +177,7 @@ async def note_stopped(ctx: Context, project: str, name: str) -> None:
             instance = await load(ctx, project, name)
         except NotFound:
             return
-        await ctx.patch_config(instance.row, _NOTED[Sequel.STOPPED])
+        await ctx.patch_config(instance.row.id, _NOTED[Sequel.STOPPED])
     ctx.lifecycle("stopped", project, name)
 
 
@@ -201,7 +197,7 @@ async def clean_up(
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
     host = device_steps.host_of(ctx.paths, instance, idmap)
     changes.update(await device_steps.stop_all(device_steps.with_devices(host, devices)))
-    await ctx.patch_config(instance.row, changes)
+    await ctx.patch_config(instance.row.id, changes)
 
 
 def read_target(paths: RuntimePaths) -> str:

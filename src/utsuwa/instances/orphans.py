@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ async def wait_for_end(running: Running) -> None:
         if not init.done():
             log.warning("the monitor of instance %r has ended: what runs in it is killed", running.name)
             await kill(set((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values()))
-            running.init.send_signal(9)
+            running.init.send_signal(signal.SIGKILL)
         await init
     finally:
         for task in (init, monitor):

@@ -126,7 +126,7 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
     if not noted.items() <= instance.row.config.items():
         # The database is older than the container, its end was being noted when the container came up,
         # or a restart was under way.
-        await ctx.patch_config(instance.row, noted)
+        await ctx.patch_config(instance.row.id, noted)
     async with ctx.locks.hold("instance", *instance.key):
         await _put_devices_right(ctx, instance, pid)
 
@@ -142,7 +142,7 @@ async def _put_devices_right(ctx: Context, instance: Loaded, pid: int | None) ->
     if changes:
         log.info("taking back a change of the devices of instance %r that was cut off", instance.name)
         await device_steps.undo_change(host, changes)
-        await ctx.patch_config(instance.row, {device_steps.CHANGE_KEY: None})
+        await ctx.patch_config(instance.row.id, {device_steps.CHANGE_KEY: None})
     if pid is not None:
         await device_steps.started_again(host)
         try:

@@ -149,8 +149,8 @@ async def _change_devices(
     next start of a daemon that is killed takes back what no row tells of.
     """
     changes = await device_steps.plan_change(host, before, host.devices)
-    undo.push(ctx.patch_config, old.row, {device_steps.CHANGE_KEY: None})
-    await ctx.patch_config(old.row, device_steps.noted(changes))
+    undo.push(ctx.patch_config, old.row.id, {device_steps.CHANGE_KEY: None})
+    await ctx.patch_config(old.row.id, device_steps.noted(changes))
     return (await device_steps.change_running(host, before, host.devices, changes, undo)).volatile
 
 

@@ -79,6 +79,12 @@ def learn(pid: int) -> dict[str, Any] | None:
         return None
 
 
+def enter(fd: int, namespaces: int) -> None:
+    """Move this process into namespaces; `fd` is a pidfd, or that of the one namespace. OSError."""
+    if _libc.setns(fd, ctypes.c_int(namespaces)):
+        raise _error()
+
+
 def _bits(mask: int) -> list[int]:
     return [number for number in range(mask.bit_length()) if mask >> number & 1]
 
@@ -193,8 +199,7 @@ class Entrance:
         _stay_out_of_files()
         # They get the container's user namespace: without this its root could look into both.
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        if _libc.setns(self._init, ctypes.c_int(self._learned["namespaces"])):
-            raise _error()
+        enter(self._init, self._learned["namespaces"])
         go, tell = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:

@@ -6,7 +6,6 @@ Each worker serves one request and ends, so nothing that liblxc or a namespace l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import gc
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 
 from utsuwa.host.helper import protocol, rtnetlink
 from utsuwa.host.helper.attach import Command, follow, open_terminal, set_death_signal
-from utsuwa.host.helper.entrance import Entrance, learn
+from utsuwa.host.helper.entrance import Entrance, enter, learn
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
 
 IDLE_WORKERS = 2
@@ -39,7 +38,6 @@ _REHEARSAL = '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"ter
 _CLONE_NEWNET = 0x40000000
 _LOG_LIMIT = 64 * 1024
 _PID = struct.Struct("=i")
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main(shared_fd: int) -> int:
@@ -277,8 +275,6 @@ def _exit() -> NoReturn:
 def _enter_network(pid: int) -> None:
     fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _LIBC.setns(fd, _CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        enter(fd, _CLONE_NEWNET)
     finally:
         os.close(fd)

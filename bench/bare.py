@@ -40,8 +40,8 @@ class Bare:
 
     name = "liblxc"
 
-    def __init__(self, image: Image) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="ub-", dir=os.environ.get("UTSUWA_BENCH_DIR", "/var/tmp")))
+    def __init__(self, image: Image, ground: Path) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="ub-", dir=ground))
         self.home.chmod(0o711)
         rootfs = self.home / "rootfs"
         try:

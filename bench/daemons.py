@@ -97,13 +97,13 @@ def version_of(kind: Kind) -> str:
 class Daemon:
     """A running one; made by `start`, ended by `close`."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, ground: Path) -> None:
         self.kind = kind
         self.pools: tuple[str, ...] = ()
         self.problems: dict[str, str] = {}
         """Pools that could not be made, with the reason."""
         # Containers' ids pass through to their root file systems; unix sockets allow 107 bytes.
-        self.home = Path(tempfile.mkdtemp(prefix="ub-", dir=os.environ.get("UTSUWA_BENCH_DIR", "/var/tmp")))
+        self.home = Path(tempfile.mkdtemp(prefix="ub-", dir=ground))
         self.home.chmod(0o711)
         self.dir = self.home / "d"
         self.dir.mkdir(mode=0o711)

@@ -23,6 +23,7 @@ from tests.support import images
 
 from bench import machine, memory, wire
 from bench.daemons import UTSUWA, Daemon, Missing
+from bench.ground import GroundError, ground
 from bench.wire import Wire
 
 FILE = Path(__file__).with_name("load.json")
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bench/load-test: interrupted", file=sys.stderr)
         return 130
-    except (Missing, wire.WireError) as error:
+    except (GroundError, Missing, wire.WireError) as error:
         print(f"bench/load-test: {error}", file=sys.stderr)
         return 1
     FILE.write_text(json.dumps(result.to_json(), indent=1) + "\n")
@@ -111,7 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, command: str) -> LoadResult:
-    daemon = Daemon(UTSUWA)
+    with ground() as folder:
+        return _run_on(folder, options, command)
+
+
+def _run_on(folder: Path, options: argparse.Namespace, command: str) -> LoadResult:
+    daemon = Daemon(UTSUWA, folder)
     try:
         with tempfile.TemporaryDirectory(prefix="ub-") as scratch:
             daemon.start()

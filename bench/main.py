@@ -19,6 +19,7 @@ from tests.support import images
 from bench import chart, load, machine
 from bench.bare import Bare
 from bench.daemons import KINDS, Daemon, Missing, version_of
+from bench.ground import GroundError, ground
 from bench.report import BARE, Report
 from bench.rows import Bench, Sizes
 from bench.samples import Result
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("bench: interrupted", file=sys.stderr)
             return 130
+        except GroundError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
         _keep(result, options.out)
     return _write(options.out)
 
@@ -89,21 +93,22 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
     problems: list[str] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ub-")))
+        folder = stack.enter_context(ground())
         chosen = {BUSYBOX: images.build_busybox(scratch), DEBIAN: images.debian()}
         daemons = []
         for kind in KINDS:
             if not options.only or kind.name in options.only:
                 try:
                     versions[kind.name] = version_of(kind)
-                    daemons.append(_start(Daemon(kind), stack, problems))
+                    daemons.append(_start(Daemon(kind, folder), stack, problems))
                     absent |= {f"{kind.name} {pool}": why for pool, why in daemons[-1].problems.items()}
                 except Missing as error:
                     absent[kind.name] = str(error)
-        bare = _bare(chosen[DEBIAN], stack, absent)
+        bare = _bare(chosen[DEBIAN], folder, stack, absent)
         bench = Bench(daemons, bare, chosen, sizes)
         watch = stack.enter_context(machine.LoadWatch())
         bench.run()
-        surroundings = machine.describe(daemons[0].home if daemons else scratch)
+        surroundings = machine.describe(folder)
     return Result(
         date=began.strftime("%Y-%m-%d %H:%M"),
         commit=commit,
@@ -127,9 +132,9 @@ def _start(daemon: Daemon, stack: ExitStack, problems: list[str]) -> Daemon:
     return daemon
 
 
-def _bare(image: images.Image, stack: ExitStack, absent: dict[str, str]) -> Bare | None:
+def _bare(image: images.Image, folder: Path, stack: ExitStack, absent: dict[str, str]) -> Bare | None:
     try:
-        bare = Bare(image)
+        bare = Bare(image, folder)
     except Exception as error:
         absent[f"bare {BARE}"] = str(error)
         return None

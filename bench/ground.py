@@ -21,7 +21,7 @@ class GroundError(Exception):
 
 @contextmanager
 def ground() -> Iterator[Path]:
-    """A folder for state folders: `$UTSUWA_BENCH_DIR`, or a new ext4 in a file below /var/tmp, gone at the end.
+    """A folder for state folders: `$UTSUWA_BENCH_DIR`, or a new ext4 in a file below /var/tmp, which goes.
 
     The machine's own would not do: what other programs and earlier rounds left there is part of every
     measure. Above all, an ext4 that has no journal, as virtual machines often have it, looks at every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import sys
@@ -262,6 +263,7 @@ class Bench:
             wire.create(connection, name, BUSYBOX, place.pool)
             wire.set_state(connection, name, "start")
 
+        os.sync()  # what the one before has left to write is not this one's
         return self._together(place, self._names(place, number), launch)
 
     def _unburst(self, place: Place, number: int) -> float:

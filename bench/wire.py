@@ -12,6 +12,8 @@ from typing import Any, Self
 
 SECONDS = 90
 """How long one request may take."""
+IDLE_SECONDS = 10
+"""After which a connection is made anew: the peers close one that nobody used for half a minute."""
 
 
 class WireError(Exception):
@@ -34,16 +36,20 @@ class Wire:
 
     def __init__(self, path: Path) -> None:
         self._connection = _UnixConnection(path)
+        self._used = time.monotonic()
 
     def ask(self, method: str, url: str, body: object = None) -> dict[str, Any]:
         """The envelope of a successful answer. Raises WireError with the daemon's sentence, or OSError."""
         payload = None if body is None else json.dumps(body).encode()
+        if time.monotonic() - self._used > IDLE_SECONDS:
+            self._connection.close()
         try:
             self._connection.request(method, url, payload, {"Content-Type": "application/json"})
             content = self._connection.getresponse().read()
         except (http.client.HTTPException, OSError):
             self._connection.close()
             raise
+        self._used = time.monotonic()
         reply: dict[str, Any] = json.loads(content)
         if reply["type"] == "error":
             raise WireError(f"{method} {url}: {reply['error']}")

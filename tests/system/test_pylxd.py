@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.root,
     # Its websocket client leaves sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-    # At the end of an exec pylxd closes the epoll of that client while the client's thread may still be using it.
+    # At the end of an exec pylxd closes the epoll of that client, whose thread may still use it.
     pytest.mark.filterwarnings(
         "ignore:Exception in thread WebSocketManager:pytest.PytestUnhandledThreadExceptionWarning"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -476,6 +477,27 @@ async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
         await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c2")
     assert pool.instances() == await setting.volumes() == ["c1", "c2"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
+
+
+async def test_a_rename_that_fails_on_a_disk_without_room_for_a_link(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await setting.create()
+
+    def full(link: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "no room", str(link))
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(OSError, match="no room"):
+        await setting.manager.rename_instance("p", "c1", "c2", "default", "c1", "c2")
+    assert pool.instances() == await setting.volumes() == ["c1"]
+    assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
+
+
+async def test_links_that_a_kill_left_are_swept(setting: Setting, pool: FakeDriver) -> None:
+    (setting.paths.containers / "gone").symlink_to(setting.paths.pool("p") / "containers/gone")
+    await setting.again().start()
+    assert not list(setting.paths.containers.iterdir())
 
 
 async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> None:

@@ -98,6 +98,9 @@ class StorageManager:
                 await self._sweep(row.name, driver)
             except UtsuwaError as error:
                 log.error("storage pool %r cannot be used: %s", row.name, error)
+        async with self._database.read() as conn:
+            instances = await instance_rows.get_all(conn, None)
+        await asyncio.to_thread(self._sweep_links, {storage_name(i.project, i.name) for i in instances})
 
     async def stop(self, *, unmount: bool = False) -> None:
         """Let go of what the daemon holds. Mounts stay, for containers run on.
@@ -434,8 +437,6 @@ class StorageManager:
             made: list[bool] = []
             undo.push(_undo_if, made, driver.undo_rename, new_stored, stored)
             await _finished(_noted, made, driver.rename_instance, stored, new_stored)
-            undo.push(self._link, driver, stored)
-            self._unlink(stored)
             undo.push(self._unlink, new_stored)
             self._link(driver, new_stored)
             async with self._database.write("rename storage volume") as conn:
@@ -443,6 +444,8 @@ class StorageManager:
                 if also is not None:
                     await also(conn)
             undo.keep()
+            # Not before: on a disk that is full it could not be made again.
+            self._unlink(stored)
 
     async def mount_instance(self, pool: str, volume: InstanceVolume) -> Path:
         """Mount an instance's rootfs through its map (again, where the map changed) and give its path."""
@@ -485,6 +488,12 @@ class StorageManager:
                 return
             link.unlink()
         link.symlink_to(target)
+
+    def _sweep_links(self, known: Container[str]) -> None:
+        """Remove those of names that no instance has (any more)."""
+        for link in self._paths.containers.iterdir():
+            if link.is_symlink() and link.name not in known:
+                link.unlink()
 
     def _unlink(self, stored: str) -> None:
         (self._paths.containers / stored).unlink(missing_ok=True)

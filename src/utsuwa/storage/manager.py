@@ -86,6 +86,8 @@ class StorageManager:
         """
         async with self._database.read() as conn:
             rows = await storage_pools.get_all(conn)
+            instances = await instance_rows.get_all(conn, None)
+        known = {storage_name(i.project, i.name): (i.project, i.name) for i in instances}
         for row in rows:
             driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
             if row.state != "ready":
@@ -95,12 +97,10 @@ class StorageManager:
             try:
                 await _finished(driver.mount)
                 self._mounted.add(row.name)
-                await self._sweep(row.name, driver)
+                await self._sweep(row.name, driver, known)
             except UtsuwaError as error:
                 log.error("storage pool %r cannot be used: %s", row.name, error)
-        async with self._database.read() as conn:
-            instances = await instance_rows.get_all(conn, None)
-        await asyncio.to_thread(self._sweep_links, {storage_name(i.project, i.name) for i in instances})
+        await asyncio.to_thread(self._sweep_links, known)
 
     async def stop(self, *, unmount: bool = False) -> None:
         """Let go of what the daemon holds. Mounts stay, for containers run on.
@@ -131,12 +131,13 @@ class StorageManager:
         async with self._database.write("discard storage pool") as conn:
             await storage_pools.delete(conn, row.id)
 
-    async def _sweep(self, pool: str, driver: Driver) -> None:
-        """Rows without an instance, missing links, images without a use; unknown folders are only named."""
+    async def _sweep(self, pool: str, driver: Driver, known: Mapping[str, tuple[str, str]]) -> None:
+        """Rows without an instance, missing links, images without a use; unknown folders are only named.
+
+        `known` are the projects and names of all instances by their names in storage.
+        """
         async with self._database.read() as conn:
-            instances = {(i.project, i.name) for i in await instance_rows.get_all(conn, None)}
             volumes = await storage_volumes.get_all(conn, None, pool, VOLUME_CONTAINER)
-        known = {storage_name(project, name): (project, name) for project, name in instances}
         await self._undo_renames(driver, known)
         there = await _finished(driver.instances)
         for name in there:
@@ -145,10 +146,9 @@ class StorageManager:
             else:
                 # Never removed: a database restored from a backup must not cost what it does not know.
                 log.warning("no instance belongs to %s on storage pool %r: remove it by hand", name, pool)
-                await asyncio.to_thread(self._unlink, name)
         async with self._database.write("sweep storage volumes") as conn:
             for volume in volumes:
-                if (volume.project, volume.name) not in instances:
+                if storage_name(volume.project, volume.name) not in known:
                     await storage_volumes.delete(conn, volume.id)
             listed = {(volume.project, volume.name) for volume in volumes}
             for owner in {known[name] for name in there if name in known} - listed:
@@ -177,7 +177,6 @@ class StorageManager:
             if old is not None and old in known and old not in there:
                 log.info("undoing the renaming of %s to %s", old, name)
                 await _finished(driver.undo_rename, name, old)
-                await asyncio.to_thread(self._unlink, name)
 
     # Pools
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import HostError
-from utsuwa.host import bridges
+from utsuwa.host import bridges, ip_switches
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers
@@ -44,8 +44,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     ):
         for name in names:
             monkeypatch.setattr(owner, name, found.step(f"{owner.__name__}.{name}"))
-    for name in ("configure", "release", "delete", "allow_forwarding"):
-        monkeypatch.setattr(bridges, name, lambda *_, name=name, **__: found.note(name))
+    for module, name in (
+        (bridges, "configure"),
+        (bridges, "release"),
+        (bridges, "delete"),
+        (ip_switches, "allow_forwarding"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: found.note(name))
+    monkeypatch.setattr(ip_switches, "ipv6_lack", lambda _: "")
     return found
 
 
@@ -66,6 +72,38 @@ async def test_up(driver: BridgeDriver, recorder: Recorder) -> None:
     recorder.done.clear()
     await driver.change(bridge(), bridge(ipv4_routing="false"))
     assert recorder.done == ["release", *[step for step in steps if step != "allow_forwarding"]]
+
+
+async def test_a_host_without_ipv6_gets_ipv4_alone_and_a_warning(
+    driver: BridgeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For dnsmasq and the firewall as well: dnsmasq cannot bind an address that is not there (lxd#2842)."""
+    seen: list[BridgeSettings] = []
+
+    async def see(_: object, bridge: BridgeSettings) -> None:
+        seen.append(bridge)
+
+    monkeypatch.setattr(Servers, "ensure", see)
+    monkeypatch.setattr(Rules, "apply", see)
+    monkeypatch.setattr(ip_switches, "ipv6_lack", lambda name: f"{name} has it off")
+    await driver.up(bridge())
+    assert [one.families for one in seen] == [(bridge().ipv4,)] * 2
+    assert "network 'br0' has no IPv6 for now, for br0 has it off" in caplog.text
+    caplog.clear()
+    await driver.up(bridge(ipv6_address="none"))
+    assert caplog.text == ""
+
+
+async def test_a_network_without_a_way_out_where_forwarding_cannot_be_set(
+    driver: BridgeDriver, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """/proc/sys may be read-only."""
+    recorder.fails = "allow_forwarding"
+    await driver.up(bridge())
+    assert recorder.done[-2:] == ["Rules.apply", "Servers.ensure"]
+    assert "on the network 'br0' reach nothing outside of the host by IPv4" in caplog.text
 
 
 @pytest.mark.parametrize("fails", ["", "Servers.stop", "Rules.remove", "release", "delete"])

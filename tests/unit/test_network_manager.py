@@ -22,7 +22,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.db import networks as rows
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.host import bridges
+from utsuwa.host import bridges, ip_switches
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.records import Network
@@ -123,12 +123,16 @@ async def test_create(networks: NetworkManager, database: Database, host: Host) 
     assert shown.available
 
 
-async def test_without_ipv6_in_the_kernel(
-    networks: NetworkManager, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_without_ipv6_on_the_host(
+    networks: NetworkManager,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(bridges, "has_ipv6", lambda: False)
+    monkeypatch.setattr(ip_switches, "ipv6_lack", lambda _: "the kernel has none")
     await networks.create("default", NetworksPost(name="br0"))
     assert (await stored(database))["br0"].config["ipv6.address"] == "none"
+    assert "network 'br0' gets no IPv6 subnet, for the kernel has none" in caplog.text
 
 
 @pytest.mark.parametrize("step", ["test", "up"])

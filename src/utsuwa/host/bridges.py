@@ -8,19 +8,18 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from utsuwa.core.errors import HostError, InvalidConfig, NotFound
+from utsuwa.host import ip_switches
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_SYSCTL = Path("/proc/sys/net")
 _NODAD = 0x02
 _SCOPE_GLOBAL = 0
 _PROTO_STATIC = 4
@@ -131,7 +130,7 @@ def configure(
             netlink.link("set", index=link.index, address=mac)
         if link.mtu != mtu:
             netlink.link("set", index=link.index, mtu=mtu)
-        _quiet_ipv6(name)
+        ip_switches.ignore_router_advertisements(name)
         netlink.link("set", index=link.index, state="up")
         _set_addresses(netlink, link.index, addresses)
         _set_routes(netlink, link.index, routes)
@@ -160,13 +159,15 @@ def _set_routes(netlink: Any, index: int, wanted: Collection[Subnet]) -> None:
         have: set[Subnet] = set()
         for message in netlink.get_routes(family=family, oif=index, table=_TABLE_MAIN):
             target = message.get_attr("RTA_DST")
-            if message["proto"] == _PROTO_STATIC and target is not None:
+            # A kernel without IPv6 answers the question for its routes with those of IPv4.
+            mine = message["family"] == family and message["proto"] == _PROTO_STATIC
+            if mine and target is not None:
                 have.add(ipaddress.ip_network(f"{target}/{message['dst_len']}"))
         version = 4 if family == socket.AF_INET else 6
-        mine = {subnet for subnet in wanted if subnet.version == version}
-        for subnet in have - mine:
+        needed = {subnet for subnet in wanted if subnet.version == version}
+        for subnet in have - needed:
             netlink.route("del", dst=str(subnet), oif=index, proto=_PROTO_STATIC, family=family)
-        for subnet in mine - have:
+        for subnet in needed - have:
             netlink.route("add", dst=str(subnet), oif=index, proto=_PROTO_STATIC, family=family)
 
 
@@ -292,43 +293,3 @@ def _refusals(what: str) -> Iterator[None]:
         yield
     except (NetlinkError, OSError) as error:
         raise HostError(f"{what}: {error}") from error
-
-
-# ---- switches of the kernel
-
-
-def has_ipv6() -> bool:
-    return (_SYSCTL / "ipv6").is_dir()
-
-
-def _quiet_ipv6(name: str) -> None:
-    """The bridge is a router: it takes no addresses and no routes from announcements on it."""
-    folder = _SYSCTL / "ipv6/conf" / name
-    if folder.is_dir():
-        for switch in ("accept_ra", "autoconf"):
-            _write(folder / switch, "0")
-
-
-def allow_forwarding(version: int) -> None:
-    """Let the host pass packets on; written only where it does not already.
-
-    A router ignores router advertisements unless told otherwise: interfaces that heard them go on to.
-    """
-    if version == 4:
-        _write(_SYSCTL / "ipv4/ip_forward", "1")
-        return
-    forwarding = _SYSCTL / "ipv6/conf/all/forwarding"
-    if not forwarding.exists() or forwarding.read_text().strip() != "0":
-        return
-    for switch in (_SYSCTL / "ipv6/conf").glob("*/accept_ra"):
-        if switch.read_text().strip() == "1":
-            _write(switch, "2")
-    _write(forwarding, "1")
-
-
-def _write(path: Path, value: str) -> None:
-    try:
-        if path.read_text().strip() != value:
-            path.write_text(value)
-    except OSError as error:
-        raise HostError(f"cannot set {path} to {value}: {error.strerror}") from error

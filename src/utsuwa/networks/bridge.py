@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from functools import partial
 
-from utsuwa.core.errors import UtsuwaError
-from utsuwa.host import bridges
+from utsuwa.core.errors import HostError, UtsuwaError
+from utsuwa.host import bridges, ip_switches
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers
 from utsuwa.networks.rules import Rules
 from utsuwa.networks.settings import BridgeSettings
+
+log = logging.getLogger(__name__)
 
 
 class BridgeDriver:
@@ -25,8 +29,9 @@ class BridgeDriver:
         """Bring the host to these settings; what is as it should be stays, so that nobody is cut off.
 
         The folder comes first and goes last: a kill leaves nothing that it does not tell of.
-        Raises InvalidConfig, HostError.
+        A host without IPv6 gets IPv4 alone, with a warning. Raises InvalidConfig, HostError.
         """
+        bridge = await asyncio.to_thread(_without_lacking_ipv6, bridge)
         await self._servers.prepare(bridge.name)
         await asyncio.to_thread(
             bridges.configure,
@@ -37,9 +42,7 @@ class BridgeDriver:
             routes=[subnet for family in bridge.families for subnet in family.routes],
             external=bridge.external,
         )
-        for family in bridge.families:
-            if family.routing:
-                await asyncio.to_thread(bridges.allow_forwarding, family.subnet.version)
+        await asyncio.to_thread(_allow_forwarding, bridge)
         await self._rules.apply(bridge)
         await self._servers.ensure(bridge)
 
@@ -78,3 +81,34 @@ class BridgeDriver:
         """Have dnsmasq know the names and static addresses of the network's ports."""
         mine = [port.host() for port in ports if port.bridge == bridge.name and port.mac]
         await self._servers.tell_hosts(bridge, mine)
+
+
+def _without_lacking_ipv6(bridge: BridgeSettings) -> BridgeSettings:
+    """The settings as far as the host can have them. dnsmasq, too, refuses an address that is not there."""
+    if bridge.ipv6 is None:
+        return bridge
+    lack = ip_switches.ipv6_lack(bridge.name)
+    if not lack:
+        return bridge
+    log.warning(
+        "network %r has no IPv6 for now, for %s: turn IPv6 on and restart the daemon, "
+        "or set ipv6.address=none on the network",
+        bridge.name,
+        lack,
+    )
+    return replace(bridge, ipv6=None)
+
+
+def _allow_forwarding(bridge: BridgeSettings) -> None:
+    """Where /proc/sys is read-only, a network without a way out is better than none."""
+    for family in bridge.families:
+        if family.routing:
+            try:
+                ip_switches.allow_forwarding(family.subnet.version)
+            except HostError as error:
+                log.warning(
+                    "instances on the network %r reach nothing outside of the host by IPv%s: %s",
+                    bridge.name,
+                    family.subnet.version,
+                    error,
+                )

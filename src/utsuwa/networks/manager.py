@@ -34,7 +34,7 @@ from utsuwa.db import projects as project_rows
 from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.host import bridges
+from utsuwa.host import bridges, ip_switches
 from utsuwa.networks import leases, subnets
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.ports import Port, all_ports, check_port, check_routes, check_unmanaged
@@ -434,10 +434,15 @@ class NetworkManager:
         for key in wanted:
             if key == "ipv4.address":
                 filled[key] = str(subnets.free_ipv4(taken, chance))
-            elif await asyncio.to_thread(bridges.has_ipv6):
-                filled[key] = str(subnets.free_ipv6(taken, chance))
-            else:
+            elif lack := await asyncio.to_thread(ip_switches.ipv6_lack, name):
+                log.warning(
+                    "network %r gets no IPv6 subnet, for %s: turn IPv6 on, then set ipv6.address=auto on it",
+                    name,
+                    lack,
+                )
                 filled[key] = "none"
+            else:
+                filled[key] = str(subnets.free_ipv6(taken, chance))
         return filled
 
     async def _taken(self, name: str) -> dict[str, list[subnets.Subnet]]:

@@ -23,7 +23,15 @@ from bench.ground import GroundError, ground
 from bench.report import BARE, Report
 from bench.rows import Bench, Sizes
 from bench.samples import Result
-from bench.table import BURST_KEY, BUSYBOX, COUNT_KEY, DEBIAN, RUNNING_KEY
+from bench.table import (
+    BURST_KEY,
+    BUSYBOX,
+    COUNT_KEY,
+    DEBIAN,
+    PAUSE_KEY,
+    PAUSE_SECONDS,
+    RUNNING_KEY,
+)
 
 FOLDER = Path(__file__).resolve().parent
 FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, seconds=3600)
@@ -115,7 +123,12 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
         command=command,
         seconds=round(time.monotonic() - start),
         rounds=bench.rounds,
-        counts={RUNNING_KEY: sizes.burst, BURST_KEY: sizes.burst, COUNT_KEY: sizes.instances},
+        counts={
+            RUNNING_KEY: sizes.burst,
+            BURST_KEY: sizes.burst,
+            COUNT_KEY: sizes.instances,
+            PAUSE_KEY: PAUSE_SECONDS,
+        },
         machine=surroundings,
         versions=versions | machine.libraries(),
         absent=absent,

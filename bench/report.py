@@ -61,6 +61,8 @@ class Report:
             _line(["---", *["---:"] * (len(columns) + 2)]),
         ]
         for row in ROWS:
+            if row.key not in self.result.samples:  # a kept run may be older than the row
+                continue
             cells = [self._cell(row, label) for label in (*labels, *([BARE] if bare else []))]
             ratio = self.result.ratio(row.key)
             shown = "" if ratio is None else f"**{factor(ratio)}**"

@@ -7,8 +7,9 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,7 @@ from bench import memory, wire
 from bench.bare import Bare
 from bench.daemons import Daemon
 from bench.samples import Samples, Subject
-from bench.table import BUSYBOX, DEBIAN
+from bench.table import BUSYBOX, DEBIAN, PAUSE_SECONDS
 from bench.wire import Wire, timed
 
 AT_A_TIME = 8
@@ -86,8 +87,7 @@ class Bench:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        self._part("imports", self._import_images)
-        self._part("first launches", self._first_launches)
+        self._part("imports and first launches", self._import_images)
         for number in range(self.sizes.rounds):
             if self._spent > self.sizes.seconds:
                 break
@@ -123,49 +123,68 @@ class Bench:
     # ---- images
 
     def _import_images(self) -> None:
-        """Debian's several times, deleted in between; the last one stays."""
-        best = self._best_places()
+        """Debian's several times with a first launch of each; the last import stays, and busybox joins it.
+
+        Some pools unpack an image when it is first used, some in the background after its import.
+        """
         for number in range(self.sizes.rounds):
-            if number:
-                for place in best:
-                    self._forget_image(place.daemon)
-            self._turns("import", self._import_debian, best)
+            places = self._places(number)
+            self._turns("first-launch", self._first_launch, places)
+            self._turns("first-launch-later", self._later_first_launch, places)
         for daemon in self.daemons:
             daemon.import_image(self.images[BUSYBOX], BUSYBOX)
-
-    def _import_debian(self, place: Place) -> float:
-        return timed(lambda: place.daemon.import_image(self.images[DEBIAN], DEBIAN))
-
-    def _forget_image(self, daemon: Daemon) -> None:
-        for image in daemon.wire.get("/1.0/images"):
-            daemon.wire.do("DELETE", image)
-
-    def _first_launches(self) -> None:
-        """Some pools unpack an image when it is first used."""
-        self._turns("first-launch", self._first_launch)
-        for place in self.places:
-            name = place.name("warm")
-            self.samples.measure("warm", place.subject.label, partial(self._warm, place, name))
+        for place in self.places:  # so that no later row is the first to use an image
+            for image in (DEBIAN, BUSYBOX):
+                self.samples.measure("warm", place.subject.label, partial(self._launch_once, place, image))
 
     def _first_launch(self, place: Place) -> float:
-        name = place.name("first")
-        seconds = timed(partial(self._launch, place, DEBIAN, name))
-        wire.settle(place.daemon.wire, name)
+        self._import_debian(place)
+        return self._launch_once(place, DEBIAN)
+
+    def _later_first_launch(self, place: Place) -> float:
+        """Its import is a sample too: what that leaves to do in the background ends before another's turn."""
+        self.samples.measure("import", place.subject.label, partial(self._import_debian, place))
+        time.sleep(PAUSE_SECONDS)
+        return self._launch_once(place, DEBIAN)
+
+    def _import_debian(self, place: Place) -> float:
+        """The import alone; a former one is deleted before."""
+        daemon = place.daemon
+        for image in daemon.wire.get("/1.0/images"):
+            daemon.wire.do("DELETE", image)
+        os.sync()  # what the deletion and others have left to write is not this one's
+        return timed(lambda: daemon.import_image(self.images[DEBIAN], DEBIAN))
+
+    def _launch_once(self, place: Place, image: str) -> float:
+        """A launch alone; the instance is then removed without waiting for its boot."""
+        name = place.name("once")
+        with self._discarding(place, name):
+            seconds = timed(partial(self._launch, place, image, name))
+            wire.check_running(place.daemon.wire, name)
         wire.remove(place.daemon.wire, name)
         return seconds
 
-    def _warm(self, place: Place, name: str) -> float:
-        seconds = timed(partial(self._launch, place, BUSYBOX, name))
-        wire.remove(place.daemon.wire, name)
-        return seconds
+    @contextmanager
+    def _discarding(self, place: Place, name: str) -> Iterator[None]:
+        """Remove the instance where the operation on it fails, so that no later row is measured on it."""
+        try:
+            yield
+        except Exception:
+            with suppress(wire.WireError):
+                wire.remove(place.daemon.wire, name)
+            raise
 
     def _launch(self, place: Place, image: str, name: str) -> None:
         place.daemon.client("launch", image, name, "-s", place.pool)
 
     # ---- one container at a time
 
+    def _places(self, number: int) -> Sequence[Place]:
+        """Those that take part in a round."""
+        return self.places if number < self.sizes.other_rounds else self._best_places()
+
     def _round(self, number: int) -> None:
-        places = self.places if number < self.sizes.other_rounds else self._best_places()
+        places = self._places(number)
         self._debian_round(number, places)
         self._busybox_round(number, places)
 
@@ -173,17 +192,18 @@ class Bench:
         name = f"d{number}"
         new = f"n{number}"
         turns = partial(self._turns, places=places)
+        running = partial(self._running, lambda p: [p.name(name)])
         turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
-        turns("exec-wire", partial(self._exec_wire, name))
-        turns("exec-client", self._client(5, "exec", name, "--", "true"))
-        turns("exec-own", self._own(5, "exec", name, "--", "true"))
-        turns("restart", self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n)))
-        turns("stop", self._client(1, "stop", "-f", name))
+        turns("exec-wire", running(partial(self._exec_wire, name)))
+        turns("exec-client", running(self._client(5, "exec", name, "--", "true")))
+        turns("exec-own", running(self._own(5, "exec", name, "--", "true")))
+        turns("restart", running(self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n))))
+        turns("stop", running(self._client(1, "stop", "-f", name)))
         turns("start", self._booting(name, lambda p, n: p.daemon.client("start", n)))
-        turns("stop-wire", partial(self._stop, name))
+        turns("stop-wire", running(partial(self._stop, name)))
         turns("start-wire", self._booting(name, lambda p, n: wire.set_state(p.daemon.wire, n, "start")))
         self._bare_round()
-        turns("stop-wire", partial(self._stop, name))
+        turns("stop-wire", running(partial(self._stop, name)))
         turns("delete", self._client(1, "delete", name))
         turns("init", lambda p: timed(lambda: p.daemon.client("init", DEBIAN, p.name(new), "-s", p.pool)))
         turns("delete-new", self._client(1, "delete", new))
@@ -191,17 +211,36 @@ class Bench:
     def _busybox_round(self, number: int, places: Sequence[Place]) -> None:
         name = f"b{number}"
         turns = partial(self._turns, places=places)
-        turns("busybox-launch", lambda p: timed(lambda: self._launch(p, BUSYBOX, p.name(name))))
-        turns("busybox-exec-wire", partial(self._exec_wire, name))
-        turns("busybox-delete", self._client(1, "delete", "-f", name))
+        running = partial(self._running, lambda p: [p.name(name)])
+        turns("busybox-launch", self._booting(name, lambda p, n: self._launch(p, BUSYBOX, n)))
+        turns("busybox-exec-wire", running(partial(self._exec_wire, name)))
+        turns("busybox-delete", running(self._client(1, "delete", "-f", name)))
 
     def _booting(self, name: str, action: Callable[[Place, str], object]) -> Callable[[Place], float]:
-        """The action timed; the boot that it begins is waited for afterwards, so that it slows nobody."""
+        """The action timed; the boot that it begins is waited for afterwards, so that it slows nobody.
+
+        The instance must run then.
+        """
 
         def measure(place: Place) -> float:
-            seconds = timed(lambda: action(place, place.name(name)))
-            wire.settle(place.daemon.wire, place.name(name))
+            connection, whole = place.daemon.wire, place.name(name)
+            with self._discarding(place, whole):
+                seconds = timed(lambda: action(place, whole))
+                wire.check_running(connection, whole)
+                wire.settle(connection, whole)
+                wire.check_running(connection, whole)
             return seconds
+
+        return measure
+
+    def _running(
+        self, names: Callable[[Place], Sequence[str]], action: Callable[[Place], float]
+    ) -> Callable[[Place], float]:
+        """The action, refused where one of the instances does not run."""
+
+        def measure(place: Place) -> float:
+            wire.check_running(place.daemon.wire, *names(place))
+            return action(place)
 
         return measure
 
@@ -247,7 +286,7 @@ class Bench:
         for place in best:
             self.samples.measure("burst-launch", place.subject.label, partial(self._burst, place, number))
         if best:
-            self._listings(best)
+            self._listings(best, number)
         for place in best:
             self.samples.measure("burst-delete", place.subject.label, partial(self._unburst, place, number))
             self._sweep(place)
@@ -264,12 +303,15 @@ class Bench:
             wire.set_state(connection, name, "start")
 
         os.sync()  # what the one before has left to write is not this one's
-        return self._together(place, self._names(place, number), launch)
+        names = self._names(place, number)
+        seconds = self._together(place, names, launch)
+        wire.check_running(place.daemon.wire, *names)
+        return seconds
 
     def _unburst(self, place: Place, number: int) -> float:
-        return self._together(
-            place, self._names(place, number), lambda name, connection: wire.remove(connection, name)
-        )
+        names = self._names(place, number)
+        wire.check_running(place.daemon.wire, *names)
+        return self._together(place, names, lambda name, connection: wire.remove(connection, name))
 
     def _together(self, place: Place, names: list[str], action: Callable[[str, Wire], None]) -> float:
         """Seconds of the action on all names, several at a time; every one must succeed."""
@@ -288,15 +330,17 @@ class Bench:
             if instance["name"].startswith((place.name("m"), place.name("s"))):
                 wire.remove(connection, instance["name"])
 
-    def _listings(self, places: list[Place]) -> None:
+    def _listings(self, places: list[Place], number: int) -> None:
         for place in places:
             for i in range(self.sizes.instances - self.sizes.burst):
                 wire.create(place.daemon.wire, place.name(f"s{i}"), BUSYBOX, place.pool)
+        turns = partial(self._turns, places=places)
+        running = partial(self._running, lambda p: self._names(p, number))
         for _ in range(self.sizes.rounds):
-            self._turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")), places)
+            turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")))
             for depth in (1, 2):
-                self._turns(f"list-{depth}", partial(self._get, f"/1.0/instances?recursion={depth}"), places)
-            self._turns("list-client", self._client(3, "list"), places)
-            self._turns("list-own", self._own(3, "list"), places)
-        self._turns("memory-daemon", lambda p: memory.daemon(p.daemon), places)
-        self._turns("memory-monitor", lambda p: memory.monitor(p.daemon), places)
+                turns(f"list-{depth}", running(partial(self._get, f"/1.0/instances?recursion={depth}")))
+            turns("list-client", running(self._client(3, "list")))
+            turns("list-own", running(self._own(3, "list")))
+        turns("memory-daemon", running(lambda p: memory.daemon(p.daemon)))
+        turns("memory-monitor", running(lambda p: memory.monitor(p.daemon)))

@@ -37,6 +37,9 @@ class Samples:
             return
         self.values.setdefault(row, {}).setdefault(label, []).append(value)
 
+    def __contains__(self, row: str) -> bool:
+        return row in self.values or row in self.failures
+
     def median(self, row: str, label: str) -> float | None:
         found = self.values.get(row, {}).get(label)
         return statistics.median(found) if found else None

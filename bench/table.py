@@ -17,10 +17,12 @@ class Row:
 
 DEBIAN, BUSYBOX = "debian", "busybox"
 RUNNING_KEY, COUNT_KEY, BURST_KEY = "running", "instances", "burst"
+PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
 ROWS = (
     Row("import", "image import, Debian"),
-    Row("first-launch", "first launch of an image, Debian"),
+    Row("first-launch", "first launch of an image, Debian, at once after its import", target=0.77),
+    Row("first-launch-later", "first launch of an image, Debian, {pause} s after its import", target=1.5),
     Row("launch", "launch, Debian", target=3.5),
     Row("exec-wire", "exec `true` at the wire, Debian", target=2),
     Row("exec-client", "exec `true` with the client", target=1.3),

@@ -101,6 +101,14 @@ def set_state(wire: Wire, name: str, action: str) -> None:
     wire.do("PUT", f"/1.0/instances/{name}/state", {"action": action, "force": True, "timeout": 30})
 
 
+def check_running(wire: Wire, *names: str) -> None:
+    """Raise WireError where one of the instances does not run: what is measured on it would mean nothing."""
+    for name in names:
+        status = wire.get(f"/1.0/instances/{name}")["status"]
+        if status != "Running":
+            raise WireError(f"{name} is {status.lower()} and should be running")
+
+
 def remove(wire: Wire, name: str) -> None:
     """Stop by force where it runs, and delete."""
     if wire.get(f"/1.0/instances/{name}")["status"] != "Stopped":

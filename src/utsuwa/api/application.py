@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
+from utsuwa.api import cross_site
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, etag_of
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
@@ -44,6 +45,12 @@ class Application:
         return HttpServer(self.handle)
 
     async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
+        response = await self._answer(raw)
+        if not response.prepared:
+            response.headers.update(cross_site.reply_headers(raw))
+        return response
+
+    async def _answer(self, raw: web.BaseRequest) -> web.StreamResponse:
         try:
             return _render(await self._run(raw))
         except UtsuwaError as error:
@@ -62,6 +69,9 @@ class Application:
         if raw.transport is None:
             raise ConnectionResetError("the client has gone")
         caller = self._identify(raw.transport)
+        cross_site.admit(raw, caller, self._services)
+        if raw.method == "OPTIONS":  # what browsers ask first: the headers of the reply are the answer
+            return Raw(web.Response())
         method, path = raw.method, raw.rel_url.raw_path
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request", extra={"method": method, "url": path, "user": caller.username})

@@ -15,8 +15,15 @@ from typing import Any, TypeVar
 from aiohttp import web
 from multidict import MultiMapping
 
+from utsuwa.api.cross_site import from_browser
 from utsuwa.api.services import Services
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet, PreconditionFailed, TooLarge
+from utsuwa.core.errors import (
+    InvalidRequest,
+    NotSupportedYet,
+    PreconditionFailed,
+    TooLarge,
+    UnsupportedMedia,
+)
 from utsuwa.core.filters import Filter
 from utsuwa.core.filters import parse as parse_filter
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
@@ -29,6 +36,10 @@ T = TypeVar("T")
 
 MAX_BODY = 4 * 2**20
 """Bytes of a JSON body; uploads are streams and have limits of their own."""
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+URL_ENCODED = "application/x-www-form-urlencoded"
 
 _TRUE = frozenset(("1", "true", "True", "yes", "on"))
 
@@ -118,6 +129,7 @@ class Request:
 
     async def json(self) -> dict[str, Any]:
         """The body as a JSON object of plain values, nulls included."""
+        self._check_type()
         try:
             return decode_object(await self.data())
         except InvalidBody as error:
@@ -138,6 +150,18 @@ class Request:
             raise PreconditionFailed(
                 "The object has changed since you read it (its ETag differs): read it again and repeat"
             )
+
+    def _check_type(self) -> None:
+        """Refuse the types in which a browser sends the forms of any page without asking first.
+
+        HTTP libraries send `BINARY` where nobody names a type, and `curl -d` sends `URL_ENCODED`.
+        """
+        if self.raw.headers.get("Content-Type") == JSON:
+            return
+        kind = self.raw.content_type
+        if kind in (JSON, BINARY) or (kind == URL_ENCODED and not from_browser(self.raw)):
+            return
+        raise UnsupportedMedia(f"The request body is {kind[:60]!r}: send JSON, as the type {JSON}")
 
     async def _read(self) -> bytes:
         if (self.raw.content_length or 0) > MAX_BODY:

@@ -18,9 +18,10 @@ from aiohttp import (
     web,
 )
 
-from utsuwa.api.http import Request
+from utsuwa.api import cross_site
+from utsuwa.api.http import BINARY, JSON, URL_ENCODED, Request
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotSupportedYet, UnsupportedMedia
 from utsuwa.images.manager import ExportedFile, NewImage
 from utsuwa.images.records import check_filename
 from utsuwa.images.upload import Part, Upload
@@ -36,8 +37,15 @@ warnings.filterwarnings("ignore", category=BadContentDispositionParam)
 
 
 def is_upload(request: Request) -> bool:
-    """Whether the body is an image and not a JSON request for one."""
-    return request.raw.content_type not in ("application/json", "application/x-www-form-urlencoded")
+    """Whether the body is an image and not a JSON request for one. Raises UnsupportedMedia for neither."""
+    kind = request.raw.content_type
+    if kind in (BINARY, _FORM):
+        return True
+    if kind in (JSON, URL_ENCODED):
+        return False
+    raise UnsupportedMedia(
+        f"An image cannot be uploaded as {kind[:60]!r}: send {BINARY}, or {_FORM} for an image of two files"
+    )
 
 
 async def receive(request: Request, upload: Upload) -> str:
@@ -146,7 +154,7 @@ async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamRes
     try:
         if len(files) == 1:
             headers = {"Content-Disposition": f"inline;filename={files[0].name}"}
-            return await _send(request, "application/octet-stream", headers, [(b"", files[0].file)], b"")
+            return await _send(request, BINARY, headers, [(b"", files[0].file)], b"")
         boundary = secrets.token_hex(16)
         pieces = [(_part_head(boundary, file), file.file) for file in files]
         end = f"\r\n--{boundary}--\r\n".encode()
@@ -172,7 +180,8 @@ async def _send(
     pieces: Sequence[tuple[bytes, BinaryIO]],
     end: bytes,
 ) -> web.StreamResponse:
-    response = web.StreamResponse(headers={**headers, "Content-Type": content_type})
+    sharing = cross_site.reply_headers(request.raw)
+    response = web.StreamResponse(headers={**sharing, **headers, "Content-Type": content_type})
     response.content_length = len(end) + sum(len(head) + _size(file) for head, file in pieces)
     await response.prepare(request.raw)
     for head, file in pieces:

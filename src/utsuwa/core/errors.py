@@ -15,6 +15,7 @@ UtsuwaError                 500  internal
 │   └── InUse               400  in-use            (400 is what LXD gives)
 ├── PreconditionFailed      412  precondition-failed
 ├── TooLarge                413  too-large
+├── UnsupportedMedia        415  unsupported-media
 ├── NotSupportedYet         501  not-supported-yet
 ├── Unavailable             503  unavailable
 ├── OutOfSpace              507  out-of-space
@@ -116,6 +117,13 @@ class PreconditionFailed(UtsuwaError):
 class TooLarge(UtsuwaError):
     key = "too-large"
     status = 413
+
+
+class UnsupportedMedia(UtsuwaError):
+    """A body of a type that the route does not read."""
+
+    key = "unsupported-media"
+    status = 415
 
 
 class NotSupportedYet(UtsuwaError):

@@ -7,6 +7,7 @@ import uuid
 
 from utsuwa.core.config_keys import Validator, check_integer, parse_bool
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.origins import ANY, parse_origin
 from utsuwa.core.units import parse_bytes
 
 MAX_CPUS = 8192
@@ -34,6 +35,7 @@ _COMPRESSOR = re.compile(r"(?:none|(?:bzip2|gzip|lz4|lzma|pigz|xz|zstd)(?: -[0-9
 _RSYNCABLE = re.compile(r"(?:gzip|pigz|zstd)(?: -[0-9]{1,2})? --rsyncable\Z")
 _HOST = r"(?:\[[0-9A-Fa-f:.%a-z]*\]|[A-Za-z0-9_.-]*)"
 _ADDRESS = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?\Z")
+_TOKENS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*\Z")
 _BARE_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\Z")
 
 
@@ -229,3 +231,15 @@ def is_uuid(value: str) -> None:
 def _lines(value: str) -> list[str]:
     """The lines of a text, without the empty ones."""
     return [line for line in map(str.strip, value.split("\n")) if line]
+
+
+def allowed_origin(value: str) -> None:
+    """The origin of web pages, as a browser sends it, or `*`."""
+    if value != ANY and parse_origin(value) is None:
+        raise InvalidConfig("must be an origin such as https://panel.example:8443 (without a path), or *")
+
+
+def tokens(value: str) -> None:
+    """Names of methods or headers with commas between them."""
+    if not _TOKENS.match(value):
+        raise InvalidConfig("must be names with commas between them")

@@ -1,0 +1,102 @@
+"""Requests that a web page of another site makes a browser send.
+
+A browser adds its user's client certificate to whatever any page asks of this server, so the certificate
+alone does not say that its owner wanted the request. What the browser says of the page does: `Origin` and
+`Sec-Fetch-Site`, which no page can set or leave out. Other programs send neither.
+
+The name in `Host` is not checked against a list: a page that rebinds its own name to this server's address
+cannot show the server's certificate for that name, and nobody but local programs reaches the unix socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from utsuwa.api.services import Services
+from utsuwa.core.errors import Forbidden
+from utsuwa.core.origins import ANY, Origin, parse_host, parse_origin
+from utsuwa.security.authorization import Caller
+from utsuwa.security.server_config import ServerConfig
+
+_OWN_PAGES = frozenset(("same-origin", "none"))
+"""The values of `Sec-Fetch-Site` for this server's own pages, and for what the user typed."""
+_TLS_SCHEMES = frozenset(("https", "wss"))
+_SCHEMES = _TLS_SCHEMES | {"http", "ws"}
+_LOCAL_SCHEME = "ws+unix"
+"""What ws4py, which pylxd uses, names as its origin on the unix socket; no page has such an origin."""
+_NO_HEADERS: Mapping[str, str] = {}
+_REPLY_HEADERS = web.RequestKey("cross-site reply headers", dict[str, str])
+
+
+def from_browser(raw: web.BaseRequest) -> bool:
+    """Whether the request carries what only browsers send."""
+    return any(name == "origin" or name.startswith("sec-fetch-") for name in map(str.lower, raw.headers))
+
+
+def reply_headers(raw: web.BaseRequest) -> Mapping[str, str]:
+    """The headers by which a browser hands the reply to a page that `admit` let in; none for all others."""
+    return raw.get(_REPLY_HEADERS, _NO_HEADERS)
+
+
+def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:
+    """Raises Forbidden for the page of another site, unless `core.https_allowed_origin` names it."""
+    headers = raw.headers
+    if "Origin" not in headers and "Sec-Fetch-Site" not in headers:
+        return
+    origins = headers.getall("Origin", ())
+    own = all(_is_own(raw, origin) for origin in origins)
+    if own and _OWN_PAGES.issuperset(headers.getall("Sec-Fetch-Site", ())):
+        return
+    config = services.server
+    if len(origins) != 1 or not _allowed(origins[0], config):
+        raise Forbidden(
+            "Requests from web pages of other sites are refused: if you trust the site, name it in"
+            " core.https_allowed_origin"
+        )
+    if raw.method != "OPTIONS" and caller.trusted and not _may_act_as_caller(config):
+        raise Forbidden(
+            "Web pages of any site may not act for a trusted client: name the site in place of * in"
+            " core.https_allowed_origin, or set core.https_allowed_credentials"
+        )
+    raw[_REPLY_HEADERS] = _sharing_headers(origins[0], config)
+
+
+def _is_own(raw: web.BaseRequest, text: str) -> bool:
+    """Whether an origin is this server, by the name under which the browser found it."""
+    origin = parse_origin(text)
+    if origin is None:
+        return False
+    secure = raw.transport is not None and raw.transport.get_extra_info("sslcontext") is not None
+    if origin.scheme == _LOCAL_SCHEME:
+        return not secure
+    # A proxy that ends TLS may stand before the unix socket, so pages have either scheme there.
+    if origin.scheme not in (_TLS_SCHEMES if secure else _SCHEMES):
+        return False
+    return (origin.host, origin.port) == parse_host(raw.headers.get("Host", ""), origin.scheme)
+
+
+def _allowed(text: str, config: ServerConfig) -> bool:
+    wanted = config.value("core.https_allowed_origin")
+    if wanted == ANY:
+        return True
+    origin: Origin | None = parse_origin(text)
+    return origin is not None and origin == parse_origin(wanted)
+
+
+def _may_act_as_caller(config: ServerConfig) -> bool:
+    """Browsers hold `*` not to be meant for requests with credentials; neither is it here by itself."""
+    return config.value("core.https_allowed_origin") != ANY or config.flag("core.https_allowed_credentials")
+
+
+def _sharing_headers(origin: str, config: ServerConfig) -> dict[str, str]:
+    any_site = config.value("core.https_allowed_origin") == ANY
+    headers = {"Access-Control-Allow-Origin": ANY if any_site else origin, "Vary": "Origin"}
+    if methods := config.value("core.https_allowed_methods"):
+        headers["Access-Control-Allow-Methods"] = methods
+    if names := config.value("core.https_allowed_headers"):
+        headers["Access-Control-Allow-Headers"] = names
+    if config.flag("core.https_allowed_credentials"):
+        headers["Access-Control-Allow-Credentials"] = "true"
+    return headers

@@ -37,7 +37,8 @@ def from_browser(raw: web.BaseRequest) -> bool:
 
 def reply_headers(raw: web.BaseRequest) -> Mapping[str, str]:
     """The headers by which a browser hands the reply to a page that `admit` let in; none for all others."""
-    return raw.get(_REPLY_HEADERS, _NO_HEADERS)
+    headers: Mapping[str, str] = raw.get(_REPLY_HEADERS, _NO_HEADERS)
+    return headers
 
 
 def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:

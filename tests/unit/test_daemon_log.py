@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utsuwa.core.errors import HostError
 from utsuwa.daemon.logging import EventHandler, LineFormatter
 from utsuwa.operations.events import EventHub
 
@@ -44,6 +45,20 @@ def test_a_traceback_stays_on_the_line() -> None:
         line = LineFormatter().format(record("oh", logging.ERROR, exc_info=sys.exc_info()))
     assert "\n" not in line
     assert r"ValueError: broken\nbadly" in line
+
+
+def test_an_expected_failure_has_a_message_and_no_traceback() -> None:
+    """Also where it is caught with everything else, and where it was made of another error (lxd#4054)."""
+    try:
+        try:
+            raise OSError("no such bridge")
+        except OSError as error:
+            raise HostError("the host has no bridge 'br7': make it") from error
+    except HostError:
+        line = LineFormatter().format(record("not started", logging.ERROR, exc_info=sys.exc_info()))
+    assert line.endswith(
+        """ msg="not started" logger=instances error="the host has no bridge 'br7': make it\""""
+    )
 
 
 @given(st.text(), st.text())

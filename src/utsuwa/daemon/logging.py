@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from utsuwa.core.errors import UtsuwaError
 from utsuwa.operations.events import EventHub
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -33,8 +34,20 @@ def level_of(record: logging.LogRecord) -> str:
     return _LEVELS.get(record.levelname, record.levelname.lower())
 
 
+def error_of(record: logging.LogRecord) -> str | None:
+    """What `exc_info` adds: for an expected failure its message, for a fault of ours the traceback.
+
+    Whoever catches all exceptions logs them with `log.exception` and need not tell them apart.
+    """
+    if record.exc_info is None or record.exc_info[1] is None:
+        return None
+    if isinstance(record.exc_info[1], UtsuwaError):
+        return record.exc_info[1].message
+    return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+
+
 class LineFormatter(logging.Formatter):
-    """One line a record, whatever is in it; a traceback follows in one quoted field."""
+    """One line a record, whatever is in it; what went wrong is in one quoted field."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -45,8 +58,9 @@ class LineFormatter(logging.Formatter):
             "logger": record.name.removeprefix("utsuwa."),
             **fields_of(record),
         }
-        if record.exc_info and record.exc_info[0] is not None:
-            pairs["error"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        error = error_of(record)
+        if error is not None:
+            pairs["error"] = error
         return " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
 
 
@@ -89,7 +103,11 @@ class EventHandler(logging.Handler):
         if not self._events.listened_to or self._loop.is_closed():
             return
         try:
-            arguments = (level_of(record), record.getMessage(), fields_of(record))
+            fields = fields_of(record)
+            error = error_of(record)
+            if error is not None:
+                fields["error"] = error
+            arguments = (level_of(record), record.getMessage(), fields)
             self._loop.call_soon_threadsafe(self._events.publish_logging, *arguments)
         except RuntimeError:  # the loop closed in between
             pass

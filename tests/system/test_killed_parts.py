@@ -16,7 +16,7 @@ from tests.support import leaks
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
 from tests.support.images import Image
-from tests.system.test_networks import create, dnsmasq_pid, launch, lease
+from tests.support.networks import create, dnsmasq_pid, launch, lease
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
 from utsuwa.host import lxc

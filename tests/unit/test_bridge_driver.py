@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from utsuwa.core.errors import HostError
 from utsuwa.host import bridges, ip_switches
 from utsuwa.networks.bridge import BridgeDriver
+from utsuwa.networks.leases import Lease
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers
 from utsuwa.networks.rules import Rules
@@ -124,17 +126,36 @@ async def test_down_with_files_kept(driver: BridgeDriver, recorder: Recorder) ->
 
 
 async def test_hosts_are_the_ports_with_a_mac(driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose MAC address will be made anew is known by the old one as long as it runs."""
     told: list[str] = []
+    kept: list[str] = []
+    given: list[Lease] = []
+    gone: set[str] = set()
 
-    async def tell(self: Servers, bridge: BridgeSettings, hosts: Any) -> None:
-        told.extend(host.file for host in hosts)
+    async def tell(self: Servers, bridge: BridgeSettings, hosts: Any, keep: Any) -> set[str]:
+        told[:] = [host.file for host in hosts]
+        kept[:] = keep
+        return gone
 
-    monkeypatch.setattr(Servers, "tell_hosts", tell)
+    async def give_back(self: Servers, bridge: BridgeSettings, leases: Any) -> None:
+        given[:] = leases
+
     mac = "00:16:3e:00:00:01"
+    lease = Lease("10.1.2.9", "00:16:3e:00:00:02", "c2")
+    monkeypatch.setattr(Servers, "tell_hosts", tell)
+    monkeypatch.setattr(Servers, "give_back", give_back)
+    monkeypatch.setattr(Servers, "leases", lambda self, network: [lease])
     ports = [
         Port("default", "c1", "eth0", "br0", True, mac, "", ""),
         Port("default", "c2", "eth0", "br0", True, "", "", ""),
         Port("default", "c3", "eth0", "br1", True, mac, "", ""),
+        Port("default", "c4", "eth0", "br0", True, "", "", "", running=True),
     ]
     await driver.tell_hosts(bridge(), ports)
-    assert told == ["c1.eth0"]
+    assert (told, kept, given) == (["c1.eth0"], ["c4.eth0"], [])
+    gone.add(lease.mac)
+    await driver.tell_hosts(bridge(), ports)
+    assert given == [lease]
+    gone.clear()
+    await driver.tell_hosts(bridge(), [replace(ports[0], ipv4="10.1.2.9")])
+    assert given == [lease]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,8 +86,10 @@ class Networks(NetworkManager):
             raise InvalidConfig("does not exist")
         return settings("br0", {"bridge.mtu": "1300"}, "o") if bridge == "br0" else None
 
-    async def check_room(self, device: str, bridge: BridgeSettings, mac: str, static: str) -> None:
-        self.asked.append((mac, static))
+    async def settle_addresses(
+        self, device: str, bridge: BridgeSettings, mac: str, config: Mapping[str, str]
+    ) -> None:
+        self.asked.append((mac, config.get("ipv4.address", "")))
 
 
 def test_what_is_valid() -> None:
@@ -312,6 +315,12 @@ async def test_a_port_of_a_network(interfaces: set[str]) -> None:
     assert len(networks.asked) == 1
     with pytest.raises(HostError, match="no networks"):
         await devices.load("eth0", NET).start(host())
+    # A new static address of a running instance is settled as at a start; that of a stopped one is not.
+    moved = devices.load("eth0", config | {"ipv4.address": "10.0.0.10"})
+    await moved.update(here, config)
+    await moved.update(here, config | {"ipv4.address": "10.0.0.10"})
+    await moved.update(replace(here, init_pid=None), config)
+    assert networks.asked[1:] == [("00:16:3e:00:00:01", "10.0.0.10")]
 
 
 @pytest.mark.parametrize(("mtu", "expected"), [({}, 1300), ({"mtu": "1280"}, 1280)])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
+from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_file, host_line
 from utsuwa.networks.settings import settings
 
 FOLDER = Folder(Path("/state/networks/br0"))
@@ -131,6 +135,72 @@ def test_a_host_is_one_line(text: str) -> None:
         return
     assert line.count("\n") == 1
     assert "\r" not in line
+
+
+def dhcp_host(*fields: str) -> str:
+    return ",".join(("00:16:3e:00:00:01", *fields)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("instance", "line"),
+    [
+        ("ignore", dhcp_host("Ignore")),
+        ("infinite", dhcp_host("Infinite")),
+        ("INFINITE", dhcp_host("Infinite")),
+        ("Web", dhcp_host("web")),
+        ("h", dhcp_host("h")),
+        ("Ab--c", dhcp_host("ab--c")),
+    ],
+)
+def test_a_name_is_never_taken_for_a_word_of_dnsmasq(instance: str, line: str) -> None:
+    assert host_line(Host("f", "00:16:3e:00:00:01", "", "", instance), "managed") == line
+
+
+INSTANCE_NAMES = st.from_regex(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", fullmatch=True)
+NASTY_NAMES = st.sampled_from(
+    ["ignore", "infinite", "Ignore", "INFINITE", "set", "id", "tag", "net", "m", "h1", "w", "dd", "e1h"]
+    + ["Xn--A", "xn--a", "Ab--C", "localhost", "a" * 63, "A" * 63]
+)
+
+
+@given(st.lists(INSTANCE_NAMES | NASTY_NAMES, min_size=1))
+def test_every_instance_name_is_a_name_in_dnsmasqs_grammar(names: list[str]) -> None:
+    """What dnsmasq's parser does with a word of a `dhcp-host` line, for those that hold no colon."""
+    for name in names:
+        word = host_line(Host("f", "00:16:3e:00:00:01", "", "", name), "managed").strip().split(",")[-1]
+        assert word not in ("infinite", "ignore")
+        assert not word.rstrip("wdhms").isdigit(), "a lease time"
+        assert word.lower() == name.lower()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq")
+@settings_of_hypothesis(max_examples=20, deadline=None)
+@given(st.lists(INSTANCE_NAMES | NASTY_NAMES, min_size=50, max_size=200))
+def test_dnsmasq_takes_the_line_of_every_instance_name(names: list[str]) -> None:
+    """Upper-case names with dashes in the third and fourth place were refused, the address with the name."""
+    with tempfile.TemporaryDirectory() as folder:
+        conf = Path(folder, "conf")
+        lines = [host_line(Host("f", "00:16:3e:00:00:01", "", "", name), "managed") for name in names]
+        conf.write_text("".join(f"dhcp-host={line}" for line in lines))
+        done = subprocess.run(["dnsmasq", "--test", f"--conf-file={conf}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_dnsmasq_reads_the_file_of_every_device(instance: str, device: str) -> None:
+    name = host_file(f"i{instance}", device)
+    assert name.isascii()
+    assert len(name) <= 255
+    assert "/" not in name
+    assert not name.startswith((".", "#"))
+    assert not name.endswith("~")
+
+
+def test_files_of_hosts_are_named_plainly_where_that_is_safe() -> None:
+    assert host_file("blue_c1", "eth0") == "blue_c1.eth0"
+    assert host_file("c1", "eth0~") == "c1.eth0%7E"
+    assert len({host_file("c1", "ü" * 80), host_file("c2", "ü" * 80)}) == 2
 
 
 def test_the_process_is_known_by_its_file() -> None:

@@ -151,23 +151,44 @@ async def test_trial(servers: Servers, machine: Machine, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_hosts(servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(dhcp, "release", lambda *what: given.append(what))
-    await servers.tell_hosts(bridge(), [HOST])  # before there is a folder
+async def test_hosts(servers: Servers, machine: Machine) -> None:
+    assert await servers.tell_hosts(bridge(), [HOST]) is None  # before there is a folder
     await servers.ensure(bridge())
-    for _ in range(2):
-        await servers.tell_hosts(bridge(), [HOST])
+    assert await servers.tell_hosts(bridge(), [HOST]) == set()
+    assert await servers.tell_hosts(bridge(), [HOST]) is None
     file = servers.folder("br0").hosts / "c1.eth0"
     assert file.read_text() == "00:16:3e:00:00:01,c1\n"
     assert file.stat().st_mode & 0o777 == 0o640
     assert machine.signals == [(1001, signal.SIGHUP)]
-    servers.folder("br0").leases.write_text(
-        "0 00:16:3e:00:00:01 10.1.2.9 c1 *\n0 00:16:3e:00:00:02 10.1.2.8 c2 *\n"
-    )
-    await servers.tell_hosts(bridge(), [])
+    assert await servers.tell_hosts(bridge(), [], keep={"c1.eth0"}) is None
+    assert file.exists()
+    assert await servers.tell_hosts(bridge(), []) == {"00:16:3e:00:00:01"}
     assert not file.exists()
-    assert given == [("br0", "10.1.2.1", "10.1.2.9", "00:16:3e:00:00:01", b"")]
+
+
+async def test_leases_are_given_back(
+    servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(dhcp, "release", lambda *what: given.append(what))
+    monkeypatch.setattr(dhcp, "release6", lambda *what: given.append(what))
+    monkeypatch.setattr(process, "_RELEASE_POLL", 0.001)
+    await servers.ensure(bridge())
+    assert servers.leases("br0") == []
+    file = servers.folder("br0").leases
+    file.write_text("0 00:16:3e:00:00:01 10.1.2.9 c1 *\nduid aa:bb\n0 7 fd42::9 c1 cc\n")
+    four, six = servers.leases("br0")
+    reclaiming = asyncio.create_task(servers.reclaim(bridge(), [four, six]))
+    await until(lambda: len(given) == 2)
+    assert not reclaiming.done()
+    file.write_text("")
+    await reclaiming
+    assert given[0] == ("br0", "10.1.2.1", "10.1.2.9", "00:16:3e:00:00:01", b"")
+    assert given[1][0] == "br0"
+    assert not caplog.records
+    file.write_text("0 00:16:3e:00:00:01 10.1.2.9 c1 *\n")
+    await servers.reclaim(bridge(), [four])
+    assert "keeps these leases until they end: 10.1.2.9" in caplog.text
 
 
 async def test_one_that_ends_at_once_is_an_error(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.host.dhcp import release_packet
+from utsuwa.host.dhcp import release6_packet, release_packet
 from utsuwa.networks import leases
 from utsuwa.networks.leases import Lease
+from utsuwa.networks.ports import Port
 from utsuwa.networks.settings import Family, settings
 
+DUID = "00:01:00:01:32:98:03:4b:00:16:3e:37:ec:e0"
 TEXT = """\
 1795511516 00:16:3e:5b:34:34 10.1.2.240 c2 01:00:16:3e:5b:34:34
 0 00:16:3E:00:00:01 10.1.2.241 * *
 1000 00:16:3e:00:00:02 10.1.2.242 old *
 duid 00:01:00:01:32:98:03:4b:00:16:3e:37:ec:e0
 1795511516 1234 fd42:1::9 c3 00:01:00:01:32:98:03:4b:00:16:3e:37:ec:e0
-1795511516 1235 fd42:1::a * 00:04:aa:bb
+1795511516 T1235 fd42:1::a * 00:04:aa:bb
 1795511516 1236 nonsense * *
 never 00:16:3e:00:00:02 10.1.2.243 odd *
 short line
@@ -29,9 +32,45 @@ def test_parse() -> None:
     assert list(leases.parse(TEXT, now=2000)) == [
         Lease("10.1.2.240", "00:16:3e:5b:34:34", "c2", bytes.fromhex("0100163e5b3434")),
         Lease("10.1.2.241", "00:16:3e:00:00:01", ""),
-        Lease("fd42:1::9", "00:16:3e:37:ec:e0", "c3"),
-        Lease("fd42:1::a", "", ""),
+        Lease("fd42:1::9", "00:16:3e:37:ec:e0", "c3", bytes.fromhex(DUID.replace(":", "")), 1234),
+        Lease("fd42:1::a", "", "", b"\x00\x04\xaa\xbb", 1235, temporary=True),
     ]
+    assert leases.server_duid(TEXT).hex(":") == DUID
+    assert leases.server_duid("") == b""
+
+
+def a_port(instance: str, mac: str, ipv4: str = "", ipv6: str = "", *, running: bool = False) -> Port:
+    return Port("default", instance, "eth0", "br0", True, mac, ipv4, ipv6, running=running)
+
+
+A, B, OTHER = "00:16:3e:00:00:0a", "00:16:3e:00:00:0b", "00:16:3e:00:00:0c"
+
+
+@pytest.mark.parametrize(
+    ("lease", "ports", "stale"),
+    [
+        # Another device is configured with the address.
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A), a_port("b", B, "10.1.2.9")], True),
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A, running=True), a_port("b", B, "10.1.2.9")], False),
+        (Lease("10.1.2.9", OTHER, ""), [a_port("b", B, "10.1.2.9")], True),
+        (Lease("fd42::9", "", "a"), [a_port("a", A), a_port("b", B, "", "fd42:0::9")], True),
+        # Nobody knows whose it is: perhaps the device's own.
+        (Lease("fd42::9", "", ""), [a_port("b", B, "", "fd42::9")], False),
+        # The device is configured with another address.
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A, "10.1.2.8")], True),
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A, "10.1.2.8", running=True)], False),
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A, "", "fd42::9")], False),
+        # As it should be.
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A, "10.1.2.9")], False),
+        (Lease("10.1.2.9", A, "a"), [a_port("a", A)], False),
+        (Lease("10.1.2.9", OTHER, ""), [a_port("a", A)], False),
+        (Lease("fd42::9", "", "A"), [a_port("a", A, "", "fd42::9")], False),
+    ],
+)
+def test_leases_in_the_way(lease: Lease, ports: list[Port], stale: bool) -> None:
+    """A static address is free for its device at once, and nobody who runs loses its own (lxd#7397)."""
+    assert leases.unwanted([lease], ports, ()) == ([lease] if stale else [])
+    assert leases.unwanted([lease], ports, {lease.mac}) == [lease]
 
 
 @given(st.text())
@@ -63,3 +102,17 @@ def test_release_packet() -> None:
     assert packet[28:34] == bytes.fromhex("00163e5b3434")
     assert packet[236:240] == bytes.fromhex("63825363")
     assert packet[240:] == bytes((53, 1, 7, 54, 4, 10, 1, 2, 1, 61, 4)) + b"\x01abc\xff"
+
+
+@pytest.mark.parametrize(
+    ("temporary", "association"),
+    [
+        (False, "00030028" + "000004d2" + "00" * 8),
+        (True, "00040020" + "000004d2"),
+    ],
+)
+def test_release_packet_of_dhcpv6(temporary: bool, association: str) -> None:
+    packet = release6_packet(b"\xaa\xbb", "fd42::9", b"\xcc", 1234, temporary=temporary)
+    address = "00050018" + "fd42" + "00" * 13 + "09" + "00" * 8
+    assert packet[:1] == b"\x08"
+    assert packet[4:].hex() == "00010001cc" + "00020002aabb" + association + address

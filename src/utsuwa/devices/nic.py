@@ -54,6 +54,7 @@ _COMMON = (
 NOTHING: Mapping[str, str] = {}
 _LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
 _ROUTES = frozenset({"ipv4.routes", "ipv6.routes"})
+_ADDRESSES = frozenset({"ipv4.address", "ipv6.address"})
 
 
 class VethNic(Device):
@@ -265,7 +266,7 @@ class BridgedNic(VethNic):
         "vlan",
         "vlan.tagged",
     }
-    live_keys = VethNic.live_keys | {"ipv4.address", "ipv6.address"}
+    live_keys = VethNic.live_keys | _ADDRESSES
 
     def validate(self) -> None:
         super().validate()
@@ -284,9 +285,15 @@ class BridgedNic(VethNic):
             self.name, self.config.get("network") or self.config["parent"], managed
         )
         if bridge is not None:
-            static = self.config.get("ipv4.address", "")
-            await host.networks.check_room(self.name, bridge, self._mac(host, run), static)
+            await host.networks.settle_addresses(self.name, bridge, self._mac(host, run).lower(), self.config)
         return bridge
+
+    async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
+        if host.init_pid is not None and any(
+            self.config.get(key, "") != old.get(key, "") for key in _ADDRESSES
+        ):
+            await self._parent(host, RunConfig())
+        return await super().update(host, old)
 
 
 class OtherNic(Device):

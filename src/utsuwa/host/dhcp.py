@@ -43,3 +43,30 @@ def release(interface: str, server: str, address: str, mac: str, client_id: byte
         # The server takes only what seems to come from its interface, though this never leaves the host.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         sock.sendto(release_packet(server, address, mac, client_id), (server, _PORT))
+
+
+_SERVERS6 = "ff02::1:2"
+_PORT6 = 547
+_RELEASE6 = 8
+_CLIENT6, _SERVER6, _IA_NA, _IA_TA, _ADDRESS6 = 1, 2, 3, 4, 5
+
+
+def release6_packet(server: bytes, address: str, client: bytes, iaid: int, *, temporary: bool) -> bytes:
+    """A DHCPv6 release of `address`; server and client are told by their DUIDs."""
+    leased = _option6(_ADDRESS6, ipaddress.IPv6Address(address).packed + bytes(8))
+    number = iaid.to_bytes(4, "big")
+    association = (
+        _option6(_IA_TA, number + leased) if temporary else _option6(_IA_NA, number + bytes(8) + leased)
+    )
+    head = bytes((_RELEASE6,)) + secrets.token_bytes(3)
+    return head + _option6(_CLIENT6, client) + _option6(_SERVER6, server) + association
+
+
+def _option6(code: int, data: bytes) -> bytes:
+    return struct.pack("!HH", code, len(data)) + data
+
+
+def release6(interface: str, packet: bytes) -> None:
+    """Send a release to the servers on `interface`, where this host's own hears it too. Raises OSError."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.sendto(packet, (_SERVERS6, _PORT6, 0, socket.if_nametoindex(interface)))

@@ -41,6 +41,11 @@ class Steps:
         for key, value in run.volatile.items():
             self.volatile[f"volatile.{device}.{key}"] = value or None
 
+    @property
+    def changes_addresses(self) -> bool:
+        """Whether a device got a MAC address, which the networks do not know of yet."""
+        return any(key.endswith(".hwaddr") for key in self.volatile)
+
     def config_over(self, config: Mapping[str, str]) -> dict[str, str]:
         """`config` with the volatile changes so far."""
         return changed_over(config, self.volatile)

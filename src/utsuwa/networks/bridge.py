@@ -10,6 +10,7 @@ from functools import partial
 
 from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.host import bridges, ip_switches
+from utsuwa.networks.leases import Lease, unwanted
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers
 from utsuwa.networks.rules import Rules
@@ -78,9 +79,23 @@ class BridgeDriver:
             await self._servers.remove(network)
 
     async def tell_hosts(self, bridge: BridgeSettings, ports: Collection[Port]) -> None:
-        """Have dnsmasq know the names and static addresses of the network's ports."""
-        mine = [port.host() for port in ports if port.bridge == bridge.name and port.mac]
-        await self._servers.tell_hosts(bridge, mine)
+        """Have dnsmasq know its ports' names and static addresses, and end the leases in their way."""
+        mine = [port for port in ports if port.bridge == bridge.name]
+        hosts = [port.host() for port in mine if port.mac]
+        # One that is to get another MAC with its next start has the old one as long as it runs.
+        keep = {port.host().file for port in mine if port.running and not port.mac}
+        gone = await self._servers.tell_hosts(bridge, hosts, keep)
+        if gone or (gone is not None and any(port.static for port in mine)):
+            stale = unwanted(await self.leases(bridge.name), mine, gone)
+            await self._servers.give_back(bridge, stale)
+
+    async def leases(self, network: str) -> list[Lease]:
+        """The leases that a network's DHCP has given."""
+        return await asyncio.to_thread(self._servers.leases, network)
+
+    async def reclaim(self, bridge: BridgeSettings, given: Collection[Lease]) -> None:
+        """End leases before their time; returns when their addresses are free."""
+        await self._servers.reclaim(bridge, given)
 
 
 def _without_lacking_ipv6(bridge: BridgeSettings) -> BridgeSettings:

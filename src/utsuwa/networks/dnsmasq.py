@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,11 +146,43 @@ def _dhcp6(bridge: BridgeSettings, family: Family) -> Iterator[str]:
         yield f"dhcp-option-force=option6:dns-server,{','.join(servers)}"
 
 
+_KEYWORDS = frozenset({"ignore", "infinite"})
+"""Words that mean something else than a name in a `dhcp-host` line, in lower case only."""
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+_LONGEST_FILE_NAME = 255
+
+
+def host_file(instance: str, device: str) -> str:
+    """The file name for a device of an instance (given by its name on disk): one that dnsmasq reads.
+
+    It passes over names that begin with a dot, end in `~`, or begin and end with `#`.
+    """
+    name = _NOT_IN_FILE_NAMES.sub(_percent_encoded, f"{instance}.{device}")
+    if len(name) <= _LONGEST_FILE_NAME:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def host_name(instance: str) -> str:
+    """An instance's name as a `dhcp-host` line has to spell it to mean that name.
+
+    dnsmasq converts names with upper-case letters by the rules of IDN, which refuse some valid labels
+    (`Ab--c`); the result is in lower case in any case. Its keywords in turn are in lower case only.
+    """
+    lower = instance.lower()
+    return lower.capitalize() if lower in _KEYWORDS else lower
+
+
 @dataclass(frozen=True)
 class Host:
-    """What dnsmasq is told of one device: `file` is the name of its file, a name of ours."""
+    """What dnsmasq is told of one device."""
 
     file: str
+    """By `host_file`."""
     mac: str
     ipv4: str
     ipv6: str
@@ -164,7 +197,7 @@ def host_line(host: Host, dns_mode: str) -> str:
     if host.ipv6 not in ("", "none"):
         parts.append(f"[{host.ipv6}]")
     if dns_mode == "managed" or (len(parts) > 1 and dns_mode != "none"):
-        parts.append(host.name)
+        parts.append(host_name(host.name))
     return _text([",".join(parts)]) if len(parts) > 1 else ""
 
 

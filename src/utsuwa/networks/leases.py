@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from utsuwa.networks.ports import Port
 from utsuwa.networks.settings import Family
+from utsuwa.networks.subnets import Address
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}\Z")
 
@@ -20,7 +22,15 @@ class Lease:
     mac: str
     hostname: str
     client_id: bytes = b""
-    """How the client named itself where it did; an IPv6 lease has none."""
+    """How the client named itself where it did: with IPv6 always, by its DUID."""
+    iaid: int = 0
+    """The number of the client's identity association; IPv6 alone has one."""
+    temporary: bool = False
+    """Whether that association is for temporary addresses."""
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.address else 4
 
 
 def parse(text: str, now: float) -> Iterator[Lease]:
@@ -42,15 +52,24 @@ def parse(text: str, now: float) -> Iterator[Lease]:
         if ended:
             continue
         mac = hardware.lower() if version == 4 else _mac_of_duid(client)
+        number = hardware.removeprefix("T") if version == 6 else ""
         yield Lease(
             address,
             mac if _MAC.match(mac) else "",
             "" if hostname == "*" else hostname,
-            _client_id(client) if version == 4 else b"",
+            _identifier(client),
+            int(number) & 0xFFFFFFFF if number.isdecimal() else 0,
+            version == 6 and hardware.startswith("T"),
         )
 
 
-def _client_id(text: str) -> bytes:
+def server_duid(text: str) -> bytes:
+    """How dnsmasq names itself to DHCPv6 clients; empty where it has not had to yet."""
+    found = (line.removeprefix("duid ") for line in text.splitlines() if line.startswith("duid "))
+    return _identifier(next(found, ""))
+
+
+def _identifier(text: str) -> bytes:
     try:
         return bytes.fromhex(text.replace(":", ""))
     except ValueError:
@@ -63,6 +82,43 @@ def _mac_of_duid(duid: str) -> str:
     if len(octets) >= 10 and octets[:2] in (["00", "01"], ["00", "03"]):
         return ":".join(octets[-6:])
     return ""
+
+
+class Holders:
+    """Which device of an instance has a lease."""
+
+    def __init__(self, ports: Iterable[Port]) -> None:
+        self._by_mac = {port.mac: port for port in ports if port.mac}
+        self._by_name = {port.instance.lower(): port for port in self._by_mac.values()}
+
+    def of(self, lease: Lease) -> Port | None:
+        """By its MAC; a DHCPv6 client need not tell it, and is found by the name that dnsmasq knows it by."""
+        if lease.mac:
+            return self._by_mac.get(lease.mac)
+        return self._by_name.get(lease.hostname.lower())
+
+
+def unwanted(leases: Iterable[Lease], ports: Collection[Port], gone: Collection[str]) -> list[Lease]:
+    """The leases that stand in somebody's way, or are nobody's: `gone` are MACs that no device has any more.
+
+    One whose holder runs is in use, and stays; so does one of which it is not known whose it is.
+    """
+    holders = Holders(ports)
+    owners = {address: port for port in ports if port.mac for address in port.static}
+    return [lease for lease in leases if lease.mac in gone or _is_stale(lease, holders.of(lease), owners)]
+
+
+def _is_stale(lease: Lease, holder: Port | None, owners: Mapping[Address, Port]) -> bool:
+    """Whether its address is configured for another device, or is not the one configured for its own."""
+    address = ipaddress.ip_address(lease.address)
+    owner = owners.get(address)
+    if holder is None:
+        return owner is not None and bool(lease.mac)
+    if holder.running:
+        return False
+    if owner is not None:
+        return owner != holder
+    return any(own.version == address.version for own in holder.static)
 
 
 def has_room(family: Family, taken: Iterable[str]) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import logging
 import random
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -165,14 +164,7 @@ class NetworkManager:
         async with self._database.read() as conn:
             row = await rows.get(conn, project, name)
         ports = [port for port in await self._ports() if port.bridge == name]
-        return lease_views(self._settings(row), ports, await asyncio.to_thread(self._given, name))
-
-    def _given(self, name: str) -> list[leases.Lease]:
-        try:
-            text = self._servers.folder(name).leases.read_text(errors="replace")
-            return list(leases.parse(text, time.time()))
-        except FileNotFoundError:
-            return []
+        return lease_views(self._settings(row), ports, await self._driver.leases(name))
 
     # Changing
 
@@ -359,7 +351,9 @@ class NetworkManager:
             if found and found[0].state == "ready":
                 log.warning("network %r is not there: bringing it up again", bridge)
                 await self._bring_up(found[0])
-                return self._up[bridge]
+        if bridge in self._up:
+            await self.refresh()  # nobody has told its dnsmasq of changes meanwhile
+            return self._up[bridge]
         if managed:
             raise InvalidConfig(f"Device {device!r}: the network {bridge!r} does not exist")
         link = await asyncio.to_thread(bridges.find, bridge)
@@ -369,12 +363,54 @@ class NetworkManager:
             )
         return None
 
-    async def check_room(self, device: str, bridge: BridgeSettings, mac: str, static: str) -> None:
-        """Raise InvalidConfig where DHCP has no address left for a device that has no static one."""
+    async def settle_addresses(
+        self, device: str, bridge: BridgeSettings, mac: str, config: Mapping[str, str]
+    ) -> None:
+        """Make sure that DHCP can give a device that joins the network its static addresses, or any at all.
+
+        Raises InvalidConfig where a running instance still has one of them, or where none is left at all.
+        """
+        given = await self._driver.leases(bridge.name)
+        wanted = {
+            ipaddress.ip_address(config[key])
+            for key in ("ipv4.address", "ipv6.address")
+            if config.get(key, "") not in ("", "none")
+        }
+        held = [
+            lease for lease in given if lease.mac != mac and ipaddress.ip_address(lease.address) in wanted
+        ]
+        if held:
+            await self._reclaim(device, bridge, mac, held)
+        if not config.get("ipv4.address"):
+            await self._check_room(device, bridge, mac, given)
+
+    async def _reclaim(
+        self, device: str, bridge: BridgeSettings, mac: str, held: Sequence[leases.Lease]
+    ) -> None:
+        """Have static addresses free again that DHCP gave to others earlier."""
+        holders = leases.Holders(port for port in await self._ports() if port.bridge == bridge.name)
+        free = []
+        for lease in held:
+            holder = holders.of(lease)
+            if holder is None:
+                free += [lease] if lease.mac else []
+            elif holder.running and holder.mac != mac:
+                raise InvalidConfig(
+                    f"Device {device!r}: {lease.address} is in use by the running instance "
+                    f"{holder.instance!r} (device {holder.device!r}): restart that one first, or choose "
+                    "another address"
+                )
+            elif holder.mac != mac:
+                free.append(lease)
+        if free:
+            await self._driver.reclaim(bridge, free)
+
+    async def _check_room(
+        self, device: str, bridge: BridgeSettings, mac: str, given: Sequence[leases.Lease]
+    ) -> None:
         family = bridge.ipv4
-        if family is None or not family.gives_addresses or static not in ("", "none"):
+        if family is None or not family.gives_addresses:
             return
-        given = await asyncio.to_thread(self._given, bridge.name)
         if any(lease.mac == mac and _inside(lease.address, family) for lease in given):
             return
         ports = [port for port in await self._ports() if port.bridge == bridge.name and port.ipv4]

@@ -10,8 +10,9 @@ from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.networks.dnsmasq import Host
+from utsuwa.networks.dnsmasq import Host, host_file
 from utsuwa.networks.settings import BridgeSettings, Family
+from utsuwa.networks.subnets import Address
 
 Devices = Mapping[str, Mapping[str, str]]
 
@@ -31,14 +32,23 @@ class Port:
     ipv6: str
     routes: tuple[str, ...] = ()
     """Subnets that the host reaches over the device."""
+    running: bool = False
+    """Whether it has an interface on the host now: its instance runs."""
+
+    @property
+    def static(self) -> tuple[Address, ...]:
+        """The addresses that it is configured with."""
+        return tuple(
+            ipaddress.ip_address(address) for address in (self.ipv4, self.ipv6) if address not in ("", "none")
+        )
 
     @property
     def owner(self) -> tuple[str, str]:
         return self.project, self.instance
 
     def host(self) -> Host:
-        """What dnsmasq is told. A device's name may hold what a file's name must not begin with."""
-        file = f"{storage_name(self.project, self.instance)}.{self.device}"
+        """What dnsmasq is told of it."""
+        file = host_file(storage_name(self.project, self.instance), self.device)
         return Host(file=file, mac=self.mac, ipv4=self.ipv4, ipv6=self.ipv6, name=self.instance)
 
 
@@ -66,6 +76,7 @@ def ports_of(project: str, instance: str, devices: Devices, config: Mapping[str,
                 ipv4=device.get("ipv4.address", ""),
                 ipv6=device.get("ipv6.address", ""),
                 routes=routes_of(device),
+                running=bool(config.get(f"volatile.{name}.host_name")),
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import grp
-import ipaddress
 import logging
 import os
 import pwd
@@ -23,6 +22,7 @@ from utsuwa.host.files import replace_file
 from utsuwa.host.run import run
 from utsuwa.networks import leases
 from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
+from utsuwa.networks.leases import Lease
 from utsuwa.networks.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ _ACCOUNTS = ("dnsmasq", "nobody")
 _RETRY_SECONDS = (0.2, 1.0, 5.0, 30.0)
 """How long to wait before each attempt to bring a dnsmasq back; the last one again and again."""
 _BAD_CONFIG = (1,)
+_RELEASE_POLL = 0.02
+_RELEASE_POLLS = 50
+"""Looks at whether dnsmasq has ended a lease, a poll apart: for a second in all."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,42 @@ class Servers:
         await self.stop(network)
         await asyncio.to_thread(shutil.rmtree, self.folder(network).path, ignore_errors=True)
 
-    async def tell_hosts(self, bridge: BridgeSettings, hosts: Collection[Host]) -> None:
+    async def tell_hosts(
+        self, bridge: BridgeSettings, hosts: Collection[Host], keep: Collection[str] = ()
+    ) -> set[str] | None:
         """Write what dnsmasq is to know of the instances' devices, and tell it where that has changed.
 
-        The leases of devices that are gone are given back, for others to use.
+        Gives the MACs that it no longer knows, None where all is as before. The files named by `keep` stay.
         """
         folder = self.folder(bridge.name)
         lines = {host.file: host_line(host, bridge.dns_mode) for host in hosts}
-        changed, gone = await asyncio.to_thread(_write_hosts, folder, lines)
-        if not changed:
-            return
-        pid = await asyncio.to_thread(find, folder)
-        if pid is not None:
-            pidfds.send_signal(pid, signal.SIGHUP)
-            await asyncio.to_thread(_give_back, bridge, folder, gone)
+        changed, gone = await asyncio.to_thread(_write_hosts, folder, lines, keep)
+        pid = await asyncio.to_thread(find, folder) if changed else None
+        if pid is None:
+            return None
+        pidfds.send_signal(pid, signal.SIGHUP)
+        return gone
+
+    def leases(self, network: str) -> list[Lease]:
+        """The leases that are in force. Blocking."""
+        return list(leases.parse(_read(self.folder(network).leases) or "", time.time()))
+
+    async def give_back(self, bridge: BridgeSettings, given: Collection[Lease]) -> None:
+        """Ask dnsmasq to end leases before their time, for others to use their addresses."""
+        if given:
+            await asyncio.to_thread(_release, bridge, self.folder(bridge.name), given)
+
+    async def reclaim(self, bridge: BridgeSettings, given: Collection[Lease]) -> None:
+        """As `give_back`, and wait until dnsmasq has done so."""
+        await self.give_back(bridge, given)
+        rest = {lease.address for lease in given}
+        for _ in range(_RELEASE_POLLS):
+            rest &= {lease.address for lease in await asyncio.to_thread(self.leases, bridge.name)}
+            if not rest:
+                return
+            await asyncio.sleep(_RELEASE_POLL)
+        shown = ", ".join(sorted(rest))
+        log.warning("dnsmasq of network %r keeps these leases until they end: %s", bridge.name, shown)
 
     def leave(self) -> None:
         """The daemon ends: nobody keeps the processes, which run on."""
@@ -213,13 +238,17 @@ def _write_as(who: Account, folder: Folder, bridge: BridgeSettings) -> bool:
     return bool(changed)
 
 
-def _write_hosts(folder: Folder, lines: Mapping[str, str]) -> tuple[bool, set[str]]:
+def _write_hosts(folder: Folder, lines: Mapping[str, str], keep: Collection[str]) -> tuple[bool, set[str]]:
     """Bring the folder of hosts to these files; whether anything has changed, and the MACs that are gone."""
     if not folder.hosts.is_dir():
         return False, set()
     gid = folder.hosts.stat().st_gid
     changed = False
-    known = {path.name: (_read(path) or "").split(",")[0].strip() for path in folder.hosts.iterdir()}
+    known = {
+        path.name: (_read(path) or "").split(",")[0].strip()
+        for path in folder.hosts.iterdir()
+        if path.name not in keep
+    }
     for name in known:
         if not lines.get(name):
             (folder.hosts / name).unlink()
@@ -234,18 +263,20 @@ def _write_hosts(folder: Folder, lines: Mapping[str, str]) -> tuple[bool, set[st
     return changed, set(known.values()) - {line.split(",")[0].strip() for line in lines.values()}
 
 
-def _give_back(bridge: BridgeSettings, folder: Folder, macs: set[str]) -> None:
-    text = _read(folder.leases) if macs and bridge.ipv4 is not None else None
-    if text is None or bridge.ipv4 is None:
-        return
-    for lease in leases.parse(text, time.time()):
-        if lease.mac in macs and ipaddress.ip_address(lease.address) in bridge.ipv4.subnet:
-            try:
-                dhcp.release(
-                    bridge.name, str(bridge.ipv4.address.ip), lease.address, lease.mac, lease.client_id
+def _release(bridge: BridgeSettings, folder: Folder, given: Collection[Lease]) -> None:
+    server = leases.server_duid(_read(folder.leases) or "")
+    for lease in given:
+        try:
+            if lease.version == 6:
+                packet = dhcp.release6_packet(
+                    server, lease.address, lease.client_id, lease.iaid, temporary=lease.temporary
                 )
-            except OSError as error:
-                log.info("the lease of %s stays until it ends: %s", lease.address, error)
+                dhcp.release6(bridge.name, packet)
+            elif bridge.ipv4 is not None:
+                own = str(bridge.ipv4.address.ip)
+                dhcp.release(bridge.name, own, lease.address, lease.mac, lease.client_id)
+        except OSError as error:
+            log.info("the lease of %s cannot be given back: %s", lease.address, error)
 
 
 @contextmanager

@@ -28,6 +28,14 @@ def test_reads_roots_entries_by_name_and_by_number_and_merges_them() -> None:
     assert idmap.parse_subids(text) == (HostRange(1000, 1), HostRange(1000000, 131072))
 
 
+def test_two_ranges_of_root_side_by_side_are_one() -> None:
+    """As on a host where Debian's LXD has been beside: a container may use all of both."""
+    text = "root:1000000:1000000000\n_lxd:1001000000:10000001\nroot:1001000000:10000001\n"
+    ranges = idmap.parse_subids(text)
+    assert ranges == (HostRange(1000000, 1010000001),)
+    assert idmap.choose({}, HostIds(ranges, ranges)).idmap.uids == (IdRange(0, 1000000, 1010000001),)
+
+
 def test_the_host_is_read_from_files_and_cut_to_this_namespace(tmp_path: Path) -> None:
     (tmp_path / "subuid").write_text("root:1000000:1000000000\n")
     (tmp_path / "subgid").write_text("root:1000000:1000000000\n")
@@ -102,6 +110,37 @@ def test_the_default_map_is_held_by_nobody() -> None:
 def test_raw_ids_are_held() -> None:
     text = idmap.to_json(idmap.choose({"raw.idmap": "both 1000 1000"}, WITH_1000).idmap)
     assert idmap.held_ranges({"volatile.idmap.next": text}, WITH_1000) == [HostRange(1000, 1)] * 2
+
+
+NARROW = HostIds((HostRange(100000, 65536),), (HostRange(100000, 65536),))
+
+
+@pytest.mark.parametrize(
+    ("config", "host", "allowed"),
+    [
+        ({}, WITH_1000, True),
+        ({}, NARROW, False),
+        ({}, HostIds(WITH_1000.uids, NARROW.gids), False),
+        ({}, HostIds((), ()), False),
+        ({"raw.idmap": "both 1000 1000"}, WITH_1000, True),
+        ({"raw.idmap": "both 1000 1000"}, HOST, False),
+        ({"security.idmap.isolated": "true"}, HOST, True),
+        ({"security.privileged": "true"}, HostIds((), ()), True),
+    ],
+)
+def test_a_map_is_permitted_while_root_has_all_of_its_ids(
+    config: dict[str, str], host: HostIds, allowed: bool
+) -> None:
+    """(incus#458)"""
+    assert idmap.permitted(idmap.choose(config, WITH_1000).idmap, host) is allowed
+
+
+def test_a_map_that_root_lost_is_held_only_while_an_instance_runs_with_it() -> None:
+    text = idmap.to_json(idmap.choose({"security.idmap.isolated": "true"}, HOST).idmap)
+    keys = {"volatile.idmap.next": text, "volatile.idmap.current": text}
+    assert idmap.held_ranges(keys, NARROW) == []
+    running = {**keys, "volatile.last_state.power": "RUNNING"}
+    assert set(idmap.held_ranges(running, NARROW)) == {HostRange(BASE + 65536, 65536)}
 
 
 def test_raw_ids_take_the_place_of_mapped_ones() -> None:

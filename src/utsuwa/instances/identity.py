@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
@@ -14,6 +16,8 @@ from utsuwa.instances import device_steps
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded
 from utsuwa.security import idmap
+
+log = logging.getLogger(__name__)
 
 _IDMAP_KEYS = (
     "security.privileged",
@@ -55,6 +59,37 @@ async def choose_idmap(ctx: Context, instance: Loaded) -> dict[str, str]:
         "volatile.idmap.base": str(choice.base),
         "volatile.idmap.next": idmap.to_json(choice.idmap),
     }
+
+
+async def with_permitted_idmap(ctx: Context, instance: Loaded) -> Loaded:
+    """An instance that is about to start, its map chosen anew where root has lost ids of the last one.
+
+    Ids that are not root's any more can be given to other users, who would then own the instance's
+    processes and files. The storage moves the files' owners when it mounts them, where they are on disk
+    at all. Raises as `choose_idmap`.
+    """
+    host = await asyncio.to_thread(idmap.read_host_ids)
+    if idmap.permitted(idmap_of(instance.row.config, "volatile.idmap.next"), host):
+        return instance
+    async with ctx.locks.hold("idmap"):
+        chosen = await choose_idmap(ctx, instance)
+        await ctx.patch_config(instance.row.id, chosen)
+    log.warning(
+        "instance %r gets other ids: by /etc/subuid and /etc/subgid root no longer has those that it had",
+        instance.name,
+    )
+    return replace(instance, row=replace(instance.row, config={**instance.row.config, **chosen}))
+
+
+async def warn_of_lost_ids(instance: Loaded) -> None:
+    """Tell that a running instance has ids which root has lost; they stay until it is started again."""
+    host = await asyncio.to_thread(idmap.read_host_ids)
+    if not idmap.permitted(idmap_of(instance.row.config, "volatile.idmap.current"), host):
+        log.warning(
+            "instance %r runs with ids that root no longer has by /etc/subuid and /etc/subgid: "
+            "restart it, so that it gets others",
+            instance.name,
+        )
 
 
 async def _held_by_others(ctx: Context, instance: Loaded, host: idmap.HostIds) -> list[idmap.HostRange]:

@@ -129,6 +129,7 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
         await ctx.patch_config(instance.row.id, noted)
     async with ctx.locks.hold("instance", *instance.key):
         await _put_devices_right(ctx, instance, pid)
+    await identity.warn_of_lost_ids(instance)
 
 
 async def _put_devices_right(ctx: Context, instance: Loaded, pid: int | None) -> None:

@@ -66,9 +66,10 @@ def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
-    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
     paths = ctx.runtime_paths(instance)
     ctx.storage.check_available(instance.pool)
+    instance = await identity.with_permitted_idmap(ctx, instance)
+    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
     undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)  # or cancelled in mid-mount
     rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
     await _apply_templates(ctx, instance, rootfs, idmap)

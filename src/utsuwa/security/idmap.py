@@ -201,14 +201,27 @@ def _number(config: Mapping[str, str], key: str, default: int) -> int:
     return int(value)
 
 
+def permitted(idmap: IdMap, host: HostIds) -> bool:
+    """Whether root may map all of these ids. The files can have changed since the map was chosen."""
+    return all(
+        any(allowed.start <= r.host and r.host + r.count <= allowed.end for allowed in whole)
+        for ranges, whole in ((idmap.uids, host.uids), (idmap.gids, host.gids))
+        for r in ranges
+    )
+
+
 def held_ranges(config: Mapping[str, str], host: HostIds) -> list[HostRange]:
     """The host ids that an instance holds for itself, by its volatile keys: for running and for next.
 
-    What it has of root's default map is shared, so not held; ids of `raw.idmap` are.
+    What it has of root's default map is shared, so not held; ids of `raw.idmap` are. A map that root may
+    not use any more is held only by an instance that runs with it: its next start takes another one.
     """
     held = []
     for key in ("volatile.idmap.next", "volatile.idmap.current"):
         idmap = from_json(config.get(key, ""))
+        in_use = key.endswith("current") and config.get("volatile.last_state.power") == "RUNNING"
+        if not in_use and not permitted(idmap, host):
+            continue
         for ranges, whole in ((idmap.uids, host.uids), (idmap.gids, host.gids)):
             shared = max(whole, key=lambda r: r.count, default=HostRange(0, 0)).start
             held += [HostRange(r.host, r.count) for r in ranges if r.host - r.container != shared]

@@ -26,6 +26,7 @@ from utsuwa.db import (
     image_aliases,
     images,
     instances,
+    networks,
     profiles,
     projects,
     rows,
@@ -39,6 +40,7 @@ from utsuwa.db.engine import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
+from utsuwa.db.networks import NetworkRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.storage_volumes import VolumeRow
@@ -664,6 +666,108 @@ def test_configs_are_gathered_in_postgresql_too() -> None:
     assert "json_object_agg(instances_config.key" in text
 
 
-def test_numbers_that_no_table_has_read_as_the_first() -> None:
-    assert codes.word(codes.ARCHITECTURES, 999) == "unknown"
-    assert codes.word(codes.DEVICE_TYPES, 2) == "disk"
+# ---- numbers without a word
+
+
+async def set_number(conn: Connection, table: str, column: str) -> None:
+    """As a newer version, or a hand, would have written it."""
+    await conn.exec_driver_sql(f"UPDATE {table} SET {column} = 99")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        codes.STATES,
+        codes.ARCHITECTURES,
+        codes.DEVICE_TYPES,
+        codes.INSTANCE_TYPES,
+        codes.CERTIFICATE_TYPES,
+        codes.NETWORK_TYPES,
+        codes.VOLUME_TYPES,
+    ],
+    ids=lambda table: table.kind,
+)
+def test_a_number_without_a_word_is_not_taken_for_another(table: codes.Codes) -> None:
+    for word, number in table.items():
+        assert codes.word(table, number) == word
+    for number in (99, -1):
+        with pytest.raises(codes.UnknownCode, match=f"{number} is no {table.kind}"):
+            codes.word(table, number)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("instances", "state"), ("instances", "architecture"), ("instances_devices", "type")],
+)
+async def test_an_instance_that_cannot_be_read_is_in_no_list(
+    conn: Connection, table: str, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is there for those who look for taken names, ids and addresses; its state keeps it from all else."""
+    name = f"odd-{table}-{column}".replace("_", "-")
+    devices = {"eth0": {"type": "nic"}}
+    await instances.insert(conn, instance(name, state="ready", devices=devices, config={"user.x": "1"}))
+    await set_number(conn, table, column)
+    (found,) = await instances.get_all(conn, None)
+    assert (found.name, found.state, found.config) == (name, codes.UNKNOWN, {"user.x": "1"})
+    assert await instances.names(conn, None) == []
+    with pytest.raises(codes.UnknownCode, match=f"Instance '{name}' cannot be used"):
+        await instances.get(conn, "default", name)
+    await instances.get_all(conn, None)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert f"Instance '{name}' of project 'default' is left alone: 99 is no " in told[0]
+
+
+async def test_a_profile_that_cannot_be_read_is_told_from_others(conn: Connection) -> None:
+    await profiles.insert(conn, ProfileRow(0, "default", "odd", devices={"eth0": {"type": "nic"}}))
+    await profiles.insert(conn, ProfileRow(0, "default", "fine"))
+    await instances.insert(conn, instance("uses", state="ready", profiles=["odd"]))
+    await instances.insert(conn, instance("other", state="ready", profiles=["fine"]))
+    await set_number(conn, "profiles_devices", "type")
+    readable = {row.name: row.readable for row in await profiles.get_all(conn, "default")}
+    assert readable == {"default": True, "fine": True, "odd": False}
+    with pytest.raises(codes.UnknownCode, match="Profile 'odd' cannot be used"):
+        await profiles.get(conn, "default", "odd")
+    assert await instances.names(conn, None) == [("default", "other")]
+
+
+@pytest.mark.parametrize("column", ["state", "architecture", "type"])
+async def test_an_image_that_cannot_be_read_has_no_state(conn: Connection, column: str) -> None:
+    await images.insert(conn, image(state="ready"))
+    await image_aliases.insert(conn, AliasRow("default", "name", "", FINGERPRINT))
+    await set_number(conn, "images", column)
+    (found,) = await images.get_all(conn, None)
+    assert found.state == codes.UNKNOWN
+    for wanted in (images.get(conn, "default", FINGERPRINT), images.find_by_prefix(conn, "default", "abab")):
+        with pytest.raises(codes.UnknownCode, match="Image abababababab cannot be used"):
+            await wanted
+    if column == "type":
+        assert await image_aliases.get_all(conn, None) == []
+        with pytest.raises(codes.UnknownCode, match="Image alias 'name'"):
+            await image_aliases.get(conn, "default", "name")
+
+
+async def test_a_certificate_of_an_unknown_type_is_not_trusted(conn: Connection) -> None:
+    await certificates.insert(conn, CertificateRow(0, FINGERPRINT, "client", "laptop", "PEM"))
+    await set_number(conn, "certificates", "type")
+    assert await certificates.get_all(conn) == []
+    with pytest.raises(codes.UnknownCode, match="Certificate abababababab"):
+        await certificates.get(conn, FINGERPRINT)
+    with pytest.raises(AlreadyExists):
+        await certificates.insert(conn, CertificateRow(0, FINGERPRINT, "client", "again", "PEM"))
+
+
+async def test_pools_networks_and_volumes_that_cannot_be_read(conn: Connection) -> None:
+    await storage_pools.insert(conn, PoolRow(0, "p", "dir", state="ready"))
+    await storage_volumes.insert(conn, volume("data"))
+    await networks.insert(conn, NetworkRow(0, "default", "br0", state="ready"))
+    await set_number(conn, "storage_pools", "state")
+    await set_number(conn, "storage_volumes", "type")
+    await set_number(conn, "networks", "type")
+    assert [row.state for row in await storage_pools.get_all(conn)] == [codes.UNKNOWN]
+    assert [row.state for row in await networks.get_all(conn, None)] == [codes.UNKNOWN]
+    assert await storage_volumes.get_all(conn, None) == []
+    with pytest.raises(codes.UnknownCode, match="Storage pool 'p'"):
+        await storage_pools.get(conn, "p")
+    with pytest.raises(codes.UnknownCode, match="Network 'br0'"):
+        await networks.get(conn, "default", "br0")

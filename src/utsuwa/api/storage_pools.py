@@ -5,7 +5,7 @@ from __future__ import annotations
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.names import storage_name
-from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_CUSTOM, VOLUME_IMAGE, VOLUME_VIRTUAL_MACHINE
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
 from utsuwa.db.storage_pools import PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.storage.manager import Pool, pool_url
@@ -21,13 +21,6 @@ from utsuwa.wire.storage import (
     VolumeUsage,
 )
 
-_TYPES = {
-    "container": VOLUME_CONTAINER,
-    "image": VOLUME_IMAGE,
-    "custom": VOLUME_CUSTOM,
-    "virtual-machine": VOLUME_VIRTUAL_MACHINE,
-}
-_TYPE_NAMES = {number: name for name, number in _TYPES.items()}
 _USERS = {VOLUME_CONTAINER: "instances", VOLUME_VIRTUAL_MACHINE: "instances", VOLUME_IMAGE: "images"}
 
 
@@ -103,7 +96,7 @@ async def refuse_volume(request: Request) -> Result:
 
 async def show_volume(request: Request) -> Result:
     row = await _found(request)
-    return Sync(_volume(row), etag=[row.name, _TYPE_NAMES[row.type], row.config, row.description])
+    return Sync(_volume(row), etag=[row.name, VOLUME_TYPES.words[row.type], row.config, row.description])
 
 
 async def show_volume_state(request: Request) -> Result:
@@ -130,9 +123,11 @@ async def _found(request: Request) -> VolumeRow:
 
 def _type(request: Request) -> int:
     name = request.params["type"]
-    if name not in _TYPES:
-        raise InvalidRequest(f"Unknown storage volume type {name[:40]!r}: use one of {', '.join(_TYPES)}")
-    return _TYPES[name]
+    if name not in VOLUME_TYPES:
+        raise InvalidRequest(
+            f"Unknown storage volume type {name[:40]!r}: use one of {', '.join(VOLUME_TYPES)}"
+        )
+    return VOLUME_TYPES[name]
 
 
 def _etag(pool: Pool) -> list[object]:
@@ -152,7 +147,9 @@ def _pool(pool: Pool) -> StoragePool:
 
 
 def _users(use: PoolUse) -> list[str]:
-    volumes = [_in_project(_user_url(kind, name), project) for kind, project, name in use.volumes]
+    volumes = [
+        _in_project(_user_url(kind, name), project) for kind, project, name in use.volumes if kind in _USERS
+    ]
     profiles = [_in_project(f"/1.0/profiles/{name}", project) for project, name in use.profiles]
     return volumes + profiles
 
@@ -162,7 +159,7 @@ def _volume(row: VolumeRow) -> StorageVolume:
         config=row.config,
         description=row.description,
         name=row.name,
-        type=_TYPE_NAMES[row.type],
+        type=VOLUME_TYPES.words[row.type],
         used_by=[_in_project(_user_url(row.type, row.name), row.project)],
         location="none",
         content_type="filesystem",
@@ -177,7 +174,7 @@ def _user_url(kind: int, name: str) -> str:
 
 
 def _volume_url(row: VolumeRow) -> str:
-    return _in_project(f"{pool_url(row.pool)}/volumes/{_TYPE_NAMES[row.type]}/{row.name}", row.project)
+    return _in_project(f"{pool_url(row.pool)}/volumes/{VOLUME_TYPES.words[row.type]}/{row.name}", row.project)
 
 
 def _in_project(url: str, project: str) -> str:

@@ -29,7 +29,9 @@ class CertificateRow:
 
 
 async def get(conn: Connection, prefix: str) -> CertificateRow:
-    """The one whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
+    """The one whose fingerprint begins so. Raises NotFound, InvalidName, UnknownCode, or InvalidRequest
+    for several.
+    """
     start = check_fingerprint_prefix(prefix)
     found = await _load(conn, certificates.c.fingerprint.startswith(start))
     if not found:
@@ -38,12 +40,14 @@ async def get(conn: Connection, prefix: str) -> CertificateRow:
         raise InvalidRequest(
             f"More than one certificate has a fingerprint that begins with {start!r}: give more of it"
         )
+    if found[0].type == codes.UNKNOWN:
+        raise codes.unreadable(f"Certificate {found[0].fingerprint[:12]}")
     return found[0]
 
 
 async def get_all(conn: Connection) -> list[CertificateRow]:
-    """All certificates by fingerprint, in two queries."""
-    return await _load(conn, sa.true())
+    """All certificates by fingerprint, in two queries; one of an unknown type is trusted in nothing."""
+    return [row for row in await _load(conn, sa.true()) if row.type != codes.UNKNOWN]
 
 
 async def insert(conn: Connection, row: CertificateRow) -> int:
@@ -108,7 +112,7 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[Certifi
         CertificateRow(
             id=r.id,
             fingerprint=r.fingerprint,
-            type=codes.word(codes.CERTIFICATE_TYPES, r.type),
+            type=codes.Reader(f"Certificate {r.fingerprint[:12]}").word(codes.CERTIFICATE_TYPES, r.type),
             name=r.name,
             certificate=r.certificate,
             restricted=r.restricted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -28,16 +29,19 @@ class AliasRow:
 
 
 async def get(conn: Connection, project: str, name: str) -> AliasRow:
-    """Raises NotFound."""
+    """Raises NotFound, UnknownCode."""
     found = await _load(conn, sa.and_(projects.c.name == project, images_aliases.c.name == name))
     if not found:
         raise NotFound(f"Image alias {name!r} not found")
+    if found[0].type == codes.UNKNOWN:
+        raise codes.unreadable(f"Image alias {name!r}")
     return found[0]
 
 
 async def get_all(conn: Connection, project: str | None) -> list[AliasRow]:
     """The aliases of a project, or of all (None), by project and name, in one query."""
-    return await _load(conn, sa.true() if project is None else projects.c.name == project)
+    found = await _load(conn, sa.true() if project is None else projects.c.name == project)
+    return [row for row in found if row.type != codes.UNKNOWN]
 
 
 async def insert(conn: Connection, row: AliasRow) -> None:
@@ -105,7 +109,9 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[AliasRo
         .where(where)
         .order_by(projects.c.name, images_aliases.c.name)
     )
-    return [
-        AliasRow(r.project, r.name, r.description, r.fingerprint, codes.word(codes.INSTANCE_TYPES, r.type))
-        for r in await conn.execute(query)
-    ]
+    return [_row(r) for r in await conn.execute(query)]
+
+
+def _row(r: sa.Row[Any]) -> AliasRow:
+    kind = codes.Reader(f"Image alias {r.name!r} of project {r.project!r}").word(codes.INSTANCE_TYPES, r.type)
+    return AliasRow(r.project, r.name, r.description, r.fingerprint, kind)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -49,15 +49,17 @@ class ImageRow:
 
 
 async def get(conn: Connection, project: str, fingerprint: str) -> ImageRow:
-    """By the whole fingerprint. Raises NotFound."""
+    """By the whole fingerprint. Raises NotFound, UnknownCode."""
     found = await _load(conn, sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint))
     if not found:
         raise NotFound(_NOT_FOUND)
-    return found[0]
+    return _readable(found[0])
 
 
 async def find_by_prefix(conn: Connection, project: str, prefix: str) -> ImageRow:
-    """The one image whose fingerprint begins so. Raises NotFound, InvalidName, InvalidRequest for several."""
+    """The one image whose fingerprint begins so. Raises NotFound, InvalidName, UnknownCode, or
+    InvalidRequest for several.
+    """
     start = check_fingerprint_prefix(prefix)
     begins = images.c.fingerprint.startswith(start)
     found = await _load(conn, sa.and_(projects.c.name == project, begins))
@@ -67,7 +69,13 @@ async def find_by_prefix(conn: Connection, project: str, prefix: str) -> ImageRo
         raise InvalidRequest(
             f"More than one image has a fingerprint that begins with {start!r}: give more of it"
         )
-    return found[0]
+    return _readable(found[0])
+
+
+def _readable(row: ImageRow) -> ImageRow:
+    if row.state == codes.UNKNOWN:
+        raise codes.unreadable(f"Image {row.fingerprint[:12]}")
+    return row
 
 
 async def get_all(conn: Connection, project: str | None) -> list[ImageRow]:
@@ -174,30 +182,32 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[ImageRo
     owners = sa.select(images.c.id).select_from(_SOURCE).where(where)
     properties = await rows.load_config(conn, images_properties, "image_id", owners)
     applied = await _load_profiles(conn, owners)
-    return [
-        ImageRow(
-            id=r.id,
-            project=r.project,
-            fingerprint=r.fingerprint,
-            filename=r.filename,
-            size=r.size,
-            architecture=codes.word(codes.ARCHITECTURES, r.architecture),
-            created_at=r.creation_date,
-            expires_at=r.expiry_date,
-            uploaded_at=r.upload_date,
-            last_used_at=r.last_use_date,
-            public=r.public,
-            auto_update=r.auto_update,
-            cached=r.cached,
-            type=codes.word(codes.INSTANCE_TYPES, r.type),
-            properties=properties[r.id],
-            state=cast(codes.State, codes.word(codes.STATES, r.state)),
-            split=r.split,
-            trusted=r.trusted,
-            profiles=applied[r.id],
-        )
-        for r in found
-    ]
+    return [_row(r, properties[r.id], applied[r.id]) for r in found]
+
+
+def _row(r: sa.Row[Any], properties: dict[str, str], profiles: list[str]) -> ImageRow:
+    reader = codes.Reader(f"Image {r.fingerprint[:12]} of project {r.project!r}")
+    return ImageRow(
+        id=r.id,
+        project=r.project,
+        fingerprint=r.fingerprint,
+        filename=r.filename,
+        size=r.size,
+        architecture=reader.word(codes.ARCHITECTURES, r.architecture),
+        created_at=r.creation_date,
+        expires_at=r.expiry_date,
+        uploaded_at=r.upload_date,
+        last_used_at=r.last_use_date,
+        public=r.public,
+        auto_update=r.auto_update,
+        cached=r.cached,
+        type=reader.word(codes.INSTANCE_TYPES, r.type),
+        properties=properties,
+        state=reader.state(r.state),
+        split=r.split,
+        trusted=r.trusted,
+        profiles=profiles,
+    )
 
 
 async def _load_profiles(conn: Connection, owners: rows.Owners) -> defaultdict[int, list[str]]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
 from utsuwa.db.connection import Connection, Prepared
+from utsuwa.db.profiles import DEVICES as PROFILE_DEVICES
 from utsuwa.db.schema import (
     instances,
     instances_config,
@@ -33,7 +34,10 @@ _NOT_FOUND = "Instance not found"
 
 @dataclass(frozen=True)
 class InstanceRow:
-    """`id` is 0 for a row that is not stored yet; `profiles` are names of the same project, in order."""
+    """`id` is 0 for a row that is not stored yet; `profiles` are names of the same project, in order.
+
+    The state is `codes.UNKNOWN` where the row cannot be read, which lists that show instances leave out.
+    """
 
     id: int
     project: str
@@ -51,7 +55,7 @@ class InstanceRow:
 
 
 async def get(conn: Connection, project: str, name: str) -> InstanceRow:
-    """Raises NotFound."""
+    """Raises NotFound, UnknownCode."""
     return await conn.run(lambda connection: fetch(connection, project, name))
 
 
@@ -61,10 +65,12 @@ async def get_all(conn: Connection, project: str | None) -> list[InstanceRow]:
 
 
 def fetch(connection: sa.Connection, project: str, name: str) -> InstanceRow:
-    """`get` for the connection's own thread, where more is read in the same step. Raises NotFound."""
+    """`get` for the connection's own thread, where more is read in the same step."""
     found = _fetch(connection, _ONE, project=project, name=name)
     if not found:
         raise NotFound(_NOT_FOUND)
+    if found[0].state == codes.UNKNOWN:
+        raise codes.unreadable(f"Instance {name!r}")
     return found[0]
 
 
@@ -80,12 +86,23 @@ async def names(conn: Connection, project: str | None) -> list[tuple[str, str]]:
     query = (
         sa.select(projects.c.name, instances.c.name)
         .select_from(_SOURCE)
-        .where(instances.c.state == codes.STATES["ready"])
+        .where(
+            instances.c.state == codes.STATES["ready"],
+            instances.c.architecture.in_(codes.ARCHITECTURES.values()),
+            instances.c.id.not_in(rows.owners_of_unknown(_DEVICES)),
+            instances.c.id.not_in(_with_unknown_profiles()),
+        )
         .order_by(projects.c.name, instances.c.name)
     )
     if project is not None:
         query = query.where(projects.c.name == project)
     return [(owner, name) for owner, name in await conn.execute(query)]
+
+
+def _with_unknown_profiles() -> rows.Owners:
+    return sa.select(instances_profiles.c.instance_id).where(
+        instances_profiles.c.profile_id.in_(rows.owners_of_unknown(PROFILE_DEVICES))
+    )
 
 
 async def insert(conn: Connection, row: InstanceRow) -> int:
@@ -237,22 +254,23 @@ def _fetch(connection: sa.Connection, queries: _Queries, **values: str) -> list[
 def _row(
     columns: tuple[Any, ...],
     config: Mapping[int, rows.Config],
-    devices: Mapping[int, rows.Devices],
+    devices: rows.DevicesByOwner,
     applied: Mapping[int, list[str]],
 ) -> InstanceRow:
     project, number, name, architecture, ephemeral, stateful, description, created, used, state = columns
+    reader = codes.Reader(f"Instance {name!r} of project {project!r}")
     return InstanceRow(
         id=number,
         project=project,
         name=name,
-        architecture=codes.word(codes.ARCHITECTURES, architecture),
+        architecture=reader.word(codes.ARCHITECTURES, architecture),
         ephemeral=bool(ephemeral),
         stateful=bool(stateful),
         description=description,
         created_at=cast(datetime, read_time(created)),
         last_used_at=read_time(used),
         config=config[number],
-        devices=devices[number],
+        devices=devices.read(number, reader),
         profiles=applied[number],
-        state=cast(codes.State, codes.word(codes.STATES, state)),
+        state=reader.state(state),
     )

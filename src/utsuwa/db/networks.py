@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,8 +11,6 @@ from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
 from utsuwa.db.connection import Connection
 from utsuwa.db.schema import networks, networks_config, projects
-
-_TYPES = {"bridge": 0}
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,12 @@ class NetworkRow:
 
 
 async def get(conn: Connection, project: str, name: str) -> NetworkRow:
-    """Raises NotFound."""
+    """Raises NotFound, UnknownCode."""
     found = await _load(conn, sa.and_(projects.c.name == project, networks.c.name == name))
     if not found:
         raise NotFound(f"Network {name!r} not found")
+    if found[0].state == codes.UNKNOWN:
+        raise codes.unreadable(f"Network {name!r}")
     return found[0]
 
 
@@ -48,7 +48,7 @@ async def insert(conn: Connection, row: NetworkRow) -> int:
         "name": row.name,
         "description": row.description,
         "state": codes.STATES[row.state],
-        "type": codes.number(_TYPES, row.type, "network type"),
+        "type": codes.number(codes.NETWORK_TYPES, row.type, "network type"),
     }
     with rows.unique(f"Network {row.name!r} already exists"):
         network_id = await rows.insert(conn, networks, values)
@@ -92,15 +92,17 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[Network
     found = (await conn.execute(query)).all()
     owners = sa.select(networks.c.id).select_from(source).where(where)
     config = await rows.load_config(conn, networks_config, "network_id", owners)
-    return [
-        NetworkRow(
-            id=r.id,
-            project=r.project,
-            name=r.name,
-            description=r.description,
-            config=config[r.id],
-            type=codes.word(_TYPES, r.type),
-            state=cast(codes.State, codes.word(codes.STATES, r.state)),
-        )
-        for r in found
-    ]
+    return [_row(r, config[r.id]) for r in found]
+
+
+def _row(r: sa.Row[Any], config: dict[str, str]) -> NetworkRow:
+    reader = codes.Reader(f"Network {r.name!r} of project {r.project!r}")
+    return NetworkRow(
+        id=r.id,
+        project=r.project,
+        name=r.name,
+        description=r.description,
+        config=config,
+        type=reader.word(codes.NETWORK_TYPES, r.type),
+        state=reader.state(r.state),
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
-from utsuwa.db import rows
+from utsuwa.db import codes, rows
 from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     instances,
@@ -21,14 +21,14 @@ from utsuwa.db.schema import (
     projects,
 )
 
-_DEVICES = rows.DeviceTables(
+DEVICES = rows.DeviceTables(
     profiles_devices, profiles_devices_config, owner="profile_id", device="profile_device_id"
 )
 
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """`id` is 0 for a row that is not stored yet."""
+    """`id` is 0 for a row that is not stored yet; `readable` is False where a device's type has no word."""
 
     id: int
     project: str
@@ -36,14 +36,23 @@ class ProfileRow:
     description: str = ""
     config: dict[str, str] = field(default_factory=dict)
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
+    readable: bool = True
 
 
 async def get(conn: Connection, project: str, name: str) -> ProfileRow:
-    """Raises NotFound."""
+    """Raises NotFound, UnknownCode."""
     found = await conn.run(lambda connection: _fetch(connection, _ONE, project=project, name=name))
     if not found:
         raise NotFound(f"Profile {name!r} not found")
+    refuse_unreadable(found)
     return found[0]
+
+
+def refuse_unreadable(found: Iterable[ProfileRow]) -> None:
+    """Raises UnknownCode: what such a profile gives to an instance is not known."""
+    for row in found:
+        if not row.readable:
+            raise codes.unreadable(f"Profile {row.name!r}")
 
 
 async def get_all(conn: Connection, project: str | None) -> list[ProfileRow]:
@@ -73,7 +82,7 @@ async def insert(conn: Connection, row: ProfileRow) -> int:
     with rows.unique(f"Profile {row.name!r} already exists"):
         profile_id = await rows.insert(conn, profiles, values)
     await rows.insert_config(conn, profiles_config, "profile_id", profile_id, row.config)
-    await rows.insert_devices(conn, _DEVICES, profile_id, row.devices)
+    await rows.insert_devices(conn, DEVICES, profile_id, row.devices)
     return profile_id
 
 
@@ -82,7 +91,7 @@ async def update(conn: Connection, row: ProfileRow) -> None:
     statement = profiles.update().where(profiles.c.id == row.id).values(description=row.description)
     rows.one_changed(await conn.execute(statement), f"Profile {row.name!r} not found")
     await rows.replace_config(conn, profiles_config, "profile_id", row.id, row.config)
-    await rows.replace_devices(conn, _DEVICES, row.id, row.devices)
+    await rows.replace_devices(conn, DEVICES, row.id, row.devices)
 
 
 async def rename(conn: Connection, profile_id: int, new: str) -> None:
@@ -144,7 +153,7 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
             .order_by(projects.c.name, profiles.c.name)
         ),
         config=Prepared(rows.config_query(profiles_config, "profile_id", owners)),
-        devices=Prepared(rows.devices_query(_DEVICES, owners)),
+        devices=Prepared(rows.devices_query(DEVICES, owners)),
     )
 
 
@@ -167,7 +176,20 @@ def _fetch(connection: sa.Connection, queries: _Queries, **values: str | int) ->
         return []
     config = rows.configs(queries.config.fetch(connection, **values))
     devices = rows.devices_of(queries.devices.fetch(connection, **values))
-    return [
-        ProfileRow(number, project, name, description, config[number], devices[number])
-        for number, project, name, description in found
-    ]
+    return [_row(columns, config, devices) for columns in found]
+
+
+def _row(
+    columns: tuple[Any, ...], config: Mapping[int, rows.Config], devices: rows.DevicesByOwner
+) -> ProfileRow:
+    number, project, name, description = columns
+    reader = codes.Reader(f"Profile {name!r} of project {project!r}")
+    return ProfileRow(
+        id=number,
+        project=project,
+        name=name,
+        description=description,
+        config=config[number],
+        devices=devices.read(number, reader),
+        readable=reader.complete,
+    )

@@ -144,15 +144,39 @@ def devices_query(tables: DeviceTables, owners: Owners) -> sa.Select[Any]:
     )
 
 
-def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> defaultdict[int, Devices]:
-    """What `devices_query` gave, by the owner's id."""
-    all_devices: defaultdict[int, Devices] = defaultdict(dict)
+class DevicesByOwner(defaultdict[int, Devices]):
+    """Devices by their owner's id; `unreadable` has the owners of those whose type has no word."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+        self.unreadable: dict[int, codes.UnknownCode] = {}
+
+    def read(self, owner_id: int, reader: codes.Reader) -> Devices:
+        if (error := self.unreadable.get(owner_id)) is not None:
+            reader.missing(error)
+        return self[owner_id]
+
+
+def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> DevicesByOwner:
+    """What `devices_query` gave."""
+    all_devices = DevicesByOwner()
     for owner_id, name, kind, config in found:
-        device = {"type": codes.word(codes.DEVICE_TYPES, kind)}
+        try:
+            device = {"type": codes.word(codes.DEVICE_TYPES, kind)}
+        except codes.UnknownCode as error:
+            all_devices.unreadable[owner_id] = error
+            device = {"type": codes.UNKNOWN}
         if config:
             device.update(_read_config(config))
         all_devices[owner_id][name] = device
     return all_devices
+
+
+def owners_of_unknown(tables: DeviceTables) -> Owners:
+    """The owners of devices whose type has no word."""
+    return sa.select(tables.devices.c[tables.owner]).where(
+        tables.devices.c.type.not_in(codes.DEVICE_TYPES.values())
+    )
 
 
 class _JsonObject(sa.sql.functions.GenericFunction[str]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import sqlalchemy as sa
 
@@ -35,10 +34,12 @@ class PoolRow:
 
 
 async def get(conn: Connection, name: str) -> PoolRow:
-    """Raises NotFound."""
+    """Raises NotFound, UnknownCode."""
     found = await _load(conn, storage_pools.c.name == name)
     if not found:
         raise NotFound(f"Storage pool {name!r} not found")
+    if found[0].state == codes.UNKNOWN:
+        raise codes.unreadable(f"Storage pool {name!r}")
     return found[0]
 
 
@@ -146,7 +147,7 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[PoolRow
             driver=r.driver,
             description=r.description,
             config=config[r.id],
-            state=cast(codes.State, codes.word(codes.STATES, r.state)),
+            state=codes.Reader(f"Storage pool {r.name!r}").state(r.state),
         )
         for r in found
     ]

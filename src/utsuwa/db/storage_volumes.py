@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
-from utsuwa.db import rows
+from utsuwa.db import codes, rows
 from utsuwa.db.connection import Connection
 from utsuwa.db.schema import projects, storage_pools, storage_volumes, storage_volumes_config
 
@@ -42,7 +43,7 @@ async def get(conn: Connection, project: str, pool: str, type: int, name: str) -
 async def get_all(
     conn: Connection, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
-    """By pool, type, project and name; None takes all. Two queries."""
+    """By pool, type, project and name; None takes all but those of an unknown type. Two queries."""
     where: list[sa.ColumnElement[bool]] = [sa.true()]
     if project is not None:
         where.append(projects.c.name == project)
@@ -114,6 +115,7 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[VolumeR
     found = (await conn.execute(query)).all()
     owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(where)
     config = await rows.load_config(conn, storage_volumes_config, "storage_volume_id", owners)
+    found = [r for r in found if _known(r)]
     return [
         VolumeRow(
             id=r.id,
@@ -127,3 +129,9 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[VolumeR
         )
         for r in found
     ]
+
+
+def _known(r: sa.Row[Any]) -> bool:
+    reader = codes.Reader(f"Storage volume {r.name!r} on pool {r.pool!r}")
+    reader.word(codes.VOLUME_TYPES, r.type)
+    return reader.complete

@@ -20,6 +20,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
+from utsuwa.db.codes import HALF_MADE
 from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.image_aliases import AliasRow
@@ -89,9 +90,13 @@ class ImageManager:
         """Bring files and rows together again after a kill: what is not whole goes."""
         async with self._database.read() as conn:
             rows = await image_rows.get_all(conn, None)
-        known = {row.fingerprint: row.split for row in rows if row.state == "ready"}
+        known = {row.fingerprint: row.split for row in rows if row.state not in HALF_MADE}
         missing = await asyncio.to_thread(self._store.sweep, known)
-        stale = [row for row in rows if row.state != "ready" or row.fingerprint in missing]
+        stale = [
+            row
+            for row in rows
+            if row.state in HALF_MADE or (row.state == "ready" and row.fingerprint in missing)
+        ]
         if not stale:
             return
         async with self._database.write("sweep images") as conn:

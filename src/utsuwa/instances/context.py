@@ -77,7 +77,9 @@ def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
 
 
 async def profiles_named(conn: Connection, project: str, names: Iterable[str]) -> list[ProfileRow]:
-    """The profiles in the order of `names`; raises NotFound for the first that does not exist."""
+    """The profiles in the order of `names`; raises NotFound for the first that does not exist, UnknownCode
+    for one that cannot be read.
+    """
     wanted = list(names)
     if not wanted:
         return []
@@ -85,17 +87,23 @@ async def profiles_named(conn: Connection, project: str, names: Iterable[str]) -
     for name in wanted:
         if name not in known:
             raise NotFound(f"Requested profile {name!r} does not exist")
-    return [known[name] for name in wanted]
+    found = [known[name] for name in wanted]
+    profile_rows.refuse_unreadable(found)
+    return found
 
 
 async def load(ctx: Context, project: str, name: str) -> Loaded:
-    """One instance that is ready; raises NotFound, also while it is still being created."""
+    """One instance that is ready; raises NotFound, also while it is still being created, and UnknownCode
+    where its row or a profile's cannot be read.
+    """
 
     def fetch(connection: sa.Connection) -> Loaded:
         row = instance_rows.fetch(connection, project, name)
         if row.state != "ready":
             raise not_found(name)
-        applied = {p.name: p for p in profile_rows.fetch_applied(connection, row.id)}
+        found = profile_rows.fetch_applied(connection, row.id)
+        profile_rows.refuse_unreadable(found)
+        applied = {p.name: p for p in found}
         return merge(row, [applied[profile] for profile in row.profiles])
 
     async with ctx.database.read() as conn:
@@ -103,12 +111,16 @@ async def load(ctx: Context, project: str, name: str) -> Loaded:
 
 
 async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
-    """All ready instances of a project, or of all (None), by name, in a constant number of queries."""
+    """All ready instances of a project, or of all (None), by name, in a constant number of queries.
+
+    Those with a profile that cannot be read are left out: what they are as a whole is not known.
+    """
 
     def fetch(connection: sa.Connection) -> list[Loaded]:
         rows = [row for row in instance_rows.fetch_all(connection, project) if row.state in states]
         profiles = {(p.project, p.name): p for p in profile_rows.fetch_all(connection, project)}
-        return [merge(row, [profiles[row.project, name] for name in row.profiles]) for row in rows]
+        applied = ((row, [profiles[row.project, name] for name in row.profiles]) for row in rows)
+        return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]
 
     async with ctx.database.read() as conn:
         return await conn.run(fetch)

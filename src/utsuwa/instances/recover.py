@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.names import storage_name
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.codes import HALF_MADE
 from utsuwa.host import cgroups, lxc, pidfds
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances import delete, device_steps, end, identity, limits, lxcconf, orphans
-from utsuwa.instances.context import Context, load_all, merge, profiles_named
+from utsuwa.instances.context import Context, load_all
 from utsuwa.instances.model import Loaded, Running
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,8 @@ async def sweep(ctx: Context) -> None:
     """Remove what a kill left of instances that were being made or deleted, and logs without an instance."""
     async with ctx.database.read() as conn:
         rows = await instance_rows.get_all(conn, None)
-        half = [
-            merge(row, await profiles_named(conn, row.project, row.profiles))
-            for row in rows
-            if row.state != "ready"
-        ]
-    known = {merge(row, []).storage_name for row in rows}
-    for instance in half:
+    known = {storage_name(row.project, row.name) for row in rows}
+    for instance in await load_all(ctx, None, HALF_MADE):
         log.info("removing the half-made instance %r", instance.name)
         try:
             await delete.remove(ctx, instance)

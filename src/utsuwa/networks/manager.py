@@ -30,6 +30,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as project_rows
+from utsuwa.db.codes import HALF_MADE, UNKNOWN, unreadable
 from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
@@ -87,11 +88,13 @@ class NetworkManager:
                 await self._bring_up(row)
             except UtsuwaError as error:
                 log.error("network %r cannot be used: %s", row.name, error)
-        await self._sweep({row.name for row in found if row.state == "ready"})
+        await self._sweep({row.name for row in found if row.state not in HALF_MADE})
         await self.refresh()
 
     async def _bring_up(self, row: NetworkRow) -> None:
-        if row.state != "ready":
+        if row.state == UNKNOWN:
+            return
+        if row.state in HALF_MADE:
             log.info("removing the half-made network %r", row.name)
             await self._driver.down(row.name)
             await self._remove_row(row)
@@ -149,6 +152,8 @@ class NetworkManager:
             await project_rows.get(conn, project)
             found = [row for row in await rows.get_all(conn, project) if row.name == name]
             use = await uses(conn)
+        if found and found[0].state == UNKNOWN:
+            raise unreadable(f"Network {name!r}")
         if found and found[0].state == "ready":
             return self._shown(found[0], use)
         link = None if found else await asyncio.to_thread(bridges.find, name)
@@ -491,6 +496,8 @@ class NetworkManager:
         async with self._database.read() as conn:
             others = [row for row in await rows.get_all(conn, None) if row.name != name]
         for row in others:
+            if row.state == UNKNOWN:
+                continue
             found[f"the network {row.name!r}"] = list(self._settings(row).subnets)
             found.pop(f"the interface {row.name!r}", None)
         return found

@@ -70,7 +70,7 @@ class ProfileManager:
 
     async def names(self, project: str) -> list[str]:
         """Raises NotFound for an unknown project, as every method does."""
-        return [row.name for row in await self._rows(project)]
+        return [row.name for row in await self._rows(project) if row.readable]
 
     async def list(self, project: str) -> list[Profile]:
         """All profiles with their users, in a constant number of queries."""
@@ -78,7 +78,7 @@ class ProfileManager:
             await project_rows.get(conn, project)
             found = await rows.get_all(conn, project)
             users = await rows.used_by(conn, project, None)
-        return [_shown(row, users) for row in found]
+        return [_shown(row, users) for row in found if row.readable]
 
     async def get(self, project: str, name: str) -> tuple[Profile, ProfileRow]:
         """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""

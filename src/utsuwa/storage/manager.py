@@ -30,7 +30,7 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
-from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, State
+from utsuwa.db.codes import HALF_MADE, UNKNOWN, VOLUME_CONTAINER, VOLUME_IMAGE, State
 from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.storage_pools import PoolRow, PoolUse
@@ -89,8 +89,10 @@ class StorageManager:
             instances = await instance_rows.get_all(conn, None)
         known = {storage_name(i.project, i.name): (i.project, i.name) for i in instances}
         for row in rows:
+            if row.state == UNKNOWN:
+                continue
             driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
-            if row.state != "ready":
+            if row.state in HALF_MADE:
                 await self._discard_pool(row, driver)
                 continue
             self._drivers[row.name] = driver

@@ -239,7 +239,7 @@ def test_routes_lead_through_the_instance_while_it_runs(net: Daemon) -> None:
     launch(net, "c1", "br", ipv4_routes="10.91.0.0/24,10.92.0.0/24", ipv6_routes="fd42:91::/64")
     assert routes(net) == {"10.91.0.0/24 br", "10.92.0.0/24 br", "fd42:91::/64 br"}
     net.lxc("exec", "c1", "--", "ip", "addr", "add", "10.91.0.5/24", "dev", "eth0")
-    box_of(net).run("ping", "-c1", "-W5", "10.91.0.5")
+    box_of(net).run("busybox", "ping", "-c1", "-W5", "10.91.0.5")
     device = net.get("/1.0/instances/c1")["devices"]["eth0"]
     changed = device | {"ipv4.routes": "10.92.0.0/24, 10.93.0.0/24", "ipv6.routes": ""}
     net.do("PATCH", "/1.0/instances/c1", {"devices": {"eth0": changed}})
@@ -659,6 +659,7 @@ NICS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "taken route": ({"ipv4.routes": "10.5.0.0/16,10.66.9.0/24"}, ("10.66.9.0/24", "'holder'")),
     "no subnet": ({"ipv4.routes": "10.66.9.1/24"}, ("ipv4.routes", "10.66.9.1/24")),
     "long host name": ({"host_name": "h" * 16}, ("host_name", "15")),
+    "short host name": ({"host_name": "h"}, ("host_name", "at least 2 characters")),
     "line break": ({"ipv4.address": "10.66.0.9\n"}, ("ipv4.address",)),
 }
 

@@ -161,6 +161,14 @@ def test_what_is_valid() -> None:
         (P2P | {"hwaddr": "01:16:3e:00:00:00"}, InvalidConfig, "multicast"),
         (P2P | {"name": "much-too-long-name"}, InvalidConfig, "'name'"),
         (P2P | {"name": "a/b"}, InvalidConfig, "'name'"),
+        (P2P | {"name": "e"}, InvalidConfig, "'name'.*at least 2 characters"),
+        (P2P | {"host_name": "h"}, InvalidConfig, "'host_name'.*at least 2 characters"),
+        *(
+            (P2P | {key: name}, InvalidConfig, f"'{name}'.*the kernel has a meaning of its own")
+            for key in ("name", "host_name")
+            for name in ("all", "default")
+        ),
+        (P2P | {"name": "lo"}, InvalidConfig, "'lo': every instance has one of its own"),
         (P2P | {"host_name": "a\nb"}, InvalidConfig, "'host_name'"),
         (P2P | {"mtu": "67"}, InvalidConfig, "'mtu'"),
         (P2P | {"mtu": "x"}, InvalidConfig, "'mtu'"),
@@ -241,6 +249,37 @@ def test_a_new_interface_gets_an_address_and_a_name() -> None:
     )
     assert again.volatile == {}
     assert devices.load("b", P2P | {"name": "e", "hwaddr": "00:16:3e:00:00:01"}).add(host()).volatile == {}
+
+
+def test_a_name_that_is_configured_comes_before_one_that_was_given() -> None:
+    """Two interfaces of one name inside kept the instance from starting (lxd#6185, lxd#4446)."""
+
+    def moved(device: str, all_devices: dict[str, dict[str, str]], **names: str) -> str:
+        given = {f"volatile.{name}.name": value for name, value in names.items()}
+        run = devices.load(device, all_devices[device]).add(host(given, all_devices))
+        return run.volatile.get("name", "")
+
+    explicit = {"eth0": P2P, "lan": P2P | {"name": "eth0"}}
+    assert moved("eth0", explicit, eth0="eth0") == "eth1"
+    assert moved("eth0", explicit, eth0="eth1") == ""
+    assert moved("lan", explicit, eth0="eth0") == ""
+    # Of two that were given the same one, by whoever wrote these keys, the first keeps it.
+    same = {"a": P2P, "b": P2P}
+    assert moved("a", same, a="eth5", b="eth5") == ""
+    assert moved("b", same, a="eth5", b="eth5") == "eth0"
+
+
+def test_a_running_interface_keeps_its_name() -> None:
+    old = {"eth0": P2P}
+    given = {"volatile.eth0.name": "eth0"}
+    wanted = {"eth0": P2P, "lan": P2P | {"name": "eth0"}}
+    for before in (old, {"eth0": P2P | {"limits.max": "1Mbit"}}):
+        with pytest.raises(InvalidConfig, match="'lan': 'name' 'eth0' is taken by device 'eth0' as long as"):
+            devices.check_free_inside(host(given, wanted), before)
+    # One that is taken out and put in again gets another name then.
+    devices.check_free_inside(host(given, wanted), {"eth0": P2P | {"mtu": "1400"}})
+    devices.check_free_inside(host(given, {**wanted, "lan": P2P | {"name": "eth1"}}), old)
+    devices.check_free_inside(host(given, {"eth0": {"type": "none"}, "lan": P2P | {"name": "eth0"}}), old)
 
 
 async def test_start_gives_liblxc_the_pair(interfaces: set[str]) -> None:

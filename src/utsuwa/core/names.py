@@ -10,6 +10,8 @@ DEFAULT_PROJECT = "default"
 
 _INSTANCE = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
 _FINGERPRINT = re.compile(r"[0-9a-f]{1,64}\Z")
+_RESERVED_INTERFACES = frozenset({"all", "default"})
+"""The kernel's switches for all interfaces together have these names."""
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 
 
@@ -60,6 +62,28 @@ def check_interface_name(name: str) -> str:
     if not _INTERFACE.match(name) or name in (".", ".."):
         raise InvalidName(f"Invalid interface name {name[:40]!r}: up to 15 letters, digits, '.', '_' and '-'")
     return name
+
+
+def check_new_interface_name(name: str) -> str:
+    """An interface that is going to be made, on the host or in a container."""
+    check_interface_name(name)
+    if name in _RESERVED_INTERFACES:
+        raise InvalidName(f"Invalid interface name {name!r}: the kernel has a meaning of its own for it")
+    return name
+
+
+def check_veth_name(name: str) -> str:
+    """One end of a pair that liblxc may make; it refuses names of one character."""
+    if len(name) == 1:
+        raise InvalidName(f"Invalid interface name {name!r}: use at least 2 characters")
+    return check_new_interface_name(name)
+
+
+def check_inner_interface_name(name: str) -> str:
+    """The end of such a pair inside a container, which has a `lo` of its own."""
+    if name == "lo":
+        raise InvalidName(f"Invalid interface name {name!r}: every instance has one of its own")
+    return check_veth_name(name)
 
 
 def storage_name(project: str, name: str) -> str:

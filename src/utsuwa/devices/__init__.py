@@ -8,7 +8,7 @@ from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_object_name
 from utsuwa.devices.base import Device, DeviceFactory, DeviceHost, RunConfig
 from utsuwa.devices.disk import RootDisk, is_root_disk, load_disk
-from utsuwa.devices.nic import load_nic
+from utsuwa.devices.nic import check_free_inside, load_nic
 from utsuwa.devices.none import NoDevice
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "RootDisk",
     "RunConfig",
     "check_devices",
+    "check_free_inside",
     "is_root_disk",
     "load",
     "root_disk",

@@ -9,7 +9,12 @@ from functools import partial
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
-from utsuwa.core.names import check_interface_name, check_object_name
+from utsuwa.core.names import (
+    check_inner_interface_name,
+    check_interface_name,
+    check_object_name,
+    check_veth_name,
+)
 from utsuwa.core.network_keys import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
 from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
@@ -24,8 +29,8 @@ _OUI = "00:16:3e"
 
 
 _check_interface = a_name(check_interface_name)
-
-
+_check_veth = a_name(check_veth_name)
+_check_inner = a_name(check_inner_interface_name)
 _check_network = a_name(partial(check_object_name, "Network"))
 
 
@@ -40,8 +45,8 @@ def _check_static(value: str, *, version: int) -> None:
 
 _COMMON = (
     ConfigKey("nictype", help="The kind of interface"),
-    ConfigKey("name", help="The interface's name inside", validate=_check_interface),
-    ConfigKey("host_name", help="The interface's name on the host", validate=_check_interface),
+    ConfigKey("name", help="The interface's name inside", validate=_check_inner),
+    ConfigKey("host_name", help="The interface's name on the host", validate=_check_veth),
     ConfigKey("hwaddr", help="The MAC address inside", validate=mac_address),
     ConfigKey("mtu", type="integer", help="The MTU of both ends", validate=integer_between(68, 65535)),
     ConfigKey("boot.priority", type="integer", help="Order of network boot of virtual machines"),
@@ -75,9 +80,19 @@ class VethNic(Device):
         found = RunConfig()
         if not self.config.get("hwaddr") and not host.volatile(self.name, "hwaddr"):
             found.volatile["hwaddr"] = random_mac()
-        if not self.config.get("name") and not host.volatile(self.name, "name"):
+        if not self.config.get("name") and self._name_is_taken(host):
             found.volatile["name"] = free_nic_name(host)
         return found
+
+    def _name_is_taken(self, host: DeviceHost) -> bool:
+        """Whether the name that the device was given cannot stay: names that are configured come first."""
+        name = host.volatile(self.name, "name")
+        return not name or any(
+            other != self.name
+            and config.get("type") == "nic"
+            and (config.get("name") == name or (other < self.name and nic_name(other, config, host) == name))
+            for other, config in host.devices.items()
+        )
 
     async def start(self, host: DeviceHost) -> RunConfig:
         run = self.add(host)
@@ -331,8 +346,37 @@ def random_mac() -> str:
 
 def free_nic_name(host: DeviceHost) -> str:
     """The first `ethN` that no other interface of the instance has."""
-    taken = set()
-    for device, config in host.devices.items():
-        if config.get("type") in ("nic", "infiniband"):
-            taken.add(config.get("name") or host.volatile(device, "name"))
+    taken = {
+        nic_name(device, config, host)
+        for device, config in host.devices.items()
+        if config.get("type") in ("nic", "infiniband")
+    }
     return next(name for n in range(len(taken) + 1) if (name := f"eth{n}") not in taken)
+
+
+def nic_name(device: str, config: Mapping[str, str], host: DeviceHost) -> str:
+    """The name of an instance's interface inside; empty where it has not been given one yet."""
+    return config.get("name") or host.volatile(device, "name")
+
+
+def check_free_inside(host: DeviceHost, old: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse a change of a running container's devices that gives one a name which another one keeps.
+
+    `old` are the devices that it has, `host.devices` those that it is to have. Raises InvalidConfig.
+    """
+    kept = {
+        nic_name(name, config, host): name
+        for name, config in host.devices.items()
+        if config.get("type") == "nic" and _stays(name, config, old)
+    }
+    for name, config in host.devices.items():
+        other = kept.get(config.get("name", ""), name)
+        if config.get("type") == "nic" and other != name:
+            raise InvalidConfig(
+                f"Invalid device {name!r}: 'name' {config['name']!r} is taken by device {other!r} as long as "
+                "the instance runs: use another name, or stop the instance first"
+            )
+
+
+def _stays(name: str, config: Mapping[str, str], old: Mapping[str, Mapping[str, str]]) -> bool:
+    return name in old and load_nic(name, config, True).changes_in_place(old[name])

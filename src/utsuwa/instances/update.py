@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import msgspec
 
+from utsuwa import devices as device_types
 from utsuwa.core.errors import InvalidConfig, NotFound, NotSupportedYet
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
@@ -95,7 +96,7 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
     async with ctx.database.read() as conn:
         new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
-    _refuse_root_move(old, new)
+    _check_change(ctx, old, new)
     await limits.check_change(old.expanded_config, new.expanded_config)
     await networking.check(ctx, [new])
     await check_by_liblxc(ctx, new, old)
@@ -152,6 +153,15 @@ async def _change_devices(
     undo.push(ctx.patch_config, old.row.id, {device_steps.CHANGE_KEY: None})
     await ctx.patch_config(old.row.id, device_steps.noted(changes))
     return (await device_steps.change_running(host, before, host.devices, changes, undo)).volatile
+
+
+def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
+    """Refuse what is valid by itself, but cannot come of what the instance is now (InvalidConfig)."""
+    _refuse_root_move(old, new)
+    running = ctx.runtime.get(old.key)
+    if running is not None and new.expanded_devices != running.devices:
+        host = device_steps.host_of(ctx.paths, new, running.idmap)
+        device_types.check_free_inside(host, running.devices)
 
 
 def _refuse_root_move(old: Loaded, new: Loaded) -> None:
@@ -216,7 +226,7 @@ class ProfileFollower:
         wanted = []
         for before in users:
             after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
-            _refuse_root_move(before, after)
+            _check_change(ctx, before, after)
             await limits.check_change(before.expanded_config, after.expanded_config)
             await check_by_liblxc(ctx, after, before)
             wanted.append(after)

@@ -21,7 +21,7 @@ from utsuwa.core.errors import (
     UtsuwaError,
 )
 from utsuwa.core.locks import NamedLocks
-from utsuwa.core.names import check_interface_name
+from utsuwa.core.names import check_new_interface_name
 from utsuwa.core.network_keys import check_bridge_config
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
@@ -50,8 +50,6 @@ from utsuwa.wire.networks import NetworksPost
 log = logging.getLogger(__name__)
 
 _LATER_TYPES = ("macvlan", "sriov", "ovn", "physical")
-_NO_NAMES = frozenset({"all", "default"})
-"""Names that the kernel's switches have for all interfaces together."""
 
 CheckEtag = Callable[[Any], None]
 
@@ -521,11 +519,9 @@ class NetworkManager:
 
 def check_network_name(name: str) -> str:
     """A network has the name of its interface, and of a folder. Raises InvalidName."""
-    check_interface_name(name)
-    if not name[0].isalnum() or name in _NO_NAMES:
-        raise InvalidName(
-            f"Invalid network name {name!r}: begin with a letter or digit, and not 'all', 'default'"
-        )
+    check_new_interface_name(name)
+    if not name[0].isalnum():
+        raise InvalidName(f"Invalid network name {name!r}: begin with a letter or digit")
     return name
 
 

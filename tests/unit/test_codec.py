@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.wire.codec import MAX_DEPTH, InvalidBody, check_depth, decode, decode_json, encode_stable
+from utsuwa.api.routes import all_routes
+from utsuwa.wire.codec import (
+    MAX_DEPTH,
+    InvalidBody,
+    check_depth,
+    convert,
+    decode,
+    decode_json,
+    encode_stable,
+)
 from utsuwa.wire.envelope import error_reply, sync_reply
 
 
@@ -167,3 +176,64 @@ def test_the_envelopes_are_what_clients_expect() -> None:
         "error_key": "not-found",
         "metadata": None,
     }
+
+
+# ---- which key of a map is wrong
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"config": {"user.a": "x", "limits.cpu": 2}}, "config[limits.cpu]"),
+        ({"config": {"user.a": True}}, "config[user.a]"),
+        ({"config": {"user.a": ["x"]}}, "config[user.a]"),
+        ({"config": {"user.a": {"b": "c"}}}, "config[user.a]"),
+        ({"devices": {"eth0": {"type": "nic"}, "root": {"size": 3}}}, "devices[root][size]"),
+        ({"devices": {"root": "disk"}}, "devices[root]"),
+        ({"inners": [{}, {"tags": ["a", 1]}]}, "inners[1].tags[1]"),
+        ({"many": {"one": {}, "two": {"name": 2}}}, "many[two].name"),
+        ({"maybe": {"name": 2}}, "maybe.name"),
+        ({"config": {"k" * 500: 2}}, f"config[{'k' * 60}]"),
+        ({"config": "x"}, "config"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_by_its_key(body: dict[str, Any], place: str) -> None:
+    with pytest.raises(InvalidBody) as raised:
+        convert(body, Body)
+    assert str(raised.value).startswith(f"Invalid value for '{place}': Expected ")
+
+
+@pytest.mark.parametrize(("value", "quoted"), [(2, '"2"'), (1.5, '"1.5"'), (True, '"true"')])
+def test_a_number_is_to_be_quoted(value: object, quoted: str) -> None:
+    with pytest.raises(InvalidBody, match=f"write it in quotes: {quoted}$"):
+        convert({"config": {"limits.cpu": value}}, Body)
+
+
+def test_every_map_of_strings_names_its_keys() -> None:
+    """Instances, profiles, pools, networks, images, projects: for POST, PUT and PATCH alike."""
+    seen = set()
+    for record in {route.body for route in all_routes() if route.body is not None}:
+        names = {field.encode_name for field in msgspec.structs.fields(record)}
+        for name in names & {"config", "properties", "environment"}:
+            with pytest.raises(InvalidBody, match=rf"'{name}\[some\.key\]'"):
+                convert({name: {"fine": "x", "some.key": [1]}}, record)
+            seen.add(record.__name__)
+        if "devices" in names:
+            with pytest.raises(InvalidBody, match=r"'devices\[eth0\]\[mtu\]'"):
+                convert({"devices": {"root": {}, "eth0": {"mtu": 1500}}}, record)
+    assert {
+        "InstancesPost",
+        "InstancePut",
+        "InstancePatch",
+        "ProfilePatch",
+        "NetworkPut",
+        "ServerPut",
+    } <= seen
+
+
+@given(JSON)
+def test_whatever_does_not_fit_is_explained(value: Any) -> None:
+    for field in ("config", "devices", "inners", "many", "maybe"):
+        with contextlib.suppress(InvalidBody):
+            convert({field: value}, Body)

@@ -157,6 +157,37 @@ def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ({}, {"volatile.uuid": "u", "volatile.eth0.hwaddr": "a", "volatile.apply_template": "create"}),
+        (
+            {"user.y": "2"},
+            {
+                "volatile.uuid": "u",
+                "volatile.eth0.hwaddr": "a",
+                "volatile.apply_template": "create",
+                "user.y": "2",
+            },
+        ),
+        ({"volatile.uuid": "u"}, {"volatile.uuid": "u"}),
+        ({"volatile.eth0.hwaddr": "b"}, {"volatile.uuid": "u", "volatile.eth0.hwaddr": "b"}),
+    ],
+    ids=str,
+)
+def test_volatile_keys_go_only_by_the_hand_of_who_knows_them(
+    sent: dict[str, str], stored: dict[str, str]
+) -> None:
+    """`"config": null` in a PUT is no wish for another MAC address; `lxc config unset` sends all others."""
+    old = {
+        "volatile.uuid": "u",
+        "volatile.eth0.hwaddr": "a",
+        "volatile.apply_template": "create",
+        "user.x": "1",
+    }
+    assert update._with_own_volatile(old, update._with_volatile(old, sent)) == stored
+
+
 ROOT = {"type": "disk", "path": "/", "pool": "p"}
 
 

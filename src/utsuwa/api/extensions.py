@@ -74,4 +74,5 @@ EXTENSIONS: tuple[str, ...] = (
     "instance_get_full",
     "event_project",
     "console_force",
+    "instance_create_start",
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utsuwa import devices as device_types
 from utsuwa.core import clock
+from utsuwa.core.architectures import canonical_architecture
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
@@ -107,7 +108,6 @@ _UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
 
 def check_whole(instance: Loaded) -> Loaded:
     """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
-    codes.number(codes.ARCHITECTURES, instance.row.architecture, "architecture")
     if len(set(instance.row.profiles)) != len(instance.row.profiles):
         raise InvalidRequest("A profile is named twice: an instance can have each profile once")
     INSTANCE_KEYS.check(instance.row.config)
@@ -183,7 +183,7 @@ def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow 
         id=0,
         project=project,
         name=name,
-        architecture=request.architecture or (image.architecture if image else identity.machine()),
+        architecture=_architecture(request.architecture, image),
         ephemeral=request.ephemeral,
         stateful=False,
         description=request.description,
@@ -194,6 +194,19 @@ def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow 
         profiles=_profiles(request, image),
         state="creating",
     )
+
+
+def _architecture(wanted: str, image: ImageRow | None) -> str:
+    """That of the image, whatever the request says: clients send their own numbers and names for it."""
+    return image.architecture if image else known_architecture(wanted) or identity.machine()
+
+
+def known_architecture(name: str) -> str:
+    """The kernel's name for what a request calls an architecture, empty for none. Raises InvalidConfig."""
+    found = canonical_architecture(name) or name
+    if found:
+        codes.number(codes.ARCHITECTURES, found, "architecture")
+    return found
 
 
 def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:

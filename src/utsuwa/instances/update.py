@@ -18,7 +18,7 @@ from utsuwa.db.profiles import ProfileRow
 from utsuwa.devices import DeviceHost
 from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
-from utsuwa.instances.create import check_by_liblxc, check_whole, is_own_volatile
+from utsuwa.instances.create import check_by_liblxc, check_whole, is_own_volatile, known_architecture
 from utsuwa.instances.model import Loaded
 from utsuwa.wire.instances import InstancePatch, InstancePut
 
@@ -51,8 +51,8 @@ def _replaced(old: Loaded, request: InstancePut) -> InstanceRow:
         raise NotSupportedYet("Restoring snapshots is not supported yet")
     return replace(
         old.row,
-        architecture=request.architecture or old.row.architecture,
-        config=_with_own_volatile(old.row.config, request.config),
+        architecture=known_architecture(request.architecture) or old.row.architecture,
+        config=_with_own_volatile(old.row.config, _with_volatile(old.row.config, request.config)),
         devices={key: dict(device) for key, device in request.devices.items()},
         ephemeral=request.ephemeral,
         profiles=list(request.profiles),
@@ -81,9 +81,19 @@ async def patch(
         if not isinstance(request.description, msgspec.UnsetType):
             row = replace(row, description=request.description)
         if not isinstance(request.architecture, msgspec.UnsetType) and request.architecture:
-            row = replace(row, architecture=request.architecture)
+            row = replace(row, architecture=known_architecture(request.architecture))
         await _apply(ctx, old, row)
     ctx.lifecycle("updated", project, name)
+
+
+def _with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str, str]:
+    """A config without any volatile key comes from a client that does not deal with them, and not from one
+    that took all of them away: the instance keeps its addresses, its id for cloud-init, and the templates
+    that are still to be written.
+    """
+    if any(key.startswith("volatile.") for key in new):
+        return new
+    return {**{key: value for key, value in old.items() if key.startswith("volatile.")}, **new}
 
 
 def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:

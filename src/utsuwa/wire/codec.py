@@ -8,6 +8,8 @@ Unknown fields are ignored. Wrong types name the field.
 from __future__ import annotations
 
 import re
+import types
+import typing
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -66,10 +68,73 @@ def decode(data: bytes, record: type[T]) -> T:
 
 def convert(value: dict[str, Any], record: type[T]) -> T:
     """A decoded object as a record; InvalidBody names the first field of a wrong type."""
+    clean = _without_nulls(value, record)
     try:
-        return msgspec.convert(_without_nulls(value, record), record)
+        return msgspec.convert(clean, record)
     except msgspec.ValidationError as error:
-        raise InvalidBody(_field_message(str(error))) from error
+        path, reason = explain(error, clean, record)
+        raise InvalidBody(
+            f"Invalid value for {path or 'the body'!r}: {reason}"
+            if path is not None
+            else f"Invalid request: {reason}"
+        ) from error
+
+
+def explain(error: msgspec.ValidationError, value: Any, record: Any) -> tuple[str | None, str]:
+    """Where `value` is no `record`, and why; no place where msgspec names none.
+
+    msgspec itself leaves the keys of maps out, which are what the reader has to look for.
+    """
+    reason, found, path = str(error).partition(" - at `$")
+    if not found:
+        return None, reason
+    place, culprit = _place(path.rstrip("`"), value, record)
+    if reason.startswith("Expected `str`") and isinstance(culprit, bool | int | float):
+        reason += f', write it in quotes: "{msgspec.json.encode(culprit).decode()}"'
+    return place.lstrip("."), reason
+
+
+_STEP = re.compile(r"\.([^.\[]+)|\[([0-9]+|\.\.\.)\]")
+
+
+def _place(path: str, value: Any, kind: Any) -> tuple[str, Any]:
+    """The path with the keys of maps in it, and what lies there."""
+    place = ""
+    for name, index in _STEP.findall(path):
+        kind = _container(kind)
+        if name:
+            kind = next(field.type for field in msgspec.structs.fields(kind) if field.encode_name == name)
+            value = value.get(name)
+            place += f".{name}"
+        elif index != "...":
+            (kind,) = typing.get_args(kind)
+            value = value[int(index)]
+            place += f"[{index}]"
+        else:
+            kind = typing.get_args(kind)[1]
+            key = next((key for key, item in value.items() if not _fits(item, kind)), index)
+            value = value.get(key)
+            place += f"[{key[:_MAX_KEY]}]"
+    return place, value
+
+
+_MAX_KEY = 60
+
+
+def _container(kind: Any) -> Any:
+    """The record, map or list of a union: at most one of its members is one."""
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next(
+        m for m in members if typing.get_origin(m) in (dict, list) or msgspec.inspect.is_struct_type(m)
+    )
+
+
+def _fits(item: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(item, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def check_depth(data: bytes, limit: int = MAX_DEPTH) -> None:
@@ -84,13 +149,6 @@ def check_depth(data: bytes, limit: int = MAX_DEPTH) -> None:
                 raise InvalidBody(f"The request body is nested deeper than {limit} levels")
         else:
             depth -= 1
-
-
-def _field_message(text: str) -> str:
-    reason, found, path = text.partition(" - at `$")
-    if not found:
-        return f"Invalid request: {text}"
-    return f"Invalid value for {path.rstrip('`').lstrip('.') or 'the body'!r}: {reason}"
 
 
 def _without_nulls(value: Any, record: Any) -> Any:

@@ -10,6 +10,7 @@ import yaml
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.wire.codec import explain
 
 MAX_SIZE = 1024 * 1024
 """Bytes of YAML."""
@@ -98,7 +99,8 @@ def parse(text: str) -> Preseed:
     try:
         preseed = msgspec.convert(content, Preseed)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Invalid preseed: {_readable(str(error))}") from error
+        place, reason = explain(error, content, Preseed)
+        raise InvalidRequest(f"Invalid preseed: {place or 'the whole'}: {reason}") from error
     key, shown = _SECRET_PLACEHOLDER
     if preseed.config.get(key) == shown:
         raise InvalidRequest(f"{key}: {shown} is how a dump shows that one is set: give it, or leave it out")
@@ -166,11 +168,6 @@ def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
 
 def _emptied(config: dict[str, Any]) -> dict[str, Any]:
     return {key: "" if value is None else value for key, value in config.items()}
-
-
-def _readable(text: str) -> str:
-    reason, found, path = text.partition(" - at `$")
-    return f"{path.rstrip('`').lstrip('.') or 'the whole'}: {reason}" if found else text
 
 
 def _one_line(error: yaml.YAMLError) -> str:

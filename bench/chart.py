@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from bench.report import factor, title
+from bench.report import factor, measured, title
 from bench.samples import Result
-from bench.table import ROWS
 
 WIDTH, LEFT, RIGHT, TOP, STEP = 900, 380, 90, 60, 24
 BETTER, WORSE, AIM, GREY = "#2b7a78", "#c0562f", "#222222", "#999999"
@@ -28,7 +27,7 @@ LINES = (
 
 def bars(result: Result) -> str:
     """A bar a row on a logarithmic scale from 1: right of it Utsuwa needs less. A tick shows the aim."""
-    found = [(row, ratio) for row in ROWS if (ratio := result.ratio(row.key))]
+    found = [(row, ratio) for row in measured(result) if (ratio := result.ratio(row.key))]
     extremes = [ratio for _, ratio in found] + [row.target for row, _ in found if row.target]
     scale = _Scale(extremes)
     height = TOP + STEP * len(found) + 30
@@ -53,7 +52,7 @@ def bars(result: Result) -> str:
 
 def course(results: Sequence[Result]) -> str:
     """A line a row with an aim, over the runs, oldest first."""
-    rows = [row for row in ROWS if row.target is not None]
+    rows = [row for row in measured(results[-1]) if row.target is not None]
     found = {row.key: [run.ratio(row.key) for run in results] for row in rows}
     low, high = _bounds([ratio for ratios in found.values() for ratio in ratios if ratio])
     bottom = TOP + STEP * len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -17,11 +18,15 @@ from pathlib import Path
 
 from tests.support.images import Image
 from tests.support.netbox import NetBox
+from tests.support.tls import make_identity
 
 from bench import wire
 from bench.wire import Wire
 
 ROOT = Path(__file__).resolve().parents[1]
+CLIENT_FOLDERS = ("LXD_CONF", "UTSUWA_CONF", "INCUS_CONF")
+REMOTE, ADDRESS = "far", "127.0.0.1:8443"
+BRIDGE = "ub0"
 START_SECONDS = 60
 STOP_SECONDS = 60
 CLIENT_SECONDS = 90
@@ -110,7 +115,6 @@ class Daemon:
         self.socket = self.dir / "unix.socket"
         self.wire = Wire(self.socket)
         self.box = NetBox()
-        self._give_ids()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -121,6 +125,24 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, make its pools and the default profile. Raises Missing with the reason."""
+        self._give_ids()
+        self._serve()
+        self.pools = tuple(driver for driver in self.kind.pools if self._make_pool(driver))
+        if not self.pools:
+            raise Missing(f"{self.name} could make no pool: {'; '.join(self.problems.values())}")
+        devices = {
+            "root": {"type": "disk", "path": "/", "pool": self.pools[0]},
+            "eth0": {"type": "nic", "nictype": "p2p", "name": "eth0"},
+        }
+        self.wire.do("PATCH", "/1.0/profiles/default", {"devices": devices})
+
+    def restart(self) -> None:
+        """End it and start it again; what it has stays."""
+        self._stop()
+        self.wire.close()
+        self._serve()
+
+    def _serve(self) -> None:
         with (self.home / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.box.prefix, *self.kind.command],
@@ -132,14 +154,6 @@ class Daemon:
                 start_new_session=True,
             )
         self._wait_ready()
-        self.pools = tuple(driver for driver in self.kind.pools if self._make_pool(driver))
-        if not self.pools:
-            raise Missing(f"{self.name} could make no pool: {'; '.join(self.problems.values())}")
-        devices = {
-            "root": {"type": "disk", "path": "/", "pool": self.pools[0]},
-            "eth0": {"type": "nic", "nictype": "p2p", "name": "eth0"},
-        }
-        self.wire.do("PATCH", "/1.0/profiles/default", {"devices": devices})
 
     def _give_ids(self) -> None:
         """One range of host ids for root, whatever the machine has: with two, Incus starts no container."""
@@ -164,6 +178,26 @@ class Daemon:
     def _log_tail(self) -> str:
         lines = (self.home / "daemon.log").read_text(errors="replace").splitlines()
         return " | ".join(lines[-3:])
+
+    def make_bridge(self) -> None:
+        """A managed one, with DHCP for IPv4."""
+        config = {"ipv4.address": "10.99.0.1/24", "ipv6.address": "none"}
+        self.wire.do("POST", "/1.0/networks", {"name": BRIDGE, "type": "bridge", "config": config})
+
+    def listen(self) -> None:
+        """Serve HTTPS, to a client that it trusts and that knows it as `REMOTE`."""
+        conf = self.home / "client"
+        conf.mkdir(exist_ok=True)
+        identity = make_identity(conf)
+        identity.certificate_file.rename(conf / "client.crt")
+        identity.key_file.rename(conf / "client.key")
+        certificate = base64.b64encode(identity.der).decode()
+        self.wire.do(
+            "POST", "/1.0/certificates", {"name": "bench", "type": "client", "certificate": certificate}
+        )
+        self.wire.do("PATCH", "/1.0", {"config": {"core.https_address": ADDRESS}})
+        client = (*self.box.prefix, *self.kind.client)
+        self.run_client(client, "remote", "add", REMOTE, f"https://{ADDRESS}", "--accept-certificate")
 
     def _make_pool(self, driver: str) -> bool:
         config = {"size": "8GiB"} if driver == "btrfs" else {}
@@ -202,6 +236,9 @@ class Daemon:
         for image in self.wire.get("/1.0/images?recursion=1"):
             self.wire.do("DELETE", f"/1.0/images/{image['fingerprint']}")
         self.wire.do("PUT", "/1.0/profiles/default", {"config": {}, "devices": {}, "description": ""})
+        for network in self.wire.get("/1.0/networks?recursion=1"):
+            if network["managed"]:
+                self.wire.do("DELETE", f"/1.0/networks/{network['name']}")
         for pool in self.pools:
             self.wire.do("DELETE", f"/1.0/storage-pools/{pool}")
 
@@ -238,13 +275,16 @@ class Daemon:
             launcher.chmod(0o755)
         self.run_client((str(launcher),), *arguments)
 
+    def remote_exec(self, name: str, *command: str) -> None:
+        """A command by its usual client over HTTPS, after `listen`."""
+        self.run_client((*self.box.prefix, *self.kind.client), "exec", f"{REMOTE}:{name}", "--", *command)
+
     def run_client(self, client: Sequence[str], *arguments: str) -> None:
         """Any client program, pointed to this daemon; raises WireError with what it said."""
         folders = dict.fromkeys(("LXD_DIR", self.kind.folder_variable), str(self.dir))
-        confs = {"LXD_CONF", "UTSUWA_CONF", "INCUS_CONF"}
         done = subprocess.run(
             [*client, *arguments],
-            env=self._environment(folders | {conf: str(self.home / conf) for conf in confs}),
+            env=self._environment(folders | dict.fromkeys(CLIENT_FOLDERS, str(self.home / "client"))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -255,7 +295,7 @@ class Daemon:
         if done.returncode:
             said = " ".join(done.stdout.split())[-300:]
             raise wire.WireError(
-                f"{Path(client[0]).name} {arguments[0]} ended with {done.returncode}: {said}"
+                f"{Path(client[-1]).name} {arguments[0]} ended with {done.returncode}: {said}"
             )
 
     def import_image(self, image: Image, alias: str) -> None:

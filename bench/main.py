@@ -28,15 +28,16 @@ from bench.table import (
     BUSYBOX,
     COUNT_KEY,
     DEBIAN,
+    EXECS_KEY,
     PAUSE_KEY,
     PAUSE_SECONDS,
     RUNNING_KEY,
 )
 
 FOLDER = Path(__file__).resolve().parent
-FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, seconds=3600)
+FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, execs=1000, seconds=3600)
 SHOWN_RUNS = 8
-QUICK = Sizes(rounds=3, other_rounds=1, bursts=1, burst=16, instances=50, seconds=150)
+QUICK = Sizes(rounds=3, other_rounds=1, bursts=1, burst=16, instances=50, execs=200, seconds=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +74,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--bursts", type=int, metavar="N", help="times that many are launched at once")
     parser.add_argument("--burst", type=int, metavar="N", help="containers of a burst; so many run in lists")
     parser.add_argument("--instances", type=int, metavar="N", help="instances in lists, running or not")
+    parser.add_argument("--execs", type=int, metavar="N", help="commands over HTTPS before memory is read")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[kind.name for kind in KINDS])
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where the report goes")
     parser.add_argument("--redraw", action="store_true", help="measure nothing, write the report anew")
@@ -88,6 +90,7 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         bursts=options.bursts or base.bursts,
         burst=burst,
         instances=max(options.instances or base.instances, burst),
+        execs=options.execs or base.execs,
         seconds=base.seconds,
     )
 
@@ -109,6 +112,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
                 try:
                     versions[kind.name] = version_of(kind)
                     daemons.append(_start(Daemon(kind, folder), stack, problems))
+                    daemons[-1].make_bridge()
                     absent |= {f"{kind.name} {pool}": why for pool, why in daemons[-1].problems.items()}
                 except Missing as error:
                     absent[kind.name] = str(error)
@@ -128,6 +132,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
             BURST_KEY: sizes.burst,
             COUNT_KEY: sizes.instances,
             PAUSE_KEY: PAUSE_SECONDS,
+            EXECS_KEY: sizes.execs,
         },
         machine=surroundings,
         versions=versions | machine.libraries(),

@@ -14,6 +14,11 @@ def title(row: Row, counts: dict[str, int]) -> str:
     return row.title.format(**counts)
 
 
+def measured(result: Result) -> list[Row]:
+    """The rows that the run has; a kept run may be older than a row."""
+    return [row for row in ROWS if row.key in result.samples]
+
+
 def amount(value: float, unit: str) -> str:
     """With three digits: `1.23 s`, `45.6 ms`, `13 MiB`."""
     if unit == "s" and value < 1:
@@ -60,9 +65,7 @@ class Report:
             _line(["", *columns, "peer / utsuwa", "aim"]),
             _line(["---", *["---:"] * (len(columns) + 2)]),
         ]
-        for row in ROWS:
-            if row.key not in self.result.samples:  # a kept run may be older than the row
-                continue
+        for row in measured(self.result):
             cells = [self._cell(row, label) for label in (*labels, *([BARE] if bare else []))]
             ratio = self.result.ratio(row.key)
             shown = "" if ratio is None else f"**{factor(ratio)}**"
@@ -82,12 +85,17 @@ class Report:
         rounds = "1 round" if self.result.rounds == 1 else f"{self.result.rounds} rounds"
         text = (
             f"Each number is the median over {rounds}; pools that are not the best of their daemon, launches "
-            "of many, first launches and memory are measured less often. The ratio is the best peer's number "
+            "of many, imports, first launches and memory are measured less often. The ratio is the best peer's number "
             "divided by ours on our best pool, of those measured in at least half of the rounds: above 1 "
             "Utsuwa needs less. Where a row does not name `utsuwa`, the client is `lxc`, for Incus `incus`."
         )
         notes = [f"{number}. {note}" for number, note in enumerate(self._notes, 1)]
-        return "\n".join([text, *(["", "Not measured, or not in every round:", "", *notes] if notes else [])])
+        return "\n".join(
+            [
+                text,
+                *(["", "Not measured, not in every round, or with a remark:", "", *notes] if notes else []),
+            ]
+        )
 
     def _left_out(self) -> str:
         lines = [f"- {name} took no part: {reason}" for name, reason in self.result.absent.items()]
@@ -106,7 +114,7 @@ class Report:
 
     def _course(self) -> str:
         """Ratios of all kept runs."""
-        rows = [row for row in ROWS if row.target is not None]
+        rows = [row for row in measured(self.result) if row.target is not None]
         runs = [*self.earlier, self.result]
         lines = [
             "## Course",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,13 @@ from tests.support.images import Image
 
 from bench import memory, wire
 from bench.bare import Bare
-from bench.daemons import Daemon
+from bench.daemons import BRIDGE, Daemon
 from bench.samples import Samples, Subject
 from bench.table import BUSYBOX, DEBIAN, PAUSE_SECONDS
 from bench.wire import Wire, timed
 
 AT_A_TIME = 8
+REST_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Sizes:
     bursts: int
     burst: int
     instances: int
+    execs: int
     seconds: float
 
 
@@ -97,6 +100,7 @@ class Bench:
             listing = number == self.sizes.bursts - 1
             action = partial(self._bursts, number, listing=listing)
             self._part(f"burst {number + 1} of {self.sizes.bursts}", action)
+        self._part(f"{self.sizes.execs} commands over HTTPS", self._remote_commands)
 
     def _part(self, title: str, action: Callable[[], None]) -> None:
         """What fails outside of a row is told in the report; the other parts go on."""
@@ -120,6 +124,44 @@ class Bench:
         for place in chosen if forward else reversed(chosen):
             self.samples.measure(row, place.subject.label, partial(action, place))
 
+    # ---- over HTTPS
+
+    def _remote_commands(self) -> None:
+        """Memory of daemons just started, and what is left of a thousand commands after a rest."""
+        best = self._best_places()
+        running = partial(self._running, lambda p: [p.name("x")])
+        for place in best:
+            place.daemon.restart()
+            wire.create(place.daemon.wire, place.name("x"), BUSYBOX, place.pool)
+            wire.set_state(place.daemon.wire, place.name("x"), "start")
+            place.daemon.listen()
+            self._remote_exec(place)
+        self._turns("memory-fresh", running(lambda p: memory.daemon(p.daemon)), best)
+        failed = {place.subject.label: self._remote_execs(place) for place in best}
+        time.sleep(REST_SECONDS)
+        self._turns("memory-execs", running(lambda p: memory.daemon(p.daemon)), best)
+        for label, reasons in failed.items():
+            if reasons:
+                remark = f"{len(reasons)} of {self.sizes.execs} commands failed: {reasons[0]}"
+                self.samples.remark("memory-execs", label, remark)
+
+    def _remote_exec(self, place: Place) -> None:
+        place.daemon.remote_exec(place.name("x"), "true")
+
+    def _remote_execs(self, place: Place) -> list[str]:
+        """All of them, several at a time; returns the reasons of those that failed."""
+        failed = []
+
+        def one(_number: int) -> None:
+            try:
+                self._remote_exec(place)
+            except (wire.WireError, subprocess.TimeoutExpired) as error:
+                failed.append(str(error))
+
+        with ThreadPoolExecutor(AT_A_TIME) as threads:
+            list(threads.map(one, range(self.sizes.execs)))
+        return failed
+
     # ---- images
 
     def _import_images(self) -> None:
@@ -127,9 +169,9 @@ class Bench:
 
         Some pools unpack an image when it is first used, some in the background after its import.
         """
-        for number in range(self.sizes.rounds):
+        for number in range((self.sizes.rounds + 1) // 2):
             places = self._places(number)
-            self._turns("first-launch", self._first_launch, places)
+            self._turns("first-launch-at-once", self._first_launch, places)
             self._turns("first-launch-later", self._later_first_launch, places)
         for daemon in self.daemons:
             daemon.import_image(self.images[BUSYBOX], BUSYBOX)
@@ -193,6 +235,7 @@ class Bench:
         new = f"n{number}"
         turns = partial(self._turns, places=places)
         running = partial(self._running, lambda p: [p.name(name)])
+        turns("ready", partial(self._ready, f"r{number}"))
         turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
         turns("exec-wire", running(partial(self._exec_wire, name)))
         turns("exec-client", running(self._client(5, "exec", name, "--", "true")))
@@ -215,6 +258,22 @@ class Bench:
         turns("busybox-launch", self._booting(name, lambda p, n: self._launch(p, BUSYBOX, n)))
         turns("busybox-exec-wire", running(partial(self._exec_wire, name)))
         turns("busybox-delete", running(self._client(1, "delete", "-f", name)))
+
+    def _ready(self, name: str, place: Place) -> float:
+        """A launch on a bridge with DHCP, until one can work with the instance; then it is removed."""
+        daemon, whole = place.daemon, place.name(name)
+        words = ("launch", DEBIAN, whole, "-s", place.pool, "-n", BRIDGE)
+        with self._discarding(place, whole):
+            start = time.perf_counter()
+            daemon.client(*words)
+            state = wire.await_systemd(daemon.wire, whole)
+            wire.await_address(daemon.wire, whole)
+            seconds = time.perf_counter() - start
+            wire.check_running(daemon.wire, whole)
+        wire.remove(daemon.wire, whole)
+        if state != "running":
+            self.samples.remark("ready", place.subject.label, f"its systemd says {state}")
+        return seconds
 
     def _booting(self, name: str, action: Callable[[Place, str], object]) -> Callable[[Place], float]:
         """The action timed; the boot that it begins is waited for afterwards, so that it slows nobody.

@@ -23,7 +23,7 @@ class Subject:
 
 @dataclass
 class Samples:
-    """`values[row][label]`, in the row's unit, and `failures[row][label]`: the last reason."""
+    """`values[row][label]`, in the row's unit, and `failures[row][label]`: the last reason or remark."""
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -36,6 +36,10 @@ class Samples:
             self.failures.setdefault(row, {})[label] = " ".join(f"{error}".split()) or type(error).__name__
             return
         self.values.setdefault(row, {}).setdefault(label, []).append(value)
+
+    def remark(self, row: str, label: str, text: str) -> None:
+        """Something that the report tells of a measured value."""
+        self.failures.setdefault(row, {})[label] = text
 
     def __contains__(self, row: str) -> bool:
         return row in self.values or row in self.failures

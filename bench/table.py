@@ -16,14 +16,15 @@ class Row:
 
 
 DEBIAN, BUSYBOX = "debian", "busybox"
-RUNNING_KEY, COUNT_KEY, BURST_KEY = "running", "instances", "burst"
+RUNNING_KEY, COUNT_KEY, BURST_KEY, EXECS_KEY = "running", "instances", "burst", "execs"
 PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
 ROWS = (
     Row("import", "image import, Debian"),
-    Row("first-launch", "first launch of an image, Debian, at once after its import", target=0.77),
+    Row("first-launch-at-once", "first launch of an image, Debian, at once after its import", target=0.77),
     Row("first-launch-later", "first launch of an image, Debian, {pause} s after its import", target=1.5),
     Row("launch", "launch, Debian", target=3.5),
+    Row("ready", "launch of Debian until its systemd runs and its address is there"),
     Row("exec-wire", "exec `true` at the wire, Debian", target=2),
     Row("exec-client", "exec `true` with the client", target=1.3),
     Row("exec-own", "exec `true` with `utsuwa` (peers: their client)", target=1.3),
@@ -47,4 +48,6 @@ ROWS = (
     Row("list-own", "list with `utsuwa` (peers: their client)"),
     Row("memory-daemon", "daemon, {running} containers run (PSS)", unit="MiB", target=1),
     Row("memory-monitor", "monitor of one container (PSS)", unit="MiB", target=4),
+    Row("memory-fresh", "daemon just started, one container runs (PSS)", unit="MiB"),
+    Row("memory-execs", "the same a minute after {execs} `exec true` over HTTPS (PSS)", unit="MiB"),
 )

@@ -124,6 +124,39 @@ def run_inside(wire: Wire, name: str, *argv: str) -> None:
         raise WireError(f"{' '.join(argv)} in {name} ended with {code}")
 
 
+# Until systemd has ended its boot, whatever of it can be asked before; 10 tells a degraded one.
+_BOOTED = """
+until state=$(systemctl is-system-running --wait 2>&1); [ "$state" = running ] || [ "$state" = degraded ]
+do sleep 0.02; done
+[ "$state" = running ] || exit 10
+"""
+
+
+def await_systemd(wire: Wire, name: str) -> str:
+    """Wait inside for the end of the boot; returns `running` or `degraded`."""
+    body = {"command": ["sh", "-c", _BOOTED], "wait-for-websocket": False, "interactive": False}
+    code = wire.do("POST", f"/1.0/instances/{name}/exec", body).get("return")
+    match code:
+        case 0:
+            return "running"
+        case 10:
+            return "degraded"
+        case _:
+            raise WireError(f"waiting for systemd in {name} ended with {code}")
+
+
+def await_address(wire: Wire, name: str, seconds: float = 30) -> None:
+    """Wait until the daemon shows a global IPv4 address."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        network = wire.get(f"/1.0/instances/{name}/state")["network"] or {}
+        addresses = [a for interface in network.values() for a in interface["addresses"] or ()]
+        if any(a["family"] == "inet" and a["scope"] == "global" for a in addresses):
+            return
+        time.sleep(0.02)
+    raise WireError(f"{name} has no address after {seconds} s")
+
+
 def settle(wire: Wire, name: str, seconds: float = 8) -> None:
     """Wait until a container that boots has become idle, so that its boot does not slow the next measure."""
     deadline = time.monotonic() + seconds

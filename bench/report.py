@@ -85,9 +85,10 @@ class Report:
         rounds = "1 round" if self.result.rounds == 1 else f"{self.result.rounds} rounds"
         text = (
             f"Each number is the median over {rounds}; pools that are not the best of their daemon, launches "
-            "of many, imports, first launches and memory are measured less often. The ratio is the best peer's number "
-            "divided by ours on our best pool, of those measured in at least half of the rounds: above 1 "
-            "Utsuwa needs less. Where a row does not name `utsuwa`, the client is `lxc`, for Incus `incus`."
+            "of many, imports, first launches and memory are measured less often. The ratio is the best "
+            "peer's number divided by ours on our best pool, of those measured in at least half of the "
+            "rounds: above 1 Utsuwa needs less. Where a row does not name `utsuwa`, the client is `lxc`, "
+            "for Incus `incus`."
         )
         notes = [f"{number}. {note}" for number, note in enumerate(self._notes, 1)]
         return "\n".join(

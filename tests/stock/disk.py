@@ -6,16 +6,13 @@ cache under a name that says what it is made of. The checkout is put on a disk o
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import images
+from tests.support.cache import cached
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -53,7 +50,7 @@ def prepare(release: Release) -> Disks:
     """The disks of a release, made where the cache has none; raises AssertionError with what failed."""
     script = HERE / "make-system"
     made_of = [script.read_bytes(), SOURCES.read_bytes(), repr(release).encode()]
-    system = _cached(
+    system = cached(
         f"stock-{release.suite}-kernel-{release.kernel}",
         made_of,
         lambda folder: _run(script, release.suite, release.kernel, folder),
@@ -72,26 +69,8 @@ def _bundle(suite: str) -> Path:
         make_image(content, folder / "bundle.img", "bundle")
         shutil.rmtree(content)
 
-    folder = _cached(f"stock-bundle-{suite}", [file.read_bytes() for file in files], make)
+    folder = cached(f"stock-bundle-{suite}", [file.read_bytes() for file in files], make)
     return folder / "bundle.img"
-
-
-def _cached(name: str, made_of: list[bytes], make: Callable[[Path], object]) -> Path:
-    """The folder of that name, filled by `make` where nothing made of the same lies in the cache."""
-    cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
-    folder = cache / f"{name}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        for old in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
-            shutil.rmtree(old)
-        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
-        try:
-            make(fresh)
-            fresh.chmod(0o755)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    return folder
 
 
 def checkout(folder: Path) -> Path:
@@ -103,7 +82,7 @@ def checkout(folder: Path) -> Path:
         if name and source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
-    shutil.copytree(_cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
+    shutil.copytree(cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
     (content / "busybox").mkdir()
     images.build_busybox(content / "busybox")
     image = folder / "checkout.img"

@@ -71,7 +71,7 @@ class Daemon:
                     "--debug",
                     *self.arguments,
                 ],
-                env=self._environment(UTSUWA_DIR=str(self.dir), **self.env),
+                env=self.environment(UTSUWA_DIR=str(self.dir), **self.env),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -194,9 +194,10 @@ class Daemon:
 
     def lxc_environment(self) -> dict[str, str]:
         """For tests that start the client themselves (with a terminal, in the background)."""
-        return self._environment(LXD_DIR=str(self.dir), LXD_CONF=str(self.conf), HOME=str(self.home))
+        return self.environment(LXD_DIR=str(self.dir), LXD_CONF=str(self.conf), HOME=str(self.home))
 
-    def _environment(self, **more: str) -> dict[str, str]:
+    def environment(self, **more: str) -> dict[str, str]:
+        """This process's own, without what would lead a client elsewhere."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("LXD_", "UTSUWA_", "INCUS_"))}
         return kept | {"LANG": "C.UTF-8"} | more
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import platform
-import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSYBOX = Path("/bin/busybox")
@@ -127,18 +125,10 @@ def _add(tar: tarfile.TarFile, files: Mapping[str, bytes | str | None]) -> None:
 def debian() -> Image:
     """The Debian image, built once by `scripts/build-debian-image` and kept while that is unchanged."""
     script = ROOT / "scripts" / "build-debian-image"
-    cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
-    folder = cache / f"debian-{hashlib.sha256(script.read_bytes()).hexdigest()[:16]}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        for old in cache.glob("debian-*"):
-            shutil.rmtree(old)
-        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
-        try:
-            built = subprocess.run([str(script), str(fresh)], stdin=subprocess.DEVNULL, capture_output=True)
-            assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
-            fresh.chmod(0o755)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+
+    def build(folder: Path) -> None:
+        built = subprocess.run([str(script), str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
+        assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
+
+    folder = cached("debian", [script.read_bytes()], build)
     return Image(folder / "metadata.tar.xz", folder / "rootfs.squashfs")

@@ -96,11 +96,36 @@ def test_what_is_refused(shared_daemon: Daemon, busybox: str) -> None:
     live = d.api("PATCH", "/1.0/instances/c1", {"devices": {"more": second}})
     assert live.status == 400
     assert "cannot be added while the instance runs: stop it first" in live.error
+    docker = d.get("/1.0/instances/c1")["devices"]["docker"]
+    for key, value in (("readonly", "true"), ("path", "/opt")):
+        fixed = d.api("PATCH", "/1.0/instances/c1", {"devices": {"docker": {**docker, key: value}}})
+        assert (fixed.status, fixed.error) == (
+            400,
+            f"Device 'docker': {key!r} cannot be changed while the instance runs: stop it first",
+        )
+    gone = d.lxc("config", "device", "remove", "c1", "docker", check=False)
+    assert "Device 'docker' cannot be removed while the instance runs: stop it first" in gone.stderr
+    assert d.get("/1.0/instances/c1")["devices"]["docker"] == docker
     d.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
     twice = d.api("PATCH", "/1.0/instances/c1", {"devices": {"more": second | {"path": "/var/lib/docker/"}}})
     assert twice.status == 400
     assert "taken by device 'docker'" in twice.error
     assert list(d.get("/1.0/instances/c1")["devices"]) == ["docker", "root"]
+
+
+def test_a_profile_says_which_instance_it_cannot_change(shared_daemon: Daemon, busybox: str) -> None:
+    """The request names the profile alone, and only some of its instances run."""
+    d = shared_daemon
+    d.lxc("init", busybox, "idle")
+    d.lxc("launch", busybox, "busy")
+    root = d.get("/1.0/profiles/default")["devices"]["root"]
+    change = {"devices": {"root": {**root, "readonly": "true"}}}
+    refused = d.api("PATCH", "/1.0/profiles/default", change)
+    assert (refused.status, refused.error) == (
+        400,
+        "Instance 'busy': Device 'root': 'readonly' cannot be changed while the instance runs: stop it first",
+    )
+    assert d.get("/1.0/profiles/default")["devices"]["root"] == root
 
 
 def test_a_symlink_leads_nowhere_outside(shared_daemon: Daemon, busybox: str) -> None:

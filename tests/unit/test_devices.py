@@ -231,6 +231,19 @@ def test_changes_in_place() -> None:
     assert not devices.load("eth0", P2P).changes_in_place(P2P | {"mtu": "1400"})
 
 
+def test_what_keeps_a_device_from_changing_in_place_is_named() -> None:
+    disk = devices.load("root", ROOT | {"size": "2GB", "readonly": "true", "pool": "other"})
+    assert disk.fixed_while_running(ROOT) == ["pool", "readonly"]
+    assert disk.fixed_while_running(ROOT | {"readonly": "true", "pool": "other"}) == []
+    assert disk.fixed_while_running({"type": "nic"}) == ["path", "pool", "readonly", "type"]
+
+
+def test_a_device_is_live_when_it_can_be_detached() -> None:
+    live = {"root": False, "eth0": True, "off": True}
+    given = {"root": ROOT, "eth0": P2P, "off": {"type": "none"}}
+    assert {name: devices.load(name, config).live for name, config in given.items()} == live
+
+
 async def test_none_does_nothing() -> None:
     device = devices.load("x", {"type": "none"})
     device.validate()

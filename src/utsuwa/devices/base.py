@@ -68,9 +68,12 @@ class Device:
     later: ClassVar[frozenset[str]] = frozenset()
     """Keys that are documented, but that this version does not serve: refused with NotSupportedYet."""
     live: ClassVar[bool] = False
-    """Whether it may be added to or removed from a running container."""
+    """Whether it may be added to or removed from a running container: its class says how (`detach`)."""
     live_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys of the config whose change needs no detach and attach."""
+
+    def __init_subclass__(cls) -> None:
+        cls.live = cls.detach is not Device.detach
 
     def __init__(self, name: str, config: Mapping[str, str], *, instance: bool = True) -> None:
         self.name = name
@@ -144,10 +147,17 @@ class Device:
 
     def changes_in_place(self, old: Mapping[str, str]) -> bool:
         """Whether `update` is enough to come from the config `old` to this one."""
-        changed = {
-            key for key in old.keys() | self.config.keys() if old.get(key, "") != self.config.get(key, "")
-        }
-        return all(key in self.live_keys or key.startswith("user.") for key in changed)
+        return not self.fixed_while_running(old)
+
+    def fixed_while_running(self, old: Mapping[str, str]) -> list[str]:
+        """The keys that differ from `old` and that `update` cannot change."""
+        return [
+            key
+            for key in sorted(old.keys() | self.config.keys())
+            if old.get(key, "") != self.config.get(key, "")
+            and key not in self.live_keys
+            and not key.startswith("user.")
+        ]
 
 
 DeviceFactory = Callable[[str, Mapping[str, str], bool], Device]

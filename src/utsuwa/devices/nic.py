@@ -66,7 +66,6 @@ class VethNic(Device):
     """What both kinds have in common."""
 
     later = frozenset({"limits.priority", "queue.tx.length"})
-    live = True
     live_keys = frozenset({"boot.priority"}) | _LIMITS | _ROUTES
 
     def validate(self) -> None:

@@ -8,7 +8,6 @@ from utsuwa.devices.base import Device, DeviceHost, RunConfig
 
 class NoDevice(Device):
     keys = KeyTable("none device", ())
-    live = True
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         return RunConfig()

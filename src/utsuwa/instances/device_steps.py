@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from utsuwa import devices as device_types
+from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
@@ -167,17 +168,32 @@ def in_place(device: str, before: Mapping[str, str] | None, after: Mapping[str, 
 
 
 async def plan_change(host: DeviceHost, old: Devices, new: Devices) -> dict[str, Change]:
-    """What has to change to bring a running container from the devices `old` to `new`."""
+    """What has to change to bring a running container from the devices `old` to `new`.
+
+    Raises InvalidConfig for a device that cannot change while the container runs.
+    """
     found = {}
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
+        if before is not None and after is not None:
+            _refuse_fixed(name, before, after)
         reserved: dict[str, str] = {}
         if after is not None and not in_place(name, before, after):
             reserved = await device_types.load(name, after).reserve(replace(host, devices=new))
         found[name] = Change(None if after is None else dict(after), reserved)
     return found
+
+
+def _refuse_fixed(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """A device that can be neither changed nor exchanged: say which of its keys are in the way."""
+    fixed = device_types.load(name, after).fixed_while_running(before)
+    if fixed and not device_types.load(name, before).live:
+        raise InvalidConfig(
+            f"Device {name!r}: {', '.join(map(repr, fixed))} cannot be changed while the instance runs:"
+            " stop it first"
+        )
 
 
 async def change_running(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import msgspec
@@ -125,12 +125,29 @@ async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
     await ctx.networks.refresh()
 
 
-async def change_all(ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback) -> list[Loaded]:
-    """`change` for several instances, after which the CPUs are handed out anew."""
+async def change_all(
+    ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
+) -> list[Loaded]:
+    """`change` for several instances, after which the CPUs are handed out anew.
+
+    `named` says whether an error has to name its instance, which the caller did not.
+    """
     undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
-    changed = [await change(ctx, old, new, undo) for old, new in changes]
+    changed = []
+    for old, new in changes:
+        with _naming(old) if named else nullcontext():
+            changed.append(await change(ctx, old, new, undo))
     await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
     return changed
+
+
+@contextmanager
+def _naming(instance: Loaded) -> Iterator[None]:
+    """Say which of the instances with a profile refuses its change."""
+    try:
+        yield
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Instance {instance.name!r}: {error.message}") from error
 
 
 async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Loaded:
@@ -235,13 +252,14 @@ class ProfileFollower:
         profiles[old.name] = new
         wanted = []
         for before in users:
-            after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
-            _check_change(ctx, before, after)
-            await limits.check_change(before.expanded_config, after.expanded_config)
-            await check_by_liblxc(ctx, after, before)
+            with _naming(before):
+                after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
+                _check_change(ctx, before, after)
+                await limits.check_change(before.expanded_config, after.expanded_config)
+                await check_by_liblxc(ctx, after, before)
             wanted.append(after)
         await networking.check(ctx, wanted)
-        changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo)
+        changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
         await self._store(changed)
         undo.push(self._store, users)
 

@@ -2,6 +2,10 @@
 # checks first and is quick, silent and harmless where nothing is to be done.
 # shellcheck shell=bash disable=SC2034,SC2154
 
+# What is made here is for others to read too: members of the group run the program, dnsmasq reads its files,
+# and containers have the modes of an image. A caller with a strict umask (077) would lock them out.
+umask 022
+
 # What a running Utsuwa needs.
 RUNTIME_PACKAGES=(lxc lxcfs squashfs-tools xz-utils zstd gzip bzip2 tar uidmap nftables dnsmasq-base iproute2
     python3 python3-venv ca-certificates)
@@ -98,16 +102,24 @@ make_venv() {
     [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
     say "Installing Utsuwa into $folder"
     /usr/bin/python3 -m venv --clear "$folder"
+    chmod 755 "$folder" # --clear keeps what a version before this one made it with
     "$folder/bin/python" -m pip install -qq --disable-pip-version-check "${PIP_OPTIONS[@]}" "$@" </dev/null ||
         fail "pip could not install what Utsuwa needs, see above; $([ ${#PIP_OPTIONS[@]} -eq 0 ] && echo "check the network and pip's configuration" || echo 'fill the folder anew with scripts/offline-bundle')"
     echo "$stamp" >"$folder/.stamp"
     VENV_CHANGED=true
 }
 
+# copy_readable SOURCE... FOLDER: copy as others may read it, also from a clone that was made with a strict umask.
+copy_readable() {
+    local folder=${!#}
+    mkdir -p "$folder"
+    cp -r "$@"
+    chmod -R u=rwX,go=rX "$folder"
+}
+
 # copy_source FOLDER: what a package is built from. setuptools leaves files beside its sources, and would
 # install them the next time.
 copy_source() {
-    mkdir "$1"
-    cp -r "$root"/{src,pyproject.toml,README.md,LICENSE} "$1/"
+    copy_readable "$root"/{src,pyproject.toml,README.md,LICENSE} "$1"
     rm -rf "$1"/src/*.egg-info
 }

@@ -5,6 +5,7 @@ Plain Python without packages: on the host it is imported for the names of the c
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import re
@@ -105,9 +106,17 @@ def wait_for(what: str, true: Callable[[], bool], seconds: float = 90) -> None:
 @check("quick start: works from an offline bundle")
 def the_quick_start() -> str:
     os.chdir("/")
-    said = must(str(CHECKOUT / "scripts/quickstart"), "--offline", "/mnt/bundle", timeout=1200)
+    quick_start = f"umask 077; exec {CHECKOUT}/scripts/quickstart --offline /mnt/bundle"
+    said = must("sh", "-c", quick_start, timeout=1200)
     expect("systemctl is-system-running in first: running" in said, said)
     return said
+
+
+@check("quick start: members of the group can use it, although root has a strict umask")
+def the_group() -> str:
+    group = grp.getgrnam("utsuwa").gr_gid
+    member = ("setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", "env", "HOME=/tmp")
+    return must(*member, "utsuwa", "list", "--format", "csv", "--columns", "ns")
 
 
 @check("host: cgroup v2 alone, AppArmor in force")

@@ -56,6 +56,21 @@ def stopped_daemon(make_daemon: type[Daemon]) -> Iterator[Daemon]:
     assert daemon.close() == []
 
 
+def test_containers_do_not_have_the_umask_that_the_daemon_was_started_with(
+    stopped_daemon: Daemon, busybox_image: Image
+) -> None:
+    """Those who are not root inside reach /dev/net/tun (lxc#4186)."""
+    before = os.umask(0o077)
+    try:
+        stopped_daemon.start()
+    finally:
+        os.umask(before)
+    stopped_daemon.make_defaults()
+    stopped_daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    stopped_daemon.lxc("launch", "busybox", "c1")
+    assert stopped_daemon.lxc("exec", "c1", "--", "stat", "-c", "%a", "/dev/net").stdout == "755\n"
+
+
 def test_a_second_daemon_on_the_same_folder_is_refused(module_daemon: Daemon) -> None:
     ended = utsuwad(module_daemon)
     assert ended.returncode == 1

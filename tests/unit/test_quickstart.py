@@ -98,6 +98,23 @@ def test_uninstall_wants_to_be_told_and_takes_only_what_is_ours(tmp_path: Path) 
     assert run("quickstart", "--uninstall", "--yes", **here).returncode == 0, "a second time nothing is there"
 
 
+def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> None:
+    """A strict umask, a clone and a prefix made with one: all of it is readable (lxc#3100, lxc#4186)."""
+    prefix, clone = tmp_path / "prefix", tmp_path / "clone"
+    told = shell(
+        f"umask 077; mkdir -m 700 {prefix} {clone}; echo text >{clone}/page; . {SCRIPTS}/debian-host.sh\n"
+        # pip is there already, and nothing is fetched
+        f"make_venv {prefix} stamp pip >/dev/null; copy_readable {clone}/page {prefix}/share/doc; umask"
+    )
+    assert told.splitlines()[-1] == "0022"
+    for path in (prefix, *prefix.rglob("*")):
+        mode = path.stat().st_mode
+        assert mode & 0o044 == 0o044, path
+        assert not path.is_dir() or mode & 0o011 == 0o011, path
+    assert not (prefix / "bin/pip").stat().st_mode & 0o022
+    assert (prefix / "share/doc/page").stat().st_mode & 0o777 == 0o644
+
+
 def test_other_systems_hear_what_to_install_by_hand() -> None:
     told = shell('host_system() { echo "fedora 40"; }; require_system "debian 12" "ubuntu 24.04"')
     assert "knows debian 12, ubuntu 24.04, and this is fedora 40: install Python 3.11" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -26,6 +27,9 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: str) -> int:
     """Run the daemon until it is told to end; gives the exit status."""
+    # What others must not read is made so where it is made. liblxc makes folders of a container's /dev with
+    # the umask that it finds: with a strict one only root could use them.
+    os.umask(0o022)
     heap.keep_small()
     descriptors.raise_limit()
     try:

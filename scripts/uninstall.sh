@@ -9,6 +9,9 @@ declare -A COMPLETIONS=(
     [fish]=/usr/local/share/fish/vendor_completions.d/utsuwa.fish
 )
 
+# Limits of the kernel, raised by `utsuwad check --raise-limits`. Those in force stay until the next boot.
+SYSCTL_FILE=/etc/sysctl.d/60-utsuwa.conf
+
 # uninstall YES: take away program, daemon and state; asks unless YES is true.
 uninstall() {
     is_ours "$prefix" .stamp && is_ours "$UTSUWA_DIR" utsuwa.lock
@@ -26,6 +29,10 @@ uninstall() {
     rm -f "$log"
     if [ "$prefix" = "$DEFAULT_PREFIX" ]; then
         remove_links
+    fi
+    # Beside another installation the limits are that one's as well.
+    if [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] || [ ! -e "$DEFAULT_DIR" ]; then
+        rm -f "$SYSCTL_FILE"
     fi
     if [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] && getent group "$GROUP" >/dev/null; then
         groupdel "$GROUP"

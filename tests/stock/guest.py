@@ -136,6 +136,20 @@ def the_unit() -> str:
     return must("systemctl", "show", "utsuwa.service", "--property=MainPID,ControlGroup")
 
 
+LIMITS = ("fs.inotify.max_user_instances", "kernel.keys.maxkeys", "vm.max_map_count")
+
+
+@check("quick start: the kernel's limits are raised for many containers")
+def limits_raised() -> str:
+    file = Path("/etc/sysctl.d/60-utsuwa.conf").read_text()
+    found = json.loads(must("utsuwad", "check", "--format", "json"))["requirements"]
+    shared = [r for r in found if "hundred containers" in r["detail"]]
+    expect(len(shared) == 6, found)
+    expect(must("utsuwad", "check", "--raise-limits") == "", "a second time it raises something")
+    (STATE / "limits").write_text(must("sysctl", *LIMITS))
+    return file
+
+
 @check("quick start: the container is unprivileged")
 def unprivileged() -> str:
     pid, _ = init_of("first")
@@ -157,6 +171,22 @@ def _systemd_of(container: str) -> Ended:
     """What systemd inside says of itself and of what failed, once it has started."""
     wait_for("a system bus", lambda: inside(container, "test -S /run/dbus/system_bus_socket").code == 0)
     return inside(container, "systemctl is-system-running --wait; systemctl --failed --no-legend --plain")
+
+
+@check("network: one that is made while IPv6 is off has IPv4 alone")
+def without_ipv6() -> str:
+    switch = "net.ipv6.conf.default.disable_ipv6"
+    must("sysctl", "-w", f"{switch}=1")
+    try:
+        utsuwa("network", "create", "four")
+        config = json.loads(utsuwa("query", "/1.0/networks/four"))["config"]
+        shown = must("ip", "-br", "address", "show", "four")
+    finally:
+        must("sysctl", "-w", f"{switch}=0")
+        run("utsuwa", "network", "delete", "four")
+    expect(config["ipv6.address"] == "none" and config["ipv4.address"] in shown, (config, shown))
+    warned = must("journalctl", "--unit", "utsuwa", "--grep", "'four' gets no IPv6 subnet", "--output", "cat")
+    return shown + warned
 
 
 # ---- AppArmor
@@ -522,6 +552,13 @@ def others() -> str:
     wait_for("limited", lambda: state_of("limited")["status"] == "Running")
     expect(state_of("resting")["status"] == "Stopped", state_of("resting"))
     return _no_memory(_memory())
+
+
+@check("reboot: the kernel's limits are as the quick start has raised them", AFTER_REBOOT)
+def limits_still_raised() -> str:
+    now = must("sysctl", *LIMITS)
+    expect(now == (STATE / "limits").read_text(), now)
+    return now
 
 
 @check("reboot: the profile and the ids are as before", AFTER_REBOOT)

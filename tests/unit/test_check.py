@@ -11,7 +11,9 @@ import pytest
 
 from utsuwa.core.errors import HostError
 from utsuwa.daemon import check
-from utsuwa.daemon.check import Source, Status, Subject, Verdict, as_json, as_table, judge
+from utsuwa.daemon.check import as_json, as_table, judge
+from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict
+from utsuwa.host.kernel_limits import WANTED
 from utsuwa.host.probes import Facts, Mounting
 from utsuwa.security.apparmor import Mode
 from utsuwa.security.idmap import HostIds, HostRange
@@ -35,6 +37,7 @@ GOOD = Facts(
     liblxc="5.0.2",
     programs=PROGRAMS,
     links={"veth": True, "bridge": True},
+    limits=WANTED,
 )
 IDS = HostIds((HostRange(1000000, 1000000000),), (HostRange(1000000, 65536),))
 USUAL = Subject(GOOD, IDS, Mode.OWN)
@@ -160,6 +163,34 @@ CASES = [
         False,
         "not installed",
     ),
+    (
+        with_facts(ipv6_lack="the kernel of this host has no IPv6"),
+        "IPv6",
+        "degraded",
+        False,
+        "kernel of this host has no IPv6",
+    ),
+    *(
+        (
+            with_facts(limits={**WANTED, key: 1}),
+            group,
+            "degraded",
+            False,
+            f"^{key} is 1, should be {WANTED[key]}$",
+        )
+        for group, key in (
+            ("inotify limits", "fs.inotify.max_user_instances"),
+            ("inotify limits", "fs.inotify.max_user_watches"),
+            ("inotify limits", "fs.inotify.max_queued_events"),
+            ("key limits", "kernel.keys.maxkeys"),
+            ("key limits", "kernel.keys.maxbytes"),
+            ("memory maps", "vm.max_map_count"),
+            ("neighbour tables", "net.ipv4.neigh.default.gc_thresh3"),
+            ("neighbour tables", "net.ipv6.neigh.default.gc_thresh1"),
+            ("asynchronous I/O", "fs.aio-max-nr"),
+            ("process ids", "kernel.pid_max"),
+        )
+    ),
     (without("nft"), "nftables", "missing", False, "not installed"),
     (
         with_facts(nft_error="not supported"),
@@ -222,6 +253,25 @@ def test_the_switch_that_forbids_idmapping_is_named() -> None:
     found = lacking(disabled)
     assert len(found) == 3
     assert {verdict.remedy for verdict in found.values()} == {"unset UTSUWA_IDMAPPED_MOUNTS_DISABLE"}
+
+
+def test_limits_are_raised_where_they_can_be() -> None:
+    low = {**WANTED, "kernel.keys.maxkeys": 200, "kernel.keys.maxbytes": 20000}
+    found = lacking(with_facts(limits=low))["key limits"]
+    assert found.detail == (
+        "kernel.keys.maxkeys is 200, should be 20000; kernel.keys.maxbytes is 20000, should be 2000000"
+    )
+    assert found.remedy == "utsuwad check --raise-limits"
+    assert found.source is Source.SETUP
+    found = lacking(with_facts(limits=low, limits_writable=False))["key limits"]
+    assert found.remedy == (
+        "on the machine that this system runs on: "
+        "sysctl -w kernel.keys.maxkeys=20000 kernel.keys.maxbytes=2000000"
+    )
+
+
+def test_limits_that_the_kernel_does_not_have_are_not_judged() -> None:
+    assert lacking(with_facts(limits={})) == {}
 
 
 def test_json_and_table_say_the_same() -> None:

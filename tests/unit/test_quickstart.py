@@ -115,6 +115,36 @@ def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> 
     assert (prefix / "share/doc/page").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize(
+    ("told", "status", "shown"),
+    [
+        ("", 0, ""),
+        (
+            "raised vm.max_map_count from 65530 to 1048576\n"
+            "/etc/sysctl.d/60-utsuwa.conf sets limits at each boot",
+            0,
+            "==> Raised limits of the kernel for many containers, now and at each boot "
+            "(/etc/sysctl.d/60-utsuwa.conf)\n",
+        ),
+        (
+            "cannot be set here (Permission denied)",
+            1,
+            "==> Some limits of the kernel stay low; what that costs: utsuwad check\n"
+            "cannot be set here (Permission denied)\n",
+        ),
+    ],
+)
+def test_it_says_in_short_what_became_of_the_limits(
+    tmp_path: Path, told: str, status: int, shown: str
+) -> None:
+    program = tmp_path / "bin/utsuwad"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n[ \"$*\" = 'check --raise-limits' ] && printf '{told}'\nexit {status}\n")
+    program.chmod(0o755)
+    function = "$(sed -n '/^raise_limits()/,/^}/p' \"$root/scripts/quickstart\")"
+    assert shell(f'prefix={tmp_path}; eval "{function}"; raise_limits') == shown
+
+
 def test_other_systems_hear_what_to_install_by_hand() -> None:
     told = shell('host_system() { echo "fedora 40"; }; require_system "debian 12" "ubuntu 24.04"')
     assert "knows debian 12, ubuntu 24.04, and this is fedora 40: install Python 3.11" in told

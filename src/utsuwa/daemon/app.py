@@ -15,6 +15,7 @@ from utsuwa.api.routes import all_routes
 from utsuwa.api.services import Services
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.environment import environment
+from utsuwa.daemon.host_watch import HostWatch
 from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
 from utsuwa.daemon.prepare import prepare
@@ -154,6 +155,7 @@ class Daemon:
         profiles.on_stored(self._networks.refresh)
         stack.push_async_callback(self._instances.stop_watching)
         await self._instances.recover()
+        stack.callback(HostWatch(lambda: self._instances.any_running).start().cancel)
 
         services = Services(
             paths=paths,

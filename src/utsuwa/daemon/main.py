@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--before-install",
         action="store_true",
-        help="leave out what the installation brings: packages, and the ranges of ids",
+        help="leave out what the installation brings: packages, ranges of ids, raised limits",
+    )
+    check.add_argument(
+        "--raise-limits",
+        action="store_true",
+        help="instead, raise the kernel's limits that are too low for many containers, now and at each boot",
     )
     check.set_defaults(run=_check)
 
@@ -132,6 +137,8 @@ def _init(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from utsuwa.daemon import check
 
+    if options.raise_limits:
+        return check.raise_limits()
     return check.run(json_format=options.format == "json", before_install=options.before_install)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import HostError, ProcessFailed
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.host import cgroups, mounts, syscalls
+from utsuwa.host import cgroups, ip_switches, kernel_limits, mounts, syscalls
 from utsuwa.host.loop import mount_squashfs
 from utsuwa.host.run import PATH, run_blocking
 from utsuwa.host.userns import user_namespace
@@ -87,6 +87,11 @@ class Facts:
     """Which kinds of network interfaces could be made; empty where there is no `ip` to try it."""
     nft_error: str = ""
     """Why rules for NAT could not be loaded; empty where they could, or where `nft` is missing."""
+    ipv6_lack: str = ""
+    """Why interfaces have no IPv6; empty where they have."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """The kernel's limits that it has, of those that are judged."""
+    limits_writable: bool = True
 
 
 def gather(state_folder: Path) -> Facts:
@@ -107,6 +112,9 @@ def gather(state_folder: Path) -> Facts:
         programs=programs,
         links=_links() if "ip" in programs else {},
         nft_error=_nft_error() if "nft" in programs else "",
+        ipv6_lack=ip_switches.ipv6_lack(),
+        limits=kernel_limits.current(),
+        limits_writable=kernel_limits.can_write(),
     )
 
 

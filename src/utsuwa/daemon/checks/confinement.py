@@ -1,0 +1,73 @@
+"""What guards containers, and shows them their own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict, no_program
+from utsuwa.host import probes
+from utsuwa.host.probes import Facts
+from utsuwa.security import apparmor
+
+
+def judge(subject: Subject) -> Iterator[Verdict]:
+    yield _seccomp(subject.facts)
+    yield _apparmor(subject.facts, subject.apparmor)
+    yield _lxcfs(subject.facts)
+
+
+def _seccomp(facts: Facts) -> Verdict:
+    if not facts.seccomp_actions:
+        return Verdict(
+            "seccomp",
+            Status.MISSING,
+            "the kernel has no filters of system calls",
+            "containers may make every system call that the kernel has",
+            "use a kernel that is built with CONFIG_SECCOMP_FILTER",
+        )
+    if "user_notif" not in facts.seccomp_actions:
+        return Verdict(
+            "seccomp",
+            Status.DEGRADED,
+            "filters, without notifications",
+            "system calls cannot be answered by the daemon (security.syscalls.intercept.*)",
+            "use a kernel from 5.0 on",
+        )
+    return Verdict("seccomp", Status.FOUND, "filters and notifications")
+
+
+def _apparmor(facts: Facts, mode: apparmor.Mode) -> Verdict:
+    match mode:
+        case apparmor.Mode.OFF:
+            return Verdict(
+                "AppArmor",
+                Status.MISSING,
+                "not enabled in this kernel",
+                "containers are confined by namespaces, ids and seccomp alone; privileged ones are not safe",
+                "where the kernel has it, boot with apparmor=1 security=apparmor",
+            )
+        case apparmor.Mode.INHERIT:
+            return Verdict(
+                "AppArmor",
+                Status.DEGRADED,
+                "enabled, but no policy can be loaded here",
+                "containers get the confinement of this process, none of their own",
+                "run on the host itself, or let the host stack profiles",
+            )
+        case apparmor.Mode.OWN:
+            if "apparmor_parser" not in facts.programs:
+                return no_program("AppArmor", "apparmor", "no container can run", essential=True)
+            return Verdict("AppArmor", Status.FOUND, "every container gets a profile of its own")
+
+
+def _lxcfs(facts: Facts) -> Verdict:
+    if facts.lxcfs:
+        return Verdict("lxcfs", Status.FOUND, f"mounted at {probes.LXCFS}", source=Source.SETUP)
+    return Verdict(
+        "lxcfs",
+        Status.MISSING,
+        f"not mounted at {probes.LXCFS}",
+        "free, top and nproc in containers show the host's memory, load and processors",
+        "install the package lxcfs and start it (systemctl enable --now lxcfs)",
+        Source.SETUP,
+    )

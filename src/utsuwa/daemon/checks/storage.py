@@ -1,0 +1,86 @@
+"""What makes containers quick to launch: mapped mounts, overlays, squashfs and its tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from utsuwa.daemon.checks.verdicts import Source, Status, Verdict, no_program
+from utsuwa.host.probes import Facts
+
+
+def file_systems(facts: Facts) -> Iterator[Verdict]:
+    """Nothing to say of them where nothing may be mounted: that is said already."""
+    can = facts.mounting
+    if not can.allowed:
+        return
+    place = f"the state folder ({can.fstype})"
+    yield _fallback(
+        "idmapped mounts of the state folder",
+        can.folder_idmapped,
+        f"{place} can be mapped",
+        f"{place} cannot be mapped",
+        "every container gets a whole copy of its image with owners of its own: slow to launch, and large",
+        _unless_disabled(facts, "use a kernel from 5.12 on, and a state folder on ext4, xfs or btrfs"),
+    )
+    yield _fallback(
+        "overlay",
+        can.overlay,
+        f"{place} can hold layers",
+        f"{place} cannot hold the upper layer of an overlay",
+        "storage pools need the driver dir, which copies the image for every container",
+        "put the state folder (or the pool's source) on ext4, xfs or btrfs; load the module overlay",
+    )
+    if can.overlay:
+        yield _fallback(
+            "overlay of idmapped layers",
+            can.overlay_idmapped,
+            "works",
+            f"does not work on the kernel {facts.kernel}",
+            "every container gets a whole copy of its image: slow to launch, and large",
+            _unless_disabled(facts, "use a kernel from 5.19 on"),
+        )
+    yield _loop(facts)
+    if can.squashfs:
+        yield _fallback(
+            "idmapped mounts of squashfs",
+            can.squashfs_idmapped,
+            "works",
+            f"the kernel {facts.kernel} maps no ids on squashfs",
+            "each image is unpacked once before its first launch: some seconds, and some hundred MB",
+            _unless_disabled(facts, "none is needed; newer kernels (such as Debian 13's) do without"),
+        )
+
+
+def _unless_disabled(facts: Facts, remedy: str) -> str:
+    """The remedy for a lack of idmapped mounts."""
+    return "unset UTSUWA_IDMAPPED_MOUNTS_DISABLE" if facts.mounting.idmapping_disabled else remedy
+
+
+def _fallback(name: str, works: bool, found: str, lacking: str, cost: str, remedy: str) -> Verdict:
+    if works:
+        return Verdict(name, Status.FOUND, found)
+    return Verdict(name, Status.DEGRADED, lacking, cost, remedy)
+
+
+def _loop(facts: Facts) -> Verdict:
+    can = facts.mounting
+    if can.loop and can.squashfs:
+        return Verdict("squashfs on loop devices", Status.FOUND, "works")
+    return Verdict(
+        "squashfs on loop devices",
+        Status.MISSING,
+        "the kernel mounts no squashfs" if can.loop else "there are no loop devices",
+        "each image is unpacked once before its first launch: some seconds, and some hundred MB",
+        f"load the module {'squashfs' if can.loop else 'loop'}, or use a kernel that has it",
+    )
+
+
+def squashfs_tools(facts: Facts) -> Iterator[Verdict]:
+    for name, cost in (
+        ("unsquashfs", "images that cannot be mounted as they are cannot be used at all"),
+        ("mksquashfs", "containers cannot be published as images of the format squashfs"),
+    ):
+        if version := facts.programs.get(name):
+            yield Verdict(name, Status.FOUND, f"version {version}", source=Source.SETUP)
+        else:
+            yield no_program(name, "squashfs-tools", cost)

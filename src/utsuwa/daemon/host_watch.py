@@ -1,0 +1,49 @@
+"""Tells, in the log, when the host is about to run out of what all containers share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from utsuwa.host import near_limits
+
+log = logging.getLogger(__name__)
+
+_EVERY = 30.0
+_AGAIN = 24 * 3600.0
+"""How long a limit is not named again. Its use may go up and down all the time."""
+
+
+class HostWatch:
+    """Looks now and then, while containers run: their systems take what they need some time after a start."""
+
+    def __init__(self, any_running: Callable[[], bool]) -> None:
+        self._any_running = any_running
+        self._told: dict[str, float] = {}
+
+    def start(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._run(), name="limits of the host")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            if self._any_running():
+                try:
+                    await self.look()
+                except (OSError, ValueError) as error:
+                    log.debug("how near the host is to its limits cannot be told: %s", error)
+
+    async def look(self) -> None:
+        """Warn of each limit that is nearly reached, once in a long time."""
+        now = time.monotonic()
+        for name, use in (await asyncio.to_thread(near_limits.look)).items():
+            if now - self._told.get(name, -_AGAIN) >= _AGAIN:
+                self._told[name] = now
+                log.warning(
+                    "the host is near its limit %s: %s: raise it before containers fail to start or to work "
+                    "(see utsuwad check)",
+                    name,
+                    use,
+                )

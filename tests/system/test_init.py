@@ -242,6 +242,119 @@ def test_a_dump_makes_the_same_of_a_fresh_daemon(
     bare_daemon.do("DELETE", "/1.0/profiles/test")
 
 
+LXD_DUMP = """
+config:
+  backups.compression_algorithm: none
+  candid.api.url: https://candid.example
+  cluster.images_minimal_replica: "1"
+  core.bgp_asn: "3"
+  core.dns_address: :5353
+  core.https_allowed_origin: https://panel.example
+  core.metrics_address: :9
+  core.proxy_http: http://proxy.example
+  images.auto_update_interval: "12"
+  maas.api.url: https://maas.example
+  user.foo: bar
+networks:
+- config:
+    bridge.hwaddr: 00:16:3e:11:22:33
+    bridge.mtu: "1400"
+    dns.domain: x.y
+    dns.mode: managed
+    ipv4.address: {subnet}
+    ipv4.dhcp: "true"
+    ipv4.dhcp.expiry: 1h
+    ipv4.firewall: "true"
+    ipv4.nat: "true"
+    ipv6.address: none
+    ipv6.dhcp: "false"
+    user.z: "1"
+  description: ""
+  name: {bridge}
+  type: bridge
+  project: default
+storage_pools:
+- config:
+    rsync.bwlimit: 10MiB
+    rsync.compression: "false"
+    source: /var/lib/lxd/storage-pools/default
+    user.x: "1"
+    volatile.initial_source: /dev/sdb
+    volume.security.shifted: "true"
+    volume.security.unmapped: "false"
+    volume.size: 1GiB
+    volume.snapshots.expiry: 3d
+    volume.snapshots.pattern: snap%d
+    volume.snapshots.schedule: '@daily'
+  description: ""
+  name: default
+  driver: dir
+profiles:
+- config:
+    agent.nic_config: "true"
+    boot.autostart: "true"
+    cloud-init.user-data: abc
+    cluster.evacuate: auto
+    environment.X: "y"
+    limits.cpu: "2"
+    limits.disk.priority: "5"
+    limits.kernel.nofile: "3000"
+    limits.memory: 1GiB
+    linux.kernel_modules: a
+    migration.incremental.memory: "true"
+    nvidia.runtime: "false"
+    raw.idmap: both 1000 1000
+    raw.lxc: lxc.aa_profile=x
+    security.devlxd: "true"
+    security.nesting: "true"
+    security.secureboot: "false"
+    snapshots.expiry: 3d
+    snapshots.schedule: '@daily'
+    user.user-data: x
+  description: ""
+  devices: {{}}
+  name: test
+- config: {{}}
+  description: Default LXD profile
+  devices:
+    eth0:
+      name: eth0
+      network: {bridge}
+      type: nic
+    root:
+      path: /
+      pool: default
+      type: disk
+  name: default
+projects:
+- config:
+    features.images: "true"
+    features.networks: "true"
+    features.profiles: "true"
+    features.storage.volumes: "true"
+  description: Default LXD project
+  name: default
+
+"""
+"""What `lxd init --dump` of LXD 5.0.2 has said, but for what this version does not serve."""
+
+
+def test_a_dump_of_lxd_is_taken(bare_daemon: Daemon, bridge: str) -> None:
+    """Twice: what is there is changed then (lxd#9006)."""
+    text = LXD_DUMP.format(bridge=bridge, subnet="10.77.41.1/24")
+    init(bare_daemon, "--preseed", input=text)
+    before = everything(bare_daemon)
+    init(bare_daemon, "--preseed", input=text)
+    assert everything(bare_daemon) == before
+    pool = bare_daemon.get("/1.0/storage-pools/default")
+    assert pool["config"]["source"] == str(bare_daemon.dir / "storage-pools" / "default")
+    for kind, name in (("storage", "default"), ("network", bridge), ("profile", "test")):
+        shown = bare_daemon.lxc(kind, "show", name).stdout
+        bare_daemon.lxc(kind, "edit", name, input=shown)
+        assert bare_daemon.lxc(kind, "show", name).stdout == shown
+    bare_daemon.do("DELETE", "/1.0/profiles/test")
+
+
 def test_questions_answered_by_lines(bare_daemon: Daemon) -> None:
     answers = ["yes", "p1", "dir", "no", "no", "no", "no", "yes"]
     shown = init(bare_daemon, input="\n".join(answers) + "\n").stdout

@@ -301,6 +301,37 @@ def test_what_cannot_be_changed_is_refused(text: str, reason: str) -> None:
     assert raised.value.message == f"{reason}. Everything is as it was before"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/var/lib/lxd/storage-pools/p",
+        "/var/snap/lxd/common/lxd/storage-pools/p",
+        "/var/lib/incus/storage-pools/p",
+    ],
+)
+def test_the_places_of_another_server_are_its_own(source: str) -> None:
+    (pool,) = parse(f"storage_pools: [{{name: p, config: {{source: {source}}}}}]").storage_pools
+    assert pool.config == {}
+    (other,) = parse(f"storage_pools: [{{name: q, config: {{source: {source}}}}}]").storage_pools
+    assert other.config == {"source": source}
+
+
+def test_volatile_keys_of_a_dump_are_passed_over() -> None:
+    """A server sets them for itself (lxd#9006)."""
+    text = """
+storage_pools: [{name: p, config: {volatile.initial_source: /dev/sdb, rsync.bwlimit: 1MiB}}]
+networks: [{name: n, config: {volatile.network.ipv4.address: 10.0.0.1, ipv4.nat: "true"}}]
+"""
+    found = parse(text)
+    assert found.storage_pools[0].config == {"rsync.bwlimit": "1MiB"}
+    assert found.networks[0].config == {"ipv4.nat": "true"}
+
+
+def test_a_wrong_value_is_named_by_its_key() -> None:
+    with pytest.raises(InvalidRequest, match=r"profiles\[0\]\.devices\[root\]\[size\]: Expected `str`"):
+        parse("profiles: [{name: x, devices: {root: {path: /, size: [1]}}}]")
+
+
 def test_names_are_quoted_in_urls() -> None:
     assert path_of("profiles", "a/b?c") == "/1.0/profiles/a%2Fb%3Fc"
     assert path_of("networks", "n", project="a&b") == "/1.0/networks/n?project=a%26b"

@@ -147,6 +147,15 @@ def check_integer(value: str) -> None:
         raise InvalidConfig("must be a whole number")
 
 
+VOLATILE = "volatile."
+"""How keys begin that the daemon sets for itself."""
+
+
+def without_volatile(config: Mapping[str, str]) -> dict[str, str]:
+    """What somebody else may decide; a request may hold the rest, for it was shown."""
+    return {key: value for key, value in config.items() if not key.startswith(VOLATILE)}
+
+
 def one_of(*allowed: str) -> Validator:
     def check(value: str) -> None:
         if value not in allowed:

@@ -339,6 +339,25 @@ _MISCELLANEOUS = (
     _later("storage.linstor.satellite.name", help="This server's name in LINSTOR."),
 )
 
+_SERVICES = (
+    _later("candid.api.key", help="Key of the Candid server."),
+    _later("candid.api.url", help="The Candid server."),
+    _later("candid.domains", "list", help="Domains of Candid whose users may come in."),
+    _later("candid.expiry", "integer", default="3600", help="Seconds after which Candid is asked again."),
+    _later("maas.api.key", help="Key of the MAAS server.", secret=True),
+    _later("maas.api.url", help="The MAAS server."),
+    _later("maas.machine", help="This server's name in MAAS."),
+    _later("rbac.agent.private_key", help="Private key of the RBAC agent.", secret=True),
+    _later("rbac.agent.public_key", help="Public key of the RBAC agent."),
+    _later("rbac.agent.url", help="The RBAC agent."),
+    _later("rbac.agent.username", help="Name of the RBAC agent."),
+    _later("rbac.api.expiry", "integer", help="Seconds after which RBAC is asked again."),
+    _later("rbac.api.key", help="Key of the RBAC server.", secret=True),
+    _later("rbac.api.url", help="The RBAC server."),
+    _later("rbac.expiry", "integer", default="3600", help="Seconds after which RBAC is asked again."),
+)
+"""Services of LXD 5.0 that its successors have given up: known so that their settings carry over."""
+
 SERVER_KEY_GROUPS: Mapping[str, tuple[ConfigKey, ...]] = {
     "core": _CORE,
     "cluster": _CLUSTER,
@@ -348,6 +367,7 @@ SERVER_KEY_GROUPS: Mapping[str, tuple[ConfigKey, ...]] = {
     "loki": _LOKI,
     "access": _ACCESS,
     "miscellaneous": _MISCELLANEOUS,
+    "services": _SERVICES,
 }
 
 LOCAL_KEYS = frozenset(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from utsuwa.core.config_keys import without_volatile
 from utsuwa.core.errors import (
     AlreadyExists,
     InUse,
@@ -183,7 +184,7 @@ class NetworkManager:
         _check_type(request.type)
         async with self._locks.hold("networks"), Rollback() as undo:
             name = check_network_name(request.name or await self._free_name())
-            config = await self._filled(name, _with_defaults(request.config))
+            config = await self._filled(name, _with_defaults(without_volatile(request.config)))
             row = NetworkRow(0, project, name, request.description, config)
             bridge = self._settings(row)
             await self._check_subnets(bridge)
@@ -229,7 +230,7 @@ class NetworkManager:
             old = await self._row(project, name)
             check_etag(etag_source(old))
             new = changed(old)
-            config = {key: value for key, value in new.config.items() if value}
+            config = {key: value for key, value in without_volatile(new.config).items() if value}
             new = replace(new, config=await self._filled(name, config))
             bridge, before = self._settings(new), self._up.get(name)
             if set(bridge.subnets) - set(self._settings(old).subnets):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from utsuwa.core import clock
-from utsuwa.core.config_keys import KeyTable
+from utsuwa.core.config_keys import KeyTable, without_volatile
 from utsuwa.core.errors import (
     HostError,
     InUse,
@@ -239,9 +239,7 @@ class StorageManager:
         self._lifecycle("created", name, requestor, {"driver": row.driver})
 
     def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
-        given = {key: value for key, value in config.items() if value}
-        if "volatile.initial_source" in given:
-            raise InvalidConfig("volatile.initial_source is set by the server: leave it out")
+        given = {key: value for key, value in without_volatile(config).items() if value}
         keys_of(driver).check(given)
         if "source" in given:
             given["source"] = str(self._checked_source(name, given["source"]))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from utsuwa.core.config_keys import without_volatile
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.daemon.init.preseed import (
     NetworkSeed,
@@ -67,7 +68,7 @@ def to_yaml(preseed: Preseed) -> str:
 
 
 def _pool(found: Mapping[str, Any], pools_folder: Path) -> PoolSeed:
-    config = _settled(found["config"])
+    config = without_volatile(found["config"])
     if config.get("source") == str(pools_folder / found["name"]):
         del config["source"]
     return PoolSeed(
@@ -80,7 +81,7 @@ def _network(found: Mapping[str, Any]) -> NetworkSeed:
         name=found["name"],
         type=found["type"],
         description=found["description"],
-        config=_settled(found["config"]),
+        config=without_volatile(found["config"]),
     )
 
 
@@ -95,8 +96,3 @@ def _profile(found: Mapping[str, Any]) -> ProfileSeed:
         config=found["config"],
         devices=found["devices"],
     )
-
-
-def _settled(config: Mapping[str, str]) -> dict[str, str]:
-    """Without the keys that a daemon sets for itself."""
-    return {key: value for key, value in config.items() if not key.startswith("volatile.")}

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from utsuwa.core.config_keys import without_volatile
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.wire.codec import explain
@@ -19,6 +20,8 @@ MAX_ALIASES = 100
 
 _SECRET_PLACEHOLDER = ("core.trust_password", "true")
 """How servers show a password that is set; dumps of LXD hold it."""
+
+_STATE_FOLDERS = ("/var/lib/lxd", "/var/snap/lxd/common/lxd", "/var/lib/incus")
 
 Config = dict[str, str]
 
@@ -101,10 +104,21 @@ def parse(text: str) -> Preseed:
     except msgspec.ValidationError as error:
         place, reason = explain(error, content, Preseed)
         raise InvalidRequest(f"Invalid preseed: {place or 'the whole'}: {reason}") from error
+    for network in preseed.networks:
+        network.config = without_volatile(network.config)
+    for pool in preseed.storage_pools:
+        pool.config = without_volatile(pool.config)
+        if _is_place_of_lxd(pool):
+            del pool.config["source"]
     key, shown = _SECRET_PLACEHOLDER
     if preseed.config.get(key) == shown:
         raise InvalidRequest(f"{key}: {shown} is how a dump shows that one is set: give it, or leave it out")
     return preseed
+
+
+def _is_place_of_lxd(pool: PoolSeed) -> bool:
+    """Whether a pool lies where LXD or Incus put those that were given no source, as their dumps say it."""
+    return pool.config.get("source") in {f"{folder}/storage-pools/{pool.name}" for folder in _STATE_FOLDERS}
 
 
 def _load(text: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from utsuwa.cli.command import BOOL, MANY, NUMBER, TEXT, Command, Entry, Flag, f
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.flags import parse
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
-from utsuwa.cli.main import find, main
+from utsuwa.cli.main import find, main, run
 from utsuwa.cli.streams import Detached, Escape
 
 KNOWN = (
@@ -145,6 +147,46 @@ def test_numbers_of_arguments(args: str, limits: tuple[int, int]) -> None:
 def _no_remotes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("UTSUWA_CONF", str(tmp_path_factory.mktemp("conf")))
     monkeypatch.setenv("UTSUWA_SOCKET", "/nowhere/unix.socket")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["lunch"], '"launch"'),
+        (["Launch"], '"launch"'),
+        (["strat"], '"start", "storage" or "restart"'),
+        (["inf"], '"info"'),
+        (["conf", "show"], '"config"'),
+        (["profile", "shw"], '"show"'),
+        (["config", "device", "ad"], '"add"'),
+        (["config", "trust", "lst"], '"list" or "ls"'),
+        (["list", "--colums", "n"], '"--columns"'),
+        (["launch", "x", "--profil", "y"], '"--profile" or "--no-profiles"'),
+        (["list", "--formt=csv"], '"--format"'),
+    ],
+    ids=str,
+)
+def test_a_word_that_is_none_brings_up_the_nearest(words: list[str], meant: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        run(words)
+    said = str(raised.value)
+    assert said.startswith(("unknown command ", "unknown flag: --"))
+    assert said.partition(": did you mean ")[2] == f"{meant}?"
+
+
+@pytest.mark.parametrize("words", [["xyzzy"], ["x"], ["list", "--qqq"], ["profile", "foo"]], ids=str)
+def test_a_word_that_is_far_from_all_brings_up_none(words: list[str]) -> None:
+    with pytest.raises(UsageError) as raised:
+        run(words)
+    assert "did you mean" not in str(raised.value)
+
+
+@pytest.mark.processes
+def test_the_search_for_names_costs_a_right_command_nothing() -> None:
+    """difflib takes longer to import than most commands to run."""
+    command = [sys.executable, "-X", "importtime", "-m", "utsuwa.cli.main", "list", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "difflib" not in ended.stderr
 
 
 @pytest.mark.parametrize(

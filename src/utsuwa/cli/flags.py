@@ -71,7 +71,9 @@ def _take_long(word: str, rest: list[str], flags: Flags) -> None:
     name, joined, value = word[2:].partition("=")
     flag = flags.known.get(name)
     if flag is None:
-        raise UsageError(f"unknown flag: --{name}")
+        from utsuwa.cli.nearest import suggestion
+
+        raise UsageError(f"unknown flag: --{name}{suggestion(name, flags.known, '--')}")
     if joined:
         _set(flags, flag, value)
     elif flag.kind == BOOL:

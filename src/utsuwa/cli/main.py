@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
         return _show_help(command, path)
     if command.run is None:
         if arguments:
-            raise UsageError(f'unknown command "{arguments[0]}" for "{" ".join(path)}"')
+            raise _unknown(arguments[0], command, path)
         return _show_help(command, path)
     least, most = command.limits()
     if len(arguments) < least or 0 <= most < len(arguments):
@@ -76,8 +76,15 @@ def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
         commands, left, rest = descend([*left, "--help", *rest[1:]])
     path = [command.name for command in commands]
     if commands[-1].children and rest and rest[0] != "--":
-        raise UsageError(f'unknown command "{rest[0]}" for "{" ".join(path)}"')
+        raise _unknown(rest[0], commands[-1], path)
     return commands[-1], path, left + rest
+
+
+def _unknown(word: str, command: Command, path: list[str]) -> UsageError:
+    from utsuwa.cli.nearest import suggestion
+
+    known = [name for child in command.children for name in (child.name, *child.aliases)]
+    return UsageError(f'unknown command "{word}" for "{" ".join(path)}"{suggestion(word, known)}')
 
 
 def without_alias(words: list[str]) -> list[str]:

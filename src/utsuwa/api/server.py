@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from utsuwa.api.extensions import EXTENSIONS
 from utsuwa.api.http import Empty, Request, Result, Route, Sync
 from utsuwa.security.authorization import Access
@@ -28,6 +30,7 @@ async def get_server(request: Request) -> Result:
             )
         )
     config = request.services.server.get()
+    environment = await request.services.daemon.environment()
     server = Server(
         api_extensions=EXTENSIONS,
         api_status="stable",
@@ -36,7 +39,8 @@ async def get_server(request: Request) -> Result:
         public=False,
         auth_methods=_AUTH_METHODS,
         config=config,
-        environment=await request.services.daemon.environment(),
+        # Clients look there for the project that they asked in, whether it is there or not.
+        environment=msgspec.structs.replace(environment, project=request.project),
     )
     return Sync(server, etag=config)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.networks import dotted
 from utsuwa.core.errors import HostError
 from utsuwa.host import bridges, ip_switches
 from utsuwa.networks.bridge import BridgeDriver
@@ -64,7 +65,7 @@ def driver(recorder: Recorder, tmp_path: Any) -> BridgeDriver:
 
 def bridge(**keys: str) -> BridgeSettings:
     config = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64", "ipv6.routing": "false"}
-    return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
+    return settings("br0", config | {dotted(key): value for key, value in keys.items()}, "o")
 
 
 async def test_up(driver: BridgeDriver, recorder: Recorder) -> None:
@@ -159,3 +160,29 @@ async def test_hosts_are_the_ports_with_a_mac(driver: BridgeDriver, monkeypatch:
     gone.clear()
     await driver.tell_hosts(bridge(), [replace(ports[0], ipv4="10.1.2.9")])
     assert given == [lease]
+
+
+async def test_missing_ports_are_told_once_and_join_later(
+    driver: BridgeDriver,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    missing = {"ext0": "the host has no interface 'ext0'"}
+    monkeypatch.setattr(bridges, "join", lambda name, external: dict(missing))
+    here = bridge(bridge_external_interfaces="ext0")
+    await driver.up(here)
+    await driver.join(here)
+    assert [record.getMessage() for record in caplog.records] == [
+        "network 'br0' does without its external interface for now: the host has no interface 'ext0'; "
+        "it joins as soon as it can"
+    ]
+    missing["ext0"] = "'ext0' belongs to something else"
+    await driver.join(here)
+    assert "belongs to something else" in caplog.records[-1].getMessage()
+    missing.clear()
+    await driver.join(here)
+    await driver.join(here)
+    assert len(caplog.records) == 3
+    assert caplog.records[-1].getMessage() == "the external interface 'ext0' has joined the network 'br0'"

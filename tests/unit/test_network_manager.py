@@ -23,6 +23,7 @@ from utsuwa.db import networks as rows
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.host import bridges, ip_switches
+from utsuwa.host.link_events import LinkEvents
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.records import Network
@@ -87,7 +88,7 @@ def networks(
     monkeypatch.setattr(bridges, "routed_subnets", list)
     monkeypatch.setattr(bridges, "exists", lambda name: name == "lo")
     monkeypatch.setattr(bridges, "find", lambda name: None)
-    manager = NetworkManager(database, paths, EventHub(), "utsuwa-test")
+    manager = NetworkManager(database, paths, EventHub(), LinkEvents(), "utsuwa-test")
     monkeypatch.setattr(manager, "_driver", host)
     return manager
 

@@ -513,6 +513,23 @@ async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> 
     assert "half" in [pool.row.name for pool in await setting.manager.pools()]
 
 
+async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    manager = setting.again()
+    pool.fail["mount"] = HostError("/srv/p is gone")
+    await manager.start()
+    pool.fail["mount"] = HostError("/srv/p is still gone")
+    with pytest.raises(Unavailable, match="'p' is not available: /srv/p is still gone"):
+        await manager.ensure_available("p")
+    assert not (await manager.pool("p")).available
+    pool.fail.pop("mount", None)
+    await asyncio.gather(manager.ensure_available("p"), manager.ensure_available("p"))
+    assert (await manager.pool("p")).available
+    with pytest.raises(NotFound):
+        await manager.ensure_available("q")
+
+
 async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
     setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

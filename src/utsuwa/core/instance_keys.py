@@ -47,7 +47,8 @@ _BOOT = (
         "boot.autostart",
         "bool",
         live=False,
-        help="Start with the daemon: always, never, or (unset) if it ran before.",
+        help="Start with the daemon, or as soon as the host has what it needs: always, never, or (unset) if "
+        "it ran before.",
     ),
     ConfigKey(
         "boot.autostart.delay",

@@ -198,7 +198,8 @@ _COMMON = (
     ConfigKey("bridge.driver", default="native", help="What makes the bridge: the kernel.", validate=_driver),
     ConfigKey(
         "bridge.external_interfaces",
-        help="Interfaces of the host, without addresses of their own, that become ports of the bridge.",
+        help="Interfaces of the host, without addresses of their own, that become ports of the bridge; one "
+        "that goes away later joins again when it is back.",
         validate=interfaces,
     ),
     ConfigKey("bridge.hwaddr", help="The bridge's own MAC address.", validate=mac_address),

@@ -23,6 +23,7 @@ from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_pe
 from utsuwa.db.engine import Database
 from utsuwa.host import cgroups, facts
 from utsuwa.host.helper.client import Helper
+from utsuwa.host.link_events import LinkEvents
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.console_attach import ConsoleManager
 from utsuwa.instances.context import Context
@@ -132,8 +133,9 @@ class Daemon:
         await images.start()
 
         owner = owner_name(paths)
+        links = LinkEvents()
         stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
-        self._networks = NetworkManager(database, paths, events, owner)
+        self._networks = NetworkManager(database, paths, events, links, owner)
         stack.push_async_callback(self._close_networks)
         await self._networks.start()
         projects = ProjectManager(database)
@@ -150,7 +152,7 @@ class Daemon:
             cgroup=owner,
             boot_id=facts.boot_id(),
         )
-        self._instances = InstanceManager(context)
+        self._instances = InstanceManager(context, links)
         profiles.on_change(self._instances.follow_profile)
         profiles.on_stored(self._networks.refresh)
         stack.push_async_callback(self._instances.stop_watching)

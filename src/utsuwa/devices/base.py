@@ -109,6 +109,9 @@ class Device:
         """
         return RunConfig()
 
+    async def check_start(self, host: DeviceHost) -> None:
+        """Raise what `start` would raise for want of something on the host; the container may still run."""
+
     async def start(self, host: DeviceHost) -> RunConfig:
         """Prepare the host before the container starts. Undone by `stop`."""
         return RunConfig()

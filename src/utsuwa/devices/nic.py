@@ -93,6 +93,12 @@ class VethNic(Device):
             for other, config in host.devices.items()
         )
 
+    async def check_start(self, host: DeviceHost) -> None:
+        wanted = self.config.get("host_name", "")
+        if wanted and wanted != host.volatile(self.name, "host_name"):
+            await self._host_name()
+        await self._parent(host, RunConfig())
+
     async def start(self, host: DeviceHost) -> RunConfig:
         run = self.add(host)
         await self._parent(host, run)

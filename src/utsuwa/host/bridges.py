@@ -111,12 +111,10 @@ def configure(
     mtu: int,
     addresses: Collection[Interface],
     routes: Collection[Subnet] = (),
-    external: Collection[str] = (),
 ) -> None:
     """Make the bridge, or bring the one that is there to this state without losing its ports; it is up.
 
-    Raises InvalidConfig where an interface of that name is none, or for external interfaces that cannot
-    be ports; HostError for what the kernel refuses.
+    Raises InvalidConfig where an interface of that name is none, HostError for what the kernel refuses.
     """
     with IPRoute() as netlink, _refusals(f"cannot set up the bridge {name!r}"):
         message = _get(netlink, name)
@@ -134,7 +132,6 @@ def configure(
         netlink.link("set", index=link.index, state="up")
         _set_addresses(netlink, link.index, addresses)
         _set_routes(netlink, link.index, routes)
-        _set_external(netlink, link, external)
 
 
 def _set_addresses(netlink: Any, index: int, wanted: Collection[Interface]) -> None:
@@ -171,24 +168,45 @@ def _set_routes(netlink: Any, index: int, wanted: Collection[Subnet]) -> None:
             netlink.route("add", dst=str(subnet), oif=index, proto=_PROTO_STATIC, family=family)
 
 
-def _set_external(netlink: Any, bridge: Link, wanted: Collection[str]) -> None:
-    for name in wanted:
-        message = _get(netlink, name)
-        if message is None:
-            raise InvalidConfig(f"Invalid value for 'bridge.external_interfaces': the host has no {name!r}")
-        link = _link(message)
-        if link.master == bridge.index:
-            continue
-        if link.master is not None or link.loopback or link.index == bridge.index:
-            raise InvalidConfig(
-                f"Invalid value for 'bridge.external_interfaces': {name!r} belongs to something else"
-            )
-        if any(a["scope"] == _SCOPE_GLOBAL for a in netlink.get_addr(index=link.index)):
-            raise InvalidConfig(
-                f"Invalid value for 'bridge.external_interfaces': {name!r} has addresses of its own: "
-                "take them away first"
-            )
-        netlink.link("set", index=link.index, master=bridge.index, state="up")
+def join(name: str, external: Collection[str]) -> dict[str, str]:
+    """Make interfaces of the host ports of the bridge; gives those that cannot be, with the reason."""
+    problems = {}
+    with IPRoute() as netlink, _refusals(f"cannot add ports to the bridge {name!r}"):
+        bridge = _get(netlink, name)
+        for port in external if bridge is not None else ():
+            message = _get(netlink, port)
+            if message is not None and _link(message).master == bridge["index"]:
+                continue
+            why = _unfit(netlink, port, bridge["index"], message)
+            if why:
+                problems[port] = why
+            else:
+                netlink.link("set", index=message["index"], master=bridge["index"], state="up")
+    return problems
+
+
+def check_ports(name: str, external: Collection[str]) -> None:
+    """Refuse interfaces that cannot be ports of the bridge as they are now (InvalidConfig)."""
+    with IPRoute() as netlink, _refusals(f"cannot look at the ports of {name!r}"):
+        bridge = _get(netlink, name)
+        for port in external:
+            message = _get(netlink, port)
+            if message is None or bridge is None or _link(message).master != bridge["index"]:
+                why = _unfit(netlink, port, bridge["index"] if bridge is not None else None, message)
+                if why:
+                    raise InvalidConfig(f"Invalid value for 'bridge.external_interfaces': {why}")
+
+
+def _unfit(netlink: Any, name: str, bridge: int | None, message: Any) -> str:
+    """Why an interface cannot become a port; empty where it can."""
+    if message is None:
+        return f"the host has no interface {name!r}"
+    link = _link(message)
+    if link.master is not None or link.loopback or link.index == bridge:
+        return f"{name!r} belongs to something else"
+    if any(a["scope"] == _SCOPE_GLOBAL for a in netlink.get_addr(index=link.index)):
+        return f"{name!r} has addresses of its own: take them away first"
+    return ""
 
 
 def release(name: str, external: Collection[str]) -> None:

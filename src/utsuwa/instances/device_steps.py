@@ -99,6 +99,12 @@ def add_all(host: DeviceHost) -> dict[str, str | None]:
     return steps.volatile
 
 
+async def check_all(host: DeviceHost) -> None:
+    """Raise what `start_all` would, as far as devices can tell without starting; the container may run."""
+    for device in _ordered(host.devices):
+        await device.check_start(host)
+
+
 async def start_all(host: DeviceHost, undo: Rollback) -> Steps:
     """Prepare every device; what was started is stopped again when `undo` runs."""
     steps = Steps()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
+from utsuwa.host.link_events import LinkEvents
 from utsuwa.instances import (
     cpu_balance,
     create,
@@ -21,6 +20,7 @@ from utsuwa.instances import (
     stop,
     update,
 )
+from utsuwa.instances.autostart import Autostart
 from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.end import Watch
 from utsuwa.instances.exec import ExecTarget
@@ -41,11 +41,11 @@ ACTIONS = ("start", "stop", "restart", "freeze", "unfreeze")
 class InstanceManager:
     """All instances of the daemon, by project and name."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, links: LinkEvents) -> None:
         self._ctx = ctx
         self._watch = Watch(ctx, self._reboot, self._delete_ephemeral)
         self.follow_profile = update.ProfileFollower(ctx)
-        self._autostart: asyncio.Task[None] | None = None
+        self._autostart = Autostart(ctx, links, self.start)
 
     # The daemon's start and end.
 
@@ -57,18 +57,12 @@ class InstanceManager:
         stopped = await recover.adopt_all(ctx, self._watch)
         await limits.enforce_all(ctx.runtime.all())
         await cpu_balance.try_to_rebalance(ctx)
-        wanted = await recover.settle(ctx, stopped)
-        self._autostart = asyncio.create_task(recover.autostart(wanted, self.start), name="autostart")
+        self._autostart.begin(await recover.settle(ctx, stopped))
 
     async def stop_watching(self) -> None:
         """The daemon ends, the containers run on; a start that is under way is undone."""
-        await self._end_autostart()
+        await self._autostart.end()
         await self._watch.stop()
-
-    async def _end_autostart(self) -> None:
-        if self._autostart is not None:
-            self._autostart.cancel()
-            await asyncio.wait([self._autostart])
 
     @property
     def any_running(self) -> bool:
@@ -76,7 +70,7 @@ class InstanceManager:
 
     async def shutdown_all(self, *, force: bool = False) -> None:
         """Stop every container for the host's end; each runs again at the daemon's next start."""
-        await self._end_autostart()
+        await self._autostart.end()
         await shutdown.shutdown_all(self._ctx, force=force)
 
     # Reading.
@@ -135,6 +129,7 @@ class InstanceManager:
 
     async def rename(self, project: str, name: str, new: str) -> None:
         await rename.rename(self._ctx, project, name, new)
+        self._autostart.renamed(project, name, new)
 
     async def check_deletable(self, project: str, name: str) -> None:
         """Raise what `delete` would raise, before work begins in the background."""
@@ -149,6 +144,7 @@ class InstanceManager:
             case "start":
                 await self.start(project, name)
             case "stop":
+                await self._autostart.forget(project, name)
                 await stop.stop(self._ctx, project, name, force=request.force, seconds=request.timeout)
             case "restart":
                 await self.restart(project, name, force=request.force, seconds=request.timeout)
@@ -166,10 +162,12 @@ class InstanceManager:
             await stop.unfreeze(self._ctx, project, name)
             return
         await start.start(self._ctx, self._watch, project, name)
+        self._autostart.started(project, name)
         self._ctx.lifecycle("started", project, name)
 
     async def restart(self, project: str, name: str, *, force: bool, seconds: float) -> None:
         running = stop.running(self._ctx, project, name)
+        await start.check_again(self._ctx, project, name)
         running.restarting = True
         await end.note_boot(self._ctx, running, None)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
@@ -187,9 +186,8 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
         fate = judge(instance, ctx.boot_id, end.read_target(ctx.runtime_paths(instance)))
         try:
             await _clean(ctx, instance, fate)
-        except UtsuwaError as error:  # such as a pool that is not there
+        except UtsuwaError as error:
             log.error("cleaning up after instance %r failed: %s", instance.name, error)
-            continue
         if fate.start:
             wanted.append(instance)
     await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup)
@@ -198,7 +196,10 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
 
 
 async def _clean(ctx: Context, instance: Loaded, fate: Fate) -> None:
-    await end.clean_host(ctx, instance)
+    try:
+        await end.clean_host(ctx, instance)
+    except UtsuwaError as error:  # such as a pool that is not there
+        log.error("not all of instance %r is taken away: %s", instance.name, error)
     await _put_devices_right(ctx, instance, None)
     if fate.was_running:
         changes: dict[str, str | None] = {"volatile.last_state.boot_id": None}
@@ -208,18 +209,6 @@ async def _clean(ctx: Context, instance: Loaded, fate: Fate) -> None:
     if fate.delete:
         log.info("the ephemeral instance %r ended meanwhile: it is deleted", instance.name)
         await delete.delete(ctx, instance.project, instance.name)
-
-
-async def autostart(instances: list[Loaded], start: Callable[[str, str], Awaitable[None]]) -> None:
-    """Start instances one after the other, each followed by its `boot.autostart.delay`."""
-    for instance in instances:
-        try:
-            await start(instance.project, instance.name)
-        except Exception:
-            log.exception("instance %r did not start by itself", instance.name)
-        delay = _number(instance, "boot.autostart.delay")
-        if delay > 0:
-            await asyncio.sleep(delay)
 
 
 def _number(instance: Loaded, key: str) -> int:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utsuwa.core import clock
-from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed
+from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed, UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
@@ -28,7 +28,7 @@ from utsuwa.instances import (
     volume,
 )
 from utsuwa.instances.context import Context, load
-from utsuwa.instances.create import check_whole
+from utsuwa.instances.create import check_by_liblxc, check_whole
 from utsuwa.instances.end import Watch, read_target
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
 
@@ -53,6 +53,23 @@ async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
     await cpu_balance.try_to_rebalance(ctx)
 
 
+async def check_again(ctx: Context, project: str, name: str) -> None:
+    """Raise InvalidRequest where a running container could not start again, as far as that can be known."""
+    try:
+        instance = check_whole(await load(ctx, project, name))
+        await ctx.storage.ensure_available(instance.pool)
+        if limits.limited(instance.expanded_config):
+            limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.look_at_host))
+        idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
+        host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks, storage=ctx.storage)
+        await device_steps.check_all(host)
+        await check_by_liblxc(ctx, instance)
+    except UtsuwaError as error:
+        raise InvalidRequest(
+            f"The instance {name!r} was not stopped, for it could not start again: {error.message}"
+        ) from error
+
+
 @contextlib.contextmanager
 def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
     try:
@@ -67,7 +84,7 @@ def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     paths = ctx.runtime_paths(instance)
-    ctx.storage.check_available(instance.pool)
+    await ctx.storage.ensure_available(instance.pool)
     instance = await identity.with_permitted_idmap(ctx, instance)
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
     undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)  # or cancelled in mid-mount

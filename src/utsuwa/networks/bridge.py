@@ -25,12 +25,15 @@ class BridgeDriver:
     def __init__(self, servers: Servers, rules: Rules) -> None:
         self._servers = servers
         self._rules = rules
+        self._missing: dict[str, dict[str, str]] = {}
+        """By network: the external interfaces that are not its ports, with the reason."""
 
     async def up(self, bridge: BridgeSettings) -> None:
         """Bring the host to these settings; what is as it should be stays, so that nobody is cut off.
 
         The folder comes first and goes last: a kill leaves nothing that it does not tell of.
-        A host without IPv6 gets IPv4 alone, with a warning. Raises InvalidConfig, HostError.
+        A host without IPv6 gets IPv4 alone, and external interfaces that are missing are passed over, each
+        with a warning. Raises InvalidConfig, HostError.
         """
         bridge = await asyncio.to_thread(_without_lacking_ipv6, bridge)
         await self._servers.prepare(bridge.name)
@@ -41,11 +44,34 @@ class BridgeDriver:
             mtu=bridge.mtu,
             addresses=bridge.addresses,
             routes=[subnet for family in bridge.families for subnet in family.routes],
-            external=bridge.external,
         )
+        await self.join(bridge)
         await asyncio.to_thread(_allow_forwarding, bridge)
         await self._rules.apply(bridge)
         await self._servers.ensure(bridge)
+
+    async def check_ports(self, network: str, external: Collection[str]) -> None:
+        """Refuse external interfaces that cannot be ports of the bridge now (InvalidConfig)."""
+        if external:
+            await asyncio.to_thread(bridges.check_ports, network, external)
+
+    async def join(self, bridge: BridgeSettings) -> None:
+        """Have the external interfaces be ports, as many as can; what is told once is not told again."""
+        before = self._missing.pop(bridge.name, {})
+        if not bridge.external:
+            return
+        missing = await asyncio.to_thread(bridges.join, bridge.name, bridge.external)
+        for port, why in missing.items():
+            if before.get(port) != why:
+                log.warning(
+                    "network %r does without its external interface for now: %s; it joins as soon as it can",
+                    bridge.name,
+                    why,
+                )
+        for port in before.keys() - missing.keys():
+            log.info("the external interface %r has joined the network %r", port, bridge.name)
+        if missing:
+            self._missing[bridge.name] = missing
 
     async def change(self, old: BridgeSettings, new: BridgeSettings) -> None:
         """Bring a bridge that is up from one state to another."""
@@ -61,6 +87,7 @@ class BridgeDriver:
 
         What cannot be taken away does not keep the rest: the first failure is raised at the end.
         """
+        self._missing.pop(network, None)
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
             partial(self._servers.stop, network),
             partial(self._rules.remove, network),

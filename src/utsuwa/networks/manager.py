@@ -36,9 +36,11 @@ from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.host import bridges, ip_switches
+from utsuwa.host.link_events import LinkEvents
 from utsuwa.networks import leases, subnets
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.ports import Port, all_ports, check_port, check_routes, check_unmanaged
+from utsuwa.networks.ports_watch import PortsWatch
 from utsuwa.networks.process import Servers
 from utsuwa.networks.records import Interface, LeaseView, Network, lease_views, uses
 from utsuwa.networks.rules import Rules
@@ -62,7 +64,9 @@ def etag_source(row: NetworkRow) -> list[Any]:
 class NetworkManager:
     """All networks of the daemon. One change at a time: subnets are chosen beside all others."""
 
-    def __init__(self, database: Database, paths: StatePaths, events: EventHub, owner: str) -> None:
+    def __init__(
+        self, database: Database, paths: StatePaths, events: EventHub, links: LinkEvents, owner: str
+    ) -> None:
         self._database = database
         self._paths = paths
         self._events = events
@@ -72,6 +76,7 @@ class NetworkManager:
         self._driver = BridgeDriver(self._servers, Rules(owner))
         self._up: dict[str, BridgeSettings] = {}
         """The settings of every bridge that is up, by its name."""
+        self._ports_watch = PortsWatch(links, self._join_ports)
 
     # Start and end of the daemon
 
@@ -88,6 +93,7 @@ class NetworkManager:
             except UtsuwaError as error:
                 log.error("network %r cannot be used: %s", row.name, error)
         await self._sweep({row.name for row in found if row.state not in HALF_MADE})
+        self._watch_ports()
         await self.refresh()
 
     async def _bring_up(self, row: NetworkRow) -> None:
@@ -116,6 +122,7 @@ class NetworkManager:
 
     def stop(self) -> None:
         """The daemon ends; bridges and dnsmasq serve on."""
+        self._ports_watch.watch(())
         self._servers.leave()
 
     async def shut_down(self) -> None:
@@ -188,6 +195,7 @@ class NetworkManager:
             row = NetworkRow(0, project, name, request.description, config)
             bridge = self._settings(row)
             await self._check_subnets(bridge)
+            await self._driver.check_ports(name, bridge.external)
             if await asyncio.to_thread(bridges.exists, name) and name not in self._up:
                 raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
             async with self._database.write("reserve network") as conn:
@@ -200,6 +208,7 @@ class NetworkManager:
             async with self._database.write("network is ready") as conn:
                 await rows.set_ready(conn, row.id)
             self._up[name] = bridge
+            self._watch_ports()
             undo.keep()
         await self.refresh()
         return self._tell("created", row, requestor)
@@ -239,11 +248,14 @@ class NetworkManager:
                 if port.bridge == name:
                     _check_still_fits(port, bridge)
             if bridge != before:
+                added = set(bridge.external) - set(self._settings(old).external)
+                await self._driver.check_ports(name, sorted(added))
                 await self._driver.test(bridge)
                 await self._switch(before, bridge, undo)
             async with self._database.write("update network") as conn:
                 await rows.update(conn, new)
             self._up[name] = bridge
+            self._watch_ports()
             undo.keep()
         await self.refresh()
         self._tell("updated", new, requestor)
@@ -276,6 +288,7 @@ class NetworkManager:
             async with self._database.write("rename network") as conn:
                 await rows.rename(conn, row.id, new)
             self._up[new] = bridge
+            self._watch_ports()
             undo.keep()
         return self._tell("renamed", renamed, requestor, {"old_name": name})
 
@@ -292,6 +305,7 @@ class NetworkManager:
             await self._driver.down(name, bridge.external, keep_files=True)
             await self._remove_row(row)
             self._up.pop(name, None)
+            self._watch_ports()
             undo.keep()
             try:
                 await self._servers.remove(name)
@@ -353,8 +367,9 @@ class NetworkManager:
             async with self._database.read() as conn:
                 found = [row for row in await rows.get_all(conn, None) if row.name == bridge]
             if found and found[0].state == "ready":
-                log.warning("network %r is not there: bringing it up again", bridge)
+                log.info("network %r is not there: bringing it up again", bridge)
                 await self._bring_up(found[0])
+                self._watch_ports()
         if bridge in self._up:
             await self.refresh()  # nobody has told its dnsmasq of changes meanwhile
             return self._up[bridge]
@@ -427,6 +442,18 @@ class NetworkManager:
             )
 
     # Steps
+
+    def _watch_ports(self) -> None:
+        self._ports_watch.watch(port for bridge in self._up.values() for port in bridge.external)
+
+    async def _join_ports(self) -> None:
+        """External interfaces have appeared or come free."""
+        async with self._locks.hold("networks"):
+            for bridge in list(self._up.values()):
+                try:
+                    await self._driver.join(bridge)
+                except UtsuwaError as error:
+                    log.warning("network %r lacks external interfaces: %s", bridge.name, error)
 
     def _settings(self, row: NetworkRow) -> BridgeSettings:
         return settings(row.name, row.config, self._owner)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -33,6 +33,7 @@ from utsuwa.db import storage_pools, storage_volumes
 from utsuwa.db.codes import HALF_MADE, UNKNOWN, VOLUME_CONTAINER, VOLUME_IMAGE, State
 from utsuwa.db.connection import Connection
 from utsuwa.db.engine import Database
+from utsuwa.db.instances import InstanceRow
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.host.userns import close_user_namespaces
@@ -87,7 +88,7 @@ class StorageManager:
         async with self._database.read() as conn:
             rows = await storage_pools.get_all(conn)
             instances = await instance_rows.get_all(conn, None)
-        known = {storage_name(i.project, i.name): (i.project, i.name) for i in instances}
+        known = _by_storage_name(instances)
         for row in rows:
             if row.state == UNKNOWN:
                 continue
@@ -97,9 +98,7 @@ class StorageManager:
                 continue
             self._drivers[row.name] = driver
             try:
-                await _finished(driver.mount)
-                self._mounted.add(row.name)
-                await self._sweep(row.name, driver, known)
+                await self._open(row.name, driver, known)
             except UtsuwaError as error:
                 log.error("storage pool %r cannot be used: %s", row.name, error)
         await asyncio.to_thread(self._sweep_links, known)
@@ -328,9 +327,31 @@ class StorageManager:
         await self.get_pool(name)
         return await _finished(self._driver(name).usage)
 
-    def check_available(self, pool: str) -> None:
-        """Raises NotFound, or Unavailable for a pool that could not be mounted."""
+    async def ensure_available(self, pool: str) -> None:
+        """Mount a pool that could not be mounted earlier: its disk may be there by now.
+
+        Raises NotFound, or Unavailable with what keeps it from being mounted.
+        """
+        if pool in self._drivers and pool not in self._mounted:
+            await self._try_again(pool)
         self._driver(pool)
+
+    async def _try_again(self, pool: str) -> None:
+        async with self._locks.hold("pool", pool):
+            if pool in self._mounted or pool not in self._drivers:
+                return
+            async with self._database.read() as conn:
+                instances = await instance_rows.get_all(conn, None)
+            try:
+                await self._open(pool, self._drivers[pool], _by_storage_name(instances))
+            except UtsuwaError as error:
+                raise Unavailable(f"Storage pool {pool!r} is not available: {error.message}") from error
+            log.info("storage pool %r can be used again", pool)
+
+    async def _open(self, pool: str, driver: Driver, known: Mapping[str, tuple[str, str]]) -> None:
+        await _finished(driver.mount)
+        self._mounted.add(pool)
+        await self._sweep(pool, driver, known)
 
     def _driver(self, pool: str) -> Driver:
         if pool not in self._drivers:
@@ -573,6 +594,10 @@ class StorageManager:
         self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None
     ) -> None:
         self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context, requestor)
+
+
+def _by_storage_name(instances: Iterable[InstanceRow]) -> dict[str, tuple[str, str]]:
+    return {storage_name(row.project, row.name): (row.project, row.name) for row in instances}
 
 
 def _volume(pool: str, kind: int, project: str, name: str) -> VolumeRow:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ EXTRA = "extra"
 """The name of the second image, which is imported and deleted."""
 NETWORK, SPARE = "kept", "spare"
 """The network of all instances, and one that comes and goes; `SPARE` is a pool too."""
-QUIET = ("backups", "database", "devices", "devlxd", "shmounts", "snapshots")
+QUIET = ("backups", "database", "devlxd", "shmounts", "snapshots")
 """Folders of the state folder that no change here leaves anything in."""
 PATIENCE = 3.0
 """Seconds that what ends by itself gets to do so."""
@@ -373,14 +374,18 @@ class World:
         same(entries(folder / "containers"), names, "links to containers")
         same(entries(pool / "containers"), names, "folders of containers")
         same(entries(folder / "logs") | names, names, "logs")
+        same(entries(folder / "devices") | names, names, "device nodes")
         fingerprints = {i["fingerprint"] for i in self.daemon.get("/1.0/images?recursion=1")}
         same({n.partition(".")[0] for n in entries(folder / "images")}, fingerprints, "files of images")
+        patiently(partial(self._check_pool, pool, names, fingerprints))  # an image may just be unpacked
+        same(entries(folder / "storage-pools"), self._listed("storage-pools"), "pools")
+
+    def _check_pool(self, pool: Path, names: set[str], fingerprints: set[str]) -> None:
         unpacked = entries(pool / "images")
         same(unpacked | fingerprints, fingerprints, "unpacked images")
         volumes = self.daemon.get("/1.0/storage-pools/default/volumes?recursion=1")
         same({v["name"] for v in volumes if v["type"] == "container"}, names, "volumes")
         same({v["name"] for v in volumes if v["type"] == "image"}, unpacked, "volumes of images")
-        same(entries(folder / "storage-pools"), self._listed("storage-pools"), "pools")
 
     def _quiet(self) -> dict[str, set[str]]:
         return {name: entries(self.daemon.dir / name) - {"utsuwa.db-journal"} for name in QUIET}

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -304,11 +305,22 @@ def test_requests_about_images_that_are_not_there(d: Daemon) -> None:
 def test_an_image_that_is_damaged_on_the_disk(module_daemon: Daemon, busybox_image: Image) -> None:
     """What was whole at its import may be lost later: the launch says so, and leaves nothing."""
     d = module_daemon
+    d.lxc("storage", "create", "copies", "dir")
     fingerprint = d.import_image(busybox_image.metadata, busybox_image.rootfs)
     stored = d.dir / "images" / f"{fingerprint}.rootfs"
+    volumes = "/1.0/storage-pools/default/volumes"
+    deadline = time.monotonic() + 60
+    while not any(url.endswith(fingerprint) for url in d.get(volumes)):  # unpacked in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     with stored.open("r+b") as file:
         file.truncate(100_000)
     with nothing_changes(d):
-        source = {"type": "image", "fingerprint": fingerprint}
-        failed(d, d.api("POST", "/1.0/instances", {"name": "c1", "source": source}), "image", "damaged")
+        request = {
+            "name": "c1",
+            "source": {"type": "image", "fingerprint": fingerprint},
+            "devices": {"root": {"type": "disk", "path": "/", "pool": "copies"}},
+        }
+        failed(d, d.api("POST", "/1.0/instances", request), "image", "damaged")
     d.do("DELETE", f"/1.0/images/{fingerprint}")
+    d.lxc("storage", "delete", "copies")

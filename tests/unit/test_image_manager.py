@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import AlreadyExists, HostError, InvalidImage, InvalidName, InvalidRequest, NotFound
+from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import images as image_rows
 from utsuwa.db import schema
@@ -55,12 +56,16 @@ class Events(EventHub):
 class Pools:
     def __init__(self) -> None:
         self.deleted: list[str] = []
+        self.prepared: list[str] = []
         self.fails = False
 
     async def delete_image(self, fingerprint: str) -> None:
         if self.fails:
             raise HostError("busy")
         self.deleted.append(fingerprint)
+
+    def prepare_image(self, image: ImageSource) -> None:
+        self.prepared.append(image.fingerprint)
 
 
 class Setting:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from utsuwa.core.errors import (
     InvalidRequest,
     NotFound,
     OutOfSpace,
+    ProcessFailed,
     Unavailable,
 )
 from utsuwa.core.paths import StatePaths
@@ -34,6 +36,7 @@ from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.storage_pools import PoolRow
+from utsuwa.host.run import Stopper
 from utsuwa.operations.events import EventHub
 from utsuwa.storage import manager as module
 from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage
@@ -44,7 +47,8 @@ IMAGE = ImageSource(FINGERPRINT, Path("/metadata"), Path("/rootfs"))
 
 
 class FakeDriver:
-    """A pool in memory. `fail[method]` is raised once; `gate` holds `create_instance` up."""
+    """A pool in memory. `fail[method]` is raised once; `gate` holds `create_instance` up,
+    `unpacking` the bringing of an image."""
 
     capabilities = Capabilities(name="overlay", copy_on_write_images=True)
 
@@ -58,6 +62,10 @@ class FakeDriver:
         self.mounted: dict[str, IdMap] = {}
         self.fail: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
+        self.unpacked = 0
+        self.unpacking: threading.Event | None = None
+        self.trimmed: list[str] = []
+        self.configured: list[Mapping[str, str]] = []
 
     def _maybe_fail(self, method: str) -> None:
         if error := self.fail.pop(method, None):
@@ -84,9 +92,24 @@ class FakeDriver:
     def usage(self) -> Usage:
         return Usage(1, 2, 3, 4)
 
-    def ensure_image(self, image: ImageSource) -> None:
+    def configure(self, config: Mapping[str, str]) -> None:
+        self.configured.append(config)
+
+    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
         self._maybe_fail("ensure_image")
+        if image.fingerprint in self.on_pool:
+            return
+        self.unpacked += 1
+        while self.unpacking is not None and not self.unpacking.wait(0.01):
+            if ahead is not None and ahead.stopped:
+                raise ProcessFailed(["unsquashfs"], None, "was stopped")
         self.on_pool.add(image.fingerprint)
+
+    def trim_image(self, fingerprint: str) -> None:
+        self.trimmed.append(fingerprint)
+
+    def sync_images(self) -> None:
+        self._maybe_fail("sync_images")
 
     def delete_image(self, fingerprint: str) -> None:
         self.on_pool.discard(fingerprint)
@@ -340,7 +363,8 @@ async def test_instances_go_on_while_their_pool_cannot_be_deleted(setting: Setti
 
 async def test_images_do_not_hold_a_pool(setting: Setting, pool: FakeDriver) -> None:
     await setting.write(image_rows.insert, image_row())
-    await setting.manager.ensure_image("p", IMAGE)
+    await setting.create()
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
     shown = await setting.manager.pool("p")
     assert shown.use.volumes == [(VOLUME_IMAGE, "default", FINGERPRINT)]
     await setting.manager.delete_pool("p")
@@ -427,7 +451,7 @@ async def test_cancelled_while_the_image_is_let_go(
 ) -> None:
     letting_go = asyncio.Event()
 
-    async def slow(*_: object) -> None:
+    async def slow(*_: object, **__: object) -> None:
         letting_go.set()
         await asyncio.sleep(10)
 
@@ -589,7 +613,8 @@ async def test_a_deleted_image_goes_with_its_last_instance(setting: Setting, poo
 
 async def test_a_deleted_image_without_instances_goes_at_once(setting: Setting, pool: FakeDriver) -> None:
     row_id = await setting.write(image_rows.insert, image_row())
-    await setting.manager.ensure_image("p", IMAGE)
+    await setting.create()
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
     await setting.manager.delete_image(FINGERPRINT)
     assert pool.images() == [FINGERPRINT]
     await setting.write(image_rows.delete, row_id)
@@ -609,6 +634,133 @@ async def test_an_image_is_held_while_an_instance_is_made_from_it(setting: Setti
     pool.gate.set()
     await task
     assert pool.instances() == ["c1"]
+
+
+# ---- images brought onto pools ahead of their first use
+
+
+@pytest.fixture
+async def imported(setting: Setting, pool: FakeDriver) -> FakeDriver:
+    """A pool that a profile names, which is held up in bringing on an image that has just been imported."""
+    pool.unpacking = threading.Event()
+    disk = {"root": {"type": "disk", "path": "/", "pool": "p"}}
+    await setting.write(profile_rows.insert, ProfileRow(0, "default", "disks", devices=disk))
+    await setting.write(image_rows.insert, image_row())
+    setting.manager.prepare_image(IMAGE)
+    while not pool.unpacked:
+        await asyncio.sleep(0.01)
+    return pool
+
+
+async def all_prepared(setting: Setting) -> None:
+    while setting.manager._ahead._works:
+        await asyncio.sleep(0.01)
+
+
+async def test_an_imported_image_is_brought_where_a_profile_has_its_root_disk(
+    setting: Setting, imported: FakeDriver
+) -> None:
+    await setting.manager.create_pool("q")
+    assert imported.unpacking is not None
+    imported.unpacking.set()
+    await all_prepared(setting)
+    assert imported.images() == await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
+    setting.manager.prepare_image(IMAGE)
+    await asyncio.sleep(0.05)
+    assert imported.unpacked == 1
+    assert setting.drivers["q"].unpacked == 0
+
+
+async def test_launches_wait_for_the_unpacking_that_goes_on_and_share_it(
+    setting: Setting, imported: FakeDriver
+) -> None:
+    launches = [asyncio.create_task(setting.create(name)) for name in ("c1", "c2")]
+    await asyncio.sleep(0.05)
+    assert imported.instances() == []
+    assert imported.unpacking is not None
+    imported.unpacking.set()
+    await asyncio.gather(*launches)
+    assert imported.instances() == ["c1", "c2"]
+    assert imported.unpacked == 1
+
+
+async def test_an_image_that_is_deleted_meanwhile_is_not_waited_for(
+    setting: Setting, imported: FakeDriver
+) -> None:
+    async with setting.database.write("test") as conn:
+        for row in await image_rows.get_all(conn, None):
+            await image_rows.delete(conn, row.id)
+    async with asyncio.timeout(5):
+        await setting.manager.delete_image(FINGERPRINT)
+    assert imported.images() == await setting.volumes(VOLUME_IMAGE) == []
+
+
+async def test_a_launch_that_waits_keeps_a_deleted_image(setting: Setting, imported: FakeDriver) -> None:
+    launch = asyncio.create_task(setting.create())
+    await asyncio.sleep(0.05)
+    async with setting.database.write("test") as conn:
+        for row in await image_rows.get_all(conn, None):
+            await image_rows.delete(conn, row.id)
+    deletion = asyncio.create_task(setting.manager.delete_image(FINGERPRINT))
+    await asyncio.sleep(0.05)
+    assert imported.unpacking is not None
+    imported.unpacking.set()
+    await asyncio.gather(launch, deletion)
+    assert imported.instances() == ["c1"]
+    assert imported.images() == [FINGERPRINT]
+    assert imported.unpacked == 1
+
+
+async def test_a_pool_that_is_deleted_meanwhile(setting: Setting, imported: FakeDriver) -> None:
+    async with setting.database.write("test") as conn:
+        for profile in await profile_rows.get_all(conn, "default"):
+            if profile.name == "disks":
+                await profile_rows.delete(conn, profile.id)
+    async with asyncio.timeout(5):
+        await setting.manager.delete_pool("p")
+    assert not imported.exists
+    assert imported.images() == []
+    setting.manager.prepare_image(IMAGE)
+    await asyncio.sleep(0.05)
+    assert imported.unpacked == 1
+
+
+async def test_the_end_of_the_daemon_does_not_wait_for_an_unpacking(
+    setting: Setting, imported: FakeDriver
+) -> None:
+    async with asyncio.timeout(5):
+        await setting.manager.stop()
+    assert imported.images() == []
+
+
+async def test_unpacking_that_fails_is_left_to_the_first_launch(
+    setting: Setting, imported: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    imported.fail["ensure_image"] = OutOfSpace("the disk is full")
+    setting.manager.prepare_image(replace(IMAGE, fingerprint="cd" * 32))
+    other = replace(image_row(), fingerprint="cd" * 32)
+    await setting.write(image_rows.insert, other)
+    assert imported.unpacking is not None
+    imported.unpacking.set()
+    await all_prepared(setting)
+    assert "its first launch tries again: the disk is full" in caplog.text
+    assert imported.images() == [FINGERPRINT]
+
+
+async def test_unpack_images_can_be_changed(setting: Setting, pool: FakeDriver) -> None:
+    """What no instance needs goes, so that the next launch brings it in the other form."""
+    await setting.write(image_rows.insert, image_row())
+    await setting.create()
+    await setting.manager.update_pool("p", "", {"overlay.unpack_images": "false"})
+    assert pool.configured[-1]["overlay.unpack_images"] == "false"
+    assert pool.trimmed == [FINGERPRINT]
+    assert pool.images() == [FINGERPRINT]
+    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    assert pool.trimmed == [FINGERPRINT, FINGERPRINT]
+    await setting.manager.update_pool("p", "", {})
+    assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
+    await setting.create()
+    assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
 
 
 # ---- a new start

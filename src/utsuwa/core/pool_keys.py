@@ -112,11 +112,10 @@ _OVERLAY = (
     ConfigKey(
         "overlay.unpack_images",
         type="bool",
-        default="false",
-        live=False,
+        default="true",
         help=(
-            "Whether images are always unpacked, never mounted as squashfs: the first launch takes more time "
-            "and space, and ACLs can be set on files of the image that nothing changed yet."
+            "Whether images are unpacked for new instances, not mounted as squashfs. A mounted image takes "
+            "no space, but ACLs cannot be set on those of its files that nothing changed yet."
         ),
     ),
 )
@@ -129,7 +128,5 @@ POOL_KEYS: Mapping[str, KeyTable] = MappingProxyType(
 )
 """The table of every driver that pools can have."""
 
-FIXED_KEYS = frozenset(
-    {"source", "volatile.initial_source", "overlay.mount_options", "overlay.unpack_images"}
-)
+FIXED_KEYS = frozenset({"source", "volatile.initial_source", "overlay.mount_options"})
 """Keys that cannot be changed once the pool is there."""

@@ -13,7 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Container, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,35 @@ async def run(
     return _judge(argv, code, stdout, stderr, accept)
 
 
+class Stopper:
+    """Ends programs that `run_blocking` runs in other threads; one that is started later ends at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.stopped = False
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                if process.returncode is None:
+                    _kill_group(process, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """End `process` if `stop` is called, or was called, before the end of the block."""
+        with self._lock:
+            self._running.append(process)
+            if self.stopped:
+                _kill_group(process, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.remove(process)
+
+
 def run_blocking(
     argv: Sequence[str],
     *,
@@ -110,15 +140,16 @@ def run_blocking(
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
+    stopper: Stopper | None = None,
 ) -> Completed:
-    """`run` for code that runs in a worker thread."""
+    """`run` for code that runs in a worker thread, where `stopper` takes the place of cancellation."""
     streams = (
         subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         subprocess.PIPE if stdout_fd is None else stdout_fd,
         subprocess.PIPE,
     )
     process = _popen(argv, streams, env, cwd, pass_fds)
-    with process:
+    with process, stopper.watch(process) if stopper else contextlib.nullcontext():
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -126,6 +157,8 @@ def run_blocking(
         finally:
             if process.returncode is None:
                 _kill_and_reap(process)
+    if stopper is not None and stopper.stopped:
+        raise ProcessFailed(argv, process.returncode, "was stopped before its end")
     return _judge(argv, process.returncode, stdout or b"", stderr, accept)
 
 

@@ -266,6 +266,12 @@ def raise_capabilities() -> None:
         _raise()
 
 
+def syncfs(fd: int) -> None:
+    """Write everything of the file system of an open file or folder to its disk."""
+    if _libc.syncfs(fd):
+        _raise()
+
+
 def unshare(flags: int) -> None:
     """Take something of the calling thread apart from the rest of the process."""
     if _libc.unshare(flags):

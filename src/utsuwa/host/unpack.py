@@ -26,7 +26,7 @@ from typing import Literal
 
 from utsuwa.core.errors import InvalidImage, OutOfSpace
 from utsuwa.host import archive_scan
-from utsuwa.host.run import Completed, run_blocking
+from utsuwa.host.run import Completed, Stopper, run_blocking
 
 Tree = Literal["unified", "metadata", "rootfs"]
 
@@ -203,19 +203,29 @@ def _squashfs_metadata(archive: Path, limits: UnpackLimits) -> bytes:
 
 
 def unpack_image(
-    metadata: Path, rootfs: Path | None, target: Path, *, limits: UnpackLimits = DEFAULT_LIMITS
+    metadata: Path,
+    rootfs: Path | None,
+    target: Path,
+    *,
+    limits: UnpackLimits = DEFAULT_LIMITS,
+    stopper: Stopper | None = None,
 ) -> None:
     """Lay out `target/{metadata.yaml,templates/,rootfs/}` from a unified or a split image.
 
     `target` must not be there or be an empty folder; its parent must be there. Owners, modes, hard
     links and file capabilities are kept, device nodes left out. On failure nothing is left behind.
-    Raises InvalidImage, OutOfSpace, ProcessFailed.
+    Raises InvalidImage, OutOfSpace and ProcessFailed, which is also how `stopper` ends it.
     """
-    with _Target(target):
-        _unpack(metadata, target, "unified" if rootfs is None else "metadata", limits)
-        if rootfs is not None:
+    with _Target(target), ThreadPoolExecutor(1, thread_name_prefix="judge-image") as beside:
+        if rootfs is None:
+            _unpack(metadata, target, "unified", limits, stopper)
+        else:
+            room = _room(target, limits)
+            judged = beside.submit(_judge_ahead, rootfs, "rootfs", room, stopper)
+            _unpack(metadata, target, "metadata", limits, stopper)
+            judged.result()
             (target / "rootfs").mkdir(mode=0o755, exist_ok=True)
-            _unpack(rootfs, target, "rootfs", limits)
+            _unpack(rootfs, target, "rootfs", limits, stopper, judged=True)
         _tidy(target)
 
 
@@ -225,7 +235,7 @@ def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFA
     As `unpack_image` otherwise.
     """
     with _Target(target):
-        _unpack(metadata, target, "metadata", limits, without_rootfs=True)
+        _unpack(metadata, target, "metadata", limits, None, without_rootfs=True)
         _tidy(target)
 
 
@@ -254,7 +264,14 @@ class _Target:
 
 
 def _unpack(
-    archive: Path, target: Path, tree: Tree, limits: UnpackLimits, *, without_rootfs: bool = False
+    archive: Path,
+    target: Path,
+    tree: Tree,
+    limits: UnpackLimits,
+    stopper: Stopper | None,
+    *,
+    without_rootfs: bool = False,
+    judged: bool = False,
 ) -> None:
     inner, left_out = ("rootfs", ["dev/*"]) if tree == "rootfs" else ("", ["rootfs/dev/*"])
     if without_rootfs:
@@ -262,8 +279,9 @@ def _unpack(
     room = _room(target, limits)
     form = archive_format(archive)
     if form == "squashfs":
-        _list_squashfs(archive, tree, room)
-        result = _sandbox(archive, target, room, "squashfs", f"/target/{inner}", *left_out)
+        if not judged:
+            _list_squashfs(archive, tree, room, stopper)
+        result = _sandbox(archive, target, room, "squashfs", f"/target/{inner}", *left_out, stopper=stopper)
         _judge(result, "unsquashfs")
         return
     excludes = [f"--exclude={start}{name}" for name in left_out for start in ("", "./", "/")]
@@ -280,12 +298,21 @@ def _unpack(
         str(len(decompressor)),
         *decompressor,
         *excludes,
+        stopper=stopper,
     )
     _judge(result, "decompression", "scan", "tar")
 
 
-def _list_squashfs(archive: Path, tree: Tree, limits: UnpackLimits) -> None:
-    result = _sandbox(archive, None, limits, "list", tree, str(limits.entries), str(limits.size))
+def _judge_ahead(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Stopper | None) -> None:
+    """Judge an archive where that takes a pass of its own; a tar is judged while it is unpacked."""
+    if archive_format(archive) == "squashfs":
+        _list_squashfs(archive, tree, limits, stopper)
+
+
+def _list_squashfs(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Stopper | None = None) -> None:
+    result = _sandbox(
+        archive, None, limits, "list", tree, str(limits.entries), str(limits.size), stopper=stopper
+    )
     _judge(result, "unsquashfs", "scan")
 
 
@@ -296,7 +323,12 @@ def _room(target: Path, limits: UnpackLimits) -> UnpackLimits:
 
 
 def _sandbox(
-    archive: Path, target: Path | None, limits: UnpackLimits, job: str, *arguments: str
+    archive: Path,
+    target: Path | None,
+    limits: UnpackLimits,
+    job: str,
+    *arguments: str,
+    stopper: Stopper | None = None,
 ) -> Completed:
     """Run one job of the script; its exit statuses are on the last line of stderr.
 
@@ -312,6 +344,7 @@ def _sandbox(
         ],
         timeout=limits.seconds,
         env={"CAPABILITIES": _KEPT_CAPABILITIES},
+        stopper=stopper,
     )  # fmt: skip
 
 

@@ -51,6 +51,9 @@ class ImagePools(Protocol):
     async def delete_image(self, fingerprint: str) -> None:
         """Take an image without rows off every pool where no instance is made of it."""
 
+    def prepare_image(self, image: ImageSource) -> None:
+        """Begin to bring a new image onto the pools where it is likely to be used."""
+
 
 @dataclass(frozen=True)
 class NewImage:
@@ -203,6 +206,7 @@ class ImageManager:
                 await image_rows.set_ready(conn, row.id)
             undo.keep()
         self._tell("created", row, requestor, {"type": row.type})
+        self._pools.prepare_image(self.source(row))
         return replace(row, state="ready")
 
     async def _reserve(self, row: ImageRow, aliases: Sequence[str]) -> ImageRow:

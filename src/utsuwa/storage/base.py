@@ -20,6 +20,7 @@ from typing import ClassVar, Protocol
 
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.image_source import ImageSource
+from utsuwa.host.run import Stopper
 
 __all__ = ["Capabilities", "Driver", "IdMap", "IdRange", "ImageSource", "InstanceVolume", "Usage"]
 
@@ -83,8 +84,21 @@ class Driver(Protocol):
 
     def usage(self) -> Usage: ...
 
-    def ensure_image(self, image: ImageSource) -> None:
-        """Bring an image onto the pool (mounted or unpacked), once; safe to repeat after a kill."""
+    def configure(self, config: Mapping[str, str]) -> None:
+        """The pool's config has changed, in keys that are not fixed at its creation."""
+
+    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
+        """Bring an image onto the pool (mounted or unpacked), once; safe to repeat after a kill.
+
+        With `ahead` it is done before anybody asked for it: at most half of the space that is left is
+        taken, and the work may be stopped, which raises ProcessFailed.
+        """
+
+    def trim_image(self, fingerprint: str) -> None:
+        """Of an image in several forms, remove those that new instances do not get and no instance needs."""
+
+    def sync_images(self) -> None:
+        """Have the images on the disk that were brought onto the pool of late."""
 
     def delete_image(self, fingerprint: str) -> None:
         """Take an image off the pool; does nothing where it is not there."""

@@ -36,8 +36,10 @@ from utsuwa.db.engine import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.host.run import Stopper
 from utsuwa.host.userns import close_user_namespaces
 from utsuwa.operations.events import EventHub
+from utsuwa.storage.ahead import Ahead
 from utsuwa.storage.base import Driver, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
 from utsuwa.wire.events import Requestor
@@ -60,6 +62,10 @@ class Pool:
     available: bool
 
 
+_SYNC_SECONDS = 40.0
+"""After so long the kernel has written most of a new file by itself."""
+
+
 class StorageManager:
     """All pools of the daemon.
 
@@ -77,6 +83,8 @@ class StorageManager:
         self._image_holds: Counter[tuple[str, str]] = Counter()
         self._image_rows: set[tuple[str, str]] = set()
         """Pools and fingerprints of which it is known that their rows are there."""
+        self._ahead = Ahead(self._bring_ahead)
+        self._background: set[asyncio.Task[None]] = set()
 
     # Start and end of the daemon
 
@@ -102,12 +110,23 @@ class StorageManager:
             except UtsuwaError as error:
                 log.error("storage pool %r cannot be used: %s", row.name, error)
         await asyncio.to_thread(self._sweep_links, known)
+        self._in_background(self._sync_images())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def stop(self, *, unmount: bool = False) -> None:
         """Let go of what the daemon holds. Mounts stay, for containers run on.
 
         `unmount` is for the shutdown of all: no container runs any more, and no mount is left.
         """
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._ahead.end()
+        await self._sync_images(after=0)
         if unmount:
             for pool in sorted(self._mounted):
                 try:
@@ -155,7 +174,7 @@ class StorageManager:
             for owner in {known[name] for name in there if name in known} - listed:
                 await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, *owner))
         for fingerprint in await _finished(driver.images):
-            await self._forget_image(pool, driver, fingerprint)
+            await self._forget_image(pool, driver, fingerprint, trim=True)
         await self._agree_on_images(pool, driver)
 
     async def _agree_on_images(self, pool: str, driver: Driver) -> None:
@@ -276,7 +295,17 @@ class StorageManager:
             keys_of(row.driver).check(wanted)
             async with self._database.write("update storage pool") as conn:
                 await storage_pools.update(conn, replace(row, description=description, config=wanted))
+            await self._configure(name, wanted, row.config)
         self._lifecycle("updated", name, requestor)
+
+    async def _configure(self, name: str, config: Mapping[str, str], old: Mapping[str, str]) -> None:
+        """Let the driver know, and take off the pool what it would bring on in another form now."""
+        driver = self._drivers[name]
+        driver.configure(config)
+        if name in self._mounted and config.get("overlay.unpack_images") != old.get("overlay.unpack_images"):
+            await self._ahead.end(pool=name)
+            for fingerprint in await _finished(driver.images):
+                await self._bring_anew(name, driver, fingerprint)
 
     async def delete_pool(self, name: str, requestor: Requestor | None = None) -> None:
         """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError."""
@@ -284,6 +313,7 @@ class StorageManager:
             await self.get_pool(name)
             driver = self._drivers[name]
             pool = await self._closed_for_deletion(name)
+            await self._ahead.end(pool=name)
             async with Rollback() as undo:
                 undo.push(self._set_pool_state, pool.row, "ready")
                 await _finished(driver.delete)
@@ -429,7 +459,7 @@ class StorageManager:
 
             await self._database.change("delete storage volume", forget)
         if fingerprint is not None:
-            await self._forget_if_possible(pool, driver, fingerprint)
+            await self._forget_if_possible(pool, driver, fingerprint, trim=True)
 
     async def rename_instance(
         self,
@@ -525,19 +555,45 @@ class StorageManager:
 
     # Images
 
-    async def ensure_image(self, pool: str, image: ImageSource) -> None:
-        """Bring an image onto a pool ahead of its first use."""
-        driver = self._driver(pool)
-        async with self._image_held(pool, driver, image):
+    def prepare_image(self, image: ImageSource) -> None:
+        """Begin to bring a new image onto the pools where its first instances are likely to come."""
+        self._in_background(self._prepare_image(image))
+
+    async def _prepare_image(self, image: ImageSource) -> None:
+        async with self._database.read() as conn:
+            use = await storage_pools.used_by(conn)
+        for pool in sorted(self._mounted):
+            if use[pool].profiles and self._drivers[pool].capabilities.copy_on_write_images:
+                self._ahead.begin(pool, image)
+
+    async def _bring_ahead(self, pool: str, image: ImageSource, stopper: Stopper) -> None:
+        async with self._database.read() as conn:
+            if not await image_rows.projects_with(conn, image.fingerprint):
+                return
+        async with self._image_held(pool, self._driver(pool), image, stopper):
             pass
+
+    async def _sync_images(self, after: float = _SYNC_SECONDS) -> None:
+        """Have the images on the disk that were brought onto the pools of late."""
+        await asyncio.sleep(after)
+        for pool in sorted(self._mounted):
+            try:
+                await _finished(self._drivers[pool].sync_images)
+            except UtsuwaError as error:
+                log.warning("storage pool %r: %s", pool, error)
 
     async def delete_image(self, fingerprint: str) -> None:
         """The image's row is gone: take it off every pool, but for those where instances stand on it."""
         for pool in sorted(self._mounted):
+            if self._image_holds[pool, fingerprint] <= 1:  # by nobody but who brings it there ahead
+                await self._ahead.end(pool, fingerprint)
+        for pool in sorted(self._mounted):
             await self._forget_image(pool, self._drivers[pool], fingerprint)
 
     @contextlib.asynccontextmanager
-    async def _image_held(self, pool: str, driver: Driver, image: ImageSource | None) -> AsyncIterator[None]:
+    async def _image_held(
+        self, pool: str, driver: Driver, image: ImageSource | None, ahead: Stopper | None = None
+    ) -> AsyncIterator[None]:
         """Bring an image onto the pool and keep it there for the block."""
         if image is None:
             yield
@@ -546,7 +602,7 @@ class StorageManager:
         self._image_holds[key] += 1
         try:
             async with self._locks.hold("image", *key):
-                await _finished(driver.ensure_image, image)
+                await _finished(driver.ensure_image, image, ahead)
                 if driver.capabilities.copy_on_write_images:
                     await self._image_row(*key)
             yield
@@ -556,10 +612,12 @@ class StorageManager:
                 del self._image_holds[key]
             await self._forget_if_possible(pool, driver, image.fingerprint)
 
-    async def _forget_if_possible(self, pool: str, driver: Driver, fingerprint: str) -> None:
+    async def _forget_if_possible(
+        self, pool: str, driver: Driver, fingerprint: str, *, trim: bool = False
+    ) -> None:
         """What was done with an instance stands, whatever becomes of its image: the next start looks."""
         try:
-            await self._forget_image(pool, driver, fingerprint)
+            await self._forget_image(pool, driver, fingerprint, trim=trim)
         except UtsuwaError as error:
             log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool, error)
 
@@ -572,23 +630,43 @@ class StorageManager:
         if (pool, fingerprint) not in self._image_rows:
             await self._database.change("image is on the pool", note)
             self._image_rows.add((pool, fingerprint))
+            self._in_background(self._sync_images())
 
-    async def _forget_image(self, pool: str, driver: Driver, fingerprint: str) -> None:
-        """Take an image off a pool where neither the daemon nor an instance needs it any more."""
+    async def _forget_image(self, pool: str, driver: Driver, fingerprint: str, *, trim: bool = False) -> None:
+        """Take an image off a pool where neither the daemon nor an instance needs it any more.
+
+        `trim` is for one of whose instances one has gone: its form may have been that one's alone.
+        """
         async with self._locks.hold("image", pool, fingerprint):
             if self._image_holds[pool, fingerprint]:
                 return
             async with self._database.read() as conn:
-                if await image_rows.projects_with(conn, fingerprint):
-                    return
-            if await _finished(driver.image_users, fingerprint):
+                projects = await image_rows.projects_with(conn, fingerprint)
+            if projects or await _finished(driver.image_users, fingerprint):
+                if trim:
+                    await _finished(driver.trim_image, fingerprint)
+                return
+            await self._take_off(pool, driver, fingerprint)
+
+    async def _bring_anew(self, pool: str, driver: Driver, fingerprint: str) -> None:
+        """The pool's config has changed: let the next use of an image bring it there by the new one."""
+        async with self._locks.hold("image", pool, fingerprint):
+            if self._image_holds[pool, fingerprint]:
                 return
             self._image_rows.discard((pool, fingerprint))
-            await _finished(driver.delete_image, fingerprint)
-            async with self._database.write("image is off the pool") as conn:
-                for row in await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
-                    if row.name == fingerprint:
-                        await storage_volumes.delete(conn, row.id)
+            if await _finished(driver.image_users, fingerprint):
+                await _finished(driver.trim_image, fingerprint)
+            else:
+                await self._take_off(pool, driver, fingerprint)
+
+    async def _take_off(self, pool: str, driver: Driver, fingerprint: str) -> None:
+        """Remove an image from a pool; the caller has its lock."""
+        self._image_rows.discard((pool, fingerprint))
+        await _finished(driver.delete_image, fingerprint)
+        async with self._database.write("image is off the pool") as conn:
+            for row in await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
+                if row.name == fingerprint:
+                    await storage_volumes.delete(conn, row.id)
 
     def _lifecycle(
         self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None

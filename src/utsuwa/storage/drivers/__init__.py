@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidRequest
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS
 from utsuwa.storage.base import Driver
 from utsuwa.storage.drivers.dir import DirDriver
 from utsuwa.storage.drivers.overlay import OverlayDriver
@@ -23,9 +21,7 @@ def _dir(folder: Path, config: Mapping[str, str]) -> Driver:
 
 
 def _overlay(folder: Path, config: Mapping[str, str]) -> Driver:
-    options = config.get("overlay.mount_options") or DEFAULT_OVERLAY_OPTIONS
-    unpack = parse_bool(config.get("overlay.unpack_images", ""))
-    return OverlayDriver(folder, _source(folder, config), options, unpack_images=unpack)
+    return OverlayDriver(folder, _source(folder, config), config)
 
 
 def _source(folder: Path, config: Mapping[str, str]) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from utsuwa.host.run import Stopper
 from utsuwa.host.unpack import archive_format, unpack_image
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers.failures import translated
@@ -21,12 +22,11 @@ class DirDriver(FolderPool):
     capabilities = Capabilities(name="dir")
 
     @translated
-    def ensure_image(self, image: ImageSource) -> None:
-        target = self.image_folder(image.fingerprint)
-        if _unpacks_quickly(image) or target.is_dir():
+    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
+        if _unpacks_quickly(image) or self._images.forms(image.fingerprint):
             return
-        with self._fresh(target) as folder:
-            unpack_image(image.metadata, image.rootfs, folder)
+        with self._fresh(self._images.place(image.fingerprint)) as folder:
+            self._unpack_image(image, folder, ahead)
 
     def image_users(self, fingerprint: str) -> list[str]:
         return []
@@ -35,7 +35,7 @@ class DirDriver(FolderPool):
         if _unpacks_quickly(image):
             unpack_image(image.metadata, image.rootfs, folder)
         else:
-            kept = self.image_folder(image.fingerprint)
+            kept = self._images.forms(image.fingerprint)[0]
             copy_metadata(kept, folder)
             copy_tree(kept / "rootfs", folder / "rootfs")
         return VolumeRecord()

@@ -7,12 +7,14 @@ and renamed to such a name before it is removed.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,12 +22,16 @@ from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage
 from utsuwa.core.idmap import IdMap
 from utsuwa.host import mounts
 from utsuwa.host.filetree import remove_tree
-from utsuwa.host.run import run_blocking
+from utsuwa.host.run import Stopper, run_blocking
 from utsuwa.host.shift import Shift, shift_owners
+from utsuwa.host.unpack import DEFAULT_LIMITS, unpack_image
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume, Usage
-from utsuwa.storage.drivers import records
+from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated
+from utsuwa.storage.drivers.image_folders import ImageFolders
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
+
+log = logging.getLogger(__name__)
 
 _FOLDERS = {
     "containers": 0o711,
@@ -53,6 +59,10 @@ class FolderPool:
     def __init__(self, folder: Path, source: Path) -> None:
         self.folder = folder
         self.source = source
+        self._images = ImageFolders(folder / "images")
+
+    def configure(self, config: Mapping[str, str]) -> None:
+        """None of these drivers' keys changes anything while the pool is there, unless one says so."""
 
     @property
     def _elsewhere(self) -> bool:
@@ -134,6 +144,26 @@ class FolderPool:
                 if entry.name.startswith("."):
                     mounts.unmount_below(entry)
                     remove_tree(entry)
+        self._judge_images()
+
+    def _judge_images(self) -> None:
+        """Remove the images that were not on the disk yet when the machine went down."""
+        for folder in [folder for folder in self._images.all() if not image_folders.sound(folder)]:
+            users = self._users_of_form(folder)
+            if not users:
+                log.info("image %s was not on the disk yet when the machine went down", folder.name)
+                self._remove(folder)
+                continue
+            log.warning(
+                "image %s was not on the disk yet when the machine went down: files of %s may be empty; "
+                "make these instances anew",
+                folder.name,
+                ", ".join(users),
+            )
+
+    def _users_of_form(self, folder: Path) -> list[str]:
+        """The storage names of the instances whose lower layer is in a folder of an image."""
+        return []
 
     def _bind(self) -> None:
         if not self._elsewhere or mounts.mounted(self.folder):
@@ -158,16 +188,31 @@ class FolderPool:
 
     # Images
 
-    def image_folder(self, fingerprint: str) -> Path:
-        return self.folder / "images" / fingerprint
-
     @translated
     def images(self) -> list[str]:
-        return sorted(e.name for e in (self.folder / "images").iterdir() if not e.name.startswith("."))
+        return self._images.images()
+
+    @translated
+    def trim_image(self, fingerprint: str) -> None:
+        """These drivers keep an image in one form only, unless one says otherwise."""
+
+    @translated
+    def sync_images(self) -> None:
+        self._images.sync()
 
     @translated
     def delete_image(self, fingerprint: str) -> None:
-        self._remove(self.image_folder(fingerprint))
+        for folder in self._images.forms(fingerprint):
+            self._remove(folder)
+
+    def _unpack_image(self, image: ImageSource, folder: Path, stopper: Stopper | None) -> None:
+        """Lay out an image from its archives; ahead of its use it may have half of the space that is left."""
+        limits = DEFAULT_LIMITS
+        if stopper is not None:
+            disk = os.statvfs(folder)
+            limits = replace(limits, size=disk.f_bavail * disk.f_frsize // 2)
+        unpack_image(image.metadata, image.rootfs, folder, limits=limits, stopper=stopper)
+        image_folders.note_unsynced(folder)
 
     # Instances
 

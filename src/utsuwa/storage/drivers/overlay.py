@@ -1,11 +1,12 @@
 """The driver `overlay`: an instance is a layer over its image, which is there once for all of them.
 
-The image is its squashfs, loop-mounted, where the kernel can map its ids and its source is trusted;
-else it is unpacked once. An instance's folder holds `layer/{upper,work}` and `lower/`, where the image
-is attached for the moment of mounting. Owners on disk are always the container's own.
+The image is unpacked once. Pools with `overlay.unpack_images=false` save that space: there the image is its
+squashfs, loop-mounted, where the kernel can map its ids and its source is trusted. What such an image
+cannot do: the kernel asks the lower layer whether it takes ACLs, so `setfacl` fails (EOPNOTSUPP) on each
+file that nothing changed yet. The key may change: instances stay on the form that they were made on.
 
-One thing a mounted squashfs cannot do: the kernel refuses to set an ACL on a file of the image that
-nothing changed yet (EOPNOTSUPP, for squashfs has none). Pools with `overlay.unpack_images` can.
+An instance's folder holds `layer/{upper,work}` and `lower/`, where the image is attached for the moment of
+mounting. Owners on disk are always the container's own.
 
 Where the kernel cannot map what a new instance needs, the instance gets a whole copy in place of a
 layer; an instance with a layer that meets such a kernel later is turned into a whole copy then.
@@ -21,7 +22,9 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, parse_overlay_options
@@ -29,9 +32,10 @@ from utsuwa.host import mounts
 from utsuwa.host.filetree import remove_tree
 from utsuwa.host.loop import mount_squashfs
 from utsuwa.host.mounts import OverlayFolder
-from utsuwa.host.unpack import archive_format, unpack_image, unpack_metadata
+from utsuwa.host.run import Stopper
+from utsuwa.host.unpack import archive_format, unpack_metadata
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
-from utsuwa.storage.drivers import records
+from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated
 from utsuwa.storage.drivers.folder_pool import TRIAL, FolderPool, copy_metadata, copy_tree, own_folders
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
@@ -51,17 +55,18 @@ class OverlayDriver(FolderPool):
         self,
         folder: Path,
         source: Path,
-        mount_options: str = DEFAULT_OVERLAY_OPTIONS,
-        *,
-        unpack_images: bool = False,
+        config: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(folder, source)
-        self._options = parse_overlay_options(mount_options)
-        self._unpack_images = unpack_images
+        self._options = parse_overlay_options(config.get("overlay.mount_options") or DEFAULT_OVERLAY_OPTIONS)
         self._maps_overlays = False
+        self.configure(config)
+
+    def configure(self, config: Mapping[str, str]) -> None:
+        self._unpack_images = parse_bool(config.get("overlay.unpack_images") or "true")
 
     def _fix_options(self) -> None:
-        record = PoolRecord(self.capabilities.name, self._options, self._unpack_images)
+        record = PoolRecord(self.capabilities.name, self._options)
         records.store_pool(self.folder, record)
         if not self._trial(mounts.can_overlay):
             raise InvalidConfig(
@@ -74,8 +79,7 @@ class OverlayDriver(FolderPool):
     def mount(self) -> None:
         super().mount()
         # What the pool was made with holds, whatever the daemon's defaults became since.
-        record = records.load_pool(self.folder)
-        self._options, self._unpack_images = record.mount_options, record.unpack_images
+        self._options = records.load_pool(self.folder).mount_options
         self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
 
     def _trial(self, possible: Callable[[Path, Mapping[str, str]], bool]) -> bool:
@@ -90,13 +94,31 @@ class OverlayDriver(FolderPool):
     # Images
 
     @translated
-    def ensure_image(self, image: ImageSource) -> None:
-        target = self.image_folder(image.fingerprint)
-        if not target.is_dir():
-            with self._fresh(target) as folder:
-                if not self._mount_new_image(folder, image):
-                    unpack_image(image.metadata, image.rootfs, folder)
-        self._lower(image.fingerprint)
+    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
+        folder = self._form_for_new(image.fingerprint)
+        if folder is None:
+            folder = self._images.place(image.fingerprint)
+            with self._fresh(folder) as new:
+                if not self._mount_new_image(new, image):
+                    self._unpack_image(image, new, ahead)
+        self._lower(folder.name)
+
+    def _form_for_new(self, fingerprint: str) -> Path | None:
+        """The folder of the image's form that new instances get; None where it is not on the pool."""
+        fit = [folder for folder in self._images.forms(fingerprint) if image_folders.sound(folder)]
+        packed = [folder for folder in fit if _is_packed(folder)]
+        unpacked = [folder for folder in fit if folder not in packed]
+        return next(iter(unpacked if self._unpack_images else [*packed, *unpacked]), None)
+
+    @translated
+    def trim_image(self, fingerprint: str) -> None:
+        forms = self._images.forms(fingerprint)
+        if len(forms) < 2:
+            return
+        kept = self._form_for_new(fingerprint)
+        for folder in forms:
+            if folder != kept and not self._users_of_form(folder):
+                self._remove(folder)
 
     def _mount_new_image(self, folder: Path, image: ImageSource) -> bool:
         """Lay out an image whose squashfs can stay packed; else leave the folder empty and give False."""
@@ -119,32 +141,36 @@ class OverlayDriver(FolderPool):
             remove_tree(entry)
         return False
 
-    def _lower(self, fingerprint: str) -> Path:
-        """The image's rootfs, mounted where it is a squashfs. Raises HostError where the pool lost it."""
-        folder = self.image_folder(fingerprint)
+    def _lower(self, name: str) -> Path:
+        """The rootfs of an image's form, mounted where it is a squashfs; HostError where the pool lost it."""
+        folder = self.folder / "images" / name
         rootfs = folder / "rootfs"
         if not rootfs.is_dir():
-            raise HostError(
-                f"The image {fingerprint[:12]} that the instance was made from is gone from its pool"
-            )
-        if (folder / _SQUASHFS).exists() and not mounts.mounted(rootfs):
+            raise HostError(f"The image {name[:12]} that the instance was made from is gone from its pool")
+        if _is_packed(folder) and not mounts.mounted(rootfs):
             mount_squashfs(folder / _SQUASHFS, rootfs)
         return rootfs
 
     @translated
     def image_users(self, fingerprint: str) -> list[str]:
+        return self._users(lambda record: record.image == fingerprint)
+
+    def _users_of_form(self, folder: Path) -> list[str]:
+        return self._users(lambda record: records.lower_folder(record) == folder.name)
+
+    def _users(self, needs: Callable[[VolumeRecord], bool]) -> list[str]:
         """Instances whose record cannot be read count as users: nothing is taken from below them."""
         while True:
             names = self.instances()
-            users = [name for name in names if self._may_need(name, fingerprint)]
+            users = [name for name in names if self._may_need(name, needs)]
             # One that was renamed meanwhile may have been passed over under both names.
             if self.instances() == names:
                 return users
 
-    def _may_need(self, name: str, fingerprint: str) -> bool:
+    def _may_need(self, name: str, needs: Callable[[VolumeRecord], bool]) -> bool:
         folder = self.instance_folder(name)
         try:
-            return records.load_volume(folder).image == fingerprint
+            return needs(records.load_volume(folder))
         except FileNotFoundError:
             return folder.is_dir()  # else it has just been deleted
         except HostError:
@@ -153,27 +179,31 @@ class OverlayDriver(FolderPool):
     # Instances
 
     def _fill(self, folder: Path, volume: InstanceVolume, image: ImageSource) -> VolumeRecord:
-        lower = self._lower(image.fingerprint)
-        copy_metadata(lower.parent, folder)
+        form = self._form_for_new(image.fingerprint)
+        if form is None:
+            raise HostError(f"The image {image.fingerprint[:12]} is gone from its pool: try again")
+        lower = self._lower(form.name)
+        copy_metadata(form, folder)
         if not self._can_layer(lower, volume.idmap):
             copy_tree(lower, folder / "rootfs")
             return VolumeRecord()
         layers = OverlayFolder(folder)
         layers.make()
         _look_alike(lower, layers.upper)
-        return VolumeRecord(image=image.fingerprint)
+        return VolumeRecord(image=image.fingerprint, image_folder=form.name)
 
     def _can_layer(self, lower: Path, idmap: IdMap) -> bool:
         return idmap.privileged or (self._maps_overlays and mounts.can_idmap(lower))
 
     def _mount(self, folder: Path, volume: InstanceVolume, record: VolumeRecord) -> None:
-        if record.image is None:
+        lower_folder = records.lower_folder(record)
+        if lower_folder is None:
             self._mount_tree(folder, volume.idmap, record)
             return
         layers = OverlayFolder(folder)
         for attached in (layers.layer, layers.lower):  # left there by a kill in mid-mount
             mounts.unmount(attached)
-        lower = self._lower(record.image)
+        lower = self._lower(lower_folder)
         if not self._can_layer(lower, volume.idmap):
             log.warning("instance %s becomes a whole copy: the kernel cannot map its image", volume.name)
             record = self._flatten(layers, lower, record)
@@ -198,7 +228,7 @@ class OverlayDriver(FolderPool):
             mounts.unmount(layers.rootfs)
         remove_tree(layers.rootfs)
         whole.rename(layers.rootfs)
-        record = records.change_volume(layers.path, record, image=None)
+        record = records.change_volume(layers.path, record, image=None, image_folder="")
         for rest in (layers.layer, layers.lower):
             remove_tree(rest)
         return record
@@ -209,6 +239,11 @@ class OverlayDriver(FolderPool):
         if not folder.layer.is_dir():
             return None
         return sum(_bytes_below(tree) for tree in (folder.upper, *own_folders(folder.path)))
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether the form of an image is a mounted squashfs."""
+    return (folder / _SQUASHFS).exists()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

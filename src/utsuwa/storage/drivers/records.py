@@ -27,6 +27,8 @@ class VolumeRecord:
 
     image: str | None = None
     """The fingerprint of the image that the upper layer belongs to; None for a tree of its own."""
+    image_folder: str = ""
+    """The folder below `images/` that is the lower layer; empty where it is named as the image."""
     owners: IdMap = field(default_factory=IdMap)
     """The map to which the owners on disk are shifted; privileged where they are the container's own."""
     shifting_to: IdMap | None = None
@@ -43,7 +45,6 @@ class PoolRecord:
 
     driver: str
     mount_options: dict[str, str] = field(default_factory=dict)
-    unpack_images: bool = False
 
 
 def load_volume(folder: Path) -> VolumeRecord:
@@ -60,6 +61,11 @@ def change_volume(folder: Path, record: VolumeRecord, **changes: object) -> Volu
     if changed != record:
         store_volume(folder, changed)
     return changed
+
+
+def lower_folder(record: VolumeRecord) -> str | None:
+    """The name of the folder below `images/` that a volume cannot be without."""
+    return record.image_folder or record.image
 
 
 def load_pool(folder: Path) -> PoolRecord:

@@ -132,15 +132,15 @@ def test_devices_and_confinement() -> None:
 
 def test_what_the_host_has_is_shared() -> None:
     host = HostFacts(
-        binds=((Path("/dev/fuse"), False), (Path("/sys/kernel/security"), True)),
+        folders=(Path("/sys/kernel/security"),),
         lxcfs=Path("/var/lib/lxcfs"),
         lxcfs_files=("proc/uptime",),
     )
-    found = lines(host=host)
+    found = lines(host=host, nodes=[(Path("/state/devices/c1/dev-fuse"), "dev/fuse")])
     uptime = "lxc.mount.entry = /var/lib/lxcfs/proc/uptime proc/uptime none bind,optional 0 0"
     security = "/sys/kernel/security sys/kernel/security none rbind,create=dir,optional 0 0"
     assert uptime in found
-    assert "lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0" in found
+    assert "lxc.mount.entry = /state/devices/c1/dev-fuse dev/fuse none bind,create=file,optional 0 0" in found
     assert f"lxc.mount.entry = {security}" in found
     assert not any("dev/.lxc" in line or " var/lib/lxcfs " in line for line in found)
     nested = lines(host=host, config={"security.nesting": "true"})
@@ -269,7 +269,7 @@ def test_looking_at_the_host(tmp_path: Path) -> None:
         (tmp_path / file).touch()
     facts = lxcconf.look_at_host(tmp_path, lxcfs)
     assert facts.cgroup_namespaces
-    assert facts.binds == ((Path("/dev/fuse"), False), (Path("/sys/kernel/security"), True))
+    assert facts.folders == (Path("/sys/kernel/security"),)
     assert (facts.lxcfs, facts.lxcfs_files) == (lxcfs, ("proc/meminfo", "proc/uptime"))
     (lxcfs / "sys/devices/system/cpu/uevent").touch()
     assert lxcconf.look_at_host(tmp_path, lxcfs).lxcfs_files[-1] == "sys/devices/system/cpu"

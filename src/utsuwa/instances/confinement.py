@@ -6,7 +6,9 @@ import asyncio
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
+from utsuwa.instances import nodes
 from utsuwa.instances.context import Context
+from utsuwa.instances.device_steps import devices_path
 from utsuwa.instances.identity import machine
 from utsuwa.instances.model import Loaded
 from utsuwa.security import seccomp
@@ -32,6 +34,11 @@ async def load_apparmor(ctx: Context, instance: Loaded) -> list[tuple[str, str]]
 
 
 async def remove(ctx: Context, instance: Loaded) -> None:
-    """Take away both after the container's end; safe to repeat."""
+    """Take away both after the container's end, and its device nodes; safe to repeat."""
     await ctx.apparmor.remove(instance.storage_name)
-    await asyncio.to_thread(seccomp.remove, ctx.paths.seccomp, instance.storage_name)
+    await asyncio.to_thread(_remove_files, ctx, instance.storage_name)
+
+
+def _remove_files(ctx: Context, storage_name: str) -> None:
+    seccomp.remove(ctx.paths.seccomp, storage_name)
+    nodes.remove(devices_path(ctx.paths, storage_name))

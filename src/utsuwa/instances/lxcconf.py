@@ -29,8 +29,8 @@ class HostFacts:
     """What of the host shapes every container: looked at before each start, for lxcfs comes and goes."""
 
     cgroup_namespaces: bool = True
-    binds: tuple[tuple[Path, bool], ...] = ()
-    """Files (False) and folders (True) of the host that containers share, where the host has them."""
+    folders: tuple[Path, ...] = ()
+    """Folders of the host that containers share, where the host has them."""
     lxcfs: Path | None = None
     """Where lxcfs is mounted, None where it does not run."""
     lxcfs_files: tuple[str, ...] = ()
@@ -57,6 +57,8 @@ class ContainerSpec:
     target: Path
     """Where that script records why the container ended."""
     host: HostFacts = HostFacts()
+    nodes: Sequence[tuple[Path, str]] = ()
+    """Device nodes with their places inside."""
     devices: Sequence[Pair] = ()
     """Lines of the devices, numbers of network interfaces filled in."""
     limits: Sequence[Pair] = ()
@@ -188,9 +190,10 @@ def _mounts(spec: ContainerSpec) -> Iterator[Pair]:
     yield "lxc.mount.auto", f"{proc} {sys} {cgroup}"
     if spec.idmap.privileged:
         yield mount_entry("mqueue", "dev/mqueue", "mqueue", "rw,relatime,create=dir,optional")
-    for path, folder in spec.host.binds:
-        options = "rbind,create=dir,optional" if folder else "bind,create=file,optional"
-        yield mount_entry(str(path), str(path).lstrip("/"), "none", options)
+    for path in spec.host.folders:
+        yield mount_entry(str(path), str(path).lstrip("/"), "none", "rbind,create=dir,optional")
+    for node, place in spec.nodes:
+        yield mount_entry(str(node), place, "none", "bind,create=file,optional")
     nesting = parse_bool(spec.config.get("security.nesting", ""))
     if nesting:
         # the kernel lets a nested user namespace mount proc and sysfs only where whole ones are in sight
@@ -344,22 +347,18 @@ def _raw(text: str) -> str:
 # ---- the host
 
 
-_SHARED = ("/dev/fuse", "/dev/net/tun", "/sys/fs/fuse/connections", "/sys/kernel/security")
+_SHARED = ("/sys/fs/fuse/connections", "/sys/kernel/security")
 _PROCESSORS = "sys/devices/system/cpu"
 LXCFS = Path("/var/lib/lxcfs")
 
 
 def look_at_host(root: Path = Path("/"), lxcfs: Path = LXCFS) -> HostFacts:
     """Blocking: run it in a thread, for a dead lxcfs can make its caller wait."""
-    binds = []
-    for name in _SHARED:
-        path = root / name.lstrip("/")
-        if path.exists():
-            binds.append((Path(name), path.is_dir()))
+    folders = tuple(Path(name) for name in _SHARED if (root / name.lstrip("/")).is_dir())
     files = _lxcfs_files(lxcfs)
     return HostFacts(
         cgroup_namespaces=(root / "proc/self/ns/cgroup").exists(),
-        binds=tuple(binds),
+        folders=folders,
         lxcfs=lxcfs if files else None,
         lxcfs_files=files,
     )

@@ -24,6 +24,7 @@ from utsuwa.instances import (
     identity,
     limits,
     lxcconf,
+    nodes,
     templates,
     volume,
 )
@@ -197,7 +198,9 @@ def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) ->
         with contextlib.suppress(FileNotFoundError):
             old.replace(old.with_name(f"{old.name}.old"))
     policy = confinement.prepare_seccomp(ctx, instance)
-    lxcconf.write(paths.conf, lxcconf.build(replace(spec, host=lxcconf.look_at_host(), seccomp=policy)))
+    own = nodes.make(device_steps.devices_path(ctx.paths, instance.storage_name), spec.idmap)
+    spec = replace(spec, host=lxcconf.look_at_host(), seccomp=policy, nodes=own)
+    lxcconf.write(paths.conf, lxcconf.build(spec))
     rebooted = read_target(paths) == "reboot"
     with contextlib.suppress(FileNotFoundError):
         if rebooted:

@@ -1,0 +1,75 @@
+"""The device nodes that a container has: of its own where it could change them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+from utsuwa.core.idmap import IdMap
+from utsuwa.instances import nodes
+
+pytestmark = pytest.mark.root
+
+SHARED = ("/dev/fuse", "/dev/net/tun")
+CHANGE = 'for n in $(find /dev -type c); do chmod 600 "$n"; chown 65534:65534 "$n"; done; true'
+LOOK = "for n in /dev/fuse /dev/net/tun; do [ -c $n ] && stat -c '%a %u %g %t:%T' $n; done; true"
+
+
+def host_nodes() -> dict[str, tuple[int, int, int]]:
+    """Mode and owner of the character devices that the host has."""
+    found = {}
+    for folder in (Path("/dev"), Path("/dev/net")):
+        for path in folder.iterdir():
+            status = path.lstat()
+            if stat.S_ISCHR(status.st_mode):
+                found[str(path)] = (status.st_mode, status.st_uid, status.st_gid)
+    return found
+
+
+@pytest.mark.parametrize("privileged", ["true", "false"])
+def test_a_guest_that_changes_its_nodes_leaves_the_hosts_alone(
+    shared_daemon: Daemon, busybox: str, privileged: str
+) -> None:
+    """What udev in a guest does to `/dev`, and what the host's administrator did to its own, end there."""
+    present = [path for path in SHARED if Path(path).exists()]
+    wanted = [f"666 0 0 {os.major(d):x}:{os.minor(d):x}" for d in (Path(p).stat().st_rdev for p in present)]
+    before = host_nodes()
+    shared_daemon.lxc("launch", busybox, "c1", "-c", f"security.privileged={privileged}")
+    folder = shared_daemon.dir / "devices/c1"
+    assert len(list(folder.iterdir())) == len(present)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o100
+    for _ in range(2):
+        assert shared_daemon.lxc("exec", "c1", "--", "sh", "-c", LOOK).stdout.splitlines() == wanted
+        shared_daemon.lxc("exec", "c1", "--", "sh", "-c", CHANGE)
+        assert host_nodes() == before
+        shared_daemon.lxc("restart", "-f", "c1")
+    shared_daemon.lxc("stop", "-f", "c1")
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="this host has no /dev/net/tun")
+@pytest.mark.parametrize("privileged", ["true", "false"])
+def test_the_nodes_open(shared_daemon: Daemon, busybox: str, privileged: str) -> None:
+    shared_daemon.lxc("launch", busybox, "c1", "-c", f"security.privileged={privileged}")
+    shared_daemon.lxc("exec", "c1", "--", "sh", "-c", ": <>/dev/net/tun")
+
+
+def test_where_no_nodes_open_the_hosts_are_bound(tmp_path: Path) -> None:
+    """As in a user namespace, and on a file system mounted with `nodev`."""
+    root = tmp_path / "root"
+    (root / "dev").mkdir(parents=True)
+    os.mknod(root / "dev/fuse", 0o600 | stat.S_IFCHR, os.makedev(10, 229))
+    (tmp_path / "devices").mkdir()
+    own = nodes.make(tmp_path / "devices/c1", IdMap(), root)
+    assert own == [(tmp_path / "devices/c1/dev-fuse", "dev/fuse")]
+    nodes.remove(tmp_path / "devices/c1")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev", "none", tmp_path / "devices"], check=True)
+    try:
+        assert nodes.make(tmp_path / "devices/c1", IdMap(), root) == [(root / "dev/fuse", "dev/fuse")]
+    finally:
+        subprocess.run(["umount", tmp_path / "devices"], check=True)

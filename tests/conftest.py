@@ -11,6 +11,8 @@ from hypothesis import settings
 
 from tests.support import guards, images
 from tests.support.daemon import Daemon
+from tests.support.postgres import PostgresServer
+from utsuwa.db.postgres import Postgres
 
 UNIT = Path(__file__).parent / "unit"
 collect_ignore = [] if "UTSUWA_STOCK_HOST" in os.environ else ["stock"]
@@ -92,6 +94,25 @@ def shared_daemon(module_daemon: Daemon) -> Iterator[Daemon]:
     """The module's daemon; instances that the test leaves are deleted after it."""
     yield module_daemon
     module_daemon.delete_instances()
+
+
+# ---- databases
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, for whoever makes databases of its own on it."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: PostgresServer) -> str:
+    """The URL of a database with the tables of this version, to be copied."""
+    url = postgres.new_database()
+    Postgres(url).prepare()
+    return url
 
 
 # ---- images

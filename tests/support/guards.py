@@ -54,6 +54,16 @@ def refuse_processes() -> Iterator[None]:
 
 
 @contextmanager
+def allow_processes() -> Iterator[None]:
+    """For what tests need around them, such as a database server; the code under test starts nothing."""
+    active, _guard.active = _guard.active, False
+    try:
+        yield
+    finally:
+        _guard.active = active
+
+
+@contextmanager
 def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
     """Raise LoopBlocked at the end when a callback held an asyncio loop for more than `limit` seconds.
 

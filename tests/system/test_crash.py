@@ -37,14 +37,13 @@ COMMANDS_SECONDS = 0.15
 # Runs inside the daemon: kills it when the number in a file has been counted down.
 POINTS = """
 import os
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import utsuwa.storage.manager as storage
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 
 file = Path(os.environ["UTSUWA_TEST_POINTS"])
-plain_write, plain_change, plain_step = Database.write, Database.change, storage._finished
+plain_write, plain_step = Database.write, storage._finished
 
 
 def point():
@@ -55,17 +54,9 @@ def point():
         file.write_text(str(left - 1))
 
 
-@asynccontextmanager
-async def write(self, name):
+async def write(self, *arguments, **named):
     point()
-    async with plain_write(self, name) as conn:
-        yield conn
-    point()
-
-
-async def change(self, name, work):
-    point()
-    result = await plain_change(self, name, work)
+    result = await plain_write(self, *arguments, **named)
     point()
     return result
 
@@ -77,7 +68,7 @@ async def step(*arguments, **named):
     return result
 
 
-Database.write, Database.change, storage._finished = write, change, step
+Database.write, storage._finished = write, step
 """
 MANY = 1_000_000
 

@@ -12,7 +12,8 @@ import pytest
 
 from utsuwa.core.errors import OutOfSpace
 from utsuwa.db import config
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.sqlite import Sqlite
 
 pytestmark = pytest.mark.root
 
@@ -37,17 +38,15 @@ def _fill(path: Path) -> None:
 
 
 async def _values(database: Database) -> dict[str, str]:
-    async with database.read() as conn:
-        return await config.load(conn)
+    return await database.read("test", config.load)
 
 
 async def _store(database: Database, values: dict[str, str]) -> None:
-    async with database.write("test") as conn:
-        await config.replace(conn, values)
+    await database.write("test", config.replace, values)
 
 
 async def test_a_full_file_system(small: Path) -> None:
-    database = await Database.open(small / "utsuwa.db")
+    database = await Database.open(Sqlite(small / "utsuwa.db"))
     try:
         await _store(database, {"user.a": "1"})
         ballast = small / "ballast"
@@ -69,6 +68,6 @@ async def test_no_space_for_a_first_database(small: Path) -> None:
     ballast = small / "ballast"
     _fill(ballast)
     with pytest.raises(OutOfSpace, match="No space left"):
-        await Database.open(small / "utsuwa.db")
+        await Database.open(Sqlite(small / "utsuwa.db"))
     ballast.unlink()
-    await (await Database.open(small / "utsuwa.db")).close()
+    await (await Database.open(Sqlite(small / "utsuwa.db"))).close()

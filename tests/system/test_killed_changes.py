@@ -23,10 +23,9 @@ pytestmark = pytest.mark.root
 POINTS = """
 import os
 import re
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.host import veth
 from utsuwa.instances import device_steps
 
@@ -59,11 +58,9 @@ def before(module, name, told):
     setattr(module, name, call)
 
 
-@asynccontextmanager
-async def pointed_write(self, name):
+async def pointed_write(self, name, *arguments, **named):
     point(name)
-    async with write(self, name) as conn:
-        yield conn
+    return await write(self, name, *arguments, **named)
 
 
 after(veth, "create", "pair made")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,7 +20,8 @@ from tests.support.tls import Identity, make_identity
 from utsuwa.core.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, Unavailable
 from utsuwa.db import certificates as rows
 from utsuwa.db.certificates import CertificateRow
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.security import certificates
 from utsuwa.security.certificates import (
     MAX_CERTIFICATE,
@@ -192,7 +194,7 @@ class Events:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(tmp_path / "utsuwa.db")
+    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
     yield opened
     await opened.close()
 
@@ -291,9 +293,11 @@ async def test_unknown_and_ambiguous_fingerprints(
             await manager.get(prefix)
         with pytest.raises(NotFound):
             await manager.delete(prefix, None)
-    async with database.write("test") as conn:
-        await rows.insert(conn, as_row(alice, fingerprint="ab1" + alice.fingerprint[3:]))
-        await rows.insert(conn, as_row(bob, fingerprint="ab2" + bob.fingerprint[3:]))
+    for row in (
+        as_row(alice, fingerprint="ab1" + alice.fingerprint[3:]),
+        as_row(bob, fingerprint="ab2" + bob.fingerprint[3:]),
+    ):
+        await database.write("test", rows.insert, row)
     with pytest.raises(InvalidRequest, match="More than one certificate"):
         await manager.get("ab")
 
@@ -302,18 +306,20 @@ async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
     manager: CertificateManager, alice: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await manager.add(parse_certificate(alice.pem), "laptop", None)
-    reached = asyncio.Event()
+    reached, go_on = threading.Event(), threading.Event()
     delete = rows.delete
 
-    async def slow(*arguments: Any) -> None:
-        await delete(*arguments)
+    def slow(*arguments: Any) -> None:
+        delete(*arguments)
         reached.set()
-        await asyncio.sleep(0.02)
+        assert go_on.wait(30)
 
     monkeypatch.setattr(rows, "delete", slow)
     task = asyncio.create_task(manager.delete(alice.fingerprint, None))
-    await reached.wait()
+    assert await asyncio.to_thread(reached.wait, 30)
     task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await manager.list() == []

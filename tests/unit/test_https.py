@@ -29,7 +29,8 @@ from utsuwa.core.errors import InvalidConfig
 from utsuwa.daemon import https
 from utsuwa.daemon.https import HttpsListener, parse_address
 from utsuwa.daemon.tls_port import Limits
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.operations.events import EventHub
 from utsuwa.security.certificates import CertificateManager, TrustStore, parse_certificate
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
@@ -529,7 +530,7 @@ class Server:
 
 @pytest.fixture
 async def server(context: ServerContext, tmp_path: Path) -> AsyncIterator[Server]:
-    database = await Database.open(tmp_path / "utsuwa.db")
+    database = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
     config = ServerConfig(database)
     events = EventHub()
     manager = CertificateManager(database, events, config)

@@ -17,8 +17,10 @@ from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import images as image_rows
 from utsuwa.db import schema
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
+from utsuwa.db.sqlite import Sqlite
+from utsuwa.db.transaction import Transaction
 from utsuwa.host import unpack
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager, NewImage
@@ -106,10 +108,10 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs: METADATA)
     paths = StatePaths(tmp_path)
     paths.create_folders()
-    database = await Database.open(paths.database)
+    database = await Database.open(Sqlite(paths.database))
     try:
-        async with database.write("test") as conn:
-            await conn.execute(schema.projects.insert().values(name="other", description=""))
+        other = schema.projects.insert().values(name="other", description="")
+        await database.write("test", Transaction.execute, other)
         yield Setting(database, paths)
     finally:
         await database.close()
@@ -213,15 +215,14 @@ async def test_a_bad_archive_leaves_nothing(setting: Setting, monkeypatch: pytes
 async def test_a_failure_at_the_last_step_leaves_nothing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise HostError("no")
 
     monkeypatch.setattr(image_rows, "set_ready", fail)
     with pytest.raises(HostError):
         await setting.add(aliases=["a"])
     assert setting.files == []
-    async with setting.database.read() as conn:
-        assert await image_rows.get_all(conn, None) == []
+    assert await setting.database.read("test", image_rows.get_all, None) == []
 
 
 async def test_the_same_image_twice(setting: Setting) -> None:
@@ -271,8 +272,7 @@ async def test_pools_are_told_when_the_row_is_gone(setting: Setting, monkeypatch
     rows: list[list[str]] = []
 
     async def delete_image(fingerprint: str) -> None:
-        async with setting.database.read() as conn:
-            rows.append(await image_rows.projects_with(conn, fingerprint))
+        rows.append(await setting.database.read("test", image_rows.projects_with, fingerprint))
 
     monkeypatch.setattr(setting.pools, "delete_image", delete_image)
     await setting.images.delete(await setting.add())
@@ -407,23 +407,21 @@ async def test_the_start_brings_rows_and_files_together(setting: Setting) -> Non
     await setting.add()
     lost = await setting.add(b"two")
     half = replace(lost, id=0, fingerprint=digest(b"half"), state="creating")
-    async with setting.database.write("test") as conn:
-        await image_rows.insert(conn, half)
+    await setting.database.write("test", image_rows.insert, half)
     (setting.paths.images / TWO).unlink()
     (setting.paths.images / half.fingerprint).touch()
     (setting.paths.images / ".upload-1.metadata").touch()
     await setting.images.start()
     assert setting.files == [ONE]
-    async with setting.database.read() as conn:
-        assert [row.fingerprint for row in await image_rows.get_all(conn, None)] == [ONE]
+    assert [row.fingerprint for row in await setting.database.read("test", image_rows.get_all, None)] == [ONE]
     await setting.images.start()
     assert setting.files == [ONE]
 
 
 async def test_an_image_that_is_not_ready_is_not_there(setting: Setting) -> None:
     row = await setting.add()
-    async with setting.database.write("test") as conn:
-        await image_rows.insert(conn, replace(row, id=0, fingerprint=TWO, state="creating"))
+    unready = replace(row, id=0, fingerprint=TWO, state="creating")
+    await setting.database.write("test", image_rows.insert, unready)
     with pytest.raises(NotFound):
         await setting.images.get("default", TWO)
     with pytest.raises(NotFound):

@@ -20,8 +20,9 @@ from utsuwa.core.errors import (
 )
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import networks as rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.host import bridges, ip_switches
 from utsuwa.host.link_events import LinkEvents
 from utsuwa.networks.bridge import BridgeDriver
@@ -67,7 +68,7 @@ class Host(BridgeDriver):
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(tmp_path / "utsuwa.db")
+    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
     yield opened
     await opened.close()
 
@@ -98,8 +99,7 @@ def accept(source: Any) -> None:
 
 
 async def stored(database: Database) -> dict[str, NetworkRow]:
-    async with database.read() as conn:
-        return {row.name: row for row in await rows.get_all(conn, None)}
+    return {row.name: row for row in await database.read("test", rows.get_all, None)}
 
 
 async def make(networks: NetworkManager, name: str = "br0", **config: str) -> None:
@@ -256,8 +256,7 @@ async def test_delete(networks: NetworkManager, database: Database, host: Host) 
 
 async def test_one_that_was_left_half_made_is_made_anew(networks: NetworkManager, database: Database) -> None:
     """A full disk kept its making from being undone."""
-    async with database.write("test") as conn:
-        await rows.insert(conn, NetworkRow(0, "default", "br0", config=FIXED))
+    await database.write("test", rows.insert, NetworkRow(0, "default", "br0", config=FIXED))
     await make(networks)
     assert (await stored(database))["br0"].state == "ready"
 
@@ -265,10 +264,9 @@ async def test_one_that_was_left_half_made_is_made_anew(networks: NetworkManager
 async def test_start_finishes_what_a_kill_cut_off(
     networks: NetworkManager, database: Database, host: Host
 ) -> None:
-    async with database.write("test") as conn:
-        await rows.insert(conn, NetworkRow(0, "default", "half", config=FIXED))
-        other = {"ipv4.address": "10.1.3.1/24"}
-        await rows.insert(conn, NetworkRow(0, "default", "whole", config=other, state="ready"))
+    await database.write("test", rows.insert, NetworkRow(0, "default", "half", config=FIXED))
+    other = {"ipv4.address": "10.1.3.1/24"}
+    await database.write("test", rows.insert, NetworkRow(0, "default", "whole", config=other, state="ready"))
     await networks.start()
     assert host.done == ["down half", "up whole"]
     assert list(await stored(database)) == ["whole"]
@@ -293,8 +291,7 @@ async def test_start_takes_away_what_has_no_row(
 async def test_a_network_that_the_host_refuses_is_tried_again(
     networks: NetworkManager, host: Host, database: Database
 ) -> None:
-    async with database.write("test") as conn:
-        await rows.insert(conn, NetworkRow(0, "default", "br0", config=FIXED, state="ready"))
+    await database.write("test", rows.insert, NetworkRow(0, "default", "br0", config=FIXED, state="ready"))
     host.fails["up"] = HostError("no")
     await networks.start()
     shown = await networks.get("default", "br0")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import PostgresServer
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.prepare import prepare
-from utsuwa.db import upgrade
+from utsuwa.db.postgres import Postgres
+from utsuwa.db.sqlite import Sqlite
 
 
 @pytest.fixture
@@ -19,18 +21,28 @@ def paths(tmp_path: Path) -> StatePaths:
 
 @pytest.mark.processes
 async def test_a_new_folder_gets_database_and_key_pair(paths: StatePaths) -> None:
-    await prepare(paths)
-    assert not upgrade.is_needed(paths.database)
+    engine = Sqlite(paths.database)
+    await prepare(paths, engine, None)
+    assert engine.is_prepared()
     made = paths.server_cert.read_bytes()
-    await prepare(paths)
+    await prepare(paths, engine, None)
     assert paths.server_cert.read_bytes() == made
 
 
 async def test_nothing_is_started_for_a_folder_that_is_ready(paths: StatePaths) -> None:
     """Programs are refused in this test."""
-    upgrade.upgrade(paths.database)
+    engine = Sqlite(paths.database)
+    engine.prepare()
     paths.server_cert.write_text("there")
-    await prepare(paths)
+    await prepare(paths, engine, None)
+
+
+@pytest.mark.processes
+async def test_a_database_of_postgresql_gets_its_tables(paths: StatePaths, postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    await prepare(paths, Postgres(url), url)
+    assert Postgres(url).is_prepared()
+    assert not paths.database.exists()
 
 
 @pytest.mark.processes
@@ -38,5 +50,5 @@ async def test_a_failure_is_left_to_whoever_opens_it(
     paths: StatePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    await prepare(paths)
+    await prepare(paths, Sqlite(paths.database), None)
     assert not paths.server_cert.exists()

@@ -26,9 +26,10 @@ from utsuwa.core.errors import (
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools as pool_rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.operations.events import EventHub
 from utsuwa.profiles.manager import ProfileManager, etag_source
@@ -98,9 +99,8 @@ class Follow:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(tmp_path / "utsuwa.db")
-    async with opened.write("test") as conn:
-        await pool_rows.insert(conn, PoolRow(0, "p", "dir", state="ready"))
+    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    await opened.write("test", pool_rows.insert, PoolRow(0, "p", "dir", state="ready"))
     yield opened
     await opened.close()
 
@@ -135,8 +135,7 @@ async def use(database: Database, name: str, *names: str, **config: str) -> None
         devices={"root": {**ROOT, "size": "1GiB"}},
         profiles=list(names),
     )
-    async with database.write("test") as conn:
-        await instance_rows.insert(conn, row)
+    await database.write("test", instance_rows.insert, row)
 
 
 # ---- profiles

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig, OutOfSpace
 from utsuwa.db import config as rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.security.passwords import MAX_PASSWORD, verify_password
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
 
@@ -22,7 +23,7 @@ ADDRESS = "core.https_address"
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(tmp_path / "utsuwa.db")
+    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
     yield opened
     await opened.close()
 
@@ -35,8 +36,7 @@ async def config(database: Database) -> ServerConfig:
 
 
 async def stored(database: Database) -> dict[str, str]:
-    async with database.read() as conn:
-        return await rows.load(conn)
+    return await database.read("test", rows.load)
 
 
 class Recorder:
@@ -131,7 +131,7 @@ async def test_a_listener_that_refuses_undoes_all(config: ServerConfig, database
 async def test_a_database_that_fails_undoes_all(
     config: ServerConfig, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(*_: object) -> None:
+    def full(*_: object) -> None:
         raise OutOfSpace("No space left")
 
     monkeypatch.setattr(rows, "replace", full)
@@ -219,8 +219,7 @@ async def test_errors_do_not_quote_the_password(config: ServerConfig) -> None:
 async def test_stored_problems_are_told_and_stand_in_nobodys_way(
     config: ServerConfig, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with database.write("test") as conn:
-        await rows.replace(conn, {"core.was_known_once": "1"})
+    await database.write("test", rows.replace, {"core.was_known_once": "1"})
     await config.load()
     assert "core.was_known_once" in caplog.text
     await config.patch({"user.a": "1"})
@@ -236,7 +235,7 @@ def test_any_sequence_of_changes_is_what_was_asked(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[bool, dict[str, str]]]
 ) -> None:
     async def body() -> None:
-        database = await Database.open(tmp_path_factory.mktemp("db") / "utsuwa.db")
+        database = await Database.open(Sqlite(tmp_path_factory.mktemp("db") / "utsuwa.db"))
         config = ServerConfig(database)
         model: dict[str, str] = {}
         for merge, change in changes:

@@ -31,10 +31,11 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import storage_pools, storage_volumes
 from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.host.run import Stopper
 from utsuwa.operations.events import EventHub
@@ -191,12 +192,11 @@ class Setting:
         await self.manager.create_instance("p", InstanceVolume(name, IdMap()), image, "default", name)
 
     async def volumes(self, kind: int = VOLUME_CONTAINER) -> list[str]:
-        async with self.database.read() as conn:
-            return [v.name for v in await storage_volumes.get_all(conn, None, "p", kind)]
+        found = await self.database.read("test", storage_volumes.get_all, None, "p", kind)
+        return [volume.name for volume in found]
 
     async def write(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        async with self.database.write("test") as conn:
-            return await work(conn, *arguments)
+        return await self.database.write("test", work, *arguments)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     paths = StatePaths(tmp_path / "state")
     paths.root.mkdir()
     paths.create_folders()
-    database = await Database.open(paths.database)
+    database = await Database.open(Sqlite(paths.database))
     made = Setting(database, paths)
     monkeypatch.setattr(module, "load_driver", made.load)
     monkeypatch.setattr(
@@ -380,8 +380,7 @@ async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setti
 
 
 async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
-    async with setting.database.read() as conn:
-        row = await storage_pools.get(conn, "p")
+    row = await setting.database.read("test", storage_pools.get, "p")
     await setting.write(storage_pools.set_state, row.id, "deleting")
     manager = setting.again()
     await manager.start()
@@ -572,7 +571,7 @@ async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
 ) -> None:
     await setting.create()
 
-    async def fill(_conn: object) -> None:
+    def fill(_: object) -> None:
         pool.fail["rename_instance"] = OutOfSpace("full")
         raise OutOfSpace("full")
 
@@ -783,8 +782,7 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["half", "whole"]
     assert pool.images() == []
     assert [p.row.name for p in await manager.pools()] == ["p"]
-    async with setting.database.read() as conn:
-        assert [row.name for row in await storage_pools.get_all(conn)] == ["p"]
+    assert [row.name for row in await setting.database.read("test", storage_pools.get_all)] == ["p"]
 
 
 async def test_start_lists_the_images_that_the_pool_keeps(setting: Setting, pool: FakeDriver) -> None:

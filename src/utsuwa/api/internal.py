@@ -7,9 +7,9 @@ from typing import Any
 
 from utsuwa.api.http import Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, Unavailable
+from utsuwa.core.tasks import finish
 from utsuwa.db import sql
 from utsuwa.security.authorization import Access
-from utsuwa.security.whole import run_whole
 from utsuwa.wire.sql import SqlBatch, SqlDump, SqlQuery, SqlResult
 
 _DATABASES = ("global", "local")
@@ -44,7 +44,7 @@ async def query_database(request: Request) -> Result:
     """Every statement of the query, in one transaction."""
     body = await request.body(SqlQuery)
     _check_database(body.database)
-    outcomes = await run_whole(sql.execute(request.services.database, body.query))
+    outcomes = await finish(sql.execute(request.services.database, body.query))
     return Sync(SqlBatch(results=[_result(outcome) for outcome in outcomes]))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from utsuwa.core.paths import StatePaths
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.console_attach import ConsoleManager
 from utsuwa.instances.exec import ExecManager

@@ -41,6 +41,11 @@ class StatePaths:
         return self.root / "database" / "utsuwa.db"
 
     @property
+    def database_settings(self) -> Path:
+        """Where the database is, for a daemon that does not keep it in a file of its own."""
+        return self.root / "database.yaml"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

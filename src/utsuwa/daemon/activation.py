@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import HostError
+from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import control
 from utsuwa.daemon.state_lock import state_lock
@@ -15,7 +15,9 @@ from utsuwa.db import config as config_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as profile_rows
-from utsuwa.db.engine import Database
+from utsuwa.db.choice import database_url, engine_for
+from utsuwa.db.database import Database
+from utsuwa.db.transaction import Transaction
 from utsuwa.profiles.expand import expand
 
 _WAKE_SECONDS = 120.0
@@ -23,33 +25,36 @@ _WAKE_SECONDS = 120.0
 
 def reason_to_start(paths: StatePaths) -> str | None:
     """Why the daemon is to run although nobody asks; None where it runs already or need not."""
-    if not paths.database.exists():
+    if not paths.database.exists() and not paths.database_settings.exists():
         return None
     try:
         with state_lock(paths):
             return asyncio.run(_reason(paths))
-    except HostError:
+    except (HostError, Unavailable):
         return None
 
 
 async def _reason(paths: StatePaths) -> str | None:
-    database = await Database.open(paths.database)
+    database = await Database.open(engine_for(paths, database_url(paths)))
     try:
-        async with database.read() as conn:
-            if (await config_rows.load(conn)).get("core.https_address"):
-                return "Daemon has core.https_address set"
-            profiles = {(p.project, p.name): p for p in await profile_rows.get_all(conn, None)}
-            for row in await instance_rows.get_all(conn, None):
-                used = [profiles[row.project, name] for name in row.profiles]
-                config, _ = expand(used, row.config, row.devices)
-                autostart = config.get("boot.autostart", "")
-                ran = config.get("volatile.last_state.power") == "RUNNING"
-                if parse_bool(autostart) if autostart else ran:
-                    return "Daemon has auto-started instances"
-            if await network_rows.get_all(conn, None):
-                return "Daemon has managed networks"
+        return await database.read("reason to start", _find_reason)
     finally:
         await database.close()
+
+
+def _find_reason(tx: Transaction) -> str | None:
+    if config_rows.load(tx).get("core.https_address"):
+        return "Daemon has core.https_address set"
+    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, None)}
+    for row in instance_rows.get_all(tx, None):
+        used = [profiles[row.project, name] for name in row.profiles]
+        config, _ = expand(used, row.config, row.devices)
+        autostart = config.get("boot.autostart", "")
+        ran = config.get("volatile.last_state.power") == "RUNNING"
+        if parse_bool(autostart) if autostart else ran:
+            return "Daemon has auto-started instances"
+    if network_rows.get_all(tx, None):
+        return "Daemon has managed networks"
     return None
 
 

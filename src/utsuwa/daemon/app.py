@@ -8,11 +8,16 @@ import logging
 import os
 import socket
 import ssl
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+
+from aiohttp import web
 
 from utsuwa.api.application import Application
+from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routes import all_routes
 from utsuwa.api.services import Services
+from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.host_watch import HostWatch
@@ -20,7 +25,9 @@ from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
 from utsuwa.daemon.prepare import prepare
 from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
-from utsuwa.db.engine import Database
+from utsuwa.db.choice import database_url, engine_for
+from utsuwa.db.database import Database
+from utsuwa.db.engine import Engine
 from utsuwa.host import cgroups, facts
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.link_events import LinkEvents
@@ -40,10 +47,14 @@ from utsuwa.security.certificates import CertificateManager
 from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
 from utsuwa.storage.manager import StorageManager
+from utsuwa.wire.envelope import error_reply
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
 
 log = logging.getLogger(__name__)
+
+_DATABASE_SECONDS = 2.0
+"""Between two tries of a daemon that starts while its database is away."""
 
 
 def owner_name(paths: StatePaths) -> str:
@@ -57,11 +68,20 @@ class Daemon:
     It listens on the socket `handed_over`, or without one makes its own for `group`.
     """
 
-    def __init__(self, paths: StatePaths, group: str | None, handed_over: socket.socket | None) -> None:
+    def __init__(
+        self,
+        paths: StatePaths,
+        group: str | None,
+        handed_over: socket.socket | None,
+        database_url: str | None = None,
+    ) -> None:
         self._paths = paths
         self._group = group
+        self._database_url = database_url
         self._handed_over = handed_over
         self._stack = AsyncExitStack()
+        self._unix: UnixListener | None = None
+        """The socket, where it had to be opened before there was anything to serve."""
         self._told = asyncio.Event()
         self._shutdown: tuple[bool, float | None] | None = None
         self._ready = False
@@ -108,8 +128,9 @@ class Daemon:
 
     async def _start(self) -> None:
         paths, stack = self._paths, self._stack
-        _, self._facts = await asyncio.gather(prepare(paths), asyncio.to_thread(facts.host_facts))
-        database = await Database.open(paths.database)
+        database, self._facts = await asyncio.gather(
+            self._open_database(), asyncio.to_thread(facts.host_facts)
+        )
         stack.push_async_callback(database.close)
 
         events = EventHub()
@@ -178,6 +199,33 @@ class Daemon:
         )
         await self._listen(services, events)
 
+    async def _open_database(self) -> Database:
+        url = await asyncio.to_thread(database_url, self._paths, self._database_url)
+        engine = engine_for(self._paths, url)
+        await prepare(self._paths, engine, url)
+        try:
+            return await Database.open(engine)
+        except Unavailable as error:
+            return await self._wait_for_database(engine, error)
+
+    async def _wait_for_database(self, engine: Engine, reason: Unavailable) -> Database:
+        """Try until the database is there; whoever asks meanwhile is told why nothing can be done."""
+        log.warning("waiting for the database: %s", reason.message)
+        unix = self._unix = self._bind_socket(HttpServer(partial(_refuse, reason)))
+        self._stack.push_async_callback(unix.close)
+        await unix.open()
+        while not self._told.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _DATABASE_SECONDS)
+            with suppress(Unavailable):
+                return await Database.open(engine)
+        raise HostError("told to end before the database was there")
+
+    def _bind_socket(self, server: HttpServer) -> UnixListener:
+        given = self._handed_over
+        bound = given or bind_unix(self._paths.socket, socket_group(self._group))
+        return UnixListener(self._paths.socket, bound, server, ours=given is None)
+
     async def _listen(self, services: Services, events: EventHub) -> None:
         trust = services.certificates.store
 
@@ -185,9 +233,7 @@ class Daemon:
             return unix_peer(transport) or trust.caller(transport)
 
         application = Application(services, all_routes(), identify)
-        given = self._handed_over
-        bound = given or bind_unix(self._paths.socket, socket_group(self._group))
-        unix = UnixListener(self._paths.socket, bound, application.server(), ours=given is None)
+        unix = self._unix or self._bind_socket(application.server())
         self._stack.push_async_callback(unix.close)
         self._https = HttpsListener(application.handle, self._tls_context, trust)
         self._stack.push_async_callback(self._https.close)
@@ -200,7 +246,10 @@ class Daemon:
 
         services.server.on_change(self._https.config_changed)
         await self._https.open(services.server.value("core.https_address"))
-        await unix.open()
+        if unix.is_open:
+            unix.answer_with(application.handle)
+        else:
+            await unix.open()
         self._ready = True
         log.info("ready", extra={"socket": self._paths.socket})
 
@@ -234,3 +283,11 @@ class Daemon:
             self._all_stopped = True
         except TimeoutError:
             log.warning("some containers did not stop in time", extra={"seconds": limit})
+
+
+async def _refuse(reason: Unavailable, _: web.BaseRequest) -> web.Response:
+    """The answer to everything while the database is away; the connection is not kept for later requests."""
+    body = error_reply(reason.status, reason.message, reason.key)
+    response = web.Response(body=body, status=reason.status, content_type="application/json")
+    response.force_close()
+    return response

@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         parents=[general],
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="PostgreSQL in place of a file in the state folder, as postgresql://USER@HOST/DATABASE; "
+        "a URL with a password belongs into database.yaml in the state folder",
+    )
     parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -108,6 +114,7 @@ def _run(options: argparse.Namespace) -> int:
         group=options.group,
         logfile=options.logfile,
         level="debug" if options.debug else "info" if options.verbose else "warning",
+        database=options.database,
     )
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from utsuwa.core.errors import ProcessFailed
 from utsuwa.core.paths import StatePaths
-from utsuwa.db import upgrade
+from utsuwa.db.choice import engine_for
+from utsuwa.db.engine import Engine
 from utsuwa.host.helper.attach import set_death_signal
 from utsuwa.host.run import run
 
@@ -27,13 +28,14 @@ _PROGRAM = (
     "from utsuwa.daemon.prepare import main; main(sys.argv[2], int(sys.argv[3]))"
 )
 _SECONDS = 60
+_URL = "UTSUWA_DATABASE_URL"
 
 
-async def prepare(paths: StatePaths) -> None:
+async def prepare(paths: StatePaths, engine: Engine, url: str | None) -> None:
     """Make what is missing of database and key pair. Whoever opens these does what this could not do, and
     tells why it cannot be done: so a failure here is none.
     """
-    if not await asyncio.to_thread(_is_needed, paths):
+    if not await asyncio.to_thread(_is_needed, paths, engine):
         return
     argv = [
         sys.executable,
@@ -46,13 +48,14 @@ async def prepare(paths: StatePaths) -> None:
         str(os.getpid()),
     ]
     try:
-        await run(argv, timeout=_SECONDS)
+        # Not as an argument, which everybody on the host can read.
+        await run(argv, timeout=_SECONDS, env={_URL: url})
     except ProcessFailed as error:
         log.info("preparing the state folder in a program of its own failed: %s", error)
 
 
-def _is_needed(paths: StatePaths) -> bool:
-    return not paths.server_cert.exists() or upgrade.is_needed(paths.database)
+def _is_needed(paths: StatePaths, engine: Engine) -> bool:
+    return not paths.server_cert.exists() or not engine.is_prepared()
 
 
 def main(root: str, daemon: int) -> None:
@@ -63,5 +66,5 @@ def main(root: str, daemon: int) -> None:
     if os.getppid() != daemon:
         return
     paths = StatePaths(Path(root))
-    upgrade.upgrade(paths.database)
+    engine_for(paths, os.environ.get(_URL)).prepare()
     ensure_key_pair(paths)

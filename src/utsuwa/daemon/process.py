@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 
-def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: str) -> int:
+def run(
+    paths: StatePaths, *, group: str | None, logfile: Path | None, level: str, database: str | None = None
+) -> int:
     """Run the daemon until it is told to end; gives the exit status."""
     # What others must not read is made so where it is made. liblxc makes folders of a container's /dev with
     # the umask that it finds: with a strict one only root could use them.
@@ -45,7 +47,7 @@ def run(paths: StatePaths, *, group: str | None, logfile: Path | None, level: st
         log.info("starting", extra={"version": __version__, "folder": paths.root})
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(Daemon(paths, group, handed_over)))
+                runner.run(_serve(Daemon(paths, group, handed_over, database)))
         except UtsuwaError as error:
             log.error("the daemon could not start: %s", error.message)
             return 1

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
+from utsuwa.api.protocol import Handle, HttpServer
 from utsuwa.core.errors import HostError
 from utsuwa.security.authorization import Caller, unix_caller
 
@@ -76,7 +75,7 @@ class UnixListener:
     The socket's file is removed then, unless it belongs to whoever handed the socket over (`ours` is False).
     """
 
-    def __init__(self, path: Path, bound: socket.socket, server: web.Server, *, ours: bool) -> None:
+    def __init__(self, path: Path, bound: socket.socket, server: HttpServer, *, ours: bool) -> None:
         self._path = path
         self._bound = bound
         self._ours = ours
@@ -90,6 +89,14 @@ class UnixListener:
         self._listening = await loop.create_unix_server(
             self._server, sock=self._bound, backlog=_BACKLOG, **kept
         )
+
+    @property
+    def is_open(self) -> bool:
+        return self._listening is not None
+
+    def answer_with(self, handle: Handle) -> None:
+        """Have connections that come from now on answered by another handler."""
+        self._server.request_handler = handle
 
     def stop_accepting(self) -> None:
         """Take no new connections; may be called more than once."""

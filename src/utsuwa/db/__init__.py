@@ -1,1 +1,1 @@
-"""The state: schema, migrations, and one module an entity."""
+"""State: the tables, transactions as functions, and one module for each entity."""

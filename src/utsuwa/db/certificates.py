@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import check_fingerprint_prefix
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import certificates, certificates_projects, projects
+from utsuwa.db.transaction import Transaction
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class CertificateRow:
     projects: list[str] = field(default_factory=list)
 
 
-async def get(conn: Connection, prefix: str) -> CertificateRow:
+def get(tx: Transaction, prefix: str) -> CertificateRow:
     """The one whose fingerprint begins so. Raises NotFound, InvalidName, UnknownCode, or InvalidRequest
     for several.
     """
     start = check_fingerprint_prefix(prefix)
-    found = await _load(conn, certificates.c.fingerprint.startswith(start))
+    found = _load(tx, certificates.c.fingerprint.startswith(start))
     if not found:
         raise NotFound("Certificate not found")
     if len(found) > 1:
@@ -45,31 +45,31 @@ async def get(conn: Connection, prefix: str) -> CertificateRow:
     return found[0]
 
 
-async def get_all(conn: Connection) -> list[CertificateRow]:
+def get_all(tx: Transaction) -> list[CertificateRow]:
     """All certificates by fingerprint, in two queries; one of an unknown type is trusted in nothing."""
-    return [row for row in await _load(conn, sa.true()) if row.type != codes.UNKNOWN]
+    return [row for row in _load(tx, sa.true()) if row.type != codes.UNKNOWN]
 
 
-async def insert(conn: Connection, row: CertificateRow) -> int:
+def insert(tx: Transaction, row: CertificateRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
     values = {"fingerprint": row.fingerprint, "certificate": row.certificate, **_editable(row)}
     with rows.unique("Certificate already in trust store"):
-        certificate_id = await rows.insert(conn, certificates, values)
-    await _insert_projects(conn, certificate_id, row.projects)
+        certificate_id = tx.insert(certificates, values)
+    _insert_projects(tx, certificate_id, row.projects)
     return certificate_id
 
 
-async def update(conn: Connection, row: CertificateRow) -> None:
+def update(tx: Transaction, row: CertificateRow) -> None:
     """Replace name, type, restriction and projects of the row with that id. Raises NotFound."""
     statement = certificates.update().where(certificates.c.id == row.id).values(**_editable(row))
-    rows.one_changed(await conn.execute(statement), "Certificate not found")
-    await conn.execute(certificates_projects.delete().where(certificates_projects.c.certificate_id == row.id))
-    await _insert_projects(conn, row.id, row.projects)
+    rows.one_changed(tx.execute(statement), "Certificate not found")
+    tx.execute(certificates_projects.delete().where(certificates_projects.c.certificate_id == row.id))
+    _insert_projects(tx, row.id, row.projects)
 
 
-async def delete(conn: Connection, certificate_id: int) -> None:
+def delete(tx: Transaction, certificate_id: int) -> None:
     """Raises NotFound."""
-    result = await conn.execute(certificates.delete().where(certificates.c.id == certificate_id))
+    result = tx.execute(certificates.delete().where(certificates.c.id == certificate_id))
     rows.one_changed(result, "Certificate not found")
 
 
@@ -81,24 +81,24 @@ def _editable(row: CertificateRow) -> dict[str, object]:
     }
 
 
-async def _insert_projects(conn: Connection, certificate_id: int, names: Sequence[str]) -> None:
+def _insert_projects(tx: Transaction, certificate_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     wanted = sorted(set(names))
     query = sa.select(projects.c.name, projects.c.id).where(projects.c.name.in_(wanted))
-    known = {name: project_id for name, project_id in await conn.execute(query)}
+    known = {name: project_id for name, project_id in tx.execute(query)}
     for name in wanted:
         if name not in known:
             raise NotFound(f"Project {name!r} not found")
-    await conn.execute(
+    tx.execute(
         certificates_projects.insert(),
         [{"certificate_id": certificate_id, "project_id": known[name]} for name in wanted],
     )
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[CertificateRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[CertificateRow]:
     query = sa.select(certificates).where(where).order_by(certificates.c.fingerprint)
-    found = (await conn.execute(query)).all()
+    found = tx.execute(query).all()
     names = (
         sa.select(certificates_projects.c.certificate_id, projects.c.name)
         .join(projects, projects.c.id == certificates_projects.c.project_id)
@@ -106,7 +106,7 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[Certifi
         .order_by(projects.c.name)
     )
     allowed: defaultdict[int, list[str]] = defaultdict(list)
-    for certificate_id, name in await conn.execute(names):
+    for certificate_id, name in tx.execute(names):
         allowed[certificate_id].append(name)
     return [
         CertificateRow(

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 import sqlalchemy as sa
 
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import config
+from utsuwa.db.transaction import Transaction
 
 
-async def load(conn: Connection) -> dict[str, str]:
+def load(tx: Transaction) -> dict[str, str]:
     query = sa.select(config.c.key, config.c.value).order_by(config.c.key)
-    return {key: value or "" for key, value in await conn.execute(query)}
+    return {key: value or "" for key, value in tx.execute(query)}
 
 
-async def replace(conn: Connection, values: Mapping[str, str]) -> None:
+def replace(tx: Transaction, values: Mapping[str, str]) -> None:
     """Store the whole config; an empty value says that a key is not set."""
-    await conn.execute(config.delete())
+    tx.execute(config.delete())
     new = [{"key": key, "value": value} for key, value in values.items() if value]
     if new:
-        await conn.execute(config.insert(), new)
+        tx.execute(config.insert(), new)

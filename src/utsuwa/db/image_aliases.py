@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import images, images_aliases, projects
+from utsuwa.db.transaction import Transaction
 
 _SOURCE = images_aliases.join(images, images.c.id == images_aliases.c.image_id).join(
     projects, projects.c.id == images_aliases.c.project_id
@@ -28,9 +28,9 @@ class AliasRow:
     type: str = "container"
 
 
-async def get(conn: Connection, project: str, name: str) -> AliasRow:
+def get(tx: Transaction, project: str, name: str) -> AliasRow:
     """Raises NotFound, UnknownCode."""
-    found = await _load(conn, sa.and_(projects.c.name == project, images_aliases.c.name == name))
+    found = _load(tx, sa.and_(projects.c.name == project, images_aliases.c.name == name))
     if not found:
         raise NotFound(f"Image alias {name!r} not found")
     if found[0].type == codes.UNKNOWN:
@@ -38,39 +38,39 @@ async def get(conn: Connection, project: str, name: str) -> AliasRow:
     return found[0]
 
 
-async def get_all(conn: Connection, project: str | None) -> list[AliasRow]:
+def get_all(tx: Transaction, project: str | None) -> list[AliasRow]:
     """The aliases of a project, or of all (None), by project and name, in one query."""
-    found = await _load(conn, sa.true() if project is None else projects.c.name == project)
+    found = _load(tx, sa.true() if project is None else projects.c.name == project)
     return [row for row in found if row.type != codes.UNKNOWN]
 
 
-async def insert(conn: Connection, row: AliasRow) -> None:
+def insert(tx: Transaction, row: AliasRow) -> None:
     """Raises AlreadyExists, NotFound (project, image)."""
     values = {
-        "project_id": await rows.project_id(conn, row.project),
+        "project_id": rows.project_id(tx, row.project),
         "name": row.name,
         "description": row.description,
-        "image_id": await _image_id(conn, row),
+        "image_id": _image_id(tx, row),
     }
     with rows.unique(f"Image alias {row.name!r} already exists"):
-        await rows.insert(conn, images_aliases, values)
+        tx.insert(images_aliases, values)
 
 
-async def update(conn: Connection, row: AliasRow) -> None:
+def update(tx: Transaction, row: AliasRow) -> None:
     """Point an alias at another image of its project, and replace its description. Raises NotFound."""
-    values = {"description": row.description, "image_id": await _image_id(conn, row)}
-    await _change(conn, row.project, row.name, values)
+    values = {"description": row.description, "image_id": _image_id(tx, row)}
+    _change(tx, row.project, row.name, values)
 
 
-async def rename(conn: Connection, project: str, name: str, new: str) -> None:
+def rename(tx: Transaction, project: str, name: str, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Image alias {new!r} already exists"):
-        await _change(conn, project, name, {"name": new})
+        _change(tx, project, name, {"name": new})
 
 
-async def delete(conn: Connection, project: str, name: str) -> None:
+def delete(tx: Transaction, project: str, name: str) -> None:
     """Raises NotFound."""
-    result = await conn.execute(images_aliases.delete().where(_is(project, name)))
+    result = tx.execute(images_aliases.delete().where(_is(project, name)))
     rows.one_changed(result, f"Image alias {name!r} not found")
 
 
@@ -79,24 +79,24 @@ def _is(project: str, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(images_aliases.c.project_id == owner, images_aliases.c.name == name)
 
 
-async def _change(conn: Connection, project: str, name: str, values: dict[str, object]) -> None:
-    result = await conn.execute(images_aliases.update().where(_is(project, name)).values(**values))
+def _change(tx: Transaction, project: str, name: str, values: dict[str, object]) -> None:
+    result = tx.execute(images_aliases.update().where(_is(project, name)).values(**values))
     rows.one_changed(result, f"Image alias {name!r} not found")
 
 
-async def _image_id(conn: Connection, row: AliasRow) -> int:
+def _image_id(tx: Transaction, row: AliasRow) -> int:
     query = (
         sa.select(images.c.id)
         .join(projects, projects.c.id == images.c.project_id)
         .where(projects.c.name == row.project, images.c.fingerprint == row.fingerprint)
     )
-    found = (await conn.execute(query)).scalar_one_or_none()
+    found = tx.execute(query).scalar_one_or_none()
     if found is None:
         raise NotFound(f"Image {row.fingerprint[:12]!r} not found")
     return int(found)
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[AliasRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[AliasRow]:
     query = (
         sa.select(
             projects.c.name.label("project"),
@@ -109,7 +109,7 @@ async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[AliasRo
         .where(where)
         .order_by(projects.c.name, images_aliases.c.name)
     )
-    return [_row(r) for r in await conn.execute(query)]
+    return [_row(r) for r in tx.execute(query)]
 
 
 def _row(r: sa.Row[Any]) -> AliasRow:

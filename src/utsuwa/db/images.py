@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import check_fingerprint_prefix
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import images, images_profiles, images_properties, profiles, projects
+from utsuwa.db.transaction import Transaction
 
 _SOURCE = images.join(projects, projects.c.id == images.c.project_id)
 _NOT_FOUND = "Image not found"
@@ -48,21 +48,21 @@ class ImageRow:
     profiles: list[str] = field(default_factory=list)
 
 
-async def get(conn: Connection, project: str, fingerprint: str) -> ImageRow:
+def get(tx: Transaction, project: str, fingerprint: str) -> ImageRow:
     """By the whole fingerprint. Raises NotFound, UnknownCode."""
-    found = await _load(conn, sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint))
+    found = _load(tx, sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint))
     if not found:
         raise NotFound(_NOT_FOUND)
     return _readable(found[0])
 
 
-async def find_by_prefix(conn: Connection, project: str, prefix: str) -> ImageRow:
+def find_by_prefix(tx: Transaction, project: str, prefix: str) -> ImageRow:
     """The one image whose fingerprint begins so. Raises NotFound, InvalidName, UnknownCode, or
     InvalidRequest for several.
     """
     start = check_fingerprint_prefix(prefix)
     begins = images.c.fingerprint.startswith(start)
-    found = await _load(conn, sa.and_(projects.c.name == project, begins))
+    found = _load(tx, sa.and_(projects.c.name == project, begins))
     if not found:
         raise NotFound(_NOT_FOUND)
     if len(found) > 1:
@@ -78,14 +78,14 @@ def _readable(row: ImageRow) -> ImageRow:
     return row
 
 
-async def get_all(conn: Connection, project: str | None) -> list[ImageRow]:
+def get_all(tx: Transaction, project: str | None) -> list[ImageRow]:
     """The images of a project, or of all (None), by project and fingerprint, in three queries."""
-    return await _load(conn, sa.true() if project is None else projects.c.name == project)
+    return _load(tx, sa.true() if project is None else projects.c.name == project)
 
 
-async def insert(conn: Connection, row: ImageRow) -> int:
+def insert(tx: Transaction, row: ImageRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture)."""
-    owner = await rows.project_id(conn, row.project)
+    owner = rows.project_id(tx, row.project)
     values = {
         "project_id": owner,
         "fingerprint": row.fingerprint,
@@ -99,41 +99,41 @@ async def insert(conn: Connection, row: ImageRow) -> int:
         **_editable(row),
     }
     with rows.unique("Image with same fingerprint already exists"):
-        image_id = await rows.insert(conn, images, values)
-    await rows.insert_config(conn, images_properties, "image_id", image_id, row.properties)
-    await _insert_profiles(conn, owner, image_id, row.profiles)
+        image_id = tx.insert(images, values)
+    rows.insert_config(tx, images_properties, "image_id", image_id, row.properties)
+    _insert_profiles(tx, owner, image_id, row.profiles)
     return image_id
 
 
-async def update(conn: Connection, row: ImageRow) -> None:
+def update(tx: Transaction, row: ImageRow) -> None:
     """Replace what is editable (also the times of creation and expiry). Raises NotFound."""
     statement = (
         images.update().where(images.c.id == row.id).values(**_editable(row)).returning(images.c.project_id)
     )
-    owner = (await conn.execute(statement)).scalar_one_or_none()
+    owner = tx.execute(statement).scalar_one_or_none()
     if owner is None:
         raise NotFound(_NOT_FOUND)
-    await rows.replace_config(conn, images_properties, "image_id", row.id, row.properties)
-    await conn.execute(images_profiles.delete().where(images_profiles.c.image_id == row.id))
-    await _insert_profiles(conn, owner, row.id, row.profiles)
+    rows.replace_config(tx, images_properties, "image_id", row.id, row.properties)
+    tx.execute(images_profiles.delete().where(images_profiles.c.image_id == row.id))
+    _insert_profiles(tx, owner, row.id, row.profiles)
 
 
-async def set_ready(conn: Connection, image_id: int) -> None:
+def set_ready(tx: Transaction, image_id: int) -> None:
     """The image's files are in place: from now on it is seen. Raises NotFound."""
-    await _set(conn, image_id, {"state": codes.STATES["ready"]})
+    _set(tx, image_id, {"state": codes.STATES["ready"]})
 
 
-async def set_last_used(conn: Connection, image_id: int, moment: datetime) -> None:
+def set_last_used(tx: Transaction, image_id: int, moment: datetime) -> None:
     """Raises NotFound."""
-    await _set(conn, image_id, {"last_use_date": moment})
+    _set(tx, image_id, {"last_use_date": moment})
 
 
-async def delete(conn: Connection, image_id: int) -> None:
+def delete(tx: Transaction, image_id: int) -> None:
     """Remove the row with its properties and aliases; does nothing where it is gone."""
-    await conn.execute(images.delete().where(images.c.id == image_id))
+    tx.execute(images.delete().where(images.c.id == image_id))
 
 
-async def projects_with(conn: Connection, fingerprint: str) -> list[str]:
+def projects_with(tx: Transaction, fingerprint: str) -> list[str]:
     """The projects that have an image: its files stay while one is left."""
     query = (
         sa.select(projects.c.name)
@@ -141,7 +141,7 @@ async def projects_with(conn: Connection, fingerprint: str) -> list[str]:
         .where(images.c.fingerprint == fingerprint)
         .order_by(projects.c.name)
     )
-    return list((await conn.execute(query)).scalars())
+    return list(tx.execute(query).scalars())
 
 
 def _editable(row: ImageRow) -> dict[str, Any]:
@@ -156,32 +156,32 @@ def _editable(row: ImageRow) -> dict[str, Any]:
     }
 
 
-async def _set(conn: Connection, image_id: int, values: Mapping[str, Any]) -> None:
-    result = await conn.execute(images.update().where(images.c.id == image_id).values(**values))
+def _set(tx: Transaction, image_id: int, values: Mapping[str, Any]) -> None:
+    result = tx.execute(images.update().where(images.c.id == image_id).values(**values))
     rows.one_changed(result, _NOT_FOUND)
 
 
-async def _insert_profiles(conn: Connection, project_id: int, image_id: int, names: Sequence[str]) -> None:
+def _insert_profiles(tx: Transaction, project_id: int, image_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     rows.distinct(names, "A profile can stand only once in an image")
-    known = await rows.profile_ids(conn, project_id, names)
-    await conn.execute(
+    known = rows.profile_ids(tx, project_id, names)
+    tx.execute(
         images_profiles.insert(), [{"image_id": image_id, "profile_id": known[name]} for name in names]
     )
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[ImageRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[ImageRow]:
     query = (
         sa.select(images, projects.c.name.label("project"))
         .select_from(_SOURCE)
         .where(where)
         .order_by(projects.c.name, images.c.fingerprint)
     )
-    found = (await conn.execute(query)).all()
+    found = tx.execute(query).all()
     owners = sa.select(images.c.id).select_from(_SOURCE).where(where)
-    properties = await rows.load_config(conn, images_properties, "image_id", owners)
-    applied = await _load_profiles(conn, owners)
+    properties = rows.load_config(tx, images_properties, "image_id", owners)
+    applied = _load_profiles(tx, owners)
     return [_row(r, properties[r.id], applied[r.id]) for r in found]
 
 
@@ -210,7 +210,7 @@ def _row(r: sa.Row[Any], properties: dict[str, str], profiles: list[str]) -> Ima
     )
 
 
-async def _load_profiles(conn: Connection, owners: rows.Owners) -> defaultdict[int, list[str]]:
+def _load_profiles(tx: Transaction, owners: rows.Owners) -> defaultdict[int, list[str]]:
     query = (
         sa.select(images_profiles.c.image_id, profiles.c.name)
         .join(profiles, profiles.c.id == images_profiles.c.profile_id)
@@ -218,6 +218,6 @@ async def _load_profiles(conn: Connection, owners: rows.Owners) -> defaultdict[i
         .order_by(images_profiles.c.image_id, profiles.c.id)
     )
     found: defaultdict[int, list[str]] = defaultdict(list)
-    for image_id, name in await conn.execute(query):
+    for image_id, name in tx.execute(query):
         found[image_id].append(name)
     return found

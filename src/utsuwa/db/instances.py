@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.profiles import DEVICES as PROFILE_DEVICES
 from utsuwa.db.schema import (
     instances,
@@ -24,6 +23,7 @@ from utsuwa.db.schema import (
     projects,
     read_time,
 )
+from utsuwa.db.transaction import Prepared, Transaction
 
 _DEVICES = rows.DeviceTables(
     instances_devices, instances_devices_config, owner="instance_id", device="instance_device_id"
@@ -54,19 +54,9 @@ class InstanceRow:
     state: codes.State = "creating"
 
 
-async def get(conn: Connection, project: str, name: str) -> InstanceRow:
+def get(tx: Transaction, project: str, name: str) -> InstanceRow:
     """Raises NotFound, UnknownCode."""
-    return await conn.run(lambda connection: fetch(connection, project, name))
-
-
-async def get_all(conn: Connection, project: str | None) -> list[InstanceRow]:
-    """The instances of a project, or of all (None), by project and name, in four queries."""
-    return await conn.run(lambda connection: fetch_all(connection, project))
-
-
-def fetch(connection: sa.Connection, project: str, name: str) -> InstanceRow:
-    """`get` for the connection's own thread, where more is read in the same step."""
-    found = _fetch(connection, _ONE, project=project, name=name)
+    found = _fetch(tx, _ONE, project=project, name=name)
     if not found:
         raise NotFound(_NOT_FOUND)
     if found[0].state == codes.UNKNOWN:
@@ -74,14 +64,14 @@ def fetch(connection: sa.Connection, project: str, name: str) -> InstanceRow:
     return found[0]
 
 
-def fetch_all(connection: sa.Connection, project: str | None) -> list[InstanceRow]:
-    """`get_all` for the connection's own thread, where more is read in the same step."""
+def get_all(tx: Transaction, project: str | None) -> list[InstanceRow]:
+    """The instances of a project, or of all (None), by project and name, in four queries."""
     if project is None:
-        return _fetch(connection, _ALL)
-    return _fetch(connection, _OF_PROJECT, project=project)
+        return _fetch(tx, _ALL)
+    return _fetch(tx, _OF_PROJECT, project=project)
 
 
-async def names(conn: Connection, project: str | None) -> list[tuple[str, str]]:
+def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
     """Project and name of each instance that is ready, of a project or of all (None), in order."""
     query = (
         sa.select(projects.c.name, instances.c.name)
@@ -96,7 +86,7 @@ async def names(conn: Connection, project: str | None) -> list[tuple[str, str]]:
     )
     if project is not None:
         query = query.where(projects.c.name == project)
-    return [(owner, name) for owner, name in await conn.execute(query)]
+    return [(owner, name) for owner, name in tx.execute(query)]
 
 
 def _with_unknown_profiles() -> rows.Owners:
@@ -105,9 +95,9 @@ def _with_unknown_profiles() -> rows.Owners:
     )
 
 
-async def insert(conn: Connection, row: InstanceRow) -> int:
+def insert(tx: Transaction, row: InstanceRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture, device)."""
-    owner = await rows.project_id(conn, row.project)
+    owner = rows.project_id(tx, row.project)
     values = {
         "project_id": owner,
         "name": row.name,
@@ -117,14 +107,14 @@ async def insert(conn: Connection, row: InstanceRow) -> int:
         **_editable(row),
     }
     with rows.unique(f"Instance {row.name!r} already exists"):
-        instance_id = await rows.insert(conn, instances, values)
-    await rows.insert_config(conn, instances_config, "instance_id", instance_id, row.config)
-    await rows.insert_devices(conn, _DEVICES, instance_id, row.devices)
-    await _insert_profiles(conn, owner, instance_id, row.profiles)
+        instance_id = tx.insert(instances, values)
+    rows.insert_config(tx, instances_config, "instance_id", instance_id, row.config)
+    rows.insert_devices(tx, _DEVICES, instance_id, row.devices)
+    _insert_profiles(tx, owner, instance_id, row.profiles)
     return instance_id
 
 
-async def update(conn: Connection, row: InstanceRow) -> None:
+def update(tx: Transaction, row: InstanceRow) -> None:
     """Replace all but name, times and state of the row with that id. Raises NotFound (also for a profile)."""
     statement = (
         instances.update()
@@ -132,46 +122,46 @@ async def update(conn: Connection, row: InstanceRow) -> None:
         .values(**_editable(row))
         .returning(instances.c.project_id)
     )
-    owner = (await conn.execute(statement)).scalar_one_or_none()
+    owner = tx.execute(statement).scalar_one_or_none()
     if owner is None:
         raise NotFound(_NOT_FOUND)
-    await rows.replace_config(conn, instances_config, "instance_id", row.id, row.config)
-    await rows.replace_devices(conn, _DEVICES, row.id, row.devices)
-    await conn.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
-    await _insert_profiles(conn, owner, row.id, row.profiles)
+    rows.replace_config(tx, instances_config, "instance_id", row.id, row.config)
+    rows.replace_devices(tx, _DEVICES, row.id, row.devices)
+    tx.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
+    _insert_profiles(tx, owner, row.id, row.profiles)
 
 
-async def patch_config(conn: Connection, instance_id: int, changes: Mapping[str, str | None]) -> None:
+def patch_config(tx: Transaction, instance_id: int, changes: Mapping[str, str | None]) -> None:
     """Set some keys and leave the others; None removes one. Nothing happens where the instance is gone."""
-    present = await conn.execute(sa.select(instances.c.id).where(instances.c.id == instance_id))
+    present = tx.execute(sa.select(instances.c.id).where(instances.c.id == instance_id))
     if present.scalar_one_or_none() is not None:
-        await rows.patch_config(conn, instances_config, "instance_id", instance_id, changes)
+        rows.patch_config(tx, instances_config, "instance_id", instance_id, changes)
 
 
-async def rename(conn: Connection, instance_id: int, new: str) -> None:
+def rename(tx: Transaction, instance_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Instance {new!r} already exists"):
-        await _set(conn, instance_id, name=new)
+        _set(tx, instance_id, name=new)
 
 
-async def set_ready(conn: Connection, instance_id: int) -> None:
+def set_ready(tx: Transaction, instance_id: int) -> None:
     """The instance is whole: from now on it is seen. Raises NotFound."""
-    await _set(conn, instance_id, state=codes.STATES["ready"])
+    _set(tx, instance_id, state=codes.STATES["ready"])
 
 
-async def set_deleting(conn: Connection, instance_id: int) -> None:
+def set_deleting(tx: Transaction, instance_id: int) -> None:
     """The instance is on its way out: it is not seen any more, its name is still taken. Raises NotFound."""
-    await _set(conn, instance_id, state=codes.STATES["deleting"])
+    _set(tx, instance_id, state=codes.STATES["deleting"])
 
 
-async def set_last_used(conn: Connection, instance_id: int, moment: datetime | None) -> None:
+def set_last_used(tx: Transaction, instance_id: int, moment: datetime | None) -> None:
     """Raises NotFound."""
-    await _set(conn, instance_id, last_use_date=moment)
+    _set(tx, instance_id, last_use_date=moment)
 
 
-async def delete(conn: Connection, instance_id: int) -> None:
+def delete(tx: Transaction, instance_id: int) -> None:
     """Remove the row and all that belongs to it; does nothing where it is gone."""
-    await conn.execute(instances.delete().where(instances.c.id == instance_id))
+    tx.execute(instances.delete().where(instances.c.id == instance_id))
 
 
 def _editable(row: InstanceRow) -> dict[str, Any]:
@@ -183,21 +173,21 @@ def _editable(row: InstanceRow) -> dict[str, Any]:
     }
 
 
-async def _set(conn: Connection, instance_id: int, **values: Any) -> None:
-    result = await conn.execute(instances.update().where(instances.c.id == instance_id).values(**values))
+def _set(tx: Transaction, instance_id: int, **values: Any) -> None:
+    result = tx.execute(instances.update().where(instances.c.id == instance_id).values(**values))
     rows.one_changed(result, _NOT_FOUND)
 
 
-async def _insert_profiles(conn: Connection, project_id: int, instance_id: int, names: Sequence[str]) -> None:
+def _insert_profiles(tx: Transaction, project_id: int, instance_id: int, names: Sequence[str]) -> None:
     if not names:
         return
     rows.distinct(names, "A profile can be applied only once")
-    known = await rows.profile_ids(conn, project_id, names)
+    known = rows.profile_ids(tx, project_id, names)
     new = [
         {"instance_id": instance_id, "profile_id": known[name], "apply_order": order}
         for order, name in enumerate(names, start=1)
     ]
-    await conn.execute(instances_profiles.insert(), new)
+    tx.execute(instances_profiles.insert(), new)
 
 
 _COLUMNS = (
@@ -239,14 +229,14 @@ _OF_PROJECT = _queries(_IN_PROJECT)
 _ONE = _queries(sa.and_(_IN_PROJECT, instances.c.name == sa.bindparam("name", type_=sa.Text)))
 
 
-def _fetch(connection: sa.Connection, queries: _Queries, **values: str) -> list[InstanceRow]:
-    found = queries.rows.fetch(connection, **values)
+def _fetch(tx: Transaction, queries: _Queries, **values: str) -> list[InstanceRow]:
+    found = tx.fetch(queries.rows, **values)
     if not found:
         return []
-    config = rows.configs(queries.config.fetch(connection, **values))
-    devices = rows.devices_of(queries.devices.fetch(connection, **values))
+    config = rows.configs(tx.fetch(queries.config, **values))
+    devices = rows.devices_of(tx.fetch(queries.devices, **values))
     applied: defaultdict[int, list[str]] = defaultdict(list)
-    for instance_id, profile in queries.profiles.fetch(connection, **values):
+    for instance_id, profile in tx.fetch(queries.profiles, **values):
         applied[instance_id].append(profile)
     return [_row(columns, config, devices, applied) for columns in found]
 

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     instances,
     instances_profiles,
@@ -20,10 +19,15 @@ from utsuwa.db.schema import (
     profiles_devices_config,
     projects,
 )
+from utsuwa.db.transaction import Prepared, Transaction
 
 DEVICES = rows.DeviceTables(
     profiles_devices, profiles_devices_config, owner="profile_id", device="profile_device_id"
 )
+
+
+Users = dict[str, list[tuple[str, str]]]
+"""The instances, as (project, name) in order, that use each profile; without those that nothing uses."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class ProfileRow:
     readable: bool = True
 
 
-async def get(conn: Connection, project: str, name: str) -> ProfileRow:
+def get(tx: Transaction, project: str, name: str) -> ProfileRow:
     """Raises NotFound, UnknownCode."""
-    found = await conn.run(lambda connection: _fetch(connection, _ONE, project=project, name=name))
+    found = _fetch(tx, _ONE, project=project, name=name)
     if not found:
         raise NotFound(f"Profile {name!r} not found")
     refuse_unreadable(found)
@@ -55,66 +59,56 @@ def refuse_unreadable(found: Iterable[ProfileRow]) -> None:
             raise codes.unreadable(f"Profile {row.name!r}")
 
 
-async def get_all(conn: Connection, project: str | None) -> list[ProfileRow]:
+def get_all(tx: Transaction, project: str | None) -> list[ProfileRow]:
     """The profiles of a project, or of all (None), by project and name, in three queries."""
-    return await conn.run(lambda connection: fetch_all(connection, project))
-
-
-def fetch_all(connection: sa.Connection, project: str | None) -> list[ProfileRow]:
-    """`get_all` for the connection's own thread, where more is read in the same step."""
     if project is None:
-        return _fetch(connection, _ALL)
-    return _fetch(connection, _OF_PROJECT, project=project)
+        return _fetch(tx, _ALL)
+    return _fetch(tx, _OF_PROJECT, project=project)
 
 
-def fetch_applied(connection: sa.Connection, instance_id: int) -> list[ProfileRow]:
-    """The profiles that an instance has, in the order of their names; for the connection's own thread."""
-    return _fetch(connection, _APPLIED, instance_id=instance_id)
+def get_applied(tx: Transaction, instance_id: int) -> list[ProfileRow]:
+    """The profiles that an instance has, by name."""
+    return _fetch(tx, _APPLIED, instance_id=instance_id)
 
 
-async def insert(conn: Connection, row: ProfileRow) -> int:
+def insert(tx: Transaction, row: ProfileRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (device type)."""
     values = {
-        "project_id": await rows.project_id(conn, row.project),
+        "project_id": rows.project_id(tx, row.project),
         "name": row.name,
         "description": row.description,
     }
     with rows.unique(f"Profile {row.name!r} already exists"):
-        profile_id = await rows.insert(conn, profiles, values)
-    await rows.insert_config(conn, profiles_config, "profile_id", profile_id, row.config)
-    await rows.insert_devices(conn, DEVICES, profile_id, row.devices)
+        profile_id = tx.insert(profiles, values)
+    rows.insert_config(tx, profiles_config, "profile_id", profile_id, row.config)
+    rows.insert_devices(tx, DEVICES, profile_id, row.devices)
     return profile_id
 
 
-async def update(conn: Connection, row: ProfileRow) -> None:
+def update(tx: Transaction, row: ProfileRow) -> None:
     """Replace description, config and devices of the row with that id. Raises NotFound."""
     statement = profiles.update().where(profiles.c.id == row.id).values(description=row.description)
-    rows.one_changed(await conn.execute(statement), f"Profile {row.name!r} not found")
-    await rows.replace_config(conn, profiles_config, "profile_id", row.id, row.config)
-    await rows.replace_devices(conn, DEVICES, row.id, row.devices)
+    rows.one_changed(tx.execute(statement), f"Profile {row.name!r} not found")
+    rows.replace_config(tx, profiles_config, "profile_id", row.id, row.config)
+    rows.replace_devices(tx, DEVICES, row.id, row.devices)
 
 
-async def rename(conn: Connection, profile_id: int, new: str) -> None:
+def rename(tx: Transaction, profile_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     with rows.unique(f"Profile {new!r} already exists"):
-        result = await conn.execute(profiles.update().where(profiles.c.id == profile_id).values(name=new))
+        result = tx.execute(profiles.update().where(profiles.c.id == profile_id).values(name=new))
     rows.one_changed(result, "Profile not found")
 
 
-async def delete(conn: Connection, profile_id: int) -> None:
+def delete(tx: Transaction, profile_id: int) -> None:
     """Raises InUse where an instance uses it, NotFound."""
     with rows.unique("", in_use="Profile is currently in use"):
-        result = await conn.execute(profiles.delete().where(profiles.c.id == profile_id))
+        result = tx.execute(profiles.delete().where(profiles.c.id == profile_id))
     rows.one_changed(result, "Profile not found")
 
 
-async def used_by(
-    conn: Connection, project: str, names: Collection[str] | None
-) -> dict[str, list[tuple[str, str]]]:
-    """The instances, as (project, name) in order, that use each profile of a project; one query.
-
-    `names` picks some profiles, None takes all. Profiles that nothing uses have no entry.
-    """
+def used_by(tx: Transaction, project: str, names: Collection[str] | None) -> Users:
+    """Who uses the profiles of a project, or some of them by `names`; one query."""
     owner = projects.alias("owner")
     query = (
         sa.select(profiles.c.name, owner.c.name, instances.c.name)
@@ -128,8 +122,8 @@ async def used_by(
     )
     if names is not None:
         query = query.where(profiles.c.name.in_(sorted(names)))
-    found: dict[str, list[tuple[str, str]]] = {}
-    for profile, instance_project, instance in await conn.execute(query):
+    found: Users = {}
+    for profile, instance_project, instance in tx.execute(query):
         found.setdefault(profile, []).append((instance_project, instance))
     return found
 
@@ -170,12 +164,12 @@ _APPLIED = _queries(
 )
 
 
-def _fetch(connection: sa.Connection, queries: _Queries, **values: str | int) -> list[ProfileRow]:
-    found = queries.rows.fetch(connection, **values)
+def _fetch(tx: Transaction, queries: _Queries, **values: str | int) -> list[ProfileRow]:
+    found = tx.fetch(queries.rows, **values)
     if not found:
         return []
-    config = rows.configs(queries.config.fetch(connection, **values))
-    devices = rows.devices_of(queries.devices.fetch(connection, **values))
+    config = rows.configs(tx.fetch(queries.config, **values))
+    devices = rows.devices_of(tx.fetch(queries.devices, **values))
     return [_row(columns, config, devices) for columns in found]
 
 

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import AlreadyExists, NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection, Prepared
 from utsuwa.db.schema import (
     images,
     instances,
@@ -21,6 +20,7 @@ from utsuwa.db.schema import (
     storage_pools,
     storage_volumes,
 )
+from utsuwa.db.transaction import Prepared, Transaction
 
 _NAMED = Prepared(sa.select(projects.c.id).where(projects.c.name == sa.bindparam("name", type_=sa.Text)))
 
@@ -33,30 +33,30 @@ class ProjectRow:
     config: dict[str, str]
 
 
-async def get(conn: Connection, name: str) -> ProjectRow:
+def get(tx: Transaction, name: str) -> ProjectRow:
     """Raises NotFound."""
-    found = await _load(conn, projects.c.name == name)
+    found = _load(tx, projects.c.name == name)
     if not found:
         raise NotFound(f"Project {name!r} not found")
     return found[0]
 
 
-async def check(conn: Connection, name: str) -> None:
+def check(tx: Transaction, name: str) -> None:
     """Raises NotFound where there is no such project."""
-    if not await conn.run(lambda connection: _NAMED.fetch(connection, name=name)):
+    if not tx.fetch(_NAMED, name=name):
         raise NotFound(f"Project {name!r} not found")
 
 
-async def get_all(conn: Connection) -> list[ProjectRow]:
+def get_all(tx: Transaction) -> list[ProjectRow]:
     """All projects by name, in two queries."""
-    return await _load(conn, sa.true())
+    return _load(tx, sa.true())
 
 
-async def update(conn: Connection, row: ProjectRow) -> None:
+def update(tx: Transaction, row: ProjectRow) -> None:
     """Replace description and config; raises NotFound."""
     statement = projects.update().where(projects.c.id == row.id).values(description=row.description)
-    rows.one_changed(await conn.execute(statement), f"Project {row.name!r} not found")
-    await rows.replace_config(conn, projects_config, "project_id", row.id, row.config)
+    rows.one_changed(tx.execute(statement), f"Project {row.name!r} not found")
+    rows.replace_config(tx, projects_config, "project_id", row.id, row.config)
 
 
 def already_exists(name: str) -> AlreadyExists:
@@ -74,16 +74,16 @@ class Contents:
     networks: list[str] = field(default_factory=list)
 
 
-async def contents(conn: Connection) -> defaultdict[str, Contents]:
+def contents(tx: Transaction) -> defaultdict[str, Contents]:
     """What is in every project, by its name, in five queries."""
     found: defaultdict[str, Contents] = defaultdict(Contents)
-    for project, name in await conn.execute(_owned(instances, instances.c.name)):
+    for project, name in tx.execute(_owned(instances, instances.c.name)):
         found[project].instances.append(name)
-    for project, fingerprint in await conn.execute(_owned(images, images.c.fingerprint)):
+    for project, fingerprint in tx.execute(_owned(images, images.c.fingerprint)):
         found[project].images.append(fingerprint)
-    for project, name in await conn.execute(_owned(profiles, profiles.c.name)):
+    for project, name in tx.execute(_owned(profiles, profiles.c.name)):
         found[project].profiles.append(name)
-    for project, name in await conn.execute(_owned(networks, networks.c.name)):
+    for project, name in tx.execute(_owned(networks, networks.c.name)):
         found[project].networks.append(name)
     volumes = (
         _owned(storage_volumes, storage_volumes.c.name)
@@ -91,7 +91,7 @@ async def contents(conn: Connection) -> defaultdict[str, Contents]:
         .join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
         .where(storage_volumes.c.type == codes.VOLUME_CUSTOM)
     )
-    for project, name, pool in await conn.execute(volumes):
+    for project, name, pool in tx.execute(volumes):
         found[project].volumes.append((pool, name))
     return found
 
@@ -104,10 +104,8 @@ def _owned(table: sa.Table, name: sa.Column[str]) -> sa.Select[Any]:
     )
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[ProjectRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[ProjectRow]:
     query = sa.select(projects).where(where).order_by(projects.c.name)
-    found = (await conn.execute(query)).all()
-    config = await rows.load_config(
-        conn, projects_config, "project_id", sa.select(projects.c.id).where(where)
-    )
+    found = tx.execute(query).all()
+    config = rows.load_config(tx, projects_config, "project_id", sa.select(projects.c.id).where(where))
     return [ProjectRow(r.id, r.name, r.description, config[r.id]) for r in found]

@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from utsuwa.core.errors import AlreadyExists, InUse, NotFound
 from utsuwa.db import codes, schema
-from utsuwa.db.connection import Answer, Connection
+from utsuwa.db.transaction import Answer, Transaction
 
 Config = dict[str, str]
 Devices = dict[str, dict[str, str]]
@@ -50,38 +50,26 @@ def _breaks(error: IntegrityError, sqlite: str, sqlstate: str) -> bool:
     return name == f"SQLITE_CONSTRAINT_{sqlite}" or getattr(error.orig, "sqlstate", "") == sqlstate
 
 
-async def project_id(conn: Connection, project: str) -> int:
+def project_id(tx: Transaction, project: str) -> int:
     """Raises NotFound where there is no such project."""
     query = sa.select(schema.projects.c.id).where(schema.projects.c.name == project)
-    found = (await conn.execute(query)).scalar_one_or_none()
+    found = tx.execute(query).scalar_one_or_none()
     if found is None:
         raise NotFound(f"Project {project!r} not found")
     return int(found)
 
 
-async def profile_ids(conn: Connection, project_id: int, names: Sequence[str]) -> dict[str, int]:
+def profile_ids(tx: Transaction, project_id: int, names: Sequence[str]) -> dict[str, int]:
     """The ids of a project's profiles by name; raises NotFound for the first that does not exist."""
     table = schema.profiles
     query = sa.select(table.c.name, table.c.id).where(
         table.c.project_id == project_id, table.c.name.in_(names)
     )
-    known = {name: profile_id for name, profile_id in await conn.execute(query)}
+    known = {name: profile_id for name, profile_id in tx.execute(query)}
     for name in names:
         if name not in known:
             raise NotFound(f"Requested profile {name!r} does not exist")
     return known
-
-
-async def insert(conn: Connection, table: sa.Table, values: Mapping[str, Any]) -> int:
-    """The new row's id."""
-    statement = table.insert().values(**values)
-
-    def add(connection: sa.Connection) -> int:
-        key = connection.execute(statement).inserted_primary_key
-        assert key is not None
-        return int(key[0])
-
-    return await conn.run(add)
 
 
 def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
@@ -98,37 +86,35 @@ def configs(found: Iterable[tuple[int, str]]) -> defaultdict[int, Config]:
     return defaultdict(dict, {owner_id: _read_config(text) for owner_id, text in found})
 
 
-async def load_config(
-    conn: Connection, table: sa.Table, owner: str, owners: Owners
-) -> defaultdict[int, Config]:
+def load_config(tx: Transaction, table: sa.Table, owner: str, owners: Owners) -> defaultdict[int, Config]:
     """The config of every owner by the owner's id, in one query; sorted by key."""
-    return configs(await conn.execute(config_query(table, owner, owners)))
+    return configs(tx.execute(config_query(table, owner, owners)))
 
 
-async def insert_config(
-    conn: Connection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
+def insert_config(
+    tx: Transaction, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
     """Store a new owner's config; an empty value says that a key is not set."""
     rows = [{owner: owner_id, "key": key, "value": value} for key, value in config.items() if value]
     if rows:
-        await conn.execute(table.insert(), rows)
+        tx.execute(table.insert(), rows)
 
 
-async def replace_config(
-    conn: Connection, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
+def replace_config(
+    tx: Transaction, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
-    await conn.execute(table.delete().where(table.c[owner] == owner_id))
-    await insert_config(conn, table, owner, owner_id, config)
+    tx.execute(table.delete().where(table.c[owner] == owner_id))
+    insert_config(tx, table, owner, owner_id, config)
 
 
-async def patch_config(
-    conn: Connection, table: sa.Table, owner: str, owner_id: int, changes: Mapping[str, str | None]
+def patch_config(
+    tx: Transaction, table: sa.Table, owner: str, owner_id: int, changes: Mapping[str, str | None]
 ) -> None:
     """Set some keys and leave the others; None or an empty value removes one."""
     if not changes:
         return
-    await conn.execute(table.delete().where(table.c[owner] == owner_id, table.c.key.in_(sorted(changes))))
-    await insert_config(conn, table, owner, owner_id, {key: value for key, value in changes.items() if value})
+    tx.execute(table.delete().where(table.c[owner] == owner_id, table.c.key.in_(sorted(changes))))
+    insert_config(tx, table, owner, owner_id, {key: value for key, value in changes.items() if value})
 
 
 def devices_query(tables: DeviceTables, owners: Owners) -> sa.Select[Any]:
@@ -187,35 +173,43 @@ class _JsonObject(sa.sql.functions.GenericFunction[str]):
 
 
 @compiles(_JsonObject, "sqlite")
-def _json_group_object(function: _JsonObject, compiler: SQLCompiler, **options: Any) -> str:
+def _json_in_sqlite(function: _JsonObject, compiler: SQLCompiler, **options: Any) -> str:
+    """In the order of the index that the rows are read by, which is that of their keys."""
     return f"json_group_object{compiler.process(function.clause_expr, **options)}"
 
 
+@compiles(_JsonObject, "postgresql")
+def _json_in_postgresql(function: _JsonObject, compiler: SQLCompiler, **options: Any) -> str:
+    key, value = (compiler.process(part, **options) for part in function.clauses)
+    return f"json_object_agg({key}, {value} ORDER BY {key})"
+
+
 def _json_config(table: sa.Table) -> sa.ColumnElement[str]:
-    """Keys and values of a group; SQLite takes them in the order of their index, which is that of keys."""
-    return _JsonObject(table.c.key, sa.func.coalesce(table.c.value, "")).filter(table.c.key.is_not(None))
+    """Keys and values of a group, as text that is sorted by key; NULL where it has none."""
+    pairs = _JsonObject(table.c.key, sa.func.coalesce(table.c.value, ""))
+    return sa.cast(pairs.filter(table.c.key.is_not(None)), sa.Text)
 
 
 _read_config = msgspec.json.Decoder(dict[str, str]).decode
 
 
-async def insert_devices(
-    conn: Connection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
+def insert_devices(
+    tx: Transaction, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Raises InvalidConfig for a device type that no table has."""
     for name, device in devices.items():
         kind = codes.number(codes.DEVICE_TYPES, device.get("type", ""), "device type")
-        device_id = await insert(conn, tables.devices, {tables.owner: owner_id, "name": name, "type": kind})
+        device_id = tx.insert(tables.devices, {tables.owner: owner_id, "name": name, "type": kind})
         rest = {key: value for key, value in device.items() if key != "type"}
-        await insert_config(conn, tables.config, tables.device, device_id, rest)
+        insert_config(tx, tables.config, tables.device, device_id, rest)
 
 
-async def replace_devices(
-    conn: Connection, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
+def replace_devices(
+    tx: Transaction, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
     table = tables.devices
-    await conn.execute(table.delete().where(table.c[tables.owner] == owner_id))
-    await insert_devices(conn, tables, owner_id, devices)
+    tx.execute(table.delete().where(table.c[tables.owner] == owner_id))
+    insert_devices(tx, tables, owner_id, devices)
 
 
 def one_changed(result: Answer, message: str) -> None:

@@ -56,6 +56,9 @@ def read_time(value: Any) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+"""Text that sorts by its bytes on every engine, whatever the language of the database."""
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -76,7 +79,7 @@ def _owner(column: str, table: str, *, nullable: bool = False) -> sa.Column[int]
 
 
 def _text(name: str, default: str | None = None) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False, server_default=default)
+    return sa.Column(name, TEXT, nullable=False, server_default=default)
 
 
 def _integer(name: str, default: int | None = None) -> sa.Column[int]:
@@ -104,7 +107,7 @@ def _config(name: str, column: str, table: str) -> sa.Table:
         _id(),
         _owner(column, table),
         _text("key"),
-        sa.Column("value", sa.Text),
+        sa.Column("value", TEXT),
         sa.UniqueConstraint(column, "key"),
     )
 
@@ -134,7 +137,7 @@ nodes = _table(
     sa.UniqueConstraint("address"),
 )
 
-config = _table("config", _id(), _text("key"), sa.Column("value", sa.Text), sa.UniqueConstraint("key"))
+config = _table("config", _id(), _text("key"), sa.Column("value", TEXT), sa.UniqueConstraint("key"))
 
 # Projects, and who may see them.
 
@@ -276,7 +279,7 @@ images_properties = _table(
     _owner("image_id", "images"),
     _integer("type", 0),
     _text("key"),
-    sa.Column("value", sa.Text),
+    sa.Column("value", TEXT),
     sa.UniqueConstraint("image_id", "key"),
 )
 

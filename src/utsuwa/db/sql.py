@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from utsuwa.core.errors import InvalidRequest
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.transaction import Answer, Transaction
 
 MAX_QUERY = 1024 * 1024
 
@@ -30,7 +28,10 @@ _TOKEN = re.compile(
 )
 """What may hold a semicolon, and the semicolon that parts statements; unclosed quotes reach to the end."""
 _TRANSACTIONS = frozenset(
-    ("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM")
+    (
+        *("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM"),
+        *("START", "ABORT", "PREPARE", "SET", "RESET", "DISCARD"),
+    )
 )
 _SAFE_PRAGMA = re.compile(
     r"\s*PRAGMA\s+(?:[a-z_]+|foreign_keys\s*=\s*(?:on|true|1)|"
@@ -76,8 +77,7 @@ async def execute(database: Database, query: str) -> list[Outcome]:
     for statement in statements:
         _refuse_control(statement)
     try:
-        async with database.write("SQL by hand") as conn:
-            return [await _execute(conn, statement) for statement in statements]
+        return await database.write("SQL by hand", _execute_all, statements)
     except DBAPIError as error:
         raise InvalidRequest(f"The database refused the query: {error.orig}") from error
 
@@ -92,24 +92,16 @@ def _refuse_control(statement: str) -> None:
         raise InvalidRequest("This PRAGMA would change the daemon's own connection: it cannot be used here")
 
 
-async def _execute(conn: Connection, statement: str) -> Outcome:
-    result = await conn.exec_driver_sql(statement)
-    if result.columns is not None:
-        return Outcome(result.columns, tuple(tuple(row) for row in result))
-    return Outcome(None, affected=max(result.rowcount, 0))
+def _execute_all(tx: Transaction, statements: list[str]) -> list[Outcome]:
+    return [_outcome(tx.execute_sql(statement)) for statement in statements]
+
+
+def _outcome(answer: Answer) -> Outcome:
+    if answer.columns is not None:
+        return Outcome(answer.columns, tuple(tuple(row) for row in answer))
+    return Outcome(None, affected=max(answer.rowcount, 0))
 
 
 async def dump(database: Database, *, schema_only: bool) -> str:
     """The database as SQL text, with or without its rows."""
-    return await asyncio.to_thread(_dump, database.path, schema_only)
-
-
-def _dump(path: Path, schema_only: bool) -> str:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-    try:
-        if not schema_only:
-            return "".join(f"{line}\n" for line in connection.iterdump())
-        rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
-        return "".join(f"{sql};\n" for (sql,) in rows)
-    finally:
-        connection.close()
+    return await asyncio.to_thread(database.engine.dump, schema_only=schema_only)

@@ -8,7 +8,6 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import (
     images,
     profiles,
@@ -19,6 +18,7 @@ from utsuwa.db.schema import (
     storage_pools_config,
     storage_volumes,
 )
+from utsuwa.db.transaction import Transaction
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class PoolRow:
     state: codes.State = "creating"
 
 
-async def get(conn: Connection, name: str) -> PoolRow:
+def get(tx: Transaction, name: str) -> PoolRow:
     """Raises NotFound, UnknownCode."""
-    found = await _load(conn, storage_pools.c.name == name)
+    found = _load(tx, storage_pools.c.name == name)
     if not found:
         raise NotFound(f"Storage pool {name!r} not found")
     if found[0].state == codes.UNKNOWN:
@@ -43,12 +43,12 @@ async def get(conn: Connection, name: str) -> PoolRow:
     return found[0]
 
 
-async def get_all(conn: Connection) -> list[PoolRow]:
+def get_all(tx: Transaction) -> list[PoolRow]:
     """All pools by name, in two queries."""
-    return await _load(conn, sa.true())
+    return _load(tx, sa.true())
 
 
-async def insert(conn: Connection, row: PoolRow) -> int:
+def insert(tx: Transaction, row: PoolRow) -> int:
     """The new id. Raises AlreadyExists."""
     values = {
         "name": row.name,
@@ -57,27 +57,27 @@ async def insert(conn: Connection, row: PoolRow) -> int:
         "state": codes.STATES[row.state],
     }
     with rows.unique(f"Storage pool {row.name!r} already exists"):
-        pool_id = await rows.insert(conn, storage_pools, values)
-    await rows.insert_config(conn, storage_pools_config, "storage_pool_id", pool_id, row.config)
+        pool_id = tx.insert(storage_pools, values)
+    rows.insert_config(tx, storage_pools_config, "storage_pool_id", pool_id, row.config)
     return pool_id
 
 
-async def update(conn: Connection, row: PoolRow) -> None:
+def update(tx: Transaction, row: PoolRow) -> None:
     """Replace description and config of the row with that id. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == row.id).values(description=row.description)
-    rows.one_changed(await conn.execute(statement), f"Storage pool {row.name!r} not found")
-    await rows.replace_config(conn, storage_pools_config, "storage_pool_id", row.id, row.config)
+    rows.one_changed(tx.execute(statement), f"Storage pool {row.name!r} not found")
+    rows.replace_config(tx, storage_pools_config, "storage_pool_id", row.id, row.config)
 
 
-async def set_state(conn: Connection, pool_id: int, state: codes.State) -> None:
+def set_state(tx: Transaction, pool_id: int, state: codes.State) -> None:
     """The pool is whole, or on its way out. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == pool_id).values(state=codes.STATES[state])
-    rows.one_changed(await conn.execute(statement), "Storage pool not found")
+    rows.one_changed(tx.execute(statement), "Storage pool not found")
 
 
-async def delete(conn: Connection, pool_id: int) -> None:
+def delete(tx: Transaction, pool_id: int) -> None:
     """Remove the row and its volumes' rows; does nothing where it is gone."""
-    await conn.execute(storage_pools.delete().where(storage_pools.c.id == pool_id))
+    tx.execute(storage_pools.delete().where(storage_pools.c.id == pool_id))
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class PoolUse:
     profiles: list[tuple[str, str]] = field(default_factory=list)
 
 
-async def used_by(conn: Connection) -> dict[str, PoolUse]:
+def used_by(tx: Transaction) -> dict[str, PoolUse]:
     """The use of every pool by its name, in three queries; a pool that nothing uses has an empty one.
 
     A volume of an image stands once for every project that has the image.
     """
-    names = await conn.execute(sa.select(storage_pools.c.name))
+    names = tx.execute(sa.select(storage_pools.c.name))
     found = {name: PoolUse() for (name,) in names}
     owner = sa.case((storage_volumes.c.type == codes.VOLUME_IMAGE, images.c.project_id), else_=None)
     volumes = (
@@ -111,9 +111,9 @@ async def used_by(conn: Connection) -> dict[str, PoolUse]:
         .join(projects, projects.c.id == sa.func.coalesce(owner, storage_volumes.c.project_id))
         .order_by(storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
     )
-    for pool, kind, project, name in await conn.execute(volumes):
+    for pool, kind, project, name in tx.execute(volumes):
         found[pool].volumes.append((kind, project, name))
-    for pool, project, name in await conn.execute(_profiles_with_disks()):
+    for pool, project, name in tx.execute(_profiles_with_disks()):
         if pool in found:
             found[pool].profiles.append((project, name))
     return found
@@ -135,11 +135,11 @@ def _profiles_with_disks() -> sa.Executable:
     )
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[PoolRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[PoolRow]:
     query = sa.select(storage_pools).where(where).order_by(storage_pools.c.name)
-    found = (await conn.execute(query)).all()
+    found = tx.execute(query).all()
     owners = sa.select(storage_pools.c.id).where(where)
-    config = await rows.load_config(conn, storage_pools_config, "storage_pool_id", owners)
+    config = rows.load_config(tx, storage_pools_config, "storage_pool_id", owners)
     return [
         PoolRow(
             id=r.id,

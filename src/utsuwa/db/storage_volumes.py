@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.schema import projects, storage_pools, storage_volumes, storage_volumes_config
+from utsuwa.db.transaction import Transaction
 
 _SOURCE = storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id).join(
     projects, projects.c.id == storage_volumes.c.project_id
@@ -32,16 +32,16 @@ class VolumeRow:
     config: dict[str, str] = field(default_factory=dict)
 
 
-async def get(conn: Connection, project: str, pool: str, type: int, name: str) -> VolumeRow:
+def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
     """Raises NotFound."""
-    found = await _load(conn, _key(project, pool, type, name))
+    found = _load(tx, _key(project, pool, type, name))
     if not found:
         raise NotFound(f"Storage volume {name!r} not found on pool {pool!r}")
     return found[0]
 
 
-async def get_all(
-    conn: Connection, project: str | None, pool: str | None = None, type: int | None = None
+def get_all(
+    tx: Transaction, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
     """By pool, type, project and name; None takes all but those of an unknown type. Two queries."""
     where: list[sa.ColumnElement[bool]] = [sa.true()]
@@ -51,17 +51,17 @@ async def get_all(
         where.append(storage_pools.c.name == pool)
     if type is not None:
         where.append(storage_volumes.c.type == type)
-    return await _load(conn, sa.and_(*where))
+    return _load(tx, sa.and_(*where))
 
 
-async def insert(conn: Connection, row: VolumeRow) -> int:
+def insert(tx: Transaction, row: VolumeRow) -> int:
     """The new id. Raises AlreadyExists, NotFound (project, pool)."""
     query = sa.select(storage_pools.c.id).where(storage_pools.c.name == row.pool)
-    pool_id = (await conn.execute(query)).scalar_one_or_none()
+    pool_id = tx.execute(query).scalar_one_or_none()
     if pool_id is None:
         raise NotFound(f"Storage pool {row.pool!r} not found")
     values = {
-        "project_id": await rows.project_id(conn, row.project),
+        "project_id": rows.project_id(tx, row.project),
         "storage_pool_id": pool_id,
         "name": row.name,
         "type": row.type,
@@ -69,31 +69,31 @@ async def insert(conn: Connection, row: VolumeRow) -> int:
         "creation_date": row.created_at,
     }
     with rows.unique(f"Storage volume {row.name!r} already exists on pool {row.pool!r}"):
-        volume_id = await rows.insert(conn, storage_volumes, values)
-    await rows.insert_config(conn, storage_volumes_config, "storage_volume_id", volume_id, row.config)
+        volume_id = tx.insert(storage_volumes, values)
+    rows.insert_config(tx, storage_volumes_config, "storage_volume_id", volume_id, row.config)
     return volume_id
 
 
-async def update(conn: Connection, row: VolumeRow) -> None:
+def update(tx: Transaction, row: VolumeRow) -> None:
     """Replace description and config of the row with that id. Raises NotFound."""
     statement = (
         storage_volumes.update().where(storage_volumes.c.id == row.id).values(description=row.description)
     )
-    rows.one_changed(await conn.execute(statement), f"Storage volume {row.name!r} not found")
-    await rows.replace_config(conn, storage_volumes_config, "storage_volume_id", row.id, row.config)
+    rows.one_changed(tx.execute(statement), f"Storage volume {row.name!r} not found")
+    rows.replace_config(tx, storage_volumes_config, "storage_volume_id", row.id, row.config)
 
 
-async def rename(conn: Connection, volume_id: int, new: str) -> None:
+def rename(tx: Transaction, volume_id: int, new: str) -> None:
     """Raises AlreadyExists, NotFound."""
     statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(name=new)
     with rows.unique(f"Storage volume {new!r} already exists"):
-        result = await conn.execute(statement)
+        result = tx.execute(statement)
     rows.one_changed(result, "Storage volume not found")
 
 
-async def delete(conn: Connection, volume_id: int) -> None:
+def delete(tx: Transaction, volume_id: int) -> None:
     """Remove the row and its config; does nothing where it is gone."""
-    await conn.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
+    tx.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
 
 
 def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool]:
@@ -105,16 +105,16 @@ def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool
     )
 
 
-async def _load(conn: Connection, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
+def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
     query = (
         sa.select(storage_volumes, projects.c.name.label("project"), storage_pools.c.name.label("pool"))
         .select_from(_SOURCE)
         .where(where)
         .order_by(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
     )
-    found = (await conn.execute(query)).all()
+    found = tx.execute(query).all()
     owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(where)
-    config = await rows.load_config(conn, storage_volumes_config, "storage_volume_id", owners)
+    config = rows.load_config(tx, storage_volumes_config, "storage_volume_id", owners)
     found = [r for r in found if _known(r)]
     return [
         VolumeRow(

@@ -10,9 +10,10 @@ from msgspec import UnsetType
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
+from utsuwa.db.images import ImageRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.images.records import alias_url, check_alias_name
 from utsuwa.operations.events import EventHub
 from utsuwa.wire import images as wire
@@ -28,9 +29,11 @@ class ImageAliases:
 
     async def all(self, project: str, *, public_only: bool = False) -> list[AliasRow]:
         """By name; with `public_only` those of public images."""
-        async with self._database.read() as conn:
-            aliases = await alias_rows.get_all(conn, project)
-            images = await image_rows.get_all(conn, project)
+
+        def fetch(tx: Transaction) -> tuple[list[AliasRow], list[ImageRow]]:
+            return alias_rows.get_all(tx, project), image_rows.get_all(tx, project)
+
+        aliases, images = await self._database.read("image aliases", fetch)
         visible = {
             row.fingerprint for row in images if row.state == "ready" and (row.public or not public_only)
         }
@@ -38,9 +41,12 @@ class ImageAliases:
 
     async def get(self, project: str, name: str, *, public_only: bool = False) -> AliasRow:
         """Raises NotFound, also for the alias of an image that the caller may not see."""
-        async with self._database.read() as conn:
-            alias = await alias_rows.get(conn, project, name)
-            image = await image_rows.get(conn, project, alias.fingerprint)
+
+        def fetch(tx: Transaction) -> tuple[AliasRow, ImageRow]:
+            alias = alias_rows.get(tx, project, name)
+            return alias, image_rows.get(tx, project, alias.fingerprint)
+
+        alias, image = await self._database.read("image alias", fetch)
         if image.state != "ready" or (public_only and not image.public):
             raise NotFound(f"Image alias {name!r} not found")
         return alias
@@ -52,11 +58,14 @@ class ImageAliases:
         name = check_alias_name(request.name)
         if request.type not in ("", "container"):
             raise InvalidRequest("Only images of the type container are supported, and their aliases")
-        async with self._database.write("create image alias") as conn:
-            target = await self._target(conn, project, request.target)
-            row = AliasRow(project, name, request.description, target)
-            await alias_rows.insert(conn, row)
-        self._tell("created", row, requestor, {"target": target})
+
+        def insert(tx: Transaction) -> AliasRow:
+            row = AliasRow(project, name, request.description, _target(tx, project, request.target))
+            alias_rows.insert(tx, row)
+            return row
+
+        row = await self._database.write("create image alias", insert)
+        self._tell("created", row, requestor, {"target": row.fingerprint})
         return row
 
     async def put(
@@ -76,34 +85,26 @@ class ImageAliases:
     async def _update(
         self, row: AliasRow, description: str, target: str, requestor: Requestor | None
     ) -> None:
-        async with self._database.write("update image alias") as conn:
-            fingerprint = await self._target(conn, row.project, target)
-            await alias_rows.update(conn, replace(row, description=description, fingerprint=fingerprint))
+        def update(tx: Transaction) -> str:
+            fingerprint = _target(tx, row.project, target)
+            alias_rows.update(tx, replace(row, description=description, fingerprint=fingerprint))
+            return fingerprint
+
+        fingerprint = await self._database.write("update image alias", update)
         self._tell("updated", row, requestor, {"target": fingerprint})
 
     async def rename(self, row: AliasRow, new: str, requestor: Requestor | None = None) -> AliasRow:
         """Raises InvalidName, AlreadyExists, NotFound."""
         check_alias_name(new)
-        async with self._database.write("rename image alias") as conn:
-            await alias_rows.rename(conn, row.project, row.name, new)
+        await self._database.write("rename image alias", alias_rows.rename, row.project, row.name, new)
         renamed = replace(row, name=new)
         self._tell("renamed", renamed, requestor, {"old_name": row.name})
         return renamed
 
     async def delete(self, row: AliasRow, requestor: Requestor | None = None) -> None:
         """Raises NotFound."""
-        async with self._database.write("delete image alias") as conn:
-            await alias_rows.delete(conn, row.project, row.name)
+        await self._database.write("delete image alias", alias_rows.delete, row.project, row.name)
         self._tell("deleted", row, requestor)
-
-    async def _target(self, conn: Connection, project: str, target: str) -> str:
-        """The whole fingerprint of an image that is there."""
-        if not target:
-            raise InvalidRequest("The alias needs a target: the fingerprint of an image")
-        row = await image_rows.find_by_prefix(conn, project, target)
-        if row.state != "ready":
-            raise NotFound("Image not found")
-        return row.fingerprint
 
     def _tell(
         self,
@@ -114,3 +115,13 @@ class ImageAliases:
     ) -> None:
         url = alias_url(row.project, row.name)
         self._events.publish_lifecycle(f"image-alias-{action}", url, row.project, context, requestor)
+
+
+def _target(tx: Transaction, project: str, target: str) -> str:
+    """The whole fingerprint of an image that is there."""
+    if not target:
+        raise InvalidRequest("The alias needs a target: the fingerprint of an image")
+    row = image_rows.find_by_prefix(tx, project, target)
+    if row.state != "ready":
+        raise NotFound("Image not found")
+    return row.fingerprint

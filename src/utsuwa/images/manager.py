@@ -21,10 +21,10 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.codes import HALF_MADE
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host import unpack
 from utsuwa.images.aliases import ImageAliases
 from utsuwa.images.metadata import ImageMetadata, parse_metadata
@@ -91,8 +91,7 @@ class ImageManager:
 
     async def start(self) -> None:
         """Bring files and rows together again after a kill: what is not whole goes."""
-        async with self._database.read() as conn:
-            rows = await image_rows.get_all(conn, None)
+        rows = await self._database.read("all images", image_rows.get_all, None)
         known = {row.fingerprint: row.split for row in rows if row.state not in HALF_MADE}
         missing = await asyncio.to_thread(self._store.sweep, known)
         stale = [
@@ -102,10 +101,9 @@ class ImageManager:
         ]
         if not stale:
             return
-        async with self._database.write("sweep images") as conn:
-            for row in stale:
-                log.warning("removing an image without its files", extra={"fingerprint": row.fingerprint})
-                await image_rows.delete(conn, row.id)
+        for row in stale:
+            log.warning("removing an image without its files", extra={"fingerprint": row.fingerprint})
+        await self._database.write("sweep images", _delete_all, stale)
 
     # ---- finding
 
@@ -122,15 +120,13 @@ class ImageManager:
         A fingerprint may be a prefix; of several images with the properties the youngest is taken.
         Raises NotFound, InvalidRequest.
         """
-        async with self._database.read() as conn:
-            if alias:
-                target = (await alias_rows.get(conn, project, alias)).fingerprint
-                return _ready(await image_rows.get(conn, project, target))
-            if fingerprint:
-                return _ready(await _named(conn, project, fingerprint))
-            if not properties:
-                raise InvalidRequest("Name an image: by alias, fingerprint or properties")
-            rows = await image_rows.get_all(conn, project)
+        if alias:
+            return await self._database.read("image by alias", _aliased, project, alias)
+        if fingerprint:
+            return await self._database.read("image", _named, project, fingerprint)
+        if not properties:
+            raise InvalidRequest("Name an image: by alias, fingerprint or properties")
+        rows = await self._database.read("images", image_rows.get_all, project)
         matching = [row for row in rows if row.state == "ready" and _has(row, properties)]
         if not matching:
             raise NotFound("No image has these properties")
@@ -148,8 +144,7 @@ class ImageManager:
         """
         if public_only:
             return await self._get_public(project, prefix)
-        async with self._database.read() as conn:
-            return _ready(await _named(conn, project, prefix))
+        return await self._database.read("image", _named, project, prefix)
 
     async def _get_public(self, project: str, prefix: str) -> ImageRow:
         found = [
@@ -162,19 +157,18 @@ class ImageManager:
         return found[0]
 
     async def all(self, project: str, *, public_only: bool = False) -> list[ImageRow]:
-        async with self._database.read() as conn:
-            return await _visible(conn, project, public_only)
+        return await self._database.read("images", _visible, project, public_only)
 
     async def record(self, row: ImageRow) -> wire.Image:
         """The image as the API shows it."""
-        async with self._database.read() as conn:
-            aliases = await alias_rows.get_all(conn, row.project)
+        aliases = await self._database.read("image aliases", alias_rows.get_all, row.project)
         return image_record(row, (alias for alias in aliases if alias.fingerprint == row.fingerprint))
 
     async def records(self, project: str, *, public_only: bool = False) -> list[wire.Image]:
-        async with self._database.read() as conn:
-            rows = await _visible(conn, project, public_only)
-            return image_records(rows, await alias_rows.get_all(conn, project))
+        def fetch(tx: Transaction) -> tuple[list[ImageRow], list[AliasRow]]:
+            return _visible(tx, project, public_only), alias_rows.get_all(tx, project)
+
+        return image_records(*await self._database.read("images with aliases", fetch))
 
     # ---- importing
 
@@ -202,28 +196,27 @@ class ImageManager:
             row = await self._reserve(row, names)
             undo.push(self._forget, row)
             await self._place(row, upload, undo)
-            async with self._database.write("image is ready") as conn:
-                await image_rows.set_ready(conn, row.id)
+            await self._database.write("image is ready", image_rows.set_ready, row.id)
             undo.keep()
         self._tell("created", row, requestor, {"type": row.type})
         self._pools.prepare_image(self.source(row))
         return replace(row, state="ready")
 
     async def _reserve(self, row: ImageRow, aliases: Sequence[str]) -> ImageRow:
-        async with self._database.write("reserve image") as conn:
-            row_id = await image_rows.insert(conn, row)
+        def insert(tx: Transaction) -> int:
+            row_id = image_rows.insert(tx, row)
             for name in aliases:
-                await alias_rows.insert(conn, AliasRow(row.project, name, "", row.fingerprint))
-        return replace(row, id=row_id)
+                alias_rows.insert(tx, AliasRow(row.project, name, "", row.fingerprint))
+            return row_id
+
+        return replace(row, id=await self._database.write("reserve image", insert))
 
     async def _forget(self, row: ImageRow) -> None:
-        async with self._database.write("discard image") as conn:
-            await image_rows.delete(conn, row.id)
+        await self._database.write("discard image", image_rows.delete, row.id)
 
     async def _place(self, row: ImageRow, upload: Upload, undo: Rollback) -> None:
         """Give the upload's files their place, unless another project has brought the same ones."""
-        async with self._database.read() as conn:
-            others = await image_rows.projects_with(conn, row.fingerprint)
+        others = await self._database.read("projects with image", image_rows.projects_with, row.fingerprint)
         if len(others) > 1:
             await asyncio.to_thread(_check_same, self.source(row), upload)
             return
@@ -264,8 +257,7 @@ class ImageManager:
 
     async def _update(self, row: ImageRow, requestor: Requestor | None) -> None:
         check_properties(row.properties)
-        async with self._database.write("update image") as conn:
-            await image_rows.update(conn, row)
+        await self._database.write("update image", image_rows.update, row)
         self._tell("updated", row, requestor)
 
     async def delete(self, row: ImageRow, requestor: Requestor | None = None) -> None:
@@ -274,11 +266,11 @@ class ImageManager:
         The row goes first: killed after that, the daemon sweeps the rest at its next start.
         """
         async with self._locks.hold(row.fingerprint):
-            async with self._database.read() as conn:
-                row = await image_rows.get(conn, row.project, row.fingerprint)
+            row = await self._database.read("image", image_rows.get, row.project, row.fingerprint)
             await self._forget(row)
-            async with self._database.read() as conn:
-                shared = await image_rows.projects_with(conn, row.fingerprint)
+            shared = await self._database.read(
+                "projects with image", image_rows.projects_with, row.fingerprint
+            )
             if not shared:
                 await asyncio.to_thread(self._store.remove, row.fingerprint)
                 await self._take_off_pools(row.fingerprint)
@@ -320,15 +312,25 @@ class ImageManager:
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-async def _visible(conn: Connection, project: str, public_only: bool) -> list[ImageRow]:
-    rows = await image_rows.get_all(conn, project)
+def _visible(tx: Transaction, project: str, public_only: bool) -> list[ImageRow]:
+    rows = image_rows.get_all(tx, project)
     return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
 
 
-async def _named(conn: Connection, project: str, text: str) -> ImageRow:
+def _delete_all(tx: Transaction, rows: Sequence[ImageRow]) -> None:
+    for row in rows:
+        image_rows.delete(tx, row.id)
+
+
+def _aliased(tx: Transaction, project: str, alias: str) -> ImageRow:
+    target = alias_rows.get(tx, project, alias).fingerprint
+    return _ready(image_rows.get(tx, project, target))
+
+
+def _named(tx: Transaction, project: str, text: str) -> ImageRow:
     """By fingerprint or its beginning. Clients send as one whatever was no alias, so that is no bad name."""
     try:
-        return await image_rows.find_by_prefix(conn, project, text)
+        return _ready(image_rows.find_by_prefix(tx, project, text))
     except (InvalidName, NotFound):
         raise NotFound(f"Image not found: {text[:70]!r} is neither alias nor fingerprint of one") from None
 

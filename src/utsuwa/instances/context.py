@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import sqlalchemy as sa
-
 from utsuwa.core.errors import NotFound
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.codes import State
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
@@ -59,9 +57,7 @@ class Context:
 
     async def patch_config(self, row_id: int, changes: Mapping[str, str | None]) -> None:
         """Store volatile changes in one transaction; None removes a key."""
-        await self.database.change(
-            "patch instance config", lambda conn: instance_rows.patch_config(conn, row_id, changes)
-        )
+        await self.database.write("patch instance config", instance_rows.patch_config, row_id, changes)
 
 
 def instance_url(project: str, name: str) -> str:
@@ -76,14 +72,14 @@ def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
     return Loaded(row=row, expanded_config=config, expanded_devices=devices)
 
 
-async def profiles_named(conn: Connection, project: str, names: Iterable[str]) -> list[ProfileRow]:
+def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[ProfileRow]:
     """The profiles in the order of `names`; raises NotFound for the first that does not exist, UnknownCode
     for one that cannot be read.
     """
     wanted = list(names)
     if not wanted:
         return []
-    known = {p.name: p for p in await profile_rows.get_all(conn, project)}
+    known = {p.name: p for p in profile_rows.get_all(tx, project)}
     for name in wanted:
         if name not in known:
             raise NotFound(f"Requested profile {name!r} does not exist")
@@ -96,18 +92,18 @@ async def load(ctx: Context, project: str, name: str) -> Loaded:
     """One instance that is ready; raises NotFound, also while it is still being created, and UnknownCode
     where its row or a profile's cannot be read.
     """
+    return await ctx.database.read("instance", fetch, project, name)
 
-    def fetch(connection: sa.Connection) -> Loaded:
-        row = instance_rows.fetch(connection, project, name)
-        if row.state != "ready":
-            raise not_found(name)
-        found = profile_rows.fetch_applied(connection, row.id)
-        profile_rows.refuse_unreadable(found)
-        applied = {p.name: p for p in found}
-        return merge(row, [applied[profile] for profile in row.profiles])
 
-    async with ctx.database.read() as conn:
-        return await conn.run(fetch)
+def fetch(tx: Transaction, project: str, name: str) -> Loaded:
+    """`load` inside a transaction."""
+    row = instance_rows.get(tx, project, name)
+    if row.state != "ready":
+        raise not_found(name)
+    found = profile_rows.get_applied(tx, row.id)
+    profile_rows.refuse_unreadable(found)
+    applied = {p.name: p for p in found}
+    return merge(row, [applied[profile] for profile in row.profiles])
 
 
 async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
@@ -115,12 +111,12 @@ async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] 
 
     Those with a profile that cannot be read are left out: what they are as a whole is not known.
     """
+    return await ctx.database.read("instances", fetch_all, project, states)
 
-    def fetch(connection: sa.Connection) -> list[Loaded]:
-        rows = [row for row in instance_rows.fetch_all(connection, project) if row.state in states]
-        profiles = {(p.project, p.name): p for p in profile_rows.fetch_all(connection, project)}
-        applied = ((row, [profiles[row.project, name] for name in row.profiles]) for row in rows)
-        return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]
 
-    async with ctx.database.read() as conn:
-        return await conn.run(fetch)
+def fetch_all(tx: Transaction, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
+    """`load_all` inside a transaction."""
+    rows = [row for row in instance_rows.get_all(tx, project) if row.state in states]
+    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, project)}
+    applied = ((row, [profiles[row.project, name] for name in row.profiles]) for row in rows)
+    return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]

@@ -22,9 +22,9 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import codes
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host import cgroup_moves
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances import identity, limits, lxcconf, networking, volume
@@ -73,9 +73,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     name = check_instance_name(request.name or random_name())
     image = await _find_image(ctx, project, request.source)
     row = _first_row(project, name, request, image)
-    async with ctx.database.read() as conn:
-        loaded = merge(row, await profiles_named(conn, project, row.profiles))
-    loaded = check_whole(loaded)
+    loaded = check_whole(await _merged(ctx, row))
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.get_pool(loaded.pool)
@@ -86,20 +84,19 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
         await networking.check(ctx, [loaded], given)
         config = {**row.config, **given}
         stored = replace(row, config=config)
-        row_id = await ctx.database.change(
-            "reserve instance", lambda conn: instance_rows.insert(conn, stored)
-        )
+        row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
     await ctx.networks.refresh()
     return replace(loaded, row=replace(stored, id=row_id)), image
 
 
 async def _check_profiles(ctx: Context, judged: Loaded) -> None:
     """Raise Busy where a profile is not any more what the request was judged by."""
-    row = judged.row
-    async with ctx.database.read() as conn:
-        now = merge(row, await profiles_named(conn, row.project, row.profiles))
-    if now != judged:
+    if await _merged(ctx, judged.row) != judged:
         raise Busy("A profile of the instance was changed at the same moment: try again")
+
+
+async def _merged(ctx: Context, row: InstanceRow) -> Loaded:
+    return merge(row, await ctx.database.read("profiles", profiles_named, row.project, row.profiles))
 
 
 _UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
@@ -230,17 +227,17 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
             ctx.storage.delete_instance, instance.pool, instance.storage_name, instance.project, instance.name
         )
         await asyncio.to_thread(_fresh_log_folder, ctx, instance)
-        await ctx.database.change("instance is ready", lambda conn: _made(conn, instance, image))
+        await ctx.database.write("instance is ready", _made, instance, image)
         undo.keep()
     ctx.lifecycle("created", *instance.key, _created_context(instance))
 
 
-async def _made(conn: Connection, instance: Loaded, image: ImageRow | None) -> None:
+def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
     """From now on the instance is seen; that its image has gone meanwhile is no error."""
-    await instance_rows.set_ready(conn, instance.row.id)
+    instance_rows.set_ready(tx, instance.row.id)
     if image is not None:
         with contextlib.suppress(NotFound):
-            await image_rows.set_last_used(conn, image.id, clock.now())
+            image_rows.set_last_used(tx, image.id, clock.now())
 
 
 def _created_context(instance: Loaded) -> Mapping[str, object]:
@@ -249,7 +246,7 @@ def _created_context(instance: Loaded) -> Mapping[str, object]:
 
 async def discard(ctx: Context, instance: Loaded) -> None:
     """Give a reserved name back."""
-    await ctx.database.change("discard instance", lambda conn: instance_rows.delete(conn, instance.row.id))
+    await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
     await ctx.networks.refresh()
 
 

@@ -33,9 +33,7 @@ async def delete(ctx: Context, project: str, name: str) -> None:
     async with ctx.locks.hold("instance", project, name), Rollback() as undo:
         instance = await check(ctx, project, name)
         undo.push(_show_again, ctx, instance)
-        await ctx.database.change(
-            "instance is deleted", lambda conn: instance_rows.set_deleting(conn, instance.row.id)
-        )
+        await ctx.database.write("instance is deleted", instance_rows.set_deleting, instance.row.id)
         await confinement.remove(ctx, instance)
         await remove(ctx, instance)
         undo.keep()
@@ -50,10 +48,10 @@ async def remove(ctx: Context, instance: Loaded) -> None:
         instance.storage_name,
         instance.project,
         instance.name,
-        also=lambda conn: instance_rows.delete(conn, instance.row.id),
+        also=lambda tx: instance_rows.delete(tx, instance.row.id),
     )
     await ctx.networks.refresh()
 
 
 async def _show_again(ctx: Context, instance: Loaded) -> None:
-    await ctx.database.change("instance stays", lambda conn: instance_rows.set_ready(conn, instance.row.id))
+    await ctx.database.write("instance stays", instance_rows.set_ready, instance.row.id)

@@ -86,8 +86,7 @@ class InstanceManager:
 
     async def names(self, project: str | None) -> list[tuple[str, str]]:
         """Project and name of each instance, in order."""
-        async with self._ctx.database.read() as conn:
-            return await instance_rows.names(conn, project)
+        return await self._ctx.database.read("instance names", instance_rows.names, project)
 
     def record(self, instance: Loaded) -> Instance:
         return state.record(self._ctx, instance)

@@ -9,7 +9,7 @@ from functools import partial
 from utsuwa.core.errors import AlreadyExists, InvalidRequest
 from utsuwa.core.names import check_instance_name, storage_name
 from utsuwa.db import instances as instance_rows
-from utsuwa.db.connection import Connection
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.filetree import remove_tree
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded
@@ -23,9 +23,8 @@ async def check(ctx: Context, project: str, name: str, new: str) -> Loaded:
         raise AlreadyExists(f"The instance is already named {name!r}")
     if ctx.runtime.get(instance.key) is not None:
         raise InvalidRequest(f"The instance {name!r} is running: stop it first to rename it")
-    async with ctx.database.read() as conn:
-        if any(row.name == new for row in await instance_rows.get_all(conn, project)):
-            raise AlreadyExists(f"An instance named {new!r} already exists")
+    if any(row.name == new for row in await ctx.database.read("instances", instance_rows.get_all, project)):
+        raise AlreadyExists(f"An instance named {new!r} already exists")
     return instance
 
 
@@ -38,17 +37,17 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
     ):
         instance = await check(ctx, project, name, new)
         old_stored, new_stored = instance.storage_name, storage_name(project, new)
-        note = partial(_note, instance.row.id, new)
+        note = partial(_note, row_id=instance.row.id, new=new)
         await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new, note)
         await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
     await ctx.networks.refresh()
     ctx.lifecycle("renamed", project, new, {"old_name": name})
 
 
-async def _note(row_id: int, new: str, conn: Connection) -> None:
-    await instance_rows.rename(conn, row_id, new)
+def _note(tx: Transaction, row_id: int, new: str) -> None:
+    instance_rows.rename(tx, row_id, new)
     changes = {"volatile.apply_template": "rename", "volatile.cloud-init.instance-id": str(uuid.uuid4())}
-    await instance_rows.patch_config(conn, row_id, changes)
+    instance_rows.patch_config(tx, row_id, changes)
 
 
 def _move_logs(ctx: Context, old_stored: str, new_stored: str) -> None:

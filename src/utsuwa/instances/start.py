@@ -15,7 +15,7 @@ from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed, UtsuwaEr
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
-from utsuwa.db.connection import Connection
+from utsuwa.db.transaction import Transaction
 from utsuwa.host import cgroup_limits, cgroup_moves, cgroups, lxc, pidfds
 from utsuwa.instances import (
     confinement,
@@ -241,8 +241,8 @@ async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, u
 async def _store(
     ctx: Context, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
 ) -> None:
-    async def note(conn: Connection) -> None:
-        await instance_rows.patch_config(conn, row_id, changes)
-        await instance_rows.set_last_used(conn, row_id, last_used)
+    def note(tx: Transaction) -> None:
+        instance_rows.patch_config(tx, row_id, changes)
+        instance_rows.set_last_used(tx, row_id, last_used)
 
-    await ctx.database.change("instance starts", note)
+    await ctx.database.write("instance starts", note)

@@ -15,6 +15,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.codes import State
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
 from utsuwa.instances import cpu_balance, device_steps, identity, limits, networking
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
@@ -104,8 +105,8 @@ def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[s
 
 async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
-    async with ctx.database.read() as conn:
-        new = check_whole(merge(row, await profiles_named(conn, row.project, row.profiles)))
+    profiles = await ctx.database.read("profiles", profiles_named, row.project, row.profiles)
+    new = check_whole(merge(row, profiles))
     _check_change(ctx, old, new)
     await limits.check_change(old.expanded_config, new.expanded_config)
     await networking.check(ctx, [new])
@@ -118,8 +119,7 @@ async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
     async with ctx.locks.hold("idmap"), Rollback() as undo:
         new = await _judged(ctx, old, row)
         (new,) = await change_all(ctx, [(old, new)], undo)
-        async with ctx.database.write("update instance") as conn:
-            await instance_rows.update(conn, new.row)
+        await ctx.database.write("update instance", instance_rows.update, new.row)
         _remember(ctx, new)
         undo.keep()
     await ctx.networks.refresh()
@@ -247,8 +247,8 @@ class ProfileFollower:
         ctx = self._ctx
         # Those that are just being made as well: they are started with what is stored now.
         users = await self._users(old, ("ready", "creating"))
-        async with ctx.database.read() as conn:
-            profiles = {p.name: p for p in await profiles_named(conn, old.project, _all_profiles(users))}
+        found = await ctx.database.read("profiles", profiles_named, old.project, _all_profiles(users))
+        profiles = {profile.name: profile for profile in found}
         profiles[old.name] = new
         wanted = []
         for before in users:
@@ -265,12 +265,15 @@ class ProfileFollower:
 
     async def _store(self, instances: Sequence[Loaded]) -> None:
         """All of them in one transaction: what a profile changes is changed everywhere or nowhere."""
-        async with self._ctx.database.write("follow profile") as conn:
-            for instance in instances:
-                with suppress(NotFound):  # its making has failed meanwhile
-                    await instance_rows.update(conn, instance.row)
+        await self._ctx.database.write("follow profile", _update_all, [i.row for i in instances])
         for instance in instances:
             _remember(self._ctx, instance)
+
+
+def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:
+    for row in rows:
+        with suppress(NotFound):  # its making has failed meanwhile
+            instance_rows.update(tx, row)
 
 
 def _all_profiles(instances: Sequence[Loaded]) -> list[str]:

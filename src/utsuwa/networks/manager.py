@@ -26,15 +26,18 @@ from utsuwa.core.names import check_new_interface_name
 from utsuwa.core.network_keys import check_bridge_config
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db.codes import HALF_MADE, UNKNOWN, unreadable
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.instances import InstanceRow
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host import bridges, ip_switches
 from utsuwa.host.link_events import LinkEvents
 from utsuwa.networks import leases, subnets
@@ -46,7 +49,6 @@ from utsuwa.networks.records import Interface, LeaseView, Network, lease_views, 
 from utsuwa.networks.rules import Rules
 from utsuwa.networks.settings import BridgeSettings, Family, settings
 from utsuwa.operations.events import EventHub
-from utsuwa.security.whole import run_whole
 from utsuwa.wire.events import Requestor
 from utsuwa.wire.networks import NetworksPost
 
@@ -85,8 +87,7 @@ class NetworkManager:
 
         A network that the host refuses is shown as unavailable and does not keep the daemon from starting.
         """
-        async with self._database.read() as conn:
-            found = await rows.get_all(conn, None)
+        found = await self._database.read("all networks", rows.get_all, None)
         for row in found:
             try:
                 await self._bring_up(row)
@@ -139,11 +140,13 @@ class NetworkManager:
     async def all(self, project: str) -> list[Network | Interface]:
         """The managed networks of a project and the host's other interfaces, by name; NotFound (project)."""
         links = await asyncio.to_thread(bridges.links)
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            found = await rows.get_all(conn, project)
-            everywhere = {row.name for row in await rows.get_all(conn, None)}
-            use = await uses(conn)
+
+        def fetch(tx: Transaction) -> tuple[list[NetworkRow], set[str], dict[str, list[str]]]:
+            project_rows.get(tx, project)
+            found = rows.get_all(tx, project)
+            return found, {row.name for row in rows.get_all(tx, None)}, uses(tx)
+
+        found, everywhere, use = await self._database.read("networks", fetch)
         shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state == "ready"]
         shown += [
             Interface(link, use.get(link.name, ()))
@@ -154,10 +157,12 @@ class NetworkManager:
 
     async def get(self, project: str, name: str) -> Network | Interface:
         """Raises NotFound."""
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            found = [row for row in await rows.get_all(conn, project) if row.name == name]
-            use = await uses(conn)
+
+        def fetch(tx: Transaction) -> tuple[list[NetworkRow], dict[str, list[str]]]:
+            project_rows.get(tx, project)
+            return [row for row in rows.get_all(tx, project) if row.name == name], uses(tx)
+
+        found, use = await self._database.read("network", fetch)
         if found and found[0].state == UNKNOWN:
             raise unreadable(f"Network {name!r}")
         if found and found[0].state == "ready":
@@ -172,8 +177,7 @@ class NetworkManager:
 
     async def leases_of(self, project: str, name: str) -> list[LeaseView]:
         """The addresses in use on a managed network. Raises NotFound."""
-        async with self._database.read() as conn:
-            row = await rows.get(conn, project, name)
+        row = await self._database.read("network", rows.get, project, name)
         ports = [port for port in await self._ports() if port.bridge == name]
         return lease_views(self._settings(row), ports, await self._driver.leases(name))
 
@@ -185,7 +189,7 @@ class NetworkManager:
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
         """
-        return await run_whole(self._create(project, request, requestor))
+        return await finish(self._create(project, request, requestor))
 
     async def _create(self, project: str, request: NetworksPost, requestor: Requestor | None) -> str:
         _check_type(request.type)
@@ -198,15 +202,12 @@ class NetworkManager:
             await self._driver.check_ports(name, bridge.external)
             if await asyncio.to_thread(bridges.exists, name) and name not in self._up:
                 raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
-            async with self._database.write("reserve network") as conn:
-                await _forget_half_made(conn, name)
-                row = replace(row, id=await rows.insert(conn, row))
+            row = replace(row, id=await self._database.write("reserve network", _reserve, row))
             undo.push(self._remove_row, row)
             await self._driver.test(bridge)
             undo.push(self._driver.down, name, bridge.external)
             await self._driver.up(bridge)
-            async with self._database.write("network is ready") as conn:
-                await rows.set_ready(conn, row.id)
+            await self._database.write("network is ready", rows.set_ready, row.id)
             self._up[name] = bridge
             self._watch_ports()
             undo.keep()
@@ -225,7 +226,7 @@ class NetworkManager:
 
         Raises NotFound, InvalidConfig, PreconditionFailed, HostError, the network being as before.
         """
-        await run_whole(self._update(project, name, changed, check_etag, requestor))
+        await finish(self._update(project, name, changed, check_etag, requestor))
 
     async def _update(
         self,
@@ -252,8 +253,7 @@ class NetworkManager:
                 await self._driver.check_ports(name, sorted(added))
                 await self._driver.test(bridge)
                 await self._switch(before, bridge, undo)
-            async with self._database.write("update network") as conn:
-                await rows.update(conn, new)
+            await self._database.write("update network", rows.update, new)
             self._up[name] = bridge
             self._watch_ports()
             undo.keep()
@@ -269,7 +269,7 @@ class NetworkManager:
 
     async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
         """The new URL. Raises InUse, AlreadyExists, InvalidName, NotFound."""
-        return await run_whole(self._rename(project, name, new, requestor))
+        return await finish(self._rename(project, name, new, requestor))
 
     async def _rename(self, project: str, name: str, new: str, requestor: Requestor | None) -> str:
         check_network_name(new)
@@ -285,8 +285,7 @@ class NetworkManager:
             undo.push(self._up.__setitem__, name, old_bridge)
             undo.push(self._driver.down, new, bridge.external)
             await self._driver.up(bridge)
-            async with self._database.write("rename network") as conn:
-                await rows.rename(conn, row.id, new)
+            await self._database.write("rename network", rows.rename, row.id, new)
             self._up[new] = bridge
             self._watch_ports()
             undo.keep()
@@ -294,7 +293,7 @@ class NetworkManager:
 
     async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
         """Raises InUse, NotFound. The files go last: where the row stays the network is as before."""
-        await run_whole(self._delete(project, name, requestor))
+        await finish(self._delete(project, name, requestor))
 
     async def _delete(self, project: str, name: str, requestor: Requestor | None) -> None:
         async with self._locks.hold("networks"), Rollback() as undo:
@@ -323,10 +322,8 @@ class NetworkManager:
         """
         if not ports:
             return
-        async with self._database.read() as conn:
-            known = {
-                (row.project, row.name): row for row in await rows.get_all(conn, None) if row.state == "ready"
-            }
+        networks = await self._database.read("all networks", rows.get_all, None)
+        known = {(row.project, row.name): row for row in networks if row.state == "ready"}
         others = [port for port in await self._ports() if port.owner not in instances]
         for port in ports:
             check_routes(port, [*others, *ports])
@@ -364,8 +361,8 @@ class NetworkManager:
         if bridge in self._up and await asyncio.to_thread(bridges.exists, bridge):
             return self._up[bridge]
         async with self._locks.hold("networks"):
-            async with self._database.read() as conn:
-                found = [row for row in await rows.get_all(conn, None) if row.name == bridge]
+            networks = await self._database.read("all networks", rows.get_all, None)
+            found = [row for row in networks if row.name == bridge]
             if found and found[0].state == "ready":
                 log.info("network %r is not there: bringing it up again", bridge)
                 await self._bring_up(found[0])
@@ -459,32 +456,32 @@ class NetworkManager:
         return settings(row.name, row.config, self._owner)
 
     async def _ports(self) -> list[Port]:
-        async with self._database.read() as conn:
-            return all_ports(await instance_rows.get_all(conn, None), await profile_rows.get_all(conn, None))
+        def fetch(tx: Transaction) -> tuple[list[InstanceRow], list[ProfileRow]]:
+            return instance_rows.get_all(tx, None), profile_rows.get_all(tx, None)
+
+        return all_ports(*await self._database.read("all ports", fetch))
 
     async def _row(self, project: str, name: str) -> NetworkRow:
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            row = await rows.get(conn, project, name)
+        def fetch(tx: Transaction) -> NetworkRow:
+            project_rows.get(tx, project)
+            return rows.get(tx, project, name)
+
+        row = await self._database.read("network", fetch)
         if row.state != "ready":
             raise NotFound(f"Network {name!r} not found")
         return row
 
     async def _unused(self, project: str, name: str) -> NetworkRow:
         row = await self._row(project, name)
-        async with self._database.read() as conn:
-            use = await uses(conn)
-        if use.get(name):
+        if (await self._database.read("network use", uses)).get(name):
             raise InUse(f"The network {name!r} is currently in use: remove what uses it first")
         return row
 
     async def _remove_row(self, row: NetworkRow) -> None:
-        async with self._database.write("delete network") as conn:
-            await rows.delete(conn, row.id)
+        await self._database.write("delete network", rows.delete, row.id)
 
     async def _free_name(self) -> str:
-        async with self._database.read() as conn:
-            known = {row.name for row in await rows.get_all(conn, None)}
+        known = {row.name for row in await self._database.read("all networks", rows.get_all, None)}
         known |= {link.name for link in await asyncio.to_thread(bridges.links)}
         return next(name for n in range(len(known) + 1) if (name := f"utsuwabr{n}") not in known)
 
@@ -519,10 +516,9 @@ class NetworkManager:
             for link, used in (await asyncio.to_thread(bridges.taken_subnets)).items()
             if link != name
         }
-        async with self._database.read() as conn:
-            others = [row for row in await rows.get_all(conn, None) if row.name != name]
-        for row in others:
-            if row.state == UNKNOWN:
+        networks = await self._database.read("all networks", rows.get_all, None)
+        for row in networks:
+            if row.name == name or row.state == UNKNOWN:
                 continue
             found[f"the network {row.name!r}"] = list(self._settings(row).subnets)
             found.pop(f"the interface {row.name!r}", None)
@@ -584,8 +580,9 @@ def _inside(address: str, family: Family) -> bool:
     return ipaddress.ip_address(address) in family.subnet
 
 
-async def _forget_half_made(conn: Connection, name: str) -> None:
-    """One that could not be undone wholly, for want of space: nobody else is making one now."""
-    for row in await rows.get_all(conn, None):
-        if row.name == name and row.state == "creating":
-            await rows.delete(conn, row.id)
+def _reserve(tx: Transaction, new: NetworkRow) -> int:
+    """In place of one that could not be undone wholly, for want of space: nobody else is making one now."""
+    for row in rows.get_all(tx, None):
+        if row.name == new.name and row.state == "creating":
+            rows.delete(tx, row.id)
+    return rows.insert(tx, new)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
-from utsuwa.db.connection import Connection
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.bridges import Link
 from utsuwa.networks import subnets
 from utsuwa.networks.leases import Lease
@@ -77,11 +77,11 @@ def _self_made(bridge: BridgeSettings, ports: Sequence[Port]) -> list[LeaseView]
     ]
 
 
-async def uses(conn: Connection) -> dict[str, list[str]]:
+def uses(tx: Transaction) -> dict[str, list[str]]:
     """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
-    profiles = await profile_rows.get_all(conn, None)
+    profiles = profile_rows.get_all(tx, None)
     found: dict[str, list[str]] = {}
-    for port in all_ports(await instance_rows.get_all(conn, None), profiles):
+    for port in all_ports(instance_rows.get_all(tx, None), profiles):
         url = object_url("instances", port.instance, project=port.project)
         if url not in found.setdefault(port.bridge, []):
             found[port.bridge].append(url)

@@ -15,15 +15,16 @@ from utsuwa.core.instance_keys import PROFILE_KEYS
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import check_object_name
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db import storage_pools as pool_rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.operations.events import EventHub
-from utsuwa.security.whole import run_whole
 from utsuwa.wire.events import Requestor
 from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePut, ProfilesPost
 
@@ -74,18 +75,22 @@ class ProfileManager:
 
     async def list(self, project: str) -> list[Profile]:
         """All profiles with their users, in a constant number of queries."""
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            found = await rows.get_all(conn, project)
-            users = await rows.used_by(conn, project, None)
+
+        def fetch(tx: Transaction) -> tuple[Collection[ProfileRow], rows.Users]:
+            project_rows.get(tx, project)
+            return rows.get_all(tx, project), rows.used_by(tx, project, None)
+
+        found, users = await self._database.read("profiles", fetch)
         return [_shown(row, users) for row in found if row.readable]
 
     async def get(self, project: str, name: str) -> tuple[Profile, ProfileRow]:
         """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            row = await rows.get(conn, project, name)
-            users = await rows.used_by(conn, project, (name,))
+
+        def fetch(tx: Transaction) -> tuple[ProfileRow, rows.Users]:
+            project_rows.get(tx, project)
+            return rows.get(tx, project, name), rows.used_by(tx, project, (name,))
+
+        row, users = await self._database.read("profile", fetch)
         return _shown(row, users), row
 
     async def create(self, project: str, request: ProfilesPost, requestor: Requestor | None = None) -> str:
@@ -99,8 +104,7 @@ class ProfileManager:
             devices=_copied(request.devices),
         )
         await self._check(row)
-        async with self._database.write("create profile") as conn:
-            await rows.insert(conn, row)
+        await self._database.write("create profile", rows.insert, row)
         return self._tell("created", row, requestor)
 
     async def put(
@@ -121,7 +125,7 @@ class ProfileManager:
                 devices=_copied(request.devices),
             )
 
-        await run_whole(self._update(project, name, changed, check_etag, requestor))
+        await finish(self._update(project, name, changed, check_etag, requestor))
 
     async def patch(
         self,
@@ -143,33 +147,45 @@ class ProfileManager:
                 new = replace(new, description=request.description)
             return new
 
-        await run_whole(self._update(project, name, changed, check_etag, requestor))
+        await finish(self._update(project, name, changed, check_etag, requestor))
 
     async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
         """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be renamed")
         check_object_name("Profile", new)
-        async with self._locks.hold(project, name), self._database.write("rename profile") as conn:
-            row = await rows.get(conn, project, name)
-            await rows.rename(conn, row.id, new)
+
+        def rename(tx: Transaction) -> ProfileRow:
+            row = rows.get(tx, project, name)
+            rows.rename(tx, row.id, new)
+            return row
+
+        async with self._locks.hold(project, name):
+            row = await self._database.write("rename profile", rename)
         return self._tell("renamed", replace(row, name=new), requestor, {"old_name": name})
 
     async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
         """Raises Forbidden (`default`), InUse, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be deleted")
-        async with self._locks.hold(project, name), self._database.write("delete profile") as conn:
-            row = await rows.get(conn, project, name)
-            if await rows.used_by(conn, project, (name,)):
+
+        def delete(tx: Transaction) -> ProfileRow:
+            row = rows.get(tx, project, name)
+            if rows.used_by(tx, project, (name,)):
                 raise InUse("Profile is currently in use")
-            await rows.delete(conn, row.id)
+            rows.delete(tx, row.id)
+            return row
+
+        async with self._locks.hold(project, name):
+            row = await self._database.write("delete profile", delete)
         self._tell("deleted", row, requestor)
 
     async def _rows(self, project: str) -> Collection[ProfileRow]:
-        async with self._database.read() as conn:
-            await project_rows.get(conn, project)
-            return await rows.get_all(conn, project)
+        def fetch(tx: Transaction) -> Collection[ProfileRow]:
+            project_rows.get(tx, project)
+            return rows.get_all(tx, project)
+
+        return await self._database.read("profiles", fetch)
 
     async def _update(
         self,
@@ -180,15 +196,13 @@ class ProfileManager:
         requestor: Requestor | None,
     ) -> None:
         async with self._locks.hold(project, name), AsyncExitStack() as followed, Rollback() as undo:
-            async with self._database.read() as conn:
-                old = await rows.get(conn, project, name)
+            old = await self._database.read("profile", rows.get, project, name)
             check_etag(etag_source(old))
             new = changed(old)
             await self._check(new)
             for follower in self._followers:
                 await followed.enter_async_context(follower(old, new, undo))
-            async with self._database.write("update profile") as conn:
-                await rows.update(conn, new)
+            await self._database.write("update profile", rows.update, new)
             undo.keep()
         for listener in self._listeners:
             await listener()
@@ -205,11 +219,11 @@ class ProfileManager:
         wanted = {name: device[key] for name, device in row.devices.items() if device.get(key)}
         if not wanted:
             return
-        async with self._database.read() as conn:
-            if key == "pool":
-                known = {pool.name for pool in await pool_rows.get_all(conn)}
-            else:
-                known = {network.name for network in await network_rows.get_all(conn, row.project)}
+        if key == "pool":
+            known = {pool.name for pool in await self._database.read("pools", pool_rows.get_all)}
+        else:
+            networks = await self._database.read("networks", network_rows.get_all, row.project)
+            known = {network.name for network in networks}
         for name, value in wanted.items():
             if value not in known:
                 raise InvalidConfig(f"Invalid device {name!r}: {what} {value!r} does not exist")

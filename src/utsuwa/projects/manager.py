@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.projects import Contents, ProjectRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.projects.allocations import allocated
 from utsuwa.wire.projects import (
     Project,
@@ -45,27 +46,29 @@ class ProjectManager:
         self._database = database
 
     async def names(self) -> list[str]:
-        async with self._database.read() as conn:
-            return [row.name for row in await rows.get_all(conn)]
+        return [row.name for row in await self._database.read("projects", rows.get_all)]
 
     async def list(self) -> list[Project]:
         """All projects with what is in them, in a constant number of queries."""
-        async with self._database.read() as conn:
-            found = await rows.get_all(conn)
-            contents = await rows.contents(conn)
+
+        def fetch(tx: Transaction) -> tuple[Collection[ProjectRow], Mapping[str, rows.Contents]]:
+            return rows.get_all(tx), rows.contents(tx)
+
+        found, contents = await self._database.read("projects", fetch)
         return [_shown(row, contents[row.name]) for row in found]
 
     async def get(self, name: str) -> tuple[Project, ProjectRow]:
         """The project as it is shown, and as it is stored (for its ETag). Raises NotFound."""
-        async with self._database.read() as conn:
-            row = await rows.get(conn, name)
-            contents = await rows.contents(conn)
+
+        def fetch(tx: Transaction) -> tuple[ProjectRow, Mapping[str, rows.Contents]]:
+            return rows.get(tx, name), rows.contents(tx)
+
+        row, contents = await self._database.read("project", fetch)
         return _shown(row, contents[name]), row
 
     async def check(self, name: str) -> None:
         """Raises NotFound where there is no such project."""
-        async with self._database.read() as conn:
-            await rows.check(conn, name)
+        await self._database.read("project is there", rows.check, name)
 
     async def create(self, request: ProjectsPost) -> str:
         """Raises InvalidName, AlreadyExists for a project that is there, else NotSupportedYet."""
@@ -106,18 +109,7 @@ class ProjectManager:
 
     async def state(self, name: str) -> ProjectState:
         """How much is in a project; there are no limits so far. Raises NotFound."""
-        async with self._database.read() as conn:
-            await rows.get(conn, name)
-            networks = (await rows.contents(conn))[name].networks
-            instances = await instance_rows.get_all(conn, name)
-            profiles = {row.name: row for row in await profile_rows.get_all(conn, name)}
-        counts = {
-            "containers": len(instances),
-            "instances": len(instances),
-            "virtual-machines": 0,
-            "networks": len(networks),
-            **allocated(instances, profiles),
-        }
+        counts = await self._database.read("project state", _counts, name)
         return ProjectState(
             resources={key: ProjectResource(limit=NO_LIMIT, usage=n) for key, n in counts.items()}
         )
@@ -130,12 +122,27 @@ class ProjectManager:
     async def _update(
         self, name: str, changed: Callable[[ProjectRow], ProjectRow], check_etag: CheckEtag
     ) -> None:
-        async with self._database.write("update project") as conn:
-            old = await rows.get(conn, name)
+        def update(tx: Transaction) -> None:
+            old = rows.get(tx, name)
             check_etag(etag_source(old))
             new = changed(old)
             _check(old.config, new.config)
-            await rows.update(conn, new)
+            rows.update(tx, new)
+
+        await self._database.write("update project", update)
+
+
+def _counts(tx: Transaction, name: str) -> dict[str, int]:
+    rows.get(tx, name)
+    instances = instance_rows.get_all(tx, name)
+    profiles = {row.name: row for row in profile_rows.get_all(tx, name)}
+    return {
+        "containers": len(instances),
+        "instances": len(instances),
+        "virtual-machines": 0,
+        "networks": len(rows.contents(tx)[name].networks),
+        **allocated(instances, profiles),
+    }
 
 
 def _check(old: Mapping[str, str], new: Mapping[str, str]) -> None:

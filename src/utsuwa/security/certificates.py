@@ -20,14 +20,15 @@ from utsuwa.core.errors import (
     NotFound,
     Unavailable,
 )
+from utsuwa.core.tasks import finish
 from utsuwa.db import certificates as rows
 from utsuwa.db.certificates import CertificateRow
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
+from utsuwa.db.transaction import Transaction
 from utsuwa.security.authorization import NOT_AUTHORIZED, Caller, tls_caller
 from utsuwa.security.passwords import GuessLimiter, verify_password
 from utsuwa.security.peer import peer_of
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
-from utsuwa.security.whole import run_whole
 from utsuwa.wire.events import Requestor
 
 if TYPE_CHECKING:
@@ -182,18 +183,15 @@ class CertificateManager:
         self._waiting = 0
 
     async def load(self) -> None:
-        async with self._database.read() as conn:
-            self.store.load(await rows.get_all(conn))
+        self.store.load(await self._database.read("certificates", rows.get_all))
 
     async def list(self) -> list[CertificateRow]:
-        async with self._database.read() as conn:
-            return await rows.get_all(conn)
+        return await self._database.read("certificates", rows.get_all)
 
     async def get(self, prefix: str) -> CertificateRow:
         """By the fingerprint or its beginning. Raises NotFound, InvalidRequest where several begin so."""
         try:
-            async with self._database.read() as conn:
-                return await rows.get(conn, prefix.lower())
+            return await self._database.read("certificate", rows.get, prefix.lower())
         except InvalidName as error:
             raise NotFound("Certificate not found") from error
 
@@ -250,20 +248,20 @@ class CertificateManager:
         self._publish("certificate-deleted", row, requestor)
 
     async def _insert(self, row: CertificateRow) -> None:
-        async with self._database.write("add certificate") as conn:
-            await rows.insert(conn, row)
+        await self._database.write("add certificate", rows.insert, row)
 
     async def _replace(self, old: CertificateRow, new: CertificateRow) -> None:
-        async with self._database.write("update certificate") as conn:
+        def update(tx: Transaction) -> None:
             if old.fingerprint == new.fingerprint:
-                await rows.update(conn, new)
+                rows.update(tx, new)
             else:
-                await rows.delete(conn, old.id)
-                await rows.insert(conn, new)
+                rows.delete(tx, old.id)
+                rows.insert(tx, new)
+
+        await self._database.write("update certificate", update)
 
     async def _delete(self, row: CertificateRow) -> None:
-        async with self._database.write("delete certificate") as conn:
-            await rows.delete(conn, row.id)
+        await self._database.write("delete certificate", rows.delete, row.id)
 
     async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
         """One change of the rows, and the store in memory anew from them."""
@@ -273,7 +271,7 @@ class CertificateManager:
                 await change
                 await self.load()
 
-        await run_whole(both())
+        await finish(both())
 
     def _publish(self, action: str, row: CertificateRow, requestor: Requestor | None) -> None:
         self._events.publish_lifecycle(

@@ -11,10 +11,10 @@ from utsuwa.core.config_keys import KeyTable, parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.server_keys import SERVER_KEYS
+from utsuwa.core.tasks import finish
 from utsuwa.db import config as rows
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.security.passwords import MAX_PASSWORD, hash_password
-from utsuwa.security.whole import run_whole
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ class ServerConfig:
 
     async def load(self) -> None:
         """Read what is stored; a key that this version does not know is kept, and told in the log."""
-        async with self._database.read() as conn:
-            self._config = await rows.load(conn)
+        self._config = await self._database.read("server config", rows.load)
         try:
             self._table.check(self._config)
         except InvalidConfig as error:
@@ -71,11 +70,11 @@ class ServerConfig:
 
         Values are strings; True keeps a secret as it is. Raises InvalidConfig, or what a listener raises.
         """
-        return await run_whole(self._update(config, merge=False))
+        return await finish(self._update(config, merge=False))
 
     async def patch(self, config: Mapping[str, Any]) -> frozenset[str]:
         """Set the given keys and leave the others (PATCH); an empty value unsets one."""
-        return await run_whole(self._update(config, merge=True))
+        return await finish(self._update(config, merge=True))
 
     async def _update(self, config: Mapping[str, Any], *, merge: bool) -> frozenset[str]:
         async with self._lock:
@@ -126,8 +125,7 @@ class ServerConfig:
             for listener in self._listeners:
                 await listener(changed, new)
                 undo.push(listener, changed, old)
-            async with self._database.write("server config") as conn:
-                await rows.replace(conn, new)
+            await self._database.write("server config", rows.replace, new)
             self._config = new
             undo.keep()
         return changed

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from utsuwa.core import clock
 from utsuwa.core.config_keys import KeyTable, without_volatile
@@ -27,15 +27,16 @@ from utsuwa.core.names import DEFAULT_PROJECT, check_object_name, storage_name
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, POOL_KEYS
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.tasks import finish
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
 from utsuwa.db.codes import HALF_MADE, UNKNOWN, VOLUME_CONTAINER, VOLUME_IMAGE, State
-from utsuwa.db.connection import Connection
-from utsuwa.db.engine import Database
+from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.run import Stopper
 from utsuwa.host.userns import close_user_namespaces
 from utsuwa.operations.events import EventHub
@@ -49,8 +50,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Change = Callable[[Connection], Coroutine[Any, Any, None]]
-"""Statements of a transaction."""
+Change = Callable[[Transaction], None]
+"""What is to be stored in the same transaction as something else."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ class StorageManager:
 
         A pool that cannot be mounted is shown as unavailable and does not keep the daemon from starting.
         """
-        async with self._database.read() as conn:
-            rows = await storage_pools.get_all(conn)
-            instances = await instance_rows.get_all(conn, None)
+
+        def fetch(tx: Transaction) -> tuple[list[PoolRow], list[InstanceRow]]:
+            return storage_pools.get_all(tx), instance_rows.get_all(tx, None)
+
+        rows, instances = await self._database.read("pools and instances", fetch)
         known = _by_storage_name(instances)
         for row in rows:
             if row.state == UNKNOWN:
@@ -148,16 +151,16 @@ class StorageManager:
             await _finished(driver.discard if row.state == "creating" else driver.delete)
         except UtsuwaError as error:
             log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
-        async with self._database.write("discard storage pool") as conn:
-            await storage_pools.delete(conn, row.id)
+        await self._remove_row(row)
 
     async def _sweep(self, pool: str, driver: Driver, known: Mapping[str, tuple[str, str]]) -> None:
         """Rows without an instance, missing links, images without a use; unknown folders are only named.
 
         `known` are the projects and names of all instances by their names in storage.
         """
-        async with self._database.read() as conn:
-            volumes = await storage_volumes.get_all(conn, None, pool, VOLUME_CONTAINER)
+        volumes = await self._database.read(
+            "storage volumes", storage_volumes.get_all, None, pool, VOLUME_CONTAINER
+        )
         await self._undo_renames(driver, known)
         there = await _finished(driver.instances)
         for name in there:
@@ -166,13 +169,12 @@ class StorageManager:
             else:
                 # Never removed: a database restored from a backup must not cost what it does not know.
                 log.warning("no instance belongs to %s on storage pool %r: remove it by hand", name, pool)
-        async with self._database.write("sweep storage volumes") as conn:
-            for volume in volumes:
-                if storage_name(volume.project, volume.name) not in known:
-                    await storage_volumes.delete(conn, volume.id)
-            listed = {(volume.project, volume.name) for volume in volumes}
-            for owner in {known[name] for name in there if name in known} - listed:
-                await storage_volumes.insert(conn, _volume(pool, VOLUME_CONTAINER, *owner))
+        listed = {(volume.project, volume.name) for volume in volumes}
+        stale = [v.id for v in volumes if storage_name(v.project, v.name) not in known]
+        lacking = {known[name] for name in there if name in known} - listed
+        new = [_volume(pool, VOLUME_CONTAINER, *owner) for owner in sorted(lacking)]
+        if stale or new:
+            await self._database.write("sweep storage volumes", _replace_volumes, stale, new)
         for fingerprint in await _finished(driver.images):
             await self._forget_image(pool, driver, fingerprint, trim=True)
         await self._agree_on_images(pool, driver)
@@ -181,13 +183,15 @@ class StorageManager:
         """One row for each image that the pool keeps for its instances, and for no other."""
         keeps = driver.capabilities.copy_on_write_images
         there = set(await _finished(driver.images)) if keeps else set()
-        async with self._database.write("sweep image volumes") as conn:
-            rows = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
-            for row in rows:
-                if row.name not in there:
-                    await storage_volumes.delete(conn, row.id)
-            for fingerprint in there - {row.name for row in rows}:
-                await storage_volumes.insert(conn, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
+
+        def agree(tx: Transaction) -> None:
+            rows = storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+            stale = [row.id for row in rows if row.name not in there]
+            lacking = sorted(there - {row.name for row in rows})
+            new = [_volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint) for fingerprint in lacking]
+            _replace_volumes(tx, stale, new)
+
+        await self._database.write("sweep image volumes", agree)
 
     async def _undo_renames(self, driver: Driver, known: Container[str]) -> None:
         """Give folders their old name back where a kill came before the instance had its new one."""
@@ -202,26 +206,29 @@ class StorageManager:
 
     async def get_pool(self, name: str) -> PoolRow:
         """Raises NotFound, also for a pool that is still being made."""
-        async with self._database.read() as conn:
-            row = await storage_pools.get(conn, name)
+        row = await self._database.read("storage pool", storage_pools.get, name)
         if row.state != "ready":
             raise NotFound(f"Storage pool {name!r} not found")
         return row
 
     async def pool(self, name: str) -> Pool:
         """One pool with its use. Raises NotFound."""
-        async with self._database.read() as conn:
-            row = await storage_pools.get(conn, name)
-            use = await storage_pools.used_by(conn)
+
+        def fetch(tx: Transaction) -> tuple[PoolRow, Mapping[str, PoolUse]]:
+            return storage_pools.get(tx, name), storage_pools.used_by(tx)
+
+        row, use = await self._database.read("storage pool", fetch)
         if row.state != "ready":
             raise NotFound(f"Storage pool {name!r} not found")
         return self._shown(row, use)
 
     async def pools(self) -> list[Pool]:
         """All pools by name."""
-        async with self._database.read() as conn:
-            rows = await storage_pools.get_all(conn)
-            use = await storage_pools.used_by(conn)
+
+        def fetch(tx: Transaction) -> tuple[list[PoolRow], Mapping[str, PoolUse]]:
+            return storage_pools.get_all(tx), storage_pools.used_by(tx)
+
+        rows, use = await self._database.read("storage pools", fetch)
         return [self._shown(row, use) for row in rows if row.state == "ready"]
 
     def _shown(self, row: PoolRow, use: Mapping[str, PoolUse]) -> Pool:
@@ -243,9 +250,7 @@ class StorageManager:
         row = self._first_row(name, driver or DEFAULT_DRIVER, description, config or {})
         work = load_driver(row.driver, self._paths.pool(name), row.config)
         async with self._locks.hold("pool", name), Rollback() as undo:
-            async with self._database.write("reserve storage pool") as conn:
-                await _forget_half_made(conn, name)
-                row = replace(row, id=await storage_pools.insert(conn, row))
+            row = replace(row, id=await self._database.write("reserve storage pool", _reserve_pool, row))
             undo.push(self._remove_row, row)
             made: list[bool] = []
             undo.push(_undo_if, made, work.delete)
@@ -293,8 +298,8 @@ class StorageManager:
                 if wanted.get(key) != row.config.get(key):
                     raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
             keys_of(row.driver).check(wanted)
-            async with self._database.write("update storage pool") as conn:
-                await storage_pools.update(conn, replace(row, description=description, config=wanted))
+            new = replace(row, description=description, config=wanted)
+            await self._database.write("update storage pool", storage_pools.update, new)
             await self._configure(name, wanted, row.config)
         self._lifecycle("updated", name, requestor)
 
@@ -345,12 +350,10 @@ class StorageManager:
         return pool
 
     async def _set_pool_state(self, row: PoolRow, state: State) -> None:
-        async with self._database.write(f"storage pool is {state}") as conn:
-            await storage_pools.set_state(conn, row.id, state)
+        await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
 
     async def _remove_row(self, row: PoolRow) -> None:
-        async with self._database.write("delete storage pool") as conn:
-            await storage_pools.delete(conn, row.id)
+        await self._database.write("delete storage pool", storage_pools.delete, row.id)
 
     async def resources(self, name: str) -> Usage:
         """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
@@ -370,8 +373,7 @@ class StorageManager:
         async with self._locks.hold("pool", pool):
             if pool in self._mounted or pool not in self._drivers:
                 return
-            async with self._database.read() as conn:
-                instances = await instance_rows.get_all(conn, None)
+            instances = await self._database.read("all instances", instance_rows.get_all, None)
             try:
                 await self._open(pool, self._drivers[pool], _by_storage_name(instances))
             except UtsuwaError as error:
@@ -400,16 +402,14 @@ class StorageManager:
         Raises NotFound (pool).
         """
         await self.get_pool(pool)
-        async with self._database.read() as conn:
-            found = await storage_volumes.get_all(conn, None, pool, kind)
+        found = await self._database.read("storage volumes", storage_volumes.get_all, None, pool, kind)
         return [v for v in found if project is None or v.project == project or v.type == VOLUME_IMAGE]
 
     async def volume(self, pool: str, project: str, kind: int, name: str) -> VolumeRow:
         """Raises NotFound."""
         await self.get_pool(pool)
         owner = DEFAULT_PROJECT if kind == VOLUME_IMAGE else project
-        async with self._database.read() as conn:
-            return await storage_volumes.get(conn, owner, pool, kind, name)
+        return await self._database.read("storage volume", storage_volumes.get, owner, pool, kind, name)
 
     # Instances
 
@@ -423,9 +423,7 @@ class StorageManager:
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
             row = _volume(pool, VOLUME_CONTAINER, project, name)
-            row_id = await self._database.change(
-                "insert storage volume", lambda conn: storage_volumes.insert(conn, row)
-            )
+            row_id = await self._database.write("insert storage volume", storage_volumes.insert, row)
             undo.push(self._remove_volume_row, row_id)
             self._driver(pool)  # whoever deletes the pool has seen the row, or has closed the pool by now
             if image is not None:
@@ -450,14 +448,14 @@ class StorageManager:
             self._unlink(stored)
             fingerprint = await _finished(driver.delete_instance, stored)
 
-            async def forget(conn: Connection) -> None:
+            def forget(tx: Transaction) -> None:
                 with contextlib.suppress(NotFound):
-                    row = await storage_volumes.get(conn, project, pool, VOLUME_CONTAINER, name)
-                    await storage_volumes.delete(conn, row.id)
+                    row = storage_volumes.get(tx, project, pool, VOLUME_CONTAINER, name)
+                    storage_volumes.delete(tx, row.id)
                 if also is not None:
-                    await also(conn)
+                    also(tx)
 
-            await self._database.change("delete storage volume", forget)
+            await self._database.write("delete storage volume", forget)
         if fingerprint is not None:
             await self._forget_if_possible(pool, driver, fingerprint, trim=True)
 
@@ -469,7 +467,7 @@ class StorageManager:
         project: str,
         name: str,
         new_name: str,
-        also: Callable[[Connection], Awaitable[None]] | None = None,
+        also: Change | None = None,
     ) -> None:
         """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError.
 
@@ -482,17 +480,21 @@ class StorageManager:
             self._locks.hold("volume", pool, second),
             Rollback() as undo,
         ):
-            async with self._database.read() as conn:
-                row = await storage_volumes.get(conn, project, pool, VOLUME_CONTAINER, name)
+            row = await self._database.read(
+                "storage volume", storage_volumes.get, project, pool, VOLUME_CONTAINER, name
+            )
             made: list[bool] = []
             undo.push(_undo_if, made, driver.undo_rename, new_stored, stored)
             await _finished(_noted, made, driver.rename_instance, stored, new_stored)
             undo.push(self._unlink, new_stored)
             self._link(driver, new_stored)
-            async with self._database.write("rename storage volume") as conn:
-                await storage_volumes.rename(conn, row.id, new_name)
+
+            def note(tx: Transaction) -> None:
+                storage_volumes.rename(tx, row.id, new_name)
                 if also is not None:
-                    await also(conn)
+                    also(tx)
+
+            await self._database.write("rename storage volume", note)
             undo.keep()
             # Not before: on a disk that is full it could not be made again.
             self._unlink(stored)
@@ -549,9 +551,7 @@ class StorageManager:
         (self._paths.containers / stored).unlink(missing_ok=True)
 
     async def _remove_volume_row(self, row_id: int) -> None:
-        await self._database.change(
-            "discard storage volume", lambda conn: storage_volumes.delete(conn, row_id)
-        )
+        await self._database.write("discard storage volume", storage_volumes.delete, row_id)
 
     # Images
 
@@ -560,16 +560,14 @@ class StorageManager:
         self._in_background(self._prepare_image(image))
 
     async def _prepare_image(self, image: ImageSource) -> None:
-        async with self._database.read() as conn:
-            use = await storage_pools.used_by(conn)
+        use = await self._database.read("use of pools", storage_pools.used_by)
         for pool in sorted(self._mounted):
             if use[pool].profiles and self._drivers[pool].capabilities.copy_on_write_images:
                 self._ahead.begin(pool, image)
 
     async def _bring_ahead(self, pool: str, image: ImageSource, stopper: Stopper) -> None:
-        async with self._database.read() as conn:
-            if not await image_rows.projects_with(conn, image.fingerprint):
-                return
+        if not await self._database.read("projects with image", image_rows.projects_with, image.fingerprint):
+            return
         async with self._image_held(pool, self._driver(pool), image, stopper):
             pass
 
@@ -622,13 +620,13 @@ class StorageManager:
             log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool, error)
 
     async def _image_row(self, pool: str, fingerprint: str) -> None:
-        async def note(conn: Connection) -> None:
-            known = await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+        def note(tx: Transaction) -> None:
+            known = storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
             if all(row.name != fingerprint for row in known):
-                await storage_volumes.insert(conn, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
+                storage_volumes.insert(tx, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
 
         if (pool, fingerprint) not in self._image_rows:
-            await self._database.change("image is on the pool", note)
+            await self._database.write("image is on the pool", note)
             self._image_rows.add((pool, fingerprint))
             self._in_background(self._sync_images())
 
@@ -640,8 +638,7 @@ class StorageManager:
         async with self._locks.hold("image", pool, fingerprint):
             if self._image_holds[pool, fingerprint]:
                 return
-            async with self._database.read() as conn:
-                projects = await image_rows.projects_with(conn, fingerprint)
+            projects = await self._database.read("projects with image", image_rows.projects_with, fingerprint)
             if projects or await _finished(driver.image_users, fingerprint):
                 if trim:
                     await _finished(driver.trim_image, fingerprint)
@@ -663,10 +660,7 @@ class StorageManager:
         """Remove an image from a pool; the caller has its lock."""
         self._image_rows.discard((pool, fingerprint))
         await _finished(driver.delete_image, fingerprint)
-        async with self._database.write("image is off the pool") as conn:
-            for row in await storage_volumes.get_all(conn, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
-                if row.name == fingerprint:
-                    await storage_volumes.delete(conn, row.id)
+        await self._database.write("image is off the pool", _forget_image_row, pool, fingerprint)
 
     def _lifecycle(
         self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None
@@ -707,16 +701,7 @@ def keys_of(driver: str) -> KeyTable:
 
 async def _finished(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run blocking work in a thread and wait for its end, also when the caller is cancelled meanwhile."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        if not running.cancelled() and (error := running.exception()) is not None:
-            log.info("cancelled work failed as well: %s", error)
-        raise
+    return await finish(asyncio.to_thread(work, *args, **kwargs))
 
 
 def _noted(made: list[bool], work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -726,11 +711,25 @@ def _noted(made: list[bool], work: Callable[P, R], *args: P.args, **kwargs: P.kw
     return result
 
 
-async def _forget_half_made(conn: Connection, name: str) -> None:
-    """A pool whose row could not be taken back, for want of space: nobody else is making one now."""
-    for row in await storage_pools.get_all(conn):
-        if row.name == name and row.state == "creating":
-            await storage_pools.delete(conn, row.id)
+def _reserve_pool(tx: Transaction, new: PoolRow) -> int:
+    """In place of one whose row could not be taken back, for want of space: nobody else is making one now."""
+    for row in storage_pools.get_all(tx):
+        if row.name == new.name and row.state == "creating":
+            storage_pools.delete(tx, row.id)
+    return storage_pools.insert(tx, new)
+
+
+def _replace_volumes(tx: Transaction, stale: list[int], new: list[VolumeRow]) -> None:
+    for row_id in stale:
+        storage_volumes.delete(tx, row_id)
+    for row in new:
+        storage_volumes.insert(tx, row)
+
+
+def _forget_image_row(tx: Transaction, pool: str, fingerprint: str) -> None:
+    for row in storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
+        if row.name == fingerprint:
+            storage_volumes.delete(tx, row.id)
 
 
 async def _undo_if(made: list[bool], work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from utsuwa.db.schema import UtcDateTime
+from utsuwa.db.schema import TEXT, UtcDateTime
 
 revision = "0001"
 down_revision = None
@@ -65,7 +65,7 @@ def _server() -> None:
         sa.UniqueConstraint("address"),
     )
 
-    _table("config", _id(), _text("key"), sa.Column("value", sa.Text), sa.UniqueConstraint("key"))
+    _table("config", _id(), _text("key"), sa.Column("value", TEXT), sa.UniqueConstraint("key"))
 
 
 def _projects() -> None:
@@ -202,7 +202,7 @@ def _images() -> None:
         _owner("image_id", "images"),
         _integer("type", 0),
         _text("key"),
-        sa.Column("value", sa.Text),
+        sa.Column("value", TEXT),
         sa.UniqueConstraint("image_id", "key"),
     )
 
@@ -307,7 +307,7 @@ def _owner(column: str, table: str, *, nullable: bool = False) -> sa.Column[int]
 
 
 def _text(name: str, default: str | None = None) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False, server_default=default)
+    return sa.Column(name, TEXT, nullable=False, server_default=default)
 
 
 def _integer(name: str, default: int | None = None) -> sa.Column[int]:
@@ -333,7 +333,7 @@ def _config(name: str, column: str, table: str) -> sa.Table:
         _id(),
         _owner(column, table),
         _text("key"),
-        sa.Column("value", sa.Text),
+        sa.Column("value", TEXT),
         sa.UniqueConstraint(column, "key"),
     )
 

@@ -1,0 +1,60 @@
+"""Which engine holds the daemon's state: SQLite in the state folder, unless something else is asked for.
+
+`database.yaml` in the state folder:
+
+    url: postgresql://utsuwa:SECRET@db.example/utsuwa
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+
+import msgspec
+import yaml
+
+from utsuwa.core.errors import HostError
+from utsuwa.core.paths import StatePaths
+from utsuwa.db.engine import Engine
+from utsuwa.db.sqlite import Sqlite
+
+log = logging.getLogger(__name__)
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole of `database.yaml`."""
+
+    url: str
+
+
+def database_url(paths: StatePaths, given: str | None = None) -> str | None:
+    """The URL that was `given` on the command line, else that of `database.yaml`, else None.
+
+    Raises HostError for a file that cannot be read. What it says is not repeated: it may hold a password.
+    """
+    if given:
+        return given
+    try:
+        text = paths.database_settings.read_text()
+        mode = paths.database_settings.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HostError(f"Cannot read {paths.database_settings}: {error}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning("others may read %s, which can hold a password: chmod 600", paths.database_settings)
+    try:
+        return msgspec.convert(yaml.safe_load(text), Settings).url
+    except yaml.YAMLError:
+        raise HostError(f"{paths.database_settings} is not valid YAML") from None
+    except msgspec.ValidationError as error:
+        raise HostError(f"{paths.database_settings}: {error}") from None
+
+
+def engine_for(paths: StatePaths, url: str | None) -> Engine:
+    """The engine of a URL; None for SQLite. Raises HostError for a URL that is none of PostgreSQL's."""
+    if url is None:
+        return Sqlite(paths.database)
+    from utsuwa.db.postgres import Postgres
+
+    return Postgres(url)

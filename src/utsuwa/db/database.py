@@ -1,0 +1,124 @@
+"""The state of the daemon: functions run as transactions, on connections that are opened at start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
+
+from utsuwa.core.errors import Unavailable
+from utsuwa.core.tasks import finish
+from utsuwa.db.engine import Engine
+from utsuwa.db.session import Session
+from utsuwa.db.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SLOW_SECONDS = 0.5
+_WAIT_SECONDS = 60
+"""How long a transaction waits for a connection that is free."""
+
+
+class Database:
+    """`read` and `write` call `fn(tx, *args, **kwargs)` in a thread of the database, as one transaction.
+
+    The function is synchronous, touches nothing but `tx`, and may be called again where another transaction
+    got in its way. A read sees one moment, and is never held up by a write.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._readers = _Pool([Session(engine, read_only=True) for _ in range(engine.readers)])
+        self._writers = _Pool([Session(engine, read_only=False) for _ in range(engine.writers)])
+
+    @classmethod
+    async def open(cls, engine: Engine) -> Database:
+        """Prepare the tables and open every connection. Raises HostError, OutOfSpace, Unavailable."""
+        await asyncio.to_thread(engine.prepare)
+        database = cls(engine)
+        try:
+            # Now and not later: the daemon's descriptors do not grow with its first requests.
+            for session in (*database._readers.sessions, *database._writers.sessions):
+                await session.run(lambda tx: tx.execute_sql("SELECT 1").all())
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def close(self) -> None:
+        """Close every connection; a write that runs is awaited first."""
+        await self._writers.close()
+        await self._readers.close()
+
+    async def read(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What `fn` returns; `name` says in the log what it is for."""
+        session = await self._readers.take(name)
+        try:
+            return await session.run(partial(_call, fn, args, kwargs))
+        finally:
+            self._readers.give_back(session)
+
+    async def write(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What `fn` returns, when its changes are on disk; where it raises, nothing of it is stored.
+
+        A caller that is cancelled is let go when the transaction has ended, one way or the other.
+        """
+        session = await self._writers.take(name)
+        started = time.monotonic()
+        try:
+            return await finish(session.run(partial(_call, fn, args, kwargs)))
+        finally:
+            self._writers.give_back(session)
+            seconds = time.monotonic() - started
+            if seconds > _SLOW_SECONDS:
+                log.warning("transaction %r took %.2f s", name, seconds)
+
+    def check_room(self) -> None:
+        """For what may have to be taken back later, which needs space as well. Raises OutOfSpace."""
+        self.engine.check_room()
+
+
+def _call(fn: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object], tx: Transaction) -> T:
+    return fn(tx, *args, **kwargs)
+
+
+class _Pool:
+    """Sessions of one kind; whoever finds none free waits in order."""
+
+    def __init__(self, sessions: list[Session]) -> None:
+        self.sessions = sessions
+        # The one that was used last is used next: what it has read is still in its cache.
+        self._idle: asyncio.LifoQueue[Session] = asyncio.LifoQueue()
+        for session in sessions:
+            self._idle.put_nowait(session)
+
+    async def take(self, name: str) -> Session:
+        try:
+            return self._idle.get_nowait()
+        except asyncio.QueueEmpty:
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    return await self._idle.get()
+            except TimeoutError:
+                raise Unavailable(
+                    f"The database is busy: {name!r} found no free connection in {_WAIT_SECONDS} s"
+                ) from None
+
+    def give_back(self, session: Session) -> None:
+        self._idle.put_nowait(session)
+
+    async def close(self) -> None:
+        """Wait for every session to be free, and close it: from then on they refuse transactions."""
+        for session in [await self._idle.get() for _ in self.sessions]:
+            await asyncio.wrap_future(session.close())
+            self._idle.put_nowait(session)

@@ -1,0 +1,200 @@
+"""SQLite in a file of the state folder: WAL mode, one writer, every commit on disk before it is answered."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from utsuwa.core.errors import HostError, OutOfSpace, UtsuwaError
+from utsuwa.db import upgrade
+
+_BUSY_TIMEOUT_MS = 10_000
+_ROOM = 1 << 20
+
+
+class Sqlite:
+    """The engine of a daemon that keeps its state to itself."""
+
+    readers = 3
+    writers = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = _create_engine(path)
+        sa.event.listen(self._engine, "connect", _configure)
+
+    @property
+    def name(self) -> str:
+        return f"The database {self.path}"
+
+    # ---- tables
+
+    def prepare(self) -> bool:
+        """All steps are one transaction: a daemon killed meanwhile leaves the file as it was.
+
+        Before an upgrade the file is copied beside itself, and the copy is checked.
+        """
+        _create_file(self.path)
+        try:
+            stored = self.stored_revision()
+            if not upgrade.is_behind(stored, self.name):
+                return False
+            if stored is not None:
+                _back_up(self.path, self.path.with_name(f"{self.path.name}.{stored}"))
+            self._run_steps()
+        except (sqlite3.Error, DBAPIError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            if getattr(reason, "sqlite_errorname", "") == "SQLITE_FULL":
+                raise OutOfSpace(
+                    f"No space left to prepare the database {self.path}: free some and start again"
+                ) from error
+            raise HostError(f"Cannot prepare the database {self.path}: {reason}") from error
+        return True
+
+    def is_prepared(self) -> bool:
+        if not self.path.exists():
+            return False
+        try:
+            stored = self.stored_revision()
+        except sqlite3.Error:
+            return True
+        return stored not in (None, *upgrade.REVISIONS[:-1])
+
+    def stored_revision(self) -> str | None:
+        """The step that the file is at; None for a file without tables."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+            ).fetchone()
+            if not found[0]:
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return None if row is None else str(row[0])
+
+    def _run_steps(self) -> None:
+        engine = _create_engine(self.path)
+        sa.event.listen(engine, "connect", _own_transactions)
+        sa.event.listen(engine, "begin", _begin_immediate)
+        with engine.connect() as connection:
+            # Held while the steps run, so that a second daemon waits and then finds the work done.
+            upgrade.run_steps(connection)
+            connection.commit()
+
+    # ---- transactions
+
+    def connect(self, *, read_only: bool) -> sa.Connection:
+        connection = self._engine.connect()
+        if read_only:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            connection.rollback()
+        return connection
+
+    def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    def check_room(self) -> None:
+        disk = os.statvfs(self.path)
+        if disk.f_bavail * disk.f_frsize < _ROOM:
+            raise self._out_of_space()
+
+    def is_conflict(self, error: DBAPIError) -> bool:
+        """Never: writers take turns, and readers are not held up."""
+        return False
+
+    def is_lost(self, error: DBAPIError) -> bool:
+        return False
+
+    def translated(self, error: DBAPIError) -> UtsuwaError | None:
+        if is_full(error, self.path):
+            return self._out_of_space()
+        if getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_IOERR", "SQLITE_CORRUPT")):
+            return HostError(f"The database {self.path} cannot be used: {error.orig}")
+        return None
+
+    def _out_of_space(self) -> OutOfSpace:
+        return OutOfSpace(f"No space left for the database {self.path}: free some space and try again")
+
+    def dump(self, *, schema_only: bool) -> str:
+        connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)
+        try:
+            if not schema_only:
+                return "".join(f"{line}\n" for line in connection.iterdump())
+            rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+            return "".join(f"{sql};\n" for (sql,) in rows)
+        finally:
+            connection.close()
+
+
+def _create_engine(path: Path) -> sa.Engine:
+    return sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        # Each connection is made by the thread that keeps it.
+        poolclass=sa.NullPool,
+        # Callers' values (certificates, user data) do not get into messages and logs.
+        hide_parameters=True,
+    )
+
+
+def _configure(connection: Any, _: object) -> None:
+    # Transactions are ours: the driver's own would begin them late and not immediately.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _own_transactions(connection: sqlite3.Connection, _: object) -> None:
+    """The driver's own idea of transactions would leave table changes outside of them."""
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    # Off while tables are rebuilt; references are checked at the end of every step that rebuilds one.
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _create_file(path: Path) -> None:
+    """Make folder and file with their final modes; SQLite gives its journals the mode of the file."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise HostError(f"Cannot open the database {path}: {error.strerror}") from error
+
+
+def _back_up(path: Path, copy: Path) -> None:
+    """Copy the database as it is; raise sqlite3.DatabaseError where the copy is not whole."""
+    part = copy.with_name(f"{copy.name}.part")
+    part.unlink(missing_ok=True)
+    _create_file(part)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
+        source.backup(target)
+        (verdict,) = target.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"the copy made before the upgrade is damaged: {verdict}")
+    part.replace(copy)
+
+
+def is_full(error: DBAPIError, path: Path) -> bool:
+    """Whether the disk (or a quota) is full; some of SQLite's writes report only an I/O error."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    if code != sqlite3.SQLITE_IOERR:
+        return False
+    try:
+        return os.statvfs(path).f_bavail == 0
+    except OSError as failed:
+        return failed.errno == errno.ENOSPC

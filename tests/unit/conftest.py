@@ -1,0 +1,43 @@
+"""Fixtures of the unit tests alone: databases, on every engine that there is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.support.postgres import PostgresServer
+from utsuwa.db.database import Database
+from utsuwa.db.engine import Engine
+from utsuwa.db.postgres import Postgres
+from utsuwa.db.sqlite import Sqlite
+
+ENGINES = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def prepared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One database with its tables for all tests, each of which leaves it as it was."""
+    if request.param == "postgres":
+        return Postgres(cast(str, request.getfixturevalue("postgres_template")))
+    engine = Sqlite(tmp_path_factory.mktemp("prepared") / "utsuwa.db")
+    engine.prepare()
+    return engine
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """A database of the test's own."""
+    if request.param == "sqlite":
+        return Sqlite(tmp_path / "database" / "utsuwa.db")
+    server = cast(PostgresServer, request.getfixturevalue("postgres"))
+    return Postgres(server.new_database(cast(str, request.getfixturevalue("postgres_template"))))
+
+
+@pytest.fixture
+async def database(engine: Engine) -> AsyncIterator[Database]:
+    opened = await Database.open(engine)
+    yield opened
+    await opened.close()

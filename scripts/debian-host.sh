@@ -66,6 +66,14 @@ ensure_packages() {
     apt_get install --no-install-recommends "${missing[@]}"
 }
 
+# The tests run PostgreSQL servers of their own; Debian's package would make one for the host, and start it.
+ensure_postgresql() {
+    [ "$(dpkg-query -W -f='${db:Status-Status}' postgresql 2>/dev/null)" != installed ] || return 0
+    ensure_packages postgresql-common
+    sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    ensure_packages postgresql
+}
+
 apt_get() {
     local log
     log=$(mktemp)

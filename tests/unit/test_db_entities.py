@@ -704,7 +704,8 @@ def test_an_instance_that_cannot_be_read_is_in_no_list(
     tx: Transaction, table: str, column: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is there for those who look for taken names, ids and addresses; its state keeps it from all else."""
-    name = f"odd-{table}-{column}".replace("_", "-")
+    # Of another name on each engine, for it is told once in the life of a process.
+    name = f"odd-{tx.connection.dialect.name}-{table}-{column}".replace("_", "-")
     devices = {"eth0": {"type": "nic"}}
     instances.insert(tx, instance(name, state="ready", devices=devices, config={"user.x": "1"}))
     set_number(tx, table, column)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
 from tests.support.postgres import PostgresServer
 from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, Unavailable
-from utsuwa.db import config, schema, session, sql, upgrade
+from utsuwa.db import config, profiles, schema, session, sql, upgrade
 from utsuwa.db.database import Database
 from utsuwa.db.postgres import Postgres
 from utsuwa.db.transaction import Transaction
@@ -32,7 +33,8 @@ def own_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 async def stoppable(own_server: PostgresServer) -> AsyncIterator[Database]:
-    database = await Database.open(Postgres(own_server.new_database()))
+    url = await asyncio.to_thread(own_server.new_database)
+    database = await Database.open(Postgres(url))
     yield database
     await database.close()
 
@@ -52,7 +54,7 @@ def _cut_all(postgres: PostgresServer) -> None:
 
 
 async def test_two_daemons_that_start_at_once_make_the_tables_once(postgres: PostgresServer) -> None:
-    url = postgres.new_database()
+    url = await asyncio.to_thread(postgres.new_database)
     made = await asyncio.gather(*[asyncio.to_thread(Postgres(url).prepare) for _ in range(4)])
     assert sorted(made) == [False, False, False, True]
     assert Postgres(url).is_prepared()
@@ -132,6 +134,18 @@ async def test_conflicts_that_do_not_end_are_told(engine: Postgres, monkeypatch:
     await database.close()
 
 
+async def test_a_prepared_query_sees_what_was_stored_since_the_last_one(engine: Postgres) -> None:
+    """It goes past SQLAlchemy, and its transaction ends all the same."""
+    database = await Database.open(engine)
+    for _ in range(engine.readers):
+        assert [row.description for row in await database.read("test", profiles.get_all, None)] != ["new"]
+    (row,) = await database.read("test", profiles.get_all, None)
+    await database.write("test", profiles.update, replace(row, description="new"))
+    for _ in range(engine.readers):
+        assert [row.description for row in await database.read("test", profiles.get_all, None)] == ["new"]
+    await database.close()
+
+
 async def test_two_that_insert_the_same_key_at_once_both_get_through(engine: Postgres) -> None:
     """Neither sees the other's row, and one breaks the uniqueness that both keep: it is run again."""
     database = await Database.open(engine)
@@ -195,7 +209,11 @@ async def test_a_server_that_is_away_is_told_and_comes_back(
 ) -> None:
     await _store(stoppable, "1")
     await asyncio.to_thread(own_server.stop)
-    for call in (lambda: _values(stoppable), lambda: _store(stoppable, "2")):
+    for call in (
+        lambda: _values(stoppable),
+        lambda: _store(stoppable, "2"),
+        lambda: stoppable.read("prepared", profiles.get_all, None),
+    ):
         with pytest.raises(
             Unavailable, match=r"The database 'utsuwa\d' of PostgreSQL on .* cannot be reached"
         ):
@@ -207,7 +225,7 @@ async def test_a_server_that_is_away_is_told_and_comes_back(
 
 
 async def test_a_server_that_was_never_there(own_server: PostgresServer) -> None:
-    engine = Postgres(own_server.new_database())
+    engine = Postgres(await asyncio.to_thread(own_server.new_database))
     await asyncio.to_thread(own_server.stop)
     with pytest.raises(Unavailable, match="cannot be reached"):
         await Database.open(engine)

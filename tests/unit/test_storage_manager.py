@@ -686,9 +686,8 @@ async def test_launches_wait_for_the_unpacking_that_goes_on_and_share_it(
 async def test_an_image_that_is_deleted_meanwhile_is_not_waited_for(
     setting: Setting, imported: FakeDriver
 ) -> None:
-    async with setting.database.write("test") as conn:
-        for row in await image_rows.get_all(conn, None):
-            await image_rows.delete(conn, row.id)
+    for row in await setting.database.read("test", image_rows.get_all, None):
+        await setting.write(image_rows.delete, row.id)
     async with asyncio.timeout(5):
         await setting.manager.delete_image(FINGERPRINT)
     assert imported.images() == await setting.volumes(VOLUME_IMAGE) == []
@@ -697,9 +696,8 @@ async def test_an_image_that_is_deleted_meanwhile_is_not_waited_for(
 async def test_a_launch_that_waits_keeps_a_deleted_image(setting: Setting, imported: FakeDriver) -> None:
     launch = asyncio.create_task(setting.create())
     await asyncio.sleep(0.05)
-    async with setting.database.write("test") as conn:
-        for row in await image_rows.get_all(conn, None):
-            await image_rows.delete(conn, row.id)
+    for row in await setting.database.read("test", image_rows.get_all, None):
+        await setting.write(image_rows.delete, row.id)
     deletion = asyncio.create_task(setting.manager.delete_image(FINGERPRINT))
     await asyncio.sleep(0.05)
     assert imported.unpacking is not None
@@ -711,10 +709,9 @@ async def test_a_launch_that_waits_keeps_a_deleted_image(setting: Setting, impor
 
 
 async def test_a_pool_that_is_deleted_meanwhile(setting: Setting, imported: FakeDriver) -> None:
-    async with setting.database.write("test") as conn:
-        for profile in await profile_rows.get_all(conn, "default"):
-            if profile.name == "disks":
-                await profile_rows.delete(conn, profile.id)
+    for profile in await setting.database.read("test", profile_rows.get_all, "default"):
+        if profile.name == "disks":
+            await setting.write(profile_rows.delete, profile.id)
     async with asyncio.timeout(5):
         await setting.manager.delete_pool("p")
     assert not imported.exists

@@ -94,7 +94,8 @@ class Postgres:
         return connection.execution_options(postgresql_readonly=True) if read_only else connection
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
-        """Nothing: the driver begins with the first statement."""
+        """Only noted: the driver begins with the first statement, which may go past SQLAlchemy."""
+        connection.begin()
 
     def check_room(self) -> None:
         """Nothing: the disk is another machine's."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -60,13 +61,16 @@ class Prepared:
         self._compiled: dict[str, tuple[str, tuple[str, ...] | None, Mapping[str, Any]]] = {}
 
     def fetch(self, connection: sa.Connection, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """All rows."""
+        """All rows. Raises DBAPIError, as SQLAlchemy's own statements do."""
         text, names, constants = self._compiled.get(connection.dialect.name) or self._compile(connection)
         bound: Any = {**constants, **values}
         cursor = connection.connection.cursor()
+        driver = connection.dialect.loaded_dbapi
         try:
             cursor.execute(text, bound if names is None else [bound[name] for name in names])
             return list(cursor.fetchall())
+        except driver.Error as error:
+            raise DBAPIError.instance(text, None, error, driver.Error, hide_parameters=True) from error
         finally:
             cursor.close()
 

@@ -125,6 +125,8 @@ def test_a_daemon_goes_on_when_its_database_is_back(
     assert "cannot be reached" in away.error
     assert remote_daemon.api("POST", "/1.0/profiles", {"name": "p"}).status == 503
     assert Path("/proc", str(pid)).exists()
+    ran = remote_daemon.do("POST", "/1.0/instances/c1/exec", {"command": ["sh", "-c", "exit 3"]})
+    assert ran["return"] == 3
     own_server.start()
     assert remote_daemon.get("/1.0/instances/c1/state")["pid"] == pid
     assert remote_daemon.get("/1.0/profiles") == ["/1.0/profiles/default"]

@@ -63,6 +63,20 @@ def test_an_instance_whose_row_is_not_understood_survives_a_restart(
     assert daemon.lxc("config", "get", "odd", "user.x").stdout == "kept\n"
 
 
+def test_a_running_container_runs_on(daemon: Daemon, busybox: str) -> None:
+    """Its row says nothing that can be relied on, so the daemon neither stops it nor takes it over."""
+    daemon.lxc("launch", busybox, "odd")
+    pid = daemon.get("/1.0/instances/odd/state")["pid"]
+    sql(daemon, "UPDATE instances SET state = 91")
+    daemon.restart()
+    assert daemon.get("/1.0/instances") == []
+    assert Path(f"/proc/{pid}/root").exists()
+    sql(daemon, "UPDATE instances SET state = 1")
+    daemon.restart()
+    state = daemon.get("/1.0/instances/odd/state")
+    assert (state["status"], state["pid"]) == ("Running", pid)
+
+
 def test_images_pools_and_networks_keep_their_files(daemon: Daemon, busybox: str) -> None:
     daemon.lxc("init", busybox, "one")
     pool, pictures = daemon.dir / "storage-pools" / "default" / "containers", daemon.dir / "images"

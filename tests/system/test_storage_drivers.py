@@ -673,6 +673,21 @@ def test_a_file_system_that_holds_no_layers(place: Path, files: Path) -> None:
     load_driver("dir", inside / "pool", {}).create()
 
 
+@pytest.mark.parametrize("options", ["metacopy=off", "redirect_dir=off,index=off", ""])
+def test_a_file_system_without_extended_attributes(place: Path, options: str) -> None:
+    """It takes an upper layer and files on it, but folders of the image could not be removed (EIO)."""
+    source = place / "ramfs"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", source], check=True)
+    config = {"source": str(source), "overlay.mount_options": options}
+    driver = load_driver("overlay", place / "pool", config)
+    with pytest.raises(InvalidConfig, match="lack extended attributes.*use the driver 'dir'"):
+        driver.create()
+    assert everything(place) == ["ramfs"]
+    assert everything(source) == []
+    load_driver("dir", place / "pool", {"source": str(source)}).create()
+
+
 # ---- a full disk
 
 

@@ -322,15 +322,27 @@ def can_overlay_idmapped(folder: Path, options: Mapping[str, str]) -> bool:
     return can_idmap(folder) and _trial(folder, _PROBE_MAP, options) == _PROBE_MAP.host_uid(0)
 
 
+def _try_out(rootfs: Path) -> None:
+    """Write, and remove and make again a folder of the lower layer: without extended attributes on the
+    upper one, in which overlayfs notes that, the mount succeeds and this fails."""
+    (rootfs / "written").touch()
+    (rootfs / "folder/file").unlink()
+    (rootfs / "folder").rmdir()
+    (rootfs / "folder").mkdir()
+    if any((rootfs / "folder").iterdir()):
+        raise HostError("a folder of the lower layer comes back after its removal")
+
+
 def _trial(folder: Path, idmap: IdMap, options: Mapping[str, str]) -> int | None:
     """The owner that the top of a trial's overlay shows; None where the overlay does not take files."""
     trial = OverlayFolder(folder)
     trial.make()
     image = folder / "image"
-    image.mkdir()
+    (image / "folder").mkdir(parents=True)
+    (image / "folder/file").touch()
     try:
         mount_overlay(trial, image, idmap, options)
-        as_container_root(idmap, (trial.rootfs / "written").touch)
+        as_container_root(idmap, lambda: _try_out(trial.rootfs))
         return trial.rootfs.stat().st_uid
     except (OSError, HostError) as error:
         log.info("overlays do not work at %s: %s", folder, error)

@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import signal
+import subprocess
 import tarfile
 import threading
 from pathlib import Path
@@ -110,14 +111,50 @@ def test_a_pool_that_is_not_there(d: Daemon, tmp_path: Path, driver: str) -> Non
     assert status(d, "near") == "Running"
     assert status(d, "far") == "Stopped"
     assert d.get("/1.0/storage-pools/other")["status"] == "Unavailable"
-    for arguments in (("start", "far"), ("delete", "far"), ("launch", "busybox", "new", "-s", "other")):
+    for arguments in (
+        ("start", "far"),
+        ("rename", "far", "farther"),
+        ("launch", "busybox", "new", "-s", "other"),
+        ("storage", "info", "other"),
+    ):
         ended = d.lxc(*arguments, check=False)
         assert ended.returncode != 0
-        check_sentence(ended.stderr, "'other'", "not available")
+        check_sentence(ended.stderr, "'other'", "not available", str(source), "bring the folder back")
+    assert d.get("/1.0/instances/far/state")["status"] == "Stopped"
+    assert d.get("/1.0/storage-pools/other/volumes/container/far/state") is not None
+    for words in ("list", "info far", "config set far user.a=1", "storage list"):
+        d.lxc(*words.split())
+    source.mkdir()  # its mount point alone, without what was mounted there
+    check_sentence(d.lxc("start", "far", check=False).stderr, "'other'", "mount its file system")
+    source.rmdir()
     away.rename(source)
-    d.restart()
     d.lxc("start", "far")
     assert d.lxc("exec", "far", "--", "echo", "back").stdout == "back\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay", "dir"])
+def test_a_pool_that_is_lost_for_good(d: Daemon, tmp_path: Path, driver: str) -> None:
+    """Its instances and the pool itself can be deleted, which the log tells (lxd#1967, lxd#5088)."""
+    source, away = tmp_path / "source", tmp_path / "away"
+    source.mkdir()
+    d.lxc("storage", "create", "other", driver, f"source={source}")
+    d.lxc("init", "busybox", "far", "-s", "other")
+    assert d.stop() == 0
+    for point in [p for p in reversed(leaks.mounts_below(d.home)) if "/other" in p]:
+        subprocess.run(["umount", point], check=True)
+    source.rename(away)
+    d.start()
+    d.lxc("delete", "far")
+    d.lxc("storage", "delete", "other")
+    assert (away / "containers/far").is_dir(), "what is on it stays"
+    log = d.log.read_text()
+    assert "instance far is deleted without its files" in log
+    assert (
+        "storage pool 'other' is deleted without what is on it: Storage pool 'other' is not available" in log
+    )
+    assert d.get("/1.0/storage-pools") == ["/1.0/storage-pools/default"]
+    assert not (d.dir / "storage-pools/other").exists()
+    assert not (d.dir / "containers/far").is_symlink()
 
 
 def test_a_forced_stop_that_is_cut_off_is_carried_out(d: Daemon, tmp_path: Path) -> None:

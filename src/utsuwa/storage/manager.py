@@ -81,6 +81,8 @@ class StorageManager:
         self._locks = NamedLocks()
         self._drivers: dict[str, Driver] = {}
         self._mounted: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        """Why pools could not be mounted when that was tried last."""
         self._image_holds: Counter[tuple[str, str]] = Counter()
         self._image_rows: set[tuple[str, str]] = set()
         """Pools and fingerprints of which it is known that their rows are there."""
@@ -111,6 +113,7 @@ class StorageManager:
             try:
                 await self._open(row.name, driver, known)
             except UtsuwaError as error:
+                self._reasons[row.name] = error.message
                 log.error("storage pool %r cannot be used: %s", row.name, error)
         await asyncio.to_thread(self._sweep_links, known)
         self._in_background(self._sync_images())
@@ -313,7 +316,15 @@ class StorageManager:
                 await self._bring_anew(name, driver, fingerprint)
 
     async def delete_pool(self, name: str, requestor: Requestor | None = None) -> None:
-        """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError."""
+        """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError.
+
+        What is on one that is not available stays there.
+        """
+        await self.get_pool(name)
+        if not await self._is_available(name):
+            log.warning(
+                "storage pool %r is deleted without what is on it: %s", name, self._unavailable(name).message
+            )
         async with self._locks.hold("pool", name):
             await self.get_pool(name)
             driver = self._drivers[name]
@@ -358,6 +369,7 @@ class StorageManager:
     async def resources(self, name: str) -> Usage:
         """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
         await self.get_pool(name)
+        await self.ensure_available(name)
         return await _finished(self._driver(name).usage)
 
     async def ensure_available(self, pool: str) -> None:
@@ -377,7 +389,8 @@ class StorageManager:
             try:
                 await self._open(pool, self._drivers[pool], _by_storage_name(instances))
             except UtsuwaError as error:
-                raise Unavailable(f"Storage pool {pool!r} is not available: {error.message}") from error
+                self._reasons[pool] = error.message
+                raise self._unavailable(pool) from error
             log.info("storage pool %r can be used again", pool)
 
     async def _open(self, pool: str, driver: Driver, known: Mapping[str, tuple[str, str]]) -> None:
@@ -389,10 +402,18 @@ class StorageManager:
         if pool not in self._drivers:
             raise NotFound(f"Storage pool {pool!r} not found")
         if pool not in self._mounted:
-            raise Unavailable(
-                f"Storage pool {pool!r} is not available: look into the daemon's log for the reason"
-            )
+            raise self._unavailable(pool)
         return self._drivers[pool]
+
+    def _unavailable(self, pool: str) -> Unavailable:
+        reason = self._reasons.get(pool, "it is being deleted")
+        return Unavailable(f"Storage pool {pool!r} is not available: {reason}")
+
+    async def _is_available(self, pool: str) -> bool:
+        """Whether a pool can be used, by now. Raises NotFound."""
+        with contextlib.suppress(Unavailable):
+            await self.ensure_available(pool)
+        return pool in self._mounted
 
     # Volumes
 
@@ -418,8 +439,10 @@ class StorageManager:
     ) -> None:
         """Make the files of a new instance, its volume's row and its link in `containers/`; not mounted.
 
-        Raises NotFound (pool), AlreadyExists, InvalidImage, OutOfSpace, HostError; nothing is left then.
+        Raises NotFound (pool), Unavailable, AlreadyExists, InvalidImage, OutOfSpace, HostError; nothing is
+        left then.
         """
+        await self.ensure_available(pool)
         driver = self._driver(pool)
         async with self._locks.hold("volume", pool, volume.name), Rollback() as undo:
             row = _volume(pool, VOLUME_CONTAINER, project, name)
@@ -441,12 +464,22 @@ class StorageManager:
     ) -> None:
         """Remove an instance's files, link and row; does nothing for what is not there.
 
-        `also` is done in the transaction that removes the row.
+        `also` is done in the transaction that removes the row. The files of an instance whose pool is not
+        available stay where they are: a pool that is lost for good must not keep its instances for ever.
         """
-        driver = self._driver(pool)
+        available = await self._is_available(pool)
+        driver = self._drivers[pool]
         async with self._locks.hold("volume", pool, stored):
             self._unlink(stored)
-            fingerprint = await _finished(driver.delete_instance, stored)
+            fingerprint = await _finished(driver.delete_instance, stored) if available else None
+            if not available:
+                log.warning(
+                    "instance %s is deleted without its files, for storage pool %r is not available: "
+                    "should its source come back, remove containers/%s there by hand",
+                    stored,
+                    pool,
+                    stored,
+                )
 
             def forget(tx: Transaction) -> None:
                 with contextlib.suppress(NotFound):
@@ -473,6 +506,7 @@ class StorageManager:
 
         `also` is for what must be stored in the same transaction: files alone can be named back for sure.
         """
+        await self.ensure_available(pool)
         driver = self._driver(pool)
         first, second = sorted((stored, new_stored))
         async with (
@@ -512,8 +546,11 @@ class StorageManager:
             return await _finished(driver.mount_folder, volume, name)
 
     async def unmount_instance(self, pool: str, stored: str) -> None:
-        """Unmount an instance's rootfs; does nothing where it is not mounted."""
-        driver = self._driver(pool)
+        """Unmount an instance's rootfs; does nothing where it is not mounted.
+
+        It may be mounted although its pool is not available any more.
+        """
+        driver = self._drivers[pool]
         async with self._locks.hold("volume", pool, stored):
             await _finished(driver.unmount_instance, stored)
 
@@ -528,7 +565,7 @@ class StorageManager:
         """Bytes that an instance takes for itself; None where its driver cannot tell cheaply."""
         try:
             return await asyncio.to_thread(self._driver(pool).instance_usage, stored)
-        except HostError as error:
+        except (HostError, Unavailable) as error:
             log.info("no disk usage of %s: %s", stored, error)
             return None
 

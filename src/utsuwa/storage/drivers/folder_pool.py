@@ -136,15 +136,31 @@ class FolderPool:
     @translated
     def mount(self) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
-        self._bind()
-        if records.load_pool(self.folder).driver != self.capabilities.name:
-            raise HostError(f"The folder {self.source} belongs to a pool of another driver")
+        bound = self._bind()
+        try:
+            self._check_own()
+        except BaseException:
+            if bound:
+                self._unbind()  # what comes to that place later is looked at anew
+            raise
         for name in ("images", "containers"):
             for entry in (self.folder / name).iterdir():
                 if entry.name.startswith("."):
                     mounts.unmount_below(entry)
                     remove_tree(entry)
         self._judge_images()
+
+    def _check_own(self) -> None:
+        """Raise HostError where the source is not the one that the pool was made in."""
+        try:
+            record = records.load_pool(self.folder)
+        except FileNotFoundError:
+            raise HostError(
+                f"The pool's source {self.source} does not hold the pool (there is no {records.POOL_FILE}): "
+                "mount its file system or bring its content back, and the pool is used again"
+            ) from None
+        if record.driver != self.capabilities.name:
+            raise HostError(f"The folder {self.source} belongs to a pool of another driver")
 
     def _judge_images(self) -> None:
         """Remove the images that were not on the disk yet when the machine went down."""
@@ -165,12 +181,17 @@ class FolderPool:
         """The storage names of the instances whose lower layer is in a folder of an image."""
         return []
 
-    def _bind(self) -> None:
+    def _bind(self) -> bool:
+        """Show the source at the pool's folder; whether that had not been done yet."""
         if not self._elsewhere or mounts.mounted(self.folder):
-            return
+            return False
         if not self.source.is_dir():
-            raise HostError(f"The pool's source {self.source} is not there")
+            raise HostError(
+                f"The pool's source {self.source} is not there: mount its file system or bring the folder "
+                "back, and the pool is used again"
+            )
         mounts.bind(self.source, self.folder)
+        return True
 
     @translated
     def unmount(self) -> None:

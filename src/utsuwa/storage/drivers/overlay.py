@@ -70,9 +70,9 @@ class OverlayDriver(FolderPool):
         records.store_pool(self.folder, record)
         if not self._trial(mounts.can_overlay):
             raise InvalidConfig(
-                f"The file system of {self.source} cannot hold overlay layers with these mount options (it may "
-                "be an overlay itself, or lack extended attributes): use the driver 'dir', or a source on "
-                "another file system"
+                f"The file system of {self.source} cannot hold overlay layers with these mount options (it "
+                "may be an overlay itself, or lack extended attributes): use the driver 'dir', or a source "
+                "on another file system"
             )
         self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
 

@@ -147,6 +147,10 @@ def limits_raised() -> str:
     expect(len(shared) == 6, found)
     expect(must("utsuwad", "check", "--raise-limits") == "", "a second time it raises something")
     (STATE / "limits").write_text(must("sysctl", *LIMITS))
+    # For `near_limit`: the daemon looks twice a minute.
+    users = [line.split() for line in Path("/proc/key-users").read_text().splitlines()]
+    used = max(int(fields[3].split("/")[0]) for fields in users if len(fields[0]) > len("99999:"))
+    must("sysctl", "-w", f"kernel.keys.maxkeys={used + 1}")
     return file
 
 
@@ -512,6 +516,25 @@ def _untouched(disturb: Callable[[int], object]) -> str:
     utsuwa("config", "set", "limited", "limits.processes=21")
     processes_low()
     return f"daemon {daemon}, now {_daemon()}; inits {before}"
+
+
+@check("daemon: it warns of a limit of the host that is nearly reached")
+def near_limit() -> str:
+    """The quota of keys was lowered when the quick start had been checked."""
+    command = (
+        "journalctl",
+        "--unit",
+        "utsuwa",
+        "--grep",
+        "near its limit kernel.keys.maxkeys",
+        "--output",
+        "cat",
+    )
+    wait_for("a warning", lambda: run(*command).code == 0)
+    must("sysctl", "--load=/etc/sysctl.d/60-utsuwa.conf")
+    warned = must(*command)
+    expect(len(warned.splitlines()) == 1, warned)
+    return warned
 
 
 @check("daemon: restarted by systemd, it leaves the containers alone")

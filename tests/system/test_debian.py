@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from utsuwa.host import kernel_limits
 
 pytestmark = [pytest.mark.root, pytest.mark.debian]
 
@@ -175,3 +176,26 @@ def test_no_process_of_the_host_is_seen(module_daemon: Daemon) -> None:
     assert "systemd-journal" in commands
     assert "utsuwad" not in commands
     assert "pytest" not in commands
+
+
+def test_a_hundred_of_it_fit_into_the_limits_that_the_quick_start_sets(module_daemon: Daemon) -> None:
+    """With room for what people run in them: all containers of a host count together."""
+    init = module_daemon.get("/1.0/instances/deb/state")["pid"]
+    namespace = Path(f"/proc/{init}/ns/user").readlink()
+    members = [p for p in Path("/proc").iterdir() if p.name.isdecimal() and _user_namespace(p) == namespace]
+    instances = [
+        f for p in members for f in (p / "fd").iterdir() if f.readlink().name == "anon_inode:inotify"
+    ]
+    marks = [f.parents[1] / "fdinfo" / f.name for f in instances]
+    watches = sum(mark.read_text().count("inotify wd") for mark in marks)
+    # The quick start's host had 10 and 29; this machine's 128 instances are enough for 12.
+    assert 5 <= len(instances) <= kernel_limits.WANTED["fs.inotify.max_user_instances"] / 1000
+    assert 10 <= watches <= kernel_limits.WANTED["fs.inotify.max_user_watches"] / 1000
+    assert 5 <= len(members) <= kernel_limits.WANTED["kernel.pid_max"] / 10000
+
+
+def _user_namespace(process: Path) -> Path | None:
+    try:
+        return (process / "ns/user").readlink()
+    except OSError:  # it has ended
+        return None

@@ -65,7 +65,7 @@ GROUPS = (
     ),
     Group(
         "process ids",
-        "all containers count together, each with some hundred processes under load",
+        "all containers count together: once the ids are used up nothing starts, on the host neither",
         {"kernel.pid_max": _PID_MAX},
     ),
 )

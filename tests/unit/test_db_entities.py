@@ -691,6 +691,7 @@ def set_number(tx: Transaction, table: str, column: str) -> None:
 def test_a_number_without_a_word_is_not_taken_for_another(table: codes.Codes) -> None:
     for word, number in table.items():
         assert codes.word(table, number) == word
+    assert sorted(table.values()) == list(range(min(table.values()), max(table.values()) + 1))
     for number in (99, -1):
         with pytest.raises(codes.UnknownCode, match=f"{number} is no {table.kind}"):
             codes.word(table, number)

@@ -78,7 +78,7 @@ def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
         .select_from(_SOURCE)
         .where(
             instances.c.state == codes.STATES["ready"],
-            instances.c.architecture.in_(codes.ARCHITECTURES.values()),
+            rows.has_word(instances.c.architecture, codes.ARCHITECTURES),
             instances.c.id.not_in(rows.owners_of_unknown(_DEVICES)),
             instances.c.id.not_in(_with_unknown_profiles()),
         )

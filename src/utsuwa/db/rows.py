@@ -158,10 +158,15 @@ def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> DevicesByOw
     return all_devices
 
 
+def has_word(column: sa.ColumnElement[int], table: codes.Codes) -> sa.ColumnElement[bool]:
+    """Whether a stored number is one of a table's, which have no gaps; lists ask it of every row."""
+    return column.between(min(table.values()), max(table.values()))
+
+
 def owners_of_unknown(tables: DeviceTables) -> Owners:
     """The owners of devices whose type has no word."""
     return sa.select(tables.devices.c[tables.owner]).where(
-        tables.devices.c.type.not_in(codes.DEVICE_TYPES.values())
+        sa.not_(has_word(tables.devices.c.type, codes.DEVICE_TYPES))
     )
 
 

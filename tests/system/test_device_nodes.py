@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
 from utsuwa.instances import nodes
 
@@ -57,6 +58,39 @@ def test_a_guest_that_changes_its_nodes_leaves_the_hosts_alone(
 def test_the_nodes_open(shared_daemon: Daemon, busybox: str, privileged: str) -> None:
     shared_daemon.lxc("launch", busybox, "c1", "-c", f"security.privileged={privileged}")
     shared_daemon.lxc("exec", "c1", "--", "sh", "-c", ": <>/dev/net/tun")
+
+
+@pytest.mark.parametrize("form", ["squashfs", "tar"])
+def test_nodes_that_an_image_brings(
+    shared_daemon: Daemon, busybox_image: Image, tmp_path: Path, form: str
+) -> None:
+    """They come in outside of /dev too, open in no unprivileged container, and in a privileged one only
+    where its device cgroup allows it (lxd#10449)."""
+    assert busybox_image.rootfs is not None
+    tree, rootfs = tmp_path / "tree", tmp_path / f"rootfs.{form}"
+    subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, busybox_image.rootfs], check=True)
+    (tree / "v").mkdir()
+    for name, kind, device in (
+        ("null", stat.S_IFCHR, (1, 3)),
+        ("mem", stat.S_IFCHR, (1, 1)),
+        ("loop0", stat.S_IFBLK, (7, 0)),
+    ):
+        os.mknod(tree / "v" / name, kind | 0o600, os.makedev(*device))
+    (tree / "v/link").symlink_to("null")
+    os.link(tree / "v/link", tree / "v/link2", follow_symlinks=False)
+    pack: list[str | Path] = ["mksquashfs", tree, rootfs, "-quiet", "-no-progress"]
+    if form == "tar":
+        pack = ["tar", "-C", tree, "-cf", rootfs, "."]
+    subprocess.run(pack, check=True, capture_output=True)
+    fingerprint = shared_daemon.import_image(busybox_image.metadata, rootfs)
+    for privileged, opens in (("false", set[str]()), ("true", {"null", "link", "link2"})):
+        name = f"c-{privileged}"
+        shared_daemon.lxc("launch", fingerprint, name, "-c", f"security.privileged={privileged}")
+        assert shared_daemon.lxc("exec", name, "ls", "/v").stdout.split() == ["link", "link2", "mem", "null"]
+        script = 'for n in null mem link link2; do (: <"/v/$n") 2>/dev/null && echo $n; done; true'
+        assert set(shared_daemon.lxc("exec", name, "--", "sh", "-c", script).stdout.split()) == opens
+    shared_daemon.delete_instances()
+    shared_daemon.do("DELETE", f"/1.0/images/{fingerprint}")
 
 
 def test_where_no_nodes_open_the_hosts_are_bound(tmp_path: Path) -> None:

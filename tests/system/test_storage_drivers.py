@@ -759,3 +759,23 @@ def test_device_nodes_open_for_privileged_containers_only(place: Path, files: Pa
     rootfs = driver.mount_instance(volume())
     with pytest.raises(PermissionError):
         (rootfs / "null").read_bytes()
+
+
+@pytest.mark.parametrize(("nodes", "packed"), [(["c"], True), (["c", "b"], False)])
+def test_a_squashfs_with_nodes_of_block_devices_is_not_mounted(
+    place: Path, nodes: list[str], packed: bool
+) -> None:
+    """They cannot be left out of a mounted one, and a privileged container could mount the disk by them."""
+    tree = place / "tree"
+    tree.mkdir()
+    for kind in nodes:
+        os.mknod(tree / kind, 0o600 | (stat.S_IFCHR if kind == "c" else stat.S_IFBLK), os.makedev(7, 0))
+    rootfs, metadata = place / "nodes.squashfs", place / "metadata.tar"
+    subprocess.run(["mksquashfs", tree, rootfs, "-quiet", "-no-progress"], check=True, capture_output=True)
+    (place / "metadata.yaml").write_text("architecture: x86_64\ncreation_date: 1\n")
+    subprocess.run(["tar", "-C", place, "-cf", metadata, "metadata.yaml"], check=True)
+    driver = load(place / "pool", "overlay packed")
+    driver.create()
+    shown = launch(driver, ImageSource(FINGERPRINT, metadata, rootfs), ids=PRIVILEGED)
+    assert [path.name for path in shown.iterdir()] == ["c"]
+    assert ("squashfs" in [m.fstype for m in mounts.mounts_below(place)]) is packed

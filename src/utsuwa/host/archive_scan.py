@@ -71,7 +71,6 @@ class Rules:
     def __init__(self, tree: str, entries: int) -> None:
         self._tree = tree
         self._image = tree != "rootfs"
-        self._device_folder = "rootfs/dev/" if self._image else "dev/"
         self._left = entries
         self._limit = entries
         self._symlinks: set[str] = set()
@@ -90,12 +89,12 @@ class Rules:
                 raise Refused("its root is not a folder")
             return
         self._judge_parents(path)
-        if path in self._symlinks and kind != "l":
-            raise Refused(f"{_shown(path)} is there twice, once as a symbolic link")
-        if kind in "bc" and not path.startswith(self._device_folder):
-            raise Refused(f"{_shown(path)} is a device node outside of {self._device_folder}")
         if kind == "h":
             self._judge_hard_link(path, target)
+            if target in self._symlinks:
+                kind = "l"  # the same inode under another name
+        if path in self._symlinks and kind != "l":
+            raise Refused(f"{_shown(path)} is there twice, once as a symbolic link")
         if kind == "l":
             if path in self._folders:
                 raise Refused(f"{_shown(path)} is there twice, as a folder and as a symbolic link")
@@ -122,8 +121,6 @@ class Rules:
 
     def _judge_hard_link(self, path: str, target: str) -> None:
         self._judge_parents(target)
-        if target in self._symlinks:
-            raise Refused(f"the hard link {_shown(path)} refers to a symbolic link")
         if self._image and (not path.startswith("rootfs/") or not target.startswith("rootfs/")):
             raise Refused(f"the hard link {_shown(path)} leads out of the root file system")
 
@@ -135,6 +132,8 @@ class Rules:
             if self._seen_metadata:
                 raise Refused(f"{METADATA} is there twice")
             self._seen_metadata = True
+        elif kind in "bc" and top != "rootfs":
+            raise Refused(f"{_shown(path)} is a device node outside of rootfs/")
         elif top == "rootfs":
             if not inner and kind != "d":
                 raise Refused("rootfs is not a folder")

@@ -6,10 +6,11 @@ archive and the target, and nothing else; no capabilities but those that owners,
 capabilities need; limits on time, memory and file size. On the way `archive_scan` judges each entry.
 What an archive can do at worst is to fill the target, which is removed then.
 
-Device nodes are left out: `dev/` of a container is a tmpfs that liblxc fills, so nobody misses them,
-and a node that the host's root made would be a way past the devices that an instance is allowed.
-A node outside of `dev/` is refused, and extended attributes are kept for `user.*`,
-`security.capability` and POSIX ACLs only: `trusted.overlay.*` would steer the overlay above.
+What is in `dev/` is left out: a container's is a tmpfs that liblxc fills. Other nodes of character
+devices come in: an unprivileged container cannot open them, for its root is mounted with `nodev`, and a
+privileged one only those that its device cgroup allows. Block devices are left out everywhere: no cgroup
+is asked when a file system is mounted that the host has mounted already. Extended attributes are kept for
+`user.*`, `security.capability` and POSIX ACLs only: `trusted.overlay.*` would steer the overlay above.
 
 All functions block and belong into worker threads.
 """
@@ -77,7 +78,7 @@ DEFAULT_LIMITS = UnpackLimits()
 _MEMORY = 4 * 2**30
 """Bytes of address space for each program in the sandbox."""
 _SIGPIPE = 128 + 13
-_KEPT_CAPABILITIES = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+setfcap"
+_KEPT_CAPABILITIES = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+mknod,+setfcap"
 
 # Arguments: the archive, the target (empty for none), the scanner's file, the limit of a file's size
 # in KiB, of the address space in KiB, and then the job: a name and its arguments. /sys gives a place
@@ -106,7 +107,10 @@ for folder in usr bin sbin lib lib32 lib64 libx32; do
 done
 mount --bind -o ro "$archive" /sys/archive
 mount --bind -o ro "$scanner" /sys/scan.py
-if [ -n "$target" ]; then mount --no-canonicalize --bind . /sys/target; fi
+if [ -n "$target" ]; then
+    mount --no-canonicalize --bind . /sys/target
+    mount -o remount,bind,nodev /sys/target
+fi
 cd /sys
 mount -t proc proc proc # umount reads it; it is gone before the archive is looked at
 pivot_root . old
@@ -142,7 +146,13 @@ squashfs)
     confined unsquashfs -no-progress -quiet -force -dest "$into" -excludes /archive "$@"
     ;;
 esac
-echo "status ${PIPESTATUS[*]}" >&2
+status=${PIPESTATUS[*]}
+case $job in
+tar | squashfs)
+    confined find "$into" -xdev -type b -delete || exit 1
+    ;;
+esac
+echo "status $status" >&2
 """
 
 
@@ -213,7 +223,8 @@ def unpack_image(
     """Lay out `target/{metadata.yaml,templates/,rootfs/}` from a unified or a split image.
 
     `target` must not be there or be an empty folder; its parent must be there. Owners, modes, hard
-    links and file capabilities are kept, device nodes left out. On failure nothing is left behind.
+    links and file capabilities are kept, `dev/` and nodes of block devices left out. On failure nothing
+    is left behind.
     Raises InvalidImage, OutOfSpace and ProcessFailed, which is also how `stopper` ends it.
     """
     with _Target(target), ThreadPoolExecutor(1, thread_name_prefix="judge-image") as beside:
@@ -390,6 +401,11 @@ def _tidy(target: Path) -> None:
         raise InvalidImage(f"The image is invalid: its {METADATA} is larger than 1 MiB")
     if os.path.lexists(templates):
         _own_tree(templates)
+
+
+def holds_block_devices(tree: Path) -> bool:
+    """Whether a tree that has not been unpacked here has nodes which unpacking leaves out."""
+    return bool(run_blocking(["find", str(tree), "-xdev", "-type", "b", "-print", "-quit"]).stdout)
 
 
 def _own_tree(folder: Path) -> None:

@@ -33,7 +33,7 @@ from utsuwa.host.filetree import remove_tree
 from utsuwa.host.loop import mount_squashfs
 from utsuwa.host.mounts import OverlayFolder
 from utsuwa.host.run import Stopper
-from utsuwa.host.unpack import archive_format, unpack_metadata
+from utsuwa.host.unpack import archive_format, holds_block_devices, unpack_metadata
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated
@@ -135,7 +135,7 @@ class OverlayDriver(FolderPool):
             mount_squashfs(folder / _SQUASHFS, rootfs)
         except (OSError, HostError) as error:
             log.warning("image %s is unpacked, for it cannot be mounted: %s", image.fingerprint, error)
-        if mounts.mounted(rootfs) and mounts.can_idmap(rootfs):
+        if mounts.mounted(rootfs) and mounts.can_idmap(rootfs) and not holds_block_devices(rootfs):
             return True
         mounts.unmount(rootfs)
         for entry in folder.iterdir():

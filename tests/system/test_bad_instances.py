@@ -129,7 +129,7 @@ CREATIONS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     ),
     "virtual machine": ({"type": "virtual-machine"}, 400, ("virtual-machine", "containers")),
     "copy": ({"source": {"type": "copy", "source": "down"}}, 501, ("copy",)),
-    "architecture": ({"architecture": "pdp11"}, 400, ("architecture", "pdp11")),
+    "architecture": ({"source": {"type": "none"}, "architecture": "pdp11"}, 400, ("architecture", "pdp11")),
     "id map too large": (
         {"config": {"security.idmap.isolated": "true", "security.idmap.size": "99999999999"}},
         400,

@@ -155,7 +155,7 @@ def test_a_lease_of_dhcpv6_stands_in_nobodys_way(net: Daemon) -> None:
     python = ("nsenter", f"--target={pid}", "--net", "--", sys.executable, "-c", SOLICIT)
     subprocess.run([*python, config["volatile.eth0.hwaddr"]], check=True)
     file = net.dir / "networks/br/dnsmasq.leases"
-    assert " fd42:77::50 a " in file.read_text()
+    until(lambda: " fd42:77::50 a " in file.read_text())  # dnsmasq answers before it notes the lease
     state(net, "a", "stop")
     nic = net.get("/1.0/instances/a")["devices"]["eth0"]
     net.do("PATCH", "/1.0/instances/a", {"devices": {"eth0": nic | {"ipv6.address": "fd42:77::60"}}})

@@ -33,8 +33,8 @@ def test_marker_lifts_the_refusal() -> None:
 
 def test_a_slow_callback_is_reported() -> None:
     async def hold() -> None:
-        end = time.perf_counter() + 0.05
-        while time.perf_counter() < end:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
             pass
 
     with pytest.raises(guards.LoopBlocked, match="held the event loop"), guards.watch_loops(0.02):

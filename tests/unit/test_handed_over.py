@@ -11,14 +11,13 @@ from utsuwa.daemon.handed_over import take_socket
 
 
 @pytest.mark.parametrize(
-    ("pid", "count"),
-    [(1, "1"), (os.getpid(), "0"), (os.getpid(), ""), (os.getpid(), "many"), (os.getpid(), "-1")],
+    ("ours", "count"), [(False, "1"), (True, "0"), (True, ""), (True, "many"), (True, "-1")]
 )
 def test_what_is_for_another_process_is_not_taken(
-    monkeypatch: pytest.MonkeyPatch, pid: int, count: str
+    monkeypatch: pytest.MonkeyPatch, ours: bool, count: str
 ) -> None:
     """A program that systemd started may start a daemon in turn; programs of ours hear nothing of it."""
-    monkeypatch.setenv("LISTEN_PID", str(pid))
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid() if ours else 1))
     monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_FDNAMES", "x")
     assert take_socket(Path("/nowhere/unix.socket")) is None

@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.support import guards, images
+from tests.support import guards, images, isolation, workers
 from tests.support.daemon import Daemon
 from tests.support.postgres import PostgresServer
 from utsuwa.db.postgres import Postgres
 
-UNIT = Path(__file__).parent / "unit"
+UNIT, SYSTEM = (Path(__file__).parent / name for name in ("unit", "system"))
 collect_ignore = [] if "UTSUWA_STOCK_HOST" in os.environ else ["stock"]
 """The tests of a stock host run alone: `scripts/test --stock-host`."""
 
-settings.register_profile("many", max_examples=5000)
+# Tests share the processors with those of other workers, so no example has a deadline.
+settings.register_profile("usual", deadline=None)
+settings.load_profile("usual")
+settings.register_profile("many", max_examples=5000, deadline=None)
 """For a longer search: `scripts/test --hypothesis-profile=many --timeout=0 tests/unit`."""
 
 
+SHARED = pytest.StashKey[Path]()
+"""A folder that the workers of this run have in common."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "processes: a unit test that means to start real processes")
+    worker: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        config.stash[SHARED] = Path(worker["shared"])
+    else:
+        shared = config.stash[SHARED] = Path(tempfile.mkdtemp(prefix="utsuwa-tests-"))
+        config.add_cleanup(lambda: shutil.rmtree(shared))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, in the process that controls the workers."""
+    node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Waiting for a turn is no part of the test's time."""
+    with workers.turn(item.config.stash[SHARED], alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """System tests have a network and mounts of their own, before any of their fixtures begins."""
+    if item.path.is_relative_to(SYSTEM) and os.geteuid() == 0:
+        isolation.enter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -119,9 +154,10 @@ def postgres_template(postgres: PostgresServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> images.Image:
-    """Files of a busybox image, unified and split."""
-    return images.build_busybox(tmp_path_factory.mktemp("busybox"))
+def busybox_image(pytestconfig: pytest.Config) -> images.Image:
+    """Files of a busybox image, unified and split; the same for all workers, and not to be written to."""
+    folder = workers.once(pytestconfig.stash[SHARED], "busybox", images.build_busybox)
+    return images.busybox_in(folder)
 
 
 @pytest.fixture(scope="session")

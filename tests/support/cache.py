@@ -1,4 +1,4 @@
-"""What tests need and what takes long to make or to fetch: kept between runs."""
+"""What takes minutes to make and is kept between runs, in /var/cache/utsuwa-test or `$UTSUWA_TEST_CACHE`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.support.workers import lock
 
-def cached(name: str, made_of: list[bytes], make: Callable[[Path], object]) -> Path:
+
+def cached(name: str, made_of: Sequence[bytes], make: Callable[[Path], object]) -> Path:
     """The folder of that name, filled by `make` where nothing made of the same lies in the cache.
 
-    The cache is /var/cache/utsuwa-test or $UTSUWA_TEST_CACHE.
+    Only one process makes it; others wait. What was made of something else goes.
     """
     cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
+    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{name}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        for old in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
-            shutil.rmtree(old)
-        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
-        try:
-            make(fresh)
-            fresh.chmod(0o755)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with lock(cache / f"{name}.lock"):
+        if not folder.is_dir():
+            for old in cache.glob(f"{name}-{'[0-9a-f]' * 16}"):
+                shutil.rmtree(old)
+            fresh = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+            try:
+                make(fresh)
+                fresh.chmod(0o755)
+                fresh.rename(folder)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
     return folder

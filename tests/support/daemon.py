@@ -46,7 +46,8 @@ class Daemon:
     ) -> None:
         self.box = box
         self.before = leaks.HostState.now()
-        self.home = Path(tempfile.mkdtemp(prefix="ut-", dir=os.environ.get("UTSUWA_TEST_DIR", "/var/tmp")))
+        below = os.environ.get("UTSUWA_TEST_DIR", "/var/tmp")
+        self.home = Path(tempfile.mkdtemp(prefix=leaks.HOME_PREFIX, dir=below))
         self.home.chmod(0o711)  # the ids of containers pass through to their root file systems
         self.dir = self.home / "d"
         self.conf = self.home / "c"

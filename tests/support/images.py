@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import isolation
 from tests.support.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSYBOX = Path("/bin/busybox")
+UNIFIED, METADATA, ROOTFS = "busybox.tar.xz", "meta.tar.xz", "rootfs.squashfs"
 FOLDERS = ("bin", "dev", "etc", "home", "home/user", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
 
 # busybox's own default table spins on terminals that are not there.
@@ -40,20 +42,17 @@ def template(path: str, when: tuple[str, ...], file: str) -> dict[str, Any]:
 
 
 def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> Image:
-    """Write `busybox.tar.xz`, `meta.tar.xz` and `rootfs.squashfs` into the folder.
+    """Write the files of both forms into the folder.
 
     Images built from other `properties` have another fingerprint.
     """
     files = _busybox_files()
     meta = _metadata_files(properties or {})
-    unified = folder / "busybox.tar.xz"
-    with tarfile.open(unified, "w:xz", preset=1) as tar:
+    with tarfile.open(folder / UNIFIED, "w:xz", preset=1) as tar:
         _add(tar, meta)
         _add(tar, {"rootfs": None} | {f"rootfs/{path}": content for path, content in files.items()})
-    split = folder / "meta.tar.xz"
-    with tarfile.open(split, "w:xz", preset=1) as tar:
+    with tarfile.open(folder / METADATA, "w:xz", preset=1) as tar:
         _add(tar, meta)
-    rootfs = folder / "rootfs.squashfs"
     tree = io.BytesIO()
     with tarfile.open(fileobj=tree, mode="w") as tar:
         _add(tar, files)
@@ -61,7 +60,7 @@ def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> 
         [
             "mksquashfs",
             "-",
-            str(rootfs),
+            str(folder / ROOTFS),
             "-tar",
             "-exports",
             "-noappend",
@@ -76,7 +75,12 @@ def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> 
         capture_output=True,
         check=True,
     )
-    return Image(split, rootfs, unified)
+    return busybox_in(folder)
+
+
+def busybox_in(folder: Path) -> Image:
+    """What `build_busybox` has written there."""
+    return Image(folder / METADATA, folder / ROOTFS, folder / UNIFIED)
 
 
 def _busybox_files() -> dict[str, bytes | str | None]:
@@ -127,7 +131,9 @@ def debian() -> Image:
     script = ROOT / "scripts" / "build-debian-image"
 
     def build(folder: Path) -> None:
-        built = subprocess.run([str(script), str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
+        # its packages come over the host's network
+        command = [*isolation.host_prefix(), str(script), str(folder)]
+        built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
         assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
 
     folder = cached("debian", [script.read_bytes()], build)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.support import isolation
 from tests.support.cache import cached
 from tests.support.daemon import Daemon
 
@@ -18,7 +19,7 @@ def client() -> Path:
     """The program; fails with apt's words where that cannot get it."""
 
     def fetch(folder: Path) -> None:
-        command = [str(SCRIPT), str(folder), "incus-client"]
+        command = [*isolation.host_prefix(), str(SCRIPT), str(folder), "incus-client"]
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-4000:]
         for rest in ("apt", "packages"):

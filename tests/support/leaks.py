@@ -1,8 +1,9 @@
 """What a daemon may leave behind on the host, and how to find it.
 
-Everything that can be traced to the daemon by the name of its folder is searched for always. Network
-interfaces carry no such name: new ones count as leaks only while no other manager of containers runs on
-the machine, because then nobody else can have made them.
+Everything that can be traced to the daemon by the name of its folder is searched for always, so that tests
+beside each other do not see what is the others'. Network interfaces carry no such name: new ones count as
+leaks only while no other manager of containers runs in the same network namespace, because then nobody else
+can have made them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 PLACES = ("/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/lxc", "/var/log/lxc", "/var/cache/lxc", "/etc")
 LIBLXC_LOCKS = "/run/lxc/lock"
+HOME_PREFIX = "ut-"
+"""Of the folders of tests' daemons, into which no other daemon puts anything."""
 MANAGERS = ("utsuwa.daemon.main", "utsuwad", "lxd", "incusd")
 
 
@@ -113,11 +116,16 @@ def _link(path: Path) -> str:
 
 
 def _other_managers(token: str) -> bool:
-    """Whether another daemon that makes interfaces and tables runs on this machine."""
+    """Whether another daemon that makes interfaces and tables runs in this network namespace."""
+    own = _link(Path("/proc/self/ns/net"))
     for pid in _pids():
         here = Path("/proc", str(pid))
         words = [Path(w).name for w in _read(here / "cmdline").decode(errors="replace").split("\0")]
-        if any(word in MANAGERS for word in words[:3]) and token not in str(_read(here / "environ")):
+        if (
+            any(word in MANAGERS for word in words[:3])
+            and _link(here / "ns/net") == own
+            and token not in str(_read(here / "environ"))
+        ):
             return True
     return False
 
@@ -128,7 +136,8 @@ def _files_named(folder: Path) -> Iterator[str]:
         for top, folders, files in os.walk(place):
             named = [f"{top}/{name}" for name in (*folders, *files) if folder.name in name]
             yield from (path for path in named if path != str(folder) and not _is_empty_lock_folder(path))
-            folders[:] = [f for f in folders if folder.name not in f] if top.count("/") < 8 else []
+            deeper = [f for f in folders if folder.name not in f and not f.startswith(HOME_PREFIX)]
+            folders[:] = deeper if top.count("/") < 8 else []
 
 
 def _is_empty_lock_folder(path: str) -> bool:

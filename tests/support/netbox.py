@@ -13,13 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_SETUP = """
-ip link set lo up
-keep=$(mktemp -d) && mount -t tmpfs none "$keep" && mkdir "$keep/c" && mount --rbind /sys/fs/cgroup "$keep/c"
-mount -t sysfs sysfs /sys && mount --rbind "$keep/c" /sys/fs/cgroup && umount -l "$keep" && rmdir "$keep"
-echo ready
-exec sleep infinity
-"""
+from tests.support import isolation
+
+_SETUP = f"{isolation.SETUP}\necho ready\nexec sleep infinity\n"
 
 
 class NetBox:

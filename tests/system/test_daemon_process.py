@@ -146,6 +146,7 @@ def test_waitready_waits_for_a_daemon_that_comes(stopped_daemon: Daemon) -> None
         waiting.wait()
 
 
+@pytest.mark.alone
 def test_waitready_gives_up_in_time(stopped_daemon: Daemon) -> None:
     begin = time.monotonic()
     ended = utsuwad(stopped_daemon, "waitready", "--timeout", "1")
@@ -197,6 +198,7 @@ def test_sigpwr_stops_containers_sigterm_does_not(daemon: Daemon, busybox_image:
     wait_until_running(daemon, "c1")
 
 
+@pytest.mark.alone
 def test_it_ends_quickly_whoever_listens(bare_daemon: Daemon) -> None:
     idle = UnixConnection(bare_daemon.socket)
     idle.request("GET", "/")

@@ -119,6 +119,7 @@ def test_eth0_gets_its_address_by_dhcp(module_daemon: Daemon, tmp_path: Path) ->
         server.wait()
 
 
+@pytest.mark.alone
 def test_clean_stop_and_start(module_daemon: Daemon) -> None:
     begin = time.monotonic()
     module_daemon.lxc("stop", "deb", "--timeout", "30")

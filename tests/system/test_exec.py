@@ -265,6 +265,7 @@ async def test_the_usual_size_and_term(run: Run) -> None:
     assert await command.code() == 0
 
 
+@pytest.mark.alone
 async def test_background_processes_do_not_keep_a_terminal_open(run: Run) -> None:
     command = await run("sh", "-c", "trap '' HUP; sleep 72002 & echo hi", interactive=True)
     began = time.monotonic()

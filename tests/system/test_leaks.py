@@ -15,7 +15,7 @@ from tests.support.images import Image
 
 pytestmark = pytest.mark.root
 
-OWNER = "utsuwa-leaktest"
+OWNER = f"utsuwa-leaktest-{secrets.token_hex(4)}"
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def leftovers(tmp_path: Path, busybox_image: Image) -> Iterator[tuple[Path, leak
 
         do("mount", "-t", "tmpfs", "none", str(tmp_path / "m"), undo=("umount", str(tmp_path / "m")))
         do("nft", "add", "table", "inet", OWNER, undo=("nft", "delete", "table", "inet", OWNER))
+        do("ip", "link", "add", "left", "type", "bridge", undo=("ip", "link", "delete", "left"))
         loop = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True)
         stack.callback(subprocess.run, ["losetup", "-d", loop.stdout.strip()], check=True)
         cgroup.mkdir()
@@ -51,7 +52,15 @@ def leftovers(tmp_path: Path, busybox_image: Image) -> Iterator[tuple[Path, leak
 def test_every_kind_is_found(leftovers: tuple[Path, leaks.HostState]) -> None:
     folder, before = leftovers
     kinds = [line.split(":")[0] for line in leaks.find_leaks(folder, OWNER, before, patience=0)]
-    assert set(kinds) >= {"mount", "loop device", "process", "file outside", "cgroup", "firewall table"}
+    assert set(kinds) == {
+        "mount",
+        "loop device",
+        "process",
+        "file outside",
+        "cgroup",
+        "firewall table",
+        "network interface",
+    }
 
 
 def test_a_clean_host_has_none(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_processes(launch: Launch) -> None:
 # ---- CPU
 
 
+@pytest.mark.alone
 def test_time_in_each_period(launch: Launch) -> None:
     c1 = launch("c1", **{"cpu.allowance": "10ms/100ms"})
     c1.loops(2)
@@ -222,6 +223,7 @@ def test_time_in_each_period(launch: Launch) -> None:
     assert c1.throttled() == before
 
 
+@pytest.mark.alone
 def test_shares_of_a_cpu(launch: Launch) -> None:
     """Both are held to one CPU, so that they are in each other's way whatever else the host does."""
     one = launch("one", cpu="0-0", **{"cpu.allowance": "10%"})

@@ -346,6 +346,7 @@ def transfer(daemon: Daemon, name: str, gateway: str, size: int, *, out: bool) -
         return taken
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("way", ["out", "in"])
 def test_limits_hold_and_change_while_a_container_runs(net: Daemon, way: str) -> None:
     gateway = create(net, "br", ipv6_address="none")["config"]["ipv4.address"].split("/")[0]

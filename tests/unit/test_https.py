@@ -371,6 +371,7 @@ async def test_a_change_of_the_config_ends_the_tries(
 # ---- strangers
 
 
+@pytest.mark.alone
 async def test_garbage_and_silence_do_not_hold_a_place(context: ServerContext) -> None:
     async with listening(context, limits=QUICK) as listener:
         host, _, port = listener.address.rpartition(":")

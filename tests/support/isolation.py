@@ -1,0 +1,48 @@
+"""Network and mount namespaces for a process that runs system tests, so that such processes do not meet.
+
+Interfaces, firewall rules, ports, abstract unix sockets and mounts are then its own; cgroups and loop devices
+stay the machine's, and bear the name of the daemon that made them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+
+# The /sys from before shows the other network namespace's interfaces. The cgroups below it are carried over.
+SETUP = """
+ip link set lo up
+keep=$(mktemp -d) && mount -t tmpfs none "$keep" && mkdir "$keep/c" && mount --rbind /sys/fs/cgroup "$keep/c"
+mount -t sysfs sysfs /sys && mount --rbind "$keep/c" /sys/fs/cgroup && umount -l "$keep" && rmdir "$keep"
+"""
+_CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
+_host: list[int] = []
+"""Descriptors of the network and mount namespaces that the process began in, once it has left them."""
+
+
+def enter() -> None:
+    """Move the calling thread, and all that it starts from now on, into new namespaces.
+
+    Later calls change nothing. Raises OSError where it is not allowed.
+    """
+    if _host:
+        return
+    came_from = [
+        os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "mnt")
+    ]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"no namespaces of their own for the tests: {os.strerror(number)}")
+    _host[:] = came_from
+    setup = f"set -e; mount --make-rslave /{SETUP}"
+    subprocess.run(["sh", "-c", setup], check=True, stdin=subprocess.DEVNULL)
+
+
+def host_prefix() -> tuple[str, ...]:
+    """What to put before a command that needs the machine's own network and mounts."""
+    if not _host:
+        return ()
+    net, mnt = (f"/proc/{os.getpid()}/fd/{number}" for number in _host)
+    return ("nsenter", f"--net={net}", f"--mount={mnt}", "--")

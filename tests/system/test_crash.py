@@ -3,7 +3,8 @@
 Once at random instants, and once at chosen points of its work: before and after each transaction and
 each step of a storage driver. Variables of the environment:
 
-- `UTSUWA_CRASH_KILLS`: how many kills of either kind (0: of the second kind all that there are);
+- `UTSUWA_CRASH_KILLS`: how many kills at random instants;
+- `UTSUWA_CRASH_POINTS`: how many at chosen points (0: at all that there are), otherwise as many as above;
 - `UTSUWA_CRASH_SEED`: the seed of a run that failed, which is printed;
 - `UTSUWA_CRASH_ONLY`: the number of one random instant, to be repeated as often as there are kills;
 - `UTSUWA_CRASH_TABLE`: a file for the table of random instants, which is printed as well.
@@ -29,13 +30,14 @@ from tests.support.images import Image
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "12"))
+POINTS = int(os.environ.get("UTSUWA_CRASH_POINTS", KILLS))
 SEED = os.environ.get("UTSUWA_CRASH_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_CRASH_ONLY")
 TABLE = os.environ.get("UTSUWA_CRASH_TABLE")
 COMMANDS_SECONDS = 0.15
 """Within this time of being asked to run a command for long the daemon is killed."""
 # Runs inside the daemon: kills it when the number in a file has been counted down.
-POINTS = """
+PATCH = """
 import os
 from pathlib import Path
 
@@ -122,7 +124,7 @@ def world(busybox_image: Image, tmp_path: Path, points: Path) -> Iterator[World]
     assert extra is not None
     patch = tmp_path / "python"
     patch.mkdir()
-    (patch / "sitecustomize.py").write_text(POINTS)
+    (patch / "sitecustomize.py").write_text(PATCH)
     with boxed_daemon() as daemon:
         daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
         daemon.env |= {"PYTHONPATH": os.pathsep.join([str(patch), os.environ.get("PYTHONPATH", "")])}
@@ -209,13 +211,13 @@ def settle(world: World, step: Step) -> None:
 
 
 def test_kills_at_chosen_points(world: World, points: Path) -> None:
-    say(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_KILLS={KILLS}")
+    say(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_POINTS={POINTS}")
     names = [name for name in world.operations if name != "exec"]
-    each = max(KILLS // len(names), 1)
-    for name in names if KILLS == 0 else world.random.sample(names, min(KILLS, len(names))):
+    each = max(POINTS // len(names), 1)
+    for name in names if POINTS == 0 else world.random.sample(names, min(POINTS, len(names))):
         prepare = world.operations[name]
         count = passed(world, prepare(), points)
-        wanted = range(count) if not KILLS else sorted(world.random.sample(range(count), min(each, count)))
+        wanted = range(count) if not POINTS else sorted(world.random.sample(range(count), min(each, count)))
         for point in wanted:
             step = prepare()
             points.write_text(str(point))

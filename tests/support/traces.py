@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 from tests.support import leaks
 from tests.support.daemon import Daemon
+from tests.support.netbox import until
 
 PATIENCE = 3
 """Seconds for what goes by itself: a process that is just ending, a loop device."""
@@ -72,6 +73,8 @@ def nothing_changes(daemon: Daemon, *, but: str = "/nothing/") -> Iterator[None]
 
     Files with `but` in their path may change.
     """
+    # the note that an unpacked image is still on its way to the disk goes by itself
+    until(lambda: not any(daemon.dir.glob("storage-pools/*/images/*/unsynced")), seconds=60)
     before = Traces.of(daemon)
     yield
     deadline = time.monotonic() + PATIENCE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -379,6 +381,54 @@ async def test_a_websocket_needs_its_secret_and_a_websocket(server: Server) -> N
         assert (await socket.receive()).data == b"hello"
         found.cancel()
         assert (await socket.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+
+
+@pytest.mark.parametrize("how", ["cut", "close"])
+async def test_a_websocket_that_has_ended_leaves_nothing_to_the_garbage_collector(
+    server: Server, how: str
+) -> None:
+    """Each may have a megabyte in its buffers; the exceptions of its end must not keep it."""
+    operation = await started(server)
+    found = server.managers.operations.get(operation["id"])
+    secret = operation["metadata"]["fds"]["0"]
+    url = f"http://utsuwa{found.url}/websocket?secret={secret}"
+    gc.collect()
+    gc.disable()
+    try:
+        async with server.client.ws_connect(url) as socket:
+            other = weakref.ref(await found.websocket("0", 1))
+            await socket.send_bytes(b"x" * 100_000)
+            if how == "cut":
+                assert socket._conn is not None
+                assert socket._conn.transport is not None
+                socket._conn.transport.abort()
+        found.cancel()
+        await until(lambda: other() is None)
+    finally:
+        gc.enable()
+
+
+async def test_a_websocket_with_much_to_send_lets_others_run(server: Server) -> None:
+    """Else it would not learn that its client has gone, and write on to a connection that is closed."""
+    operation = await started(server)
+    found = server.managers.operations.get(operation["id"])
+    secret = operation["metadata"]["fds"]["0"]
+    async with server.client.ws_connect(f"http://utsuwa{found.url}/websocket?secret={secret}"):
+        socket = await found.websocket("0", 1)
+        rounds = 0
+
+        async def count() -> None:
+            nonlocal rounds
+            while True:
+                rounds += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for _ in range(50):
+            await socket.send_bytes(b"x")
+        counting.cancel()
+        assert rounds >= 49
+        found.cancel()
 
 
 async def until(condition: Callable[[], bool]) -> None:

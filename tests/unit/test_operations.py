@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -264,3 +266,67 @@ async def test_work_knows_its_operation_and_its_requestor(operations: Operations
     assert seen[0] is operation
     assert seen[1] == actor.requestor
     assert current_requestor() is None
+
+
+async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
+    """It stays visible for a while, which must not hold the memory of its clients' websockets."""
+
+    class Socket:
+        pass
+
+    async def run(operation: Operation) -> None:
+        await operation.websocket("0")
+
+    operation = start(operations, run, kind="websocket", websockets=["0", "control"])
+    socket = Socket()
+    gone = weakref.ref(socket)
+    operation.connect(operation.claim(operation.secrets["0"]), cast(Any, socket))
+    del socket
+    gc.disable()
+    try:
+        assert await operation.wait(1)
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_websocket_that_comes_after_the_end_is_nobodys(operations: Operations) -> None:
+    operation = start(operations, nothing, kind="websocket", websockets=["0"])
+    name = operation.claim(operation.secrets["0"])
+    assert await operation.wait(1)
+    operation.connect(name, cast(Any, object()))
+    assert operation.status == "Success"
+
+
+async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operations: Operations) -> None:
+    told: list[bool] = []
+
+    async def run(operation: Operation) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append(module.given_up())
+
+    first = start(operations, run, may_cancel=True)
+    await asyncio.sleep(0)
+    first.cancel()
+    await first.wait(1)
+    start(operations, run, may_cancel=True)
+    await asyncio.sleep(0)
+    await operations.stop()
+    assert told == [True, False]
+
+
+async def test_work_may_come_to_a_point_of_no_return(operations: Operations) -> None:
+    async def run(operation: Operation) -> None:
+        module.no_way_back()
+        await asyncio.Event().wait()
+
+    operation = start(operations, run, may_cancel=True)
+    assert operation.record().may_cancel
+    await asyncio.sleep(0)
+    assert not operation.record().may_cancel
+    with pytest.raises(InvalidRequest, match="cannot be cancelled"):
+        operation.cancel()
+    await operations.stop()

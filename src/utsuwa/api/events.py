@@ -8,7 +8,7 @@ import contextlib
 from aiohttp import WSCloseCode, web
 
 from utsuwa.api.http import Raw, Request, Result, Route
-from utsuwa.api.operations import websocket_response
+from utsuwa.api.websockets import WebSocket, websocket_response
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.operations.events import EVENT_TYPES, Subscription
 from utsuwa.security.authorization import may_see
@@ -47,14 +47,16 @@ async def listen(request: Request) -> Result:
                 pass  # listeners have nothing to say; reading notices when they go
         finally:
             sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                await sender
+            await asyncio.wait([sender])
     return Raw(socket)
 
 
-async def _send(events: Subscription, socket: web.WebSocketResponse) -> None:
-    async for text in events:
-        await socket.send_frame(text, web.WSMsgType.TEXT)
+async def _send(events: Subscription, socket: WebSocket) -> None:
+    try:
+        async for text in events:
+            await socket.send_frame(text, web.WSMsgType.TEXT)
+    except ConnectionError:  # the listener has gone
+        return
     code = WSCloseCode.TRY_AGAIN_LATER if events.overflowed else WSCloseCode.GOING_AWAY
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

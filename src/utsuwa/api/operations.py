@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
-
 from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync
+from utsuwa.api.websockets import websocket_response
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
 from utsuwa.wire import operations as wire
-
-_MAX_MESSAGE = 4 * 2**20
-"""Bytes of one websocket message; clients send theirs in much smaller ones."""
-
-
-def websocket_response(request: Request) -> web.WebSocketResponse:
-    """A websocket to `prepare`; InvalidRequest where the client does not speak that."""
-    socket = web.WebSocketResponse(max_msg_size=_MAX_MESSAGE, compress=False)
-    try:
-        ready = bool(socket.can_prepare(request.raw))
-    except ValueError:  # aiohttp's own, where a header that it looks at is not even text
-        ready = False
-    if not ready:
-        raise InvalidRequest("This URL wants a websocket")
-    return socket
 
 
 def _visible(request: Request, operation: Operation) -> bool:

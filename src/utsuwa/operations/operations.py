@@ -43,6 +43,19 @@ current: ContextVar[Operation | None] = ContextVar("current_operation", default=
 """The operation whose `run` we are in, where there is one."""
 
 
+def no_way_back() -> None:
+    """From here on the operation that we are in, if any, cannot be cancelled by clients."""
+    operation = current.get()
+    if operation is not None:
+        operation.may_cancel = False
+
+
+def given_up() -> bool:
+    """Whether a client has cancelled the operation that we are in; the daemon's end may be another reason."""
+    operation = current.get()
+    return operation is not None and operation.given_up
+
+
 class _Socket:
     """One websocket that an operation waits for."""
 
@@ -51,6 +64,12 @@ class _Socket:
         self.secret = secrets.token_hex(32)
         self.taken = False
         self.connected: asyncio.Future[web.WebSocketResponse] = asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        """Nobody waits for it any more; an ended operation does not keep a connection's memory."""
+        self.connected.cancel()
+        self.connected = asyncio.get_running_loop().create_future()
+        self.connected.cancel()
 
 
 class Operation:
@@ -76,6 +95,8 @@ class Operation:
         self.resources = {name: list(urls) for name, urls in resources.items()}
         self.metadata = dict(metadata or {})
         self.may_cancel = may_cancel
+        self.given_up = False
+        """Whether a client has cancelled it."""
         self.requestor = requestor or current_requestor()
         self.created_at = self.updated_at = clock.now()
         self.error = ""
@@ -161,6 +182,7 @@ class Operation:
             raise InvalidRequest("The operation has already ended")
         if not self.may_cancel or self._task is None:
             raise InvalidRequest("This operation cannot be cancelled")
+        self.given_up = True
         self._task.cancel()
 
     async def websocket(self, name: str, timeout: float | None = 30) -> web.WebSocketResponse:  # noqa: ASYNC109
@@ -185,8 +207,9 @@ class Operation:
         raise Forbidden("not authorized")
 
     def connect(self, name: str, socket: web.WebSocketResponse) -> None:
-        """Hand over the connected socket of a claimed name."""
-        self._sockets[name].connected.set_result(socket)
+        """Hand over the connected socket of a claimed name; one that comes after the end is nobody's."""
+        if not self.ended:
+            self._sockets[name].connected.set_result(socket)
 
     def knows_secret(self, secret: str) -> bool:
         """Whether `secret` is the operation's own (`metadata.secret`) or one of its websockets'."""
@@ -233,8 +256,8 @@ class Operation:
                 self.error = INTERNAL_ERROR
                 log.error("operation failed: %s", self.description, exc_info=error)
         for socket in self._sockets.values():
-            if not socket.connected.done():
-                socket.connected.cancel()
+            socket.end()
+        self._task = None  # its context refers to this operation
         self._ended.set()
         self._set_status(status)
         self._manager.ended(self)

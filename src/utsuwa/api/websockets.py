@@ -1,0 +1,58 @@
+"""Websockets to clients: limits, fairness and the memory of their connections in one place."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import WSCloseCode, web
+
+from utsuwa.api.http import Request
+from utsuwa.core.errors import InvalidRequest
+
+_MAX_MESSAGE = 4 * 2**20
+"""Bytes of one websocket message; clients send theirs in much smaller ones."""
+
+
+class WebSocket(web.WebSocketResponse):
+    """A websocket to `prepare`, send to and receive from."""
+
+    def __init__(self) -> None:
+        super().__init__(max_msg_size=_MAX_MESSAGE, compress=False)
+
+    async def send_frame(self, message: bytes, opcode: web.WSMsgType, compress: int | None = None) -> None:
+        """As the base class, and let the event loop run.
+
+        A sender that always has more at hand would never learn that its client has gone: uvloop's TLS
+        transport reports that in the loop's next round only, and drops all that is written until then.
+        """
+        await super().send_frame(message, opcode, compress)
+        await asyncio.sleep(0)
+
+    async def send_bytes(self, data: bytes, compress: int | None = None) -> None:
+        await self.send_frame(data, web.WSMsgType.BINARY, compress)
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """As the base class, with the memory of the connection given back at once.
+
+        The exception that the base class keeps refers to this object by its traceback: such a cycle, with
+        buffers of up to a megabyte, would wait for the garbage collector.
+        """
+        try:
+            return await super().close(code=code, message=message, drain=drain)
+        finally:
+            error = self.exception()
+            while error is not None:
+                error.__traceback__ = None
+                error = error.__context__
+
+
+def websocket_response(request: Request) -> WebSocket:
+    """A websocket to `prepare`; InvalidRequest where the client does not speak that."""
+    socket = WebSocket()
+    try:
+        ready = bool(socket.can_prepare(request.raw))
+    except ValueError:  # aiohttp's own, where a header that it looks at is not even text
+        ready = False
+    if not ready:
+        raise InvalidRequest("This URL wants a websocket")
+    return socket

@@ -118,3 +118,24 @@ def test_bad_requests(shared_daemon: Daemon, c1: str) -> None:
     assert "'vga'" in error
     assert post(shared_daemon, width="wide")[0] == 400
     assert shared_daemon.api("POST", "/1.0/instances/none/console", {}).status == 404
+
+
+def test_a_console_that_nothing_in_the_container_has_open_stays(shared_daemon: Daemon, busybox: str) -> None:
+    shared_daemon.lxc("launch", busybox, "c1")
+    with subprocess.Popen(
+        command("console", "c1"),
+        env=environment(shared_daemon),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as client:
+        try:
+            assert client.stdout is not None
+            until(lambda: "Showing console" in str(shared_daemon.get("/1.0/operations?recursion=1")))
+            said = b""
+            for word in (b"one", b"two"):
+                while word not in said:
+                    shared_daemon.lxc("exec", "c1", "--", "sh", "-c", f"echo {word.decode()} >/dev/console")
+                    said += os.read(client.stdout.fileno(), 4096)
+                    assert client.poll() is None
+        finally:
+            client.kill()

@@ -235,6 +235,15 @@ async def test_a_client_that_has_read_one_stream_to_its_end_may_close_it(run: Ru
     assert await command.code() == 3
 
 
+async def test_a_command_may_close_all_its_streams(run: Run) -> None:
+    """The `lxc` client cuts its connections once all output has ended, and waits for the exit code."""
+    command = await run("sh", "-c", "exec <&- >&- 2>&-; sleep 0.5; exit 5")
+    assert await command.read("1") == await command.read("2") == b""
+    for name in ("0", "1", "2"):
+        command.cut(name)
+    assert await command.code() == 5
+
+
 # ---- terminals
 
 
@@ -274,6 +283,44 @@ async def test_background_processes_do_not_keep_a_terminal_open(run: Run) -> Non
     assert time.monotonic() - began < 3
     for pid in sleeping("72002"):
         os.kill(int(pid), signal.SIGKILL)
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has worked."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def test_a_command_may_let_go_of_its_terminal(run: Run, module_daemon: Daemon) -> None:
+    """It runs on, and its exit code arrives; the daemon does not spin meanwhile."""
+    command = await run("sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 1; exit 6", interactive=True)
+    before = processor_time(module_daemon.pid)
+    assert await command.read("0") == b""
+    assert processor_time(module_daemon.pid) - before < 0.5
+    assert await command.code() == 6
+
+
+@pytest.mark.parametrize("terminal", ["$(tty)", "/dev/tty"])
+async def test_a_terminal_may_be_opened_again(run: Run, terminal: str) -> None:
+    script = (
+        f"T={terminal}; exec </dev/null >/dev/null 2>&1; sleep 0.3; "
+        "exec <$T >$T 2>&1; echo ready; read x; echo got $x; exit 7"
+    )
+    command = await run("sh", "-c", script, interactive=True)
+    said = b""
+    while b"ready" not in said:
+        said += (await command.sockets["0"].receive()).data
+    await command.sockets["0"].send_bytes(b"typed\n")
+    assert b"got typed\r\n" in await command.read("0")
+    assert await command.code() == 7
+
+
+async def test_a_client_that_goes_ends_a_command_without_its_terminal(run: Run) -> None:
+    command = await run("sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 72008", interactive=True)
+    await until(lambda: sleeping("72008"))
+    command.cut("0")
+    assert await command.code() == 128 + signal.SIGKILL
+    await until(lambda: not sleeping("72008"))
 
 
 async def test_ctrl_c(run: Run) -> None:

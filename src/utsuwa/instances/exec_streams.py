@@ -193,8 +193,9 @@ class Conversation:
             case WSMsgType.TEXT:
                 return message.data.encode() or None
             case _:
-                self._check_orderly(socket)
-                return None
+                if not self._finished.issuperset(self._outputs):
+                    self._check_orderly(socket)
+                return None  # once all output has ended, clients cut the connection of the input
 
     async def _watch(self, name: str) -> None:
         """Notice that the client leaves a stream before its end; what it may say is not looked at."""

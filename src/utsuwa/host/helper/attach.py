@@ -53,6 +53,9 @@ class Command:
         self.uid = int(spec["uid"])
         self.gid = int(spec["gid"])
         self.terminal: dict[str, int] | None = spec["terminal"]
+        self.slave = -1
+        """The terminal's slave, kept open until the command ends: a command may let go of its terminal, and
+        open it again by its name. A pty that nobody has open would look like one whose users are all gone."""
         self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec.get("rlimits", ())]
         self._allow_rlimits()
         self._worker = os.pidfd_open(os.getpid())
@@ -166,6 +169,11 @@ class Command:
         """In the worker, once the process is there."""
         os.close(self._tell_failure)
 
+    def let_go_of_terminal(self) -> None:
+        if self.slave >= 0:
+            os.close(self.slave)
+            self.slave = -1
+
     def why_not_executed(self) -> int | None:
         """The errno where the command could not be executed; asked after the process has ended."""
         os.set_blocking(self.failure, False)
@@ -234,6 +242,7 @@ def follow(reply: socket.socket, pid: int, command: Command) -> None:
             break
         _send_signal(pidfd, int(message.get("signal", 0)))
     _pid, status = os.waitpid(pid, 0)
+    command.let_go_of_terminal()  # before its end is told: only background processes keep it open from now on
     ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.why_not_executed()}
     try:
         protocol.send(reply, ended)

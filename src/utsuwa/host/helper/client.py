@@ -257,6 +257,11 @@ class Helper:
         except HostError as error:
             raise InvalidConfig(f"Invalid liblxc configuration: {error.message}") from error
 
+    async def config(self, conf: Path, keys: Sequence[str]) -> list[str]:
+        """The values of some keys of a config file, in liblxc's own spelling."""
+        values: list[str] = await self._ask("config", conf=str(conf), keys=list(keys))
+        return values
+
     async def freeze(self, name: str, lxcpath: Path, conf: Path | None = None) -> None:
         await self._freeze(name, lxcpath, conf, frozen=True)
 

@@ -83,6 +83,7 @@ class _Log(ctypes.Structure):
 _BOOL_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER)
 _INT_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
 _STATE_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_char_p, _POINTER)
+_GET_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 _SET_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER, ctypes.c_char_p, ctypes.c_char_p)
 _LOAD_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_bool, _POINTER, ctypes.c_char_p)
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
@@ -97,6 +98,7 @@ _ATTACH_FUNCTION = ctypes.CFUNCTYPE(
 _CONSOLE_FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int, _POINTER, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)
 )
+_LONGEST_VALUE = 4096
 _CONSOLE = 0
 """The number of `/dev/console` among a container's terminals."""
 
@@ -164,6 +166,14 @@ class Container:
     def set_config(self, key: str, value: str) -> None:
         if not _SET_FUNCTION(self._members.set_config_item)(self._pointer, key.encode(), value.encode()):
             raise LiblxcError(f"{key} cannot be set")
+
+    def config(self, key: str) -> str:
+        """A value of the loaded configuration as liblxc spells it: signals are numbers, 0 for none."""
+        value = ctypes.create_string_buffer(_LONGEST_VALUE)
+        get = _GET_FUNCTION(self._members.get_config_item)
+        if get(self._pointer, key.encode(), value, _LONGEST_VALUE) < 0:
+            raise LiblxcError(f"{key} cannot be read")
+        return value.value.decode()
 
     def freeze(self) -> None:
         if not _BOOL_FUNCTION(self._members.freeze)(self._pointer):

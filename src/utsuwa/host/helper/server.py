@@ -168,6 +168,11 @@ class Worker:
         container.load_config(request["conf"])
         protocol.send(reply, {"ok": None})
 
+    def config(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+        container = self._liblxc.container("read", "/nonexistent")
+        container.load_config(request["conf"])
+        protocol.send(reply, {"ok": [container.config(key) for key in request["keys"]]})
+
     def freeze(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         # liblxc refuses a handle without any configuration, though it asks the monitor for all it needs.
@@ -199,8 +204,8 @@ class Worker:
         command = Command(request)
         master: list[int] = []
         if command.terminal:
-            pty, slave = open_terminal(container, command.terminal)
-            master, fds = [pty], [slave, slave, slave]
+            pty, command.slave = open_terminal(container, command.terminal)
+            master, fds = [pty], [command.slave] * 3
         if request["learn"]:
             command.hold()
         pid = container.attach(
@@ -210,7 +215,7 @@ class Worker:
         if request["learn"]:
             answer["learned"] = learn(pid) if command.held() else None
             command.release()
-        self._follow(reply, answer, command, {*fds}, master)
+        self._follow(reply, answer, command, {*fds} - {command.slave}, master)
 
     def enter(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         """As `attach`, by what was learned then; the last descriptor is a pidfd of the container's init."""
@@ -244,6 +249,7 @@ Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
 _OPERATIONS: dict[str, Operation] = {
     "attach": Worker.attach,
     "check_config": Worker.check_config,
+    "config": Worker.config,
     "console": Worker.console,
     "enter": Worker.enter,
     "freeze": Worker.freeze,

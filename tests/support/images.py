@@ -83,6 +83,16 @@ def busybox_in(folder: Path) -> Image:
     return Image(folder / METADATA, folder / ROOTFS, folder / UNIFIED)
 
 
+def build_with_init(folder: Path, name: str, init: str) -> Path:
+    """Write `NAME.tar`, a unified busybox image whose /sbin/init is the script `init`."""
+    files = {f"rootfs/{path}": content for path, content in _busybox_files().items()}
+    unified = folder / f"{name}.tar"
+    with tarfile.open(unified, "w") as tar:
+        _add(tar, _metadata_files({"name": name}))
+        _add(tar, {"rootfs": None} | files | {"rootfs/sbin/init": init.encode()})
+    return unified
+
+
 def _busybox_files() -> dict[str, bytes | str | None]:
     """Path to content: bytes for a file, str for a symlink's target, None for a folder."""
     applets = subprocess.run([str(BUSYBOX), "--list-full"], capture_output=True, check=True, text=True)

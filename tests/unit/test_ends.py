@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,9 +16,10 @@ from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.locks import NamedLocks
 from utsuwa.host.pidfds import Process
-from utsuwa.instances import end, shutdown, stop
+from utsuwa.instances import end, shutdown, signals, stop
 from utsuwa.instances.end import Sequel
-from utsuwa.instances.model import Running, RuntimeTable
+from utsuwa.instances.manager import InstanceManager
+from utsuwa.instances.model import Comeback, Running, RuntimeTable
 
 NOBODY = 2**22 + 1
 """No process has an id that large."""
@@ -38,8 +39,8 @@ def a_running(name: str = "c1", **config: str) -> Running:
         ((), "reboot", True, Sequel.REBOOT),
         (("forced",), "reboot", False, Sequel.STOPPED),
         (("forced",), "reboot", True, Sequel.DELETE),
-        (("restarting",), "stop", True, Sequel.BACK),
-        (("restarting", "forced"), "", False, Sequel.BACK),
+        (("comeback",), "stop", True, Sequel.BACK),
+        (("comeback", "forced"), "", False, Sequel.BACK),
         (("keep_power",), "reboot", False, Sequel.BACK),
         (("keep_power",), "stop", True, Sequel.BACK),
     ],
@@ -47,7 +48,7 @@ def a_running(name: str = "c1", **config: str) -> Running:
 def test_what_follows(flags: tuple[str, ...], target: str, ephemeral: bool, expected: Sequel) -> None:
     running = a_running()
     for flag in flags:
-        setattr(running, flag, True)
+        setattr(running, flag, Comeback() if flag == "comeback" else True)
     assert end.sequel(running, target, ephemeral=ephemeral) is expected
 
 
@@ -59,7 +60,7 @@ def test_nothing_is_noted_before_a_sequel_is_complete() -> None:
 
 
 def test_an_init_that_has_just_ended_is_asked_to_stop_without_a_fault() -> None:
-    assert stop.heard_signal(NOBODY) == signal.SIGPWR
+    assert signals.heard_signal(NOBODY) == signal.SIGPWR
 
 
 async def test_a_process_that_is_gone_gets_no_signal() -> None:
@@ -158,3 +159,39 @@ async def test_one_that_cannot_be_stopped_keeps_no_other(monkeypatch: pytest.Mon
     async with asyncio.timeout(2):
         await shutdown.shutdown_all(ctx, force=False)
     assert ctx.runtime.all() == [stuck]
+
+
+async def test_a_stop_waits_for_a_reboot_that_it_comes_into_and_keeps_it_from_starting() -> None:
+    """Between an end and the start that follows, the instance is not among the running ones."""
+    ctx = SimpleNamespace(runtime=RuntimeTable(), locks=NamedLocks())
+    manager = InstanceManager(cast(Any, ctx), cast(Any, None))
+    key = ("default", "c1")
+    started = False
+
+    async def reboot() -> None:
+        nonlocal started
+        with ctx.runtime.coming_back(key) as comeback:
+            await asyncio.sleep(0.05)
+            async with ctx.locks.hold("instance", *key):
+                started = not comeback.abandoned
+
+    rebooting = asyncio.create_task(reboot())
+    await asyncio.sleep(0)
+    await manager.stop(*key, force=True, seconds=-1)
+    await asyncio.wait_for(rebooting, 0.01)
+    assert not started
+    assert not ctx.runtime.abandon(key)
+    with pytest.raises(InvalidRequest, match="already stopped"):
+        await manager.stop(*key, force=True, seconds=-1)
+
+
+def test_a_later_restart_is_not_abandoned_with_an_earlier_one() -> None:
+    runtime, key = RuntimeTable(), ("default", "c1")
+    with runtime.coming_back(key) as first:
+        assert runtime.abandon(key) == [first]
+        assert not runtime.comes_back(key)
+        with runtime.coming_back(key) as second:
+            assert runtime.comes_back(key)
+            assert (first.abandoned, second.abandoned) == (True, False)
+    assert second.over.is_set()
+    assert not runtime.comes_back(key)

@@ -18,7 +18,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
-from utsuwa.instances import create, device_steps, end, stop, update
+from utsuwa.instances import create, device_steps, end, signals, update
 from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status, find_root_disk
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
@@ -307,7 +307,10 @@ def test_the_signal_that_an_init_hears(setting: str, heard: int | None) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"set\n"
-        assert stop.heard_signal(process.pid) == heard
+        assert signals.heard_signal(process.pid) == heard
+        wanted = signals.heard_signal(process.pid, signal.SIGPWR)
+        assert wanted == (heard if heard == signal.SIGPWR else None)
+        assert signals.heard_signal(process.pid, signal.SIGKILL) == signal.SIGKILL
 
 
 async def test_a_lock_of_one_instance_keeps_no_other() -> None:

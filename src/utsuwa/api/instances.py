@@ -59,6 +59,7 @@ def _run(
     work: Callable[[], Awaitable[None]],
     *,
     containers: bool = True,
+    may_cancel: bool = False,
 ) -> Background:
     async def run(operation: Operation) -> None:
         await work()
@@ -69,6 +70,7 @@ def _run(
             description=description,
             run=run,
             resources=_resources(*names, containers=containers),
+            may_cancel=may_cancel,
             requestor=request.requestor,
         )
     )
@@ -140,7 +142,19 @@ async def change_all_states(request: Request) -> Result:
         if problems:
             raise InvalidRequest("; ".join(problems))
 
-    return _run(request, _DESCRIPTIONS[body.action], names, change, containers=False)
+    return _run(
+        request,
+        _DESCRIPTIONS[body.action],
+        names,
+        change,
+        containers=False,
+        may_cancel=_may_cancel(body),
+    )
+
+
+def _may_cancel(body: InstanceStatePut) -> bool:
+    """Waiting for a container to stop by itself can take long, and can be given up."""
+    return body.action in ("stop", "restart") and not body.force
 
 
 def _told(name: str, error: BaseException) -> str:
@@ -225,6 +239,7 @@ async def put_state(request: Request) -> Result:
         [name],
         lambda: manager.change_state(request.project, name, body),
         containers=False,
+        may_cancel=_may_cancel(body),
     )
 
 

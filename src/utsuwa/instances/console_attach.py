@@ -47,7 +47,8 @@ class ConsoleManager:
         before = self._sessions.get((target.project, target.name))
         if before in self._connected and not request.force:
             raise Conflict(
-                f"The console of {target.name!r} is in use by another session: detach that one, or use force"
+                f"The console of {target.name!r} is in use by another session: detach that one, or take it "
+                f"over with `utsuwa console --force {target.name}`"
             )
 
         async def run(operation: Operation) -> None:

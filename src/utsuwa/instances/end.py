@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from utsuwa.core.errors import NotFound, UtsuwaError
 from utsuwa.host import lxc
 from utsuwa.instances import confinement, cpu_balance, device_steps, identity, orphans
 from utsuwa.instances.context import Context, load
-from utsuwa.instances.model import Loaded, Running, RuntimePaths
+from utsuwa.instances.model import Comeback, Loaded, Running, RuntimePaths
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ MONITOR_GRACE = 10.0
 STOP_GRACE = 10.0
 """Seconds that what follows an end gets to undo itself when the daemon stops."""
 
-After = Callable[[Loaded], Awaitable[None]]
-"""What follows an end: a start (reboot) or a deletion (ephemeral)."""
+Reboot = Callable[[Loaded, Comeback], Awaitable[None]]
+Delete = Callable[[Loaded], Awaitable[None]]
 
 
 class Sequel(Enum):
@@ -60,7 +61,7 @@ _NOTED: Mapping[Sequel, Mapping[str, str | None]] = {
 class Watch:
     """Waits for containers to end. `reboot` and `delete` are the verbs that may follow."""
 
-    def __init__(self, ctx: Context, reboot: After, delete: After) -> None:
+    def __init__(self, ctx: Context, reboot: Reboot, delete: Delete) -> None:
         self._ctx = ctx
         self._reboot = reboot
         self._delete = delete
@@ -82,19 +83,22 @@ class Watch:
             await asyncio.wait(tasks, timeout=STOP_GRACE)
 
     async def _follow(self, running: Running) -> None:
-        try:
-            await orphans.wait_for_end(running)
-            instance, follows = await self._clean(running)
-        except Exception:
-            log.exception("cleaning up after instance %r failed", running.name)
-            self._ctx.runtime.remove(running)
-            instance, follows = None, Sequel.STOPPED
-        running.ended.set()
-        if follows is not Sequel.DELETE:
-            running.settled.set()
-        if instance is not None:
-            self._tell(follows, running)
-            await self._try(self._carry_out(follows, instance))
+        comeback: Comeback | None = None
+        with ExitStack() as stack:
+            try:
+                await orphans.wait_for_end(running)
+                comeback = stack.enter_context(self._ctx.runtime.coming_back(running.key))
+                instance, follows = await self._clean(running)
+            except Exception:
+                log.exception("cleaning up after instance %r failed", running.name)
+                self._ctx.runtime.remove(running)
+                instance, follows = None, Sequel.STOPPED
+            running.ended.set()
+            if follows is not Sequel.DELETE:
+                running.settled.set()
+            if instance is not None and comeback is not None:
+                self._tell(follows, running)
+                await self._try(self._carry_out(follows, instance, comeback))
         running.settled.set()
 
     async def _wait_for_monitor(self, running: Running) -> None:
@@ -132,6 +136,7 @@ class Watch:
                 await orphans.remove_cgroups(ctx, running.storage_name)
             target = read_target(paths)
             follows = sequel(running, target, ephemeral=instance.row.ephemeral)
+            running.noted_as_stopped = follows is not Sequel.BACK
             if isinstance(cleaned, UtsuwaError):  # its end is noted all the same; the next start tries again
                 log.error("not all of instance %r is taken away: %s", running.name, cleaned)
             elif cleaned is not None:
@@ -142,14 +147,14 @@ class Watch:
 
     def _tell(self, follows: Sequel, running: Running) -> None:
         """At once, so that nothing else is heard of the instance before."""
-        if follows is not Sequel.REBOOT and not running.restarting:
+        if follows is not Sequel.REBOOT and (follows is not Sequel.BACK or running.comeback is None):
             self._ctx.lifecycle("stopped" if running.forced else "shutdown", *running.key)
 
-    async def _carry_out(self, follows: Sequel, instance: Loaded) -> None:
+    async def _carry_out(self, follows: Sequel, instance: Loaded, comeback: Comeback) -> None:
         await cpu_balance.try_to_rebalance(self._ctx)
         if follows is Sequel.DELETE:
             await self._delete(instance)
-        elif follows is Sequel.REBOOT and not await self._try(self._reboot(instance)):
+        elif follows is Sequel.REBOOT and not await self._try(self._reboot(instance, comeback)):
             await note_stopped(self._ctx, *instance.key)
 
     async def _try(self, follow: Awaitable[None]) -> bool:
@@ -166,6 +171,18 @@ async def note_boot(ctx: Context, running: Running, boot_id: str | None) -> None
     cannot any more. The boot's id takes that back where the container has not ended.
     """
     await ctx.patch_config(running.row_id, {"volatile.last_state.boot_id": boot_id})
+
+
+async def not_restarted(ctx: Context, running: Running, comeback: Comeback) -> None:
+    """A restart has failed or was cancelled before its container had ended: what it noted is taken back."""
+    if running.comeback is comeback:
+        running.comeback = None
+    async with ctx.locks.hold("instance", *running.key):
+        if ctx.runtime.get(running.key) is running:
+            if running.comeback is None:
+                await note_boot(ctx, running, ctx.boot_id)
+            return
+    await note_stopped(ctx, *running.key)  # it ended after all, just then
 
 
 async def note_stopped(ctx: Context, project: str, name: str) -> None:

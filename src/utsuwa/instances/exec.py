@@ -201,7 +201,7 @@ def _check_running(target: ExecTarget) -> None:
     if not target.running:
         raise InvalidRequest("Instance is not running")
     if target.frozen:
-        raise InvalidRequest("Instance is frozen: resume it first")
+        raise InvalidRequest(f"Instance is frozen: `utsuwa start {target.name}` resumes it")
 
 
 def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:

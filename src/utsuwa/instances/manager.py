@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from utsuwa.core.errors import InvalidRequest
+import contextlib
+
+from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.host.link_events import LinkEvents
@@ -24,7 +26,8 @@ from utsuwa.instances.autostart import Autostart
 from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.end import Watch
 from utsuwa.instances.exec import ExecTarget
-from utsuwa.instances.model import Loaded
+from utsuwa.instances.model import Comeback, Loaded
+from utsuwa.operations import operations
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
@@ -143,8 +146,7 @@ class InstanceManager:
             case "start":
                 await self.start(project, name)
             case "stop":
-                await self._autostart.forget(project, name)
-                await stop.stop(self._ctx, project, name, force=request.force, seconds=request.timeout)
+                await self.stop(project, name, force=request.force, seconds=request.timeout)
             case "restart":
                 await self.restart(project, name, force=request.force, seconds=request.timeout)
             case "freeze":
@@ -164,27 +166,69 @@ class InstanceManager:
         self._autostart.started(project, name)
         self._ctx.lifecycle("started", project, name)
 
-    async def restart(self, project: str, name: str, *, force: bool, seconds: float) -> None:
-        running = stop.running(self._ctx, project, name)
-        await start.check_again(self._ctx, project, name)
-        running.restarting = True
-        await end.note_boot(self._ctx, running, None)
-        try:
+    async def stop(self, project: str, name: str, *, force: bool, seconds: float) -> None:
+        """Stop a container, also one that is just starting, or is to start again: it stays stopped."""
+        key = (project, name)
+        await self._autostart.forget(project, name)
+        comebacks = self._ctx.runtime.abandon(key)
+        if self._ctx.runtime.get(key) is None:
+            async with self._ctx.locks.hold("instance", *key):
+                pass  # a start under way has come to its end
+        if self._ctx.runtime.get(key) is not None or not comebacks:
             await stop.stop(self._ctx, project, name, force=force, seconds=seconds)
-        except Exception:
-            running.restarting = False
-            await end.note_boot(self._ctx, running, self._ctx.boot_id)
-            raise
-        try:
-            await start.start(self._ctx, self._watch, project, name)
-        except Exception:
-            await end.note_stopped(self._ctx, project, name)
-            raise
+        for comeback in comebacks:
+            await comeback.over.wait()
+
+    async def restart(self, project: str, name: str, *, force: bool, seconds: float) -> None:
+        """Stop a container and start it again, unless somebody stops it meanwhile (NotStartedAgain).
+
+        Where it does not stop, or a client cancels this before it has, it runs on as if nothing had been
+        asked. A restart that the daemon's end cuts off is completed by the next one.
+        """
+        stop.running(self._ctx, project, name)
+        await start.check_again(self._ctx, project, name)
+        running = stop.running(self._ctx, project, name)
+        if running.forced:  # by somebody who wants it to end
+            raise InvalidRequest(f"The instance {name!r} is being stopped: start it when it has ended")
+        self._ctx.runtime.abandon(running.key)  # an earlier restart gives way
+        with self._ctx.runtime.coming_back(running.key) as comeback:
+            running.comeback = comeback
+            try:
+                await end.note_boot(self._ctx, running, None)
+                await stop.stop(self._ctx, project, name, force=force, seconds=seconds, reboot=True)
+            except BaseException as error:
+                if isinstance(error, Exception) or operations.given_up():
+                    await end.not_restarted(self._ctx, running, comeback)
+                raise
+            operations.no_way_back()
+            try:
+                await start.start(self._ctx, self._watch, project, name, comeback)
+            except start.NotStartedAgain:
+                if not running.noted_as_stopped:
+                    await self._stay_stopped(running.key)
+                raise
+            except Exception:
+                await end.note_stopped(self._ctx, project, name)
+                raise
         self._ctx.lifecycle("restarted", project, name)
 
-    async def _reboot(self, instance: Loaded) -> None:
-        await start.start(self._ctx, self._watch, instance.project, instance.name)
+    async def _reboot(self, instance: Loaded, comeback: Comeback) -> None:
+        try:
+            await start.start(self._ctx, self._watch, instance.project, instance.name, comeback)
+        except start.NotStartedAgain:
+            await self._stay_stopped(instance.key)
+            return
         self._ctx.lifecycle("restarted", instance.project, instance.name)
+
+    async def _stay_stopped(self, key: tuple[str, str]) -> None:
+        """A container that was to come back was stopped by somebody else: as any that is stopped, it goes
+        where it is ephemeral. By a later restart it comes back all the same."""
+        if self._ctx.runtime.comes_back(key):
+            return
+        await end.note_stopped(self._ctx, *key)
+        with contextlib.suppress(NotFound, InvalidRequest):  # gone, or started by now
+            if (await load(self._ctx, *key)).row.ephemeral:
+                await delete.delete(self._ctx, *key)
 
     async def _delete_ephemeral(self, instance: Loaded) -> None:
         await delete.delete(self._ctx, instance.project, instance.name)

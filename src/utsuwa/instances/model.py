@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -90,6 +91,16 @@ def find_root_disk(devices: Mapping[str, Mapping[str, str]]) -> tuple[str, Mappi
     return found[0]
 
 
+class Comeback:
+    """A container that is to start again once it has ended: by a restart, or by a reboot from inside."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        """Whether somebody has stopped it since: it stays stopped."""
+        self.over = asyncio.Event()
+        """Set when it runs again, or will not any more."""
+
+
 @dataclass
 class Running:
     """A container that runs: what the daemon holds of it, found again after a restart."""
@@ -112,8 +123,10 @@ class Running:
     frozen: bool = False
     forced: bool = False
     """Whether the stop under way was forced: a reboot that it meets is not followed."""
-    restarting: bool = False
-    """Whether whoever stops it will start it again: neither `stopped` events nor an ephemeral's end."""
+    comeback: Comeback | None = None
+    """The restart under way, where there is one."""
+    noted_as_stopped: bool = True
+    """Whether its end was stored and told as one that nothing follows."""
     keep_power: bool = False
     """Whether the last power state stays RUNNING: the host goes down, not the user's instance."""
     hastened: asyncio.Future[None] | None = None
@@ -134,6 +147,11 @@ class Running:
         # Lines of its own for liblxc may concern attached processes in ways that cannot be read back.
         self.way = None if self.config.get("raw.lxc") else Way(self.init)
         self.cpu_limit = self.config.get("limits.cpu", "")
+
+    @property
+    def restarting(self) -> bool:
+        """Whether whoever stops it will start it again: neither `stopped` events nor an ephemeral's end."""
+        return self.comeback is not None and not self.comeback.abandoned
 
     def release(self) -> None:
         """Let go of the processes, which have ended or run on without the daemon."""
@@ -166,6 +184,7 @@ class RuntimeTable:
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], Running] = {}
+        self._comebacks: dict[tuple[str, str], list[Comeback]] = {}
 
     def get(self, key: tuple[str, str]) -> Running | None:
         return self._running.get(key)
@@ -183,6 +202,30 @@ class RuntimeTable:
 
     def all(self) -> list[Running]:
         return list(self._running.values())
+
+    @contextmanager
+    def coming_back(self, key: tuple[str, str]) -> Iterator[Comeback]:
+        """As long as this lasts, what stops the instance can keep it from coming back."""
+        comeback = Comeback()
+        expected = self._comebacks.setdefault(key, [])
+        expected.append(comeback)
+        try:
+            yield comeback
+        finally:
+            expected.remove(comeback)
+            if not expected:
+                del self._comebacks[key]
+            comeback.over.set()
+
+    def comes_back(self, key: tuple[str, str]) -> bool:
+        return any(not comeback.abandoned for comeback in self._comebacks.get(key, ()))
+
+    def abandon(self, key: tuple[str, str]) -> list[Comeback]:
+        """Keep the instance from coming back; gives what was under way, to be waited for."""
+        comebacks = list(self._comebacks.get(key, ()))
+        for comeback in comebacks:
+            comeback.abandoned = True
+        return comebacks
 
 
 def not_found(name: str) -> NotFound:

@@ -31,17 +31,31 @@ from utsuwa.instances import (
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.create import check_by_liblxc, check_whole
 from utsuwa.instances.end import Watch, read_target
-from utsuwa.instances.model import Loaded, Running, RuntimePaths
+from utsuwa.instances.model import Comeback, Loaded, Running, RuntimePaths
 
 
-async def start(ctx: Context, watch: Watch, project: str, name: str) -> None:
+class NotStartedAgain(UtsuwaError):
+    """The container was stopped by somebody else while it was to come back."""
+
+    key = "not-started-again"
+    status = 400
+
+
+async def start(
+    ctx: Context, watch: Watch, project: str, name: str, comeback: Comeback | None = None
+) -> None:
     """Start a stopped container and watch it from then on.
 
     Raises InvalidRequest where it runs already, InvalidConfig or NotFound for what its settings name
-    in vain, StartFailed with liblxc's reason; what was prepared is taken away again.
+    in vain, StartFailed with liblxc's reason; what was prepared is taken away again. NotStartedAgain
+    where `comeback`, to which the start belongs, was abandoned.
     """
     cgroup_moves.warm_soon()
     async with ctx.locks.hold("instance", project, name):
+        if comeback is not None and comeback.abandoned:
+            raise NotStartedAgain(
+                f"Another request stopped the instance {name!r}: this one does not start it again"
+            )
         instance = check_whole(await load(ctx, project, name))
         if ctx.runtime.get(instance.key) is not None:
             raise InvalidRequest(f"The instance {name!r} is already running")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import signal
-from pathlib import Path
 
-from utsuwa.core.errors import InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.errors import HostError, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.host import cgroup_moves
-from utsuwa.instances import device_steps
+from utsuwa.instances import device_steps, signals
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Running, not_found
+
+log = logging.getLogger(__name__)
 
 CLEAN_STOP_LIMIT = 600.0
 """Seconds that a clean stop without a time limit of its own waits: LXD's bound."""
@@ -18,9 +21,8 @@ KILL_GRACE = 30.0
 """Seconds from SIGKILL until the container must be gone."""
 LAST_MOMENT = 0.02
 """Seconds that a container which is to be killed may live on while its interfaces are taken away."""
-_LISTEN_ROUNDS = 100
-_LISTEN_DELAY = 0.02
-"""Seconds between two looks at whether an init listens: for two seconds in all."""
+STOP_SIGNAL_GRACE = 5.0
+"""Seconds that a container which has a signal of its own for a forced stop gets to end by it."""
 
 
 class NotStoppedInTime(UtsuwaError):
@@ -38,37 +40,69 @@ def running(ctx: Context, project: str, name: str) -> Running:
     return found
 
 
-async def stop(ctx: Context, project: str, name: str, *, force: bool, seconds: float) -> None:
+async def stop(
+    ctx: Context, project: str, name: str, *, force: bool, seconds: float, reboot: bool = False
+) -> None:
     """Stop a container and wait until everything of it is cleaned away, an ephemeral one deleted.
 
     Cleanly it gets `seconds` (none: up to CLEAN_STOP_LIMIT) and raises NotStoppedInTime, the
-    container still running; forced it is killed.
+    container still running; forced it is killed. One that is to come back (`reboot`) may have a signal
+    of its own for that. Cancelled while it waits, nothing more is done to the container.
     """
     container = running(ctx, project, name)
     if force:
         await kill(ctx, container)
         return
+    _check_thawed(container)
+    wanted = await signals.configured(ctx, container, *(("reboot", "halt") if reboot else ("halt",)))
+    number = await signals.ask_to_end(container, wanted)
     async with ctx.locks.hold("instance", project, name):
         if ctx.runtime.get((project, name)) is not container:
             return
-        if container.frozen:
-            raise InvalidRequest(f"The instance {name!r} is frozen: unfreeze it first, or stop it with force")
-        container.init.send_signal(await _halt_signal(container.init_pid))
+        _check_thawed(container)
+        container.init.send_signal(number)
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
     except TimeoutError:
         raise NotStoppedInTime(
-            f"The instance {name!r} did not stop in time: look at its console, or stop it with force"
+            f"The instance {name!r} did not stop in time: look at its console "
+            f"(`utsuwa console --show-log {name}`), or stop it with `utsuwa stop --force {name}`"
         ) from None
     await container.settled.wait()
 
 
+def _check_thawed(container: Running) -> None:
+    if container.frozen:
+        raise InvalidRequest(
+            f"The instance {container.name!r} is frozen: resume it with `utsuwa start {container.name}`, or "
+            f"stop it as it is with `utsuwa stop --force {container.name}`"
+        )
+
+
 async def kill(ctx: Context, container: Running) -> None:
-    """Kill a container's init, and with it all of its processes; waits for the end."""
+    """Kill a container's init, and with it all of its processes; waits for the end.
+
+    A `lxc.signal.stop` of its own configuration is tried before.
+    """
     container.forced = True
     if container.frozen:
         await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
         container.frozen = False
+    try:
+        number = await signals.configured(ctx, container, "stop")
+    except HostError as error:
+        log.warning("the stop signal of instance %r cannot be told: %s", container.name, error)
+        number = None
+    if number not in (None, signal.SIGKILL):
+        container.init.send_signal(number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(container.ended.wait(), STOP_SIGNAL_GRACE)
+    if not container.ended.is_set():
+        await _kill_now(ctx, container)
+    await container.settled.wait()
+
+
+async def _kill_now(ctx: Context, container: Running) -> None:
     await _send_kill(ctx, container)
     async with cgroup_moves.kept_warm():  # not before: the kernel lets nobody kill by cgroup meanwhile
         try:
@@ -78,7 +112,6 @@ async def kill(ctx: Context, container: Running) -> None:
                 f"The instance {container.name!r} was killed, but its processes do not end: "
                 "the host may hang on a disk or a network file system"
             ) from None
-    await container.settled.wait()
 
 
 async def _send_kill(ctx: Context, container: Running) -> None:
@@ -107,36 +140,6 @@ async def _hasten(ctx: Context, container: Running) -> None:
         return
     host = device_steps.host_of(ctx.paths, instance, container.idmap)
     await device_steps.killed_all(device_steps.with_devices(host, container.devices))
-
-
-async def _halt_signal(init_pid: int) -> int:
-    """The signal that asks an init to halt; one that has just been started may still need a moment.
-
-    The kernel drops what an init does not listen to, and its container would not stop at all.
-    """
-    for _ in range(_LISTEN_ROUNDS):
-        heard = await asyncio.to_thread(heard_signal, init_pid)
-        if heard is not None:
-            return heard
-        await asyncio.sleep(_LISTEN_DELAY)
-    return signal.SIGPWR
-
-
-def heard_signal(init_pid: int) -> int | None:
-    """SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor; SIGPWR for all others.
-
-    None where init listens to neither yet.
-    """
-    try:
-        status = Path(f"/proc/{init_pid}/status").read_text()
-    except OSError:  # it has just ended by itself
-        return signal.SIGPWR
-    masks = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith("Sig"))
-    blocked, caught = int(masks["SigBlk"], 16), int(masks["SigCgt"], 16)
-    systemd = signal.SIGRTMIN + 3
-    if blocked >> (systemd - 1) & 1:
-        return systemd
-    return signal.SIGPWR if (blocked | caught) >> (signal.SIGPWR - 1) & 1 else None
 
 
 async def freeze(ctx: Context, project: str, name: str) -> None:

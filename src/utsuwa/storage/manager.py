@@ -399,10 +399,15 @@ class StorageManager:
         await self._sweep(pool, driver, known)
 
     def _driver(self, pool: str) -> Driver:
-        if pool not in self._drivers:
-            raise NotFound(f"Storage pool {pool!r} not found")
+        driver = self._driver_of_any(pool)
         if pool not in self._mounted:
             raise self._unavailable(pool)
+        return driver
+
+    def _driver_of_any(self, pool: str) -> Driver:
+        """Whether the pool is available or not. Raises NotFound, also where its row cannot be read."""
+        if pool not in self._drivers:
+            raise NotFound(f"Storage pool {pool!r} not found")
         return self._drivers[pool]
 
     def _unavailable(self, pool: str) -> Unavailable:
@@ -548,9 +553,9 @@ class StorageManager:
     async def unmount_instance(self, pool: str, stored: str) -> None:
         """Unmount an instance's rootfs; does nothing where it is not mounted.
 
-        It may be mounted although its pool is not available any more.
+        It may be mounted although its pool is not available any more. Raises NotFound (pool).
         """
-        driver = self._drivers[pool]
+        driver = self._driver_of_any(pool)
         async with self._locks.hold("volume", pool, stored):
             await _finished(driver.unmount_instance, stored)
 

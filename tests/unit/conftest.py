@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
 from utsuwa.db.postgres import Postgres
 from utsuwa.db.sqlite import Sqlite
+from utsuwa.db.transaction import Transaction
 
 ENGINES = ("sqlite", "postgres")
 
@@ -25,6 +26,18 @@ def prepared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     engine = Sqlite(tmp_path_factory.mktemp("prepared") / "utsuwa.db")
     engine.prepare()
     return engine
+
+
+@pytest.fixture
+def tx(prepared_engine: Engine) -> Iterator[Transaction]:
+    """A transaction that is undone after the test."""
+    connection = prepared_engine.connect(read_only=False)
+    try:
+        prepared_engine.begin(connection, read_only=False)
+        yield Transaction(connection)
+        connection.rollback()
+    finally:
+        connection.close()
 
 
 @pytest.fixture(params=ENGINES)

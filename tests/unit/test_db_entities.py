@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -27,6 +30,7 @@ from utsuwa.db import (
     images,
     instances,
     networks,
+    nics,
     profiles,
     projects,
     rows,
@@ -35,11 +39,11 @@ from utsuwa.db import (
     storage_volumes,
 )
 from utsuwa.db.certificates import CertificateRow
-from utsuwa.db.engine import Engine
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.nics import NicsRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.storage_volumes import VolumeRow
@@ -64,15 +68,8 @@ class CountedTransaction(Transaction):
 
 
 @pytest.fixture
-def tx(prepared_engine: Engine) -> Iterator[CountedTransaction]:
-    """A transaction that is undone after the test."""
-    connection = prepared_engine.connect(read_only=False)
-    try:
-        prepared_engine.begin(connection, read_only=False)
-        yield CountedTransaction(connection)
-        connection.rollback()
-    finally:
-        connection.close()
+def tx(tx: Transaction) -> CountedTransaction:
+    return CountedTransaction(tx.connection)
 
 
 @contextmanager
@@ -265,6 +262,7 @@ def test_instances_that_are_not_there(tx: Transaction) -> None:
 def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None:
     def load_everything() -> None:
         instances.get_all(tx, None)
+        nics.get_all(tx)
         profiles.get_all(tx, "default")
         profiles.used_by(tx, "default", None)
         projects.get_all(tx)
@@ -294,6 +292,43 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
     tx.statements = 0
     load_everything()
     assert tx.statements == before > 0
+
+
+# ---- nics
+
+_DEVICE = st.sampled_from(("nic", "none", "disk")).map(lambda kind: {"type": kind})
+_DEVICES = st.dictionaries(st.sampled_from(("eth0", "eth1", "x")), _DEVICE, max_size=3)
+
+
+def test_the_nics_of_an_instance(tx: Transaction) -> None:
+    profiles.insert(tx, ProfileRow(0, "default", "lan", devices={"eth0": {"type": "nic", "network": "br0"}}))
+    profiles.insert(tx, ProfileRow(0, "default", "disks", devices={"x": {"type": "disk", "path": "/x"}}))
+    config = {"volatile.eth0.hwaddr": "00:16:3e:00:00:01", "volatile.eth0.host_name": "veth1", "user.x": "1"}
+    instances.insert(tx, instance("b", profiles=["lan", "disks"], config=config))
+    instances.insert(tx, instance("a", profiles=["lan"], devices={"eth0": {"type": "none"}}))
+    instances.insert(tx, instance("c", devices={"p": {"type": "nic", "nictype": "p2p"}}, state="deleting"))
+    instances.insert(tx, instance("d", profiles=["disks"]))
+    del config["user.x"]
+    assert nics.get_all(tx) == [
+        NicsRow("default", "b", {"eth0": {"type": "nic", "network": "br0"}}, config),
+        NicsRow("default", "c", {"p": {"type": "nic", "nictype": "p2p"}}, {}),
+    ]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_DEVICES, max_size=3), _DEVICES)
+def test_a_nic_is_there_unless_something_above_it_has_its_name(
+    tx: Transaction, layers: list[dict[str, dict[str, str]]], own: dict[str, dict[str, str]]
+) -> None:
+    undone = tx.connection.begin_nested()
+    names = [f"p{number}" for number in range(len(layers))]
+    for name, devices in zip(names, layers, strict=True):
+        profiles.insert(tx, ProfileRow(0, "default", name, devices=devices))
+    instances.insert(tx, instance(profiles=names, devices=own))
+    merged = dict(ChainMap(own, *reversed(layers)))
+    wanted = {name: device for name, device in merged.items() if device["type"] == "nic"}
+    assert [row.devices for row in nics.get_all(tx)] == ([wanted] if wanted else [])
+    undone.rollback()
 
 
 # ---- profiles

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import profiles as profile_rows
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.networks.ports import Port, all_ports, check_port, check_unmanaged
 from utsuwa.networks.settings import BridgeSettings, settings
 
@@ -39,7 +42,7 @@ def bridge(**keys: str) -> BridgeSettings:
     return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
 
 
-def test_all_ports() -> None:
+def test_all_ports(tx: Transaction) -> None:
     profiles = [
         ProfileRow(0, "default", "lan", devices={"eth0": NIC, "root": {"type": "disk", "path": "/"}}),
         ProfileRow(0, "default", "fast", devices={"eth0": NIC | {"network": "br1"}}),
@@ -51,7 +54,11 @@ def test_all_ports() -> None:
         instance("c", [], devices={"p": {"type": "nic", "nictype": "p2p", "parent": "y"}}),
         instance("d", ["lan"], devices={"eth0": NIC | {"ipv4.address": "10.1.2.9"}}),
     ]
-    assert all_ports(rows, profiles) == [
+    for profile in profiles:
+        profile_rows.insert(tx, profile)
+    for row in rows:
+        instance_rows.insert(tx, row)
+    assert all_ports(tx) == [
         Port("default", "a", "x", "host0", False, "00:16:3e:0a:00:00", "", ""),
         Port("default", "b", "eth0", "br1", True, "00:16:3e:00:00:01", "", ""),
         Port("default", "d", "eth0", "br0", True, "", "10.1.2.9", ""),

@@ -25,7 +25,7 @@ from utsuwa.db.schema import (
 )
 from utsuwa.db.transaction import Prepared, Transaction
 
-_DEVICES = rows.DeviceTables(
+DEVICES = rows.DeviceTables(
     instances_devices, instances_devices_config, owner="instance_id", device="instance_device_id"
 )
 _SOURCE = instances.join(projects, projects.c.id == instances.c.project_id)
@@ -79,7 +79,7 @@ def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
         .where(
             instances.c.state == codes.STATES["ready"],
             rows.has_word(instances.c.architecture, codes.ARCHITECTURES),
-            instances.c.id.not_in(rows.owners_of_unknown(_DEVICES)),
+            instances.c.id.not_in(rows.owners_of_unknown(DEVICES)),
             instances.c.id.not_in(_with_unknown_profiles()),
         )
         .order_by(projects.c.name, instances.c.name)
@@ -109,7 +109,7 @@ def insert(tx: Transaction, row: InstanceRow) -> int:
     with rows.unique(f"Instance {row.name!r} already exists"):
         instance_id = tx.insert(instances, values)
     rows.insert_config(tx, instances_config, "instance_id", instance_id, row.config)
-    rows.insert_devices(tx, _DEVICES, instance_id, row.devices)
+    rows.insert_devices(tx, DEVICES, instance_id, row.devices)
     _insert_profiles(tx, owner, instance_id, row.profiles)
     return instance_id
 
@@ -126,7 +126,7 @@ def update(tx: Transaction, row: InstanceRow) -> None:
     if owner is None:
         raise NotFound(_NOT_FOUND)
     rows.replace_config(tx, instances_config, "instance_id", row.id, row.config)
-    rows.replace_devices(tx, _DEVICES, row.id, row.devices)
+    rows.replace_devices(tx, DEVICES, row.id, row.devices)
     tx.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
     _insert_profiles(tx, owner, row.id, row.profiles)
 
@@ -213,7 +213,7 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
             .order_by(projects.c.name, instances.c.name)
         ),
         config=Prepared(rows.config_query(instances_config, "instance_id", owners)),
-        devices=Prepared(rows.devices_query(_DEVICES, owners)),
+        devices=Prepared(rows.devices_query(DEVICES, DEVICES.devices.c[DEVICES.owner].in_(owners))),
         profiles=Prepared(
             sa.select(instances_profiles.c.instance_id, profiles.c.name)
             .join(profiles, profiles.c.id == instances_profiles.c.profile_id)

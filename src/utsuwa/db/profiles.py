@@ -147,7 +147,7 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
             .order_by(projects.c.name, profiles.c.name)
         ),
         config=Prepared(rows.config_query(profiles_config, "profile_id", owners)),
-        devices=Prepared(rows.devices_query(DEVICES, owners)),
+        devices=Prepared(rows.devices_query(DEVICES, DEVICES.devices.c[DEVICES.owner].in_(owners))),
     )
 
 

@@ -78,12 +78,12 @@ def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
     A row for each owner in place of each key: the driver gives up Python's lock for every row.
     """
     column = table.c[owner]
-    return sa.select(column, _json_config(table)).where(column.in_(owners)).group_by(column)
+    return sa.select(column, json_config(table)).where(column.in_(owners)).group_by(column)
 
 
 def configs(found: Iterable[tuple[int, str]]) -> defaultdict[int, Config]:
     """What `config_query` gave, by the owner's id."""
-    return defaultdict(dict, {owner_id: _read_config(text) for owner_id, text in found})
+    return defaultdict(dict, {owner_id: read_config(text) for owner_id, text in found})
 
 
 def load_config(tx: Transaction, table: sa.Table, owner: str, owners: Owners) -> defaultdict[int, Config]:
@@ -117,14 +117,13 @@ def patch_config(
     insert_config(tx, table, owner, owner_id, {key: value for key, value in changes.items() if value})
 
 
-def devices_query(tables: DeviceTables, owners: Owners) -> sa.Select[Any]:
-    """The devices of every owner, by name: the owner's id, name, type's number, and config as JSON."""
+def devices_query(tables: DeviceTables, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Devices by name: the owner's id, name, type's number, and config as the text of a JSON object."""
     devices, config = tables.devices, tables.config
-    owner = devices.c[tables.owner]
     return (
-        sa.select(owner, devices.c.name, devices.c.type, _json_config(config))
+        sa.select(devices.c[tables.owner], devices.c.name, devices.c.type, json_config(config))
         .select_from(devices.outerjoin(config, config.c[tables.device] == devices.c.id))
-        .where(owner.in_(owners))
+        .where(where)
         .group_by(devices.c.id)
         .order_by(devices.c.name)
     )
@@ -153,7 +152,7 @@ def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> DevicesByOw
             all_devices.unreadable[owner_id] = error
             device = {"type": codes.UNKNOWN}
         if config:
-            device.update(_read_config(config))
+            device.update(read_config(config))
         all_devices[owner_id][name] = device
     return all_devices
 
@@ -189,13 +188,18 @@ def _json_in_postgresql(function: _JsonObject, compiler: SQLCompiler, **options:
     return f"json_object_agg({key}, {value} ORDER BY {key})"
 
 
-def _json_config(table: sa.Table) -> sa.ColumnElement[str]:
+def json_config(table: sa.Table) -> sa.ColumnElement[str]:
     """Keys and values of a group, as text that is sorted by key; NULL where it has none."""
     pairs = _JsonObject(table.c.key, sa.func.coalesce(table.c.value, ""))
     return sa.cast(pairs.filter(table.c.key.is_not(None)), sa.Text)
 
 
-_read_config = msgspec.json.Decoder(dict[str, str]).decode
+_decode_config = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def read_config(text: str | None) -> Config:
+    """What `json_config` gave; None stands for no keys."""
+    return {} if text is None else _decode_config(text)
 
 
 def insert_devices(

@@ -28,15 +28,11 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
-from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
-from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db.codes import HALF_MADE, UNKNOWN, unreadable
 from utsuwa.db.database import Database
-from utsuwa.db.instances import InstanceRow
 from utsuwa.db.networks import NetworkRow
-from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host import bridges, ip_switches
 from utsuwa.host.link_events import LinkEvents
@@ -456,10 +452,7 @@ class NetworkManager:
         return settings(row.name, row.config, self._owner)
 
     async def _ports(self) -> list[Port]:
-        def fetch(tx: Transaction) -> tuple[list[InstanceRow], list[ProfileRow]]:
-            return instance_rows.get_all(tx, None), profile_rows.get_all(tx, None)
-
-        return all_ports(*await self._database.read("all ports", fetch))
+        return await self._database.read("all ports", all_ports)
 
     async def _row(self, project: str, name: str) -> NetworkRow:
         def fetch(tx: Transaction) -> NetworkRow:

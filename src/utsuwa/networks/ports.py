@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.names import storage_name
-from utsuwa.db.instances import InstanceRow
-from utsuwa.db.profiles import ProfileRow
+from utsuwa.db import nics
+from utsuwa.db.transaction import Transaction
 from utsuwa.networks.dnsmasq import Host, host_file
 from utsuwa.networks.settings import BridgeSettings, Family
 from utsuwa.networks.subnets import Address
@@ -88,16 +88,13 @@ def routes_of(device: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(str(ipaddress.ip_network(part)) for part in parts if part)
 
 
-def all_ports(instances: Iterable[InstanceRow], profiles: Iterable[ProfileRow]) -> list[Port]:
+def all_ports(tx: Transaction) -> list[Port]:
     """The ports of all instances, by project, instance and device."""
-    known = {(profile.project, profile.name): profile for profile in profiles}
-    found: list[Port] = []
-    for row in instances:
-        devices: dict[str, Mapping[str, str]] = {}
-        for name in row.profiles:
-            devices.update(known[row.project, name].devices)
-        devices.update(row.devices)
-        found += ports_of(row.project, row.name, devices, row.config)
+    found = [
+        port
+        for row in nics.get_all(tx)
+        for port in ports_of(row.project, row.instance, row.devices, row.config)
+    ]
     return sorted(found, key=lambda port: (port.project, port.instance, port.device))
 
 

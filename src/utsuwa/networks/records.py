@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utsuwa.core.urls import object_url
-from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.profiles import ProfileRow
@@ -81,7 +80,7 @@ def uses(tx: Transaction) -> dict[str, list[str]]:
     """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
     profiles = profile_rows.get_all(tx, None)
     found: dict[str, list[str]] = {}
-    for port in all_ports(instance_rows.get_all(tx, None), profiles):
+    for port in all_ports(tx):
         url = object_url("instances", port.instance, project=port.project)
         if url not in found.setdefault(port.bridge, []):
             found[port.bridge].append(url)

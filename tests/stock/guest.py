@@ -486,6 +486,13 @@ def setfacl() -> str:
     return made.out
 
 
+@check("files: setfacl works on what the image brought and nothing has changed")
+def setfacl_on_image() -> str:
+    made = inside("first", "setfacl -m u:1234:rx /opt /usr/bin/env && getfacl -np /opt /usr/bin/env")
+    expect(made.out.count("user:1234:r-x") == 2, made)
+    return made.out
+
+
 @check("files: an ACL set inside is unshifted on disk")
 def setfacl_on_disk() -> str:
     raw = os.getxattr(_on_disk("srv/shared"), ACL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from tests.support.api import request
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.netbox import until
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.root
@@ -141,10 +141,7 @@ def test_a_daemon_that_starts_without_its_database_waits_for_it(
     remote_daemon.stop()
     own_server.stop()
     remote_daemon.start(wait=False)
-    deadline = time.monotonic() + 30
-    while not remote_daemon.socket.exists():
-        assert time.monotonic() < deadline, remote_daemon.log_tail()
-        time.sleep(0.02)
+    until(remote_daemon.socket.exists, 30)
     away = request(remote_daemon.socket, "GET", "/1.0")
     assert away.status == 503
     assert "cannot be reached" in away.error
@@ -159,10 +156,7 @@ def test_a_daemon_that_waits_for_its_database_ends_when_told(
     remote_daemon.stop()
     own_server.stop()
     remote_daemon.start(wait=False)
-    deadline = time.monotonic() + 30
-    while not remote_daemon.socket.exists():
-        assert time.monotonic() < deadline, remote_daemon.log_tail()
-        time.sleep(0.02)
+    until(remote_daemon.socket.exists, 30)
     assert remote_daemon.stop() == 1
     assert "told to end before the database was there" in remote_daemon.log_tail()
     assert not remote_daemon.socket.exists()

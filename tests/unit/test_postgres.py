@@ -92,9 +92,8 @@ def test_an_encoding_that_cannot_hold_all_text_is_refused(postgres: PostgresServ
         Postgres(url.replace(url.split("/")[3].split("?")[0], "latin")).prepare()
 
 
-async def test_a_transaction_in_the_way_of_another_is_run_again(engine: Postgres) -> None:
+async def test_a_transaction_in_the_way_of_another_is_run_again(database: Database) -> None:
     """The first one has read what the second one changes before the first one writes."""
-    database = await Database.open(engine)
     begun, go_on = threading.Event(), threading.Event()
     runs: list[str] = []
 
@@ -115,12 +114,12 @@ async def test_a_transaction_in_the_way_of_another_is_run_again(engine: Postgres
     assert runs == ["Default Utsuwa project", "theirs"]
     query = sa.select(schema.projects.c.description)
     assert (await database.read("test", Transaction.execute, query)).scalar_one() == "theirs, then mine"
-    await database.close()
 
 
-async def test_conflicts_that_do_not_end_are_told(engine: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_conflicts_that_do_not_end_are_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(session, "_LONGEST_PAUSE", 0.001)
-    database = await Database.open(engine)
     runs = []
 
     def conflict(tx: Transaction) -> None:
@@ -131,44 +130,36 @@ async def test_conflicts_that_do_not_end_are_told(engine: Postgres, monkeypatch:
         await database.write("test", conflict)
     assert len(runs) == session._CONFLICTS + 1
     assert await _values(database) == {}
-    await database.close()
 
 
-async def test_a_prepared_query_sees_what_was_stored_since_the_last_one(engine: Postgres) -> None:
+async def test_a_prepared_query_sees_what_was_stored_since_the_last_one(database: Database) -> None:
     """It goes past SQLAlchemy, and its transaction ends all the same."""
-    database = await Database.open(engine)
-    for _ in range(engine.readers):
+    for _ in range(database.engine.readers):
         assert [row.description for row in await database.read("test", profiles.get_all, None)] != ["new"]
     (row,) = await database.read("test", profiles.get_all, None)
     await database.write("test", profiles.update, replace(row, description="new"))
-    for _ in range(engine.readers):
+    for _ in range(database.engine.readers):
         assert [row.description for row in await database.read("test", profiles.get_all, None)] == ["new"]
-    await database.close()
 
 
-async def test_two_that_insert_the_same_key_at_once_both_get_through(engine: Postgres) -> None:
+async def test_two_that_insert_the_same_key_at_once_both_get_through(database: Database) -> None:
     """Neither sees the other's row, and one breaks the uniqueness that both keep: it is run again."""
-    database = await Database.open(engine)
     await asyncio.gather(*[_store(database, str(n)) for n in range(10)])
     assert (await _values(database)).keys() == {"user.a"}
-    await database.close()
 
 
 async def test_connections_that_were_cut_while_idle_are_made_anew(
-    postgres: PostgresServer, engine: Postgres
+    postgres: PostgresServer, database: Database
 ) -> None:
-    database = await Database.open(engine)
     for n in range(3):
         await asyncio.to_thread(_cut_all, postgres)
         await _store(database, str(n))
         assert await _values(database) == {"user.a": str(n)}
-    await database.close()
 
 
 async def test_a_connection_that_is_cut_before_the_end_has_its_transaction_run_again(
-    postgres: PostgresServer, engine: Postgres
+    postgres: PostgresServer, database: Database
 ) -> None:
-    database = await Database.open(engine)
     runs = []
 
     def change(tx: Transaction) -> None:
@@ -181,14 +172,12 @@ async def test_a_connection_that_is_cut_before_the_end_has_its_transaction_run_a
     await database.write("test", change)
     assert len(runs) == 2
     assert await _values(database) == {"user.a": "2"}
-    await database.close()
 
 
 async def test_a_connection_that_is_cut_at_the_end_leaves_the_caller_to_look(
-    postgres: PostgresServer, engine: Postgres
+    postgres: PostgresServer, database: Database
 ) -> None:
     """Whether the server has stored the change cannot be told: it is never run again."""
-    database = await Database.open(engine)
     runs = []
 
     def change(tx: Transaction) -> None:
@@ -201,7 +190,6 @@ async def test_a_connection_that_is_cut_at_the_end_leaves_the_caller_to_look(
     assert len(runs) == 1
     await _store(database, "2")
     assert await _values(database) == {"user.a": "2"}
-    await database.close()
 
 
 async def test_a_server_that_is_away_is_told_and_comes_back(
@@ -233,24 +221,19 @@ async def test_a_server_that_was_never_there(own_server: PostgresServer) -> None
     await (await Database.open(engine)).close()
 
 
-async def test_text_that_it_cannot_hold_is_the_callers_fault(engine: Postgres) -> None:
-    database = await Database.open(engine)
+async def test_text_that_it_cannot_hold_is_the_callers_fault(database: Database) -> None:
     with pytest.raises(InvalidRequest, match="cannot store this"):
         await _store(database, "a\0b")
     assert await _values(database) == {}
-    await database.close()
 
 
-async def test_a_full_disk_on_the_server_is_told(engine: Postgres) -> None:
-    database = await Database.open(engine)
+async def test_a_full_disk_on_the_server_is_told(database: Database) -> None:
     full = sa.text("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$")
     with pytest.raises(OutOfSpace, match="No space left for the database"):
         await database.write("test", Transaction.execute, full)
-    await database.close()
 
 
-async def test_sql_by_hand(engine: Postgres) -> None:
-    database = await Database.open(engine)
+async def test_sql_by_hand(database: Database) -> None:
     rows, changed = await sql.execute(
         database, "SELECT name, '%s ?' AS odd FROM projects; UPDATE profiles SET description = '100%'"
     )
@@ -262,4 +245,3 @@ async def test_sql_by_hand(engine: Postgres) -> None:
         await sql.execute(database, "SELECT * FROM nowhere")
     with pytest.raises(InvalidRequest, match="use pg_dump"):
         await sql.dump(database, schema_only=False)
-    await database.close()

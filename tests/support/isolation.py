@@ -13,6 +13,9 @@ import subprocess
 # The /sys from before shows the other network namespace's interfaces. The cgroups below it are carried over.
 SETUP = """
 ip link set lo up
+# A new network namespace takes these over from the host; the tests begin as on a host that forwards nothing.
+echo 0 >/proc/sys/net/ipv4/ip_forward
+if [ -e /proc/sys/net/ipv6 ]; then echo 0 >/proc/sys/net/ipv6/conf/all/forwarding; fi
 keep=$(mktemp -d) && mount -t tmpfs none "$keep" && mkdir "$keep/c" && mount --rbind /sys/fs/cgroup "$keep/c"
 mount -t sysfs sysfs /sys && mount --rbind "$keep/c" /sys/fs/cgroup && umount -l "$keep" && rmdir "$keep"
 """

@@ -399,6 +399,7 @@ def blocks_read(disk: str, *boxes: Box) -> list[int]:
     return [sum(int(process.communicate(timeout=30)[0]) for process in group) for group in readers]
 
 
+@pytest.mark.alone  # it measures shares of a disk, and other tests read and write, too
 def test_disk_priority(launch: Launch, fair_disk: str) -> None:
     """The readers are processes of the host in the containers' cgroups: no container sees that disk."""
     one, two = launch("one", **{"disk.priority": "0"}), launch("two", **{"disk.priority": "10"})

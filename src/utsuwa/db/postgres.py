@@ -68,10 +68,9 @@ class Postgres:
                 upgrade.run_steps(connection)
                 connection.commit()
         except DBAPIError as error:
-            reason = _first_line(error)
             if self.is_lost(error):
-                raise Unavailable(f"{self.name} cannot be reached: {reason}") from error
-            raise HostError(f"Cannot prepare {_lower(self.name)}: {reason}") from error
+                raise self._away(error) from error
+            raise HostError(f"Cannot prepare {_lower(self.name)}: {_first_line(error)}") from error
         return True
 
     def is_prepared(self) -> bool:
@@ -109,7 +108,12 @@ class Postgres:
         # Without a state it was not the server that answered.
         return isinstance(error, OperationalError | InterfaceError) and not _state(error)
 
+    def _away(self, error: DBAPIError) -> Unavailable:
+        return Unavailable(f"{self.name} cannot be reached: {_first_line(error)}")
+
     def translated(self, error: DBAPIError) -> UtsuwaError | None:
+        if self.is_lost(error):
+            return self._away(error)
         state = _state(error)
         if state == _DISK_FULL:
             return OutOfSpace(f"No space left for {_lower(self.name)}: free some there and try again")

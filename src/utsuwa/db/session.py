@@ -68,11 +68,12 @@ class Session:
                             "The change failed, for other transactions were in the way"
                         ) from error
                     time.sleep(_pause(conflicts))
-                elif self._engine.is_lost(error):
+                    continue
+                # One that was idle may have been lost long ago; a new one tells how things are now.
+                lost = self._engine.is_lost(error)
+                if lost:
                     self._drop()
-                    # One that was idle may have been lost long ago; a new one tells how things are now.
-                    if fresh or reconnected:
-                        raise self._unavailable(error) from error
+                if lost and not fresh and not reconnected:
                     reconnected = True
                 else:
                     if (better := self._engine.translated(error)) is not None:
@@ -131,10 +132,6 @@ class Session:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _unavailable(self, error: DBAPIError) -> Unavailable:
-        reason = str(error.orig).strip().splitlines()
-        return Unavailable(f"{self._engine.name} cannot be reached: {reason[0] if reason else error.orig}")
 
 
 def _pause(conflicts: int) -> float:

@@ -17,7 +17,7 @@ from typing import Self
 
 from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import lxcconf
+from utsuwa.instances.confinement import lxcconf
 from utsuwa.security import idmap, seccomp
 
 MACHINE = os.uname().machine

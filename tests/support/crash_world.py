@@ -21,7 +21,9 @@ from tests.support import leaks
 from tests.support.daemon import Daemon
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
-from utsuwa.host import cgroups, lxc, traffic
+from utsuwa.host import lxc
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.network import traffic
 
 NAMES = ("one", "two", "three")
 EXTRA = "extra"

@@ -90,8 +90,8 @@ def test_a_pool_that_fills_up_later(module_daemon: Daemon, small_disk: Path, bus
 # ---- programs that are missing
 
 HIDE = """
-import utsuwa.host.run
-utsuwa.host.run.PATH = {path!r}
+import utsuwa.host.processes.run
+utsuwa.host.processes.run.PATH = {path!r}
 """
 
 

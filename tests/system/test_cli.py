@@ -58,7 +58,8 @@ def test_what_a_listing_loads(shared_daemon: Daemon, c1: str) -> None:
     ours = {name for name in loaded if name.startswith("utsuwa.")}
     assert ours == {f"utsuwa.{name}" for name in ["cli", "client", "core", "core.errors"]} | {
         f"utsuwa.cli.{name}"
-        for name in ["command", "errors", "flags", "index", "instances", "main", "render", "session", "table"]
+        for name in ["commands", "commands.instances", "errors", "index", "main", "output", "output.render"]
+        + ["output.table", "parsing", "parsing.command", "parsing.flags", "session"]
     } | {f"utsuwa.client.{name}" for name in ["errors", "http", "lean", "remotes", "server"]}
 
 

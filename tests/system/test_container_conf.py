@@ -17,7 +17,7 @@ from tests.support.images import Image
 from utsuwa import devices
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.devices import DeviceHost
-from utsuwa.host import veth
+from utsuwa.host.network import veth
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
-from utsuwa.host import kernel_limits
+from utsuwa.host.system import kernel_limits
 
 pytestmark = [pytest.mark.root, pytest.mark.debian]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import nodes
+from utsuwa.instances.confinement import nodes
 
 pytestmark = pytest.mark.root
 

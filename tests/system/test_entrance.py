@@ -14,7 +14,7 @@ import pytest
 from tests.system.test_helper import Box, attach, output, processes, until
 from utsuwa.core.errors import HostError
 from utsuwa.host.helper.client import Helper, Way
-from utsuwa.host.pidfds import Process
+from utsuwa.host.processes.pidfds import Process
 
 pytestmark = pytest.mark.root
 

@@ -11,9 +11,11 @@ import pytest
 
 from utsuwa.core.errors import InvalidRequest, NotFound, OutOfSpace, ProcessFailed, TooLarge
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.host import filetree, mounts, syscalls
-from utsuwa.host.filetree import FileTree, remove_tree
-from utsuwa.host.fsids import as_container_root
+from utsuwa.host import syscalls
+from utsuwa.host.files import filetree
+from utsuwa.host.files.filetree import FileTree, remove_tree
+from utsuwa.host.files.fsids import as_container_root
+from utsuwa.host.mounts import mounts
 
 pytestmark = pytest.mark.root
 

@@ -18,10 +18,12 @@ import pytest
 
 from tests.support import leaks
 from utsuwa.core.errors import HostError, InvalidConfig, NotFound, StartFailed
-from utsuwa.host import cgroups, lxc, pidfds, pipes
+from utsuwa.host import lxc
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.cgroups.usage import Meter
 from utsuwa.host.helper.client import Attached, AttachSpec, Helper, HelperGone, Terminal
 from utsuwa.host.helper.rtnetlink import interfaces
-from utsuwa.host.usage import Meter
+from utsuwa.host.processes import pidfds, pipes
 
 pytestmark = pytest.mark.root
 

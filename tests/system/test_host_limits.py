@@ -18,7 +18,7 @@ SOURCES = Path(utsuwa.__file__).parent.parent
 HOST = """
 import ctypes, subprocess, sys
 from pathlib import Path
-from utsuwa.host import near_limits
+from utsuwa.host.system import near_limits
 
 HOLDER = '''
 import ctypes, sys
@@ -59,7 +59,7 @@ def test_inotify_instances_of_containers_are_missing_on_their_host() -> None:
 
 def test_limits_are_those_of_the_machine_below_where_they_cannot_be_set(tmp_path: Path) -> None:
     """As in a container: nothing is promised by a file there, and whose they are is said."""
-    program = "import sys; from pathlib import Path; from utsuwa.host import sysctl_file, kernel_limits; "
+    program = "from pathlib import Path; from utsuwa.host.system import kernel_limits, sysctl_file; "
     program += f"sysctl_file.FILE = Path({str(tmp_path / '60-utsuwa.conf')!r}); "
     program += "kernel_limits.WANTED = {'fs.inotify.max_user_instances': 2**30}; "
     program += "print(kernel_limits.can_write(), *sysctl_file.raise_limits(), sep='\\n')"

@@ -15,7 +15,8 @@ import pytest
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
 from tests.support.images import Image
-from utsuwa.host import lxc, traffic
+from utsuwa.host import lxc
+from utsuwa.host.network import traffic
 
 pytestmark = pytest.mark.root
 
@@ -26,8 +27,8 @@ import re
 from pathlib import Path
 
 from utsuwa.db.database import Database
-from utsuwa.host import veth
-from utsuwa.instances import device_steps
+from utsuwa.host.network import veth
+from utsuwa.instances.lifecycle import device_steps
 
 file = Path(os.environ["UTSUWA_TEST_POINTS"])
 write = Database.write

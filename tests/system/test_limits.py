@@ -16,9 +16,9 @@ import pytest
 from tests.support.api import Reply
 from tests.support.box import program
 from tests.support.daemon import Daemon
-from utsuwa.host import cgroups
-from utsuwa.host.facts import parse_cpu_list
-from utsuwa.host.usage import Meter
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.cgroups.usage import Meter
+from utsuwa.host.system.facts import parse_cpu_list
 
 pytestmark = pytest.mark.root
 

@@ -14,9 +14,10 @@ import pytest
 from utsuwa.core.errors import HostError
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, parse_overlay_options
-from utsuwa.host import loop, mounts, syscalls, userns
-from utsuwa.host.fsids import as_container_root
-from utsuwa.host.mounts import OverlayFolder
+from utsuwa.host import syscalls
+from utsuwa.host.files.fsids import as_container_root
+from utsuwa.host.mounts import loop, mounts, userns
+from utsuwa.host.mounts.mounts import OverlayFolder
 
 pytestmark = pytest.mark.root
 

@@ -32,7 +32,7 @@ def d(daemon: Daemon, busybox_image: Image) -> Daemon:
 
 KILLED_IN_A_STOP = """
 import os
-from utsuwa.instances import device_steps
+from utsuwa.instances.lifecycle import device_steps
 
 plain = device_steps.killed_all
 

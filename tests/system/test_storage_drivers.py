@@ -14,10 +14,10 @@ import pytest
 
 from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage, OutOfSpace, ProcessFailed
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.host import mounts
-from utsuwa.host.fsids import as_container_root
-from utsuwa.host.run import Stopper
-from utsuwa.host.userns import close_user_namespaces
+from utsuwa.host.files.fsids import as_container_root
+from utsuwa.host.mounts import mounts
+from utsuwa.host.mounts.userns import close_user_namespaces
+from utsuwa.host.processes.run import Stopper
 from utsuwa.storage.base import Driver, ImageSource, InstanceVolume
 from utsuwa.storage.drivers import load_driver
 
@@ -416,7 +416,7 @@ def test_an_image_that_the_machine_had_no_time_to_write(
     driver.create()
     launch(driver, source(files, way), "c1")
     mounts.unmount_below(place)
-    monkeypatch.setattr("utsuwa.host.facts.boot_id", lambda: "the next boot")
+    monkeypatch.setattr("utsuwa.host.system.facts.boot_id", lambda: "the next boot")
     driver.mount()
     if way == "overlay":
         assert "files of c1 may be empty; make these instances anew" in caplog.text
@@ -433,7 +433,7 @@ def test_an_image_on_the_disk_stays_after_a_reboot(
     driver.ensure_image(source(files, "overlay"))
     driver.sync_images()
     inode = (place / "pool/images" / FINGERPRINT).stat().st_ino
-    monkeypatch.setattr("utsuwa.host.facts.boot_id", lambda: "the next boot")
+    monkeypatch.setattr("utsuwa.host.system.facts.boot_id", lambda: "the next boot")
     driver.mount()
     driver.ensure_image(source(files, "overlay"))
     assert (place / "pool/images" / FINGERPRINT).stat().st_ino == inode

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from utsuwa.core.errors import InvalidImage, OutOfSpace
-from utsuwa.host import unpack
-from utsuwa.host.unpack import UnpackLimits, check_image, unpack_image, unpack_metadata
+from utsuwa.host.archives import unpack
+from utsuwa.host.archives.unpack import UnpackLimits, check_image, unpack_image, unpack_metadata
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utsuwa.host.archive_scan import (
+from utsuwa.host.archives.scan import (
     Passage,
     Refused,
     Rules,

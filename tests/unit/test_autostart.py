@@ -13,9 +13,9 @@ import pytest
 from utsuwa.core import clock
 from utsuwa.core.errors import HostError, NotFound, StartFailed
 from utsuwa.db.instances import InstanceRow
-from utsuwa.host.link_events import LinkEvents
-from utsuwa.instances import autostart
-from utsuwa.instances.autostart import Autostart, still_wanted
+from utsuwa.host.network.link_events import LinkEvents
+from utsuwa.instances.lifecycle import autostart
+from utsuwa.instances.lifecycle.autostart import Autostart, still_wanted
 from utsuwa.instances.model import Loaded, RuntimeTable
 
 NIC = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br7"}}

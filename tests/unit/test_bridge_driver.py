@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.networks import dotted
 from utsuwa.core.errors import HostError
-from utsuwa.host import bridges, ip_switches
+from utsuwa.host.network import bridges, ip_switches
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.leases import Lease
 from utsuwa.networks.ports import Port

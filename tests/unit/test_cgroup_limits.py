@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host import cgroup_limits, cgroups
-from utsuwa.host.cgroup_limits import Knob, LimitFacts, cpu_list
-from utsuwa.host.facts import parse_cpu_list
+from utsuwa.host.cgroups import limits as cgroup_limits
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.cgroups.limits import Knob, LimitFacts, cpu_list
+from utsuwa.host.system.facts import parse_cpu_list
 
 PID = 7
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa.host import cgroup_moves, cgroups
+from utsuwa.host.cgroups import moves as cgroup_moves
+from utsuwa.host.cgroups import tree as cgroups
 
 
 @pytest.fixture

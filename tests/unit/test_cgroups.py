@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.host import cgroups
-from utsuwa.host.cgroups import container_path
-from utsuwa.host.usage import Meter, Usage
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.cgroups.tree import container_path
+from utsuwa.host.cgroups.usage import Meter, Usage
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from utsuwa.core.errors import HostError
 from utsuwa.daemon import check
 from utsuwa.daemon.check import as_json, as_table, judge
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict
-from utsuwa.host.kernel_limits import WANTED
-from utsuwa.host.probes import Facts, Mounting
+from utsuwa.host.system.kernel_limits import WANTED
+from utsuwa.host.system.probes import Facts, Mounting
 from utsuwa.security.apparmor import Mode
 from utsuwa.security.idmap import HostIds, HostRange
 

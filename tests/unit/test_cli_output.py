@@ -13,12 +13,13 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from utsuwa.cli import multipart, table, values, yaml_in, yaml_out
+from utsuwa.cli import multipart, yaml_in
+from utsuwa.cli.commands.instances import columns
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.instance_filters import matches
-from utsuwa.cli.instances import columns
-from utsuwa.cli.records import Time, arrange, sorted_map
-from utsuwa.cli.render import by_columns, natural, to_json
+from utsuwa.cli.output import table, values, yaml_out
+from utsuwa.cli.output.records import Time, arrange, sorted_map
+from utsuwa.cli.output.render import by_columns, natural, to_json
 from utsuwa.client.errors import BadAnswer
 
 # ---- tables

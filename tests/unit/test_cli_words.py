@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa.cli import complete, help
-from utsuwa.cli.command import BOOL, MANY, NUMBER, TEXT, Command, Entry, Flag, format_flag
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.flags import parse
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
 from utsuwa.cli.main import find, main, run
+from utsuwa.cli.parsing import complete, help
+from utsuwa.cli.parsing.command import BOOL, MANY, NUMBER, TEXT, Command, Entry, Flag, format_flag
+from utsuwa.cli.parsing.flags import parse
 from utsuwa.cli.streams import Detached, Escape
 
 KNOWN = (

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.locks import NamedLocks
-from utsuwa.host import cgroup_limits
-from utsuwa.host.cgroup_limits import LimitFacts
-from utsuwa.instances import cpu_balance
-from utsuwa.instances.cpu_balance import Cpus, assign, balance
+from utsuwa.host.cgroups import limits as cgroup_limits
+from utsuwa.host.cgroups.limits import LimitFacts
+from utsuwa.instances.confinement import cpu_balance
+from utsuwa.instances.confinement.cpu_balance import Cpus, assign, balance
 from utsuwa.instances.model import Running, RuntimeTable
 
 Name = tuple[str, str]

@@ -7,7 +7,7 @@ import pytest
 
 LOOK = """
 import resource
-from utsuwa.host import descriptors
+from utsuwa.host.system import descriptors
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 assert descriptors.given() is None
 descriptors.raise_limit()

@@ -14,7 +14,7 @@ from utsuwa.core.errors import HostError, InvalidConfig, InvalidName, NotSupport
 from utsuwa.core.idmap import IdMap
 from utsuwa.devices import nic
 from utsuwa.devices.base import DeviceHost
-from utsuwa.host import traffic, veth
+from utsuwa.host.network import traffic, veth
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.settings import BridgeSettings, settings
 

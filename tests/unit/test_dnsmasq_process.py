@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed
-from utsuwa.host import dhcp, pidfds
-from utsuwa.host.run import Completed
+from utsuwa.host.network import dhcp
+from utsuwa.host.processes import pidfds
+from utsuwa.host.processes.run import Completed
 from utsuwa.networks import process
 from utsuwa.networks.dnsmasq import Folder, Host
 from utsuwa.networks.process import Account, Servers

@@ -15,9 +15,9 @@ import pytest
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.locks import NamedLocks
-from utsuwa.host.pidfds import Process
-from utsuwa.instances import end, shutdown, signals, stop
-from utsuwa.instances.end import Sequel
+from utsuwa.host.processes.pidfds import Process
+from utsuwa.instances.lifecycle import end, shutdown, signals, stop
+from utsuwa.instances.lifecycle.end import Sequel
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.instances.model import Comeback, Running, RuntimeTable
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.instances.exec import ExecManager, ExecTarget, environment
-from utsuwa.instances.exec_streams import resize
+from utsuwa.instances.commands.exec import ExecManager, ExecTarget, environment
+from utsuwa.instances.commands.exec_streams import resize
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire.codec import decode
@@ -178,7 +178,7 @@ async def test_operations_look_like_lxds(manager: ExecManager) -> None:
 async def test_a_client_that_does_not_connect(
     manager: ExecManager, helper: RecordingHelper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utsuwa.instances.exec.CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr("utsuwa.instances.commands.exec.CONNECT_TIMEOUT", 0.05)
     operation = await ended(manager.start(target(), post(wait_for_websocket=True)))
     assert operation.status == "Failure"
     assert "in time" in operation.error

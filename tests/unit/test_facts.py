@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.daemon.environment import environment
-from utsuwa.host import facts
+from utsuwa.host.system import facts
 from utsuwa.security.keypair import ServerCertificate
 
 

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, ctypes, sys
-from utsuwa.host import heap
+from utsuwa.host.system import heap
 
 heap.keep_small()
 heap.TRIM_SECONDS = 0.05

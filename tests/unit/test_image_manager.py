@@ -21,7 +21,7 @@ from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.transaction import Transaction
-from utsuwa.host import unpack
+from utsuwa.host.archives import unpack
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager, NewImage
 from utsuwa.operations.events import EventHub

@@ -8,8 +8,9 @@ import pytest
 
 from utsuwa.core.errors import HostError, InvalidRequest, NotFound
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import console, logs
-from utsuwa.instances.exec import ExecTarget
+from utsuwa.instances import logs
+from utsuwa.instances.commands import console
+from utsuwa.instances.commands.exec import ExecTarget
 
 ID = "0b5e3a1c-8d3f-4a77-9a51-1f9b1a0c2d3e"
 

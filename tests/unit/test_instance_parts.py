@@ -18,7 +18,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
-from utsuwa.instances import create, device_steps, end, signals, update
+from utsuwa.instances.lifecycle import create, device_steps, end, signals, update
 from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status, find_root_disk
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 

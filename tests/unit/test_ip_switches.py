@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utsuwa.core.errors import HostError
-from utsuwa.host import ip_switches
+from utsuwa.host.network import ip_switches
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.daemon.host_watch import HostWatch
-from utsuwa.host import kernel_limits, near_limits, sysctl_file
-from utsuwa.host.sysctl_file import Setting, plan
+from utsuwa.host.system import kernel_limits, near_limits, sysctl_file
+from utsuwa.host.system.sysctl_file import Setting, plan
 
 INSTANCES = "fs.inotify.max_user_instances"
 KEYS = "kernel.keys.maxkeys"

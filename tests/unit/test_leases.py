@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.host.dhcp import release6_packet, release_packet
+from utsuwa.host.network.dhcp import release6_packet, release_packet
 from utsuwa.networks import leases
 from utsuwa.networks.leases import Lease
 from utsuwa.networks.ports import Port

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host import cgroup_limits, descriptors
-from utsuwa.host.cgroup_limits import LimitFacts
-from utsuwa.instances import limits
-from utsuwa.instances.limits import cpu_share, plan, rlimits, start_lines
+from utsuwa.host.cgroups import limits as cgroup_limits
+from utsuwa.host.cgroups.limits import LimitFacts
+from utsuwa.host.system import descriptors
+from utsuwa.instances.confinement import limits
+from utsuwa.instances.confinement.limits import cpu_share, plan, rlimits, start_lines
 
 NAMES = ("cpu", "cpuset", "memory", "pids", "hugetlb", "blkio")
 V1 = LimitFacts(

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.host import link_events
-from utsuwa.host.link_events import LinkEvents, changed
+from utsuwa.host.network import link_events
+from utsuwa.host.network.link_events import LinkEvents, changed
 from utsuwa.networks import ports_watch
 from utsuwa.networks.ports_watch import PortsWatch
 

@@ -54,7 +54,7 @@ def fake(folder: Path, script: str) -> None:
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is the whole PATH of the programs that are started."""
-    monkeypatch.setattr("utsuwa.host.run.PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr("utsuwa.host.processes.run.PATH", f"{tmp_path}:/bin")
     monkeypatch.setattr("utsuwa.host.lxc.PATH", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     return tmp_path

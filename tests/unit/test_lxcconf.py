@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host.lxcentries import mount_entry
-from utsuwa.instances import lxcconf
-from utsuwa.instances.lxcconf import ContainerSpec, HostFacts
+from utsuwa.instances.confinement import lxcconf
+from utsuwa.instances.confinement.lxcconf import ContainerSpec, HostFacts
 
 MAP = IdMap((IdRange(0, 1000000, 65536),), (IdRange(0, 2000000, 65536),))
 SPEC = ContainerSpec(

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.host.mounts import parse_mountinfo
+from utsuwa.host.mounts.mounts import parse_mountinfo
 
 PLAIN = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue\n"
 

@@ -23,8 +23,8 @@ from utsuwa.db import networks as rows
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.sqlite import Sqlite
-from utsuwa.host import bridges, ip_switches
-from utsuwa.host.link_events import LinkEvents
+from utsuwa.host.network import bridges, ip_switches
+from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.records import Network

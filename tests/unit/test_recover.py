@@ -8,8 +8,8 @@ import pytest
 
 from utsuwa.core import clock
 from utsuwa.db.instances import InstanceRow
+from utsuwa.instances.lifecycle.recover import Fate, judge
 from utsuwa.instances.model import Loaded
-from utsuwa.instances.recover import Fate, judge
 
 BOOT = "this boot"
 ROW = InstanceRow(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import ProcessFailed
-from utsuwa.host.run import Completed
+from utsuwa.host.processes.run import Completed
 from utsuwa.networks import rules
 from utsuwa.networks.rules import Rules
 from utsuwa.networks.settings import BridgeSettings, settings

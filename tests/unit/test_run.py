@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import ProcessFailed
-from utsuwa.host import pidfds, run
-from utsuwa.host.run import Completed
+from utsuwa.host.processes import pidfds, run
+from utsuwa.host.processes.run import Completed
 
 pytestmark = pytest.mark.processes
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.host.shift import Shift, shifted_acl, shifted_capability
+from utsuwa.host.files.shift import Shift, shifted_acl, shifted_capability
 
 PLAIN = IdMap()
 

@@ -37,7 +37,7 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
-from utsuwa.host.run import Stopper
+from utsuwa.host.processes.run import Stopper
 from utsuwa.operations.events import EventHub
 from utsuwa.storage import manager as module
 from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import HostError, ProcessFailed
-from utsuwa.host import traffic
-from utsuwa.host.run import Completed
+from utsuwa.host.network import traffic
+from utsuwa.host.processes.run import Completed
 
 
 class Kernel:

@@ -7,8 +7,9 @@ import io
 from aiohttp import web
 
 from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync
-from utsuwa.instances import console, logs
-from utsuwa.instances.exec import ExecTarget
+from utsuwa.instances import logs
+from utsuwa.instances.commands import console
+from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.wire.exec import InstanceConsolePost, InstanceExecPost
 
 _BASE = "/1.0/instances/{name}"

@@ -9,8 +9,8 @@ from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import NotFound
 from utsuwa.core.urls import object_url
 from utsuwa.db.networks import NetworkRow
-from utsuwa.host import bridges
 from utsuwa.host.helper import rtnetlink
+from utsuwa.host.network import bridges
 from utsuwa.networks.manager import etag_source
 from utsuwa.networks.records import Interface, Network
 from utsuwa.wire.networks import Network as NetworkRecord

@@ -8,8 +8,8 @@ from typing import Protocol
 from utsuwa.core.paths import StatePaths
 from utsuwa.db.database import Database
 from utsuwa.images.manager import ImageManager
-from utsuwa.instances.console_attach import ConsoleManager
-from utsuwa.instances.exec import ExecManager
+from utsuwa.instances.commands.console_attach import ConsoleManager
+from utsuwa.instances.commands.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub

@@ -1,1 +1,1 @@
-"""The command `utsuwa`: commands as tables, one module a group, each loaded only when it is called."""
+"""The command `utsuwa`: commands as tables in `commands`, each module loaded only when it is called."""

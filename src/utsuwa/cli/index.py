@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.command import BOOL, TEXT, Command, Entry, Flag
+from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Entry, Flag
 
 GLOBAL_FLAGS = (
     Flag("debug", "Show what goes over the wire"),

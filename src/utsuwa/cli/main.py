@@ -6,13 +6,13 @@ import os
 import sys
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.flags import Flags, parse
 from utsuwa.cli.index import GLOBAL_FLAGS, descend
+from utsuwa.cli.parsing.flags import Flags, parse
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from utsuwa.cli.command import Command
+    from utsuwa.cli.parsing.command import Command
 
 # What `sh` reports for a process that the signals 2 and 13 ended.
 _INTERRUPTED = 130
@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
 def run(words: list[str]) -> int:
     """As `main`, with errors raised."""
     if words and words[0] == "__complete":
-        from utsuwa.cli import complete
+        from utsuwa.cli.parsing import complete
 
         return complete.run(words[1:])
     command, path, rest = find(words)
@@ -81,7 +81,7 @@ def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
 
 
 def _unknown(word: str, command: Command, path: list[str]) -> UsageError:
-    from utsuwa.cli.nearest import suggestion
+    from utsuwa.cli.parsing.nearest import suggestion
 
     known = [name for child in command.children for name in (child.name, *child.aliases)]
     return UsageError(f'unknown command "{word}" for "{" ".join(path)}"{suggestion(word, known)}')
@@ -119,7 +119,7 @@ def _call(command: Command, arguments: list[str], flags: Flags) -> int:
 
 
 def _show_help(command: Command, path: list[str]) -> int:
-    from utsuwa.cli import help
+    from utsuwa.cli.parsing import help
 
     sys.stdout.write(help.render(command, path))
     return 0

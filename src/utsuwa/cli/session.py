@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from utsuwa.cli.flags import Flags
+    from utsuwa.cli.parsing.flags import Flags
     from utsuwa.client.server import Server
 
 
@@ -78,6 +78,6 @@ class Session:
 
     def wait(self, on: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
         """Wait for an operation, with progress for people. Raises ApiError; an interrupt cancels it."""
-        from utsuwa.cli import progress
+        from utsuwa.cli.output import progress
 
         return progress.wait(self, on, operation, label)

@@ -28,13 +28,14 @@ from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_pe
 from utsuwa.db.choice import database_url, engine_for
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
-from utsuwa.host import cgroups, facts
+from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.helper.client import Helper
-from utsuwa.host.link_events import LinkEvents
+from utsuwa.host.network.link_events import LinkEvents
+from utsuwa.host.system import facts
 from utsuwa.images.manager import ImageManager
-from utsuwa.instances.console_attach import ConsoleManager
+from utsuwa.instances.commands.console_attach import ConsoleManager
+from utsuwa.instances.commands.exec import ExecManager
 from utsuwa.instances.context import Context
-from utsuwa.instances.exec import ExecManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub

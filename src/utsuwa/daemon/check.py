@@ -16,7 +16,7 @@ from utsuwa.core.errors import HostError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.checks import checkpoints, confinement, essentials, limits, network, storage
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict
-from utsuwa.host import probes, sysctl_file
+from utsuwa.host.system import probes, sysctl_file
 from utsuwa.security import apparmor, idmap
 
 

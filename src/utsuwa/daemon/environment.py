@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 
 from utsuwa import __version__
-from utsuwa.host.facts import HostFacts, host_addresses
+from utsuwa.host.system.facts import HostFacts, host_addresses
 from utsuwa.security.keypair import ServerCertificate
 from utsuwa.storage.drivers import DRIVERS
 from utsuwa.wire.server import Environment, SupportedDriver

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from utsuwa.host import near_limits
+from utsuwa.host.system import near_limits
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from utsuwa.daemon import logging as daemon_log
 from utsuwa.daemon.app import Daemon
 from utsuwa.daemon.handed_over import take_socket
 from utsuwa.daemon.state_lock import state_lock
-from utsuwa.host import descriptors, heap
+from utsuwa.host.system import descriptors, heap
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_object_name
 from utsuwa.core.units import parse_bytes
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
-from utsuwa.host.filetree import FileTree
+from utsuwa.host.files.filetree import FileTree
 from utsuwa.host.lxcentries import mount_entry
 
 _LATER = frozenset(

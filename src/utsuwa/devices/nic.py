@@ -18,7 +18,7 @@ from utsuwa.core.names import (
 from utsuwa.core.network_keys import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
 from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
-from utsuwa.host import routes, traffic, veth
+from utsuwa.host.network import routes, traffic, veth
 from utsuwa.networks.ports import bridge_of, routes_of
 from utsuwa.networks.settings import BridgeSettings
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, ProcessFailed, StartFailed
-from utsuwa.host import pidfds
-from utsuwa.host.run import PATH, run
+from utsuwa.host.processes import pidfds
+from utsuwa.host.processes.run import PATH, run
 
 START_TIMEOUT = 120.0
 """Seconds that liblxc gets until the container runs; its hooks and mounts are within."""

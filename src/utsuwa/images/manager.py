@@ -25,7 +25,7 @@ from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host import unpack
+from utsuwa.host.archives import unpack
 from utsuwa.images.aliases import ImageAliases
 from utsuwa.images.metadata import ImageMetadata, parse_metadata
 from utsuwa.images.records import (

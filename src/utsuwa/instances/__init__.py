@@ -1,1 +1,1 @@
-"""Instances, one module a verb."""
+"""Instances: the manager and what its rooms share; the verbs are in `lifecycle` and `commands`."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.idmap import IdMap
 from utsuwa.db import instances as instance_rows
-from utsuwa.instances import device_steps
 from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle import device_steps
 from utsuwa.instances.model import Loaded
 from utsuwa.security import idmap
 

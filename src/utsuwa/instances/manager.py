@@ -7,25 +7,14 @@ import contextlib
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
-from utsuwa.host.link_events import LinkEvents
-from utsuwa.instances import (
-    cpu_balance,
-    create,
-    delete,
-    end,
-    limits,
-    recover,
-    rename,
-    shutdown,
-    start,
-    state,
-    stop,
-    update,
-)
-from utsuwa.instances.autostart import Autostart
+from utsuwa.host.network.link_events import LinkEvents
+from utsuwa.instances import state
+from utsuwa.instances.commands.exec import ExecTarget
+from utsuwa.instances.confinement import cpu_balance, limits
 from utsuwa.instances.context import Context, load, load_all
-from utsuwa.instances.end import Watch
-from utsuwa.instances.exec import ExecTarget
+from utsuwa.instances.lifecycle import create, delete, end, recover, rename, shutdown, start, stop, update
+from utsuwa.instances.lifecycle.autostart import Autostart
+from utsuwa.instances.lifecycle.end import Watch
 from utsuwa.instances.model import Comeback, Loaded
 from utsuwa.operations import operations
 from utsuwa.wire.instances import (

@@ -14,9 +14,9 @@ from utsuwa.core.errors import InvalidConfig, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
+from utsuwa.host.cgroups.usage import Meter
 from utsuwa.host.helper.client import Way
-from utsuwa.host.pidfds import Process
-from utsuwa.host.usage import Meter
+from utsuwa.host.processes.pidfds import Process
 
 
 class Status(Enum):

@@ -11,9 +11,9 @@ from typing import Any
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
-from utsuwa.host.usage import Usage
+from utsuwa.host.cgroups.usage import Usage
+from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.context import Context, load_all
-from utsuwa.instances.exec import ExecTarget
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.wire.instances import (
     Instance,

@@ -26,8 +26,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, TooLarge, UtsuwaError
 from utsuwa.core.idmap import IdMap
-from utsuwa.host.files import read_below
-from utsuwa.host.filetree import FileTree
+from utsuwa.host.files.atomic import read_below
+from utsuwa.host.files.filetree import FileTree
 from utsuwa.images.metadata import Template, parse_metadata
 
 Trigger = Literal["create", "copy", "rename", "start"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from utsuwa.core.errors import HostError, UtsuwaError
-from utsuwa.host import bridges, ip_switches
+from utsuwa.host.network import bridges, ip_switches
 from utsuwa.networks.leases import Lease, unwanted
 from utsuwa.networks.ports import Port
 from utsuwa.networks.process import Servers

@@ -34,8 +34,8 @@ from utsuwa.db.codes import HALF_MADE, UNKNOWN, unreadable
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host import bridges, ip_switches
-from utsuwa.host.link_events import LinkEvents
+from utsuwa.host.network import bridges, ip_switches
+from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.networks import leases, subnets
 from utsuwa.networks.bridge import BridgeDriver
 from utsuwa.networks.ports import Port, all_ports, check_port, check_routes, check_unmanaged

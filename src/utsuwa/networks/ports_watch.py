@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from utsuwa.host.link_events import LinkEvents
+from utsuwa.host.network.link_events import LinkEvents
 
 log = logging.getLogger(__name__)
 

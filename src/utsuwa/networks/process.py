@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, InvalidConfig, OutOfSpace, ProcessFailed, UtsuwaError
-from utsuwa.host import dhcp, pidfds
-from utsuwa.host.files import replace_file
-from utsuwa.host.run import run
+from utsuwa.host.files.atomic import replace_file
+from utsuwa.host.network import dhcp
+from utsuwa.host.processes import pidfds
+from utsuwa.host.processes.run import run
 from utsuwa.networks import leases
 from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
 from utsuwa.networks.leases import Lease

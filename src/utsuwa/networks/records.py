@@ -11,7 +11,7 @@ from utsuwa.db import profiles as profile_rows
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host.bridges import Link
+from utsuwa.host.network.bridges import Link
 from utsuwa.networks import subnets
 from utsuwa.networks.leases import Lease
 from utsuwa.networks.ports import Port, all_ports, bridge_of

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from utsuwa.core.errors import ProcessFailed
-from utsuwa.host.run import PATH, run
+from utsuwa.host.processes.run import PATH, run
 from utsuwa.networks import firewall
 from utsuwa.networks.settings import BridgeSettings
 

@@ -17,8 +17,8 @@ from enum import Enum
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host.files import replace_file
-from utsuwa.host.run import run
+from utsuwa.host.files.atomic import replace_file
+from utsuwa.host.processes.run import run
 
 PARSER = "apparmor_parser"
 _NAMESPACES = Path("sys/kernel/security/apparmor/policy/namespaces")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host.files import replace_file
+from utsuwa.host.files.atomic import replace_file
 
 DENIED: tuple[str, ...] = (
     # another kernel, or code for this one

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from utsuwa.core.errors import NotFound, Unavailable, UtsuwaError
 from utsuwa.core.image_source import ImageSource
-from utsuwa.host.run import Stopper
+from utsuwa.host.processes.run import Stopper
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol
 
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.image_source import ImageSource
-from utsuwa.host.run import Stopper
+from utsuwa.host.processes.run import Stopper
 
 __all__ = ["Capabilities", "Driver", "IdMap", "IdRange", "ImageSource", "InstanceVolume", "Usage"]
 

@@ -37,8 +37,8 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host.run import Stopper
-from utsuwa.host.userns import close_user_namespaces
+from utsuwa.host.mounts.userns import close_user_namespaces
+from utsuwa.host.processes.run import Stopper
 from utsuwa.operations.events import EventHub
 from utsuwa.storage.ahead import Ahead
 from utsuwa.storage.base import Driver, ImageSource, InstanceVolume, Usage

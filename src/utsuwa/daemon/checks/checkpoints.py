@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Verdict, no_program, numbers
-from utsuwa.host.probes import Facts
+from utsuwa.host.system.probes import Facts
 
 _OLDEST_CRIU = (4, 0)
 

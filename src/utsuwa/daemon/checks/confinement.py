@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict, no_program
-from utsuwa.host import probes
-from utsuwa.host.probes import Facts
+from utsuwa.host.system import probes
+from utsuwa.host.system.probes import Facts
 from utsuwa.security import apparmor
 
 

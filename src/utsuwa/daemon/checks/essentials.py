@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict, no_program, numbers
-from utsuwa.host.probes import Facts
+from utsuwa.host.system.probes import Facts
 from utsuwa.security import idmap
 from utsuwa.security.idmap import HostRange
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Verdict
-from utsuwa.host.kernel_limits import GROUPS, Group
-from utsuwa.host.probes import Facts
+from utsuwa.host.system.kernel_limits import GROUPS, Group
+from utsuwa.host.system.probes import Facts
 
 
 def judge(facts: Facts) -> Iterator[Verdict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Verdict, no_program
-from utsuwa.host.probes import Facts
+from utsuwa.host.system.probes import Facts
 
 
 def judge(facts: Facts) -> Iterator[Verdict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from utsuwa.host.probes import Facts
+from utsuwa.host.system.probes import Facts
 from utsuwa.security import apparmor
 from utsuwa.security.idmap import HostIds
 

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from utsuwa.core.errors import HostError, InvalidConfig, NotFound
-from utsuwa.host import cgroup_moves, pipes
+from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper import protocol
 from utsuwa.host.lxc import reasons
-from utsuwa.host.pidfds import Process
-from utsuwa.host.run import Spawned, spawn
+from utsuwa.host.processes import pipes
+from utsuwa.host.processes.pidfds import Process
+from utsuwa.host.processes.run import Spawned, spawn
 from utsuwa.wire.instances import StateNetwork
 
 log = logging.getLogger(__name__)

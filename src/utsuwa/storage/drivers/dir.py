@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utsuwa.host.run import Stopper
-from utsuwa.host.unpack import archive_format, unpack_image
+from utsuwa.host.archives.unpack import archive_format, unpack_image
+from utsuwa.host.processes.run import Stopper
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers.failures import translated
 from utsuwa.storage.drivers.folder_pool import FolderPool, copy_metadata, copy_tree

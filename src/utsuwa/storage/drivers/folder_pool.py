@@ -20,11 +20,11 @@ from typing import ClassVar
 
 from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage
 from utsuwa.core.idmap import IdMap
-from utsuwa.host import mounts
-from utsuwa.host.filetree import remove_tree
-from utsuwa.host.run import Stopper, run_blocking
-from utsuwa.host.shift import Shift, shift_owners
-from utsuwa.host.unpack import DEFAULT_LIMITS, unpack_image
+from utsuwa.host.archives.unpack import DEFAULT_LIMITS, unpack_image
+from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.files.shift import Shift, shift_owners
+from utsuwa.host.mounts import mounts
+from utsuwa.host.processes.run import Stopper, run_blocking
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated

@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from utsuwa.host import facts, syscalls
+from utsuwa.host import syscalls
+from utsuwa.host.system import facts
 
 _UNSYNCED = "unsynced"
 """In an image's folder: the id of the boot in which it was unpacked."""

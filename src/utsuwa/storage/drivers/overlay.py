@@ -28,12 +28,12 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, parse_overlay_options
-from utsuwa.host import mounts
-from utsuwa.host.filetree import remove_tree
-from utsuwa.host.loop import mount_squashfs
-from utsuwa.host.mounts import OverlayFolder
-from utsuwa.host.run import Stopper
-from utsuwa.host.unpack import archive_format, holds_block_devices, unpack_metadata
+from utsuwa.host.archives.unpack import archive_format, holds_block_devices, unpack_metadata
+from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.mounts import mounts
+from utsuwa.host.mounts.loop import mount_squashfs
+from utsuwa.host.mounts.mounts import OverlayFolder
+from utsuwa.host.processes.run import Stopper
 from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
 from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated

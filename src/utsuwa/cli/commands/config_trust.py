@@ -1,0 +1,152 @@
+"""`utsuwa config trust`: whose certificates the server trusts."""
+
+from __future__ import annotations
+
+import base64
+
+from utsuwa.cli.errors import CommandFailed, UsageError
+from utsuwa.cli.output.render import show_list, show_yaml
+from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Flag, format_flag
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
+
+def _list(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, _ = session.takes_remote(arguments)
+    found = server.get("/1.0/certificates", recursion="1")
+    style = flags.text("format")
+    if style not in ("json", "yaml"):
+        found = [record | _read(record["certificate"]) for record in found]
+    show_list(
+        session,
+        style,
+        [
+            ("TYPE", lambda c: c["type"]),
+            ("NAME", lambda c: c["name"]),
+            ("COMMON NAME", lambda c: c["common_name"]),
+            ("FINGERPRINT", lambda c: c["fingerprint"][:12]),
+            ("ISSUE DATE", lambda c: c["issued"]),
+            ("EXPIRY DATE", lambda c: c["expires"]),
+        ],
+        found,
+        "certificate",
+    )
+
+
+def _read(pem: str) -> dict[str, str]:
+    """Whose certificate it is and how long it is good, for people."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return {
+        "common_name": str(names[0].value) if names else "",
+        "issued": _date(certificate.not_valid_before_utc),
+        "expires": _date(certificate.not_valid_after_utc),
+    }
+
+
+def _date(time: datetime) -> str:
+    from utsuwa.cli.output.values import clock
+
+    return clock(time.astimezone())
+
+
+def _show(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    show_yaml(session, server.get(path_to("certificates", name)), "certificate")
+
+
+def _add(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, rest = session.takes_remote(arguments[:1])
+    files = rest + arguments[1:]
+    if len(files) != 1:
+        raise UsageError(
+            "Name the client's certificate file (its client.crt): this client makes no tokens, "
+            "a trust password (core.trust_password) lets clients add themselves"
+        )
+    body: dict[str, Any] = {
+        "name": flags.text("name") or files[0].rsplit("/", 1)[-1],
+        "type": flags.text("type"),
+        "certificate": _file(files[0]),
+        "restricted": flags.on("restricted"),
+    }
+    if flags.given("projects"):
+        body["projects"] = [project for project in flags.text("projects").split(",") if project]
+    server.post("/1.0/certificates", body)
+
+
+def _file(path: str) -> str:
+    """The certificate of a PEM file as the API takes it: base64 of DER. Raises CommandFailed."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        body = text.partition(_BEGIN)[2].partition(_END)[0]
+        der = base64.b64decode("".join(body.split()), validate=True)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"Cannot read the certificate {path}: {error}") from error
+    if not der:
+        raise CommandFailed(f"{path} holds no certificate in PEM form")
+    return base64.b64encode(der).decode()
+
+
+def _remove(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    server.delete(path_to("certificates", name))
+
+
+COMMAND = Command(
+    "trust",
+    "Manage trusted clients",
+    children=(
+        Command(
+            "add",
+            "Add new trusted client",
+            _add,
+            args="[<remote>:] [<cert>]",
+            flags=(
+                Flag("name", "Alternative certificate name", kind=TEXT),
+                Flag("projects", "Projects to restrict the certificate to, split by commas", kind=TEXT),
+                Flag("restricted", "Restrict the certificate to one or more projects", kind=BOOL),
+                Flag("type", "Type of certificate", kind=TEXT, default="client"),
+            ),
+            example=("utsuwa config trust add ann.crt", "Ann may use this server with her certificate."),
+        ),
+        Command(
+            "list",
+            "List trusted clients",
+            _list,
+            args="[<remote>:]",
+            flags=(format_flag(),),
+            aliases=("ls",),
+            example=("utsuwa config trust list", "Everyone who may use this server by HTTPS."),
+        ),
+        Command(
+            "remove",
+            "Remove trusted client",
+            _remove,
+            args="[<remote>:]<fingerprint>",
+            aliases=("rm",),
+            complete=("certificates",),
+            example=("utsuwa config trust remove 5ae1c5b4c7d8", "The beginning of the fingerprint will do."),
+        ),
+        Command(
+            "show",
+            "Show trust configurations",
+            _show,
+            args="[<remote>:]<fingerprint>",
+            complete=("certificates",),
+            example=("utsuwa config trust show 5ae1c5b4c7d8", "One client with its certificate."),
+        ),
+    ),
+)

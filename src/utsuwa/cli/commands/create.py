@@ -1,0 +1,203 @@
+"""`utsuwa init` and `utsuwa launch`."""
+
+from __future__ import annotations
+
+from utsuwa.cli.errors import UsageError
+from utsuwa.cli.parsing.command import MANY, TEXT, Command, Flag, console_flag
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+
+def _init(session: Session, arguments: list[str], flags: Flags) -> int:
+    _create(session, arguments, flags)
+    return 0
+
+
+def _launch(session: Session, arguments: list[str], flags: Flags) -> int:
+    from utsuwa.client.errors import ApiError
+
+    server, name = _create(session, arguments, flags)
+    session.say(f"Starting {name}")
+    body = {"action": "start", "timeout": -1, "force": False, "stateful": False}
+    try:
+        session.wait(server, server.put(path_to("instances", name, "state"), body), f"Starting {name}")
+    except ApiError:
+        session.warn(f"Try `utsuwa info --show-log {name}` for more info")
+        raise
+    if flags.given("console"):
+        from utsuwa.cli.commands.console import attach
+
+        attach(session, server, name, flags.text("console"))
+    return 0
+
+
+def _create(session: Session, arguments: list[str], flags: Flags) -> tuple[Server, str]:
+    """Make the instance; its server and its name."""
+    image, name_argument = _split(arguments, flags)
+    server, name = session.target(name_argument)
+    session.say(f"Creating {name}" if name else "Creating the instance")
+    body = _request(session, server, flags) | {"name": name, "source": _source(session, image, server)}
+    record = session.wait(server, server.post("/1.0/instances", body), "Creating")
+    if not name:
+        name = _made_name(record)
+        session.say(f"Instance name is: {name}")
+    return server, name
+
+
+def _split(arguments: list[str], flags: Flags) -> tuple[str, str]:
+    """The image and the instance's name; each may be missing."""
+    if flags.on("empty"):
+        if len(arguments) > 1:
+            raise UsageError("--empty cannot be combined with an image name")
+        return "", arguments[0] if arguments else ""
+    if not arguments:
+        raise UsageError("Name an image: utsuwa launch IMAGE [NAME]")
+    return arguments[0], arguments[1] if len(arguments) > 1 else ""
+
+
+def _source(session: Session, image: str, server: Server) -> dict[str, Any]:
+    from utsuwa.cli import sources
+
+    return sources.image(session, image, server) if image else {"type": "none"}
+
+
+def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
+    """What was asked for: the YAML on standard input, and the flags over it."""
+    import sys
+
+    given: dict[str, Any] = {}
+    if sys.stdin is not None and not sys.stdin.isatty() and (text := _piped()):
+        from utsuwa.cli import yaml_in
+
+        given = yaml_in.parse(text)
+    config = dict(given.get("config") or {})
+    for setting in flags.many("config"):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"Bad key=value pair: {setting}")
+        config[key] = value
+    devices = _devices(session, server, flags, given)
+    body = {
+        "architecture": given.get("architecture", ""),
+        "config": config,
+        "devices": devices,
+        "description": given.get("description", ""),
+        "ephemeral": flags.on("ephemeral") or bool(given.get("ephemeral")),
+        "profiles": _profiles(flags, given),
+        "stateful": False,
+        "instance_type": flags.text("type"),
+        "type": "virtual-machine" if flags.on("vm") else "container",
+    }
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _piped() -> str:
+    """Standard input where a file or a pipe with something in it stands there.
+
+    A terminal-less job's standard input may be an open pipe that nobody writes to: it is not waited for.
+    """
+    import os
+    import select
+    import stat
+    import sys
+
+    mode = os.fstat(0).st_mode
+    if stat.S_ISREG(mode):
+        return sys.stdin.read()
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        return sys.stdin.read() if select.select([0], [], [], 0.1)[0] else ""
+    return ""
+
+
+def _profiles(flags: Flags, given: dict[str, Any]) -> list[str] | None:
+    """None lets the server choose: the image's, or the default one."""
+    if flags.on("no-profiles"):
+        return []
+    if flags.many("profile"):
+        return flags.many("profile")
+    return given.get("profiles")
+
+
+def _devices(
+    session: Session, server: Server, flags: Flags, given: dict[str, Any]
+) -> dict[str, dict[str, str]]:
+    """Devices from the YAML, `--network`, `--storage` and `--device`, the later ones over the earlier."""
+    devices = {name: dict(device) for name, device in (given.get("devices") or {}).items()}
+    if network := flags.text("network"):
+        found = server.get(path_to("networks", network))
+        link = {"network": network} if found.get("managed") else {"nictype": "bridged", "parent": network}
+        devices[network] = {"type": "nic", "name": "eth0", **link}
+    if pool := flags.text("storage"):
+        devices["root"] = {"type": "disk", "path": "/", "pool": pool}
+    for setting in flags.many("device"):
+        name, comma, fields = setting.partition(",")
+        if not comma:
+            raise UsageError(f"Bad device setting {setting!r}: write --device NAME,KEY=VALUE")
+        device = devices.setdefault(name, _inherited(server, flags, given, name))
+        for field in fields.split(","):
+            key, equals, value = field.partition("=")
+            if not equals:
+                raise UsageError(f"Bad device setting {setting!r}: write --device NAME,KEY=VALUE")
+            device[key] = value
+    return devices
+
+
+def _inherited(server: Server, flags: Flags, given: dict[str, Any], name: str) -> dict[str, str]:
+    """A device as the instance's profiles have it, so that some of its keys can be changed."""
+    profiles = _profiles(flags, given)
+    for profile in reversed(["default"] if profiles is None else profiles):
+        devices = server.get(path_to("profiles", profile))["devices"]
+        if name in devices:
+            return dict(devices[name])
+    return {}
+
+
+def _made_name(record: dict[str, Any]) -> str:
+    """The name that the server chose."""
+    return str(record["resources"]["instances"][0]).rsplit("/", 1)[-1].split("?")[0]
+
+
+_FLAGS = (
+    Flag("config", "Config key/value to apply to the new instance", "c", kind=MANY, complete="instance-keys"),
+    Flag("device", "New key/value to apply to a specific device", "d", kind=MANY),
+    Flag("empty", "Create an empty instance"),
+    Flag("ephemeral", "Ephemeral instance", "e"),
+    Flag("network", "Network name", "n", kind=TEXT, complete="networks"),
+    Flag("no-profiles", "Create the instance with no profiles applied"),
+    Flag("profile", "Profile to apply to the new instance", "p", kind=MANY, complete="profiles"),
+    Flag("storage", "Storage pool name", "s", kind=TEXT, complete="pools"),
+    Flag("type", "Instance type", "t", kind=TEXT),
+    Flag("vm", "Create a virtual machine"),
+)
+_DETAILS = "YAML on standard input (config, devices, profiles, description, ephemeral) is applied as well."
+
+INIT = Command(
+    "init",
+    "Create instances from images",
+    _init,
+    args="[<remote>:][<image>] [<remote>:][<name>]",
+    flags=_FLAGS,
+    details=_DETAILS,
+    example=("utsuwa init debian/12 web < web.yaml", "Create web with the configuration from web.yaml."),
+    complete=("images", ()),
+)
+LAUNCH = Command(
+    "launch",
+    "Create and start instances from images",
+    _launch,
+    args="[<remote>:][<image>] [<remote>:][<name>]",
+    flags=(*_FLAGS, console_flag()),
+    details=_DETAILS,
+    example=(
+        "utsuwa launch debian/12 web -c limits.memory=512MiB",
+        "Create and start web with half a gibibyte of memory.",
+    ),
+    complete=("images", ()),
+)

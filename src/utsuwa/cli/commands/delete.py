@@ -1,0 +1,70 @@
+"""`utsuwa delete`."""
+
+from __future__ import annotations
+
+from utsuwa.cli.errors import CommandFailed
+from utsuwa.cli.parsing.command import Command, Flag
+from utsuwa.client.errors import ApiError
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+
+def _run(session: Session, arguments: list[str], flags: Flags) -> int:
+    """All must be there and may be deleted before the first one goes."""
+    targets = [(text, *session.target(text)) for text in arguments]
+    for text, server, name in targets:
+        _check(server, name, text, flags)
+    for _text, server, name in targets:
+        if not flags.on("interactive") or _confirmed(name):
+            _delete(session, server, name)
+    return 0
+
+
+def _check(server: Server, name: str, text: str, flags: Flags) -> None:
+    try:
+        instance = server.get(path_to("instances", name))
+    except ApiError as error:
+        raise CommandFailed(f'Failed checking instance exists "{text}": {error}') from error
+    if instance["status"] != "Stopped" and not flags.on("force"):
+        raise CommandFailed("The instance is currently running, stop it first or pass --force")
+    if instance["expanded_config"].get("security.protection.delete") in ("true", "1", "yes", "on"):
+        raise CommandFailed(f"{text} is protected: unset security.protection.delete first")
+
+
+def _delete(session: Session, server: Server, name: str) -> None:
+    url = path_to("instances", name)
+    if server.get(url)["status"] != "Stopped":
+        body = {"action": "stop", "timeout": -1, "force": True, "stateful": False}
+        session.wait(server, server.put(f"{url}/state", body), f"Stopping {name}")
+    try:
+        session.wait(server, server.delete(url), f"Deleting {name}")
+    except ApiError as error:
+        if error.code != 404:  # an ephemeral one went when it stopped
+            raise
+
+
+def _confirmed(name: str) -> bool:
+    answer = input(f"Remove {name} (yes/no): ")
+    if answer.lower() not in ("yes", "y"):
+        raise CommandFailed("User aborted delete operation")
+    return True
+
+
+COMMAND = Command(
+    "delete",
+    "Delete instances",
+    _run,
+    args="[<remote>:]<instance> [[<remote>:]<instance>...]",
+    flags=(
+        Flag("force", "Force the removal of running instances", "f"),
+        Flag("interactive", "Require user confirmation", "i"),
+    ),
+    aliases=("rm",),
+    example=("utsuwa delete web --force", "Stop web and delete it with all its files."),
+    complete=("instances",),
+)

@@ -1,0 +1,226 @@
+"""The `device` commands of instances and of profiles."""
+
+from __future__ import annotations
+
+from utsuwa.cli.errors import CommandFailed
+from utsuwa.cli.output import values
+from utsuwa.cli.output.render import natural
+from utsuwa.cli.parsing.command import Command
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.cli.parsing.command import Run
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+TYPES = (
+    "disk",
+    "nic",
+    "none",
+    "unix-char",
+    "unix-block",
+    "unix-hotplug",
+    "proxy",
+    "usb",
+    "gpu",
+    "infiniband",
+)
+
+
+class Holder:
+    """What has devices: an instance or a profile, read for a change."""
+
+    def __init__(self, session: Session, path: str, text: str) -> None:
+        self.session = session
+        self.server, self.name = session.target(text)
+        self.url = path_to(path, self.name)
+        self.record, self.etag = self.server.get_with_etag(self.url)
+        self.devices: dict[str, dict[str, str]] = self.record["devices"]
+        self.inherited: dict[str, dict[str, str]] = self.record.get("expanded_devices") or {}
+
+    def own(self, name: str, what: str) -> dict[str, str]:
+        """A device that the holder itself has. Raises CommandFailed; `what` cannot be done to others."""
+        if name in self.devices:
+            return self.devices[name]
+        if name in self.inherited:
+            raise CommandFailed(f"Device from profile(s) cannot be {what}")
+        raise CommandFailed("Device doesn't exist")
+
+    def add(self, name: str, device: dict[str, str]) -> None:
+        if name in self.devices:
+            raise CommandFailed("The device already exists")
+        self.devices[name] = device
+
+    def save(self) -> None:
+        fields = ("architecture", "config", "devices", "ephemeral", "profiles", "stateful", "description")
+        body = {field: self.record[field] for field in fields if field in self.record}
+        self.session.settle(self.server, self.server.put(self.url, body, self.etag))
+
+
+_MODIFIED = "modified for individual instance. Override device or modify profile instead"
+
+
+def _add(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        holder = Holder(session, path, arguments[0])
+        name, kind = arguments[1:3]
+        holder.add(name, {**values.pairs(arguments[3:]), "type": kind})
+        holder.save()
+        session.say(f"Device {name} added to {holder.name}")
+
+    return run
+
+
+def _remove(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        holder = Holder(session, path, arguments[0])
+        what = "removed from individual instance. Override device or modify profile instead"
+        for name in arguments[1:]:
+            holder.own(name, what)
+            del holder.devices[name]
+        holder.save()
+        for name in arguments[1:]:
+            session.say(f"Device {name} removed from {holder.name}")
+
+    return run
+
+
+def _get(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        holder = Holder(session, path, arguments[0])
+        device = holder.own(arguments[1], "retrieved for individual instance")
+        session.write(f"{device.get(arguments[2], '')}\n")
+
+    return run
+
+
+def _set(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        holder = Holder(session, path, arguments[0])
+        holder.own(arguments[1], _MODIFIED).update(values.changes(arguments[2:]))
+        holder.save()
+
+    return run
+
+
+def _unset(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        holder = Holder(session, path, arguments[0])
+        holder.own(arguments[1], _MODIFIED).pop(arguments[2], None)
+        holder.save()
+
+    return run
+
+
+def _show(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        from utsuwa.cli.output import yaml_out
+        from utsuwa.cli.output.records import sorted_map
+
+        session.write(yaml_out.dump(sorted_map(Holder(session, path, arguments[0]).devices)))
+
+    return run
+
+
+def _list(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        names = sorted(Holder(session, path, arguments[0]).devices, key=natural)
+        session.write("\n".join(names) + "\n")
+
+    return run
+
+
+def _override(session: Session, arguments: list[str], _flags: Flags) -> None:
+    holder = Holder(session, "instances", arguments[0])
+    name = arguments[1]
+    if name in holder.devices:
+        raise CommandFailed("The device already exists")
+    if name not in holder.inherited:
+        raise CommandFailed("The profile device doesn't exist")
+    holder.add(name, {**holder.inherited[name], **values.pairs(arguments[2:])})
+    holder.save()
+    session.say(f"Device {name} overridden for {holder.name}")
+
+
+def attach(session: Session, path: str, text: str, name: str, device: dict[str, str]) -> None:
+    """Add one device to an instance or a profile. Raises CommandFailed."""
+    holder = Holder(session, path, text)
+    holder.add(name, device)
+    holder.save()
+
+
+def detach(session: Session, path: str, text: str, network: str, name: str) -> None:
+    """Remove the nic `name`, or the only one that uses a network. Raises CommandFailed."""
+    holder = Holder(session, path, text)
+    if not name:
+        uses = [n for n, d in holder.devices.items() if network in (d.get("network"), d.get("parent"))]
+        if not uses:
+            raise CommandFailed("No device found for this network")
+        if len(uses) > 1:
+            raise CommandFailed("More than one device matches, specify the device name")
+        name = uses[0]
+    device = holder.own(name, "removed from individual instance. Override device or modify profile instead")
+    if device.get("type") != "nic":
+        raise CommandFailed(f"The device {name} is no nic: it is of type {device.get('type')}")
+    del holder.devices[name]
+    holder.save()
+
+
+def is_managed(server: Server, network: str) -> bool:
+    found: dict[str, Any] = server.get(path_to("networks", network))
+    return bool(found.get("managed"))
+
+
+def group(path: str, argument: str, place: str) -> Command:
+    """The `device` commands for instances (`config`) or profiles."""
+    holder = f"[<remote>:]<{argument}>"
+    call = f"utsuwa {place} device"
+    key = " <device> <key>"
+    complete: tuple[str | tuple[str, ...], ...] = (path, ())
+
+    def command(name: str, summary: str, run: Run, more: str, example: str, **rest: Any) -> Command:
+        return Command(
+            name,
+            summary,
+            run,
+            args=holder + more,
+            example=(f"{call} {name} web {example}".rstrip(), f"{summary}."),
+            complete=rest.pop("complete", complete),
+            **rest,
+        )
+
+    children = [
+        command(
+            "add",
+            f"Add {argument} devices",
+            _add(path),
+            " <device> <type> [<key>=<value>...]",
+            "data disk source=instance:data path=/srv/data",
+            complete=(path, (), TYPES, ()),
+        ),
+        command(
+            "get", "Get values for device configuration keys", _get(path), " <device> <key>", "data path"
+        ),
+        command("list", f"List {argument} devices", _list(path), "", "", aliases=("ls",)),
+        command(
+            "remove", f"Remove {argument} devices", _remove(path), " <device>...", "data", aliases=("rm",)
+        ),
+        command(
+            "set",
+            "Set device configuration keys",
+            _set(path),
+            " <device> <key>=<value>...",
+            "data readonly=true",
+        ),
+        command("show", "Show full device configuration", _show(path), "", ""),
+        command("unset", "Unset device configuration keys", _unset(path), key, "data readonly"),
+    ]
+    if path == "instances":
+        summary = "Copy profile inherited devices and override configuration keys"
+        more = " <device> [<key>=<value>...]"
+        children.append(command("override", summary, _override, more, "eth0 ipv4.address=10.0.3.7"))
+    return Command("device", "Manage devices", children=tuple(sorted(children, key=lambda c: c.name)))

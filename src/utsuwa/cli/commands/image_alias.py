@@ -1,0 +1,99 @@
+"""`utsuwa image alias`."""
+
+from __future__ import annotations
+
+from utsuwa.cli import sources
+from utsuwa.cli.output.render import show_list
+from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+
+def _list(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, filters = session.takes_remote(arguments)
+    found = server.get("/1.0/images/aliases", recursion="1")
+    show_list(
+        session,
+        flags.text("format"),
+        [
+            ("ALIAS", lambda a: a["name"]),
+            ("FINGERPRINT", lambda a: a["target"][:12]),
+            ("TYPE", lambda a: a["type"].upper()),
+            ("DESCRIPTION", lambda a: a["description"]),
+        ],
+        [a for a in found if all(text in a["name"] or a["target"].startswith(text) for text in filters)],
+        "alias",
+    )
+
+
+def _create(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    target = server.get(path_to("images", sources.fingerprint(server, arguments[1])))["fingerprint"]
+    server.post("/1.0/images/aliases", {"name": name, "target": target})
+
+
+def _delete(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    server.delete(path_to("images", "aliases", name))
+
+
+def _rename(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    server.post(path_to("images", "aliases", name), {"name": arguments[1]})
+
+
+def ensure(server: Server, name: str, fingerprint: str) -> None:
+    """Make an alias name an image, also where it named another before."""
+    known = {alias["name"] for alias in server.get("/1.0/images/aliases", recursion="1")}
+    if name in known:
+        server.patch(path_to("images", "aliases", name), {"target": fingerprint})
+    else:
+        server.post("/1.0/images/aliases", {"name": name, "target": fingerprint})
+
+
+COMMAND = Command(
+    "alias",
+    "Manage image aliases",
+    children=(
+        Command(
+            "create",
+            "Create aliases for existing images",
+            _create,
+            args="[<remote>:]<alias> <image>",
+            complete=((), "images"),
+            example=("utsuwa image alias create deb 5ae1c5b4c7d8", "`deb` now names this image."),
+        ),
+        Command(
+            "delete",
+            "Delete image aliases",
+            _delete,
+            args="[<remote>:]<alias>",
+            aliases=("rm",),
+            complete=("images",),
+            example=("utsuwa image alias delete deb", "The image stays."),
+        ),
+        Command(
+            "list",
+            "List image aliases",
+            _list,
+            args="[<remote>:] [<filter>...]",
+            flags=(format_flag(),),
+            aliases=("ls",),
+            example=("utsuwa image alias list deb", "Aliases with deb in their names."),
+        ),
+        Command(
+            "rename",
+            "Rename aliases",
+            _rename,
+            args="[<remote>:]<alias> <new-name>",
+            aliases=("mv",),
+            complete=("images", ()),
+            example=("utsuwa image alias rename deb debian", "The same image by another name."),
+        ),
+    ),
+)

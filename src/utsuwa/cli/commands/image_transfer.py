@@ -1,0 +1,167 @@
+"""`utsuwa image import` and `utsuwa image export`."""
+
+from __future__ import annotations
+
+import os
+
+from utsuwa.cli import multipart, sources
+from utsuwa.cli.errors import CommandFailed, UsageError
+from utsuwa.cli.output import progress
+from utsuwa.cli.parsing.command import MANY, Command, Flag
+from utsuwa.client.server import path_to, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+_CHUNK = 256 * 1024
+
+
+def _import(session: Session, arguments: list[str], flags: Flags) -> None:
+    files, remote, properties = _sort(session, arguments)
+    server = session.server(remote)
+    if files[0].startswith("https://"):
+        operation = _by_url(server, files[0], properties, flags)
+    else:
+        operation = _upload(session, server, files, properties, flags)
+    record = session.wait(server, operation, "Importing the image")
+    fingerprint = str(record["metadata"]["fingerprint"])
+    session.say(f"Image imported with fingerprint: {fingerprint}")
+    if flags.many("alias"):
+        from utsuwa.cli.commands.image_alias import ensure
+
+        for name in flags.many("alias"):
+            ensure(server, name, fingerprint)
+
+
+def _sort(session: Session, arguments: list[str]) -> tuple[list[str], str, dict[str, str]]:
+    """One or two files, the remote, and properties. Raises UsageError."""
+    files: list[str] = []
+    properties: dict[str, str] = {}
+    remote = ""
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if text.endswith(":") and text[:-1] in session.config.remotes:
+            remote = text[:-1]
+        elif equals and files and not os.path.exists(text):
+            properties[key] = value
+        else:
+            files.append(text)
+    if not 1 <= len(files) <= 2:
+        raise UsageError("An image is one file, or a metadata file and a root file system")
+    return files, remote, properties
+
+
+def _by_url(server: Server, url: str, properties: dict[str, str], flags: Flags) -> dict[str, Any]:
+    source = {"type": "url", "mode": "pull", "protocol": "direct", "url": url}
+    body = {"source": source, "properties": properties, "public": flags.on("public")}
+    found: dict[str, Any] = server.post("/1.0/images", body)
+    return found
+
+
+def _upload(
+    session: Session, server: Server, files: list[str], properties: dict[str, str], flags: Flags
+) -> dict[str, Any]:
+    for path in files:
+        if os.path.isdir(path):
+            raise CommandFailed(f"{path} is a folder: pack it with tar first, metadata.yaml beside rootfs/")
+        if not os.access(path, os.R_OK):
+            raise CommandFailed(f"Cannot read {path}: there is no such file, or you may not read it")
+    headers = {"X-LXD-public": "true" if flags.on("public") else "false"}
+    if properties:
+        fields = (f"{quote(key)}={quote(value)}" for key, value in properties.items())
+        headers["X-LXD-properties"] = "&".join(fields)
+    total = sum(os.path.getsize(path) for path in files)
+    if len(files) == 1:
+        headers["X-LXD-filename"] = os.path.basename(files[0])
+        headers["Content-Type"] = "application/octet-stream"
+        chunks = _read(files[0])
+    else:
+        boundary = os.urandom(16).hex()
+        headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+        chunks = _form(boundary, {"metadata": files[0], "rootfs": files[1]})
+    counted = progress.counted(session, chunks, total, "Transferring the image")
+    found: dict[str, Any] = server.metadata(server.raw("POST", "/1.0/images", counted, headers))
+    return found
+
+
+def _read(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _form(boundary: str, files: dict[str, str]) -> Iterator[bytes]:
+    for name, path in files.items():
+        filename = os.path.basename(path).replace('"', "%22")
+        yield (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        yield from _read(path)
+        yield b"\r\n"
+    yield f"--{boundary}--\r\n".encode()
+
+
+def _export(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    target = arguments[1] if len(arguments) > 1 else "."
+    fingerprint = sources.fingerprint(server, name)
+    reply = server.checked(server.raw("GET", path_to("images", fingerprint, "export")))
+    total = int(reply.headers.get("content-length", 0))
+    chunks = progress.counted(session, reply.stream(), total, "Exporting the image")
+    kind = reply.headers.get("content-type", "")
+    if "boundary=" in kind:
+        boundary = kind.partition("boundary=")[2].split(";")[0].strip('"')
+        parts = multipart.split(chunks, boundary)
+    else:
+        parts = multipart.single(chunks, reply.headers.get("content-disposition", ""))
+    written = [_write_part(target, place, filename, data) for place, (filename, data) in enumerate(parts)]
+    if not written:
+        raise CommandFailed("The server sent no file")
+    session.say("Image exported successfully!")
+
+
+def _write_part(target: str, place: int, filename: str, data: Iterator[bytes]) -> str:
+    """One file of an image, under its own name in a folder, or as `target` and `target.root`."""
+    safe = os.path.basename(filename)
+    if os.path.isdir(target):
+        path = os.path.join(target, safe if safe not in ("", ".", "..") else f"image.{place}")
+    else:
+        path = target if place == 0 else f"{target}.root"
+    try:
+        with open(path, "wb") as file:
+            for chunk in data:
+                file.write(chunk)
+    except OSError as error:
+        raise CommandFailed(f"Cannot write {path}: {error.strerror}") from error
+    return path
+
+
+IMPORT = Command(
+    "import",
+    "Import image into the image store",
+    _import,
+    args="<file>|<URL> [<rootfs file>] [<remote>:] [<key>=<value>...]",
+    flags=(
+        Flag("alias", "New aliases to add to the image", kind=MANY),
+        Flag("public", "Make image public"),
+    ),
+    example=(
+        "utsuwa image import metadata.tar.xz rootfs.squashfs --alias debian/12",
+        "Upload an image of two files and name it; an alias that exists moves to it.",
+    ),
+)
+EXPORT = Command(
+    "export",
+    "Export and download images",
+    _export,
+    args="[<remote>:]<image> [<target>]",
+    complete=("images", ()),
+    example=("utsuwa image export debian/12 backups/", "Its files, named as they were, in a folder."),
+)

@@ -1,0 +1,224 @@
+"""`utsuwa network`."""
+
+from __future__ import annotations
+
+from utsuwa.cli.commands import devices, objects
+from utsuwa.cli.output import values
+from utsuwa.cli.output.render import show_list
+from utsuwa.cli.parsing.command import TEXT, Command, Flag, format_flag
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from utsuwa.cli.parsing.command import Run
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+
+_NOUN = objects.Noun(
+    "network",
+    "networks",
+    kind="network",
+    fields=("config", "description"),
+    members="networks",
+    argument="network",
+)
+
+# Interfaces that say nothing in a table.
+_HIDDEN = ("loopback", "unknown")
+
+
+def _list(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, _ = session.takes_remote(arguments)
+    style = flags.text("format")
+    found = server.get("/1.0/networks", recursion="1")
+    if style not in ("json", "yaml"):
+        found = [network for network in found if network["type"] not in _HIDDEN]
+    show_list(
+        session,
+        style,
+        [
+            ("NAME", lambda n: n["name"]),
+            ("TYPE", lambda n: n["type"]),
+            ("MANAGED", lambda n: "YES" if n["managed"] else "NO"),
+            ("IPV4", lambda n: n["config"].get("ipv4.address", "")),
+            ("IPV6", lambda n: n["config"].get("ipv6.address", "")),
+            ("DESCRIPTION", lambda n: n["description"]),
+            ("USED BY", lambda n: str(len(n["used_by"] or ()))),
+            ("STATE", lambda n: n["status"].upper()),
+        ],
+        found,
+        "network",
+    )
+
+
+def _create(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    body = {"name": name, "type": flags.text("type"), "config": values.pairs(arguments[1:])}
+    server.post("/1.0/networks", body)
+    session.say(f"Network {name} created")
+
+
+def _info(session: Session, arguments: list[str], _flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    state = server.get(f"{_NOUN.url(name)}/state")
+    session.write("".join(line + "\n" for line in _describe(name, state)))
+
+
+def _describe(name: str, state: dict[str, Any]) -> Iterator[str]:
+    yield f"Name: {name}"
+    yield f"MAC address: {state['hwaddr']}"
+    yield f"MTU: {state['mtu']}"
+    yield f"State: {state['state']}"
+    yield f"Type: {state['type']}"
+    if state["addresses"]:
+        yield ""
+        yield "IP addresses:"
+        for found in state["addresses"]:
+            yield f"  {found['family']}\t{found['address']}/{found['netmask']} ({found['scope']})"
+    counters = state["counters"]
+    yield ""
+    yield "Network usage:"
+    yield f"  Bytes received: {values.size(counters['bytes_received'])}"
+    yield f"  Bytes sent: {values.size(counters['bytes_sent'])}"
+    yield f"  Packets received: {counters['packets_received']}"
+    yield f"  Packets sent: {counters['packets_sent']}"
+    if bridge := state.get("bridge"):
+        yield ""
+        yield "Bridge:"
+        yield f"  ID: {bridge['id']}"
+        yield f"  STP: {str(bridge['stp']).lower()}"
+        yield f"  Forward delay: {bridge['forward_delay']}"
+        yield f"  Default VLAN ID: {bridge['vlan_default']}"
+        yield f"  VLAN filtering: {str(bridge['vlan_filtering']).lower()}"
+        yield f"  Upper devices: {', '.join(bridge['upper_devices'] or ())}"
+
+
+def _leases(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    show_list(
+        session,
+        flags.text("format"),
+        [
+            ("HOSTNAME", lambda lease: lease["hostname"]),
+            ("MAC ADDRESS", lambda lease: lease["hwaddr"]),
+            ("IP ADDRESS", lambda lease: lease["address"]),
+            ("TYPE", lambda lease: lease["type"].upper()),
+        ],
+        server.get(f"{_NOUN.url(name)}/leases"),
+        "lease",
+    )
+
+
+def _attach(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        remote, network = session.config.split(arguments[0])
+        holder = arguments[1]
+        name = arguments[2] if len(arguments) > 2 else network
+        device = {"type": "nic"}
+        if devices.is_managed(session.server(remote), network):
+            device["network"] = network
+        else:
+            device |= {"nictype": _nictype(session, remote, network), "parent": network}
+        if len(arguments) > 3:
+            device["name"] = arguments[3]
+        devices.attach(session, path, f"{remote}:{holder}", name, device)
+
+    return run
+
+
+def _nictype(session: Session, remote: str, network: str) -> str:
+    """An interface that the server does not manage: a bridge is joined, others are shared."""
+    kind = session.server(remote).get(path_to("networks", network))["type"]
+    return "bridged" if kind == "bridge" else "macvlan"
+
+
+def _detach(path: str) -> Run:
+    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
+        remote, network = session.config.split(arguments[0])
+        name = arguments[2] if len(arguments) > 2 else ""
+        devices.detach(session, path, f"{remote}:{arguments[1]}", network, name)
+
+    return run
+
+
+def _links(path: str, noun: str, suffix: str) -> tuple[Command, Command]:
+    """attach and detach for instances or profiles."""
+    args = f"[<remote>:]<network> <{noun}> [<device-name>]"
+    complete = ("networks", path, ())
+    return (
+        Command(
+            f"attach{suffix}",
+            f"Attach network interfaces to {noun}s",
+            _attach(path),
+            args=f"{args} [<interface-name>]",
+            complete=complete,
+            example=(f"utsuwa network attach{suffix} utsuwabr0 web eth1", "A nic eth1 on this network."),
+        ),
+        Command(
+            f"detach{suffix}",
+            f"Detach network interfaces from {noun}s",
+            _detach(path),
+            args=args,
+            complete=complete,
+            example=(f"utsuwa network detach{suffix} utsuwabr0 web eth1", "The nic eth1 goes."),
+        ),
+    )
+
+
+_ONE = "[<remote>:]<network>"
+_INSTANCES, _PROFILES = _links("instances", "instance", ""), _links("profiles", "profile", "-profile")
+
+COMMAND = Command(
+    "network",
+    "Manage and attach instances to networks",
+    children=(
+        _INSTANCES[0],
+        _PROFILES[0],
+        Command(
+            "create",
+            "Create new networks",
+            _create,
+            args=f"{_ONE} [<key>=<value>...]",
+            flags=(Flag("type", "Network type", "t", kind=TEXT),),
+            example=("utsuwa network create lab ipv4.address=10.0.7.1/24", "A bridge with this subnet."),
+        ),
+        objects.delete(_NOUN),
+        _INSTANCES[1],
+        _PROFILES[1],
+        objects.edit(_NOUN),
+        objects.get(_NOUN),
+        Command(
+            "info",
+            "Get runtime information on networks",
+            _info,
+            args=_ONE,
+            complete=("networks",),
+            example=("utsuwa network info utsuwabr0", "Addresses and counters."),
+        ),
+        Command(
+            "list",
+            "List available networks",
+            _list,
+            args="[<remote>:]",
+            flags=(format_flag(),),
+            aliases=("ls",),
+            example=("utsuwa network list", "Managed networks and the host's other interfaces."),
+        ),
+        Command(
+            "list-leases",
+            "List DHCP leases",
+            _leases,
+            args=_ONE,
+            flags=(format_flag(),),
+            complete=("networks",),
+            example=("utsuwa network list-leases utsuwabr0", "Who has which address."),
+        ),
+        objects.rename(_NOUN),
+        objects.set_(_NOUN),
+        objects.show(_NOUN),
+        objects.unset(_NOUN),
+    ),
+)

@@ -1,0 +1,176 @@
+"""`utsuwa remote`: which servers this client knows."""
+
+from __future__ import annotations
+
+from utsuwa.cli.output.render import as_they_are, show_list, to_json
+from utsuwa.cli.parsing.command import Command, Entry, format_flag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.remotes import Remote
+
+
+def _list(session: Session, _arguments: list[str], flags: Flags) -> None:
+    config = session.config
+    style = flags.text("format")
+    remotes = dict(sorted(config.remotes.items()))
+    if style == "json":
+        session.write(to_json({name: _go_record(remote) for name, remote in remotes.items()}) + "\n")
+        return
+    if style == "yaml":
+        from utsuwa.cli.output import yaml_out
+
+        session.write(yaml_out.dump({name: remote.record() for name, remote in remotes.items()}))
+        return
+    show_list(
+        session,
+        style,
+        [
+            ("NAME", lambda r: r["name"]),
+            ("URL", lambda r: r["addr"]),
+            ("PROTOCOL", lambda r: r["protocol"]),
+            ("AUTH TYPE", lambda r: r["auth"]),
+            ("PUBLIC", lambda r: r["public"]),
+            ("STATIC", lambda r: r["static"]),
+            ("GLOBAL", lambda r: "NO"),
+        ],
+        [_row(name, remote, config.default) for name, remote in remotes.items()],
+        "",
+        order=as_they_are,
+    )
+
+
+def _row(name: str, remote: Remote, default: str) -> dict[str, str]:
+    if remote.is_unix:
+        auth = "file access"
+    elif remote.protocol == "simplestreams":
+        auth = "none"
+    else:
+        auth = remote.auth_type or "tls"
+    return {
+        "name": f"{name} (current)" if name == default else name,
+        "addr": remote.addr,
+        "protocol": remote.protocol,
+        "auth": auth,
+        "public": "YES" if remote.public else "NO",
+        "static": "YES" if remote.static else "NO",
+    }
+
+
+def _go_record(remote: Remote) -> dict[str, Any]:
+    return {
+        "Addr": remote.addr,
+        "AuthType": remote.auth_type,
+        "Domain": "",
+        "Project": remote.project,
+        "Protocol": remote.protocol,
+        "Public": remote.public,
+        "Global": False,
+        "Static": remote.static,
+    }
+
+
+def _remove(session: Session, arguments: list[str], _flags: Flags) -> None:
+    session.config.remove(arguments[0])
+    session.config.save()
+
+
+def _rename(session: Session, arguments: list[str], _flags: Flags) -> None:
+    session.config.rename(arguments[0], arguments[1])
+    session.config.save()
+
+
+def _switch(session: Session, arguments: list[str], _flags: Flags) -> None:
+    session.config.remote(arguments[0])
+    session.config.default = arguments[0]
+    session.config.save()
+
+
+def _get_default(session: Session, _arguments: list[str], _flags: Flags) -> None:
+    session.write(f"{session.config.default}\n")
+
+
+def _get_url(session: Session, arguments: list[str], _flags: Flags) -> None:
+    session.write(f"{session.config.remote(arguments[0]).addr}\n")
+
+
+def _set_url(session: Session, arguments: list[str], _flags: Flags) -> None:
+    from utsuwa.client.https import normal_address
+
+    remote = session.config.changeable(arguments[0])
+    is_images = remote.protocol == "simplestreams"
+    remote.addr = arguments[1] if is_images else normal_address(arguments[1])
+    session.config.save()
+
+
+_ONE = ("remotes",)
+
+COMMAND = Command(
+    "remote",
+    "Manage the list of remote servers",
+    children=(
+        Entry("add", "remote_add:ADD", "Add new remote servers"),
+        Command(
+            "get-default",
+            "Show the default remote",
+            _get_default,
+            example=("utsuwa remote get-default", "The remote of names without one."),
+        ),
+        Command(
+            "get-url",
+            "Show the URL of a remote",
+            _get_url,
+            args="<remote>",
+            complete=_ONE,
+            example=("utsuwa remote get-url far", "Where this remote is."),
+        ),
+        Entry("import-lxc", "remote_add:IMPORT", "Take over the remotes of the lxc client"),
+        Command(
+            "list",
+            "List the available remotes",
+            _list,
+            flags=(format_flag(),),
+            aliases=("ls",),
+            example=("utsuwa remote list", "All servers that this client knows."),
+        ),
+        Command(
+            "remove",
+            "Remove remotes",
+            _remove,
+            args="<remote>",
+            aliases=("rm",),
+            complete=_ONE,
+            example=("utsuwa remote remove far", "Forget the server and its certificate."),
+        ),
+        Command(
+            "rename",
+            "Rename remotes",
+            _rename,
+            args="<remote> <new-name>",
+            aliases=("mv",),
+            complete=("remotes", ()),
+            example=("utsuwa remote rename far away", "The same server by another name."),
+        ),
+        Command(
+            "set-url",
+            "Set the URL for the remote",
+            _set_url,
+            args="<remote> <URL>",
+            complete=("remotes", ()),
+            example=("utsuwa remote set-url far https://far.example:8443", "The server moved."),
+        ),
+        Command(
+            "switch",
+            "Switch the default remote",
+            _switch,
+            args="<remote>",
+            aliases=("set-default",),
+            complete=_ONE,
+            example=("utsuwa remote switch far", "Names without a remote are on far from now on."),
+        ),
+    ),
+)

@@ -1,0 +1,96 @@
+"""`utsuwa storage volume`."""
+
+from __future__ import annotations
+
+from utsuwa.cli.errors import UsageError
+from utsuwa.cli.output import values
+from utsuwa.cli.output.render import show_list
+from utsuwa.cli.parsing.command import TEXT, Command, Flag, format_flag
+from utsuwa.client.errors import ApiError
+from utsuwa.client.server import path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+    Volume = dict[str, Any]
+
+_DEFAULT = "tndcu"
+_COLUMNS: dict[str, tuple[str, Callable[[Volume], str]]] = {
+    "c": ("CONTENT-TYPE", lambda v: v["content_type"] or "filesystem"),
+    "d": ("DESCRIPTION", lambda v: v["description"]),
+    "e": ("PROJECT", lambda v: v["project"]),
+    "n": ("NAME", lambda v: v["name"]),
+    "t": ("TYPE", lambda v: f"{v['type']} (snapshot)" if "/" in v["name"] else v["type"]),
+    "u": ("USED BY", lambda v: str(len(v["used_by"] or ()))),
+    "U": ("USAGE", lambda v: v.get("usage", "")),
+}
+
+
+def _list(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, pool = session.target(arguments[0])
+    columns = flags.text("columns")
+    everywhere = flags.on("all-projects")
+    if everywhere and not flags.given("columns"):
+        columns = f"e{columns}"
+    for letter in columns.replace(",", ""):
+        if letter not in _COLUMNS:
+            raise UsageError(f"Unknown column shorthand char '{letter}' in '{columns}'")
+    query = {"recursion": "1"} | ({"all_projects": "true"} if everywhere else {})
+    url = path_to("storage-pools", pool, "volumes")
+    volumes = [v for v in server.get(url, **query) if _fits(v, arguments[1:])]
+    if "U" in columns:
+        for volume in volumes:
+            volume["usage"] = _usage(server, url, volume)
+    chosen = [_COLUMNS[letter] for letter in columns.replace(",", "")]
+    show_list(session, flags.text("format"), chosen, volumes, "volume")
+
+
+def _fits(volume: Volume, filters: list[str]) -> bool:
+    """`key=value` for a field or a configuration key, else the beginning of a name."""
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if not equals:
+            if not volume["name"].startswith(text):
+                return False
+        elif str(volume.get(key, volume["config"].get(key, ""))) != value:
+            return False
+    return True
+
+
+def _usage(server: Server, url: str, volume: Volume) -> str:
+    try:
+        state = server.get(f"{url}/{volume['type']}/{path_to(volume['name'])[5:]}/state")
+    except ApiError:  # volumes of a kind that tells no state
+        return ""
+    return values.size(state["usage"]["used"]) if state.get("usage") else ""
+
+
+COMMAND = Command(
+    "volume",
+    "Show storage volumes",
+    children=(
+        Command(
+            "list",
+            "List storage volumes",
+            _list,
+            args="[<remote>:]<pool> [<filter>...]",
+            flags=(
+                Flag("all-projects", "All projects"),
+                Flag("columns", "Columns", "c", kind=TEXT, default=_DEFAULT),
+                format_flag(),
+            ),
+            aliases=("ls",),
+            details="""\
+Columns: c - content type, d - description, e - project, n - name, t - type of volume,
+u - number of references (used by), U - current disk usage.""",
+            complete=("pools", ()),
+            example=("utsuwa storage volume list default type=container", "Root disks of instances."),
+        ),
+    ),
+)

@@ -1,0 +1,104 @@
+"""Waiting for operations: one rewritten line on a terminal, silence elsewhere."""
+
+from __future__ import annotations
+
+import sys
+
+from utsuwa.client import lean
+from utsuwa.client.errors import ApiError
+from utsuwa.client.server import succeeded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+_TEXT = 1
+_RUNNING = 200  # statuses from here on are ends
+
+
+class Line:
+    """One line of a terminal that is written over and over; nothing at all where there is no terminal."""
+
+    def __init__(self, session: Session) -> None:
+        self._shown = 0
+        self._active = session.shows_progress
+
+    def show(self, text: str) -> None:
+        if not self._active or not text:
+            return
+        import shutil
+
+        text = text[: shutil.get_terminal_size().columns - 1]
+        sys.stdout.write("\r" + text + " " * (self._shown - len(text)))
+        sys.stdout.flush()
+        self._shown = len(text)
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stdout.write("\r" + " " * self._shown + "\r")
+            sys.stdout.flush()
+            self._shown = 0
+
+
+def wait(session: Session, server: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
+    """Wait for an operation and return its record. Raises ApiError where it failed.
+
+    An interrupt asks the server to cancel it, and stays an interrupt.
+    """
+    try:
+        if session.shows_progress:
+            return _watch(session, server, operation, label)
+        return server.wait(operation)
+    except KeyboardInterrupt:
+        try:
+            server.close()  # the answer to the wait will not be read
+            server.delete(f"/1.0/operations/{operation['id']}")
+        except ApiError:
+            session.warn("The operation cannot be cancelled and goes on in the background")
+        raise
+
+
+def _watch(session: Session, server: Server, operation: dict[str, Any], label: str) -> dict[str, Any]:
+    url = f"/1.0/operations/{operation['id']}"
+    line = Line(session)
+    events = server.listen(["operation"])
+    try:
+        record = server.get(url)
+        while record["status_code"] < _RUNNING:
+            line.show(_describe(record, label))
+            message = events.receive()
+            if message is None:
+                return server.wait(operation)
+            if message[0] == _TEXT:
+                event = lean.loads(message[1].decode())["metadata"]
+                record = event if event.get("id") == operation["id"] else record
+        return succeeded(record)
+    finally:
+        line.clear()
+        events.close()
+
+
+def _describe(record: dict[str, Any], label: str) -> str:
+    """What an operation says about its progress; the label where it says nothing."""
+    for name, value in (record.get("metadata") or {}).items():
+        if name.endswith("_progress") and isinstance(value, str):
+            return f"{label}: {value}" if label else value
+    return label
+
+
+def counted(session: Session, chunks: Iterable[bytes], total: int, label: str) -> Iterator[bytes]:
+    """The chunks, while a line tells how much of `total` bytes (0 where unknown) has passed."""
+    from utsuwa.cli.output.values import size
+
+    line, done = Line(session), 0
+    try:
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            line.show(f"{label}: {done * 100 // total}%" if total else f"{label}: {size(done)}")
+    finally:
+        line.clear()

@@ -1,0 +1,123 @@
+"""What a command is: the record that feeds the parser, the help and the shells' completion."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+
+    Run = Callable[[Session, list[str], Flags], int | None]
+
+BOOL, TEXT, NUMBER, MANY = "bool", "text", "number", "many"
+
+FORMATS = ("table", "compact", "csv", "json", "yaml")
+
+
+class Flag:
+    """One flag. `bare` is the value that a text flag takes when none is given with it (`--console`).
+
+    `default` of a TEXT flag is what `Flags.text` gives where it is absent; `complete` names what its
+    value may be: words, or one of the kinds that `utsuwa.cli.parsing.complete` knows.
+    """
+
+    __slots__ = ("bare", "complete", "default", "help", "kind", "name", "short")
+
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        short: str = "",
+        *,
+        kind: str = BOOL,
+        default: str = "",
+        bare: str | None = None,
+        complete: str | tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.help = help
+        self.short = short
+        self.kind = kind
+        self.default = default
+        self.bare = bare
+        self.complete = complete
+
+
+class Command:
+    """A command or a group of them.
+
+    `args` is its usage after the name, from which the number of arguments follows: `<a>` must be there,
+    `[a]` may, and `...` stands for any number. `complete` tells for each argument what it names (the last
+    entry serves all that follow). `[<remote>:]` in front of a name belongs to it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        run: Run | None = None,
+        *,
+        args: str = "",
+        flags: tuple[Flag, ...] = (),
+        example: tuple[str, str] = ("", ""),
+        details: str = "",
+        aliases: tuple[str, ...] = (),
+        children: tuple[Command | Entry, ...] = (),
+        complete: tuple[str | tuple[str, ...], ...] = (),
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.run = run
+        self.args = args
+        self.flags = flags
+        self.example = example
+        self.details = details
+        self.aliases = aliases
+        self.children = children
+        self.complete = complete
+
+    def child(self, name: str) -> Command | None:
+        """The command below this one by its name or an alias, loaded."""
+        for child in self.children:
+            if name == child.name or name in child.aliases:
+                return child.load() if isinstance(child, Entry) else child
+        return None
+
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest number of arguments; -1 is no limit."""
+        bare = self.args.replace("[<remote>:]<", "<").replace("[<remote>:][", "[")
+        words = bare.split()
+        least = sum(word.startswith("<") for word in words)
+        endless = any(word.endswith(("...", "...]")) for word in words)
+        return least, -1 if endless else len(words)
+
+
+class Entry:
+    """A command that is loaded when it is called: `COMMAND`, or the name after the colon, of a module."""
+
+    __slots__ = ("aliases", "name", "summary", "where")
+
+    def __init__(self, name: str, where: str, summary: str, aliases: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.where = where
+        self.summary = summary
+        self.aliases = aliases
+
+    def load(self) -> Command:
+        module, _, variable = self.where.partition(":")
+        loaded = __import__(f"utsuwa.cli.commands.{module}", fromlist=("COMMAND",))  # importlib loads more
+        found = getattr(loaded, variable or "COMMAND")
+        assert isinstance(found, Command), f"{self.where} is no command"
+        return found
+
+
+def console_flag() -> Flag:
+    return Flag("console", "Immediately attach to the console", kind=TEXT, bare="console")
+
+
+def format_flag(default: str = "table") -> Flag:
+    return Flag(
+        "format", "Format (csv|json|table|yaml|compact)", "f", kind=TEXT, default=default, complete=FORMATS
+    )

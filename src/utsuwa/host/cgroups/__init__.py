@@ -1,0 +1,1 @@
+"""Control groups of containers: what they tell, their limits, moving processes between them."""

@@ -1,0 +1,377 @@
+"""Limits of running containers: what the host can limit, and writes to a container's own cgroups.
+
+The container's own folder is written, not that of its init, so that a limit also binds what a systemd
+inside makes below it. Blocking, but only cgroupfs is touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.system.facts import parse_cpu_list
+
+_PROC = Path("/proc")
+_SYS = Path("/sys")
+_GONE = (errno.ENODEV, errno.ESRCH)
+_MEMORY_MAX = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max")
+
+
+@dataclass(frozen=True)
+class LimitFacts:
+    """What of the host decides which limits can be set, and how."""
+
+    cpus: frozenset[int]
+    """The CPUs that are online and that this host's cgroups may use."""
+    isolated: frozenset[int] = frozenset()
+    """Those that the kernel's command line keeps from ordinary processes."""
+    memory: int = 0
+    """Bytes of memory in all."""
+    controllers: Mapping[str, int] = field(default_factory=dict)
+    """Controllers and the version (1 or 2) of the hierarchy that has them."""
+    swap: bool = False
+    """Whether swap is accounted for."""
+    swappiness: int = 60
+    """How readily the kernel swaps where nothing else is said."""
+    huge_pages: frozenset[str] = frozenset()
+    """Sizes of huge pages as cgroups name them: `2MB`."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One file of a controller, and the config key that it is written for."""
+
+    key: str
+    controller: str
+    version: int
+    file: str
+
+    @property
+    def lxc(self) -> str:
+        """Its name in a container's lxc.conf."""
+        return f"lxc.cgroup2.{self.file}" if self.version == 2 else f"lxc.cgroup.{self.file}"
+
+
+Plan = Mapping[Knob, str]
+"""What each file shall hold, in the order of writing."""
+
+Written = list[tuple[Path, str]]
+"""Files that were written, with what they held before."""
+
+
+def look_at_host(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
+    """The host as it is now: CPUs come and go."""
+    mounts = cgroups.controllers(proc)
+    controllers = {name: version for name, (version, _) in mounts.items()}
+    online = parse_cpu_list(_text(sys / "devices/system/cpu/online") or "0")
+    return LimitFacts(
+        cpus=frozenset(online & _allowed(mounts) or online),
+        isolated=frozenset(parse_cpu_list(_text(sys / "devices/system/cpu/isolated"))),
+        memory=_total_memory(proc),
+        controllers=controllers,
+        swap=_swap_accounted(mounts, proc),
+        swappiness=int(_text(proc / "sys/vm/swappiness") or 60),
+        huge_pages=frozenset(_huge_page_sizes(sys / "kernel/mm/hugepages")),
+    )
+
+
+def _allowed(mounts: Mapping[str, tuple[int, Path]]) -> set[int]:
+    """The CPUs of the uppermost cgroup; empty where there are no cpusets."""
+    if "cpuset" not in mounts:
+        return set()
+    version, mount = mounts["cpuset"]
+    name = "cpuset.cpus.effective" if version == 2 else "cpuset.effective_cpus"
+    return parse_cpu_list(_text(mount / name) or (_text(mount / "cpuset.cpus") if version == 1 else ""))
+
+
+def _swap_accounted(mounts: Mapping[str, tuple[int, Path]], proc: Path) -> bool:
+    """On version 2 the uppermost cgroup has no such file, so those below it are asked."""
+    if "memory" not in mounts:
+        return False
+    version, mount = mounts["memory"]
+    if version == 1:
+        return (mount / "memory.memsw.limit_in_bytes").exists()
+    folders = [folder for folder in mount.iterdir() if (folder / "memory.max").exists()]
+    if not folders:  # the controller is handed on to none yet: what can swap accounts for it by default
+        return (proc / "swaps").exists()
+    return any((folder / "memory.swap.max").exists() for folder in folders)
+
+
+def _total_memory(proc: Path) -> int:
+    for line in _text(proc / "meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _huge_page_sizes(folder: Path) -> Iterable[str]:
+    """The kernel's folders are in kB, cgroups' names in the largest unit."""
+    for entry in folder.glob("hugepages-*kB"):
+        kilobytes = int(entry.name.removeprefix("hugepages-").removesuffix("kB"))
+        for unit, size in (("GB", 1024 * 1024), ("MB", 1024), ("KB", 1)):
+            if kilobytes >= size:
+                yield f"{kilobytes // size}{unit}"
+                break
+
+
+# ---- writing
+
+
+def change(pid: int, plan: Plan, proc: Path = _PROC) -> Written:
+    """Write the files of the container whose init is `pid`; all of them, or none.
+
+    Raises InvalidConfig, naming the key, where the kernel refuses one or the container uses more than
+    it would be left. A container that has ended in the meantime takes everything.
+    """
+    folders = cgroups.folders_of(pid, proc)
+    if not folders:
+        return []
+    written: Written = []
+    try:
+        for knob, path, value in _in_order(plan, folders):
+            before = _text(path).partition("\n")[0]
+            _check_use(knob, path.parent, value)
+            _write_knob(knob, path, value)
+            written.append((path, before))
+    except BaseException:
+        restore(written)
+        raise
+    return written
+
+
+def restore(written: Written) -> None:
+    """Put back what `change` wrote over, as far as the container is still there."""
+    for path, before in reversed(written):
+        try:
+            cgroups.write(path, before)
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.ENOENT):
+                raise
+
+
+def _in_order(plan: Plan, folders: Mapping[str, Path]) -> list[tuple[Knob, Path, str]]:
+    """With their files. On version 1 the limit of memory and swap together never is the lower one:
+    what rises is written before the limit of memory alone, what falls after it."""
+    steps = [(knob, _path(knob, folders), value) for knob, value in plan.items()]
+    for knob, path, value in steps:
+        if knob.file == "memory.memsw.limit_in_bytes" and _rises(path, value):
+            steps.sort(key=lambda step: step[0] != knob)
+            break
+    return steps
+
+
+def _path(knob: Knob, folders: Mapping[str, Path]) -> Path:
+    folder = folders.get("" if knob.version == 2 else knob.controller)
+    if folder is None:
+        raise InvalidConfig(f"Cannot set {knob.key!r}: this host has no {knob.controller} controller")
+    return folder / knob.file
+
+
+def _rises(path: Path, value: str) -> bool:
+    return value == "-1" or int(value) >= int(_text(path) or 0)
+
+
+def _check_use(knob: Knob, folder: Path, value: str) -> None:
+    """Refuse what the kernel would take, but at the container's cost."""
+    if not value.isdecimal():
+        return
+    if knob.file == "pids.max":
+        used = _number(folder / "pids.current")
+        if used > int(value):
+            raise InvalidConfig(
+                f"Cannot set {knob.key!r} to {value}: the instance has {used} processes and threads now"
+            )
+    elif knob.file == "memory.max":
+        _make_room(knob, folder, int(value))
+
+
+def _make_room(knob: Knob, folder: Path, limit: int) -> None:
+    """Version 2 would kill until the limit holds: take away what can be had without that first."""
+    if _number(folder / "memory.current") <= limit:
+        return
+    high = folder / "memory.high"
+    before = _text(high)
+    cgroups.write(high, str(limit))  # reclaims before it returns
+    try:
+        used = _number(folder / "memory.current")
+    finally:
+        cgroups.write(high, before)
+    if used > limit:
+        raise _memory_in_use(knob, limit, used)
+
+
+def _memory_in_use(knob: Knob, limit: int, used: int) -> InvalidConfig:
+    return InvalidConfig(
+        f"Cannot set {knob.key!r} to {limit} bytes: the instance uses {used} bytes now, and they cannot "
+        "be taken from it; end something inside first, or choose a higher limit"
+    )
+
+
+def _write_knob(knob: Knob, path: Path, value: str) -> None:
+    try:
+        cgroups.write(path, value)
+    except OSError as error:
+        if error.errno in _GONE:
+            return
+        if error.errno == errno.ENOENT:
+            raise InvalidConfig(
+                f"Cannot set {knob.key!r}: this host's kernel has no {knob.file} for it"
+            ) from error
+        if error.errno == errno.EBUSY and knob.file in _MEMORY_MAX:
+            used = _number(path.with_name(knob.file.replace("limit_in_bytes", "usage_in_bytes")))
+            raise _memory_in_use(knob, int(value), used) from error
+        raise InvalidConfig(
+            f"Cannot set {knob.key!r}: the kernel refuses {value!r} for {knob.file} ({error.strerror})"
+        ) from error
+
+
+# ---- disks
+
+
+_DISK_WEIGHTS = (
+    (1, "blkio", "blkio.weight", 500),
+    (1, "blkio", "blkio.bfq.weight", 100),
+    (2, "", "io.weight", 100),
+    (2, "", "io.bfq.weight", 100),
+)
+
+
+def disk_weights(pid: int, proc: Path = _PROC) -> list[tuple[int, str, str, int]]:
+    """Version, controller, name and usual value of the files that weigh a container's disk requests.
+
+    There is one for each scheduler that the kernel was built with; which of them counts is the disk's choice.
+    """
+    folders = cgroups.folders_of(pid, proc)
+    return [
+        (version, controller, file, usual)
+        for version, controller, file, usual in _DISK_WEIGHTS
+        if controller in folders and (folders[controller] / file).exists()
+    ]
+
+
+# ---- CPUs
+
+
+def pinned(pid: int, proc: Path = _PROC) -> frozenset[int]:
+    """The CPUs that the container is held to; empty where it is to none, or has ended."""
+    path = _cpuset(pid, proc)
+    return frozenset(parse_cpu_list(_text(path))) if path else frozenset()
+
+
+def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
+    """Hold a container to these CPUs, None for all that its parent has; raises OSError.
+
+    A container that has ended takes anything.
+    """
+    path = _cpuset(pid, proc)
+    if path is None:
+        return
+    try:
+        if path.parent.joinpath("cgroup.controllers").exists():
+            cgroups.write(path, cpu_list(cpus) if cpus else "\n")
+        else:
+            _pin_v1(path, cpus or parse_cpu_list(_text(path.parent.parent / path.name)))
+    except OSError as error:
+        if error.errno not in (*_GONE, errno.ENOENT):
+            raise
+
+
+def _pin_v1(path: Path, cpus: Iterable[int]) -> None:
+    """Version 1 refuses to take from a cgroup what one below it still has: those give way first."""
+    wanted = frozenset(cpus)
+    cgroups.write(path, cpu_list(wanted | parse_cpu_list(_text(path))))
+    for child in path.parent.iterdir():
+        below = child / path.name
+        if child.is_dir() and (has := parse_cpu_list(_text(below))) - wanted:
+            _pin_v1(below, has & wanted or wanted)
+    cgroups.write(path, cpu_list(wanted))
+
+
+def _cpuset(pid: int, proc: Path) -> Path | None:
+    folders = cgroups.folders_of(pid, proc)
+    folder = folders.get("cpuset", folders.get(""))
+    return folder / "cpuset.cpus" if folder and (folder / "cpuset.cpus").exists() else None
+
+
+def cpu_list(cpus: Iterable[int]) -> str:
+    """`0-3,8`, as the kernel writes it."""
+    ranges: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+# ---- limits of a process
+
+
+Rlimit = tuple[int, int]
+"""Soft and hard; -1 is unlimited."""
+
+
+def rlimits(pid: int, names: Iterable[str]) -> dict[str, Rlimit]:
+    """Limits of a process by their names in small letters (`nofile`); none where it has ended."""
+    try:
+        return {name: resource.prlimit(pid, _number_of(name)) for name in names}
+    except ProcessLookupError:
+        return {}
+
+
+def set_rlimits(pid: int, limits: Mapping[str, Rlimit]) -> dict[str, Rlimit]:
+    """Set limits of a process and give those it had; all or none. Raises InvalidConfig."""
+    before: dict[str, Rlimit] = {}
+    for name, limit in limits.items():
+        try:
+            before[name] = resource.prlimit(pid, _number_of(name), limit)
+        except ProcessLookupError:
+            return before
+        except (OSError, ValueError) as error:
+            set_rlimits(pid, before)
+            raise InvalidConfig(
+                f"Cannot set 'limits.kernel.{name}' while the instance runs: {error}"
+            ) from error
+    return before
+
+
+def numbered(limits: Mapping[str, Rlimit]) -> list[tuple[int, int, int]]:
+    """With the kernel's numbers in place of the names."""
+    return [(_number_of(name), soft, hard) for name, (soft, hard) in limits.items()]
+
+
+def _number_of(name: str) -> int:
+    return _RLIMITS[name]
+
+
+_RLIMITS = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as"),
+            *("locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"),
+        )
+    )
+}
+"""The kernel's numbers; Python has no names for all of them. The same on all architectures but
+alpha, mips and sparc."""
+
+
+# ---- files
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int:
+    text = _text(path)
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,1 @@
+"""Interfaces, bridges, routes and traffic control of the host. Blocking: call in threads."""

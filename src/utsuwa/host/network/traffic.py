@@ -1,0 +1,98 @@
+"""Limits of what an interface passes on, by the kernel's traffic control (`tc`)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from utsuwa.core.errors import HostError, ProcessFailed
+from utsuwa.host.network import bridges
+from utsuwa.host.processes.run import run
+
+_BURST = 128 * 1024
+"""Bytes that may pass at once above the rate: at least one aggregated packet must fit."""
+
+
+async def limit(interface: str, *, to_guest: int | None, from_guest: int | None) -> None:
+    """Limit a veth's host end to bits a second each way, in place of any limits before; None is none.
+
+    What goes into the container leaves this end, and is queued. What comes from it is policed where the
+    kernel can, else queued on a helper interface. Raises HostError, ProcessFailed.
+    """
+    await clear(interface)
+    if to_guest is not None:
+        await _shape(interface, to_guest)
+    if from_guest is None:
+        return
+    await _tc("qdisc", "add", "dev", interface, "handle", "ffff:", "ingress")
+    try:
+        await _filter(
+            interface, "police", "rate", f"{from_guest}bit", "burst", str(_BURST), "mtu", "64kb", "drop"
+        )
+    except ProcessFailed:
+        await _shape_arriving(interface, from_guest)
+
+
+async def clear(interface: str) -> None:
+    """Take all limits away; does nothing where there are none or the interface is gone."""
+    for place in ("root", "ingress"):
+        await run(["tc", "qdisc", "del", "dev", interface, place], accept=(0, 1, 2))
+    await remove_helper(interface)
+
+
+async def remove_helper(interface: str) -> None:
+    """Take away what outlives an interface that is removed; does nothing where there is nothing."""
+    await asyncio.to_thread(_delete, helper_name(interface))
+
+
+def helper_name(interface: str) -> str:
+    """The interface on which what arrives at another one is queued."""
+    return f"ifb{hashlib.sha256(interface.encode()).hexdigest()[:8]}"
+
+
+async def _shape(interface: str, rate: int) -> None:
+    await _tc("qdisc", "add", "dev", interface, "root", "handle", "1:", "htb", "default", "10")
+    await _tc(
+        *("class", "add", "dev", interface, "parent", "1:", "classid", "1:10"),
+        *("htb", "rate", f"{rate}bit", "burst", str(_BURST), "cburst", str(_BURST)),
+    )
+
+
+async def _shape_arriving(interface: str, rate: int) -> None:
+    helper = helper_name(interface)
+    await asyncio.to_thread(_create, helper)
+    await _filter(interface, "action", "mirred", "egress", "redirect", "dev", helper)
+    await _shape(helper, rate)
+
+
+async def _filter(interface: str, *action: str) -> None:
+    await _tc(
+        *("filter", "add", "dev", interface, "parent", "ffff:", "protocol", "all"),
+        *("u32", "match", "u32", "0", "0", *action),
+    )
+
+
+async def _tc(*arguments: str) -> None:
+    await run(["tc", *arguments])
+
+
+def _create(name: str) -> None:
+    with IPRoute() as netlink:
+        try:
+            netlink.link("add", ifname=name, kind="ifb", state="up")
+        except NetlinkError as error:
+            raise HostError(f"the kernel can limit no traffic from instances: {error}") from error
+
+
+def _delete(name: str) -> None:
+    link = bridges.find(name)
+    if link is None or link.kind != "ifb":
+        return
+    with IPRoute() as netlink:
+        try:
+            netlink.link("del", index=link.index)
+        except NetlinkError as error:
+            raise HostError(f"cannot remove the network interface {name!r}: {error}") from error

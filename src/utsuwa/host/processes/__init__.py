@@ -1,0 +1,1 @@
+"""Starting programs, watching processes, and descriptors on the event loop."""

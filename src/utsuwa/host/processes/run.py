@@ -1,0 +1,386 @@
+"""The one place that starts programs: argument lists only, closed stdin, a rebuilt environment.
+
+Every program is the leader of a session of its own, so that ending it ends what it started too.
+Failures are `ProcessFailed` with argv, exit code and stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.processes import pipes, spawning
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL for a program that is stopped before its end."""
+OUTPUT_LIMIT = 64 * 1024 * 1024
+"""Bytes of output that are kept of one stream; a program that says more is stopped."""
+
+_PACKAGES = {
+    "apparmor_parser": "apparmor",
+    "btrfs": "btrfs-progs",
+    "criu": "criu",
+    "dnsmasq": "dnsmasq-base",
+    "lxc-start": "lxc",
+    "lxc-stop": "lxc",
+    "mkfs.ext4": "e2fsprogs",
+    "mksquashfs": "squashfs-tools",
+    "mount": "mount",
+    "nft": "nftables",
+    "rsync": "rsync",
+    "tc": "iproute2",
+    "tar": "tar",
+    "unsquashfs": "squashfs-tools",
+    "xz": "xz-utils",
+    "zstd": "zstd",
+}
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that ended with an accepted exit code; `code` is -N where signal N ended it."""
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """stdout as text; bytes that are not UTF-8 are replaced."""
+        return self.stdout.decode(errors="replace")
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    accept: Container[int] = (0,),
+    timeout: float = 60,  # noqa: ASYNC109 - ends the program, which asyncio.timeout cannot
+    env: Mapping[str, str | None] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    stdout_fd: int | None = None,
+) -> Completed:
+    """Run a program to its end without blocking the event loop.
+
+    `env` is added to the rebuilt environment (None takes a variable out); `stdout_fd` receives stdout
+    in place of the result. Cancelled or past `timeout` seconds, the program is ended (SIGTERM, then
+    SIGKILL) and reaped.
+    Raises ProcessFailed, for a missing program as well.
+    """
+    child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except BaseException:
+        child.kill()
+        child.close()
+        raise
+    try:
+        async with asyncio.timeout(timeout):
+            stdout, stderr = await _communicate(child, stdin)
+            await pipes.readable(pidfd)
+        code = child.wait()
+    except TimeoutError as error:
+        raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
+    except OverflowError as error:
+        raise ProcessFailed(argv, None, f"wrote more than {OUTPUT_LIMIT} bytes") from error
+    finally:
+        await _end(child, pidfd)
+    return _judge(argv, code, stdout, stderr, accept)
+
+
+class Stopper:
+    """Ends programs that `run_blocking` runs in other threads; one that is started later ends at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.stopped = False
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                if process.returncode is None:
+                    _kill_group(process, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """End `process` if `stop` is called, or was called, before the end of the block."""
+        with self._lock:
+            self._running.append(process)
+            if self.stopped:
+                _kill_group(process, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.remove(process)
+
+
+def run_blocking(
+    argv: Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    accept: Container[int] = (0,),
+    timeout: float = 60,
+    env: Mapping[str, str | None] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    stdout_fd: int | None = None,
+    stopper: Stopper | None = None,
+) -> Completed:
+    """`run` for code that runs in a worker thread, where `stopper` takes the place of cancellation."""
+    streams = (
+        subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        subprocess.PIPE if stdout_fd is None else stdout_fd,
+        subprocess.PIPE,
+    )
+    process = _popen(argv, streams, env, cwd, pass_fds)
+    with process, stopper.watch(process) if stopper else contextlib.nullcontext():
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
+        finally:
+            if process.returncode is None:
+                _kill_and_reap(process)
+    if stopper is not None and stopper.stopped:
+        raise ProcessFailed(argv, process.returncode, "was stopped before its end")
+    return _judge(argv, process.returncode, stdout or b"", stderr, accept)
+
+
+class _Child:
+    """A program that `run` waits for, with the daemon's ends of its pipes."""
+
+    def __init__(self, pid: int, stdin: int | None, stdout: int | None, stderr: int) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.code: int | None = None
+
+    def wait(self) -> int:
+        """Reap it; its exit code, -N where signal N ended it."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal the program and what it started."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """End and reap it."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def close_stdin(self) -> None:
+        if self.stdin is not None:
+            os.close(self.stdin)
+            self.stdin = None
+
+    def close(self) -> None:
+        self.close_stdin()
+        for descriptor in (self.stdout, self.stderr):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _start_child(
+    argv: Sequence[str],
+    with_stdin: bool,
+    env: Mapping[str, str | None] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+    stdout_fd: int | None,
+) -> _Child:
+    """Start a program while other threads go on; without its stdout where `stdout_fd` gets that."""
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        stdin = None
+        if with_stdin:
+            their_stdin, stdin = _pipe(theirs, ours)
+        else:
+            their_stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            theirs.callback(os.close, their_stdin)
+        stdout, their_stdout = _pipe(ours, theirs) if stdout_fd is None else (None, stdout_fd)
+        stderr, their_stderr = _pipe(ours, theirs)
+        try:
+            pid = spawning.start(
+                argv, environment(env), (their_stdin, their_stdout, their_stderr), cwd=cwd, pass_fds=pass_fds
+            )
+        except OSError as error:
+            raise ProcessFailed(argv, None, _why_not_started(argv[0], cwd, error)) from error
+        ours.pop_all()
+    return _Child(pid, stdin, stdout, stderr)
+
+
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed by one stack each."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reader.callback(os.close, reading)
+    writer.callback(os.close, writing)
+    return reading, writing
+
+
+class Spawned:
+    """A program that runs beside the daemon until it ends or is killed; `close` when done with it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self._pidfd = os.pidfd_open(process.pid)
+
+    async def wait(self) -> int:
+        """Its exit code, -N where signal N ended it."""
+        if self._process.returncode is None:
+            await pipes.readable(self._pidfd)
+        return self._process.wait()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal the program and what it started."""
+        if self._process.returncode is None:
+            _kill_group(self._process, number)
+
+    def close(self) -> None:
+        """Kill it where it still runs, and reap it."""
+        if self._process.returncode is None:
+            _kill_and_reap(self._process)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str | None] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    output_fd: int | None = None,
+) -> Spawned:
+    """Start a program that is to run on; both outputs go to `output_fd`, by default to the daemon's stderr.
+
+    It does not end with the daemon by itself. Raises ProcessFailed where it cannot be started.
+    """
+    output = sys.stderr.fileno() if output_fd is None else output_fd
+    return Spawned(_popen(argv, (subprocess.DEVNULL, output, output), env, cwd, pass_fds))
+
+
+def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The environment that programs get: nothing of the daemon's own."""
+    merged: dict[str, str | None] = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **(extra or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _popen(
+    argv: Sequence[str],
+    streams: tuple[int, int, int],
+    env: Mapping[str, str | None] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = streams
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProcessFailed(argv, None, _why_not_started(argv[0], cwd, error)) from error
+
+
+def _why_not_started(program: str, cwd: Path | None, error: OSError) -> str:
+    if cwd is not None and not cwd.is_dir():
+        return f"the folder {cwd} is not there"
+    if error.errno != errno.ENOENT:
+        return f"cannot be started: {error.strerror}"
+    package = _PACKAGES.get(Path(program).name)
+    return f"not found; install Debian's package {package!r}" if package else "not found"
+
+
+def _judge(argv: Sequence[str], code: int, stdout: bytes, stderr: bytes, accept: Container[int]) -> Completed:
+    if code not in accept:
+        raise ProcessFailed(argv, code, stderr.decode(errors="replace"))
+    return Completed(tuple(argv), code, stdout, stderr)
+
+
+async def _communicate(child: _Child, stdin: bytes | None) -> tuple[bytes, bytes]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            if child.stdin is not None:
+                group.create_task(_write(child.stdin, child, stdin or b""))
+            out = group.create_task(_read(child.stdout)) if child.stdout is not None else None
+            err = group.create_task(_read(child.stderr))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return (out.result() if out else b""), err.result()
+
+
+async def _read(fd: int) -> bytes:
+    """Everything up to the end of a pipe; raises OverflowError past the limit."""
+    os.set_blocking(fd, False)
+    parts: list[bytes] = []
+    size = 0
+    while part := await pipes.read(fd):
+        parts.append(part)
+        size += len(part)
+        if size > OUTPUT_LIMIT:
+            raise OverflowError
+    return b"".join(parts)
+
+
+async def _write(fd: int, child: _Child, data: bytes) -> None:
+    """Write all of `data` and close the pipe; a program that does not want it may close it first."""
+    os.set_blocking(fd, False)
+    try:
+        await pipes.write(fd, data)
+    except BrokenPipeError:
+        pass
+    finally:
+        child.close_stdin()
+
+
+async def _end(child: _Child, pidfd: int) -> None:
+    """Stop what still runs and close everything; never leaves a zombie."""
+    try:
+        if child.code is None:
+            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await pipes.readable(pidfd)
+    finally:
+        if child.code is None:
+            child.kill()
+        os.close(pidfd)
+        child.close()
+
+
+def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _kill_and_reap(process: subprocess.Popen[bytes]) -> None:
+    _kill_group(process, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,1 @@
+"""Commands inside of containers, and their consoles."""

@@ -1,0 +1,36 @@
+"""What containers say on their console: liblxc writes it into a file whose size it bounds.
+
+liblxc's ring buffer would hold the same, but gives each part only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from utsuwa.core.errors import NotFound
+from utsuwa.instances import logs
+from utsuwa.instances.commands.exec import ExecTarget
+
+CONSOLE_LOG = "console.log"
+_TAIL = 1024 * 1024
+"""Bytes that are shown: the end of the file."""
+
+
+async def read(target: ExecTarget) -> bytes:
+    """What there is; NotFound where the instance has never been started."""
+    try:
+        file = await logs.open_log(target.logs, CONSOLE_LOG)
+    except NotFound:
+        raise NotFound(f"The instance {target.name!r} has no console log yet") from None
+    with file:
+        return await asyncio.to_thread(_tail, file.fileno())
+
+
+async def clear(target: ExecTarget) -> None:
+    """Empty the log; there may be none."""
+    await logs.truncate(target.logs, CONSOLE_LOG)
+
+
+def _tail(fd: int) -> bytes:
+    return os.pread(fd, _TAIL, max(0, os.fstat(fd).st_size - _TAIL))

@@ -1,0 +1,123 @@
+"""Attaching to the console of a container: what a screen and a keyboard are for a machine.
+
+One session at a time has it. Beside its websocket `0` there is `control`; closing either of them detaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+
+from aiohttp import WSMsgType, web
+
+from utsuwa.core.errors import Conflict, InvalidRequest
+from utsuwa.host.helper.client import Helper
+from utsuwa.host.processes import pipes
+from utsuwa.instances.commands.exec import CONNECT_TIMEOUT, ExecTarget
+from utsuwa.instances.commands.exec_streams import Sockets
+from utsuwa.operations.operations import Operation, Operations
+from utsuwa.wire.events import Requestor
+from utsuwa.wire.exec import InstanceConsolePost
+
+
+class ConsoleManager:
+    """Knows who has which console."""
+
+    def __init__(self, operations: Operations, helper: Helper) -> None:
+        self._operations = operations
+        self._helper = helper
+        self._sessions: dict[tuple[str, str], Operation] = {}
+        """The last session at each container's console, by project and name."""
+        self._connected: set[Operation] = set()
+        """The sessions whose clients have come: the others hold nothing yet, and give way."""
+
+    def start(
+        self, target: ExecTarget, request: InstanceConsolePost, requestor: Requestor | None = None
+    ) -> Operation:
+        """Attach in the background, once the client has connected the websocket.
+
+        Raises InvalidRequest where the container does not run, Conflict where another session has it.
+        """
+        if request.type != "console":
+            raise InvalidRequest(f"Containers have no console of type {request.type[:20]!r}: use 'console'")
+        if not target.running:
+            raise InvalidRequest("Instance is not running")
+        self._sessions = {key: session for key, session in self._sessions.items() if not session.ended}
+        before = self._sessions.get((target.project, target.name))
+        if before in self._connected and not request.force:
+            raise Conflict(
+                f"The console of {target.name!r} is in use by another session: detach that one, or take it "
+                f"over with `utsuwa console --force {target.name}`"
+            )
+
+        async def run(operation: Operation) -> None:
+            if before is not None:
+                before.stop()
+                await before.wait()
+            await self._attend(target, operation)
+
+        operation = self._operations.start(
+            project=target.project,
+            kind="websocket",
+            description="Showing console",
+            resources={"instances": [target.url], "containers": [target.container_url]},
+            websockets=("0", "control"),
+            requestor=requestor,
+            run=run,
+        )
+        self._sessions[target.project, target.name] = operation
+        self._operations.events.publish_lifecycle(
+            "instance-console", target.url, target.project, {"type": request.type}, requestor
+        )
+        return operation
+
+    async def _attend(self, target: ExecTarget, operation: Operation) -> None:
+        """Until the client detaches, or the container ends."""
+        sockets = await Sockets.connected(operation, CONNECT_TIMEOUT)
+        self._connected.add(operation)
+        try:
+            await self._converse(target, sockets)
+        finally:
+            self._connected.discard(operation)
+
+    async def _converse(self, target: ExecTarget, sockets: Sockets) -> None:
+        console = await self._helper.console(target.storage_name, target.lxcpath)
+        socket = sockets.streams["0"]
+        works = (_show(console.master, socket), _listen(console.master, socket), _wait_for_close(sockets))
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            console.close()
+            with contextlib.suppress(ConnectionError):
+                await socket.send_str("")
+
+
+async def _show(master: int, socket: web.WebSocketResponse) -> None:
+    """What the container says, to its end."""
+    with contextlib.suppress(ConnectionError):
+        try:
+            while data := await pipes.read(master):
+                await socket.send_bytes(data)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the container has ended
+                raise
+
+
+async def _listen(master: int, socket: web.WebSocketResponse) -> None:
+    """What the client types, until it closes the websocket."""
+    while (message := await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+        if message.type is WSMsgType.BINARY:
+            with contextlib.suppress(OSError):
+                await pipes.write(master, message.data)
+
+
+async def _wait_for_close(sockets: Sockets) -> None:
+    """Clients do without the control channel; one that has it detaches by closing it."""
+    control = await sockets.control()
+    while (await control.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+        pass

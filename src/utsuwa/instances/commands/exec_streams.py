@@ -1,0 +1,242 @@
+"""The streams of a running command: pumped between pipes or a pty and the client's websockets.
+
+Everything is bounded: a stream is read only when what was read before has been handed on, so a slow
+side holds the other up. An empty text message ends a stream, in both directions; a client may close
+the websocket instead. A client whose connection is lost is gone, and its command is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Self
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from utsuwa.host.helper.client import Attached
+from utsuwa.host.processes import pipes
+from utsuwa.operations.operations import Operation
+from utsuwa.wire.codec import InvalidBody, decode
+from utsuwa.wire.exec import ExecControl
+
+_QUIET = 0.1
+"""Seconds without output after which a terminal counts as done once the command has ended."""
+_MAX_SIGNAL = 64
+_ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
+"""Close codes of a client that ends a stream on purpose; 1005 is a close frame without a code."""
+
+
+class Sockets:
+    """The websockets of one command: the streams, and the control channel whenever it comes."""
+
+    def __init__(self, operation: Operation, streams: Mapping[str, web.WebSocketResponse]) -> None:
+        self.streams = streams
+        self._operation = operation
+
+    @classmethod
+    async def connected(cls, operation: Operation, timeout: float) -> Self:  # noqa: ASYNC109
+        """Wait for all streams; Unavailable where they do not come in time.
+
+        The control channel is not waited for: simple clients do without it.
+        """
+        names = [name for name in operation.secrets if name != "control"]
+        found = await asyncio.gather(*(operation.websocket(name, timeout) for name in names))
+        return cls(operation, dict(zip(names, found, strict=True)))
+
+    async def control(self) -> web.WebSocketResponse:
+        return await self._operation.websocket("control", None)
+
+
+class Conversation:
+    """A command that runs, its ends of the pipes or its pty, and the client."""
+
+    def __init__(
+        self,
+        attached: Attached,
+        sockets: Sockets,
+        *,
+        stdin: int,
+        outputs: Mapping[str, int],
+        owned: Sequence[int],
+    ) -> None:
+        self._attached = attached
+        self._sockets = sockets
+        self._stdin = stdin
+        self._outputs = outputs
+        self._owned = {*owned}
+        self._terminal = not owned
+        self._gone = asyncio.Event()
+        """Set when the client is."""
+        self._finished: set[str] = set()
+        """The streams whose end the client has been told."""
+        for fd in (stdin, *outputs.values()):
+            os.set_blocking(fd, False)
+
+    @classmethod
+    def on_pipes(cls, attached: Attached, sockets: Sockets, ours: tuple[int, int, int]) -> Self:
+        """`ours` are the ends of stdin, stdout and stderr that from now on belong to the conversation."""
+        stdin, stdout, stderr = ours
+        return cls(attached, sockets, stdin=stdin, outputs={"1": stdout, "2": stderr}, owned=ours)
+
+    @classmethod
+    def on_terminal(cls, attached: Attached, sockets: Sockets) -> Self:
+        """The pty's master stays with `attached`."""
+        assert attached.master is not None
+        return cls(attached, sockets, stdin=attached.master, outputs={"0": attached.master}, owned=())
+
+    async def run(self) -> int:
+        """Serve the streams until the command has ended and all it said was sent; its exit code."""
+        outputs = [self._task(self._pump_out(name, fd)) for name, fd in self._outputs.items()]
+        others = [self._task(self._pump_in()), self._task(self._control())]
+        if not self._terminal:
+            others += [self._task(self._watch(name)) for name in self._outputs]
+        try:
+            return await self._until_end(outputs)
+        finally:
+            for task in (*outputs, *others):
+                task.cancel()
+            await asyncio.gather(*outputs, *others, return_exceptions=True)
+
+    def close(self) -> None:
+        """Close the pipes; only after `run`, for nothing may be waiting for them."""
+        for fd in self._owned:
+            os.close(fd)
+        self._owned.clear()
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work)
+
+    async def _until_end(self, outputs: list[asyncio.Task[None]]) -> int:
+        gone = asyncio.create_task(self._gone.wait())
+        said: asyncio.Future[Any] = asyncio.gather(self._attached.wait(), *outputs)
+        waiting: list[asyncio.Future[Any]] = [gone, said]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            said.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        if self._gone.is_set():
+            await self._attached.kill()
+        elif said.done():
+            said.result()  # raises where the helper or a pump failed
+        return await self._attached.wait()
+
+    async def _pump_out(self, name: str, fd: int) -> None:
+        """From the command to the client, to the stream's end."""
+        socket = self._sockets.streams[name]
+        try:
+            while data := await self._read(fd):
+                await socket.send_bytes(data)
+            self._finished.add(name)
+            await socket.send_str("")
+        except ConnectionError:
+            if name not in self._finished:
+                self._gone.set()
+
+    async def _read(self, fd: int) -> bytes:
+        """The next output; empty at the end."""
+        if not self._terminal:
+            return await pipes.read(fd)
+        try:
+            return await self._read_terminal(fd)
+        except OSError as error:
+            if error.errno == errno.EIO:  # all who had the pty open are gone
+                return b""
+            raise
+
+    async def _read_terminal(self, fd: int) -> bytes:
+        """A pty that background processes keep open would never end: once the command has ended and
+        nothing more comes, that is the end.
+        """
+        while True:
+            try:
+                return os.read(fd, pipes.CHUNK)
+            except BlockingIOError:
+                ended = self._attached.ended
+            with pipes.watched(fd) as ready:
+                waiting: list[asyncio.Future[Any]] = [ready]
+                if not ended:
+                    waiting.append(self._attached.end)
+                done, _ = await asyncio.wait(
+                    waiting, timeout=_QUIET if ended else None, return_when=asyncio.FIRST_COMPLETED
+                )
+            if not done:
+                return b""
+
+    async def _pump_in(self) -> None:
+        """From the client to the command's stdin; its end closes a pipe and leaves a pty open."""
+        socket = self._sockets.streams["0"]
+        try:
+            while (data := await self._next(socket)) is not None:
+                await pipes.write(self._stdin, data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the command does not want more
+                raise
+        if self._terminal:
+            await self._watch("0")
+        else:
+            self._close_stdin()
+
+    async def _next(self, socket: web.WebSocketResponse) -> bytes | None:
+        """The next piece of stdin; None at its end."""
+        message = await socket.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                return bytes(message.data)
+            case WSMsgType.TEXT:
+                return message.data.encode() or None
+            case _:
+                if not self._finished.issuperset(self._outputs):
+                    self._check_orderly(socket)
+                return None  # once all output has ended, clients cut the connection of the input
+
+    async def _watch(self, name: str) -> None:
+        """Notice that the client leaves a stream before its end; what it may say is not looked at."""
+        socket = self._sockets.streams[name]
+        while not socket.closed and (await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+            continue
+        if name not in self._finished:
+            self._gone.set()
+
+    async def _control(self) -> None:
+        socket = await self._sockets.control()
+        while True:
+            message = await socket.receive()
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                data = message.data.encode() if isinstance(message.data, str) else message.data
+                await self._obey(data)
+            else:
+                self._check_orderly(socket)
+                return
+
+    async def _obey(self, data: bytes) -> None:
+        """Carry out one control message; what makes no sense is left alone, as LXD does."""
+        with contextlib.suppress(InvalidBody, ValueError, KeyError):
+            message = decode(data, ExecControl)
+            if message.command == "signal" and 0 < message.signal <= _MAX_SIGNAL:
+                await self._attached.signal(message.signal)
+            elif message.command == "window-resize" and self._terminal and message.args:
+                width, height = int(message.args["width"]), int(message.args["height"])
+                resize(self._stdin, width, height)
+
+    def _check_orderly(self, socket: web.WebSocketResponse) -> None:
+        if socket.close_code not in _ORDERLY:
+            self._gone.set()
+
+    def _close_stdin(self) -> None:
+        if self._stdin in self._owned:
+            self._owned.discard(self._stdin)
+            os.close(self._stdin)
+
+
+def resize(terminal: int, width: int, height: int) -> None:
+    """Set a pty's size; sizes out of range are left alone."""
+    if 0 < width < 2**16 and 0 < height < 2**16:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

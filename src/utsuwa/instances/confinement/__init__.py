@@ -1,0 +1,1 @@
+"""What confines a container: its lxc.conf, limits, nodes, seccomp and AppArmor."""

@@ -1,0 +1,259 @@
+"""Making instances: the request is judged at once, the files are made in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from utsuwa import devices as device_types
+from utsuwa.core import clock
+from utsuwa.core.architectures import canonical_architecture
+from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.core.names import check_instance_name
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import codes
+from utsuwa.db import images as image_rows
+from utsuwa.db import instances as instance_rows
+from utsuwa.db.images import ImageRow
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.host.cgroups import moves as cgroup_moves
+from utsuwa.host.files.filetree import remove_tree
+from utsuwa.instances import identity, networking, volume
+from utsuwa.instances.confinement import limits, lxcconf
+from utsuwa.instances.context import Context, merge, profiles_named
+from utsuwa.instances.model import Loaded
+from utsuwa.security import apparmor, seccomp
+from utsuwa.wire.instances import InstanceSource, InstancesPost
+
+_OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
+
+# fmt: off
+_FIRST = (
+    "amber", "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "honest", "keen",
+    "kind", "lively", "lucky", "mellow", "neat", "noble", "proud", "quick", "quiet", "ready",
+    "sharp", "sunny", "swift", "tidy", "vivid", "warm", "wise",
+)
+# fmt: on
+# fmt: off
+_SECOND = (
+    "badger", "beaver", "bison", "crane", "dolphin", "falcon", "ferret", "gecko", "heron", "ibex",
+    "jackal", "koala", "lemur", "lynx", "marten", "newt", "otter", "panda", "puffin", "quail",
+    "raven", "robin", "seal", "sparrow", "stork", "tapir", "walrus", "wombat", "yak",
+)
+# fmt: on
+
+
+def is_own_volatile(key: str) -> bool:
+    """Whether the daemon alone writes a key, whatever a request says: a request leaves it as it is.
+
+    So are the names of interfaces on the host, which are removed by them.
+    """
+    return key.startswith(_OWN_VOLATILE) or (key.startswith("volatile.") and key.endswith(".host_name"))
+
+
+def random_name() -> str:
+    """A name for an instance whose maker gave none."""
+    return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
+
+
+async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
+    """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
+
+    Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists or OutOfSpace, nothing being made.
+    """
+    _refuse_what_is_not_there(request)
+    name = check_instance_name(request.name or random_name())
+    image = await _find_image(ctx, project, request.source)
+    row = _first_row(project, name, request, image)
+    loaded = check_whole(await _merged(ctx, row))
+    await limits.check_change({}, loaded.expanded_config)
+    await check_by_liblxc(ctx, loaded)
+    await ctx.storage.get_pool(loaded.pool)
+    ctx.database.check_room()
+    async with ctx.locks.hold("idmap"):
+        await _check_profiles(ctx, loaded)
+        given = await identity.reserve(ctx, loaded)
+        await networking.check(ctx, [loaded], given)
+        config = {**row.config, **given}
+        stored = replace(row, config=config)
+        row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
+    await ctx.networks.refresh()
+    return replace(loaded, row=replace(stored, id=row_id)), image
+
+
+async def _check_profiles(ctx: Context, judged: Loaded) -> None:
+    """Raise Busy where a profile is not any more what the request was judged by."""
+    if await _merged(ctx, judged.row) != judged:
+        raise Busy("A profile of the instance was changed at the same moment: try again")
+
+
+async def _merged(ctx: Context, row: InstanceRow) -> Loaded:
+    return merge(row, await ctx.database.read("profiles", profiles_named, row.project, row.profiles))
+
+
+_UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
+"""Whether this daemon's operator allows unprivileged instances only."""
+
+
+def check_whole(instance: Loaded) -> Loaded:
+    """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
+    if len(set(instance.row.profiles)) != len(instance.row.profiles):
+        raise InvalidRequest("A profile is named twice: an instance can have each profile once")
+    INSTANCE_KEYS.check(instance.row.config)
+    device_types.check_devices(instance.row.devices, profile=False)
+    INSTANCE_KEYS.check(instance.expanded_config)
+    lxcconf.check_raw_lxc(
+        instance.expanded_config.get("raw.lxc", ""), restricted=False, unprivileged_only=_UNPRIVILEGED_ONLY
+    )
+    if _UNPRIVILEGED_ONLY and parse_bool(instance.expanded_config.get("security.privileged", "")):
+        raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
+    seccomp.check(instance.expanded_config)
+    apparmor.check_raw(instance.expanded_config.get("raw.apparmor", ""))
+    device_types.check_devices(instance.expanded_devices, profile=False)
+    instance.root_disk()
+    return instance
+
+
+async def check_by_liblxc(ctx: Context, instance: Loaded, old: Loaded | None = None) -> None:
+    """Have liblxc read `raw.lxc` where it is not the `old` one. Raises InvalidConfig with its reason."""
+    raw = instance.expanded_config.get("raw.lxc", "")
+    if not raw or (old is not None and raw == old.expanded_config.get("raw.lxc")):
+        return
+    handle = os.memfd_create("raw.lxc", os.MFD_CLOEXEC)
+    try:
+        os.write(handle, raw.encode() + b"\n")
+        await ctx.helper.check_config(Path(f"/proc/{os.getpid()}/fd/{handle}"))
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Invalid value for 'raw.lxc': {error.message}") from error
+    finally:
+        os.close(handle)
+
+
+def _refuse_what_is_not_there(request: InstancesPost) -> None:
+    if request.type not in ("", "container"):
+        raise InvalidRequest(
+            f"Instance type {request.type!r} is not supported: this server runs containers only"
+        )
+    if request.instance_type:
+        raise NotSupportedYet(
+            "Instance types by size (instance_type) are not supported yet: set limits instead"
+        )
+    if request.stateful:
+        raise InvalidRequest("A new instance cannot be stateful")
+    kind = request.source.type
+    if kind in ("copy", "migration", "backup"):
+        raise NotSupportedYet(f"Creating an instance from a {kind} is not supported yet")
+    if kind not in ("image", "none"):
+        raise InvalidRequest(f"Unknown source type {kind!r}: use image or none")
+    if request.source.server:
+        raise NotSupportedYet("Images from remote servers are not supported yet: import the image first")
+
+
+async def _find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
+    if source.type == "none":
+        return None
+    return await ctx.images.resolve(
+        project,
+        alias=source.alias or None,
+        fingerprint=source.fingerprint or None,
+        properties=source.properties or None,
+    )
+
+
+def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
+    config = {key: value for key, value in request.config.items() if not is_own_volatile(key)}
+    if image is not None:
+        config.update({f"image.{key}": value for key, value in image.properties.items()})
+        config["volatile.base_image"] = image.fingerprint
+        config["volatile.apply_template"] = "create"
+    config["volatile.uuid"] = str(uuid.uuid4())
+    config["volatile.cloud-init.instance-id"] = str(uuid.uuid4())
+    return InstanceRow(
+        id=0,
+        project=project,
+        name=name,
+        architecture=_architecture(request.architecture, image),
+        ephemeral=request.ephemeral,
+        stateful=False,
+        description=request.description,
+        created_at=clock.now(),
+        last_used_at=None,
+        config=config,
+        devices={key: dict(device) for key, device in request.devices.items()},
+        profiles=_profiles(request, image),
+        state="creating",
+    )
+
+
+def _architecture(wanted: str, image: ImageRow | None) -> str:
+    """That of the image, whatever the request says: clients send their own numbers and names for it."""
+    return image.architecture if image else known_architecture(wanted) or identity.machine()
+
+
+def known_architecture(name: str) -> str:
+    """The kernel's name for what a request calls an architecture, empty for none. Raises InvalidConfig."""
+    found = canonical_architecture(name) or name
+    if found:
+        codes.number(codes.ARCHITECTURES, found, "architecture")
+    return found
+
+
+def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:
+    """Those asked for, else those of the image, else `default`."""
+    if request.profiles is not None:
+        return list(request.profiles)
+    return list(image.profiles) if image is not None else ["default"]
+
+
+async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
+    """Make the reserved instance's files and let it be seen; on any failure all of it goes."""
+    cgroup_moves.warm_soon()  # most instances are started as soon as they are there
+    async with ctx.locks.hold("instance", *instance.key), Rollback() as undo:
+        undo.push(discard, ctx, instance)
+        idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
+        source = ctx.images.source(image) if image is not None else None
+        await ctx.storage.create_instance(
+            instance.pool, volume.describe(instance, idmap), source, instance.project, instance.name
+        )
+        undo.push(
+            ctx.storage.delete_instance, instance.pool, instance.storage_name, instance.project, instance.name
+        )
+        await asyncio.to_thread(_fresh_log_folder, ctx, instance)
+        await ctx.database.write("instance is ready", _made, instance, image)
+        undo.keep()
+    ctx.lifecycle("created", *instance.key, _created_context(instance))
+
+
+def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
+    """From now on the instance is seen; that its image has gone meanwhile is no error."""
+    instance_rows.set_ready(tx, instance.row.id)
+    if image is not None:
+        with contextlib.suppress(NotFound):
+            image_rows.set_last_used(tx, image.id, clock.now())
+
+
+def _created_context(instance: Loaded) -> Mapping[str, object]:
+    return {"location": "none", "storage-pool": instance.pool, "type": "container"}
+
+
+async def discard(ctx: Context, instance: Loaded) -> None:
+    """Give a reserved name back."""
+    await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
+    await ctx.networks.refresh()
+
+
+def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:
+    """Logs of an earlier instance of that name are not this one's."""
+    folder = ctx.paths.instance_logs(instance.storage_name)
+    if folder.exists():
+        remove_tree(folder)
+    folder.mkdir(mode=0o700)

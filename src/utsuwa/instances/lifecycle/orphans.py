@@ -1,0 +1,96 @@
+"""What liblxc's monitor leaves where it is killed: processes that nobody can stop, cgroups, no record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.processes import pidfds
+from utsuwa.instances.context import Context
+from utsuwa.instances.model import Loaded, Running
+
+log = logging.getLogger(__name__)
+
+DEATH_PATIENCE = 1.0
+"""Seconds that a container's init gets to end by itself when its monitor has: the kernel kills it then."""
+END_PATIENCE = 10.0
+"""Seconds that killed processes get to end."""
+_PAUSES = (0.0, 0.01, 0.05, 0.2, 1.0)
+
+
+async def wait_for_end(running: Running) -> None:
+    """Until a container's init has ended; where its monitor is killed init is as well.
+
+    liblxc has the kernel do that, which a frozen init does not notice.
+    """
+    if running.monitor is None:
+        await running.init.wait()
+        return
+    init = asyncio.ensure_future(running.init.wait())
+    monitor = asyncio.ensure_future(running.monitor.wait())
+    try:
+        await asyncio.wait((init, monitor), return_when=asyncio.FIRST_COMPLETED)
+        if not init.done():
+            await asyncio.wait((init,), timeout=DEATH_PATIENCE)
+        if not init.done():
+            log.warning("the monitor of instance %r has ended: what runs in it is killed", running.name)
+            await kill(set((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values()))
+            running.init.send_signal(signal.SIGKILL)
+        await init
+    finally:
+        for task in (init, monitor):
+            task.cancel()
+        await asyncio.wait((init, monitor))
+
+
+async def kill(folders: Collection[Path]) -> None:
+    """Kill all processes in some cgroups, frozen or not, and wait for their end."""
+
+    def begin() -> set[int]:
+        found: set[int] = set()
+        for folder in folders:
+            found |= cgroups.processes(folder)
+        for pid in found:
+            pidfds.kill(pid)
+        for folder in folders:
+            cgroups.thaw(folder)
+        return found
+
+    pids = await asyncio.to_thread(begin)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_PATIENCE):
+            for pid in pids:
+                await pidfds.wait(pid)
+
+
+async def kill_left(ctx: Context, stopped: Sequence[Loaded]) -> None:
+    """Kill what still runs in containers that have no monitor any more, at the start of the daemon."""
+    folders = await asyncio.to_thread(cgroups.payloads, ctx.cgroup)
+    if not folders:
+        return
+    known: set[Path] = set()
+    for running in ctx.runtime.all():
+        known.update((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values())
+    for instance in stopped:
+        left = [f for f in folders if f not in known and cgroups.is_payload_of(f, instance.storage_name)]
+        if await asyncio.to_thread(_inhabited, left):
+            log.warning("instance %r has no monitor any more: what runs in it is killed", instance.name)
+            await kill(left)
+
+
+def _inhabited(folders: list[Path]) -> bool:
+    return any(cgroups.processes(folder) for folder in folders)
+
+
+async def remove_cgroups(ctx: Context, storage_name: str) -> None:
+    """Take away the cgroups of a container that has ended, which its monitor did not."""
+    for pause in _PAUSES:
+        await asyncio.sleep(pause)
+        if await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=storage_name):
+            return
+    log.warning("the cgroups of %s cannot be removed: processes are left in them", storage_name)

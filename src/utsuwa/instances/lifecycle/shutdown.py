@@ -1,0 +1,48 @@
+"""The end of the host or of the daemon with its containers: all are stopped, to run again after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from utsuwa.core.errors import UtsuwaError
+from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle import stop
+from utsuwa.instances.model import Running
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 30
+"""Seconds, the default of boot.host_shutdown_timeout."""
+
+
+async def shutdown_all(ctx: Context, *, force: bool) -> None:
+    """Stop every container, those of a higher `boot.stop.priority` first, each rank side by side.
+
+    Each gets its `boot.host_shutdown_timeout` and is killed after it; `force` kills at once.
+    """
+
+    def rank(running: Running) -> int:
+        return -int(running.config.get("boot.stop.priority") or 0)
+
+    # Again and again: what was just being started when this began runs only later.
+    while rest := [running for running in ctx.runtime.all() if not running.keep_power]:
+        first = min(map(rank, rest))
+        await asyncio.gather(
+            *(_stop(ctx, running, force=force) for running in rest if rank(running) == first)
+        )
+
+
+async def _stop(ctx: Context, running: Running, *, force: bool) -> None:
+    running.keep_power = True
+    timeout = int(running.config.get("boot.host_shutdown_timeout") or DEFAULT_TIMEOUT)
+    try:
+        if not force and not running.frozen and timeout > 0:
+            try:
+                await stop.stop(ctx, *running.key, force=False, seconds=timeout)
+                return
+            except stop.NotStoppedInTime:
+                log.warning("instance %r did not stop in %d s: killed", running.name, timeout)
+        await stop.kill(ctx, running)
+    except UtsuwaError as error:
+        log.error("stopping instance %r: %s", running.name, error)

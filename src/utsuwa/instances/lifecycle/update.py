@@ -1,0 +1,287 @@
+"""Changing instances: their own config and devices, or a profile below them; all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+
+import msgspec
+
+from utsuwa import devices as device_types
+from utsuwa.core.errors import InvalidConfig, NotFound, NotSupportedYet
+from utsuwa.core.rollback import Rollback
+from utsuwa.db import instances as instance_rows
+from utsuwa.db.codes import State
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.devices import DeviceHost
+from utsuwa.instances import identity, networking
+from utsuwa.instances.confinement import cpu_balance, limits
+from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
+from utsuwa.instances.lifecycle import device_steps
+from utsuwa.instances.lifecycle.create import (
+    check_by_liblxc,
+    check_whole,
+    is_own_volatile,
+    known_architecture,
+)
+from utsuwa.instances.model import Loaded
+from utsuwa.wire.instances import InstancePatch, InstancePut
+
+Check = Callable[[Loaded], None]
+"""Told the instance as it is when nobody else can change it; raises where its client knew another."""
+
+
+async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
+    """Raise at once what `put` would find wrong with the request itself."""
+    old = await load(ctx, project, name)
+    await _judged(ctx, old, _replaced(old, request))
+
+
+async def put(
+    ctx: Context, project: str, name: str, request: InstancePut, check: Check = lambda _: None
+) -> None:
+    """Replace the editable part of an instance; a container that runs is changed with it.
+
+    Raises InvalidConfig, NotFound (profiles), InvalidRequest or what `check` does, all being as before.
+    """
+    async with ctx.locks.hold("instance", project, name):
+        old = await load(ctx, project, name)
+        check(old)
+        await _apply(ctx, old, _replaced(old, request))
+    ctx.lifecycle("updated", project, name)
+
+
+def _replaced(old: Loaded, request: InstancePut) -> InstanceRow:
+    if request.restore:
+        raise NotSupportedYet("Restoring snapshots is not supported yet")
+    return replace(
+        old.row,
+        architecture=known_architecture(request.architecture) or old.row.architecture,
+        config=_with_own_volatile(old.row.config, _with_volatile(old.row.config, request.config)),
+        devices={key: dict(device) for key, device in request.devices.items()},
+        ephemeral=request.ephemeral,
+        profiles=list(request.profiles),
+        description=request.description,
+    )
+
+
+async def patch(
+    ctx: Context, project: str, name: str, request: InstancePatch, check: Check = lambda _: None
+) -> None:
+    """Merge a part into an instance: config by key (an empty value removes it), devices by name."""
+    async with ctx.locks.hold("instance", project, name):
+        old = await load(ctx, project, name)
+        check(old)
+        row = old.row
+        if not isinstance(request.config, msgspec.UnsetType):
+            merged = {**row.config, **request.config}
+            row = replace(row, config=_with_own_volatile(row.config, merged))
+        if not isinstance(request.devices, msgspec.UnsetType):
+            devices = {**row.devices, **{key: dict(device) for key, device in request.devices.items()}}
+            row = replace(row, devices=devices)
+        if not isinstance(request.profiles, msgspec.UnsetType):
+            row = replace(row, profiles=list(request.profiles))
+        if not isinstance(request.ephemeral, msgspec.UnsetType):
+            row = replace(row, ephemeral=request.ephemeral)
+        if not isinstance(request.description, msgspec.UnsetType):
+            row = replace(row, description=request.description)
+        if not isinstance(request.architecture, msgspec.UnsetType) and request.architecture:
+            row = replace(row, architecture=known_architecture(request.architecture))
+        await _apply(ctx, old, row)
+    ctx.lifecycle("updated", project, name)
+
+
+def _with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str, str]:
+    """A config without any volatile key comes from a client that does not deal with them, and not from one
+    that took all of them away: the instance keeps its addresses, its id for cloud-init, and the templates
+    that are still to be written.
+    """
+    if any(key.startswith("volatile.") for key in new):
+        return new
+    return {**{key: value for key, value in old.items() if key.startswith("volatile.")}, **new}
+
+
+def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in old.items() if is_own_volatile(key)}
+    others = {key: value for key, value in new.items() if not is_own_volatile(key) and value != ""}
+    return {**others, **kept}
+
+
+async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
+    """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
+    profiles = await ctx.database.read("profiles", profiles_named, row.project, row.profiles)
+    new = check_whole(merge(row, profiles))
+    _check_change(ctx, old, new)
+    await limits.check_change(old.expanded_config, new.expanded_config)
+    await networking.check(ctx, [new])
+    await check_by_liblxc(ctx, new, old)
+    return new
+
+
+async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
+    # Under this lock no profile changes below the instance.
+    async with ctx.locks.hold("idmap"), Rollback() as undo:
+        new = await _judged(ctx, old, row)
+        (new,) = await change_all(ctx, [(old, new)], undo)
+        await ctx.database.write("update instance", instance_rows.update, new.row)
+        _remember(ctx, new)
+        undo.keep()
+    await ctx.networks.refresh()
+
+
+async def change_all(
+    ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
+) -> list[Loaded]:
+    """`change` for several instances, after which the CPUs are handed out anew.
+
+    `named` says whether an error has to name its instance, which the caller did not.
+    """
+    undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
+    changed = []
+    for old, new in changes:
+        with _naming(old) if named else nullcontext():
+            changed.append(await change(ctx, old, new, undo))
+    await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
+    return changed
+
+
+@contextmanager
+def _naming(instance: Loaded) -> Iterator[None]:
+    """Say which of the instances with a profile refuses its change."""
+    try:
+        yield
+    except InvalidConfig as error:
+        raise InvalidConfig(f"Instance {instance.name!r}: {error.message}") from error
+
+
+async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Loaded:
+    """Bring the host from `old` to `new`, both merged; gives `new` with the volatile keys that came of it."""
+    idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
+    running = ctx.runtime.get(old.key)
+    init_pid = running.init_pid if running else None
+    host = device_steps.host_of(ctx.paths, new, idmap, init_pid, ctx.networks)
+    volatile: dict[str, str | None] = {}
+    if new.expanded_devices != old.expanded_devices:
+        volatile.update(_forgotten(old, new))
+        if running is not None:
+            volatile.update(await _change_devices(ctx, old, host, running.devices, undo))
+        else:
+            volatile.update(device_steps.add_all(host))
+    if running is not None:
+        await limits.change_running(running, new.expanded_config, undo)
+    volatile.update(await identity.after_change(ctx, old, new))
+    config = device_steps.changed_over(new.row.config, volatile)
+    return replace(new, row=replace(new.row, config=config))
+
+
+async def _change_devices(
+    ctx: Context, old: Loaded, host: DeviceHost, before: device_steps.Devices, undo: Rollback
+) -> dict[str, str | None]:
+    """Bring a running container's devices to those of `host`, which is noted as long as it is under way: the
+    next start of a daemon that is killed takes back what no row tells of.
+    """
+    changes = await device_steps.plan_change(host, before, host.devices)
+    undo.push(ctx.patch_config, old.row.id, {device_steps.CHANGE_KEY: None})
+    await ctx.patch_config(old.row.id, device_steps.noted(changes))
+    return (await device_steps.change_running(host, before, host.devices, changes, undo)).volatile
+
+
+def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
+    """Refuse what is valid by itself, but cannot come of what the instance is now (InvalidConfig)."""
+    _refuse_root_move(old, new)
+    running = ctx.runtime.get(old.key)
+    if running is not None and new.expanded_devices != running.devices:
+        host = device_steps.host_of(ctx.paths, new, running.idmap)
+        device_types.check_free_inside(host, running.devices)
+
+
+def _refuse_root_move(old: Loaded, new: Loaded) -> None:
+    if old.pool != new.pool:
+        raise InvalidConfig(
+            f"The root disk cannot move from pool {old.pool!r} to {new.pool!r} by a change of its device"
+        )
+
+
+def _forgotten(old: Loaded, new: Loaded) -> dict[str, str | None]:
+    """Volatile keys of devices that the instance no longer has."""
+    gone = old.expanded_devices.keys() - new.expanded_devices.keys()
+    prefixes = tuple(f"volatile.{name}." for name in gone)
+    return {key: None for key in old.row.config if prefixes and key.startswith(prefixes)}
+
+
+def _remember(ctx: Context, new: Loaded) -> None:
+    running = ctx.runtime.get(new.key)
+    if running is not None:
+        running.devices = new.expanded_devices
+        running.config = new.expanded_config
+
+
+class ProfileFollower:
+    """Applies changed profiles to the instances that use them; a change that one refuses is refused whole."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    @asynccontextmanager
+    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> AsyncIterator[None]:
+        """Entered before the new profile is stored, left after it, or after `undo` has run: nobody else
+        changes or starts the instances meanwhile, or makes one with the old profile.
+        """
+        async with await self._locked(old):
+            await self._follow(old, new, undo)
+            yield
+
+    async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
+        """The locks of all ready instances with the profile, by name as everywhere, and of the id maps."""
+        while True:
+            users = await self._users(profile, ("ready",))
+            async with AsyncExitStack() as locks:
+                for user in users:
+                    await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
+                await locks.enter_async_context(self._ctx.locks.hold("idmap"))
+                now = await self._users(profile, ("ready",))
+                if {user.key for user in now} <= {user.key for user in users}:
+                    return locks.pop_all()
+
+    async def _users(self, profile: ProfileRow, states: tuple[State, ...]) -> list[Loaded]:
+        found = await load_all(self._ctx, profile.project, states)
+        return [i for i in found if profile.name in i.row.profiles]
+
+    async def _follow(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
+        ctx = self._ctx
+        # Those that are just being made as well: they are started with what is stored now.
+        users = await self._users(old, ("ready", "creating"))
+        found = await ctx.database.read("profiles", profiles_named, old.project, _all_profiles(users))
+        profiles = {profile.name: profile for profile in found}
+        profiles[old.name] = new
+        wanted = []
+        for before in users:
+            with _naming(before):
+                after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
+                _check_change(ctx, before, after)
+                await limits.check_change(before.expanded_config, after.expanded_config)
+                await check_by_liblxc(ctx, after, before)
+            wanted.append(after)
+        await networking.check(ctx, wanted)
+        changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
+        await self._store(changed)
+        undo.push(self._store, users)
+
+    async def _store(self, instances: Sequence[Loaded]) -> None:
+        """All of them in one transaction: what a profile changes is changed everywhere or nowhere."""
+        await self._ctx.database.write("follow profile", _update_all, [i.row for i in instances])
+        for instance in instances:
+            _remember(self._ctx, instance)
+
+
+def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:
+    for row in rows:
+        with suppress(NotFound):  # its making has failed meanwhile
+            instance_rows.update(tx, row)
+
+
+def _all_profiles(instances: Sequence[Loaded]) -> list[str]:
+    return sorted({name for instance in instances for name in instance.row.profiles})

@@ -15,8 +15,8 @@ from utsuwa.cli.errors import UsageError
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
 from utsuwa.cli.main import find, main, run
 from utsuwa.cli.parsing import complete, help
-from utsuwa.cli.parsing.command import BOOL, MANY, NUMBER, TEXT, Command, Entry, Flag, format_flag
-from utsuwa.cli.parsing.flags import parse
+from utsuwa.cli.parsing.command import Command, Entry, format_flag
+from utsuwa.cli.parsing.flags import BOOL, MANY, NUMBER, TEXT, Flag, parse
 from utsuwa.cli.streams import Detached, Escape
 
 KNOWN = (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +23,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
         pytest.param(["ruff", "format", "--check", "."], id="ruff format"),
         pytest.param(["mypy", "src", "tests"], id="mypy"),
         pytest.param(["lint-imports"], id="import-linter"),
+        pytest.param(["vulture"], id="dead code"),
     ],
 )
 def test_no_findings(command: list[str]) -> None:
@@ -28,6 +31,16 @@ def test_no_findings(command: list[str]) -> None:
         [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even lazily or for types: what needs that belongs together, or has a part that both need."""
+    graph = grimp.build_graph("utsuwa", cache_dir=None)
+    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").iterdir() if p.is_file()))

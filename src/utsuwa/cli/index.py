@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Entry, Flag
+from utsuwa.cli.errors import UsageError
+from utsuwa.cli.parsing.command import Command, Entry
+from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
+from utsuwa.core.errors import InvalidRequest
 
 GLOBAL_FLAGS = (
     Flag("debug", "Show what goes over the wire"),
@@ -66,3 +69,27 @@ def descend(words: list[str]) -> tuple[list[Command], list[str], list[str]]:
         else:
             break
     return path, flags, rest
+
+
+def without_alias(words: list[str]) -> list[str]:
+    """The words with a leading alias put in full; what it stands for is not an alias again."""
+    if not words or words[0].startswith("-") or words[0] == "alias":
+        return words
+    from utsuwa.client import remotes
+
+    try:
+        length, meaning = remotes.load().alias(words)
+    except InvalidRequest:  # the command itself says so, where it needs the configuration
+        return words
+    if not length:
+        return words
+    import shlex
+
+    try:
+        target = shlex.split(meaning)
+    except ValueError as error:
+        raise UsageError(f'The alias "{" ".join(words[:length])}" stands for {meaning!r}: {error}') from error
+    rest = words[length:]
+    if remotes.ARGUMENTS not in target:
+        return target + rest
+    return [part for word in target for part in (rest if word == remotes.ARGUMENTS else [word])]

@@ -6,9 +6,9 @@ import os
 import sys
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.index import GLOBAL_FLAGS, descend
+from utsuwa.cli.index import GLOBAL_FLAGS, descend, without_alias
 from utsuwa.cli.parsing.flags import Flags, parse
-from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,30 +85,6 @@ def _unknown(word: str, command: Command, path: list[str]) -> UsageError:
 
     known = [name for child in command.children for name in (child.name, *child.aliases)]
     return UsageError(f'unknown command "{word}" for "{" ".join(path)}"{suggestion(word, known)}')
-
-
-def without_alias(words: list[str]) -> list[str]:
-    """The words with a leading alias put in full; what it stands for is not an alias again."""
-    if not words or words[0].startswith("-") or words[0] == "alias":
-        return words
-    from utsuwa.client import remotes
-
-    try:
-        length, meaning = remotes.load().alias(words)
-    except InvalidRequest:  # the command itself says so, where it needs the configuration
-        return words
-    if not length:
-        return words
-    import shlex
-
-    try:
-        target = shlex.split(meaning)
-    except ValueError as error:
-        raise UsageError(f'The alias "{" ".join(words[:length])}" stands for {meaning!r}: {error}') from error
-    rest = words[length:]
-    if remotes.ARGUMENTS not in target:
-        return target + rest
-    return [part for word in target for part in (rest if word == remotes.ARGUMENTS else [word])]
 
 
 def _call(command: Command, arguments: list[str], flags: Flags) -> int:

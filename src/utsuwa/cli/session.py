@@ -80,4 +80,4 @@ class Session:
         """Wait for an operation, with progress for people. Raises ApiError; an interrupt cancels it."""
         from utsuwa.cli.output import progress
 
-        return progress.wait(self, on, operation, label)
+        return progress.wait(on, operation, label, show=self.shows_progress)

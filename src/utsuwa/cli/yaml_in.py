@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import yaml
@@ -47,13 +46,6 @@ def parse(text: str) -> dict[str, Any]:
         if found.get(name) == "":
             found[name] = {}
     return found
-
-
-def from_input() -> dict[str, Any]:
-    """The map on standard input where that is a file or a pipe, else nothing. Raises UsageError."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return {}
-    return parse(sys.stdin.read())
 
 
 def _switch(name: str, value: object) -> bool:

@@ -5,7 +5,6 @@ UtsuwaError                 500  internal
 │   ├── InvalidName         400  invalid-name
 │   ├── InvalidConfig       400  invalid-config
 │   └── InvalidImage        400  invalid-image
-├── Unauthorized            401  unauthorized
 ├── Forbidden               403  forbidden
 ├── NotFound                404  not-found
 ├── MethodNotAllowed        405  method-not-allowed
@@ -65,11 +64,6 @@ class InvalidImage(InvalidRequest):
     """An image archive or its metadata."""
 
     key = "invalid-image"
-
-
-class Unauthorized(UtsuwaError):
-    key = "unauthorized"
-    status = 401
 
 
 class Forbidden(UtsuwaError):

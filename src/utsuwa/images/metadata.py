@@ -19,8 +19,6 @@ MAX_EVENTS = 50_000
 MAX_TEXT = 64 * 1024
 """Characters of one value."""
 
-TRIGGERS = ("create", "copy", "start", "rename")
-
 # C where PyYAML was built with it: a megabyte of YAML takes pure Python many seconds. The base loader
 # leaves every scalar the text that it is: `release: 22.10` must not become 22.1.
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -39,7 +37,7 @@ class Template:
     """One file of an instance that is made from a template."""
 
     when: tuple[str, ...]
-    """What triggers it; words other than `TRIGGERS` mean nothing."""
+    """What triggers it; words other than create, copy, start and rename mean nothing."""
     template: str
     """A plain file name in the image's templates/."""
     create_only: bool = False

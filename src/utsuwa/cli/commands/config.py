@@ -8,7 +8,8 @@ from utsuwa.cli.errors import UsageError
 from utsuwa.cli.output import values
 from utsuwa.cli.output.records import arrange, settings
 from utsuwa.cli.output.render import show_yaml
-from utsuwa.cli.parsing.command import Command, Entry, Flag
+from utsuwa.cli.parsing.command import Command, Entry
+from utsuwa.cli.parsing.flags import Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

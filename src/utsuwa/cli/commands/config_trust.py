@@ -6,7 +6,8 @@ import base64
 
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output.render import show_list, show_yaml
-from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Flag, format_flag
+from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

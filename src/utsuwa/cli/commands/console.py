@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.parsing.command import TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

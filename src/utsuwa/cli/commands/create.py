@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.parsing.command import MANY, TEXT, Command, Flag, console_flag
+from utsuwa.cli.parsing.command import Command, console_flag
+from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

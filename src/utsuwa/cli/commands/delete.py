@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from utsuwa.cli.errors import CommandFailed
-from utsuwa.cli.parsing.command import Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import Flag
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
 

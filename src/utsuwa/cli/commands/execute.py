@@ -6,7 +6,8 @@ import os
 import sys
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.parsing.command import MANY, NUMBER, TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import MANY, NUMBER, TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

@@ -7,7 +7,8 @@ from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import values
 from utsuwa.cli.output.records import arrange, settings
 from utsuwa.cli.output.render import by_columns, show_list, show_yaml
-from utsuwa.cli.parsing.command import TEXT, Command, Entry, Flag, format_flag
+from utsuwa.cli.parsing.command import Command, Entry, format_flag
+from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from utsuwa.cli import sources
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import progress
-from utsuwa.cli.parsing.command import MANY, TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import connect, path_to, quote
 
@@ -61,7 +62,7 @@ def _relay(session: Session, remote: str, name: str, target: Server, flags: Flag
     if not _has(target, fingerprint):
         reply = source.checked(source.raw("GET", path_to("images", fingerprint, "export")))
         total = int(reply.headers.get("content-length", 0))
-        chunks = progress.counted(session, reply.stream(), total, "Copying the image")
+        chunks = progress.counted(reply.stream(), total, "Copying the image", show=session.shows_progress)
         sent = target.raw("POST", "/1.0/images", chunks, _headers(image, reply.headers, flags))
         record = session.wait(target, target.metadata(sent), "Unpacking the image")
         if record["metadata"]["fingerprint"] != fingerprint:

@@ -7,7 +7,8 @@ import os
 from utsuwa.cli import multipart, sources
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import progress
-from utsuwa.cli.parsing.command import MANY, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import MANY, Flag
 from utsuwa.client.server import path_to, quote
 
 TYPE_CHECKING = False
@@ -85,7 +86,7 @@ def _upload(
         boundary = os.urandom(16).hex()
         headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
         chunks = _form(boundary, {"metadata": files[0], "rootfs": files[1]})
-    counted = progress.counted(session, chunks, total, "Transferring the image")
+    counted = progress.counted(chunks, total, "Transferring the image", show=session.shows_progress)
     found: dict[str, Any] = server.metadata(server.raw("POST", "/1.0/images", counted, headers))
     return found
 
@@ -114,7 +115,7 @@ def _export(session: Session, arguments: list[str], _flags: Flags) -> None:
     fingerprint = sources.fingerprint(server, name)
     reply = server.checked(server.raw("GET", path_to("images", fingerprint, "export")))
     total = int(reply.headers.get("content-length", 0))
-    chunks = progress.counted(session, reply.stream(), total, "Exporting the image")
+    chunks = progress.counted(reply.stream(), total, "Exporting the image", show=session.shows_progress)
     kind = reply.headers.get("content-type", "")
     if "boundary=" in kind:
         boundary = kind.partition("boundary=")[2].split(";")[0].strip('"')

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from utsuwa.cli.output import values
 from utsuwa.cli.output.render import natural, show_yaml
-from utsuwa.cli.parsing.command import Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

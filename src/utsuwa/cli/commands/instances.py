@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.output.render import as_they_are, natural, show_list
-from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Flag, format_flag
+from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

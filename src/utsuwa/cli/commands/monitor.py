@@ -8,7 +8,8 @@ import sys
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output.records import arrange
 from utsuwa.cli.output.render import to_json
-from utsuwa.cli.parsing.command import MANY, TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from utsuwa.cli.errors import CommandFailed
 from utsuwa.cli.output import values
 from utsuwa.cli.output.records import settings
 from utsuwa.cli.output.render import show_yaml
-from utsuwa.cli.parsing.command import Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

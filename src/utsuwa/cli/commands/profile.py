@@ -5,7 +5,8 @@ from __future__ import annotations
 from utsuwa.cli.commands import devices, objects
 from utsuwa.cli.errors import CommandFailed
 from utsuwa.cli.output.render import show_list
-from utsuwa.cli.parsing.command import TEXT, Command, Flag, format_flag
+from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False

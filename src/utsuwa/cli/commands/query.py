@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from utsuwa.cli.errors import CommandFailed, UsageError
-from utsuwa.cli.parsing.command import TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.errors import ApiError
 
 TYPE_CHECKING = False

@@ -7,7 +7,8 @@ import shutil
 import sys
 
 from utsuwa.cli.errors import CommandFailed, UsageError
-from utsuwa.cli.parsing.command import BOOL, TEXT, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
 from utsuwa.client import https, keypair, remotes, server
 
 TYPE_CHECKING = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from utsuwa.cli.errors import CommandFailed, UsageError
-from utsuwa.cli.parsing.command import NUMBER, Command, Flag, console_flag
+from utsuwa.cli.parsing.command import Command, console_flag
+from utsuwa.cli.parsing.flags import NUMBER, Flag
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from utsuwa.cli.commands import objects
 from utsuwa.cli.output import values
 from utsuwa.cli.output.render import show_list, show_yaml
-from utsuwa.cli.parsing.command import BOOL, Command, Entry, Flag, format_flag
+from utsuwa.cli.parsing.command import Command, Entry, format_flag
+from utsuwa.cli.parsing.flags import BOOL, Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

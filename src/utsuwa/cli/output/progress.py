@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from utsuwa.cli.session import Session
     from utsuwa.client.server import Server
 
 _TEXT = 1
@@ -21,11 +20,11 @@ _RUNNING = 200  # statuses from here on are ends
 
 
 class Line:
-    """One line of a terminal that is written over and over; nothing at all where there is no terminal."""
+    """One line of a terminal that is written over and over; nothing at all where it is not `active`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, active: bool) -> None:
         self._shown = 0
-        self._active = session.shows_progress
+        self._active = active
 
     def show(self, text: str) -> None:
         if not self._active or not text:
@@ -44,27 +43,27 @@ class Line:
             self._shown = 0
 
 
-def wait(session: Session, server: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
-    """Wait for an operation and return its record. Raises ApiError where it failed.
+def wait(server: Server, operation: dict[str, Any], label: str, *, show: bool) -> dict[str, Any]:
+    """Wait for an operation and return its record; `show` its progress. Raises ApiError where it failed.
 
     An interrupt asks the server to cancel it, and stays an interrupt.
     """
     try:
-        if session.shows_progress:
-            return _watch(session, server, operation, label)
+        if show:
+            return _watch(server, operation, label)
         return server.wait(operation)
     except KeyboardInterrupt:
         try:
             server.close()  # the answer to the wait will not be read
             server.delete(f"/1.0/operations/{operation['id']}")
         except ApiError:
-            session.warn("The operation cannot be cancelled and goes on in the background")
+            sys.stderr.write("The operation cannot be cancelled and goes on in the background\n")
         raise
 
 
-def _watch(session: Session, server: Server, operation: dict[str, Any], label: str) -> dict[str, Any]:
+def _watch(server: Server, operation: dict[str, Any], label: str) -> dict[str, Any]:
     url = f"/1.0/operations/{operation['id']}"
-    line = Line(session)
+    line = Line(active=True)
     events = server.listen(["operation"])
     try:
         record = server.get(url)
@@ -90,11 +89,11 @@ def _describe(record: dict[str, Any], label: str) -> str:
     return label
 
 
-def counted(session: Session, chunks: Iterable[bytes], total: int, label: str) -> Iterator[bytes]:
-    """The chunks, while a line tells how much of `total` bytes (0 where unknown) has passed."""
+def counted(chunks: Iterable[bytes], total: int, label: str, *, show: bool) -> Iterator[bytes]:
+    """The chunks; with `show` a line tells how much of `total` bytes (0 where unknown) has passed."""
     from utsuwa.cli.output.values import size
 
-    line, done = Line(session), 0
+    line, done = Line(show), 0
     try:
         for chunk in chunks:
             yield chunk

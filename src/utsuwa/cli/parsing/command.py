@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
+from utsuwa.cli.parsing.flags import TEXT, Flag, Flags
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
 
     Run = Callable[[Session, list[str], Flags], int | None]
 
-BOOL, TEXT, NUMBER, MANY = "bool", "text", "number", "many"
-
 FORMATS = ("table", "compact", "csv", "json", "yaml")
-
-
-class Flag:
-    """One flag. `bare` is the value that a text flag takes when none is given with it (`--console`).
-
-    `default` of a TEXT flag is what `Flags.text` gives where it is absent; `complete` names what its
-    value may be: words, or one of the kinds that `utsuwa.cli.parsing.complete` knows.
-    """
-
-    __slots__ = ("bare", "complete", "default", "help", "kind", "name", "short")
-
-    def __init__(
-        self,
-        name: str,
-        help: str,
-        short: str = "",
-        *,
-        kind: str = BOOL,
-        default: str = "",
-        bare: str | None = None,
-        complete: str | tuple[str, ...] = (),
-    ) -> None:
-        self.name = name
-        self.help = help
-        self.short = short
-        self.kind = kind
-        self.default = default
-        self.bare = bare
-        self.complete = complete
 
 
 class Command:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from utsuwa.cli.index import GLOBAL_FLAGS, ROOT, descend
-from utsuwa.cli.parsing.command import BOOL, Flag
-from utsuwa.cli.parsing.flags import Flags
+from utsuwa.cli.index import GLOBAL_FLAGS, ROOT, descend, without_alias
+from utsuwa.cli.parsing.flags import BOOL, Flag, Flags
 from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
@@ -75,8 +74,6 @@ def _flag_words(word: str, flags: tuple[Flag, ...]) -> list[str]:
 
 def _in_full(words: list[str]) -> list[str]:
     """The words with an alias put in full, as far as what it stands for goes before the next word."""
-    from utsuwa.cli.main import without_alias
-
     marked = without_alias([*words, _NEXT])
     return marked[: marked.index(_NEXT)] if _NEXT in marked else words
 

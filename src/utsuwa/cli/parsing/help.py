@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from utsuwa.cli.index import GLOBAL_FLAGS
-from utsuwa.cli.parsing.command import BOOL, Command, Flag
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import BOOL, Flag
 
 
 def render(command: Command, path: list[str]) -> str:

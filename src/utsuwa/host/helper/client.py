@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from utsuwa.core.errors import HostError, InvalidConfig, NotFound
+from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper import protocol
 from utsuwa.host.lxc import reasons
@@ -268,13 +268,6 @@ class Helper:
 
     async def unfreeze(self, name: str, lxcpath: Path, conf: Path | None = None) -> None:
         await self._freeze(name, lxcpath, conf, frozen=False)
-
-    async def network_state(self, init_pid: int) -> dict[str, StateNetwork]:
-        """The interfaces inside a container by name; raises NotFound where it has ended."""
-        found = await self.network_states([init_pid])
-        if init_pid not in found:
-            raise NotFound(f"No process {init_pid} with a network: the container has ended")
-        return found[init_pid]
 
     async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
         """The interfaces of many containers in one request, by the pid of their init; the ended left out."""

@@ -72,7 +72,7 @@ async def make(request: Request) -> Result:
 
 
 async def change(request: Request) -> Result:
-    request.check_etag("tag")
+    request.if_match("tag")
     await request.json()
     return Empty()
 

@@ -34,6 +34,9 @@ from utsuwa.security.certificates import (
     parse_der,
 )
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
+from utsuwa.wire.certificates import CertificatePatch
+from utsuwa.wire.edits import any_state, merge
+from utsuwa.wire.server import ServerPut
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +189,7 @@ class Events:
     def __init__(self) -> None:
         self.published: list[tuple[str, str]] = []
 
-    def publish_lifecycle(
-        self, action: str, source: str, project: str = "", context: Any = None, requestor: Any = None
-    ) -> None:
+    def publish_lifecycle(self, action: str, source: str, project: str = "", context: Any = None) -> None:
         self.published.append((action, source))
 
 
@@ -223,18 +224,18 @@ def trusted(manager: CertificateManager, identity: Identity) -> bool:
 async def test_the_life_of_a_certificate(
     manager: CertificateManager, events: Events, alice: Identity, bob: Identity
 ) -> None:
-    row = await manager.add(parse_certificate(alice.pem), "laptop", None)
+    row = await manager.add(parse_certificate(alice.pem), "laptop")
     url = f"/1.0/certificates/{alice.fingerprint}"
     assert trusted(manager, alice)
     assert [(r.name, r.fingerprint, r.type) for r in await manager.list()] == [
         ("laptop", row.fingerprint, "client")
     ]
-    found = await manager.get(alice.fingerprint[:10].upper())
-    await manager.update(found, "desk", parse_certificate(alice.pem), None)
+    assert await manager.get(alice.fingerprint[:10].upper()) == (await manager.list())[0]
+    await manager.edit(alice.fingerprint[:10], merge(CertificatePatch(name="desk")), any_state)
     assert (await manager.get(alice.fingerprint)).name == "desk"
-    await manager.update(await manager.get(alice.fingerprint), "desk", parse_certificate(bob.pem), None)
+    await manager.edit(alice.fingerprint, merge(CertificatePatch(certificate=bob.pem)), any_state)
     assert (trusted(manager, alice), trusted(manager, bob)) == (False, True)
-    await manager.delete(bob.fingerprint[:12], None)
+    await manager.delete(bob.fingerprint[:12])
     assert not trusted(manager, bob)
     assert await manager.list() == []
     assert events.published == [
@@ -248,7 +249,7 @@ async def test_the_life_of_a_certificate(
 async def test_the_store_is_read_at_start(
     manager: CertificateManager, database: Database, config: ServerConfig, alice: Identity
 ) -> None:
-    await manager.add(parse_certificate(alice.pem), "laptop", None)
+    await manager.add(parse_certificate(alice.pem), "laptop")
     again = CertificateManager(database, Events(), config)
     assert not trusted(again, alice)
     await again.load()
@@ -258,13 +259,13 @@ async def test_the_store_is_read_at_start(
 async def test_duplicates_are_refused(
     manager: CertificateManager, events: Events, alice: Identity, bob: Identity
 ) -> None:
-    await manager.add(parse_certificate(alice.pem), "one", None)
+    await manager.add(parse_certificate(alice.pem), "one")
     with pytest.raises(AlreadyExists, match="Certificate already in trust store"):
-        await manager.add(parse_certificate(alice.pem), "two", None)
-    await manager.add(parse_certificate(bob.pem), "two", None)
+        await manager.add(parse_certificate(alice.pem), "two")
+    await manager.add(parse_certificate(bob.pem), "two")
     events.published.clear()
     with pytest.raises(AlreadyExists):
-        await manager.update(await manager.get(bob.fingerprint), "two", parse_certificate(alice.pem), None)
+        await manager.edit(bob.fingerprint, merge(CertificatePatch(certificate=alice.pem)), any_state)
     assert events.published == []
     assert {r.fingerprint: r.name for r in await manager.list()} == {
         alice.fingerprint: "one",
@@ -278,10 +279,10 @@ async def test_expired_ones_and_bad_names_are_refused(
 ) -> None:
     old = make_identity(folder, starts=timedelta(days=-2), ends=timedelta(days=-1))
     with pytest.raises(InvalidRequest, match="expired on"):
-        await manager.add(parse_certificate(old.pem), "old", None)
+        await manager.add(parse_certificate(old.pem), "old")
     for name in ("a\nb", "a\x1b[31m", "x" * 256):
         with pytest.raises(InvalidRequest, match="certificate's name"):
-            await manager.add(parse_certificate(alice.pem), name, None)
+            await manager.add(parse_certificate(alice.pem), name)
     assert await manager.list() == []
 
 
@@ -292,7 +293,7 @@ async def test_unknown_and_ambiguous_fingerprints(
         with pytest.raises(NotFound, match=r"\ACertificate not found\Z"):
             await manager.get(prefix)
         with pytest.raises(NotFound):
-            await manager.delete(prefix, None)
+            await manager.delete(prefix)
     for row in (
         as_row(alice, fingerprint="ab1" + alice.fingerprint[3:]),
         as_row(bob, fingerprint="ab2" + bob.fingerprint[3:]),
@@ -305,7 +306,7 @@ async def test_unknown_and_ambiguous_fingerprints(
 async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
     manager: CertificateManager, alice: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await manager.add(parse_certificate(alice.pem), "laptop", None)
+    await manager.add(parse_certificate(alice.pem), "laptop")
     reached, go_on = threading.Event(), threading.Event()
     delete = rows.delete
 
@@ -315,7 +316,7 @@ async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
         assert go_on.wait(30)
 
     monkeypatch.setattr(rows, "delete", slow)
-    task = asyncio.create_task(manager.delete(alice.fingerprint, None))
+    task = asyncio.create_task(manager.delete(alice.fingerprint))
     assert await asyncio.to_thread(reached.wait, 30)
     task.cancel()
     await asyncio.sleep(0)
@@ -333,7 +334,7 @@ async def test_the_password_opens_the_door(
     manager: CertificateManager, config: ServerConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    await config.patch({TRUST_PASSWORD: "sesame"})
+    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
     await manager.check_password("sesame", "10.0.0.1:5")
     for wrong in ("sesam", "", "sesame ", config.value(TRUST_PASSWORD)):
         with pytest.raises(Forbidden, match=r"\Anot authorized\Z"):
@@ -351,7 +352,7 @@ async def test_without_a_password_the_door_stays_shut(manager: CertificateManage
 async def test_guessing_is_limited_also_all_at_once(
     manager: CertificateManager, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await config.patch({TRUST_PASSWORD: "sesame"})
+    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
     checked = []
 
     def wrong(password: str, stored: str) -> bool:
@@ -372,7 +373,7 @@ async def test_guessing_is_limited_also_all_at_once(
 async def test_a_crowd_is_asked_to_wait(
     manager: CertificateManager, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await config.patch({TRUST_PASSWORD: "sesame"})
+    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
     monkeypatch.setattr(certificates, "_CHECKS_WAITING", 1)
     tries = [manager.check_password("sesame", f"10.0.0.{n}:5") for n in range(3)]
     results = await asyncio.gather(*tries, return_exceptions=True)

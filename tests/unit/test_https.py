@@ -35,6 +35,8 @@ from utsuwa.operations.events import EventHub
 from utsuwa.security.certificates import CertificateManager, TrustStore, parse_certificate
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
 from utsuwa.security.tls import ServerContext
+from utsuwa.wire.edits import any_state, merge
+from utsuwa.wire.server import ServerPut
 
 QUICK = Limits(handshake=0.3, first_request=0.4)
 
@@ -535,7 +537,7 @@ async def server(context: ServerContext, tmp_path: Path) -> AsyncIterator[Server
     config = ServerConfig(database)
     events = EventHub()
     manager = CertificateManager(database, events, config)
-    await config.patch({TRUST_PASSWORD: "sesame"})
+    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
     services = cast(Any, SimpleNamespace(certificates=manager, events=events))
     application = Application(services, certificates_api.ROUTES, manager.store.caller)
     made = Server(manager, config, application)
@@ -591,7 +593,7 @@ async def test_the_password_lets_a_client_in_at_once(server: Server, alice: Iden
 
 
 async def test_trust_ends_at_once_on_a_connection_that_is_open(server: Server, alice: Identity) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice", None)
+    await server.manager.add(parse_certificate(alice.pem), "alice")
     client = await asyncio.to_thread(connect, server.address, client_context(alice))
 
     def ask() -> bytes:
@@ -599,7 +601,7 @@ async def test_trust_ends_at_once_on_a_connection_that_is_open(server: Server, a
         return client.recv(65536)[:12]
 
     assert await asyncio.to_thread(ask) == b"HTTP/1.1 200"
-    await server.manager.delete(alice.fingerprint, None)
+    await server.manager.delete(alice.fingerprint)
     assert await asyncio.to_thread(ask) == b"HTTP/1.1 403"
     client.close()
 
@@ -613,7 +615,7 @@ async def test_an_expired_certificate_is_a_stranger(server: Server, folder: Path
 
 
 async def test_trusted_clients_add_others(server: Server, alice: Identity, folder: Path) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice", None)
+    await server.manager.add(parse_certificate(alice.pem), "alice")
     bob, carol = make_identity(folder, "bob"), make_identity(folder, "carol")
     by_der = {**CLIENT, "certificate": b64encode(bob.der).decode(), "name": "desk"}
     assert (await server.ask("POST", "", by_der, identity=alice)).status == 201
@@ -652,14 +654,14 @@ async def test_a_stranger_with_the_password_may_add_another(
 async def test_what_a_trusted_client_may_not_add(
     server: Server, alice: Identity, body: object, status: int
 ) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice", None)
+    await server.manager.add(parse_certificate(alice.pem), "alice")
     reply = await server.ask("POST", "", body, identity=alice)
     assert reply.status == status, reply.body
     assert len(await server.manager.list()) == 1
 
 
 async def test_editing(server: Server, alice: Identity, folder: Path) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice", None)
+    await server.manager.add(parse_certificate(alice.pem), "alice")
     url = f"/{alice.fingerprint}"
     shown = await server.ask("GET", url[:14], identity=alice)
     etag = shown.headers["etag"]
@@ -684,7 +686,7 @@ async def test_editing(server: Server, alice: Identity, folder: Path) -> None:
 
 
 async def test_what_is_not_there(server: Server, alice: Identity) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice", None)
+    await server.manager.add(parse_certificate(alice.pem), "alice")
     for url in ("/ffff", "/zz", "/..%2f..", "/%00", f"/{alice.fingerprint}0"):
         for method, body in (("GET", None), ("PUT", CLIENT), ("PATCH", {}), ("DELETE", None)):
             refused(await server.ask(method, url, body, identity=alice), 404, "Certificate not found")

@@ -25,6 +25,8 @@ from utsuwa.host.archives import unpack
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager, NewImage
 from utsuwa.operations.events import EventHub
+from utsuwa.wire.edits import any_state, merge
+from utsuwa.wire.edits import replace as replace_with
 from utsuwa.wire.events import Requestor
 from utsuwa.wire.images import (
     ImageAliasesEntryPatch,
@@ -328,29 +330,40 @@ async def test_strangers_see_public_images_only(setting: Setting) -> None:
 
 async def test_put_replaces(setting: Setting) -> None:
     row = await setting.add()
-    await setting.images.put(row, ImagePut(public=True, properties={"a": "b"}))
+    await setting.images.edit(
+        "default", ONE, replace_with(ImagePut(public=True, properties={"a": "b"})), any_state
+    )
     changed = await setting.images.get("default", ONE)
     assert (changed.public, changed.properties, changed.expires_at) == (True, {"a": "b"}, None)
     assert changed.profiles == ["default"]
-    await setting.images.put(changed, ImagePut(profiles=[], expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    await setting.images.edit(
+        "default",
+        ONE[:9],
+        replace_with(ImagePut(profiles=[], expires_at=datetime(2030, 1, 1, tzinfo=UTC))),
+        any_state,
+    )
     again = await setting.images.get("default", ONE)
     assert (again.profiles, again.public) == ([], False)
     assert again.expires_at == datetime(2030, 1, 1, tzinfo=UTC)
-    assert records.image_etag(row) != records.image_etag(again)
+    assert records.editable(row) != records.editable(again)
     assert setting.events.seen[-1] == ("image-updated", f"/1.0/images/{ONE}")
 
 
 async def test_patch_merges(setting: Setting) -> None:
     row = await setting.add()
-    await setting.images.patch(row, ImagePatch(properties={"release": "", "new": "1"}))
+    await setting.images.edit(
+        "default", ONE, merge(ImagePatch(properties={"release": "", "new": "1"})), any_state
+    )
     row = await setting.images.get("default", ONE)
     assert row.properties == {"os": "Debian", "new": "1"}
     assert row.expires_at is not None
-    await setting.images.patch(row, ImagePatch(public=True, expires_at=datetime(1970, 1, 1, tzinfo=UTC)))
+    await setting.images.edit(
+        "default", ONE, merge(ImagePatch(public=True, expires_at=datetime(1970, 1, 1, tzinfo=UTC))), any_state
+    )
     row = await setting.images.get("default", ONE)
     assert (row.public, row.expires_at, row.properties["new"]) == (True, None, "1")
     with pytest.raises(InvalidRequest):
-        await setting.images.patch(row, ImagePatch(properties={"\0": "x"}))
+        await setting.images.edit("default", ONE, merge(ImagePatch(properties={"\0": "x"})), any_state)
 
 
 async def test_aliases(setting: Setting) -> None:
@@ -359,18 +372,18 @@ async def test_aliases(setting: Setting) -> None:
     aliases = setting.images.aliases
     row = await aliases.create("default", ImageAliasesPost(name="a/b", target=ONE[:9], description="d"))
     assert row.fingerprint == ONE
-    assert records.alias_url("default", "a/b") == "/1.0/images/aliases/a%2Fb"
+    assert records.alias_url(row) == "/1.0/images/aliases/a%2Fb"
     with pytest.raises(AlreadyExists):
         await aliases.create("default", ImageAliasesPost(name="a/b", target=TWO))
-    await aliases.patch(row, ImageAliasesEntryPatch(description="new"))
+    await aliases.edit("default", "a/b", merge(ImageAliasesEntryPatch(description="new")), any_state)
     row = await aliases.get("default", "a/b")
     assert (row.description, row.fingerprint) == ("new", ONE)
-    await aliases.put(row, ImageAliasesEntryPut(target=TWO))
+    await aliases.edit("default", "a/b", replace_with(ImageAliasesEntryPut(target=TWO)), any_state)
     row = await aliases.get("default", "a/b")
     assert (row.description, row.fingerprint) == ("", TWO)
-    row = await aliases.rename(row, "c")
+    row = await aliases.rename("default", "a/b", "c")
     assert await aliases.all("default") == [row]
-    await aliases.delete(row)
+    await aliases.delete("default", "c")
     assert await aliases.all("default") == []
     assert [action for action, _ in setting.events.seen if "alias" in action] == [
         "image-alias-created",

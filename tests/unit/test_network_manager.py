@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.records import Network
 from utsuwa.networks.settings import BridgeSettings
 from utsuwa.operations.events import EventHub
-from utsuwa.wire.networks import NetworksPost
+from utsuwa.wire.edits import any_state, merge
+from utsuwa.wire.networks import NetworkPatch, NetworkPut, NetworksPost
 
 FIXED = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "none"}
 
@@ -94,10 +94,6 @@ def networks(
     return manager
 
 
-def accept(source: Any) -> None:
-    """An ETag that fits."""
-
-
 async def stored(database: Database) -> dict[str, NetworkRow]:
     return {row.name: row for row in await database.read("test", rows.get_all, None)}
 
@@ -109,7 +105,7 @@ async def make(networks: NetworkManager, name: str = "br0", **config: str) -> No
 
 async def edit(networks: NetworkManager, name: str = "br0", **config: str) -> None:
     keys = {key.replace("_", "."): value for key, value in config.items()}
-    await networks.update("default", name, lambda row: replace(row, config={**row.config, **keys}), accept)
+    await networks.edit("default", name, merge(NetworkPatch(config=keys)), any_state)
 
 
 async def test_create(networks: NetworkManager, database: Database, host: Host) -> None:
@@ -219,8 +215,8 @@ async def test_etag(networks: NetworkManager) -> None:
         raise PreconditionFailed("no")
 
     with pytest.raises(PreconditionFailed):
-        await networks.update("default", "br0", lambda row: row, refuse)
-    assert seen == [["br0", "bridge", "", FIXED]]
+        await networks.edit("default", "br0", merge(NetworkPatch()), refuse)
+    assert seen == [NetworkPut(config=FIXED)]
 
 
 async def test_rename(networks: NetworkManager, database: Database, host: Host) -> None:

@@ -32,19 +32,16 @@ from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.operations.events import EventHub
-from utsuwa.profiles.manager import ProfileManager, etag_source
+from utsuwa.profiles.manager import ProfileManager, editable
 from utsuwa.projects import manager as project_manager
 from utsuwa.projects.manager import ProjectManager
+from utsuwa.wire.edits import any_state, merge, replace
 from utsuwa.wire.events import Requestor
 from utsuwa.wire.profiles import ProfilePatch, ProfilePut, ProfilesPost
 from utsuwa.wire.projects import ProjectPatch, ProjectPut, ProjectsPost
 
 ROOT = {"type": "disk", "path": "/", "pool": "p"}
 NIC = {"type": "nic", "nictype": "p2p"}
-
-
-def anything(source: Any) -> None:
-    """The caller sent no If-Match."""
 
 
 def changed_meanwhile(source: Any) -> None:
@@ -154,7 +151,7 @@ async def test_a_profile_is_created_and_shown(profiles: ProfileManager, events: 
         {"n": NIC},
         [],
     )
-    assert etag_source(row) == [{"user.a": "1"}, "x", {"n": NIC}]
+    assert editable(row) == ProfilePut(config={"user.a": "1"}, description="x", devices={"n": NIC})
     assert await profiles.names("default") == ["default", "web"]
     assert events.seen == [("profile-created", "/1.0/profiles/web", "default")]
 
@@ -206,35 +203,39 @@ async def test_a_profile_names_its_users(profiles: ProfileManager, database: Dat
 
 async def test_put_replaces_and_patch_merges(profiles: ProfileManager, events: Events) -> None:
     first = ProfilePut(description="x", config={"user.a": "1", "user.b": "2"}, devices={"n": NIC})
-    await profiles.put("default", "default", first, anything)
+    await profiles.edit("default", "default", replace(first), any_state)
     part = ProfilePatch(config={"user.b": "", "user.c": "3"}, devices={"root": ROOT})
-    await profiles.patch("default", "default", part, anything)
+    await profiles.edit("default", "default", merge(part), any_state)
     row = (await profiles.get("default", "default"))[1]
-    assert etag_source(row) == [{"user.a": "1", "user.c": "3"}, "x", {"n": NIC, "root": ROOT}]
-    await profiles.patch("default", "default", ProfilePatch(description="y"), anything)
-    await profiles.patch("default", "default", ProfilePatch(), anything)
+    assert editable(row) == ProfilePut(
+        config={"user.a": "1", "user.c": "3"}, description="x", devices={"n": NIC, "root": ROOT}
+    )
+    await profiles.edit("default", "default", merge(ProfilePatch(description="y")), any_state)
+    await profiles.edit("default", "default", merge(ProfilePatch()), any_state)
     row = (await profiles.get("default", "default"))[1]
     assert (row.description, row.devices) == ("y", {"n": NIC, "root": ROOT})
-    await profiles.put("default", "default", ProfilePut(), anything)
+    await profiles.edit("default", "default", replace(ProfilePut()), any_state)
     row = (await profiles.get("default", "default"))[1]
-    assert etag_source(row) == [{}, "", {}]
+    assert editable(row) == ProfilePut()
     assert events.seen == [("profile-updated", "/1.0/profiles/default", "default")] * 5
 
 
 async def test_a_change_asks_for_the_etag_first(profiles: ProfileManager, events: Events) -> None:
     with pytest.raises(PreconditionFailed):
-        await profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), changed_meanwhile)
+        await profiles.edit(
+            "default", "default", replace(ProfilePut(config={"user.a": "1"})), changed_meanwhile
+        )
     assert (await profiles.get("default", "default"))[1].config == {}
     assert events.seen == []
     seen: list[Any] = []
-    await profiles.put("default", "default", ProfilePut(), seen.append)
-    assert seen == [[{}, "Default Utsuwa profile", {}]]
+    await profiles.edit("default", "default", replace(ProfilePut()), seen.append)
+    assert seen == [ProfilePut(description="Default Utsuwa profile")]
 
 
 async def test_followers_see_both_states_before_anything_is_stored(profiles: ProfileManager) -> None:
     follow = Follow()
     profiles.on_change(follow)
-    await profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), anything)
+    await profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     ((old, new),) = follow.changes
     assert (old.config, new.config) == ({}, {"user.a": "1"})
     assert (old.id, follow.undone) == (new.id, [])
@@ -246,7 +247,7 @@ async def test_a_follower_that_refuses_undoes_the_whole(profiles: ProfileManager
     profiles.on_change(first)
     profiles.on_change(second)
     with pytest.raises(InvalidConfig, match="cannot take it"):
-        await profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), anything)
+        await profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     assert (first.undone, second.undone) == (["default"], ["default"])
     assert first.inside_at_undo, "instances were let go before all was undone"
     assert not first.inside
@@ -258,7 +259,7 @@ async def test_an_invalid_change_reaches_no_follower(profiles: ProfileManager) -
     follow = Follow()
     profiles.on_change(follow)
     with pytest.raises(InvalidConfig):
-        await profiles.put("default", "default", ProfilePut(config={"limits.cpu": "x"}), anything)
+        await profiles.edit("default", "default", replace(ProfilePut(config={"limits.cpu": "x"})), any_state)
     assert follow.changes == []
 
 
@@ -272,7 +273,7 @@ async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileMa
         yield
 
     profiles.on_change(follow)
-    change = profiles.put("default", "default", ProfilePut(config={"user.a": "1"}), anything)
+    change = profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     task = asyncio.create_task(change)
     await started.wait()
     task.cancel()
@@ -285,7 +286,7 @@ async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileMa
 
 async def test_changes_at_once_lose_nothing(profiles: ProfileManager) -> None:
     parts = [ProfilePatch(config={f"user.{n}": "x"}) for n in range(15)]
-    await asyncio.gather(*[profiles.patch("default", "default", part, anything) for part in parts])
+    await asyncio.gather(*[profiles.edit("default", "default", merge(part), any_state) for part in parts])
     assert len((await profiles.get("default", "default"))[1].config) == 15
 
 
@@ -336,15 +337,15 @@ async def test_the_default_project_is_shown(
     assert shown.config["features.images"] == "true"
     assert await projects.list() == [shown]
     assert await projects.names() == ["default"]
-    assert project_manager.etag_source(row) == [shown.description, shown.config]
+    assert project_manager.editable(row) == ProjectPut(description=shown.description, config=shown.config)
 
 
 async def test_what_the_default_project_takes_on_and_refuses(projects: ProjectManager) -> None:
     features = (await projects.get("default"))[0].config
-    await projects.put(
-        "default", ProjectPut(description="mine", config={**features, "user.a": "1"}), anything
+    await projects.edit(
+        "default", replace(ProjectPut(description="mine", config={**features, "user.a": "1"})), any_state
     )
-    await projects.patch("default", ProjectPatch(config={"user.a": "", "user.b": "2"}), anything)
+    await projects.edit("default", merge(ProjectPatch(config={"user.a": "", "user.b": "2"})), any_state)
     shown = (await projects.get("default"))[0]
     assert (shown.description, shown.config) == ("mine", {**features, "user.b": "2"})
     for config, error in (
@@ -355,9 +356,9 @@ async def test_what_the_default_project_takes_on_and_refuses(projects: ProjectMa
         ({**features, "nothing": "1"}, InvalidConfig),
     ):
         with pytest.raises(error):
-            await projects.put("default", ProjectPut(config=config), anything)
+            await projects.edit("default", replace(ProjectPut(config=config)), any_state)
     with pytest.raises(PreconditionFailed):
-        await projects.patch("default", ProjectPatch(description="x"), changed_meanwhile)
+        await projects.edit("default", merge(ProjectPatch(description="x")), changed_meanwhile)
     assert (await projects.get("default"))[0] == shown
 
 
@@ -377,7 +378,7 @@ async def test_other_projects_come_later(projects: ProjectManager) -> None:
         projects.state("web"),
         projects.rename("web", "x"),
         projects.delete("web"),
-        projects.put("web", ProjectPut(), anything),
+        projects.edit("web", replace(ProjectPut()), any_state),
     ):
         with pytest.raises(NotFound, match="Project 'web' not found"):
             await call

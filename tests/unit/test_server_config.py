@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,8 @@ from utsuwa.db.database import Database
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.security.passwords import MAX_PASSWORD, verify_password
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
+from utsuwa.wire.edits import any_state, merge, replace
+from utsuwa.wire.server import ServerPut
 
 ADDRESS = "core.https_address"
 
@@ -39,6 +42,14 @@ async def stored(database: Database) -> dict[str, str]:
     return await database.read("test", rows.load)
 
 
+async def patch(config: ServerConfig, values: dict[str, Any]) -> frozenset[str]:
+    return await config.edit(merge(ServerPut(config=values)), any_state)
+
+
+async def put(config: ServerConfig, values: dict[str, Any]) -> frozenset[str]:
+    return await config.edit(replace(ServerPut(config=values)), any_state)
+
+
 class Recorder:
     """A listener that remembers what it was told, and refuses where it should."""
 
@@ -53,25 +64,25 @@ class Recorder:
 
 
 async def test_patch_merges_and_put_replaces(config: ServerConfig, database: Database) -> None:
-    assert await config.patch({ADDRESS: ":8443", "user.a": "1"}) == {ADDRESS, "user.a"}
-    assert await config.patch({"user.b": "2", "user.a": ""}) == {"user.a", "user.b"}
+    assert await patch(config, {ADDRESS: ":8443", "user.a": "1"}) == {ADDRESS, "user.a"}
+    assert await patch(config, {"user.b": "2", "user.a": ""}) == {"user.a", "user.b"}
     assert config.get() == {ADDRESS: ":8443", "user.b": "2"}
-    assert await config.replace({"user.c": "3"}) == {ADDRESS, "user.b", "user.c"}
+    assert await put(config, {"user.c": "3"}) == {ADDRESS, "user.b", "user.c"}
     assert config.get() == {"user.c": "3"} == await stored(database)
-    assert await config.replace({}) == {"user.c"}
+    assert await put(config, {}) == {"user.c"}
     assert config.get() == {}
 
 
 async def test_what_changes_nothing_tells_nobody(config: ServerConfig) -> None:
-    await config.patch({"user.a": "1"})
+    await patch(config, {"user.a": "1"})
     listener = Recorder()
     config.on_change(listener)
-    assert await config.patch({"user.a": "1", "user.b": ""}) == frozenset()
+    assert await patch(config, {"user.a": "1", "user.b": ""}) == frozenset()
     assert listener.told == []
 
 
 async def test_another_start_reads_it_back(config: ServerConfig, database: Database) -> None:
-    await config.patch({ADDRESS: ":8443"})
+    await patch(config, {ADDRESS: ":8443"})
     again = ServerConfig(database)
     await again.load()
     assert again.get() == {ADDRESS: ":8443"}
@@ -80,15 +91,15 @@ async def test_another_start_reads_it_back(config: ServerConfig, database: Datab
 async def test_values_fall_back_to_defaults(config: ServerConfig) -> None:
     assert config.value("images.auto_update_interval") == "6"
     assert config.flag("images.auto_update_cached") is True
-    await config.patch({"images.auto_update_interval": "12", "images.auto_update_cached": "no"})
+    await patch(config, {"images.auto_update_interval": "12", "images.auto_update_cached": "no"})
     assert config.value("images.auto_update_interval") == "12"
     assert config.flag("images.auto_update_cached") is False
     assert config.value("user.unset") == ""
 
 
 async def test_null_unsets_and_true_is_a_boolean(config: ServerConfig) -> None:
-    await config.patch({"user.a": "1"})
-    await config.patch({"user.a": None, "images.auto_update_cached": True})
+    await patch(config, {"user.a": "1"})
+    await patch(config, {"user.a": None, "images.auto_update_cached": True})
     assert config.get() == {"images.auto_update_cached": "true"}
 
 
@@ -108,20 +119,20 @@ async def test_null_unsets_and_true_is_a_boolean(config: ServerConfig) -> None:
 async def test_bad_changes_are_refused_as_a_whole(
     config: ServerConfig, database: Database, change: dict[str, object], reason: str
 ) -> None:
-    await config.patch({"user.keep": "1"})
-    for way in (config.patch, config.replace):
+    await patch(config, {"user.keep": "1"})
+    for edit in (patch, put):
         with pytest.raises(InvalidConfig, match=reason):
-            await way({"user.other": "2", **change})
+            await edit(config, {"user.other": "2", **change})
     assert config.get() == {"user.keep": "1"} == await stored(database)
 
 
 async def test_a_listener_that_refuses_undoes_all(config: ServerConfig, database: Database) -> None:
-    await config.patch({ADDRESS: ":1"})
+    await patch(config, {ADDRESS: ":1"})
     first, second = Recorder(), Recorder(refuse=":2")
     config.on_change(first)
     config.on_change(second)
     with pytest.raises(InvalidConfig, match="Cannot listen there"):
-        await config.patch({ADDRESS: ":2", "user.a": "1"})
+        await patch(config, {ADDRESS: ":2", "user.a": "1"})
     changed = frozenset({ADDRESS, "user.a"})
     assert first.told == [(changed, {ADDRESS: ":2", "user.a": "1"}), (changed, {ADDRESS: ":1"})]
     assert second.told == []
@@ -138,7 +149,7 @@ async def test_a_database_that_fails_undoes_all(
     listener = Recorder()
     config.on_change(listener)
     with pytest.raises(OutOfSpace):
-        await config.patch({"user.a": "1"})
+        await patch(config, {"user.a": "1"})
     assert [new for _, new in listener.told] == [{"user.a": "1"}, {}]
     assert config.get() == {} == await stored(database)
 
@@ -153,7 +164,7 @@ async def test_a_caller_that_goes_away_leaves_memory_and_database_alike(
         await asyncio.sleep(0.02)
 
     config.on_change(slow)
-    task = asyncio.create_task(config.patch({"user.a": "1"}))
+    task = asyncio.create_task(patch(config, {"user.a": "1"}))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -162,7 +173,7 @@ async def test_a_caller_that_goes_away_leaves_memory_and_database_alike(
 
 
 async def test_changes_come_one_after_the_other(config: ServerConfig) -> None:
-    await asyncio.gather(*(config.patch({f"user.{n}": str(n)}) for n in range(20)))
+    await asyncio.gather(*(patch(config, {f"user.{n}": str(n)}) for n in range(20)))
     assert config.get() == {f"user.{n}": str(n) for n in range(20)}
 
 
@@ -173,7 +184,7 @@ async def test_the_password_is_hashed_and_shown_as_true(
     config: ServerConfig, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    await config.patch({TRUST_PASSWORD: "sesame"})
+    await patch(config, {TRUST_PASSWORD: "sesame"})
     assert config.get() == {TRUST_PASSWORD: True}
     in_database = (await stored(database))[TRUST_PASSWORD]
     assert in_database == config.value(TRUST_PASSWORD)
@@ -183,28 +194,28 @@ async def test_the_password_is_hashed_and_shown_as_true(
 
 
 async def test_what_was_shown_can_be_put_back(config: ServerConfig) -> None:
-    await config.patch({TRUST_PASSWORD: "sesame", "user.a": "1"})
+    await patch(config, {TRUST_PASSWORD: "sesame", "user.a": "1"})
     before = config.value(TRUST_PASSWORD)
-    assert await config.replace({**config.get(), "user.a": "2"}) == {"user.a"}
+    assert await put(config, {**config.get(), "user.a": "2"}) == {"user.a"}
     assert config.value(TRUST_PASSWORD) == before
-    await config.patch({TRUST_PASSWORD: True})
+    await patch(config, {TRUST_PASSWORD: True})
     assert config.value(TRUST_PASSWORD) == before
 
 
 async def test_true_where_no_password_is_set_sets_none(config: ServerConfig) -> None:
-    assert await config.patch({TRUST_PASSWORD: True}) == frozenset()
+    assert await patch(config, {TRUST_PASSWORD: True}) == frozenset()
     assert config.get() == {}
 
 
 async def test_the_password_can_be_unset(config: ServerConfig) -> None:
-    await config.patch({TRUST_PASSWORD: "sesame"})
-    await config.patch({TRUST_PASSWORD: ""})
+    await patch(config, {TRUST_PASSWORD: "sesame"})
+    await patch(config, {TRUST_PASSWORD: ""})
     assert config.get() == {}
     assert config.value(TRUST_PASSWORD) == ""
 
 
 async def test_other_secrets_are_shown_as_true_too(config: ServerConfig) -> None:
-    await config.patch({"loki.auth.password": "sesame"})
+    await patch(config, {"loki.auth.password": "sesame"})
     assert config.get() == {"loki.auth.password": True}
     assert config.value("loki.auth.password") == "sesame"
 
@@ -212,7 +223,7 @@ async def test_other_secrets_are_shown_as_true_too(config: ServerConfig) -> None
 async def test_errors_do_not_quote_the_password(config: ServerConfig) -> None:
     secret = "s" * (MAX_PASSWORD + 1)
     with pytest.raises(InvalidConfig) as caught:
-        await config.patch({TRUST_PASSWORD: secret})
+        await patch(config, {TRUST_PASSWORD: secret})
     assert "sss" not in str(caught.value)
 
 
@@ -222,7 +233,7 @@ async def test_stored_problems_are_told_and_stand_in_nobodys_way(
     await database.write("test", rows.replace, {"core.was_known_once": "1"})
     await config.load()
     assert "core.was_known_once" in caplog.text
-    await config.patch({"user.a": "1"})
+    await patch(config, {"user.a": "1"})
     assert config.get() == {"core.was_known_once": "1", "user.a": "1"}
 
 
@@ -238,9 +249,9 @@ def test_any_sequence_of_changes_is_what_was_asked(
         database = await Database.open(Sqlite(tmp_path_factory.mktemp("db") / "utsuwa.db"))
         config = ServerConfig(database)
         model: dict[str, str] = {}
-        for merge, change in changes:
-            await (config.patch if merge else config.replace)(change)
-            model = {**(model if merge else {}), **change}
+        for merging, change in changes:
+            await (patch if merging else put)(config, change)
+            model = {**(model if merging else {}), **change}
             model = {key: value for key, value in model.items() if value}
             assert config.get() == model == await stored(database)
         await database.close()

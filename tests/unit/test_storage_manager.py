@@ -42,6 +42,9 @@ from utsuwa.operations.events import EventHub
 from utsuwa.storage import manager as module
 from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.manager import StorageManager
+from utsuwa.wire.edits import any_state
+from utsuwa.wire.edits import replace as replace_with
+from utsuwa.wire.storage import StoragePoolPut
 
 FINGERPRINT = "ab" * 32
 IMAGE = ImageSource(FINGERPRINT, Path("/metadata"), Path("/rootfs"))
@@ -251,7 +254,9 @@ async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
     }
     assert await manager.resources("p") == Usage(1, 2, 3, 4)
     assert manager.drivers_in_use == {"overlay"}
-    await manager.update_pool("p", "second", {"user.y": "1"})
+    await manager.edit_pool(
+        "p", replace_with(StoragePoolPut(description="second", config={"user.y": "1"})), any_state
+    )
     row = await manager.get_pool("p")
     assert row.description == "second"
     assert row.config["user.y"] == "1"
@@ -327,14 +332,18 @@ async def test_a_pool_that_cannot_be_made_leaves_nothing(setting: Setting) -> No
 @pytest.mark.parametrize("key", ["source", "volatile.initial_source", "overlay.mount_options"])
 async def test_fixed_keys(setting: Setting, pool: FakeDriver, key: str) -> None:
     with pytest.raises(InvalidConfig, match=key):
-        await setting.manager.update_pool("p", "", {key: "/other" if "source" in key else "index=on"})
+        await setting.manager.edit_pool(
+            "p",
+            replace_with(StoragePoolPut(config={key: "/other" if "source" in key else "index=on"})),
+            any_state,
+        )
 
 
 async def test_updates_that_are_refused(setting: Setting, pool: FakeDriver) -> None:
     with pytest.raises(InvalidConfig, match="unknown"):
-        await setting.manager.update_pool("p", "", {"unknown": "1"})
+        await setting.manager.edit_pool("p", replace_with(StoragePoolPut(config={"unknown": "1"})), any_state)
     with pytest.raises(NotFound):
-        await setting.manager.update_pool("q", "", {})
+        await setting.manager.edit_pool("q", replace_with(StoragePoolPut()), any_state)
     assert [e for e, _ in setting.events] == ["storage-pool-created"]
 
 
@@ -747,13 +756,15 @@ async def test_unpack_images_can_be_changed(setting: Setting, pool: FakeDriver) 
     """What no instance needs goes, so that the next launch brings it in the other form."""
     await setting.write(image_rows.insert, image_row())
     await setting.create()
-    await setting.manager.update_pool("p", "", {"overlay.unpack_images": "false"})
+    await setting.manager.edit_pool(
+        "p", replace_with(StoragePoolPut(config={"overlay.unpack_images": "false"})), any_state
+    )
     assert pool.configured[-1]["overlay.unpack_images"] == "false"
     assert pool.trimmed == [FINGERPRINT]
     assert pool.images() == [FINGERPRINT]
     await setting.manager.delete_instance("p", "c1", "default", "c1")
     assert pool.trimmed == [FINGERPRINT, FINGERPRINT]
-    await setting.manager.update_pool("p", "", {})
+    await setting.manager.edit_pool("p", replace_with(StoragePoolPut()), any_state)
     assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
     await setting.create()
     assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]

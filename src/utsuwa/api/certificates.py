@@ -9,23 +9,24 @@ from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access
 from utsuwa.security.certificates import (
-    CLIENT,
     ClientCertificate,
+    certificate_url,
+    check_supported,
     default_name,
+    editable,
     parse_certificate,
     parse_der,
 )
 from utsuwa.security.peer import peer_of
 from utsuwa.wire.certificates import Certificate, CertificatePatch, CertificatePut, CertificatesPost
-
-_TYPES = (CLIENT, "server", "metrics")
+from utsuwa.wire.edits import merge, replace
 
 
 async def list_certificates(request: Request) -> Result:
     rows = await request.services.certificates.list()
     if request.recursion:
         return Sync([_record(row) for row in rows])
-    return Sync([_url(row.fingerprint) for row in rows])
+    return Sync([certificate_url(row) for row in rows])
 
 
 async def add_certificate(request: Request) -> Result:
@@ -36,7 +37,7 @@ async def add_certificate(request: Request) -> Result:
         if not body.password:
             raise Forbidden(NOT_AUTHORIZED)
         await manager.check_password(body.password, request.caller.address)
-    _check_supported(body.type, body.restricted, body.projects)
+    check_supported(body.type, body.restricted, body.projects)
     if body.token:
         raise NotSupportedYet(
             "Certificate tokens are not supported in this version: "
@@ -44,52 +45,29 @@ async def add_certificate(request: Request) -> Result:
         )
     certificate = parse_certificate(body.certificate) if body.certificate else _own(request)
     name = body.name or default_name(certificate, request.caller.address)
-    row = await manager.add(certificate, name, request.requestor)
-    return Created(_url(row.fingerprint))
+    row = await manager.add(certificate, name)
+    return Created(certificate_url(row))
 
 
 async def show_certificate(request: Request) -> Result:
-    record = _record(await request.services.certificates.get(request.params["fingerprint"]))
-    return Sync(record, etag=record)
+    row = await request.services.certificates.get(request.params["fingerprint"])
+    return Sync(_record(row), etag=editable(row))
 
 
 async def replace_certificate(request: Request) -> Result:
-    row = await _editable(request)
     body = await request.body(CertificatePut)
-    return await _update(request, row, body)
-
-
-async def patch_certificate(request: Request) -> Result:
-    row = await _editable(request)
-    given = await request.body(CertificatePatch)
-    body = CertificatePut(
-        name=row.name if given.name is None else given.name,
-        type=row.type if given.type is None else given.type,
-        restricted=row.restricted if given.restricted is None else given.restricted,
-        projects=row.projects if given.projects is None else given.projects,
-        certificate=given.certificate or "",
-    )
-    return await _update(request, row, body)
-
-
-async def delete_certificate(request: Request) -> Result:
-    await request.services.certificates.delete(request.params["fingerprint"], request.requestor)
+    await request.services.certificates.edit(request.params["fingerprint"], replace(body), request.if_match)
     return Empty()
 
 
-async def _editable(request: Request) -> CertificateRow:
-    """The row of the path, as it is when If-Match has been compared."""
-    row = await request.services.certificates.get(request.params["fingerprint"])
-    request.check_etag(_record(row))
-    return row
+async def patch_certificate(request: Request) -> Result:
+    body = await request.body(CertificatePatch)
+    await request.services.certificates.edit(request.params["fingerprint"], merge(body), request.if_match)
+    return Empty()
 
 
-async def _update(request: Request, row: CertificateRow, body: CertificatePut) -> Result:
-    if body.type != row.type:
-        raise Forbidden("The certificate type cannot be changed")
-    _check_supported(body.type, body.restricted, body.projects)
-    certificate = parse_certificate(body.certificate or row.certificate)
-    await request.services.certificates.update(row, body.name, certificate, request.requestor)
+async def delete_certificate(request: Request) -> Result:
+    await request.services.certificates.delete(request.params["fingerprint"])
     return Empty()
 
 
@@ -102,19 +80,6 @@ def _own(request: Request) -> ClientCertificate:
     if peer is None or not peer.certificate:
         raise InvalidRequest("No client certificate provided")
     return parse_der(peer.certificate)
-
-
-def _check_supported(kind: str, restricted: bool, projects: list[str]) -> None:
-    if kind not in _TYPES:
-        raise InvalidRequest(f"Invalid certificate type {kind[:40]!r}: use {CLIENT!r}")
-    if kind != CLIENT:
-        raise NotSupportedYet(f"Certificates of type {kind!r} are not supported in this version")
-    if restricted or projects:
-        raise NotSupportedYet("Certificates restricted to projects are not supported in this version")
-
-
-def _url(fingerprint: str) -> str:
-    return f"/1.0/certificates/{fingerprint}"
 
 
 def _record(row: CertificateRow) -> Certificate:

@@ -143,8 +143,8 @@ class Request:
         except InvalidBody as error:
             raise InvalidRequest(str(error)) from error
 
-    def check_etag(self, source: Any) -> None:
-        """Compare If-Match, where given, with the ETag of the object as it is now."""
+    def if_match(self, source: Any) -> None:
+        """Compare If-Match, where given, with the ETag of the object as it is now (an `IfMatch`)."""
         wanted = self.raw.headers.get("If-Match")
         if wanted and wanted.strip() != "*" and etag_of(source) not in _etags(wanted):
             raise PreconditionFailed(

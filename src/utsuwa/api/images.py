@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from typing import NoReturn
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from utsuwa.api import image_transfer
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.core.urls import object_url
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.images import records
@@ -17,6 +18,7 @@ from utsuwa.images.manager import NewImage
 from utsuwa.images.upload import Upload
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.images import (
     Image,
     ImageAliasesEntry,
@@ -71,7 +73,7 @@ async def list_images(request: Request) -> Result:
         found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion:
         return Sync(found)
-    return Sync([records.image_url(record.project, record.fingerprint) for record in found])
+    return Sync([object_url("images", record.fingerprint, project=record.project) for record in found])
 
 
 async def create_image(request: Request) -> Result:
@@ -83,7 +85,7 @@ async def create_image(request: Request) -> Result:
     upload = request.services.images.upload()
     try:
         filename = await image_transfer.receive(request, upload)
-        return _import(request, upload, replace(new, filename=new.filename or filename))
+        return _import(request, upload, dataclasses.replace(new, filename=new.filename or filename))
     except BaseException:
         await upload.discard()
         raise
@@ -97,64 +99,63 @@ def _refuse_source(kind: str) -> NoReturn:
 
 def _import(request: Request, upload: Upload, new: NewImage) -> Background:
     """Go on in the background with what has been received: the operation owns the upload from now on."""
-    images, project, requestor = request.services.images, request.project, request.requestor
+    images, project = request.services.images, request.project
 
     async def run(operation: Operation) -> None:
         async with upload:
             operation.set_progress("create_image", "Examining the image")
-            row = await images.add(project, upload, new, requestor)
+            row = await images.add(project, upload, new)
         operation.update_metadata({"fingerprint": row.fingerprint, "size": str(row.size)})
 
     return Background(
-        request.services.operations.start(
-            project=project, description="Downloading image", run=run, requestor=requestor
-        )
+        request.services.operations.start(project=project, description="Downloading image", run=run)
     )
 
 
 async def get_image(request: Request) -> Result:
     row = await _image(request)
-    return Sync(await request.services.images.record(row), etag=records.image_etag(row))
+    return Sync(await request.services.images.record(row), etag=records.editable(row))
 
 
 async def put_image(request: Request) -> Result:
     _check_editor(request)
-    row = await _image(request)
-    request.check_etag(records.image_etag(row))
-    await request.services.images.put(row, await request.body(ImagePut), request.requestor)
+    body = await request.body(ImagePut)
+    await request.services.images.edit(
+        request.project, request.params["fingerprint"], replace(body), request.if_match
+    )
     return Empty()
 
 
 async def patch_image(request: Request) -> Result:
     _check_editor(request)
-    row = await _image(request)
-    request.check_etag(records.image_etag(row))
-    await request.services.images.patch(row, await request.body(ImagePatch), request.requestor)
+    body = await request.body(ImagePatch)
+    await request.services.images.edit(
+        request.project, request.params["fingerprint"], merge(body), request.if_match
+    )
     return Empty()
 
 
 async def delete_image(request: Request) -> Result:
     _check_editor(request)
     row = await _image(request)
-    images, requestor = request.services.images, request.requestor
+    images = request.services.images
 
     async def run(operation: Operation) -> None:
-        await images.delete(row, requestor)
+        await images.delete(row)
 
     return Background(
         request.services.operations.start(
             project=row.project,
             description="Deleting image",
             run=run,
-            resources={"images": [records.image_url(row.project, row.fingerprint)]},
-            requestor=requestor,
+            resources={"images": [records.image_url(row)]},
         )
     )
 
 
 async def export_image(request: Request) -> Result:
     row = await _image(request)
-    files = await request.services.images.files(row, request.requestor)
+    files = await request.services.images.files(row)
     return Raw(await image_transfer.send(request, files))
 
 
@@ -180,51 +181,50 @@ async def list_aliases(request: Request) -> Result:
     rows = await request.services.images.aliases.all(request.project, public_only=_public_only(request))
     if request.recursion:
         return Sync([records.alias_record(row) for row in rows])
-    return Sync([records.alias_url(row.project, row.name) for row in rows])
+    return Sync([records.alias_url(row) for row in rows])
 
 
 async def create_alias(request: Request) -> Result:
     _check_editor(request)
     await request.services.projects.check(request.project)
     body = await request.body(ImageAliasesPost)
-    row = await request.services.images.aliases.create(request.project, body, request.requestor)
-    return Created(records.alias_url(row.project, row.name))
+    row = await request.services.images.aliases.create(request.project, body)
+    return Created(records.alias_url(row))
 
 
 async def get_alias(request: Request) -> Result:
     row = await _alias(request)
-    return Sync(records.alias_record(row), etag=records.alias_etag(row))
+    return Sync(records.alias_record(row), etag=records.editable_alias(row))
 
 
 async def put_alias(request: Request) -> Result:
     _check_editor(request)
-    row = await _alias(request)
-    request.check_etag(records.alias_etag(row))
     body = await request.body(ImageAliasesEntryPut)
-    await request.services.images.aliases.put(row, body, request.requestor)
+    await request.services.images.aliases.edit(
+        request.project, request.params["name"], replace(body), request.if_match
+    )
     return Empty()
 
 
 async def patch_alias(request: Request) -> Result:
     _check_editor(request)
-    row = await _alias(request)
-    request.check_etag(records.alias_etag(row))
     body = await request.body(ImageAliasesEntryPatch)
-    await request.services.images.aliases.patch(row, body, request.requestor)
+    await request.services.images.aliases.edit(
+        request.project, request.params["name"], merge(body), request.if_match
+    )
     return Empty()
 
 
 async def rename_alias(request: Request) -> Result:
     _check_editor(request)
-    row = await _alias(request)
     body = await request.body(ImageAliasesEntryPost)
-    renamed = await request.services.images.aliases.rename(row, body.name, request.requestor)
-    return Created(records.alias_url(renamed.project, renamed.name))
+    renamed = await request.services.images.aliases.rename(request.project, request.params["name"], body.name)
+    return Created(records.alias_url(renamed))
 
 
 async def delete_alias(request: Request) -> Result:
     _check_editor(request)
-    await request.services.images.aliases.delete(await _alias(request), request.requestor)
+    await request.services.images.aliases.delete(request.project, request.params["name"])
     return Empty()
 
 

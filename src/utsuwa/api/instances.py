@@ -196,7 +196,7 @@ async def put_instance(request: Request) -> Result:
 
 
 def _check_etag(request: Request, instance: Loaded) -> None:
-    request.check_etag(_editable(request.services.instances.record(instance)))
+    request.if_match(_editable(request.services.instances.record(instance)))
 
 
 async def patch_instance(request: Request) -> Result:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import NotFound
 from utsuwa.core.urls import object_url
-from utsuwa.db.networks import NetworkRow
 from utsuwa.host.helper import rtnetlink
 from utsuwa.host.network import bridges
-from utsuwa.networks.manager import etag_source
+from utsuwa.networks.manager import editable
 from utsuwa.networks.records import Interface, Network
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.networks import Network as NetworkRecord
 from utsuwa.wire.networks import (
     NetworkLease,
@@ -42,50 +41,37 @@ async def list_networks(request: Request) -> Result:
 
 async def create_network(request: Request) -> Result:
     body = await request.body(NetworksPost)
-    return Created(await request.services.networks.create(request.project, body, request.requestor))
+    return Created(await request.services.networks.create(request.project, body))
 
 
 async def show_network(request: Request) -> Result:
     found = await request.services.networks.get(request.project, request.params["name"])
-    return Sync(_record(found), etag=etag_source(found.row) if isinstance(found, Network) else None)
+    return Sync(_record(found), etag=editable(found.row) if isinstance(found, Network) else None)
 
 
 async def replace_network(request: Request) -> Result:
     body = await request.body(NetworkPut)
-
-    def changed(row: NetworkRow) -> NetworkRow:
-        return replace(row, description=body.description, config=body.config)
-
-    await request.services.networks.update(
-        request.project, request.params["name"], changed, request.check_etag, request.requestor
+    await request.services.networks.edit(
+        request.project, request.params["name"], replace(body), request.if_match
     )
     return Empty()
 
 
 async def patch_network(request: Request) -> Result:
     body = await request.body(NetworkPatch)
-
-    def changed(row: NetworkRow) -> NetworkRow:
-        description = row.description if body.description is None else body.description
-        return replace(row, description=description, config={**row.config, **body.config})
-
-    await request.services.networks.update(
-        request.project, request.params["name"], changed, request.check_etag, request.requestor
+    await request.services.networks.edit(
+        request.project, request.params["name"], merge(body), request.if_match
     )
     return Empty()
 
 
 async def rename_network(request: Request) -> Result:
     body = await request.body(NetworkPost)
-    return Created(
-        await request.services.networks.rename(
-            request.project, request.params["name"], body.name, request.requestor
-        )
-    )
+    return Created(await request.services.networks.rename(request.project, request.params["name"], body.name))
 
 
 async def delete_network(request: Request) -> Result:
-    await request.services.networks.delete(request.project, request.params["name"], request.requestor)
+    await request.services.networks.delete(request.project, request.params["name"])
     return Empty()
 
 

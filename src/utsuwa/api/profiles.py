@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.urls import object_url
-from utsuwa.profiles.manager import etag_source
+from utsuwa.profiles.manager import editable
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePost, ProfilePut, ProfilesPost
 
 
@@ -19,41 +20,37 @@ async def list_profiles(request: Request) -> Result:
 
 async def create_profile(request: Request) -> Result:
     body = await request.body(ProfilesPost)
-    return Created(await request.services.profiles.create(request.project, body, request.requestor))
+    return Created(await request.services.profiles.create(request.project, body))
 
 
 async def get_profile(request: Request) -> Result:
     shown, row = await request.services.profiles.get(request.project, request.params["name"])
-    return Sync(shown, etag=etag_source(row))
+    return Sync(shown, etag=editable(row))
 
 
 async def put_profile(request: Request) -> Result:
     body = await request.body(ProfilePut)
-    await request.services.profiles.put(
-        request.project, request.params["name"], body, request.check_etag, request.requestor
+    await request.services.profiles.edit(
+        request.project, request.params["name"], replace(body), request.if_match
     )
     return Empty()
 
 
 async def patch_profile(request: Request) -> Result:
     body = await request.body(ProfilePatch)
-    await request.services.profiles.patch(
-        request.project, request.params["name"], body, request.check_etag, request.requestor
+    await request.services.profiles.edit(
+        request.project, request.params["name"], merge(body), request.if_match
     )
     return Empty()
 
 
 async def rename_profile(request: Request) -> Result:
     body = await request.body(ProfilePost)
-    return Created(
-        await request.services.profiles.rename(
-            request.project, request.params["name"], body.name, request.requestor
-        )
-    )
+    return Created(await request.services.profiles.rename(request.project, request.params["name"], body.name))
 
 
 async def delete_profile(request: Request) -> Result:
-    await request.services.profiles.delete(request.project, request.params["name"], request.requestor)
+    await request.services.profiles.delete(request.project, request.params["name"])
     return Empty()
 
 

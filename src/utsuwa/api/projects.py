@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.urls import object_url
-from utsuwa.projects.manager import etag_source
+from utsuwa.projects.manager import editable
 from utsuwa.security.authorization import may_see
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.projects import (
     Project,
     ProjectPatch,
@@ -31,18 +32,18 @@ async def create_project(request: Request) -> Result:
 
 async def get_project(request: Request) -> Result:
     shown, row = await request.services.projects.get(request.params["name"])
-    return Sync(shown, etag=etag_source(row))
+    return Sync(shown, etag=editable(row))
 
 
 async def put_project(request: Request) -> Result:
     body = await request.body(ProjectPut)
-    await request.services.projects.put(request.params["name"], body, request.check_etag)
+    await request.services.projects.edit(request.params["name"], replace(body), request.if_match)
     return Empty()
 
 
 async def patch_project(request: Request) -> Result:
     body = await request.body(ProjectPatch)
-    await request.services.projects.patch(request.params["name"], body, request.check_etag)
+    await request.services.projects.edit(request.params["name"], merge(body), request.if_match)
     return Empty()
 
 

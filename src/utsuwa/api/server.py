@@ -7,6 +7,7 @@ import msgspec
 from utsuwa.api.extensions import EXTENSIONS
 from utsuwa.api.http import Empty, Request, Result, Route, Sync
 from utsuwa.security.authorization import Access
+from utsuwa.wire.edits import Change, merge, replace
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Server, ServerPut, UntrustedServer
 
@@ -42,34 +43,26 @@ async def get_server(request: Request) -> Result:
         # Clients look there for the project that they asked in, whether it is there or not.
         environment=msgspec.structs.replace(environment, project=request.project),
     )
-    return Sync(server, etag=config)
+    return Sync(server, etag=request.services.server.editable())
 
 
 async def replace_config(request: Request) -> Result:
-    server = request.services.server
-    body = await request.body(ServerPut)
-    request.check_etag(server.get())
-    await server.replace(_as_text(body))
-    _tell(request)
-    return Empty()
+    return await _edit(request, replace(_as_text(await request.body(ServerPut))))
 
 
 async def patch_config(request: Request) -> Result:
-    server = request.services.server
-    body = await request.body(ServerPut)
-    request.check_etag(server.get())
-    await server.patch(_as_text(body))
-    _tell(request)
+    return await _edit(request, merge(_as_text(await request.body(ServerPut))))
+
+
+async def _edit(request: Request, change: Change[ServerPut]) -> Result:
+    await request.services.server.edit(change, request.if_match)
+    request.services.events.publish_lifecycle("config-updated", "/1.0")
     return Empty()
 
 
-def _tell(request: Request) -> None:
-    request.services.events.publish_lifecycle("config-updated", "/1.0", requestor=request.requestor)
-
-
-def _as_text(body: ServerPut) -> dict[str, str | bool]:
+def _as_text(body: ServerPut) -> ServerPut:
     """Numbers as their text, as LXD takes them; True stays, for secrets are shown so and come back so."""
-    return {key: value if value is True else _text(value) for key, value in body.config.items()}
+    return ServerPut(config={k: v if v is True else _text(v) for k, v in body.config.items()})
 
 
 def _text(value: str | int | float | bool | None) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.names import storage_name
+from utsuwa.core.urls import object_url
 from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
 from utsuwa.db.storage_pools import PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
-from utsuwa.storage.manager import Pool, pool_url
+from utsuwa.storage.manager import Pool, editable
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.storage import (
     Amount,
     StoragePool,
@@ -29,42 +31,34 @@ async def list_pools(request: Request) -> Result:
     pools = await request.services.storage.pools()
     if request.recursion:
         return Sync([_pool(pool) for pool in pools])
-    return Sync([pool_url(pool.row.name) for pool in pools])
+    return Sync([object_url("storage-pools", pool.row.name) for pool in pools])
 
 
 async def create_pool(request: Request) -> Result:
     body = await request.body(StoragePoolsPost)
-    await request.services.storage.create_pool(
-        body.name, body.driver, body.description, body.config, request.requestor
-    )
-    return Created(pool_url(body.name))
+    await request.services.storage.create_pool(body.name, body.driver, body.description, body.config)
+    return Created(object_url("storage-pools", body.name))
 
 
 async def show_pool(request: Request) -> Result:
     pool = await request.services.storage.pool(request.params["name"])
-    return Sync(_pool(pool), etag=_etag(pool))
+    return Sync(_pool(pool), etag=editable(pool.row))
 
 
 async def replace_pool(request: Request) -> Result:
-    pool = await _editable(request)
     body = await request.body(StoragePoolPut)
-    await request.services.storage.update_pool(
-        pool.row.name, body.description, body.config, request.requestor
-    )
+    await request.services.storage.edit_pool(request.params["name"], replace(body), request.if_match)
     return Empty()
 
 
 async def patch_pool(request: Request) -> Result:
-    pool = await _editable(request)
     body = await request.body(StoragePoolPatch)
-    description = pool.row.description if body.description is None else body.description
-    config = {**pool.row.config, **body.config}
-    await request.services.storage.update_pool(pool.row.name, description, config, request.requestor)
+    await request.services.storage.edit_pool(request.params["name"], merge(body), request.if_match)
     return Empty()
 
 
 async def delete_pool(request: Request) -> Result:
-    await request.services.storage.delete_pool(request.params["name"], request.requestor)
+    await request.services.storage.delete_pool(request.params["name"])
     return Empty()
 
 
@@ -108,12 +102,6 @@ async def show_volume_state(request: Request) -> Result:
     return Sync(StorageVolumeState(usage=None if used is None else VolumeUsage(used=used)))
 
 
-async def _editable(request: Request) -> Pool:
-    pool = await request.services.storage.pool(request.params["name"])
-    request.check_etag(_etag(pool))
-    return pool
-
-
 async def _found(request: Request) -> VolumeRow:
     await request.services.projects.check(request.project)
     return await request.services.storage.volume(
@@ -130,10 +118,6 @@ def _type(request: Request) -> int:
     return VOLUME_TYPES[name]
 
 
-def _etag(pool: Pool) -> list[object]:
-    return [pool.row.name, pool.row.driver, pool.row.description, pool.row.config]
-
-
 def _pool(pool: Pool) -> StoragePool:
     return StoragePool(
         config=pool.row.config,
@@ -148,9 +132,11 @@ def _pool(pool: Pool) -> StoragePool:
 
 def _users(use: PoolUse) -> list[str]:
     volumes = [
-        _in_project(_user_url(kind, name), project) for kind, project, name in use.volumes if kind in _USERS
+        object_url(_USERS[kind], name, project=project)
+        for kind, project, name in use.volumes
+        if kind in _USERS
     ]
-    profiles = [_in_project(f"/1.0/profiles/{name}", project) for project, name in use.profiles]
+    profiles = [object_url("profiles", name, project=project) for project, name in use.profiles]
     return volumes + profiles
 
 
@@ -160,7 +146,7 @@ def _volume(row: VolumeRow) -> StorageVolume:
         description=row.description,
         name=row.name,
         type=VOLUME_TYPES.words[row.type],
-        used_by=[_in_project(_user_url(row.type, row.name), row.project)],
+        used_by=[object_url(_USERS[row.type], row.name, project=row.project)],
         location="none",
         content_type="filesystem",
         project=row.project,
@@ -168,17 +154,9 @@ def _volume(row: VolumeRow) -> StorageVolume:
     )
 
 
-def _user_url(kind: int, name: str) -> str:
-    """What a volume belongs to."""
-    return f"/1.0/{_USERS[kind]}/{name}"
-
-
 def _volume_url(row: VolumeRow) -> str:
-    return _in_project(f"{pool_url(row.pool)}/volumes/{VOLUME_TYPES.words[row.type]}/{row.name}", row.project)
-
-
-def _in_project(url: str, project: str) -> str:
-    return url if project == "default" else f"{url}?project={project}"
+    kind = VOLUME_TYPES.words[row.type]
+    return object_url("storage-pools", row.pool, "volumes", kind, row.name, project=row.project)
 
 
 _POOL = "/1.0/storage-pools/{name}"

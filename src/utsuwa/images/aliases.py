@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from msgspec import UnsetType
-
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
@@ -14,10 +12,10 @@ from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.images.records import alias_url, check_alias_name
+from utsuwa.images.records import alias_url, check_alias_name, editable_alias
 from utsuwa.operations.events import EventHub
 from utsuwa.wire import images as wire
-from utsuwa.wire.events import Requestor
+from utsuwa.wire.edits import Change, IfMatch, edited
 
 
 class ImageAliases:
@@ -42,18 +40,9 @@ class ImageAliases:
     async def get(self, project: str, name: str, *, public_only: bool = False) -> AliasRow:
         """Raises NotFound, also for the alias of an image that the caller may not see."""
 
-        def fetch(tx: Transaction) -> tuple[AliasRow, ImageRow]:
-            alias = alias_rows.get(tx, project, name)
-            return alias, image_rows.get(tx, project, alias.fingerprint)
+        return await self._database.read("image alias", _ready, project, name, public_only=public_only)
 
-        alias, image = await self._database.read("image alias", fetch)
-        if image.state != "ready" or (public_only and not image.public):
-            raise NotFound(f"Image alias {name!r} not found")
-        return alias
-
-    async def create(
-        self, project: str, request: wire.ImageAliasesPost, requestor: Requestor | None = None
-    ) -> AliasRow:
+    async def create(self, project: str, request: wire.ImageAliasesPost) -> AliasRow:
         """Raises InvalidName, InvalidRequest, NotFound, AlreadyExists."""
         name = check_alias_name(request.name)
         if request.type not in ("", "container"):
@@ -65,56 +54,67 @@ class ImageAliases:
             return row
 
         row = await self._database.write("create image alias", insert)
-        self._tell("created", row, requestor, {"target": row.fingerprint})
+        self._tell("created", row, {"target": row.fingerprint})
         return row
 
-    async def put(
-        self, row: AliasRow, request: wire.ImageAliasesEntryPut, requestor: Requestor | None = None
+    async def edit(
+        self, project: str, name: str, change: Change[wire.ImageAliasesEntryPut], if_match: IfMatch
     ) -> None:
-        """Raises InvalidRequest, NotFound."""
-        await self._update(row, request.description, request.target, requestor)
+        """Change the description, or the image that is meant.
 
-    async def patch(
-        self, row: AliasRow, request: wire.ImageAliasesEntryPatch, requestor: Requestor | None = None
-    ) -> None:
-        """Raises InvalidRequest, NotFound."""
-        description = row.description if isinstance(request.description, UnsetType) else request.description
-        target = row.fingerprint if isinstance(request.target, UnsetType) else request.target
-        await self._update(row, description, target, requestor)
+        Raises InvalidRequest, NotFound, PreconditionFailed.
+        """
 
-    async def _update(
-        self, row: AliasRow, description: str, target: str, requestor: Requestor | None
-    ) -> None:
-        def update(tx: Transaction) -> str:
-            fingerprint = _target(tx, row.project, target)
-            alias_rows.update(tx, replace(row, description=description, fingerprint=fingerprint))
-            return fingerprint
+        def update(tx: Transaction) -> AliasRow:
+            row = _ready(tx, project, name)
+            wanted = edited(editable_alias(row), change, if_match)
+            fingerprint = _target(tx, project, wanted.target)
+            new = replace(row, description=wanted.description, fingerprint=fingerprint)
+            alias_rows.update(tx, new)
+            return new
 
-        fingerprint = await self._database.write("update image alias", update)
-        self._tell("updated", row, requestor, {"target": fingerprint})
+        row = await self._database.write("update image alias", update)
+        self._tell("updated", row, {"target": row.fingerprint})
 
-    async def rename(self, row: AliasRow, new: str, requestor: Requestor | None = None) -> AliasRow:
+    async def rename(self, project: str, name: str, new: str) -> AliasRow:
         """Raises InvalidName, AlreadyExists, NotFound."""
-        check_alias_name(new)
-        await self._database.write("rename image alias", alias_rows.rename, row.project, row.name, new)
-        renamed = replace(row, name=new)
-        self._tell("renamed", renamed, requestor, {"old_name": row.name})
-        return renamed
 
-    async def delete(self, row: AliasRow, requestor: Requestor | None = None) -> None:
+        def rename(tx: Transaction) -> AliasRow:
+            row = _ready(tx, project, name)
+            alias_rows.rename(tx, project, name, check_alias_name(new))
+            return replace(row, name=new)
+
+        row = await self._database.write("rename image alias", rename)
+        self._tell("renamed", row, {"old_name": name})
+        return row
+
+    async def delete(self, project: str, name: str) -> None:
         """Raises NotFound."""
-        await self._database.write("delete image alias", alias_rows.delete, row.project, row.name)
-        self._tell("deleted", row, requestor)
+
+        def delete(tx: Transaction) -> AliasRow:
+            row = _ready(tx, project, name)
+            alias_rows.delete(tx, project, name)
+            return row
+
+        self._tell("deleted", await self._database.write("delete image alias", delete))
 
     def _tell(
         self,
         action: str,
         row: AliasRow,
-        requestor: Requestor | None,
         context: Mapping[str, object] | None = None,
     ) -> None:
-        url = alias_url(row.project, row.name)
-        self._events.publish_lifecycle(f"image-alias-{action}", url, row.project, context, requestor)
+        url = alias_url(row)
+        self._events.publish_lifecycle(f"image-alias-{action}", url, row.project, context)
+
+
+def _ready(tx: Transaction, project: str, name: str, *, public_only: bool = False) -> AliasRow:
+    """An alias whose image is there, and may be seen. Raises NotFound."""
+    alias = alias_rows.get(tx, project, name)
+    image = image_rows.get(tx, project, alias.fingerprint)
+    if image.state != "ready" or (public_only and not image.public):
+        raise NotFound(f"Image alias {name!r} not found")
+    return alias
 
 
 def _target(tx: Transaction, project: str, target: str) -> str:

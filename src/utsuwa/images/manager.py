@@ -31,6 +31,7 @@ from utsuwa.images.metadata import ImageMetadata, parse_metadata
 from utsuwa.images.records import (
     check_alias_name,
     check_properties,
+    editable,
     expiry,
     image_record,
     image_records,
@@ -40,7 +41,7 @@ from utsuwa.images.store import ImageStore
 from utsuwa.images.upload import Upload
 from utsuwa.operations.events import EventHub
 from utsuwa.wire import images as wire
-from utsuwa.wire.events import Requestor
+from utsuwa.wire.edits import Change, IfMatch, edited
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +177,7 @@ class ImageManager:
         """An empty upload to receive an image's files into."""
         return Upload(self._store.folder)
 
-    async def add(
-        self, project: str, upload: Upload, request: NewImage, requestor: Requestor | None = None
-    ) -> ImageRow:
+    async def add(self, project: str, upload: Upload, request: NewImage) -> ImageRow:
         """Make an image of a received upload; the upload's files are taken or left to be discarded.
 
         Raises InvalidImage, InvalidRequest, AlreadyExists, NotFound (profile, project).
@@ -198,7 +197,7 @@ class ImageManager:
             await self._place(row, upload, undo)
             await self._database.write("image is ready", image_rows.set_ready, row.id)
             undo.keep()
-        self._tell("created", row, requestor, {"type": row.type})
+        self._tell("created", row, {"type": row.type})
         self._pools.prepare_image(self.source(row))
         return replace(row, state="ready")
 
@@ -225,42 +224,18 @@ class ImageManager:
 
     # ---- changing
 
-    async def put(self, row: ImageRow, request: wire.ImagePut, requestor: Requestor | None = None) -> None:
-        """Raises InvalidRequest, NotFound (profile)."""
-        profiles = row.profiles if isinstance(request.profiles, UnsetType) else request.profiles
-        changed = replace(
-            row,
-            auto_update=request.auto_update,
-            public=request.public,
-            properties=request.properties,
-            expires_at=expiry(request.expires_at),
-            profiles=profiles,
-        )
-        await self._update(changed, requestor)
+    async def edit(self, project: str, prefix: str, change: Change[wire.ImagePut], if_match: IfMatch) -> None:
+        """Change what can be edited of an image. Raises InvalidRequest, NotFound, PreconditionFailed."""
 
-    async def patch(
-        self, row: ImageRow, request: wire.ImagePatch, requestor: Requestor | None = None
-    ) -> None:
-        """Raises InvalidRequest, NotFound (profile)."""
-        given = {
-            name: value
-            for name in ("auto_update", "public", "profiles")
-            if not isinstance(value := getattr(request, name), UnsetType)
-        }
-        changed = replace(row, **given)
-        if not isinstance(request.properties, UnsetType):
-            merged = {**row.properties, **request.properties}
-            changed = replace(changed, properties={name: text for name, text in merged.items() if text})
-        if not isinstance(request.expires_at, UnsetType):
-            changed = replace(changed, expires_at=expiry(request.expires_at))
-        await self._update(changed, requestor)
+        def update(tx: Transaction) -> ImageRow:
+            row = _named(tx, project, prefix)
+            new = _with(row, edited(editable(row), change, if_match))
+            image_rows.update(tx, new)
+            return new
 
-    async def _update(self, row: ImageRow, requestor: Requestor | None) -> None:
-        check_properties(row.properties)
-        await self._database.write("update image", image_rows.update, row)
-        self._tell("updated", row, requestor)
+        self._tell("updated", await self._database.write("update image", update))
 
-    async def delete(self, row: ImageRow, requestor: Requestor | None = None) -> None:
+    async def delete(self, row: ImageRow) -> None:
         """Remove an image with its aliases, and its files where no other project has it.
 
         The row goes first: killed after that, the daemon sweeps the rest at its next start.
@@ -274,7 +249,7 @@ class ImageManager:
             if not shared:
                 await asyncio.to_thread(self._store.remove, row.fingerprint)
                 await self._take_off_pools(row.fingerprint)
-        self._tell("deleted", row, requestor)
+        self._tell("deleted", row)
 
     async def _take_off_pools(self, fingerprint: str) -> None:
         """The image is gone whatever becomes of its copies on the pools."""
@@ -285,7 +260,7 @@ class ImageManager:
 
     # ---- exporting
 
-    async def files(self, row: ImageRow, requestor: Requestor | None = None) -> list[ExportedFile]:
+    async def files(self, row: ImageRow) -> list[ExportedFile]:
         """The files to send to somebody who exports the image: one, or two for a split image.
 
         They are open, so that a deletion from now on takes nothing away. Raises NotFound.
@@ -295,18 +270,17 @@ class ImageManager:
             found = await asyncio.to_thread(_exported, source)
         except FileNotFoundError:
             raise NotFound("Image not found: it has been deleted meanwhile") from None
-        self._tell("retrieved", row, requestor)
+        self._tell("retrieved", row)
         return found
 
     def _tell(
         self,
         action: str,
         row: ImageRow,
-        requestor: Requestor | None,
         context: Mapping[str, object] | None = None,
     ) -> None:
-        url = image_url(row.project, row.fingerprint)
-        self._events.publish_lifecycle(f"image-{action}", url, row.project, context, requestor)
+        url = image_url(row)
+        self._events.publish_lifecycle(f"image-{action}", url, row.project, context)
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -339,6 +313,18 @@ def _ready(row: ImageRow) -> ImageRow:
     if row.state != "ready":
         raise NotFound("Image not found")
     return row
+
+
+def _with(row: ImageRow, wanted: wire.ImagePut) -> ImageRow:
+    check_properties(wanted.properties)
+    return replace(
+        row,
+        auto_update=wanted.auto_update,
+        public=wanted.public,
+        properties=wanted.properties,
+        expires_at=expiry(wanted.expires_at),
+        profiles=row.profiles if isinstance(wanted.profiles, UnsetType) else wanted.profiles,
+    )
 
 
 def _has(row: ImageRow, properties: Mapping[str, str]) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from urllib.parse import quote
 
 from utsuwa.core import clock
 from utsuwa.core.errors import InvalidName, InvalidRequest
-from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.core.urls import object_url
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.wire import images as wire
@@ -20,16 +19,12 @@ MAX_PROPERTIES = 500
 MAX_VALUE = 64 * 1024
 
 
-def image_url(project: str, fingerprint: str) -> str:
-    return f"/1.0/images/{fingerprint}{_suffix(project)}"
+def image_url(row: ImageRow) -> str:
+    return object_url("images", row.fingerprint, project=row.project)
 
 
-def alias_url(project: str, name: str) -> str:
-    return f"/1.0/images/aliases/{quote(name, safe='')}{_suffix(project)}"
-
-
-def _suffix(project: str) -> str:
-    return "" if project == DEFAULT_PROJECT else f"?project={quote(project, safe='')}"
+def alias_url(row: AliasRow) -> str:
+    return object_url("images", "aliases", row.name, project=row.project)
 
 
 def image_record(row: ImageRow, aliases: Iterable[AliasRow]) -> wire.Image:
@@ -60,9 +55,14 @@ def image_records(rows: Sequence[ImageRow], aliases: Iterable[AliasRow]) -> list
     return [image_record(row, by_image.get((row.project, row.fingerprint), ())) for row in rows]
 
 
-def image_etag(row: ImageRow) -> object:
-    """What the ETag of an image is made of: its editable part."""
-    return (row.public, row.auto_update, row.properties, row.profiles, clock.to_wire(row.expires_at))
+def editable(row: ImageRow) -> wire.ImagePut:
+    return wire.ImagePut(
+        auto_update=row.auto_update,
+        properties=row.properties,
+        public=row.public,
+        expires_at=row.expires_at,
+        profiles=row.profiles,
+    )
 
 
 def alias_record(row: AliasRow) -> wire.ImageAliasesEntry:
@@ -71,8 +71,8 @@ def alias_record(row: AliasRow) -> wire.ImageAliasesEntry:
     )
 
 
-def alias_etag(row: AliasRow) -> object:
-    return (row.name, row.description, row.fingerprint)
+def editable_alias(row: AliasRow) -> wire.ImageAliasesEntryPut:
+    return wire.ImageAliasesEntryPut(description=row.description, target=row.fingerprint)
 
 
 def expiry(moment: datetime | None) -> datetime | None:

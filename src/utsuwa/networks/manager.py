@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,18 +45,16 @@ from utsuwa.networks.records import Interface, LeaseView, Network, lease_views, 
 from utsuwa.networks.rules import Rules
 from utsuwa.networks.settings import BridgeSettings, Family, settings
 from utsuwa.operations.events import EventHub
-from utsuwa.wire.events import Requestor
-from utsuwa.wire.networks import NetworksPost
+from utsuwa.wire.edits import Change, IfMatch, edited
+from utsuwa.wire.networks import NetworkPut, NetworksPost
 
 log = logging.getLogger(__name__)
 
 _LATER_TYPES = ("macvlan", "sriov", "ovn", "physical")
 
-CheckEtag = Callable[[Any], None]
 
-
-def etag_source(row: NetworkRow) -> list[Any]:
-    return [row.name, row.type, row.description, row.config]
+def editable(row: NetworkRow) -> NetworkPut:
+    return NetworkPut(config=row.config, description=row.description)
 
 
 class NetworkManager:
@@ -179,15 +177,15 @@ class NetworkManager:
 
     # Changing
 
-    async def create(self, project: str, request: NetworksPost, requestor: Requestor | None = None) -> str:
+    async def create(self, project: str, request: NetworksPost) -> str:
         """Make a network and give its URL.
 
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
         """
-        return await finish(self._create(project, request, requestor))
+        return await finish(self._create(project, request))
 
-    async def _create(self, project: str, request: NetworksPost, requestor: Requestor | None) -> str:
+    async def _create(self, project: str, request: NetworksPost) -> str:
         _check_type(request.type)
         async with self._locks.hold("networks"), Rollback() as undo:
             name = check_network_name(request.name or await self._free_name())
@@ -208,36 +206,21 @@ class NetworkManager:
             self._watch_ports()
             undo.keep()
         await self.refresh()
-        return self._tell("created", row, requestor)
+        return self._tell("created", row)
 
-    async def update(
-        self,
-        project: str,
-        name: str,
-        changed: Callable[[NetworkRow], NetworkRow],
-        check_etag: CheckEtag,
-        requestor: Requestor | None = None,
-    ) -> None:
+    async def edit(self, project: str, name: str, change: Change[NetworkPut], if_match: IfMatch) -> None:
         """Change description and config; instances stay connected.
 
         Raises NotFound, InvalidConfig, PreconditionFailed, HostError, the network being as before.
         """
-        await finish(self._update(project, name, changed, check_etag, requestor))
+        await finish(self._update(project, name, change, if_match))
 
-    async def _update(
-        self,
-        project: str,
-        name: str,
-        changed: Callable[[NetworkRow], NetworkRow],
-        check_etag: CheckEtag,
-        requestor: Requestor | None,
-    ) -> None:
+    async def _update(self, project: str, name: str, change: Change[NetworkPut], if_match: IfMatch) -> None:
         async with self._locks.hold("networks"), Rollback() as undo:
             old = await self._row(project, name)
-            check_etag(etag_source(old))
-            new = changed(old)
-            config = {key: value for key, value in without_volatile(new.config).items() if value}
-            new = replace(new, config=await self._filled(name, config))
+            wanted = edited(editable(old), change, if_match)
+            config = {key: value for key, value in without_volatile(wanted.config).items() if value}
+            new = replace(old, description=wanted.description, config=await self._filled(name, config))
             bridge, before = self._settings(new), self._up.get(name)
             if set(bridge.subnets) - set(self._settings(old).subnets):
                 await self._check_subnets(bridge)
@@ -254,7 +237,7 @@ class NetworkManager:
             self._watch_ports()
             undo.keep()
         await self.refresh()
-        self._tell("updated", new, requestor)
+        self._tell("updated", new)
 
     async def _switch(self, old: BridgeSettings | None, new: BridgeSettings, undo: Rollback) -> None:
         if old is None:
@@ -263,11 +246,11 @@ class NetworkManager:
         undo.push(self._driver.change, new, old)
         await self._driver.change(old, new)
 
-    async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
+    async def rename(self, project: str, name: str, new: str) -> str:
         """The new URL. Raises InUse, AlreadyExists, InvalidName, NotFound."""
-        return await finish(self._rename(project, name, new, requestor))
+        return await finish(self._rename(project, name, new))
 
-    async def _rename(self, project: str, name: str, new: str, requestor: Requestor | None) -> str:
+    async def _rename(self, project: str, name: str, new: str) -> str:
         check_network_name(new)
         async with self._locks.hold("networks"), Rollback() as undo:
             row = await self._unused(project, name)
@@ -285,13 +268,13 @@ class NetworkManager:
             self._up[new] = bridge
             self._watch_ports()
             undo.keep()
-        return self._tell("renamed", renamed, requestor, {"old_name": name})
+        return self._tell("renamed", renamed, {"old_name": name})
 
-    async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
+    async def delete(self, project: str, name: str) -> None:
         """Raises InUse, NotFound. The files go last: where the row stays the network is as before."""
-        await finish(self._delete(project, name, requestor))
+        await finish(self._delete(project, name))
 
-    async def _delete(self, project: str, name: str, requestor: Requestor | None) -> None:
+    async def _delete(self, project: str, name: str) -> None:
         async with self._locks.hold("networks"), Rollback() as undo:
             row = await self._unused(project, name)
             bridge = self._settings(row)
@@ -306,7 +289,7 @@ class NetworkManager:
                 await self._servers.remove(name)
             except UtsuwaError as error:  # the next start tries again
                 log.error("what is left of the network %r cannot be removed: %s", name, error)
-        self._tell("deleted", row, requestor)
+        self._tell("deleted", row)
 
     # For instances
 
@@ -526,11 +509,10 @@ class NetworkManager:
         self,
         action: str,
         row: NetworkRow,
-        requestor: Requestor | None,
         context: Mapping[str, Any] | None = None,
     ) -> str:
         url = object_url("networks", row.name, project=row.project)
-        self._events.publish_lifecycle(f"network-{action}", url, row.project, context, requestor)
+        self._events.publish_lifecycle(f"network-{action}", url, row.project, context)
         return url
 
 

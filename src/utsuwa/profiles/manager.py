@@ -7,8 +7,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
-import msgspec
-
 from utsuwa import devices as device_types
 from utsuwa.core.errors import Forbidden, InUse, InvalidConfig
 from utsuwa.core.instance_keys import PROFILE_KEYS
@@ -25,13 +23,10 @@ from utsuwa.db.database import Database
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.operations.events import EventHub
-from utsuwa.wire.events import Requestor
-from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePut, ProfilesPost
+from utsuwa.wire.edits import Change, IfMatch, edited
+from utsuwa.wire.profiles import Profile, ProfilePut, ProfilesPost
 
 DEFAULT = "default"
-
-CheckEtag = Callable[[Any], None]
-"""Told the ETag's source of the profile as it is; raises PreconditionFailed where the caller knew another."""
 
 
 class Follower(Protocol):
@@ -47,9 +42,17 @@ class Follower(Protocol):
         """
 
 
-def etag_source(row: ProfileRow) -> list[Any]:
-    """What the ETag of a profile is made from: its editable part."""
-    return [row.config, row.description, row.devices]
+def editable(row: ProfileRow) -> ProfilePut:
+    return ProfilePut(config=row.config, description=row.description, devices=row.devices)
+
+
+def _with(row: ProfileRow, wanted: ProfilePut) -> ProfileRow:
+    return replace(
+        row,
+        description=wanted.description,
+        config=_set_only(wanted.config),
+        devices=_copied(wanted.devices),
+    )
 
 
 class ProfileManager:
@@ -93,7 +96,7 @@ class ProfileManager:
         row, users = await self._database.read("profile", fetch)
         return _shown(row, users), row
 
-    async def create(self, project: str, request: ProfilesPost, requestor: Requestor | None = None) -> str:
+    async def create(self, project: str, request: ProfilesPost) -> str:
         """The URL of the new profile. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
         row = ProfileRow(
             id=0,
@@ -105,51 +108,16 @@ class ProfileManager:
         )
         await self._check(row)
         await self._database.write("create profile", rows.insert, row)
-        return self._tell("created", row, requestor)
+        return self._tell("created", row)
 
-    async def put(
-        self,
-        project: str,
-        name: str,
-        request: ProfilePut,
-        check_etag: CheckEtag,
-        requestor: Requestor | None = None,
-    ) -> None:
-        """Replace the editable part. Raises NotFound, InvalidConfig, or what a running instance objects."""
+    async def edit(self, project: str, name: str, change: Change[ProfilePut], if_match: IfMatch) -> None:
+        """Change the editable part, and with it the instances that use the profile.
 
-        def changed(old: ProfileRow) -> ProfileRow:
-            return replace(
-                old,
-                description=request.description,
-                config=_set_only(request.config),
-                devices=_copied(request.devices),
-            )
+        Raises NotFound, PreconditionFailed, InvalidConfig, or what a running instance objects.
+        """
+        await finish(self._update(project, name, change, if_match))
 
-        await finish(self._update(project, name, changed, check_etag, requestor))
-
-    async def patch(
-        self,
-        project: str,
-        name: str,
-        request: ProfilePatch,
-        check_etag: CheckEtag,
-        requestor: Requestor | None = None,
-    ) -> None:
-        """Merge a part into a profile. Raises as `put`."""
-
-        def changed(old: ProfileRow) -> ProfileRow:
-            new = old
-            if not isinstance(request.config, msgspec.UnsetType):
-                new = replace(new, config=_set_only({**old.config, **request.config}))
-            if not isinstance(request.devices, msgspec.UnsetType):
-                new = replace(new, devices={**old.devices, **_copied(request.devices)})
-            if not isinstance(request.description, msgspec.UnsetType):
-                new = replace(new, description=request.description)
-            return new
-
-        await finish(self._update(project, name, changed, check_etag, requestor))
-
-    async def rename(self, project: str, name: str, new: str, requestor: Requestor | None = None) -> str:
+    async def rename(self, project: str, name: str, new: str) -> str:
         """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be renamed")
@@ -162,9 +130,9 @@ class ProfileManager:
 
         async with self._locks.hold(project, name):
             row = await self._database.write("rename profile", rename)
-        return self._tell("renamed", replace(row, name=new), requestor, {"old_name": name})
+        return self._tell("renamed", replace(row, name=new), {"old_name": name})
 
-    async def delete(self, project: str, name: str, requestor: Requestor | None = None) -> None:
+    async def delete(self, project: str, name: str) -> None:
         """Raises Forbidden (`default`), InUse, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be deleted")
@@ -178,7 +146,7 @@ class ProfileManager:
 
         async with self._locks.hold(project, name):
             row = await self._database.write("delete profile", delete)
-        self._tell("deleted", row, requestor)
+        self._tell("deleted", row)
 
     async def _rows(self, project: str) -> Collection[ProfileRow]:
         def fetch(tx: Transaction) -> Collection[ProfileRow]:
@@ -191,14 +159,12 @@ class ProfileManager:
         self,
         project: str,
         name: str,
-        changed: Callable[[ProfileRow], ProfileRow],
-        check_etag: CheckEtag,
-        requestor: Requestor | None,
+        change: Change[ProfilePut],
+        if_match: IfMatch,
     ) -> None:
         async with self._locks.hold(project, name), AsyncExitStack() as followed, Rollback() as undo:
             old = await self._database.read("profile", rows.get, project, name)
-            check_etag(etag_source(old))
-            new = changed(old)
+            new = _with(old, edited(editable(old), change, if_match))
             await self._check(new)
             for follower in self._followers:
                 await followed.enter_async_context(follower(old, new, undo))
@@ -206,7 +172,7 @@ class ProfileManager:
             undo.keep()
         for listener in self._listeners:
             await listener()
-        self._tell("updated", new, requestor)
+        self._tell("updated", new)
 
     async def _check(self, row: ProfileRow) -> None:
         PROFILE_KEYS.check(row.config)
@@ -232,11 +198,10 @@ class ProfileManager:
         self,
         action: str,
         row: ProfileRow,
-        requestor: Requestor | None,
         context: Mapping[str, Any] | None = None,
     ) -> str:
         url = object_url("profiles", row.name, project=row.project)
-        self._events.publish_lifecycle(f"profile-{action}", url, row.project, context, requestor)
+        self._events.publish_lifecycle(f"profile-{action}", url, row.project, context)
         return url
 
 

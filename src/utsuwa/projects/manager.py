@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
@@ -19,24 +16,20 @@ from utsuwa.db.database import Database
 from utsuwa.db.projects import Contents, ProjectRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.projects.allocations import allocated
+from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.projects import (
     Project,
-    ProjectPatch,
     ProjectPut,
     ProjectResource,
     ProjectsPost,
     ProjectState,
 )
 
-CheckEtag = Callable[[Any], None]
-"""Told the ETag's source of the project as it is; raises PreconditionFailed where the caller knew another."""
-
 NO_LIMIT = -1
 
 
-def etag_source(row: ProjectRow) -> list[Any]:
-    """What the ETag of a project is made from: its editable part."""
-    return [row.description, row.config]
+def editable(row: ProjectRow) -> ProjectPut:
+    return ProjectPut(description=row.description, config=row.config)
 
 
 class ProjectManager:
@@ -77,26 +70,19 @@ class ProjectManager:
             raise rows.already_exists(name)
         raise NotSupportedYet(f"Project {name!r} cannot be made: this version has the project 'default' only")
 
-    async def put(self, name: str, request: ProjectPut, check_etag: CheckEtag) -> None:
-        """Replace the editable part; of the config only `user.*` can change so far. Raises NotFound."""
+    async def edit(self, name: str, change: Change[ProjectPut], if_match: IfMatch) -> None:
+        """Change the editable part; of the config only `user.*` can change so far.
 
-        def changed(old: ProjectRow) -> ProjectRow:
-            return replace(old, description=request.description, config=dict(request.config))
+        Raises NotFound, PreconditionFailed, InvalidConfig.
+        """
 
-        await self._update(name, changed, check_etag)
+        def update(tx: Transaction) -> None:
+            old = rows.get(tx, name)
+            wanted = edited(editable(old), change, if_match)
+            _check(old.config, wanted.config)
+            rows.update(tx, replace(old, description=wanted.description, config=wanted.config))
 
-    async def patch(self, name: str, request: ProjectPatch, check_etag: CheckEtag) -> None:
-        """Merge a part into a project. Raises as `put`."""
-
-        def changed(old: ProjectRow) -> ProjectRow:
-            new = old
-            if not isinstance(request.config, msgspec.UnsetType):
-                new = replace(new, config={**old.config, **request.config})
-            if not isinstance(request.description, msgspec.UnsetType):
-                new = replace(new, description=request.description)
-            return new
-
-        await self._update(name, changed, check_etag)
+        await self._database.write("update project", update)
 
     async def rename(self, name: str, new: str) -> None:
         """Raises Forbidden for `default`, NotFound for all others."""
@@ -118,18 +104,6 @@ class ProjectManager:
         if name == DEFAULT_PROJECT:
             raise Forbidden(f"The 'default' project cannot be {change}")
         raise NotFound(f"Project {name!r} not found")
-
-    async def _update(
-        self, name: str, changed: Callable[[ProjectRow], ProjectRow], check_etag: CheckEtag
-    ) -> None:
-        def update(tx: Transaction) -> None:
-            old = rows.get(tx, name)
-            check_etag(etag_source(old))
-            new = changed(old)
-            _check(old.config, new.config)
-            rows.update(tx, new)
-
-        await self._database.write("update project", update)
 
 
 def _counts(tx: Transaction, name: str) -> dict[str, int]:

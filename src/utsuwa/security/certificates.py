@@ -7,7 +7,7 @@ import hashlib
 import logging
 from asyncio import BaseTransport
 from base64 import b64decode
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +18,11 @@ from utsuwa.core.errors import (
     InvalidName,
     InvalidRequest,
     NotFound,
+    NotSupportedYet,
     Unavailable,
 )
 from utsuwa.core.tasks import finish
+from utsuwa.core.urls import object_url
 from utsuwa.db import certificates as rows
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.db.database import Database
@@ -29,7 +31,8 @@ from utsuwa.security.authorization import NOT_AUTHORIZED, Caller, tls_caller
 from utsuwa.security.passwords import GuessLimiter, verify_password
 from utsuwa.security.peer import peer_of
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
-from utsuwa.wire.events import Requestor
+from utsuwa.wire.certificates import CertificatePut
+from utsuwa.wire.edits import Change, IfMatch, edited
 
 if TYPE_CHECKING:
     # Loaded with the first certificate: a daemon that only its own machine uses needs none of it.
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLIENT = "client"
+_TYPES = (CLIENT, "server", "metrics")
 MAX_CERTIFICATE = 64 * 1024
 """Characters of a certificate from outside."""
 MAX_NAME = 255
@@ -48,9 +52,7 @@ _CHECKS_WAITING = 32
 class LifecycleEvents(Protocol):
     """The part of the event hub that this module uses."""
 
-    def publish_lifecycle(
-        self, action: str, source: str, project: str = "", context: Any = None, requestor: Any = None
-    ) -> None: ...
+    def publish_lifecycle(self, action: str, source: str, project: str = "", context: Any = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,7 @@ class CertificateManager:
 
     async def get(self, prefix: str) -> CertificateRow:
         """By the fingerprint or its beginning. Raises NotFound, InvalidRequest where several begin so."""
-        try:
-            return await self._database.read("certificate", rows.get, prefix.lower())
-        except InvalidName as error:
-            raise NotFound("Certificate not found") from error
+        return await self._database.read("certificate", _named, prefix)
 
     async def check_password(self, password: str, address: str) -> None:
         """Raises Forbidden unless `password` is the trust password, or after too many tries."""
@@ -218,9 +217,7 @@ class CertificateManager:
         finally:
             self._waiting -= 1
 
-    async def add(
-        self, certificate: ClientCertificate, name: str, requestor: Requestor | None
-    ) -> CertificateRow:
+    async def add(self, certificate: ClientCertificate, name: str) -> CertificateRow:
         """Trust a client's certificate. Raises AlreadyExists, InvalidRequest where it has expired."""
         check_name(name)
         if certificate.valid_until < clock.now():
@@ -228,55 +225,88 @@ class CertificateManager:
         row = CertificateRow(
             id=0, fingerprint=certificate.fingerprint, type=CLIENT, name=name, certificate=certificate.pem
         )
-        await self._changed(self._insert(row))
-        self._publish("certificate-created", row, requestor)
-        return row
 
-    async def update(
-        self, row: CertificateRow, name: str, certificate: ClientCertificate, requestor: Requestor | None
-    ) -> CertificateRow:
-        """Rename `row`, or put another certificate in its place."""
-        check_name(name)
-        new = replace(row, name=name, fingerprint=certificate.fingerprint, certificate=certificate.pem)
-        await self._changed(self._replace(row, new))
-        self._publish("certificate-updated", new, requestor)
-        return new
+        def insert(tx: Transaction) -> CertificateRow:
+            rows.insert(tx, row)
+            return row
 
-    async def delete(self, prefix: str, requestor: Requestor | None) -> None:
-        row = await self.get(prefix)
-        await self._changed(self._delete(row))
-        self._publish("certificate-deleted", row, requestor)
+        return await finish(self._change("created", insert))
 
-    async def _insert(self, row: CertificateRow) -> None:
-        await self._database.write("add certificate", rows.insert, row)
+    async def edit(self, prefix: str, change: Change[CertificatePut], if_match: IfMatch) -> None:
+        """Change the name, or put another certificate in its place.
 
-    async def _replace(self, old: CertificateRow, new: CertificateRow) -> None:
-        def update(tx: Transaction) -> None:
+        Raises NotFound, PreconditionFailed, InvalidRequest, Forbidden (type).
+        """
+
+        def update(tx: Transaction) -> CertificateRow:
+            old = _named(tx, prefix)
+            new = _with(old, edited(editable(old), change, if_match))
             if old.fingerprint == new.fingerprint:
                 rows.update(tx, new)
             else:
                 rows.delete(tx, old.id)
                 rows.insert(tx, new)
+            return new
 
-        await self._database.write("update certificate", update)
+        await finish(self._change("updated", update))
 
-    async def _delete(self, row: CertificateRow) -> None:
-        await self._database.write("delete certificate", rows.delete, row.id)
+    async def delete(self, prefix: str) -> None:
+        """Raises as `get`."""
 
-    async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
+        def delete(tx: Transaction) -> CertificateRow:
+            row = _named(tx, prefix)
+            rows.delete(tx, row.id)
+            return row
+
+        await finish(self._change("deleted", delete))
+
+    async def _change(self, action: str, change: Callable[[Transaction], CertificateRow]) -> CertificateRow:
         """One change of the rows, and the store in memory anew from them."""
+        async with self._lock:
+            row = await self._database.write(f"certificate is {action}", change)
+            await self.load()
+        self._events.publish_lifecycle(f"certificate-{action}", certificate_url(row), "default")
+        return row
 
-        async def both() -> None:
-            async with self._lock:
-                await change
-                await self.load()
 
-        await finish(both())
+def certificate_url(row: CertificateRow) -> str:
+    return object_url("certificates", row.fingerprint)
 
-    def _publish(self, action: str, row: CertificateRow, requestor: Requestor | None) -> None:
-        self._events.publish_lifecycle(
-            action, f"/1.0/certificates/{row.fingerprint}", "default", requestor=requestor
-        )
+
+def editable(row: CertificateRow) -> CertificatePut:
+    return CertificatePut(
+        name=row.name,
+        type=row.type,
+        restricted=row.restricted,
+        projects=row.projects,
+        certificate=row.certificate,
+    )
+
+
+def _named(tx: Transaction, prefix: str) -> CertificateRow:
+    try:
+        return rows.get(tx, prefix.lower())
+    except InvalidName as error:
+        raise NotFound("Certificate not found") from error
+
+
+def _with(row: CertificateRow, wanted: CertificatePut) -> CertificateRow:
+    if wanted.type != row.type:
+        raise Forbidden("The certificate type cannot be changed")
+    check_supported(wanted.type, wanted.restricted, wanted.projects)
+    check_name(wanted.name)
+    certificate = parse_certificate(wanted.certificate or row.certificate)
+    return replace(row, name=wanted.name, fingerprint=certificate.fingerprint, certificate=certificate.pem)
+
+
+def check_supported(kind: str, restricted: bool, projects: Sequence[str]) -> None:
+    """Raises InvalidRequest, NotSupportedYet."""
+    if kind not in _TYPES:
+        raise InvalidRequest(f"Invalid certificate type {kind[:40]!r}: use {CLIENT!r}")
+    if kind != CLIENT:
+        raise NotSupportedYet(f"Certificates of type {kind!r} are not supported in this version")
+    if restricted or projects:
+        raise NotSupportedYet("Certificates restricted to projects are not supported in this version")
 
 
 def check_name(name: str) -> None:

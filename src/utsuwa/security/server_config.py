@@ -15,6 +15,8 @@ from utsuwa.core.tasks import finish
 from utsuwa.db import config as rows
 from utsuwa.db.database import Database
 from utsuwa.security.passwords import MAX_PASSWORD, hash_password
+from utsuwa.wire.edits import Change, IfMatch, edited
+from utsuwa.wire.server import ServerPut
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +67,20 @@ class ServerConfig:
         """One boolean key."""
         return parse_bool(self.value(key))
 
-    async def replace(self, config: Mapping[str, Any]) -> frozenset[str]:
-        """Make `config` the whole config (PUT); gives the keys that changed.
+    def editable(self) -> ServerPut:
+        return ServerPut(config={**self.get()})
 
-        Values are strings; True keeps a secret as it is. Raises InvalidConfig, or what a listener raises.
+    async def edit(self, change: Change[ServerPut], if_match: IfMatch) -> frozenset[str]:
+        """Change the config as callers see it: True keeps a secret as it is. Returns the keys that changed.
+
+        Raises PreconditionFailed, InvalidConfig, or what a listener raises.
         """
-        return await finish(self._update(config, merge=False))
+        return await finish(self._update(change, if_match))
 
-    async def patch(self, config: Mapping[str, Any]) -> frozenset[str]:
-        """Set the given keys and leave the others (PATCH); an empty value unsets one."""
-        return await finish(self._update(config, merge=True))
-
-    async def _update(self, config: Mapping[str, Any], *, merge: bool) -> frozenset[str]:
+    async def _update(self, change: Change[ServerPut], if_match: IfMatch) -> frozenset[str]:
         async with self._lock:
-            values = await self._stored_form(config)
-            return await self._change({**self._config, **values} if merge else values)
+            wanted = edited(self.editable(), change, if_match)
+            return await self._change(await self._stored_form(wanted.config))
 
     def _secret(self, key: str) -> bool:
         known = self._table.find(key)

@@ -28,6 +28,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, POOL_KEYS
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
+from utsuwa.core.urls import object_url
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
@@ -43,7 +44,8 @@ from utsuwa.operations.events import EventHub
 from utsuwa.storage.ahead import Ahead
 from utsuwa.storage.base import Driver, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
-from utsuwa.wire.events import Requestor
+from utsuwa.wire import edits
+from utsuwa.wire.storage import StoragePoolPut
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +245,6 @@ class StorageManager:
         driver: str = "",
         description: str = "",
         config: Mapping[str, str] | None = None,
-        requestor: Requestor | None = None,
     ) -> None:
         """Make a pool; without a driver an `overlay` one.
 
@@ -262,7 +263,7 @@ class StorageManager:
             self._drivers[name] = work
             self._mounted.add(name)
             undo.keep()
-        self._lifecycle("created", name, requestor, {"driver": row.driver})
+        self._lifecycle("created", name, {"driver": row.driver})
 
     def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
         given = {key: value for key, value in without_volatile(config).items() if value}
@@ -285,26 +286,27 @@ class StorageManager:
             raise InvalidConfig(f"The source {source} holds the daemon's state folder: use another one")
         return path
 
-    async def update_pool(
-        self, name: str, description: str, config: Mapping[str, str], requestor: Requestor | None = None
+    async def edit_pool(
+        self, name: str, change: edits.Change[StoragePoolPut], if_match: edits.IfMatch
     ) -> None:
-        """Replace description and config; keys that are fixed at creation keep their value where left out.
+        """Change description and config; keys that are fixed at creation keep their value where left out.
 
-        Raises NotFound, InvalidConfig.
+        Raises NotFound, PreconditionFailed, InvalidConfig.
         """
         async with self._locks.hold("pool", name):
             row = await self.get_pool(name)
-            wanted = {key: value for key, value in config.items() if value}
+            new = edits.edited(editable(row), change, if_match)
+            wanted = {key: value for key, value in new.config.items() if value}
             for key in FIXED_KEYS & row.config.keys():
                 wanted.setdefault(key, row.config[key])
             for key in FIXED_KEYS & (wanted.keys() | row.config.keys()):
                 if wanted.get(key) != row.config.get(key):
                     raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
             keys_of(row.driver).check(wanted)
-            new = replace(row, description=description, config=wanted)
-            await self._database.write("update storage pool", storage_pools.update, new)
+            changed = replace(row, description=new.description, config=wanted)
+            await self._database.write("update storage pool", storage_pools.update, changed)
             await self._configure(name, wanted, row.config)
-        self._lifecycle("updated", name, requestor)
+        self._lifecycle("updated", name)
 
     async def _configure(self, name: str, config: Mapping[str, str], old: Mapping[str, str]) -> None:
         """Let the driver know, and take off the pool what it would bring on in another form now."""
@@ -315,7 +317,7 @@ class StorageManager:
             for fingerprint in await _finished(driver.images):
                 await self._bring_anew(name, driver, fingerprint)
 
-    async def delete_pool(self, name: str, requestor: Requestor | None = None) -> None:
+    async def delete_pool(self, name: str) -> None:
         """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError.
 
         What is on one that is not available stays there.
@@ -336,7 +338,7 @@ class StorageManager:
                 await self._remove_row(pool.row)
                 undo.keep()
             del self._drivers[name]
-        self._lifecycle("deleted", name, requestor)
+        self._lifecycle("deleted", name)
 
     async def _closed_for_deletion(self, name: str) -> Pool:
         """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
@@ -704,10 +706,9 @@ class StorageManager:
         await _finished(driver.delete_image, fingerprint)
         await self._database.write("image is off the pool", _forget_image_row, pool, fingerprint)
 
-    def _lifecycle(
-        self, action: str, pool: str, requestor: Requestor | None, context: Mapping[str, str] | None = None
-    ) -> None:
-        self._events.publish_lifecycle(f"storage-pool-{action}", pool_url(pool), "", context, requestor)
+    def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
+        url = object_url("storage-pools", pool)
+        self._events.publish_lifecycle(f"storage-pool-{action}", url, "", context)
 
 
 def _by_storage_name(instances: Iterable[InstanceRow]) -> dict[str, tuple[str, str]]:
@@ -727,8 +728,8 @@ def _volume(pool: str, kind: int, project: str, name: str) -> VolumeRow:
     )
 
 
-def pool_url(name: str) -> str:
-    return f"/1.0/storage-pools/{name}"
+def editable(row: PoolRow) -> StoragePoolPut:
+    return StoragePoolPut(config=row.config, description=row.description)
 
 
 def keys_of(driver: str) -> KeyTable:

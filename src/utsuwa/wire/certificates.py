@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class Certificate(msgspec.Struct, kw_only=True):
@@ -45,8 +46,8 @@ class CertificatePut(msgspec.Struct, kw_only=True):
 class CertificatePatch(msgspec.Struct, kw_only=True):
     """What changes some of it; what is absent stays."""
 
-    name: str | None = None
-    type: str | None = None
-    restricted: bool | None = None
-    projects: list[str] | None = None
-    certificate: str | None = None
+    name: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    restricted: bool | UnsetType = UNSET
+    projects: list[str] | UnsetType = UNSET
+    certificate: str | UnsetType = UNSET

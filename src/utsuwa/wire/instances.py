@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class InstanceSource(msgspec.Struct, kw_only=True):
@@ -53,12 +54,12 @@ class InstancePut(msgspec.Struct, kw_only=True):
 class InstancePatch(msgspec.Struct, kw_only=True):
     """A part of an instance to merge: config key by key, devices by name, the rest as it stands."""
 
-    architecture: str | msgspec.UnsetType = msgspec.UNSET
-    config: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-    devices: dict[str, dict[str, str]] | msgspec.UnsetType = msgspec.UNSET
-    ephemeral: bool | msgspec.UnsetType = msgspec.UNSET
-    profiles: list[str] | msgspec.UnsetType = msgspec.UNSET
-    description: str | msgspec.UnsetType = msgspec.UNSET
+    architecture: str | UnsetType = UNSET
+    config: dict[str, str] | UnsetType = UNSET
+    devices: dict[str, dict[str, str]] | UnsetType = UNSET
+    ephemeral: bool | UnsetType = UNSET
+    profiles: list[str] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
 
 
 class InstancePost(msgspec.Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class NetworkPut(msgspec.Struct, kw_only=True):
@@ -15,8 +16,8 @@ class NetworkPut(msgspec.Struct, kw_only=True):
 class NetworkPatch(msgspec.Struct, kw_only=True):
     """A part to merge: config by key, an empty value removes one."""
 
-    config: dict[str, str] = {}
-    description: str | None = None
+    config: dict[str, str] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
 
 
 class NetworksPost(NetworkPut, kw_only=True):

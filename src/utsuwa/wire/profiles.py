@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class ProfilePut(msgspec.Struct, kw_only=True):
@@ -16,9 +17,9 @@ class ProfilePut(msgspec.Struct, kw_only=True):
 class ProfilePatch(msgspec.Struct, kw_only=True):
     """A part to merge: config by key (an empty value removes one), devices by name."""
 
-    description: str | msgspec.UnsetType = msgspec.UNSET
-    config: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-    devices: dict[str, dict[str, str]] | msgspec.UnsetType = msgspec.UNSET
+    description: str | UnsetType = UNSET
+    config: dict[str, str] | UnsetType = UNSET
+    devices: dict[str, dict[str, str]] | UnsetType = UNSET
 
 
 class ProfilesPost(msgspec.Struct, kw_only=True):

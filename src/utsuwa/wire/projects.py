@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class ProjectPut(msgspec.Struct, kw_only=True):
@@ -15,8 +16,8 @@ class ProjectPut(msgspec.Struct, kw_only=True):
 class ProjectPatch(msgspec.Struct, kw_only=True):
     """A part to merge: config by key (an empty value removes one)."""
 
-    description: str | msgspec.UnsetType = msgspec.UNSET
-    config: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    description: str | UnsetType = UNSET
+    config: dict[str, str] | UnsetType = UNSET
 
 
 class ProjectsPost(msgspec.Struct, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class StoragePoolPut(msgspec.Struct, kw_only=True):
@@ -17,8 +18,8 @@ class StoragePoolPut(msgspec.Struct, kw_only=True):
 class StoragePoolPatch(msgspec.Struct, kw_only=True):
     """A part of a pool to merge: config key by key, an empty value removes one."""
 
-    config: dict[str, str] = {}
-    description: str | None = None
+    config: dict[str, str] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
 
 
 class StoragePoolsPost(StoragePoolPut, kw_only=True):

@@ -1,0 +1,71 @@
+"""What the bodies of PUT and PATCH make of an object, whatever it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from utsuwa.core.errors import PreconditionFailed
+from utsuwa.wire.codec import decode
+from utsuwa.wire.edits import any_state, edited, merge, replace
+from utsuwa.wire.images import ImagePatch, ImagePut
+from utsuwa.wire.profiles import ProfilePatch, ProfilePut
+
+NOW = ProfilePut(description="x", config={"user.a": "1", "user.b": "2"}, devices={"n": {"type": "nic"}})
+
+
+def patch(text: bytes) -> ProfilePut:
+    return edited(NOW, merge(decode(text, ProfilePatch)), any_state)
+
+
+def test_put_replaces_the_whole() -> None:
+    body = ProfilePut(config={"user.c": "3"})
+    assert edited(NOW, replace(body), any_state) == body
+
+
+def test_put_leaves_what_is_unset() -> None:
+    now = ImagePut(public=True, profiles=["web"])
+    assert edited(now, replace(ImagePut()), any_state) == ImagePut(profiles=["web"])
+    assert edited(now, replace(ImagePut(profiles=[])), any_state) == ImagePut(profiles=[])
+
+
+def test_patch_merges_maps_by_key_and_replaces_the_rest() -> None:
+    found = patch(b'{"config": {"user.b": "", "user.c": "3"}, "devices": {"d": {"type": "disk"}}}')
+    assert found == ProfilePut(
+        description="x",
+        config={"user.a": "1", "user.c": "3"},
+        devices={"n": {"type": "nic"}, "d": {"type": "disk"}},
+    )
+    assert patch(b'{"description": ""}') == ProfilePut(config=NOW.config, devices=NOW.devices)
+    now = ImagePut(profiles=["a", "b"])
+    assert edited(now, merge(ImagePatch(profiles=["c"])), any_state).profiles == ["c"]
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"config": null, "description": null, "devices": null}'])
+def test_null_counts_as_absent_in_a_patch(body: bytes) -> None:
+    assert patch(body) == NOW
+
+
+def test_a_null_in_a_map_removes_its_key() -> None:
+    assert patch(b'{"config": {"user.a": null}}').config == {"user.b": "2"}
+
+
+def test_an_edit_changes_nothing_that_it_was_given() -> None:
+    before = ProfilePut(config={"user.a": "1"})
+    change = merge(ProfilePatch(config={"user.b": "2"}))
+    assert edited(before, change, any_state) == edited(before, change, any_state)
+    assert before == ProfilePut(config={"user.a": "1"})
+
+
+def test_the_condition_is_looked_at_before_anything_else() -> None:
+    seen = []
+
+    def refuse(current: ProfilePut) -> None:
+        seen.append(current)
+        raise PreconditionFailed("changed")
+
+    def change(current: ProfilePut) -> ProfilePut:
+        raise AssertionError("changed although the condition does not hold")
+
+    with pytest.raises(PreconditionFailed):
+        edited(NOW, change, refuse)
+    assert seen == [NOW]

@@ -126,8 +126,12 @@ copy_readable() {
 }
 
 # copy_source FOLDER: what a package is built from. setuptools leaves files beside its sources, and would
-# install them the next time.
+# install them the next time. The copy has no history: it is told what the version follows from.
 copy_source() {
+    local version
     copy_readable "$root"/{src,pyproject.toml,README.md,LICENSE} "$1"
     rm -rf "$1"/src/*.egg-info
+    if version=$(git -C "$root" describe --tags --long --match 'v*' 2>/dev/null); then
+        echo "describe-name: $version" >"$1/.git_archival.txt"
+    fi
 }

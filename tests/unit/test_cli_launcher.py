@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.cli import launcher
 from utsuwa.cli.errors import UsageError
 

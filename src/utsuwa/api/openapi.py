@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.api.http import Background, Created, Empty, Raw, Route
 from utsuwa.api.routing import TAIL
 from utsuwa.wire.envelope import AsyncReply, ErrorReply, SyncReply

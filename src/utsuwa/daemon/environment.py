@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterable
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.host.system.facts import HostFacts, host_addresses
 from utsuwa.security.keypair import ServerCertificate
 from utsuwa.storage.drivers import DRIVERS

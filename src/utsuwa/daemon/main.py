@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.init import options as init_options

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import logging as daemon_log

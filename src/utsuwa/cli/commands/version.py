@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa import __version__
+from utsuwa._version import __version__
 from utsuwa.cli.parsing.command import Command
 from utsuwa.core.errors import UtsuwaError
 

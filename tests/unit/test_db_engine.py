@@ -190,12 +190,12 @@ def test_an_upgrade_keeps_a_copy_of_what_was(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(upgrade, "REVISIONS", (*upgrade.REVISIONS, "new"))
     monkeypatch.setattr(upgrade, "run_steps", step)
     assert Sqlite(path).prepare() is True
-    copies = [file for file in path.parent.iterdir() if file.name.endswith(".0001")]
+    copies = [file for file in path.parent.iterdir() if file.name.endswith(f".{upgrade.REVISIONS[-2]}")]
     found = {}
     for file in (path, *copies):
         with closing(sqlite3.connect(file)) as conn:
             found[file.name] = conn.execute("SELECT description FROM projects").fetchone()[0]
-    assert found == {"utsuwa.db": "after", "utsuwa.db.0001": "before"}
+    assert found == {"utsuwa.db": "after", copies[0].name: "before"}
     assert stat.S_IMODE(copies[0].stat().st_mode) == 0o600
 
 

@@ -424,7 +424,8 @@ def test_deleting_a_project_takes_all_that_is_in_it(tx: Transaction) -> None:
     certificates.insert(tx, CertificateRow(0, "cd" * 32, "client", "n", "PEM", True, ["other"]))
     instances.delete(tx, instances.get(tx, "other", "c1").id)
     tx.execute(schema.projects.delete().where(schema.projects.c.name == "other"))
-    left = {"nodes", "projects", "projects_config", "profiles", "storage_pools", "certificates"}
+    left = {"members", "projects", "projects_config", "profiles", "certificates"}
+    left |= {"storage_pools", "storage_pools_members"}
     for table in schema.metadata.sorted_tables:
         rows = (tx.execute(sa.select(sa.func.count()).select_from(table))).scalar_one()
         assert (rows > 0) == (table.name in left), table.name
@@ -799,7 +800,7 @@ def test_pools_networks_and_volumes_that_cannot_be_read(tx: Transaction) -> None
     storage_pools.insert(tx, PoolRow(0, "p", "dir", state="ready"))
     storage_volumes.insert(tx, volume("data"))
     networks.insert(tx, NetworkRow(0, "default", "br0", state="ready"))
-    set_number(tx, "storage_pools", "state")
+    set_number(tx, "storage_pools_members", "state")
     set_number(tx, "storage_volumes", "type")
     set_number(tx, "networks", "type")
     assert [row.state for row in storage_pools.get_all(tx)] == [codes.UNKNOWN]

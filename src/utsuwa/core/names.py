@@ -7,6 +7,8 @@ import re
 from utsuwa.core.errors import InvalidName
 
 DEFAULT_PROJECT = "default"
+LONE_MEMBER = "none"
+"""The name of a member that nobody has named: the location that LXD shows where there is no cluster."""
 
 _INSTANCE = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
 _FINGERPRINT = re.compile(r"[0-9a-f]{1,64}\Z")
@@ -48,6 +50,11 @@ def check_project_name(name: str) -> str:
     if "_" in name:
         raise InvalidName(f"Invalid project name {name!r}: no underscores")
     return name
+
+
+def check_member_name(name: str) -> str:
+    """The name of a daemon among those that share a database, which is the location of its instances."""
+    return check_object_name("Member", name)
 
 
 def check_fingerprint_prefix(text: str) -> str:

@@ -338,6 +338,9 @@ _IPV6 = (
 
 BRIDGE_KEYS = KeyTable("networks of the type 'bridge'", (*_COMMON, *_IPV4, *_IPV6))
 
+MEMBER_KEYS = frozenset({"bridge.external_interfaces"})
+"""Keys that each member has itself; it has the others in common with all."""
+
 
 def check_bridge_config(config: Mapping[str, str]) -> None:
     """Judge every key by itself. Raises InvalidConfig, or NotSupportedYet for keys of later versions."""

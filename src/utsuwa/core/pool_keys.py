@@ -128,5 +128,8 @@ POOL_KEYS: Mapping[str, KeyTable] = MappingProxyType(
 )
 """The table of every driver that pools can have."""
 
+MEMBER_KEYS = frozenset({"source", "volatile.initial_source"})
+"""Keys that each member has itself; it has the others in common with all."""
+
 FIXED_KEYS = frozenset({"source", "volatile.initial_source", "overlay.mount_options"})
 """Keys that cannot be changed once the pool is there."""

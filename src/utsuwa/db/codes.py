@@ -15,10 +15,13 @@ from utsuwa.core.errors import InvalidConfig, Unavailable
 
 log = logging.getLogger(__name__)
 
-State = Literal["creating", "ready", "deleting", "unknown"]
-"""Rows of things that also lie on the host: what is `HALF_MADE` at start-up is swept."""
+State = Literal["creating", "ready", "deleting", "pending", "unknown"]
+"""Rows of things that also lie on the host: what is `HALF_MADE` at start-up is swept. What is `PENDING` other
+members have and this one does not, which no row says.
+"""
 
 HALF_MADE: Final = ("creating", "deleting")
+PENDING: Final = "pending"
 UNKNOWN: Final = "unknown"
 
 

@@ -10,8 +10,11 @@ from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 from utsuwa.core.errors import Unavailable
+from utsuwa.core.names import LONE_MEMBER
 from utsuwa.core.tasks import finish
 from utsuwa.db.engine import Engine
+from utsuwa.db.members import MemberRow
+from utsuwa.db.schema import FIRST_MEMBER
 from utsuwa.db.session import Session
 from utsuwa.db.transaction import Transaction
 
@@ -36,6 +39,8 @@ class Database:
         self.engine = engine
         self._readers = _Pool([Session(engine, read_only=True) for _ in range(engine.readers)])
         self._writers = _Pool([Session(engine, read_only=False) for _ in range(engine.writers)])
+        self.member = MemberRow(FIRST_MEMBER, LONE_MEMBER, "")
+        """Whose transactions these are."""
 
     @classmethod
     async def open(cls, engine: Engine) -> Database:
@@ -50,6 +55,12 @@ class Database:
             await database.close()
             raise
         return database
+
+    def act_as(self, member: MemberRow) -> None:
+        """Have all transactions from now on be those of a member; until then they are the first one's."""
+        self.member = member
+        for session in (*self._readers.sessions, *self._writers.sessions):
+            session.member = member.id
 
     async def close(self) -> None:
         """Close every connection; a write that runs is awaited first."""

@@ -11,9 +11,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from utsuwa.core.errors import InvalidRequest, NotFound
-from utsuwa.core.names import check_fingerprint_prefix
+from utsuwa.core.names import LONE_MEMBER, check_fingerprint_prefix
 from utsuwa.db import codes, rows
-from utsuwa.db.schema import images, images_profiles, images_properties, profiles, projects
+from utsuwa.db.schema import (
+    images,
+    images_members,
+    images_profiles,
+    images_properties,
+    members,
+    profiles,
+    projects,
+)
 from utsuwa.db.transaction import Transaction
 
 _SOURCE = images.join(projects, projects.c.id == images.c.project_id)
@@ -25,6 +33,7 @@ class ImageRow:
     """`id` is 0 for a row that is not stored yet; `split` images have a root file system of their own file.
 
     `trusted` says whether the kernel may mount its squashfs. `profiles` are names in the image's project.
+    Its files lie on the members of `locations`; `here` says whether this daemon's is one.
     """
 
     id: int
@@ -46,6 +55,8 @@ class ImageRow:
     split: bool = False
     trusted: bool = False
     profiles: list[str] = field(default_factory=list)
+    locations: tuple[str, ...] = (LONE_MEMBER,)
+    here: bool = True
 
 
 def get(tx: Transaction, project: str, fingerprint: str) -> ImageRow:
@@ -79,12 +90,15 @@ def _readable(row: ImageRow) -> ImageRow:
 
 
 def get_all(tx: Transaction, project: str | None) -> list[ImageRow]:
-    """The images of a project, or of all (None), by project and fingerprint, in three queries."""
+    """The images of a project, or of all (None), by project and fingerprint, in four queries."""
     return _load(tx, sa.true() if project is None else projects.c.name == project)
 
 
 def insert(tx: Transaction, row: ImageRow) -> int:
-    """The new id. Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture)."""
+    """The new id of an image whose files this member will have.
+
+    Raises AlreadyExists, NotFound (project, profile), InvalidConfig (architecture).
+    """
     owner = rows.project_id(tx, row.project)
     values = {
         "project_id": owner,
@@ -102,7 +116,23 @@ def insert(tx: Transaction, row: ImageRow) -> int:
         image_id = tx.insert(images, values)
     rows.insert_config(tx, images_properties, "image_id", image_id, row.properties)
     _insert_profiles(tx, owner, image_id, row.profiles)
+    add_files(tx, image_id)
     return image_id
+
+
+def add_files(tx: Transaction, image_id: int) -> None:
+    """This member has the image's files, too. Raises AlreadyExists where that was known."""
+    with rows.unique("Image with same fingerprint already exists"):
+        tx.insert(images_members, {"image_id": image_id, "member_id": tx.member})
+
+
+def remove_files(tx: Transaction, image_id: int) -> None:
+    """This member has none of the image's files any more; without any left the image goes."""
+    own = sa.and_(images_members.c.image_id == image_id, images_members.c.member_id == tx.member)
+    tx.execute(images_members.delete().where(own))
+    rest = sa.select(images_members.c.id).where(images_members.c.image_id == image_id).limit(1)
+    if not tx.execute(rest).all():
+        delete(tx, image_id)
 
 
 def update(tx: Transaction, row: ImageRow) -> None:
@@ -134,11 +164,11 @@ def delete(tx: Transaction, image_id: int) -> None:
 
 
 def projects_with(tx: Transaction, fingerprint: str) -> list[str]:
-    """The projects that have an image: its files stay while one is left."""
+    """The projects that have an image whose files this member has: they stay while one is left."""
     query = (
         sa.select(projects.c.name)
-        .select_from(_SOURCE)
-        .where(images.c.fingerprint == fingerprint)
+        .select_from(_SOURCE.join(images_members, images_members.c.image_id == images.c.id))
+        .where(images.c.fingerprint == fingerprint, images_members.c.member_id == tx.member)
         .order_by(projects.c.name)
     )
     return list(tx.execute(query).scalars())
@@ -182,10 +212,27 @@ def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[ImageRow]:
     owners = sa.select(images.c.id).select_from(_SOURCE).where(where)
     properties = rows.load_config(tx, images_properties, "image_id", owners)
     applied = _load_profiles(tx, owners)
-    return [_row(r, properties[r.id], applied[r.id]) for r in found]
+    places = _load_members(tx, owners)
+    return [_row(r, properties[r.id], applied[r.id], places[r.id], tx.member) for r in found]
 
 
-def _row(r: sa.Row[Any], properties: dict[str, str], profiles: list[str]) -> ImageRow:
+def _load_members(tx: Transaction, owners: rows.Owners) -> defaultdict[int, dict[int, str]]:
+    """The ids and names of the members that have each image's files, by the image's id."""
+    query = (
+        sa.select(images_members.c.image_id, members.c.id, members.c.name)
+        .join(members, members.c.id == images_members.c.member_id)
+        .where(images_members.c.image_id.in_(owners))
+        .order_by(images_members.c.image_id, members.c.name)
+    )
+    found: defaultdict[int, dict[int, str]] = defaultdict(dict)
+    for image_id, member_id, name in tx.execute(query):
+        found[image_id][member_id] = name
+    return found
+
+
+def _row(
+    r: sa.Row[Any], properties: dict[str, str], profiles: list[str], places: Mapping[int, str], here: int
+) -> ImageRow:
     reader = codes.Reader(f"Image {r.fingerprint[:12]} of project {r.project!r}")
     return ImageRow(
         id=r.id,
@@ -207,6 +254,8 @@ def _row(r: sa.Row[Any], properties: dict[str, str], profiles: list[str]) -> Ima
         split=r.split,
         trusted=r.trusted,
         profiles=profiles,
+        locations=tuple(places.values()),
+        here=here in places,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
+from utsuwa.core.names import LONE_MEMBER
 from utsuwa.db import codes, rows
 from utsuwa.db.profiles import DEVICES as PROFILE_DEVICES
 from utsuwa.db.schema import (
@@ -19,6 +20,7 @@ from utsuwa.db.schema import (
     instances_devices,
     instances_devices_config,
     instances_profiles,
+    members,
     profiles,
     projects,
     read_time,
@@ -28,7 +30,9 @@ from utsuwa.db.transaction import Prepared, Transaction
 DEVICES = rows.DeviceTables(
     instances_devices, instances_devices_config, owner="instance_id", device="instance_device_id"
 )
-_SOURCE = instances.join(projects, projects.c.id == instances.c.project_id)
+_SOURCE = instances.join(projects, projects.c.id == instances.c.project_id).join(
+    members, members.c.id == instances.c.member_id
+)
 _NOT_FOUND = "Instance not found"
 
 
@@ -36,7 +40,9 @@ _NOT_FOUND = "Instance not found"
 class InstanceRow:
     """`id` is 0 for a row that is not stored yet; `profiles` are names of the same project, in order.
 
-    The state is `codes.UNKNOWN` where the row cannot be read, which lists that show instances leave out.
+    `location` is the name of the member that it lives on, which is that of the transaction that inserts the
+    row; `here` says whether that is this daemon's. The state is `codes.UNKNOWN` where the row cannot be read:
+    lists that show instances leave it out.
     """
 
     id: int
@@ -52,6 +58,8 @@ class InstanceRow:
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
     profiles: list[str] = field(default_factory=list)
     state: codes.State = "creating"
+    location: str = LONE_MEMBER
+    here: bool = True
 
 
 def get(tx: Transaction, project: str, name: str) -> InstanceRow:
@@ -65,10 +73,15 @@ def get(tx: Transaction, project: str, name: str) -> InstanceRow:
 
 
 def get_all(tx: Transaction, project: str | None) -> list[InstanceRow]:
-    """The instances of a project, or of all (None), by project and name, in four queries."""
+    """The instances of a project, or of all (None), on all members, by project and name; four queries."""
     if project is None:
         return _fetch(tx, _ALL)
     return _fetch(tx, _OF_PROJECT, project=project)
+
+
+def get_here(tx: Transaction) -> list[InstanceRow]:
+    """The instances of this member, of all projects, by project and name, in four queries."""
+    return _fetch(tx, _HERE, member=tx.member)
 
 
 def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
@@ -100,6 +113,7 @@ def insert(tx: Transaction, row: InstanceRow) -> int:
     owner = rows.project_id(tx, row.project)
     values = {
         "project_id": owner,
+        "member_id": tx.member,
         "name": row.name,
         "creation_date": row.created_at,
         "last_use_date": row.last_used_at,
@@ -192,7 +206,7 @@ def _insert_profiles(tx: Transaction, project_id: int, instance_id: int, names: 
 
 _COLUMNS = (
     *("id", "name", "architecture", "ephemeral", "stateful", "description"),
-    *("creation_date", "last_use_date", "state"),
+    *("creation_date", "last_use_date", "state", "member_id"),
 )
 
 
@@ -207,7 +221,7 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
     owners = sa.select(instances.c.id).select_from(_SOURCE).where(where)
     return _Queries(
         rows=Prepared(
-            sa.select(projects.c.name, *(instances.c[column] for column in _COLUMNS))
+            sa.select(projects.c.name, members.c.name, *(instances.c[column] for column in _COLUMNS))
             .select_from(_SOURCE)
             .where(where)
             .order_by(projects.c.name, instances.c.name)
@@ -226,10 +240,11 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
 _IN_PROJECT = projects.c.name == sa.bindparam("project", type_=sa.Text)
 _ALL = _queries(sa.true())
 _OF_PROJECT = _queries(_IN_PROJECT)
+_HERE = _queries(instances.c.member_id == sa.bindparam("member", type_=sa.Integer))
 _ONE = _queries(sa.and_(_IN_PROJECT, instances.c.name == sa.bindparam("name", type_=sa.Text)))
 
 
-def _fetch(tx: Transaction, queries: _Queries, **values: str) -> list[InstanceRow]:
+def _fetch(tx: Transaction, queries: _Queries, **values: str | int) -> list[InstanceRow]:
     found = tx.fetch(queries.rows, **values)
     if not found:
         return []
@@ -238,16 +253,18 @@ def _fetch(tx: Transaction, queries: _Queries, **values: str) -> list[InstanceRo
     applied: defaultdict[int, list[str]] = defaultdict(list)
     for instance_id, profile in tx.fetch(queries.profiles, **values):
         applied[instance_id].append(profile)
-    return [_row(columns, config, devices, applied) for columns in found]
+    return [_row(columns, tx.member, config, devices, applied) for columns in found]
 
 
 def _row(
     columns: tuple[Any, ...],
+    here: int,
     config: Mapping[int, rows.Config],
     devices: rows.DevicesByOwner,
     applied: Mapping[int, list[str]],
 ) -> InstanceRow:
-    project, number, name, architecture, ephemeral, stateful, description, created, used, state = columns
+    project, location, number, name, architecture, ephemeral, stateful, description, *rest = columns
+    created, used, state, member = rest
     reader = codes.Reader(f"Instance {name!r} of project {project!r}")
     return InstanceRow(
         id=number,
@@ -263,4 +280,6 @@ def _row(
         devices=devices.read(number, reader),
         profiles=applied[number],
         state=reader.state(state),
+        location=location,
+        here=member == here,
     )

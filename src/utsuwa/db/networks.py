@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
-from utsuwa.db import codes, rows
-from utsuwa.db.schema import networks, networks_config, projects
-from utsuwa.db.transaction import Transaction
+from utsuwa.core.names import LONE_MEMBER
+from utsuwa.core.network_keys import MEMBER_KEYS
+from utsuwa.db import codes, parts, rows
+from utsuwa.db.schema import (
+    networks,
+    networks_config,
+    networks_members,
+    networks_members_config,
+    projects,
+)
+from utsuwa.db.transaction import Prepared, Transaction
+
+_TABLES = parts.PartTables(
+    *(networks, networks_config, networks_members, networks_members_config),
+    owner="network_id",
+    part="network_member_id",
+    keys=MEMBER_KEYS,
+)
 
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """`id` is 0 for a row that is not stored yet."""
+    """`id` is 0 for a row that is not stored yet; `locations`, state and config as those of a pool."""
 
     id: int
     project: str
@@ -24,11 +39,12 @@ class NetworkRow:
     config: dict[str, str] = field(default_factory=dict)
     type: str = "bridge"
     state: codes.State = "creating"
+    locations: tuple[str, ...] = (LONE_MEMBER,)
 
 
 def get(tx: Transaction, project: str, name: str) -> NetworkRow:
     """Raises NotFound, UnknownCode."""
-    found = _load(tx, sa.and_(projects.c.name == project, networks.c.name == name))
+    found = _fetch(tx, _ONE, project=project, name=name)
     if not found:
         raise NotFound(f"Network {name!r} not found")
     if found[0].state == codes.UNKNOWN:
@@ -37,36 +53,41 @@ def get(tx: Transaction, project: str, name: str) -> NetworkRow:
 
 
 def get_all(tx: Transaction, project: str | None) -> list[NetworkRow]:
-    """The networks of a project, or of all (None), by project and name, in two queries."""
-    return _load(tx, sa.true() if project is None else projects.c.name == project)
+    """The networks of a project, or of all (None), by project and name, in four queries."""
+    if project is None:
+        return _fetch(tx, _ALL)
+    return _fetch(tx, _OF_PROJECT, project=project)
 
 
 def insert(tx: Transaction, row: NetworkRow) -> int:
-    """The new id. Raises AlreadyExists, NotFound (project)."""
+    """The id of a new network, or of one with the row's `id` that this member is to have as others do.
+
+    Raises AlreadyExists, NotFound (project).
+    """
     values = {
         "project_id": rows.project_id(tx, row.project),
         "name": row.name,
         "description": row.description,
-        "state": codes.STATES[row.state],
         "type": codes.number(codes.NETWORK_TYPES, row.type, "network type"),
     }
     with rows.unique(f"Network {row.name!r} already exists"):
-        network_id = tx.insert(networks, values)
-    rows.insert_config(tx, networks_config, "network_id", network_id, row.config)
+        network_id = row.id or tx.insert(networks, values)
+        parts.insert(tx, _TABLES, network_id, row.state, row.config)
+    if not row.id:
+        parts.insert_common(tx, _TABLES, network_id, row.config)
     return network_id
 
 
 def update(tx: Transaction, row: NetworkRow) -> None:
-    """Replace description and config of the row with that id. Raises NotFound."""
+    """Replace description and config of a network that this member has. Raises NotFound."""
     statement = networks.update().where(networks.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Network {row.name!r} not found")
-    rows.replace_config(tx, networks_config, "network_id", row.id, row.config)
+    parts.replace_config(tx, _TABLES, row.id, row.config)
 
 
 def set_ready(tx: Transaction, network_id: int) -> None:
-    """The network is whole. Raises NotFound."""
-    statement = networks.update().where(networks.c.id == network_id).values(state=codes.STATES["ready"])
-    rows.one_changed(tx.execute(statement), "Network not found")
+    """The network is whole on this member. Raises NotFound."""
+    parts.set_state(tx, _TABLES, network_id, "ready", "Network not found")
 
 
 def rename(tx: Transaction, network_id: int, new: str) -> None:
@@ -77,32 +98,48 @@ def rename(tx: Transaction, network_id: int, new: str) -> None:
 
 
 def delete(tx: Transaction, network_id: int) -> None:
-    """Does nothing where it is gone."""
-    tx.execute(networks.delete().where(networks.c.id == network_id))
+    """Take the network from this member; does nothing where it is gone."""
+    parts.delete(tx, _TABLES, network_id)
 
 
-def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[NetworkRow]:
+class _Queries(NamedTuple):
+    rows: Prepared
+    parts: parts.PartQueries
+
+
+def _queries(where: sa.ColumnElement[bool]) -> _Queries:
     source = networks.join(projects, projects.c.id == networks.c.project_id)
-    query = (
-        sa.select(networks, projects.c.name.label("project"))
-        .select_from(source)
-        .where(where)
-        .order_by(projects.c.name, networks.c.name)
+    columns = (networks.c.id, projects.c.name, networks.c.name, networks.c.description, networks.c.type)
+    return _Queries(
+        rows=Prepared(
+            sa.select(*columns).select_from(source).where(where).order_by(projects.c.name, networks.c.name)
+        ),
+        parts=parts.PartQueries(_TABLES, sa.select(networks.c.id).select_from(source).where(where)),
     )
-    found = tx.execute(query).all()
-    owners = sa.select(networks.c.id).select_from(source).where(where)
-    config = rows.load_config(tx, networks_config, "network_id", owners)
-    return [_row(r, config[r.id]) for r in found]
 
 
-def _row(r: sa.Row[Any], config: dict[str, str]) -> NetworkRow:
-    reader = codes.Reader(f"Network {r.name!r} of project {r.project!r}")
+_IN_PROJECT = projects.c.name == sa.bindparam("project", type_=sa.Text)
+_ALL = _queries(sa.true())
+_OF_PROJECT = _queries(_IN_PROJECT)
+_ONE = _queries(sa.and_(_IN_PROJECT, networks.c.name == sa.bindparam("name", type_=sa.Text)))
+
+
+def _fetch(tx: Transaction, queries: _Queries, **values: str) -> list[NetworkRow]:
+    found = tx.fetch(queries.rows, **values)
+    having = queries.parts.fetch(tx, **values) if found else {}
+    return [_row(columns, having[columns[0]]) for columns in found]
+
+
+def _row(columns: tuple[Any, ...], having: parts.Parts) -> NetworkRow:
+    number, project, name, description, kind = columns
+    reader = codes.Reader(f"Network {name!r} of project {project!r}")
     return NetworkRow(
-        id=r.id,
-        project=r.project,
-        name=r.name,
-        description=r.description,
-        config=config,
-        type=reader.word(codes.NETWORK_TYPES, r.type),
-        state=reader.state(r.state),
+        id=number,
+        project=project,
+        name=name,
+        description=description,
+        config=having.config,
+        type=reader.word(codes.NETWORK_TYPES, kind),
+        state=having.state_word(reader),
+        locations=having.locations,
     )

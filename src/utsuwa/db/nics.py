@@ -30,10 +30,14 @@ class NicsRow:
     instance: str
     devices: rows.Devices
     config: rows.Config
+    here: bool = True
+    """Whether the instance lives on this daemon's member."""
 
 
 def get_all(tx: Transaction) -> list[NicsRow]:
-    """The instances that have nics, in whatever state their rows are, by project and name; four queries."""
+    """The instances that have nics, on all members and in whatever state their rows are, by project and name;
+    four queries.
+    """
     of_profiles = rows.devices_of(tx.fetch(_OF_PROFILES))
     own = rows.devices_of(tx.fetch(_OWN))
     merged: defaultdict[int, rows.Devices] = defaultdict(dict)
@@ -43,10 +47,10 @@ def get_all(tx: Transaction) -> list[NicsRow]:
         merged[instance_id].update(devices)
     names = {name for devices in merged.values() for name in devices}
     found = []
-    for instance_id, project, name, config in tx.execute(_instances(names)):
+    for instance_id, member, project, name, config in tx.execute(_instances(names)):
         nics = {key: nic for key, nic in merged[instance_id].items() if nic["type"] == "nic"}
         if nics:
-            found.append(NicsRow(project, name, nics, rows.read_config(config)))
+            found.append(NicsRow(project, name, nics, rows.read_config(config), member == tx.member))
     return found
 
 
@@ -55,7 +59,10 @@ def _instances(devices: Collection[str]) -> sa.Select[Any]:
     keys = sorted(f"volatile.{device}.{key}" for device in devices for key in _KEPT)
     wanted = sa.and_(instances_config.c.instance_id == instances.c.id, instances_config.c.key.in_(keys))
     return (
-        sa.select(instances.c.id, projects.c.name, instances.c.name, rows.json_config(instances_config))
+        sa.select(
+            *(instances.c.id, instances.c.member_id, projects.c.name, instances.c.name),
+            rows.json_config(instances_config),
+        )
         .select_from(
             instances.join(projects, projects.c.id == instances.c.project_id).outerjoin(
                 instances_config, wanted

@@ -124,17 +124,44 @@ def _devices(name: str, column: str, table: str) -> sa.Table:
     )
 
 
-# The server.
+def _member() -> sa.Column[int]:
+    """The member that a row lives on. The default is for rows that are written by hand on a lone host."""
+    return sa.Column(
+        "member_id",
+        sa.Integer,
+        sa.ForeignKey("members.id", ondelete="CASCADE"),
+        nullable=False,
+        server_default=sa.text(str(FIRST_MEMBER)),
+    )
 
-nodes = _table(
-    "nodes",
+
+def _members_of(table: str, column: str) -> sa.Table:
+    """The state, on each member that has it, of what is named once for all members."""
+    return _table(
+        f"{table}_members",
+        _id(),
+        _owner(column, table),
+        _owner("member_id", "members"),
+        _integer("state", 0),
+        sa.UniqueConstraint(column, "member_id"),
+    )
+
+
+# The members: the daemons that share this database, each with a host of its own.
+
+FIRST_MEMBER = 1
+"""The id of the member that every new database has."""
+
+members = _table(
+    "members",
     _id(),
     _text("name"),
     _text("description"),
     _text("address"),
     _integer("state", 0),
+    _text("uuid", ""),
     sa.UniqueConstraint("name"),
-    sa.UniqueConstraint("address"),
+    sa.UniqueConstraint("uuid"),
 )
 
 config = _table("config", _id(), _text("key"), sa.Column("value", TEXT), sa.UniqueConstraint("key"))
@@ -181,13 +208,7 @@ profiles_devices_config = _config("profiles_devices_config", "profile_device_id"
 instances = _table(
     "instances",
     _id(),
-    sa.Column(
-        "node_id",
-        sa.Integer,
-        sa.ForeignKey("nodes.id", ondelete="CASCADE"),
-        nullable=False,
-        server_default=sa.text("1"),
-    ),
+    _member(),
     _text("name"),
     _integer("architecture"),
     _integer("type", 0),
@@ -200,7 +221,7 @@ instances = _table(
     _time("expiry_date"),
     _integer("state", 0),
     sa.UniqueConstraint("project_id", "name"),
-    sa.Index(None, "node_id"),
+    sa.Index(None, "member_id"),
 )
 instances_config = _config("instances_config", "instance_id", "instances")
 instances_devices = _devices("instances_devices", "instance_id", "instances")
@@ -262,6 +283,15 @@ images = _table(
     sa.UniqueConstraint("project_id", "fingerprint"),
 )
 
+# Whose files lie on which members.
+images_members = _table(
+    "images_members",
+    _id(),
+    _owner("image_id", "images"),
+    _owner("member_id", "members"),
+    sa.UniqueConstraint("image_id", "member_id"),
+)
+
 images_aliases = _table(
     "images_aliases",
     _id(),
@@ -309,10 +339,13 @@ storage_pools = _table(
     _text("name"),
     _text("driver"),
     _text("description"),
-    _integer("state", 0),
     sa.UniqueConstraint("name"),
 )
 storage_pools_config = _config("storage_pools_config", "storage_pool_id", "storage_pools")
+storage_pools_members = _members_of("storage_pools", "storage_pool_id")
+storage_pools_members_config = _config(
+    "storage_pools_members_config", "storage_pool_member_id", "storage_pools_members"
+)
 
 storage_volumes = _table(
     "storage_volumes",
@@ -324,7 +357,11 @@ storage_volumes = _table(
     _owner("project_id", "projects"),
     _integer("content_type", 0),
     _time("creation_date", nullable=False),
-    sa.UniqueConstraint("storage_pool_id", "project_id", "name", "type"),
+    _member(),
+    sa.UniqueConstraint(
+        *("storage_pool_id", "member_id", "project_id", "name", "type"),
+        name="storage_volumes_name_key",  # the convention's is too long for PostgreSQL
+    ),
 )
 storage_volumes_config = _config("storage_volumes_config", "storage_volume_id", "storage_volumes")
 
@@ -350,18 +387,19 @@ networks = _table(
     _owner("project_id", "projects"),
     _text("name"),
     _text("description"),
-    _integer("state", 0),
     _integer("type", 0),
     sa.UniqueConstraint("project_id", "name"),
 )
 networks_config = _config("networks_config", "network_id", "networks")
+networks_members = _members_of("networks", "network_id")
+networks_members_config = _config("networks_members_config", "network_member_id", "networks_members")
 
 # What went wrong and still matters.
 
 warnings = _table(
     "warnings",
     _id(),
-    _owner("node_id", "nodes", nullable=True),
+    _owner("member_id", "members", nullable=True),
     _owner("project_id", "projects", nullable=True),
     sa.Column("entity_type_code", sa.Integer),
     sa.Column("entity_id", sa.Integer),

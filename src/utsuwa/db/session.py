@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from utsuwa.core.errors import Unavailable
 from utsuwa.db.engine import Engine
+from utsuwa.db.schema import FIRST_MEMBER
 from utsuwa.db.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class Session:
         self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._connection: sa.Connection | None = None
+        self.member = FIRST_MEMBER
+        """Whose transactions these are."""
 
     def run(self, work: Work[T]) -> asyncio.Future[T]:
         """Run a transaction: stored when the future has its result, undone where `work` raised.
@@ -83,7 +86,7 @@ class Session:
     def _once(self, work: Work[T]) -> T:
         if self._connection is None:
             self._connection = self._engine.connect(read_only=self._read_only)
-        transaction = Transaction(self._connection)
+        transaction = Transaction(self._connection, self.member)
         try:
             self._engine.begin(self._connection, read_only=self._read_only)
             result = work(transaction)

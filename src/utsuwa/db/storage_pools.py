@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
-from utsuwa.db import codes, rows
+from utsuwa.core.names import LONE_MEMBER
+from utsuwa.core.pool_keys import MEMBER_KEYS
+from utsuwa.db import codes, parts, rows
 from utsuwa.db.schema import (
     images,
     profiles,
@@ -16,14 +19,27 @@ from utsuwa.db.schema import (
     projects,
     storage_pools,
     storage_pools_config,
+    storage_pools_members,
+    storage_pools_members_config,
     storage_volumes,
 )
-from utsuwa.db.transaction import Transaction
+from utsuwa.db.transaction import Prepared, Transaction
+
+_TABLES = parts.PartTables(
+    *(storage_pools, storage_pools_config, storage_pools_members, storage_pools_members_config),
+    owner="storage_pool_id",
+    part="storage_pool_member_id",
+    keys=MEMBER_KEYS,
+)
 
 
 @dataclass(frozen=True)
 class PoolRow:
-    """`id` is 0 for a row that is not stored yet."""
+    """`id` is 0 for a row that is not stored yet; `locations` are the members that have the pool.
+
+    The state is that on this member, `codes.PENDING` where only others have it; the config holds what the
+    members have in common, and what this one has itself (`MEMBER_KEYS`).
+    """
 
     id: int
     name: str
@@ -31,11 +47,12 @@ class PoolRow:
     description: str = ""
     config: dict[str, str] = field(default_factory=dict)
     state: codes.State = "creating"
+    locations: tuple[str, ...] = (LONE_MEMBER,)
 
 
 def get(tx: Transaction, name: str) -> PoolRow:
     """Raises NotFound, UnknownCode."""
-    found = _load(tx, storage_pools.c.name == name)
+    found = _fetch(tx, _ONE, name=name)
     if not found:
         raise NotFound(f"Storage pool {name!r} not found")
     if found[0].state == codes.UNKNOWN:
@@ -44,40 +61,41 @@ def get(tx: Transaction, name: str) -> PoolRow:
 
 
 def get_all(tx: Transaction) -> list[PoolRow]:
-    """All pools by name, in two queries."""
-    return _load(tx, sa.true())
+    """All pools by name, in four queries."""
+    return _fetch(tx, _ALL)
 
 
 def insert(tx: Transaction, row: PoolRow) -> int:
-    """The new id. Raises AlreadyExists."""
-    values = {
-        "name": row.name,
-        "driver": row.driver,
-        "description": row.description,
-        "state": codes.STATES[row.state],
-    }
+    """The id of a new pool, or of one with the row's `id` that this member is to have as others do.
+
+    Raises AlreadyExists.
+    """
+    values = {"name": row.name, "driver": row.driver, "description": row.description}
     with rows.unique(f"Storage pool {row.name!r} already exists"):
-        pool_id = tx.insert(storage_pools, values)
-    rows.insert_config(tx, storage_pools_config, "storage_pool_id", pool_id, row.config)
+        pool_id = row.id or tx.insert(storage_pools, values)
+        parts.insert(tx, _TABLES, pool_id, row.state, row.config)
+    if not row.id:
+        parts.insert_common(tx, _TABLES, pool_id, row.config)
     return pool_id
 
 
 def update(tx: Transaction, row: PoolRow) -> None:
-    """Replace description and config of the row with that id. Raises NotFound."""
+    """Replace description and config of a pool that this member has. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Storage pool {row.name!r} not found")
-    rows.replace_config(tx, storage_pools_config, "storage_pool_id", row.id, row.config)
+    parts.replace_config(tx, _TABLES, row.id, row.config)
 
 
 def set_state(tx: Transaction, pool_id: int, state: codes.State) -> None:
-    """The pool is whole, or on its way out. Raises NotFound."""
-    statement = storage_pools.update().where(storage_pools.c.id == pool_id).values(state=codes.STATES[state])
-    rows.one_changed(tx.execute(statement), "Storage pool not found")
+    """The pool is whole on this member, or on its way out. Raises NotFound."""
+    parts.set_state(tx, _TABLES, pool_id, state, "Storage pool not found")
 
 
 def delete(tx: Transaction, pool_id: int) -> None:
-    """Remove the row and its volumes' rows; does nothing where it is gone."""
-    tx.execute(storage_pools.delete().where(storage_pools.c.id == pool_id))
+    """Take the pool and its volumes' rows from this member; does nothing where they are gone."""
+    volumes = storage_volumes.c.storage_pool_id == pool_id
+    tx.execute(storage_volumes.delete().where(volumes, storage_volumes.c.member_id == tx.member))
+    parts.delete(tx, _TABLES, pool_id)
 
 
 @dataclass(frozen=True)
@@ -135,19 +153,41 @@ def _profiles_with_disks() -> sa.Executable:
     )
 
 
-def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[PoolRow]:
-    query = sa.select(storage_pools).where(where).order_by(storage_pools.c.name)
-    found = tx.execute(query).all()
-    owners = sa.select(storage_pools.c.id).where(where)
-    config = rows.load_config(tx, storage_pools_config, "storage_pool_id", owners)
-    return [
-        PoolRow(
-            id=r.id,
-            name=r.name,
-            driver=r.driver,
-            description=r.description,
-            config=config[r.id],
-            state=codes.Reader(f"Storage pool {r.name!r}").state(r.state),
-        )
-        for r in found
-    ]
+class _Queries(NamedTuple):
+    rows: Prepared
+    parts: parts.PartQueries
+
+
+def _queries(where: sa.ColumnElement[bool]) -> _Queries:
+    table = storage_pools
+    return _Queries(
+        rows=Prepared(
+            sa.select(table.c.id, table.c.name, table.c.driver, table.c.description)
+            .where(where)
+            .order_by(table.c.name)
+        ),
+        parts=parts.PartQueries(_TABLES, sa.select(table.c.id).where(where)),
+    )
+
+
+_ALL = _queries(sa.true())
+_ONE = _queries(storage_pools.c.name == sa.bindparam("name", type_=sa.Text))
+
+
+def _fetch(tx: Transaction, queries: _Queries, **values: str) -> list[PoolRow]:
+    found = tx.fetch(queries.rows, **values)
+    having = queries.parts.fetch(tx, **values) if found else {}
+    return [_row(columns, having[columns[0]]) for columns in found]
+
+
+def _row(columns: tuple[Any, ...], having: parts.Parts) -> PoolRow:
+    number, name, driver, description = columns
+    return PoolRow(
+        id=number,
+        name=name,
+        driver=driver,
+        description=description,
+        config=having.config,
+        state=having.state_word(codes.Reader(f"Storage pool {name!r}")),
+        locations=having.locations,
+    )

@@ -9,18 +9,21 @@ from typing import Any
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
+from utsuwa.core.names import LONE_MEMBER
 from utsuwa.db import codes, rows
-from utsuwa.db.schema import projects, storage_pools, storage_volumes, storage_volumes_config
+from utsuwa.db.schema import members, projects, storage_pools, storage_volumes, storage_volumes_config
 from utsuwa.db.transaction import Transaction
 
-_SOURCE = storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id).join(
-    projects, projects.c.id == storage_volumes.c.project_id
+_SOURCE = (
+    storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
+    .join(projects, projects.c.id == storage_volumes.c.project_id)
+    .join(members, members.c.id == storage_volumes.c.member_id)
 )
 
 
 @dataclass(frozen=True)
 class VolumeRow:
-    """`id` is 0 for a row that is not stored yet."""
+    """`id` is 0 for a row that is not stored yet; `location` and `here` as those of an instance."""
 
     id: int
     project: str
@@ -30,20 +33,24 @@ class VolumeRow:
     description: str
     created_at: datetime
     config: dict[str, str] = field(default_factory=dict)
+    location: str = LONE_MEMBER
+    here: bool = True
 
 
 def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
-    """Raises NotFound."""
+    """This member's, where several have one of that name. Raises NotFound."""
     found = _load(tx, _key(project, pool, type, name))
     if not found:
         raise NotFound(f"Storage volume {name!r} not found on pool {pool!r}")
-    return found[0]
+    return max(found, key=lambda row: row.here)
 
 
 def get_all(
     tx: Transaction, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
-    """By pool, type, project and name; None takes all but those of an unknown type. Two queries."""
+    """Of all members, by pool, type, project and name; None takes all but those of an unknown type. Two
+    queries.
+    """
     where: list[sa.ColumnElement[bool]] = [sa.true()]
     if project is not None:
         where.append(projects.c.name == project)
@@ -52,6 +59,12 @@ def get_all(
     if type is not None:
         where.append(storage_volumes.c.type == type)
     return _load(tx, sa.and_(*where))
+
+
+def get_here(tx: Transaction, pool: str, type: int) -> list[VolumeRow]:
+    """This member's volumes of a type on a pool, by project and name; two queries."""
+    on_pool = sa.and_(storage_pools.c.name == pool, storage_volumes.c.type == type)
+    return _load(tx, sa.and_(on_pool, storage_volumes.c.member_id == tx.member))
 
 
 def insert(tx: Transaction, row: VolumeRow) -> int:
@@ -63,6 +76,7 @@ def insert(tx: Transaction, row: VolumeRow) -> int:
     values = {
         "project_id": rows.project_id(tx, row.project),
         "storage_pool_id": pool_id,
+        "member_id": tx.member,
         "name": row.name,
         "type": row.type,
         "description": row.description,
@@ -107,10 +121,16 @@ def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool
 
 def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
     query = (
-        sa.select(storage_volumes, projects.c.name.label("project"), storage_pools.c.name.label("pool"))
+        sa.select(
+            storage_volumes,
+            projects.c.name.label("project"),
+            storage_pools.c.name.label("pool"),
+            members.c.name.label("location"),
+        )
         .select_from(_SOURCE)
         .where(where)
         .order_by(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
+        .order_by(members.c.name)
     )
     found = tx.execute(query).all()
     owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(where)
@@ -126,6 +146,8 @@ def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
             description=r.description,
             created_at=r.creation_date,
             config=config[r.id],
+            location=r.location,
+            here=r.member_id == tx.member,
         )
         for r in found
     ]

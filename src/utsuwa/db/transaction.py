@@ -13,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from utsuwa.db.schema import FIRST_MEMBER
+
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -85,8 +87,10 @@ class Prepared:
 class Transaction:
     """One transaction of one connection. Used after its end it raises RuntimeError."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, member: int = FIRST_MEMBER) -> None:
         self._connection: sa.Connection | None = connection
+        self.member = member
+        """The id of the member whose daemon this is: what is new lives on it."""
 
     @property
     def connection(self) -> sa.Connection:

@@ -1,0 +1,75 @@
+"""The members: the daemons that share the database. Each claims its own row when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from utsuwa.core.errors import HostError
+from utsuwa.core.names import LONE_MEMBER, check_member_name
+from utsuwa.db.schema import instances, members, storage_volumes
+from utsuwa.db.transaction import Transaction
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """`uuid` is that of the state folder of its daemon, empty until one has claimed the row."""
+
+    id: int
+    name: str
+    uuid: str
+
+
+def get_all(tx: Transaction) -> list[MemberRow]:
+    """By name."""
+    query = sa.select(members.c.id, members.c.name, members.c.uuid).order_by(members.c.name)
+    return [MemberRow(*found) for found in tx.execute(query)]
+
+
+def claim(tx: Transaction, uuid: str, name: str | None) -> MemberRow:
+    """The row of the daemon whose state folder has this `uuid`: its own, one that nobody has yet, or a new
+    one. It gets the `name` where one is given.
+
+    Raises InvalidName, or HostError where the name, or without one the only member, is another daemon's.
+    """
+    if name is not None:
+        check_member_name(name)
+    known = get_all(tx)
+    row = _own(tx, known, uuid, name)
+    wanted = name or (row.name if row is not None else LONE_MEMBER)
+    if any(other.name == wanted and other != row for other in known):
+        raise _of_another(wanted)
+    values = {"name": wanted, "uuid": uuid}
+    if row is None:
+        return MemberRow(tx.insert(members, {"description": "", "address": "", **values}), wanted, uuid)
+    tx.execute(members.update().where(members.c.id == row.id).values(**values))
+    return MemberRow(row.id, wanted, uuid)
+
+
+def _own(tx: Transaction, known: list[MemberRow], uuid: str, name: str | None) -> MemberRow | None:
+    """The row to take; None where a new one is to be made."""
+    for row in known:
+        if row.uuid == uuid:
+            return row
+    free = next((row for row in known if not row.uuid), None)
+    if free is not None and name not in (None, free.name) and _has_anything(tx, free.id):
+        raise HostError(
+            "The database holds instances of a daemon that has not claimed them yet: start that daemon "
+            "first, without a name for its member, and name it after that"
+        )
+    return free
+
+
+def _has_anything(tx: Transaction, member_id: int) -> bool:
+    return any(
+        tx.execute(sa.select(table.c.id).where(table.c.member_id == member_id).limit(1)).all()
+        for table in (instances, storage_volumes)
+    )
+
+
+def _of_another(name: str) -> HostError:
+    return HostError(
+        f"The member {name!r} of the database is a daemon with another state folder: "
+        "give this one a name of its own, as 'member' in database.yaml"
+    )

@@ -46,7 +46,7 @@ def _find_reason(tx: Transaction) -> str | None:
     if config_rows.load(tx).get("core.https_address"):
         return "Daemon has core.https_address set"
     profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, None)}
-    for row in instance_rows.get_all(tx, None):
+    for row in instance_rows.get_here(tx):
         used = [profiles[row.project, name] for name in row.profiles]
         config, _ = expand(used, row.config, row.devices)
         autostart = config.get("boot.autostart", "")

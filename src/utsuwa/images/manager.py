@@ -92,7 +92,8 @@ class ImageManager:
 
     async def start(self) -> None:
         """Bring files and rows together again after a kill: what is not whole goes."""
-        rows = await self._database.read("all images", image_rows.get_all, None)
+        everywhere = await self._database.read("all images", image_rows.get_all, None)
+        rows = [row for row in everywhere if row.here]
         known = {row.fingerprint: row.split for row in rows if row.state not in HALF_MADE}
         missing = await asyncio.to_thread(self._store.sweep, known)
         stale = [
@@ -104,7 +105,7 @@ class ImageManager:
             return
         for row in stale:
             log.warning("removing an image without its files", extra={"fingerprint": row.fingerprint})
-        await self._database.write("sweep images", _delete_all, stale)
+        await self._database.write("sweep images", _remove_files, stale)
 
     # ---- finding
 
@@ -291,9 +292,9 @@ def _visible(tx: Transaction, project: str, public_only: bool) -> list[ImageRow]
     return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
 
 
-def _delete_all(tx: Transaction, rows: Sequence[ImageRow]) -> None:
+def _remove_files(tx: Transaction, rows: Sequence[ImageRow]) -> None:
     for row in rows:
-        image_rows.delete(tx, row.id)
+        image_rows.remove_files(tx, row.id)
 
 
 def _aliased(tx: Transaction, project: str, alias: str) -> ImageRow:

@@ -93,7 +93,7 @@ async def warn_of_lost_ids(instance: Loaded) -> None:
 
 
 async def _held_by_others(ctx: Context, instance: Loaded, host: idmap.HostIds) -> list[idmap.HostRange]:
-    rows = await ctx.database.read("all instances", instance_rows.get_all, None)
+    rows = await ctx.database.read("instances", instance_rows.get_here)
     others = [row for row in rows if (row.project, row.name) != instance.key]
     return [held for row in others for held in idmap.held_ranges(row.config, host)]
 

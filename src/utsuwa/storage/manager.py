@@ -32,7 +32,7 @@ from utsuwa.core.urls import object_url
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools, storage_volumes
-from utsuwa.db.codes import HALF_MADE, UNKNOWN, VOLUME_CONTAINER, VOLUME_IMAGE, State
+from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN, VOLUME_CONTAINER, VOLUME_IMAGE, State
 from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.storage_pools import PoolRow, PoolUse
@@ -100,12 +100,12 @@ class StorageManager:
         """
 
         def fetch(tx: Transaction) -> tuple[list[PoolRow], list[InstanceRow]]:
-            return storage_pools.get_all(tx), instance_rows.get_all(tx, None)
+            return storage_pools.get_all(tx), instance_rows.get_here(tx)
 
         rows, instances = await self._database.read("pools and instances", fetch)
         known = _by_storage_name(instances)
         for row in rows:
-            if row.state == UNKNOWN:
+            if row.state in (UNKNOWN, PENDING):
                 continue
             driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
             if row.state in HALF_MADE:
@@ -164,7 +164,7 @@ class StorageManager:
         `known` are the projects and names of all instances by their names in storage.
         """
         volumes = await self._database.read(
-            "storage volumes", storage_volumes.get_all, None, pool, VOLUME_CONTAINER
+            "storage volumes", storage_volumes.get_here, pool, VOLUME_CONTAINER
         )
         await self._undo_renames(driver, known)
         there = await _finished(driver.instances)
@@ -190,7 +190,7 @@ class StorageManager:
         there = set(await _finished(driver.images)) if keeps else set()
 
         def agree(tx: Transaction) -> None:
-            rows = storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+            rows = storage_volumes.get_here(tx, pool, VOLUME_IMAGE)
             stale = [row.id for row in rows if row.name not in there]
             lacking = sorted(there - {row.name for row in rows})
             new = [_volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint) for fingerprint in lacking]
@@ -387,7 +387,7 @@ class StorageManager:
         async with self._locks.hold("pool", pool):
             if pool in self._mounted or pool not in self._drivers:
                 return
-            instances = await self._database.read("all instances", instance_rows.get_all, None)
+            instances = await self._database.read("instances", instance_rows.get_here)
             try:
                 await self._open(pool, self._drivers[pool], _by_storage_name(instances))
             except UtsuwaError as error:
@@ -665,7 +665,7 @@ class StorageManager:
 
     async def _image_row(self, pool: str, fingerprint: str) -> None:
         def note(tx: Transaction) -> None:
-            known = storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE)
+            known = storage_volumes.get_here(tx, pool, VOLUME_IMAGE)
             if all(row.name != fingerprint for row in known):
                 storage_volumes.insert(tx, _volume(pool, VOLUME_IMAGE, DEFAULT_PROJECT, fingerprint))
 
@@ -770,7 +770,7 @@ def _replace_volumes(tx: Transaction, stale: list[int], new: list[VolumeRow]) ->
 
 
 def _forget_image_row(tx: Transaction, pool: str, fingerprint: str) -> None:
-    for row in storage_volumes.get_all(tx, DEFAULT_PROJECT, pool, VOLUME_IMAGE):
+    for row in storage_volumes.get_here(tx, pool, VOLUME_IMAGE):
         if row.name == fingerprint:
             storage_volumes.delete(tx, row.id)
 

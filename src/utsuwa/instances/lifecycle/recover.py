@@ -35,7 +35,7 @@ async def write_shared_files(ctx: Context) -> None:
 
 async def sweep(ctx: Context) -> None:
     """Remove what a kill left of instances that were being made or deleted, and logs without an instance."""
-    rows = await ctx.database.read("all instances", instance_rows.get_all, None)
+    rows = await ctx.database.read("instances", instance_rows.get_here)
     known = {storage_name(row.project, row.name) for row in rows}
     for instance in await load_all(ctx, None, HALF_MADE):
         log.info("removing the half-made instance %r", instance.name)

@@ -39,7 +39,8 @@ class Exec:
         self.sockets: dict[str, ClientWebSocketResponse] = {}
 
     async def connect(self, *names: str) -> None:
-        for name in names or self.secrets:
+        # As clients do it: a short command has ended before its control channel could come later.
+        for name in names or sorted(self.secrets, reverse=True):
             url = f"http://u{self.url}/websocket?secret={self.secrets[name]}"
             self.sockets[name] = await self._session.ws_connect(url, max_msg_size=0)
 

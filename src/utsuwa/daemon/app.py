@@ -17,6 +17,7 @@ from utsuwa.api.application import Application
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routes import all_routes
 from utsuwa.api.services import Services
+from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.environment import environment
@@ -144,7 +145,7 @@ class Daemon:
         await certificates.load()
         self._certificate = await asyncio.to_thread(ensure_key_pair, paths)
 
-        helper = Helper()
+        helper = Helper(always_by_liblxc=parse_bool(os.environ.get("UTSUWA_ATTACH_BY_LIBLXC", "")))
         await helper.start()
         stack.push_async_callback(helper.close)
 

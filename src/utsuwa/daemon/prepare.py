@@ -17,7 +17,7 @@ from utsuwa.core.errors import ProcessFailed
 from utsuwa.core.paths import StatePaths
 from utsuwa.db.choice import engine_for
 from utsuwa.db.engine import Engine
-from utsuwa.host.helper.attach import set_death_signal
+from utsuwa.host.helper.kernel import set_death_signal
 from utsuwa.host.processes.run import run
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.cgroups.usage import Meter
-from utsuwa.host.helper.client import Way
+from utsuwa.host.helper.client import AttachCache
 from utsuwa.host.processes.pidfds import Process
 
 
@@ -138,14 +138,14 @@ class Running:
     init: Process = field(init=False)
     """Held from the start: once init has ended its id may be that of any process of the host."""
     monitor: Process | None = field(init=False)
-    way: Way | None = field(init=False)
+    attach_cache: AttachCache | None = field(init=False)
     """For the commands that are run inside."""
 
     def __post_init__(self) -> None:
         self.init = Process(self.init_pid)
         self.monitor = Process(self.monitor_pid) if self.monitor_pid is not None else None
         # Lines of its own for liblxc may concern attached processes in ways that cannot be read back.
-        self.way = None if self.config.get("raw.lxc") else Way(self.init)
+        self.attach_cache = None if self.config.get("raw.lxc") else AttachCache(self.init)
         self.cpu_limit = self.config.get("limits.cpu", "")
 
     @property

@@ -70,7 +70,7 @@ def running_target(ctx: Context, running: Running) -> ExecTarget:
         idmap=running.idmap,
         running=True,
         frozen=running.frozen,
-        way=running.way,
+        cache=running.attach_cache,
     )
 
 

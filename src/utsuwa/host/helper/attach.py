@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -15,54 +14,45 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from utsuwa.host.helper import protocol
+from utsuwa.host.helper import kernel, protocol
 from utsuwa.host.helper.liblxc import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.host.helper.messages import CommandRequest, Ended, TerminalSize
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-_DEVPTS_MAGIC = 0x1CD1
 _PTMX_DEVICE = os.makedev(5, 2)
-_TIOCGPTPEER = 0x5441
-_TIOCSPTLCK = 0x40045431
-_PR_SET_PDEATHSIG = 1
-_SYS_OPENAT2 = 437
-_RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
 _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
 _CONTAINER = b"container=lxc"
 """What liblxc puts into each environment."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def set_death_signal(number: int) -> None:
-    """The signal that this process gets when its parent dies; 0 for none."""
-    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
-
 
 class Command:
     """What the request asks for, everything prepared that the new process will need."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.argv = [os.fsencode(word) for word in spec["argv"]]
+    def __init__(self, spec: CommandRequest) -> None:
         self.env = [os.fsencode(f"{name}={value}") for name, value in spec["env"].items()]
         self.cwd = os.fsencode(spec["cwd"])
         self.uid = int(spec["uid"])
         self.gid = int(spec["gid"])
-        self.terminal: dict[str, int] | None = spec["terminal"]
+        self.terminal = spec["terminal"]
         self.slave = -1
         """The terminal's slave, kept open until the command ends: a command may let go of its terminal, and
         open it again by its name. A pty that nobody has open would look like one whose users are all gone."""
-        self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec.get("rlimits", ())]
+        self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec["rlimits"]]
         self._allow_rlimits()
         self._worker = os.pidfd_open(os.getpid())
         self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
         self._hold: tuple[socket.socket, socket.socket] | None = None
         self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._argv = (ctypes.c_char_p * (len(self.argv) + 1))(*self.argv, None)
+        self._program = kernel.Program([os.fsencode(word) for word in spec["argv"]])
 
     def run(self, prepare: Callable[[], None] | None = None) -> int:
         """In the new process: become the leader of a session and turn into the command."""
@@ -75,7 +65,7 @@ class Command:
                 os.setsid()
                 if self.terminal:
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            set_death_signal(signal.SIGKILL)
+            kernel.set_death_signal(signal.SIGKILL)
             if self._worker_has_ended():  # before it could be asked for that signal
                 return NOT_EXECUTABLE
             # Python ignores these, and what is ignored stays so across exec.
@@ -84,10 +74,10 @@ class Command:
             os.umask(_DEFAULT_UMASK)
             self._enter_folder()
             self._set_rlimits()
-            _libc.execvp(self.argv[0], self._argv)
-            failure = ctypes.get_errno()
+            failed = self._program.execute()
         except OSError as error:
-            failure = error.errno or errno.EIO
+            failed = error
+        failure = failed.errno or errno.EIO
         os.write(self._tell_failure, str(failure).encode())
         return NOT_FOUND if failure in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
@@ -120,7 +110,7 @@ class Command:
         except OSError:
             os.chdir("/")
 
-    def run_entered(self, stdio: Sequence[int], confine: Callable[[], None]) -> int:
+    def run_confined(self, stdio: Sequence[int], confine: Callable[[], None]) -> int:
         """As `run`, where no liblxc has given the process its streams, its environment and its ids."""
 
         def prepare() -> None:
@@ -156,9 +146,7 @@ class Command:
 
     def set_environment(self) -> None:
         """Make this process's environment, which its children inherit, that of the command."""
-        _libc.clearenv()
-        for variable in (_CONTAINER, *self.env):
-            _libc.putenv(variable)  # keeps the pointer: both live as long as the process
+        kernel.set_environment((_CONTAINER, *self.env))
 
     def discard(self) -> None:
         """Let go of what was prepared, in place of running it."""
@@ -189,7 +177,7 @@ def _lower(one: int, other: int) -> int:
     return min((one, other), key=lambda limit: limit & (2**64 - 1))
 
 
-def open_terminal(container: Container, size: dict[str, int]) -> tuple[int, int]:
+def open_terminal(container: Container, size: TerminalSize) -> tuple[int, int]:
     """Both ends of a pty: in the container's own devpts where that can be had, else of the host."""
     devpts = container.devpts_fd()
     pair = None if devpts is None else _open_in_devpts(devpts)
@@ -201,29 +189,23 @@ def open_terminal(container: Container, size: dict[str, int]) -> tuple[int, int]
 
 def _open_in_devpts(devpts: int) -> tuple[int, int] | None:
     """The container's root may have put anything in the way: only the real ptmx is taken."""
-    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV_NO_LINKS)
-    path = _libc.syscall(_SYS_OPENAT2, devpts, b"ptmx", how, len(how))
-    if path < 0:
+    try:
+        path = kernel.open_beside(devpts, b"ptmx")
+    except OSError:
         return None
     master = -1
     try:
-        if os.fstat(path).st_rdev != _PTMX_DEVICE or _filesystem(path) != _DEVPTS_MAGIC:
+        if os.fstat(path).st_rdev != _PTMX_DEVICE or kernel.filesystem_magic(path) != kernel.DEVPTS_MAGIC:
             return None
         master = os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-        return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(master, kernel.TIOCSPTLCK, struct.pack("i", 0))
+        return master, fcntl.ioctl(master, kernel.TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         if master >= 0:
             os.close(master)
         return None
     finally:
         os.close(path)
-
-
-def _filesystem(fd: int) -> int:
-    """The magic number of the file system behind a descriptor."""
-    buffer = (ctypes.c_long * 32)()
-    return int(buffer[0]) if _libc.fstatfs(fd, buffer) == 0 else 0
 
 
 def follow(reply: socket.socket, pid: int, command: Command) -> None:
@@ -243,7 +225,7 @@ def follow(reply: socket.socket, pid: int, command: Command) -> None:
         _send_signal(pidfd, int(message.get("signal", 0)))
     _pid, status = os.waitpid(pid, 0)
     command.let_go_of_terminal()  # before its end is told: only background processes keep it open from now on
-    ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.why_not_executed()}
+    ended: Ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.why_not_executed()}
     try:
         protocol.send(reply, ended)
     except OSError:

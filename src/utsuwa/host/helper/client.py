@@ -19,6 +19,13 @@ import msgspec
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper import protocol
+from utsuwa.host.helper.messages import (
+    AttachAgainRequest,
+    AttachRequest,
+    CommandRequest,
+    Confinement,
+    TerminalSize,
+)
 from utsuwa.host.lxc import reasons
 from utsuwa.host.processes import pipes
 from utsuwa.host.processes.pidfds import Process
@@ -56,16 +63,20 @@ class Terminal:
     uid: int
     gid: int
 
+    def request(self) -> TerminalSize:
+        return {"width": self.width, "height": self.height, "uid": self.uid, "gid": self.gid}
 
-class Way:
-    """How commands get into one running container: kept as long as that runs, given with each command.
 
-    What the first one shows serves the later ones (see `entrance`); without it each asks liblxc anew.
+class AttachCache:
+    """The confinement of one running container's commands, for as long as that runs.
+
+    What is read back of the first command is applied to the later ones (see `confinement`); without a cache
+    each is attached by liblxc.
     """
 
     def __init__(self, init: Process) -> None:
         self.init = init
-        self.learned: Mapping[str, object] | None = None
+        self.confinement: Confinement | None = None
         self.untried = True
 
 
@@ -84,7 +95,7 @@ class AttachSpec:
     terminal: Terminal | None = None
     rlimits: Sequence[tuple[int, int, int]] = ()
     """Resource limits by the kernel's number: soft and hard, -1 for none. The others are the daemon's."""
-    way: Way | None = None
+    cache: AttachCache | None = None
 
 
 class Console:
@@ -172,7 +183,9 @@ class Attached:
 class Helper:
     """The helper process, started again where it dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, always_by_liblxc: bool = False) -> None:
+        """With `always_by_liblxc` no confinement is read back: liblxc attaches every command."""
+        self._always_by_liblxc = always_by_liblxc
         self._process: Spawned | None = None
         self._shared: socket.socket | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -278,7 +291,7 @@ class Helper:
         """Run a command inside a container. The three descriptors stay the caller's; with a terminal
         they are not looked at and the result has `master`. HostError where liblxc refuses.
         """
-        request = {
+        request: CommandRequest = {
             "name": spec.name,
             "lxcpath": str(spec.lxcpath),
             "argv": list(spec.argv),
@@ -286,35 +299,38 @@ class Helper:
             "cwd": spec.cwd,
             "uid": spec.uid,
             "gid": spec.gid,
-            "terminal": None if spec.terminal is None else vars(spec.terminal),
+            "terminal": None if spec.terminal is None else spec.terminal.request(),
             "rlimits": list(spec.rlimits),
         }
         if spec.terminal is not None:
             return await self._attach(request, ())
-        way, streams = spec.way, (stdin, stdout, stderr)
-        if way is None:
+        cache, streams = spec.cache, (stdin, stdout, stderr)
+        if cache is None or self._always_by_liblxc:
             return await self._attach(request, streams)
-        if way.learned is not None:
+        if cache.confinement is not None:
             try:
-                return await self._enter(request | {"learned": way.learned}, streams, way.init)
+                return await self._attach_again(request, streams, cache.confinement, cache.init)
             except (HostError, ProcessLookupError) as error:
                 log.info("container %s: liblxc is asked again: %s", spec.name, error)
-                way.learned = None
-        return await self._attach(request, streams, way)
+                cache.confinement = None
+        return await self._attach(request, streams, cache)
 
     async def _attach(
-        self, request: Mapping[str, object], fds: Sequence[int], way: Way | None = None
+        self, command: CommandRequest, fds: Sequence[int], cache: AttachCache | None = None
     ) -> Attached:
-        learn = way is not None and way.untried
-        reply = await self._send("attach", {**request, "learn": learn}, fds)
-        answer, attached = await self._attached(reply)
-        if way is not None and learn:
-            way.untried = False
-            way.learned = answer["learned"]
+        read_back = cache is not None and cache.untried
+        request: AttachRequest = {**command, "read_back": read_back}
+        answer, attached = await self._attached(await self._send("attach", request, fds))
+        if cache is not None and read_back:
+            cache.untried = False
+            cache.confinement = answer["confinement"]
         return attached
 
-    async def _enter(self, request: Mapping[str, object], fds: Sequence[int], init: Process) -> Attached:
-        reply = await self._send("enter", request, (*fds, init.fileno()))
+    async def _attach_again(
+        self, command: CommandRequest, fds: Sequence[int], confinement: Confinement, init: Process
+    ) -> Attached:
+        request: AttachAgainRequest = {**command, "confinement": confinement}
+        reply = await self._send("attach_again", request, (*fds, init.fileno()))
         return (await self._attached(reply))[1]
 
     async def _attached(self, reply: socket.socket) -> tuple[Mapping[str, Any], Attached]:

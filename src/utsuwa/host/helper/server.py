@@ -19,12 +19,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from utsuwa.host.helper import protocol, rtnetlink
-from utsuwa.host.helper.attach import Command, follow, open_terminal, set_death_signal
-from utsuwa.host.helper.entrance import Entrance, enter, learn
+from utsuwa.host.helper import kernel, protocol, rtnetlink
+from utsuwa.host.helper.attach import Command, follow, open_terminal
+from utsuwa.host.helper.confinement import ConfinedProcess, read_back
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.host.helper import messages
 
 IDLE_WORKERS = 2
 """How many workers wait for requests."""
@@ -35,7 +41,6 @@ from the request that has just come."""
 
 _REHEARSAL = '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"terminal":null,"rlimits":[]}'
 
-_CLONE_NEWNET = 0x40000000
 _LOG_LIMIT = 64 * 1024
 _PID = struct.Struct("=i")
 
@@ -123,7 +128,7 @@ class Worker:
         self._liblxc = liblxc
         self._taken = taken
         # While it is idle nobody needs this process once its parent is gone.
-        set_death_signal(signal.SIGKILL)
+        kernel.set_death_signal(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
         # liblxc repeats its log on stderr whatever it is told; what Python has to say stays on the old one.
@@ -138,7 +143,7 @@ class Worker:
         received = protocol.receive(self._shared)
         if received is None:
             return
-        set_death_signal(0)
+        kernel.set_death_signal(0)
         self._shared.close()
         request, fds = received
         os.write(self._taken, _PID.pack(os.getpid()))
@@ -153,38 +158,39 @@ class Worker:
 
     def _refuse(self, reply: socket.socket, reason: str) -> None:
         log = os.pread(self._log, _LOG_LIMIT, 0).decode(errors="replace")
-        protocol.send(reply, {"error": reason, "log": log})
+        refused: messages.Refused = {"error": reason, "log": log}
+        protocol.send(reply, refused)
 
-    def init_pid(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def init_pid(self, reply: socket.socket, request: messages.ContainerRequest, _fds: list[int]) -> None:
         pid = self._liblxc.container(request["name"], request["lxcpath"]).init_pid()
         protocol.send(reply, {"ok": pid})
 
-    def state(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def state(self, reply: socket.socket, request: messages.ContainerRequest, _fds: list[int]) -> None:
         state = self._liblxc.container(request["name"], request["lxcpath"]).state()
         protocol.send(reply, {"ok": state})
 
-    def check_config(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def check_config(self, reply: socket.socket, request: messages.ConfigRequest, _fds: list[int]) -> None:
         container = self._liblxc.container("check", "/nonexistent")
         container.load_config(request["conf"])
         protocol.send(reply, {"ok": None})
 
-    def config(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def config(self, reply: socket.socket, request: messages.ConfigRequest, _fds: list[int]) -> None:
         container = self._liblxc.container("read", "/nonexistent")
         container.load_config(request["conf"])
         protocol.send(reply, {"ok": [container.config(key) for key in request["keys"]]})
 
-    def freeze(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def freeze(self, reply: socket.socket, request: messages.FreezeRequest, _fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         # liblxc refuses a handle without any configuration, though it asks the monitor for all it needs.
         container.set_config("lxc.uts.name", request["name"])
         (container.freeze if request["frozen"] else container.unfreeze)()
         protocol.send(reply, {"ok": None})
 
-    def console(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def console(self, reply: socket.socket, request: messages.ContainerRequest, _fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         protocol.send(reply, {"ok": None}, container.console())
 
-    def network(self, reply: socket.socket, request: dict[str, Any], _fds: list[int]) -> None:
+    def network(self, reply: socket.socket, request: messages.NetworkRequest, _fds: list[int]) -> None:
         """The interfaces of each container by name, with that of a veth's end on the host."""
         found = []
         with rtnetlink.connect() as host:
@@ -199,30 +205,32 @@ class Worker:
                 found.append({link["name"]: link for link in links})
         protocol.send(reply, {"ok": found})
 
-    def attach(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+    def attach(self, reply: socket.socket, request: messages.AttachRequest, fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         command = Command(request)
         master: list[int] = []
         if command.terminal:
             pty, command.slave = open_terminal(container, command.terminal)
             master, fds = [pty], [command.slave] * 3
-        if request["learn"]:
+        if request["read_back"]:
             command.hold()
         pid = container.attach(
             command.run, uid=command.uid, gid=command.gid, env=command.env, stdio=(fds[0], fds[1], fds[2])
         )
         answer: dict[str, Any] = {"ok": pid}
-        if request["learn"]:
-            answer["learned"] = learn(pid) if command.held() else None
+        if request["read_back"]:
+            answer["confinement"] = read_back(pid) if command.held() else None
             command.release()
         self._follow(reply, answer, command, {*fds} - {command.slave}, master)
 
-    def enter(self, reply: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        """As `attach`, by what was learned then; the last descriptor is a pidfd of the container's init."""
+    def attach_again(
+        self, reply: socket.socket, request: messages.AttachAgainRequest, fds: list[int]
+    ) -> None:
+        """As `attach`, with what was read back then; the last descriptor is a pidfd of the init."""
         command = Command(request)
-        entrance = Entrance(request["learned"], fds[3])
+        process = ConfinedProcess(request["confinement"], fds[3])
         command.set_environment()
-        pid = entrance.fork(functools.partial(command.run_entered, fds[:3]))
+        pid = process.fork(functools.partial(command.run_confined, fds[:3]))
         self._follow(reply, {"ok": pid}, command, {*fds})
 
     def _follow(
@@ -245,13 +253,12 @@ class Worker:
         follow(reply, answer["ok"], command)
 
 
-Operation = Callable[[Worker, socket.socket, dict[str, Any], list[int]], None]
-_OPERATIONS: dict[str, Operation] = {
+_OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] = {
     "attach": Worker.attach,
+    "attach_again": Worker.attach_again,
     "check_config": Worker.check_config,
     "config": Worker.config,
     "console": Worker.console,
-    "enter": Worker.enter,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
     "network": Worker.network,
@@ -281,6 +288,6 @@ def _exit() -> NoReturn:
 def _enter_network(pid: int) -> None:
     fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        enter(fd, _CLONE_NEWNET)
+        kernel.setns(fd, kernel.NAMESPACES["net"])
     finally:
         os.close(fd)

@@ -12,7 +12,7 @@ from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
-from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal, Way
+from utsuwa.host.helper.client import AttachCache, Attached, AttachSpec, Helper, Terminal
 from utsuwa.host.processes import pipes
 from utsuwa.instances import logs
 from utsuwa.instances.commands.exec_streams import Conversation, Sockets
@@ -47,7 +47,7 @@ class ExecTarget:
     """The map that the container runs with."""
     running: bool
     frozen: bool = False
-    way: Way | None = None
+    cache: AttachCache | None = None
 
     @property
     def url(self) -> str:
@@ -231,7 +231,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
         gid=request.group,
         terminal=_terminal(target.idmap, request),
         rlimits=cgroup_limits.numbered(limits.rlimits(target.config)),
-        way=target.way,
+        cache=target.cache,
     )
 
 

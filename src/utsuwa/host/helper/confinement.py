@@ -1,73 +1,41 @@
-"""Getting into a container by what liblxc has shown once.
+"""The confinement of a container's processes, read back from the kernel and applied again.
 
 liblxc's attach asks the monitor five questions, parses the seccomp policy and forks twice, each time.
 So the first command of a container is attached by liblxc, and what the kernel then holds of that
 process - its namespaces, cgroups, bounding set, personality, seccomp filters and AppArmor profile - is
-read back (`learn`) and given to the later ones (`enter`). Nothing is computed from the configuration:
-a command that enters gets just what liblxc gave, or none of it and liblxc is asked again.
+read back (`read_back`) and applied to the later ones (`ConfinedProcess`). Nothing is computed from the
+configuration: a later command gets just what liblxc gave, or none of it and liblxc is asked again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
-_NAMESPACES = {
-    "user": 0x10000000,
-    "mnt": 0x00020000,
-    "cgroup": 0x02000000,
-    "uts": 0x04000000,
-    "ipc": 0x08000000,
-    "pid": 0x20000000,
-    "net": 0x40000000,
-}
-_PTRACE_SEIZE = 0x4206
-_PTRACE_INTERRUPT = 0x4207
-_PTRACE_DETACH = 17
-_PTRACE_SECCOMP_GET_FILTER = 0x420C
-_WAIT = os.WSTOPPED | os.WEXITED | os.WNOWAIT | 0x40000000
-"""For the stop of any kind of child; its end is left to whoever waits for that."""
-_PR_SET_DUMPABLE = 4
-_PR_CAPBSET_DROP = 24
-_PR_SET_NO_NEW_PRIVS = 38
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "s390x": 348}.get(
-    os.uname().machine, -1
-)
-_SECCOMP_SET_MODE_FILTER = 1
-_INSTRUCTION = 8
-"""Bytes of one instruction of a seccomp filter."""
+from utsuwa.host.helper import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from utsuwa.host.helper.messages import Confinement
+
 _MAX_FILTERS = 8
 _NOT_RUN = 126
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_libc.ptrace.restype = ctypes.c_long
 
+def read_back(pid: int) -> Confinement | None:
+    """The confinement of a process that liblxc has attached and that is held, a child of this one.
 
-class _Program(ctypes.Structure):
-    """`struct sock_fprog`."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
-def learn(pid: int) -> dict[str, Any] | None:
-    """What the kernel holds of a process that liblxc has attached and that is held, a child of this one.
-
-    None where it cannot all be read, or where commands could not be given the same: they go on through
-    liblxc. Keys: `namespaces` (flags for setns), `cgroups` (folders), `dropped` (capabilities),
-    `personality`, `no_new_privs`, `filters` (hexadecimal, the oldest first), `label` (of AppArmor).
+    None where it cannot all be read, or where it could not be applied: commands go on through liblxc.
     """
     try:
         ours, theirs = _status("self"), _status(str(pid))
         if int(ours["Seccomp"]) or _differs(pid, "time"):
             return None
         return {
-            "namespaces": sum(flag for name, flag in _NAMESPACES.items() if _differs(pid, name)),
+            "namespaces": sum(flag for name, flag in kernel.NAMESPACES.items() if _differs(pid, name)),
             "cgroups": _cgroups(pid),
             "dropped": _bits(int(ours["CapBnd"], 16) & ~int(theirs["CapBnd"], 16)),
             "personality": int(_read(f"/proc/{pid}/personality"), 16),
@@ -77,12 +45,6 @@ def learn(pid: int) -> dict[str, Any] | None:
         }
     except (OSError, KeyError, ValueError):
         return None
-
-
-def enter(fd: int, namespaces: int) -> None:
-    """Move this process into namespaces; `fd` is a pidfd, or that of the one namespace. OSError."""
-    if _libc.setns(fd, ctypes.c_int(namespaces)):
-        raise _error()
 
 
 def _bits(mask: int) -> list[int]:
@@ -144,48 +106,20 @@ def _profile(process: str) -> str:
 
 
 def _filters(pid: int) -> list[str]:
-    """The seccomp filters of a child, read by stopping it for a moment."""
-    _ptrace(_PTRACE_SEIZE, pid)
-    try:
-        _ptrace(_PTRACE_INTERRUPT, pid)
-        os.waitid(os.P_PID, pid, _WAIT)
-        found: list[str] = []
-        for index in range(_MAX_FILTERS + 1):
-            try:
-                length = _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index)
-            except FileNotFoundError:  # there are no more
-                return found
-            buffer = ctypes.create_string_buffer(length * _INSTRUCTION)
-            _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index, ctypes.addressof(buffer))
-            found.insert(0, buffer.raw.hex())
-        raise ValueError("too many filters")
-    finally:
-        _ptrace(_PTRACE_DETACH, pid)
+    return [program.hex() for program in kernel.seccomp_filters(pid, _MAX_FILTERS)]
 
 
-def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
-    result = int(_libc.ptrace(request, pid, address or None, data or None))
-    if result < 0:
-        raise _error()
-    return result
+class ConfinedProcess:
+    """A confinement for one process: prepared in the worker while that still has the host's rights."""
 
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
-class Entrance:
-    """One way in, for one process: made in the worker while that still has the host's rights."""
-
-    def __init__(self, learned: dict[str, Any], init: int) -> None:
+    def __init__(self, confinement: Confinement, init: int) -> None:
         """`init` is a pidfd of the container's init. OSError where a cgroup has gone."""
-        self._learned = learned
+        self._confinement = confinement
         self._init = init
-        self._filters = [bytes.fromhex(program) for program in learned["filters"]]
+        self._filters = [bytes.fromhex(program) for program in confinement["filters"]]
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cgroups = [
-            os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in learned["cgroups"]
+            os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in confinement["cgroups"]
         ]
 
     def fork(self, run: Callable[[Callable[[], None]], int]) -> int:
@@ -198,8 +132,8 @@ class Entrance:
         """
         _stay_out_of_files()
         # They get the container's user namespace: without this its root could look into both.
-        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        enter(self._init, self._learned["namespaces"])
+        kernel.set_not_dumpable()
+        kernel.setns(self._init, self._confinement["namespaces"])
         go, tell = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
@@ -224,21 +158,19 @@ class Entrance:
 
     def _confine(self) -> None:
         """The profile comes before other credentials, the filters while there is the right to set them."""
-        learned = self._learned
-        if learned["label"] is not None:
-            self._take_on(learned["label"])
+        confinement = self._confinement
+        if confinement["label"] is not None:
+            self._take_on(confinement["label"])
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
-        _libc.personality(ctypes.c_ulong(learned["personality"]))
-        for number in learned["dropped"]:
-            _prctl(_PR_CAPBSET_DROP, number)
-        if learned["no_new_privs"]:
-            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        kernel.set_personality(confinement["personality"])
+        for number in confinement["dropped"]:
+            kernel.drop_capability(number)
+        if confinement["no_new_privs"]:
+            kernel.set_no_new_privileges()
         for program in self._filters:
-            argument = _Program(len(program) // _INSTRUCTION, program)
-            if _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(argument)):
-                raise _error()
+            kernel.add_seccomp_filter(program)
 
     def _take_on(self, label: str) -> None:
         """Written by the process itself, through the host's /proc: there may be none inside."""
@@ -252,8 +184,3 @@ def _stay_out_of_files() -> None:
     sys.meta_path.clear()
     sys.path.clear()
     sys.tracebacklimit = 0
-
-
-def _prctl(option: int, argument: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0):
-        raise _error()

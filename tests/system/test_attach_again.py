@@ -1,4 +1,4 @@
-"""Commands that enter a container by what liblxc did for the first one: they must get just the same."""
+"""Commands that get the confinement that liblxc gave the first one: it must be just the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.test_helper import Box, attach, output, processes, until
 from utsuwa.core.errors import HostError
-from utsuwa.host.helper.client import Helper, Way
+from utsuwa.host.helper.client import AttachCache, Helper
 from utsuwa.host.processes.pidfds import Process
 
 pytestmark = pytest.mark.root
@@ -52,28 +52,35 @@ async def helper() -> AsyncIterator[Helper]:
 
 
 @pytest.fixture
-async def way(box: Box, helper: Helper) -> AsyncIterator[Way]:
+async def cache(box: Box, helper: Helper) -> AsyncIterator[AttachCache]:
     await box.start()
     pid = await helper.init_pid(box.name, box.lxcpath)
     assert pid is not None
     init = Process(pid)
-    yield Way(init)
+    yield AttachCache(init)
     init.close()
     await box.stop(helper)
 
 
+Seen = tuple[int, int | None, str]
+
+
+async def look(helper: Helper, box: Box, cache: AttachCache, uid: int, gid: int) -> Seen:
+    """What a command is and may do, as it sees itself."""
+    limits = [(7, 99, 100)]
+    return await output(
+        helper, box, "sh", "-c", LOOK, cache=cache, uid=uid, gid=gid, cwd="/root", rlimits=limits
+    )
+
+
 @pytest.mark.parametrize(("uid", "gid"), [(0, 0), (5, 6)])
 async def test_the_later_get_what_the_first_got(
-    box: Box, helper: Helper, way: Way, uid: int, gid: int
+    box: Box, helper: Helper, cache: AttachCache, uid: int, gid: int
 ) -> None:
     seen = []
     for _ in range(3):
-        seen.append(
-            await output(
-                helper, box, "sh", "-c", LOOK, way=way, uid=uid, gid=gid, cwd="/root", rlimits=[(7, 99, 100)]
-            )
-        )
-        assert way.learned is not None
+        seen.append(await look(helper, box, cache, uid, gid))
+        assert cache.confinement is not None
     assert seen[0][0] == 0
     assert seen[1] == seen[2] == seen[0]
     said = seen[0][2]
@@ -85,67 +92,85 @@ async def test_the_later_get_what_the_first_got(
     assert not int(bounding, 16) >> 25 & 1  # sys_time
 
 
-async def test_the_filter_is_the_same(box: Box, helper: Helper, way: Way) -> None:
+async def test_a_helper_may_go_through_liblxc_always(box: Box, helper: Helper, cache: AttachCache) -> None:
+    """Nothing is read back then, and commands are the same."""
+    switched = Helper(always_by_liblxc=True)
+    await switched.start()
+    try:
+        seen = [await look(switched, box, cache, 5, 6) for _ in range(2)]
+        assert (cache.confinement, cache.untried) == (None, True)
+        await look(helper, box, cache, 5, 6)
+        assert cache.confinement is not None
+        assert await look(helper, box, cache, 5, 6) == seen[0] == seen[1]
+    finally:
+        await switched.close()
+
+
+async def test_the_filter_is_the_same(box: Box, helper: Helper, cache: AttachCache) -> None:
     """Seen by what it does, and by what is learned of a process that has entered."""
     for _ in range(2):
-        code, _, said = await output(helper, box, "sh", "-c", "swapon /root 2>&1", way=way)
+        code, _, said = await output(helper, box, "sh", "-c", "swapon /root 2>&1", cache=cache)
         assert code != 0
         assert "Function not implemented" in said
-    assert way.learned is not None
-    filters = way.learned["filters"]
+    assert cache.confinement is not None
+    filters = cache.confinement["filters"]
     assert isinstance(filters, list)
     assert len(filters) == 1
 
 
-async def test_signals_and_the_end_of_a_session(box: Box, helper: Helper, way: Way) -> None:
+async def test_signals_and_the_end_of_a_session(box: Box, helper: Helper, cache: AttachCache) -> None:
     for seconds in ("71301", "71302"):
-        attached, reading = await attach(helper, box, "sh", "-c", f"sleep {seconds} & wait", way=way)
+        attached, reading = await attach(helper, box, "sh", "-c", f"sleep {seconds} & wait", cache=cache)
         await until(lambda seconds=seconds: processes("sleep", seconds))  # type: ignore[misc]
         attached.close()
         await until(lambda seconds=seconds: not processes("sleep", seconds))  # type: ignore[misc]
         os.close(reading)
-    attached, reading = await attach(helper, box, "sleep", "71303", way=way)
+    attached, reading = await attach(helper, box, "sleep", "71303", cache=cache)
     await attached.signal(15)
     assert await asyncio.wait_for(attached.wait(), 5) == 128 + 15
     attached.close()
     os.close(reading)
 
 
-async def test_the_reasons_of_failure(box: Box, helper: Helper, way: Way) -> None:
+async def test_the_reasons_of_failure(box: Box, helper: Helper, cache: AttachCache) -> None:
     for _ in range(2):
-        assert await output(helper, box, "missing", way=way) == (127, 2, "")
-        assert await output(helper, box, "/bin/not-executable", way=way) == (126, 13, "")
-        assert await output(helper, box, "sh", "-c", "exit 9", way=way) == (9, None, "")
+        assert await output(helper, box, "missing", cache=cache) == (127, 2, "")
+        assert await output(helper, box, "/bin/not-executable", cache=cache) == (126, 13, "")
+        assert await output(helper, box, "sh", "-c", "exit 9", cache=cache) == (9, None, "")
 
 
-async def test_liblxc_is_asked_again_where_the_way_is_lost(box: Box, helper: Helper, way: Way) -> None:
-    await output(helper, box, "true", way=way)
-    assert way.learned is not None
-    way.learned = {**way.learned, "cgroups": ["/nonexistent"]}
-    assert await output(helper, box, "id", "-u", way=way) == (0, None, "0\n")
-    assert way.learned is None
+async def test_liblxc_is_asked_again_where_a_cgroup_has_gone(
+    box: Box, helper: Helper, cache: AttachCache
+) -> None:
+    await output(helper, box, "true", cache=cache)
+    assert cache.confinement is not None
+    cache.confinement = {**cache.confinement, "cgroups": ["/nonexistent"]}
+    assert await output(helper, box, "id", "-u", cache=cache) == (0, None, "0\n")
+    assert cache.confinement is None
 
 
-async def test_no_way_into_what_has_ended(box: Box, helper: Helper, way: Way) -> None:
-    await output(helper, box, "true", way=way)
+async def test_no_way_into_what_has_ended(box: Box, helper: Helper, cache: AttachCache) -> None:
+    await output(helper, box, "true", cache=cache)
     await box.stop(helper)
     with pytest.raises(HostError):
-        await output(helper, box, "true", way=way)
+        await output(helper, box, "true", cache=cache)
 
 
-async def test_a_filter_that_the_kernel_refuses_is_never_left_out(box: Box, helper: Helper, way: Way) -> None:
-    await output(helper, box, "true", way=way)
-    assert way.learned is not None
-    way.learned = {**way.learned, "filters": ["ff" * 8]}
-    code, failure, said = await output(helper, box, "id", way=way)
+async def test_a_filter_that_the_kernel_refuses_is_never_left_out(
+    box: Box, helper: Helper, cache: AttachCache
+) -> None:
+    await output(helper, box, "true", cache=cache)
+    assert cache.confinement is not None
+    cache.confinement = {**cache.confinement, "filters": ["ff" * 8]}
+    code, failure, said = await output(helper, box, "id", cache=cache)
     assert (code, said) == (126, "")
     assert failure is not None
 
 
 ENTER = """
 import json, sys, time
-from utsuwa.host.helper.entrance import Entrance
-entrance = Entrance(json.loads(sys.argv[1]), int(sys.argv[2]))
+from utsuwa.host.helper.confinement import ConfinedProcess
+process = ConfinedProcess(json.loads(sys.argv[1]), int(sys.argv[2]))
 def run(confine):
     confine()
     try:
@@ -153,7 +178,7 @@ def run(confine):
     except ImportError as error:
         print("inside:", error, flush=True)
     time.sleep(60)
-entrance.fork(run)
+process.fork(run)
 time.sleep(60)
 """
 """It also tries to take code from the container's files."""
@@ -164,12 +189,12 @@ done 2>&1
 """
 
 
-async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, way: Way) -> None:
+async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, cache: AttachCache) -> None:
     """What enters is the host's program until it executes: its files and memory stay closed to the inside."""
-    await output(helper, box, "true", way=way)
-    init = way.init.fileno()
+    await output(helper, box, "true", cache=cache)
+    init = cache.init.fileno()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", ENTER, json.dumps(way.learned), str(init)),
+        *(sys.executable, "-c", ENTER, json.dumps(cache.confinement), str(init)),
         pass_fds=(init,),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -179,7 +204,7 @@ async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, 
         assert (
             await asyncio.wait_for(process.stdout.readline(), 10) == b"inside: No module named 'colorsys'\n"
         )
-        _, _, said = await output(helper, box, "sh", "-c", SPY, way=way)
+        _, _, said = await output(helper, box, "sh", "-c", SPY, cache=cache)
         assert "found\n" in said
         assert [
             line for line in said.splitlines() if "found" not in line and "ermission denied" not in line

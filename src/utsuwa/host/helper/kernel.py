@@ -1,0 +1,166 @@
+"""What the helper asks of the C library and the kernel past Python's `os`, with the constants for it.
+
+A failure is an OSError. Nothing here takes time to import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Sequence
+
+NAMESPACES = {
+    "user": 0x10000000,
+    "mnt": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+}
+"""The flags of `setns`, by the names below /proc/PID/ns."""
+DEVPTS_MAGIC = 0x1CD1
+TIOCGPTPEER = 0x5441
+TIOCSPTLCK = 0x40045431
+
+_PTRACE_SEIZE = 0x4206
+_PTRACE_INTERRUPT = 0x4207
+_PTRACE_DETACH = 17
+_PTRACE_SECCOMP_GET_FILTER = 0x420C
+_WAIT = os.WSTOPPED | os.WEXITED | os.WNOWAIT | 0x40000000
+"""For the stop of any kind of child; its end is left to whoever waits for that."""
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_OPENAT2 = 437
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "s390x": 348}.get(
+    os.uname().machine, -1
+)
+_RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
+_SECCOMP_SET_MODE_FILTER = 1
+_INSTRUCTION = 8
+"""Bytes of one instruction of a seccomp filter."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_libc.ptrace.restype = ctypes.c_long
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def setns(fd: int, namespaces: int) -> None:
+    """Move this process into namespaces; `fd` is a pidfd, or that of the one namespace."""
+    if _libc.setns(fd, ctypes.c_int(namespaces)):
+        raise _error()
+
+
+def set_death_signal(number: int) -> None:
+    """The signal that this process gets when its parent dies; 0 for none."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def set_not_dumpable() -> None:
+    """Nobody but the host's root may look into this process, whatever namespaces it shares."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def drop_capability(number: int) -> None:
+    """Take a capability out of the bounding set."""
+    _prctl(_PR_CAPBSET_DROP, number)
+
+
+def set_no_new_privileges() -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, argument: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0):
+        raise _error()
+
+
+def set_personality(persona: int) -> None:
+    _libc.personality(ctypes.c_ulong(persona))
+
+
+def add_seccomp_filter(program: bytes) -> None:
+    """Put a filter in force for this process, over those that it has."""
+    argument = _Program(len(program) // _INSTRUCTION, program)
+    if _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(argument)):
+        raise _error()
+
+
+def seccomp_filters(pid: int, most: int) -> list[bytes]:
+    """The seccomp filters of a child, the oldest first, read by stopping it for a moment.
+
+    ValueError where there are more than `most`.
+    """
+    _ptrace(_PTRACE_SEIZE, pid)
+    try:
+        _ptrace(_PTRACE_INTERRUPT, pid)
+        os.waitid(os.P_PID, pid, _WAIT)
+        found: list[bytes] = []
+        for index in range(most + 1):
+            try:
+                length = _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index)
+            except FileNotFoundError:  # there are no more
+                return found
+            buffer = ctypes.create_string_buffer(length * _INSTRUCTION)
+            _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index, ctypes.addressof(buffer))
+            found.insert(0, buffer.raw)
+        raise ValueError("too many filters")
+    finally:
+        _ptrace(_PTRACE_DETACH, pid)
+
+
+def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+    result = int(_libc.ptrace(request, pid, address or None, data or None))
+    if result < 0:
+        raise _error()
+    return result
+
+
+def open_beside(folder_fd: int, name: bytes) -> int:
+    """An O_PATH descriptor of what is right in a folder: no link is followed, and no mount is crossed."""
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV_NO_LINKS)
+    fd = int(_libc.syscall(_SYS_OPENAT2, folder_fd, name, how, len(how)))
+    if fd < 0:
+        raise _error()
+    return fd
+
+
+def filesystem_magic(fd: int) -> int:
+    """The magic number of the file system behind a descriptor."""
+    buffer = (ctypes.c_long * 32)()
+    if _libc.fstatfs(fd, buffer):
+        raise _error()
+    return int(buffer[0])
+
+
+def set_environment(variables: Sequence[bytes]) -> None:
+    """Make `NAME=value`s all of this process's environment; they must live as long as it does."""
+    _libc.clearenv()
+    for variable in variables:
+        _libc.putenv(variable)  # keeps the pointer
+
+
+class Program:
+    """An argument list that was made ready before it is executed."""
+
+    def __init__(self, argv: Sequence[bytes]) -> None:
+        self._argv = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
+
+    def execute(self) -> OSError:
+        """Turn this process into the program, found on PATH; gives the reason where that fails."""
+        _libc.execvp(self._argv[0], self._argv)
+        return _error()

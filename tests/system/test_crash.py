@@ -41,11 +41,11 @@ PATCH = """
 import os
 from pathlib import Path
 
-import utsuwa.storage.manager as storage
+from utsuwa.core.threads import Threads
 from utsuwa.db.database import Database
 
 file = Path(os.environ["UTSUWA_TEST_POINTS"])
-plain_write, plain_step = Database.write, storage._finished
+plain_write, plain_step = Database.write, Threads.run
 
 
 def point():
@@ -63,14 +63,14 @@ async def write(self, *arguments, **named):
     return result
 
 
-async def step(*arguments, **named):
+async def step(self, *arguments, **named):
     point()
-    result = await plain_step(*arguments, **named)
+    result = await plain_step(self, *arguments, **named)
     point()
     return result
 
 
-Database.write, storage._finished = write, step
+Database.write, Threads.run = write, step
 """
 MANY = 1_000_000
 

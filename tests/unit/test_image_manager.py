@@ -63,12 +63,12 @@ class Pools:
         self.prepared: list[str] = []
         self.fails = False
 
-    async def delete_image(self, fingerprint: str) -> None:
+    async def delete(self, fingerprint: str) -> None:
         if self.fails:
             raise HostError("busy")
         self.deleted.append(fingerprint)
 
-    def prepare_image(self, image: ImageSource) -> None:
+    def prepare(self, image: ImageSource) -> None:
         self.prepared.append(image.fingerprint)
 
 
@@ -273,10 +273,10 @@ async def test_a_pool_that_fails_does_not_keep_the_image(
 async def test_pools_are_told_when_the_row_is_gone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[list[str]] = []
 
-    async def delete_image(fingerprint: str) -> None:
+    async def delete(fingerprint: str) -> None:
         rows.append(await setting.database.read("test", image_rows.projects_with, fingerprint))
 
-    monkeypatch.setattr(setting.pools, "delete_image", delete_image)
+    monkeypatch.setattr(setting.pools, "delete", delete)
     await setting.images.delete(await setting.add())
     assert rows == [[]]
 

@@ -26,6 +26,7 @@ from utsuwa.core.errors import (
     Unavailable,
 )
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.volumes import Volume
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
@@ -39,7 +40,7 @@ from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.host.processes.run import Stopper
 from utsuwa.operations.events import EventHub
-from utsuwa.storage import manager as module
+from utsuwa.storage import pools as module
 from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.edits import any_state
@@ -48,6 +49,10 @@ from utsuwa.wire.storage import StoragePoolPut
 
 FINGERPRINT = "ab" * 32
 IMAGE = ImageSource(FINGERPRINT, Path("/metadata"), Path("/rootfs"))
+
+
+def container(name: str) -> Volume:
+    return Volume("container", "default", name)
 
 
 class FakeDriver:
@@ -158,9 +163,6 @@ class FakeDriver:
     def unmount_instance(self, name: str) -> None:
         self.mounted.pop(name, None)
 
-    def instance_mounted(self, name: str) -> bool:
-        return name in self.mounted
-
     def instance_folder(self, name: str) -> Path:
         return self.folder / "containers" / name
 
@@ -192,7 +194,7 @@ class Setting:
         return self.drivers.setdefault(folder.name, FakeDriver(folder))
 
     async def create(self, name: str = "c1", image: ImageSource | None = IMAGE) -> None:
-        await self.manager.create_instance("p", InstanceVolume(name, IdMap()), image, "default", name)
+        await self.manager.volumes.create("p", container(name), IdMap(), image)
 
     async def volumes(self, kind: int = VOLUME_CONTAINER) -> list[str]:
         found = await self.database.read("test", storage_volumes.get_all, None, "p", kind)
@@ -220,7 +222,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 @pytest.fixture
 async def pool(setting: Setting) -> FakeDriver:
-    await setting.manager.create_pool("p")
+    await setting.manager.pools.create("p")
     return setting.drivers["p"]
 
 
@@ -243,8 +245,8 @@ def image_row() -> ImageRow:
 
 async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
     manager = setting.manager
-    await manager.create_pool("p", description="first", config={"rsync.bwlimit": "10MB", "user.x": ""})
-    (shown,) = await manager.pools()
+    await manager.pools.create("p", description="first", config={"rsync.bwlimit": "10MB", "user.x": ""})
+    (shown,) = await manager.pools.all()
     assert shown.available
     assert (shown.row.driver, shown.row.description) == ("overlay", "first")
     assert shown.row.config == {
@@ -252,18 +254,18 @@ async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
         "rsync.bwlimit": "10MB",
         "overlay.mount_options": "redirect_dir=on,index=on,nfs_export=on,metacopy=off",
     }
-    assert await manager.resources("p") == Usage(1, 2, 3, 4)
-    assert manager.drivers_in_use == {"overlay"}
-    await manager.edit_pool(
+    assert await manager.pools.resources("p") == Usage(1, 2, 3, 4)
+    assert manager.pools.drivers_in_use == {"overlay"}
+    await manager.pools.edit(
         "p", replace_with(StoragePoolPut(description="second", config={"user.y": "1"})), any_state
     )
-    row = await manager.get_pool("p")
+    row = await manager.pools.get("p")
     assert row.description == "second"
     assert row.config["user.y"] == "1"
     assert "rsync.bwlimit" not in row.config
     assert row.config["source"] == str(setting.paths.pool("p"))
-    await manager.delete_pool("p")
-    assert await manager.pools() == []
+    await manager.pools.delete("p")
+    assert await manager.pools.all() == []
     assert not setting.drivers["p"].exists
     url = "/1.0/storage-pools/p"
     assert setting.events == [(f"storage-pool-{what}", url) for what in ("created", "updated", "deleted")]
@@ -272,8 +274,8 @@ async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
 async def test_a_given_source_is_kept_as_given(setting: Setting, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    await setting.manager.create_pool("p", "dir", config={"source": str(tmp_path / "link")})
-    config = (await setting.manager.get_pool("p")).config
+    await setting.manager.pools.create("p", "dir", config={"source": str(tmp_path / "link")})
+    config = (await setting.manager.pools.get("p")).config
     assert config == {
         "source": str(tmp_path / "real"),
         "volatile.initial_source": str(tmp_path / "link"),
@@ -282,8 +284,8 @@ async def test_a_given_source_is_kept_as_given(setting: Setting, tmp_path: Path)
 
 async def test_what_another_server_has_noted_of_its_pool_is_passed_over(setting: Setting) -> None:
     """LXD's dumps hold it, and its own preseed takes it back (lxd#9006)."""
-    await setting.manager.create_pool("p", "dir", config={"volatile.initial_source": "/dev/sdb"})
-    assert (await setting.manager.get_pool("p")).config == {"source": str(setting.paths.pool("p"))}
+    await setting.manager.pools.create("p", "dir", config={"volatile.initial_source": "/dev/sdb"})
+    assert (await setting.manager.pools.get("p")).config == {"source": str(setting.paths.pool("p"))}
 
 
 @pytest.mark.parametrize(
@@ -302,20 +304,20 @@ async def test_pools_that_are_refused(
     setting: Setting, name: str, driver: str, config: dict[str, str], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        await setting.manager.create_pool(name, driver, config=config)
-    assert await setting.manager.pools() == []
+        await setting.manager.pools.create(name, driver, config=config)
+    assert await setting.manager.pools.all() == []
     assert setting.events == []
 
 
 async def test_no_source_in_the_state_folder(setting: Setting) -> None:
     with pytest.raises(InvalidConfig, match="state folder"):
-        await setting.manager.create_pool("p", config={"source": str(setting.paths.images)})
-    await setting.manager.create_pool("p", config={"source": str(setting.paths.pool("p"))})
+        await setting.manager.pools.create("p", config={"source": str(setting.paths.images)})
+    await setting.manager.pools.create("p", config={"source": str(setting.paths.pool("p"))})
 
 
 async def test_a_name_that_is_taken(setting: Setting, pool: FakeDriver) -> None:
     with pytest.raises(AlreadyExists, match="'p'"):
-        await setting.manager.create_pool("p", "dir")
+        await setting.manager.pools.create("p", "dir")
     assert pool.exists
 
 
@@ -323,16 +325,16 @@ async def test_a_pool_that_cannot_be_made_leaves_nothing(setting: Setting) -> No
     setting.drivers["p"] = FakeDriver(setting.paths.pool("p"))
     setting.drivers["p"].fail["create"] = OutOfSpace("full")
     with pytest.raises(OutOfSpace):
-        await setting.manager.create_pool("p")
+        await setting.manager.pools.create("p")
     with pytest.raises(NotFound):
-        await setting.manager.get_pool("p")
-    await setting.manager.create_pool("p")
+        await setting.manager.pools.get("p")
+    await setting.manager.pools.create("p")
 
 
 @pytest.mark.parametrize("key", ["source", "volatile.initial_source", "overlay.mount_options"])
 async def test_fixed_keys(setting: Setting, pool: FakeDriver, key: str) -> None:
     with pytest.raises(InvalidConfig, match=key):
-        await setting.manager.edit_pool(
+        await setting.manager.pools.edit(
             "p",
             replace_with(StoragePoolPut(config={key: "/other" if "source" in key else "index=on"})),
             any_state,
@@ -341,31 +343,33 @@ async def test_fixed_keys(setting: Setting, pool: FakeDriver, key: str) -> None:
 
 async def test_updates_that_are_refused(setting: Setting, pool: FakeDriver) -> None:
     with pytest.raises(InvalidConfig, match="unknown"):
-        await setting.manager.edit_pool("p", replace_with(StoragePoolPut(config={"unknown": "1"})), any_state)
+        await setting.manager.pools.edit(
+            "p", replace_with(StoragePoolPut(config={"unknown": "1"})), any_state
+        )
     with pytest.raises(NotFound):
-        await setting.manager.edit_pool("q", replace_with(StoragePoolPut()), any_state)
+        await setting.manager.pools.edit("q", replace_with(StoragePoolPut()), any_state)
     assert [e for e, _ in setting.events] == ["storage-pool-created"]
 
 
 async def test_a_pool_in_use_stays(setting: Setting, pool: FakeDriver) -> None:
     await setting.create()
     with pytest.raises(InUse, match="in use"):
-        await setting.manager.delete_pool("p")
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
+        await setting.manager.pools.delete("p")
+    await setting.manager.volumes.delete("p", container("c1"))
     disk = {"root": {"type": "disk", "path": "/", "pool": "p"}}
     profile = await setting.write(profile_rows.insert, ProfileRow(0, "default", "disks", devices=disk))
     with pytest.raises(InUse):
-        await setting.manager.delete_pool("p")
+        await setting.manager.pools.delete("p")
     assert pool.exists
     await setting.write(profile_rows.delete, profile)
-    await setting.manager.delete_pool("p")
+    await setting.manager.pools.delete("p")
 
 
 async def test_instances_go_on_while_their_pool_cannot_be_deleted(setting: Setting, pool: FakeDriver) -> None:
     await setting.create()
-    deletion = asyncio.create_task(setting.manager.delete_pool("p"))
+    deletion = asyncio.create_task(setting.manager.pools.delete("p"))
     while not deletion.done():
-        await setting.manager.unmount_instance("p", "c1")
+        await setting.manager.volumes.unmount("p", container("c1"))
     with pytest.raises(InUse):
         await deletion
 
@@ -373,19 +377,19 @@ async def test_instances_go_on_while_their_pool_cannot_be_deleted(setting: Setti
 async def test_images_do_not_hold_a_pool(setting: Setting, pool: FakeDriver) -> None:
     await setting.write(image_rows.insert, image_row())
     await setting.create()
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
-    shown = await setting.manager.pool("p")
+    await setting.manager.volumes.delete("p", container("c1"))
+    shown = await setting.manager.pools.show("p")
     assert shown.use.volumes == [(VOLUME_IMAGE, "default", FINGERPRINT)]
-    await setting.manager.delete_pool("p")
+    await setting.manager.pools.delete("p")
 
 
 async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setting, pool: FakeDriver) -> None:
     pool.fail["delete"] = HostError("busy")
     with pytest.raises(HostError):
-        await setting.manager.delete_pool("p")
-    await setting.manager.delete_pool("p")
+        await setting.manager.pools.delete("p")
+    await setting.manager.pools.delete("p")
     with pytest.raises(NotFound):
-        await setting.manager.pool("p")
+        await setting.manager.pools.show("p")
 
 
 async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
@@ -394,8 +398,8 @@ async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Settin
     manager = setting.again()
     await manager.start()
     assert not pool.exists
-    assert await manager.pools() == []
-    await manager.create_pool("p")
+    assert await manager.pools.all() == []
+    await manager.pools.create("p")
 
 
 # ---- instances
@@ -405,22 +409,22 @@ async def test_an_instance_from_birth_to_death(setting: Setting, pool: FakeDrive
     await setting.write(image_rows.insert, image_row())
     await setting.create()
     link = setting.paths.containers / "c1"
-    assert link.readlink() == setting.manager.instance_folder("p", "c1")
+    assert link.readlink() == setting.manager.volumes.folder("p", container("c1"))
     assert await setting.volumes() == ["c1"]
     assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
-    volume = InstanceVolume("c1", IdMap())
-    assert await setting.manager.mount_instance("p", volume) == link.readlink() / "rootfs"
-    assert await setting.manager.instance_mounted("p", "c1")
-    await setting.manager.unmount_instance("p", "c1")
-    assert not await setting.manager.instance_mounted("p", "c1")
-    assert await setting.manager.instance_usage("p", "c1") == 42
+    volume = container("c1")
+    assert await setting.manager.volumes.mount("p", volume, IdMap()) == link.readlink() / "rootfs"
+    assert list(pool.mounted) == ["c1"]
+    await setting.manager.volumes.unmount("p", container("c1"))
+    assert not pool.mounted
+    assert await setting.manager.volumes.usage("p", container("c1")) == 42
     pool.fail["instance_usage"] = HostError("gone")
-    assert await setting.manager.instance_usage("p", "c1") is None
-    await setting.manager.rename_instance("p", "c1", "c2", "default", "c1", "c2")
+    assert await setting.manager.volumes.usage("p", container("c1")) is None
+    await setting.manager.volumes.rename("p", container("c1"), "c2")
     assert pool.instances() == await setting.volumes() == ["c2"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c2"]
     for _ in range(2):
-        await setting.manager.delete_instance("p", "c2", "default", "c2")
+        await setting.manager.volumes.delete("p", container("c2"))
     assert pool.instances() == await setting.volumes() == []
     assert not list(setting.paths.containers.iterdir())
     assert pool.images() == [FINGERPRINT]
@@ -464,7 +468,7 @@ async def test_cancelled_while_the_image_is_let_go(
         await asyncio.sleep(10)
 
     with monkeypatch.context() as patch:
-        patch.setattr(setting.manager, "_forget_image", slow)
+        patch.setattr(setting.manager.images, "_forget", slow)
         creation = asyncio.create_task(setting.create())
         await letting_go.wait()
         patch.undo()
@@ -480,7 +484,7 @@ async def test_an_image_that_cannot_be_taken_away_fails_nobody(setting: Setting,
     await setting.create()
     assert pool.instances() == ["c1"]
     pool.fail["image_users"] = HostError("one record is damaged")
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    await setting.manager.volumes.delete("p", container("c1"))
     assert pool.instances() == await setting.volumes() == []
 
 
@@ -492,16 +496,16 @@ async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
     while not await setting.volumes():
         await asyncio.sleep(0.001)
     with pytest.raises(InUse):
-        await setting.manager.delete_pool("p")
+        await setting.manager.pools.delete("p")
     pool.gate.set()
     await creation
     assert pool.instances() == ["c1"]
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    await setting.manager.volumes.delete("p", container("c1"))
     # And the other way round: the pool is closed first.
-    async with setting.manager._locks.hold("volume", "p", "c2"):
+    async with setting.manager.volumes._locks.hold("p", container("c2")):
         creation = asyncio.create_task(setting.create("c2"))
         await asyncio.sleep(0.01)
-        await setting.manager.delete_pool("p")
+        await setting.manager.pools.delete("p")
     with pytest.raises((NotFound, Unavailable)):
         await creation
     assert pool.instances() == []
@@ -510,8 +514,12 @@ async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
 async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
     await setting.create()
     await setting.create("c2")
+
+    def taken(_: object) -> None:
+        raise AlreadyExists("c9")
+
     with pytest.raises(AlreadyExists):
-        await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c2")
+        await setting.manager.volumes.rename("p", container("c1"), "c9", taken)
     assert pool.instances() == await setting.volumes() == ["c1", "c2"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
 
@@ -526,7 +534,7 @@ async def test_a_rename_that_fails_on_a_disk_without_room_for_a_link(
 
     monkeypatch.setattr(Path, "symlink_to", full)
     with pytest.raises(OSError, match="no room"):
-        await setting.manager.rename_instance("p", "c1", "c2", "default", "c1", "c2")
+        await setting.manager.volumes.rename("p", container("c1"), "c2")
     assert pool.instances() == await setting.volumes() == ["c1"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
 
@@ -541,8 +549,8 @@ async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> 
     """A full disk kept its making from being undone."""
     row = PoolRow(id=0, name="half", driver="dir", description="", config={}, state="creating")
     await setting.write(storage_pools.insert, row)
-    await setting.manager.create_pool("half", "dir")
-    assert "half" in [pool.row.name for pool in await setting.manager.pools()]
+    await setting.manager.pools.create("half", "dir")
+    assert "half" in [pool.row.name for pool in await setting.manager.pools.all()]
 
 
 async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
@@ -553,13 +561,13 @@ async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
     await manager.start()
     pool.fail["mount"] = HostError("/srv/p is still gone")
     with pytest.raises(Unavailable, match="'p' is not available: /srv/p is still gone"):
-        await manager.ensure_available("p")
-    assert not (await manager.pool("p")).available
+        await manager.pools.ensure_available("p")
+    assert not (await manager.pools.show("p")).available
     pool.fail.pop("mount", None)
-    await asyncio.gather(manager.ensure_available("p"), manager.ensure_available("p"))
-    assert (await manager.pool("p")).available
+    await asyncio.gather(manager.pools.ensure_available("p"), manager.pools.ensure_available("p"))
+    assert (await manager.pools.show("p")).available
     with pytest.raises(NotFound):
-        await manager.ensure_available("q")
+        await manager.pools.ensure_available("q")
 
 
 async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
@@ -569,9 +577,9 @@ async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
         raise OutOfSpace("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(setting.manager, "_set_pool_state", full)
+        patch.setattr(setting.manager.pools, "_set_state", full)
         with pytest.raises(OutOfSpace):
-            await setting.manager.delete_pool("p")
+            await setting.manager.pools.delete("p")
     await setting.create()
 
 
@@ -585,22 +593,22 @@ async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
         raise OutOfSpace("full")
 
     with pytest.raises(OutOfSpace):
-        await setting.manager.rename_instance("p", "c1", "c9", "default", "c1", "c9", fill)
+        await setting.manager.volumes.rename("p", container("c1"), "c9", fill)
     assert pool.instances() == await setting.volumes() == ["c1"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
 
 
 async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> None:
     with pytest.raises(NotFound):
-        await setting.manager.create_instance("q", InstanceVolume("c1", IdMap()), None, "default", "c1")
+        await setting.manager.volumes.create("q", container("c1"), IdMap(), None)
     with pytest.raises(NotFound):
-        await setting.manager.volumes("q", "default")
+        await setting.manager.volumes.all("q", "default")
     with pytest.raises(NotFound):
-        await setting.manager.volume("p", "default", VOLUME_CONTAINER, "c1")
+        await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "c1")
     await setting.create()
-    assert (await setting.manager.volume("p", "default", VOLUME_CONTAINER, "c1")).name == "c1"
-    assert [v.name for v in await setting.manager.volumes("p", "other")] == [FINGERPRINT]
-    assert len(await setting.manager.volumes("p", None, VOLUME_CONTAINER)) == 1
+    assert (await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "c1")).name == "c1"
+    assert [v.name for v in await setting.manager.volumes.all("p", "other")] == [FINGERPRINT]
+    assert len(await setting.manager.volumes.all("p", None, VOLUME_CONTAINER)) == 1
 
 
 # ---- images
@@ -611,22 +619,22 @@ async def test_a_deleted_image_goes_with_its_last_instance(setting: Setting, poo
     await setting.create()
     await setting.create("c2")
     await setting.write(image_rows.delete, row_id)
-    await setting.manager.delete_image(FINGERPRINT)
+    await setting.manager.images.delete(FINGERPRINT)
     assert pool.images() == [FINGERPRINT]
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    await setting.manager.volumes.delete("p", container("c1"))
     assert pool.images() == [FINGERPRINT]
-    await setting.manager.delete_instance("p", "c2", "default", "c2")
+    await setting.manager.volumes.delete("p", container("c2"))
     assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
 
 
 async def test_a_deleted_image_without_instances_goes_at_once(setting: Setting, pool: FakeDriver) -> None:
     row_id = await setting.write(image_rows.insert, image_row())
     await setting.create()
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
-    await setting.manager.delete_image(FINGERPRINT)
+    await setting.manager.volumes.delete("p", container("c1"))
+    await setting.manager.images.delete(FINGERPRINT)
     assert pool.images() == [FINGERPRINT]
     await setting.write(image_rows.delete, row_id)
-    await setting.manager.delete_image(FINGERPRINT)
+    await setting.manager.images.delete(FINGERPRINT)
     assert pool.images() == []
 
 
@@ -637,7 +645,7 @@ async def test_an_image_is_held_while_an_instance_is_made_from_it(setting: Setti
     while not pool.images():
         await asyncio.sleep(0.01)
     await setting.write(image_rows.delete, row_id)
-    await setting.manager.delete_image(FINGERPRINT)
+    await setting.manager.images.delete(FINGERPRINT)
     assert pool.images() == [FINGERPRINT]
     pool.gate.set()
     await task
@@ -654,26 +662,26 @@ async def imported(setting: Setting, pool: FakeDriver) -> FakeDriver:
     disk = {"root": {"type": "disk", "path": "/", "pool": "p"}}
     await setting.write(profile_rows.insert, ProfileRow(0, "default", "disks", devices=disk))
     await setting.write(image_rows.insert, image_row())
-    setting.manager.prepare_image(IMAGE)
+    setting.manager.images.prepare(IMAGE)
     while not pool.unpacked:
         await asyncio.sleep(0.01)
     return pool
 
 
 async def all_prepared(setting: Setting) -> None:
-    while setting.manager._ahead._works:
+    while setting.manager.images._ahead._works:
         await asyncio.sleep(0.01)
 
 
 async def test_an_imported_image_is_brought_where_a_profile_has_its_root_disk(
     setting: Setting, imported: FakeDriver
 ) -> None:
-    await setting.manager.create_pool("q")
+    await setting.manager.pools.create("q")
     assert imported.unpacking is not None
     imported.unpacking.set()
     await all_prepared(setting)
     assert imported.images() == await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
-    setting.manager.prepare_image(IMAGE)
+    setting.manager.images.prepare(IMAGE)
     await asyncio.sleep(0.05)
     assert imported.unpacked == 1
     assert setting.drivers["q"].unpacked == 0
@@ -698,7 +706,7 @@ async def test_an_image_that_is_deleted_meanwhile_is_not_waited_for(
     for row in await setting.database.read("test", image_rows.get_all, None):
         await setting.write(image_rows.delete, row.id)
     async with asyncio.timeout(5):
-        await setting.manager.delete_image(FINGERPRINT)
+        await setting.manager.images.delete(FINGERPRINT)
     assert imported.images() == await setting.volumes(VOLUME_IMAGE) == []
 
 
@@ -707,7 +715,7 @@ async def test_a_launch_that_waits_keeps_a_deleted_image(setting: Setting, impor
     await asyncio.sleep(0.05)
     for row in await setting.database.read("test", image_rows.get_all, None):
         await setting.write(image_rows.delete, row.id)
-    deletion = asyncio.create_task(setting.manager.delete_image(FINGERPRINT))
+    deletion = asyncio.create_task(setting.manager.images.delete(FINGERPRINT))
     await asyncio.sleep(0.05)
     assert imported.unpacking is not None
     imported.unpacking.set()
@@ -722,10 +730,10 @@ async def test_a_pool_that_is_deleted_meanwhile(setting: Setting, imported: Fake
         if profile.name == "disks":
             await setting.write(profile_rows.delete, profile.id)
     async with asyncio.timeout(5):
-        await setting.manager.delete_pool("p")
+        await setting.manager.pools.delete("p")
     assert not imported.exists
     assert imported.images() == []
-    setting.manager.prepare_image(IMAGE)
+    setting.manager.images.prepare(IMAGE)
     await asyncio.sleep(0.05)
     assert imported.unpacked == 1
 
@@ -742,7 +750,7 @@ async def test_unpacking_that_fails_is_left_to_the_first_launch(
     setting: Setting, imported: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     imported.fail["ensure_image"] = OutOfSpace("the disk is full")
-    setting.manager.prepare_image(replace(IMAGE, fingerprint="cd" * 32))
+    setting.manager.images.prepare(replace(IMAGE, fingerprint="cd" * 32))
     other = replace(image_row(), fingerprint="cd" * 32)
     await setting.write(image_rows.insert, other)
     assert imported.unpacking is not None
@@ -756,15 +764,15 @@ async def test_unpack_images_can_be_changed(setting: Setting, pool: FakeDriver) 
     """What no instance needs goes, so that the next launch brings it in the other form."""
     await setting.write(image_rows.insert, image_row())
     await setting.create()
-    await setting.manager.edit_pool(
+    await setting.manager.pools.edit(
         "p", replace_with(StoragePoolPut(config={"overlay.unpack_images": "false"})), any_state
     )
     assert pool.configured[-1]["overlay.unpack_images"] == "false"
     assert pool.trimmed == [FINGERPRINT]
     assert pool.images() == [FINGERPRINT]
-    await setting.manager.delete_instance("p", "c1", "default", "c1")
+    await setting.manager.volumes.delete("p", container("c1"))
     assert pool.trimmed == [FINGERPRINT, FINGERPRINT]
-    await setting.manager.edit_pool("p", replace_with(StoragePoolPut()), any_state)
+    await setting.manager.pools.edit("p", replace_with(StoragePoolPut()), any_state)
     assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
     await setting.create()
     assert await setting.volumes(VOLUME_IMAGE) == [FINGERPRINT]
@@ -789,7 +797,7 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
     assert pool.instances() == ["half", "orphan", "whole"], "what nobody knows is left for people"
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["half", "whole"]
     assert pool.images() == []
-    assert [p.row.name for p in await manager.pools()] == ["p"]
+    assert [p.row.name for p in await manager.pools.all()] == ["p"]
     assert [row.name for row in await setting.database.read("test", storage_pools.get_all)] == ["p"]
 
 
@@ -809,8 +817,8 @@ async def test_start_undoes_a_renaming_that_a_kill_cut_off(setting: Setting, poo
         await setting.write(instance_rows.insert, instance(name, "ready"))
     await setting.create("old", None)
     await setting.create("long-ago", None)
-    await setting.manager.rename_instance("p", "old", "new", "default", "old", "new")
-    await setting.manager.rename_instance("p", "long-ago", "renamed", "default", "long-ago", "renamed")
+    await setting.manager.volumes.rename("p", container("old"), "new")
+    await setting.manager.volumes.rename("p", container("long-ago"), "renamed")
     await setting.again().start()
     assert pool.instances() == ["old", "renamed"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["old", "renamed"]
@@ -822,16 +830,16 @@ async def test_a_pool_that_cannot_be_mounted_is_shown_and_refused(setting: Setti
     pool.fail["mount"] = HostError("no disk")
     manager = setting.again()
     await manager.start()
-    (shown,) = await manager.pools()
+    (shown,) = await manager.pools.all()
     assert not shown.available
     with pytest.raises(Unavailable, match="'p'"):
-        await manager.mount_instance("p", InstanceVolume("c1", IdMap()))
+        await manager.volumes.mount("p", container("c1"), IdMap())
     assert pool.instances() == ["c1"]
 
 
 async def test_a_shutdown_unmounts(setting: Setting, pool: FakeDriver) -> None:
     await setting.create()
-    await setting.manager.mount_instance("p", InstanceVolume("c1", IdMap()))
+    await setting.manager.volumes.mount("p", container("c1"), IdMap())
     await setting.manager.stop()
     assert pool.mounted
     await setting.manager.stop(unmount=True)

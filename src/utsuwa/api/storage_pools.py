@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
-from utsuwa.core.names import storage_name
 from utsuwa.core.urls import object_url
+from utsuwa.core.volumes import Volume
 from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
 from utsuwa.db.storage_pools import PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
-from utsuwa.storage.manager import Pool, editable
+from utsuwa.storage.pools import Pool, editable
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.storage import (
     Amount,
@@ -28,7 +28,7 @@ _USERS = {VOLUME_CONTAINER: "instances", VOLUME_VIRTUAL_MACHINE: "instances", VO
 
 async def list_pools(request: Request) -> Result:
     request.refuse_filter()
-    pools = await request.services.storage.pools()
+    pools = await request.services.storage.pools.all()
     if request.recursion:
         return Sync([_pool(pool) for pool in pools])
     return Sync([object_url("storage-pools", pool.row.name) for pool in pools])
@@ -36,34 +36,34 @@ async def list_pools(request: Request) -> Result:
 
 async def create_pool(request: Request) -> Result:
     body = await request.body(StoragePoolsPost)
-    await request.services.storage.create_pool(body.name, body.driver, body.description, body.config)
+    await request.services.storage.pools.create(body.name, body.driver, body.description, body.config)
     return Created(object_url("storage-pools", body.name))
 
 
 async def show_pool(request: Request) -> Result:
-    pool = await request.services.storage.pool(request.params["name"])
+    pool = await request.services.storage.pools.show(request.params["name"])
     return Sync(_pool(pool), etag=editable(pool.row))
 
 
 async def replace_pool(request: Request) -> Result:
     body = await request.body(StoragePoolPut)
-    await request.services.storage.edit_pool(request.params["name"], replace(body), request.if_match)
+    await request.services.storage.pools.edit(request.params["name"], replace(body), request.if_match)
     return Empty()
 
 
 async def patch_pool(request: Request) -> Result:
     body = await request.body(StoragePoolPatch)
-    await request.services.storage.edit_pool(request.params["name"], merge(body), request.if_match)
+    await request.services.storage.pools.edit(request.params["name"], merge(body), request.if_match)
     return Empty()
 
 
 async def delete_pool(request: Request) -> Result:
-    await request.services.storage.delete_pool(request.params["name"])
+    await request.services.storage.pools.delete(request.params["name"])
     return Empty()
 
 
 async def show_resources(request: Request) -> Result:
-    usage = await request.services.storage.resources(request.params["name"])
+    usage = await request.services.storage.pools.resources(request.params["name"])
     return Sync(
         StoragePoolResources(
             space=Amount(used=usage.space_used, total=usage.space_total),
@@ -78,7 +78,7 @@ async def list_volumes(request: Request) -> Result:
     kind = _type(request) if "type" in request.params else None
     await request.services.projects.check(request.project)
     project = None if request.all_projects else request.project
-    rows = await request.services.storage.volumes(request.params["name"], project, kind)
+    rows = await request.services.storage.volumes.all(request.params["name"], project, kind)
     if request.recursion:
         return Sync([_volume(row) for row in rows])
     return Sync([_volume_url(row) for row in rows])
@@ -97,14 +97,14 @@ async def show_volume_state(request: Request) -> Result:
     row = await _found(request)
     if row.type != VOLUME_CONTAINER:
         return Sync(StorageVolumeState(usage=None))
-    stored = storage_name(row.project, row.name)
-    used = await request.services.storage.instance_usage(row.pool, stored)
+    volume = Volume("container", row.project, row.name)
+    used = await request.services.storage.volumes.usage(row.pool, volume)
     return Sync(StorageVolumeState(usage=None if used is None else VolumeUsage(used=used)))
 
 
 async def _found(request: Request) -> VolumeRow:
     await request.services.projects.check(request.project)
-    return await request.services.storage.volume(
+    return await request.services.storage.volumes.get(
         request.params["name"], request.project, _type(request), request.params["volume"]
     )
 

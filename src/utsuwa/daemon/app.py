@@ -105,7 +105,9 @@ class Daemon:
         self._told.set()
 
     async def environment(self) -> Environment:
-        return environment(self._facts, self._certificate, self._https.address, self._storage.drivers_in_use)
+        return environment(
+            self._facts, self._certificate, self._https.address, self._storage.pools.drivers_in_use
+        )
 
     async def resources(self) -> Resources:
         return await asyncio.to_thread(facts.resources)
@@ -152,7 +154,7 @@ class Daemon:
         self._storage = StorageManager(database, paths, events)
         await self._storage.start()
         stack.push_async_callback(self._close_storage)
-        images = ImageManager(database, paths, events, self._storage)
+        images = ImageManager(database, paths, events, self._storage.images)
         await images.start()
 
         owner = owner_name(paths)

@@ -14,8 +14,9 @@ from typing import ClassVar
 
 from utsuwa.core.config_keys import KeyTable, Validator
 from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.volumes import Volume
 from utsuwa.networks.manager import NetworkManager
-from utsuwa.storage.base import IdMap, InstanceVolume
 from utsuwa.storage.manager import StorageManager
 
 
@@ -40,7 +41,7 @@ class DeviceHost:
     storage: StorageManager | None = None
     """The daemon's pools, for devices of type disk; with it come `pool` and `volume`, the instance's own."""
     pool: str = ""
-    volume: InstanceVolume | None = None
+    volume: Volume | None = None
 
     reserved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What `Device.reserve` has given, by device."""

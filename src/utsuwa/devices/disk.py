@@ -109,8 +109,9 @@ class InstanceFolder(Device):
     async def start(self, host: DeviceHost) -> RunConfig:
         if host.storage is None or host.volume is None:
             raise HostError(f"Device {self.name!r}: this server has no storage")
-        shown = await host.storage.mount_folder(host.pool, host.volume, self._folder)
-        rootfs = host.storage.instance_folder(host.pool, host.volume.name) / "rootfs"
+        volumes = host.storage.volumes
+        shown = await volumes.mount_folder(host.pool, host.volume, host.idmap, self._folder)
+        rootfs = volumes.folder(host.pool, host.volume) / "rootfs"
         await asyncio.to_thread(self._make_target, rootfs, host.idmap)
         options = "bind,ro" if parse_bool(self.config.get("readonly", "")) else "bind"
         return RunConfig(lxc=[mount_entry(str(shown), self.config["path"].strip("/"), "none", options)])

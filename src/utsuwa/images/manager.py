@@ -49,10 +49,10 @@ log = logging.getLogger(__name__)
 class ImagePools(Protocol):
     """What the storage does for the images."""
 
-    async def delete_image(self, fingerprint: str) -> None:
+    async def delete(self, fingerprint: str) -> None:
         """Take an image without rows off every pool where no instance is made of it."""
 
-    def prepare_image(self, image: ImageSource) -> None:
+    def prepare(self, image: ImageSource) -> None:
         """Begin to bring a new image onto the pools where it is likely to be used."""
 
 
@@ -199,7 +199,7 @@ class ImageManager:
             await self._database.write("image is ready", image_rows.set_ready, row.id)
             undo.keep()
         self._tell("created", row, {"type": row.type})
-        self._pools.prepare_image(self.source(row))
+        self._pools.prepare(self.source(row))
         return replace(row, state="ready")
 
     async def _reserve(self, row: ImageRow, aliases: Sequence[str]) -> ImageRow:
@@ -255,7 +255,7 @@ class ImageManager:
     async def _take_off_pools(self, fingerprint: str) -> None:
         """The image is gone whatever becomes of its copies on the pools."""
         try:
-            await self._pools.delete_image(fingerprint)
+            await self._pools.delete(fingerprint)
         except UtsuwaError:
             log.exception("a deleted image is still on a pool", extra={"fingerprint": fingerprint})
 

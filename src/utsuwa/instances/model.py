@@ -13,6 +13,8 @@ from pathlib import Path
 from utsuwa.core.errors import InvalidConfig, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
+from utsuwa.core.units import parse_bytes
+from utsuwa.core.volumes import Volume
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.cgroups.usage import Meter
 from utsuwa.host.helper.client import AttachCache
@@ -60,8 +62,9 @@ class Loaded:
         return (self.row.project, self.row.name)
 
     @property
-    def image(self) -> str | None:
-        return self.row.config.get("volatile.base_image") or None
+    def volume(self) -> Volume:
+        """Its root volume."""
+        return Volume("container", self.row.project, self.row.name)
 
     def root_disk(self) -> tuple[str, Mapping[str, str]]:
         """The name and the config of the root disk device; raises InvalidConfig where there is none."""
@@ -70,6 +73,12 @@ class Loaded:
     @property
     def pool(self) -> str:
         return self.root_disk()[1]["pool"]
+
+    @property
+    def root_size(self) -> int | None:
+        """The size of the root disk in bytes; None where none is set."""
+        size = self.root_disk()[1].get("size")
+        return parse_bytes(size) if size else None
 
 
 def find_root_disk(devices: Mapping[str, Mapping[str, str]]) -> tuple[str, Mapping[str, str]]:

@@ -196,5 +196,5 @@ def _state(ctx: Context, instance: Loaded, seen: Seen) -> InstanceState:
 
 async def _disk(ctx: Context, instance: Loaded) -> dict[str, StateDisk]:
     name, _ = instance.root_disk()
-    used = await ctx.storage.instance_usage(instance.pool, instance.storage_name)
+    used = await ctx.storage.volumes.usage(instance.pool, instance.volume)
     return {} if used is None else {name: StateDisk(usage=used)}

@@ -143,8 +143,6 @@ class Driver(Protocol):
         instance's folder goes, and is unmounted with the rootfs.
         """
 
-    def instance_mounted(self, name: str) -> bool: ...
-
     def instance_folder(self, name: str) -> Path: ...
 
     def instance_usage(self, name: str) -> int | None:

@@ -27,7 +27,7 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.files.filetree import remove_tree
-from utsuwa.instances import identity, networking, volume
+from utsuwa.instances import identity, networking
 from utsuwa.instances.confinement import limits, lxcconf
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
@@ -77,7 +77,7 @@ async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     loaded = check_whole(await _merged(ctx, row))
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
-    await ctx.storage.get_pool(loaded.pool)
+    await ctx.storage.pools.get(loaded.pool)
     ctx.database.check_room()
     async with ctx.locks.hold("idmap"):
         await _check_profiles(ctx, loaded)
@@ -221,12 +221,8 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
         undo.push(discard, ctx, instance)
         idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
         source = ctx.images.source(image) if image is not None else None
-        await ctx.storage.create_instance(
-            instance.pool, volume.describe(instance, idmap), source, instance.project, instance.name
-        )
-        undo.push(
-            ctx.storage.delete_instance, instance.pool, instance.storage_name, instance.project, instance.name
-        )
+        await ctx.storage.volumes.create(instance.pool, instance.volume, idmap, source, instance.root_size)
+        undo.push(ctx.storage.volumes.delete, instance.pool, instance.volume)
         await asyncio.to_thread(_fresh_log_folder, ctx, instance)
         await ctx.database.write("instance is ready", _made, instance, image)
         undo.keep()

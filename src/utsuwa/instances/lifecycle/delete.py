@@ -43,11 +43,9 @@ async def delete(ctx: Context, project: str, name: str) -> None:
 async def remove(ctx: Context, instance: Loaded) -> None:
     """Remove an instance's logs, its files and then its row; what is gone already is no error."""
     await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.storage_name))
-    await ctx.storage.delete_instance(
+    await ctx.storage.volumes.delete(
         instance.pool,
-        instance.storage_name,
-        instance.project,
-        instance.name,
+        instance.volume,
         also=lambda tx: instance_rows.delete(tx, instance.row.id),
     )
     await ctx.networks.refresh()

@@ -14,7 +14,6 @@ from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
-from utsuwa.instances import volume
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.storage.base import IdMap
@@ -79,7 +78,7 @@ def host_of(
         networks=networks,
         storage=storage,
         pool=instance.pool if storage else "",
-        volume=volume.describe(instance, idmap) if storage else None,
+        volume=instance.volume if storage else None,
     )
 
 

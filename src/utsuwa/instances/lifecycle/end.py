@@ -203,7 +203,7 @@ async def note_stopped(ctx: Context, project: str, name: str) -> None:
 
 async def clean_host(ctx: Context, instance: Loaded) -> None:
     """Unmount and unload what belongs to a container that has ended; safe to repeat."""
-    await ctx.storage.unmount_instance(instance.pool, instance.storage_name)
+    await ctx.storage.volumes.unmount(instance.pool, instance.volume)
     await confinement.remove(ctx, instance)
 
 

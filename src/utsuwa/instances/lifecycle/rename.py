@@ -38,7 +38,7 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
         instance = await check(ctx, project, name, new)
         old_stored, new_stored = instance.storage_name, storage_name(project, new)
         note = partial(_note, row_id=instance.row.id, new=new)
-        await ctx.storage.rename_instance(instance.pool, old_stored, new_stored, project, name, new, note)
+        await ctx.storage.volumes.rename(instance.pool, instance.volume, new, note)
         await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
     await ctx.networks.refresh()
     ctx.lifecycle("renamed", project, new, {"old_name": name})

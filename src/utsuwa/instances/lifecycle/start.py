@@ -21,7 +21,7 @@ from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.processes import pidfds
-from utsuwa.instances import identity, templates, volume
+from utsuwa.instances import identity, templates
 from utsuwa.instances.confinement import cpu_balance, limits, lxcconf, nodes
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.context import Context, load
@@ -69,7 +69,7 @@ async def check_again(ctx: Context, project: str, name: str) -> None:
     """Raise InvalidRequest where a running container could not start again, as far as that can be known."""
     try:
         instance = check_whole(await load(ctx, project, name))
-        await ctx.storage.ensure_available(instance.pool)
+        await ctx.storage.pools.ensure_available(instance.pool)
         if limits.limited(instance.expanded_config):
             limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.look_at_host))
         idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
@@ -96,11 +96,11 @@ def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
 
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     paths = ctx.runtime_paths(instance)
-    await ctx.storage.ensure_available(instance.pool)
+    await ctx.storage.pools.ensure_available(instance.pool)
     instance = await identity.with_permitted_idmap(ctx, instance)
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
-    undo.push(ctx.storage.unmount_instance, instance.pool, instance.storage_name)  # or cancelled in mid-mount
-    rootfs = await ctx.storage.mount_instance(instance.pool, volume.describe(instance, idmap))
+    undo.push(ctx.storage.volumes.unmount, instance.pool, instance.volume)  # or cancelled in mid-mount
+    rootfs = await ctx.storage.volumes.mount(instance.pool, instance.volume, idmap)
     await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks, storage=ctx.storage)
     steps = await device_steps.start_all(host, undo)
@@ -178,7 +178,7 @@ async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int
 
 async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
     """The image's templates: those of an event that waited for this start, then those of every start."""
-    folder = ctx.storage.instance_folder(instance.pool, instance.storage_name)
+    folder = ctx.storage.volumes.folder(instance.pool, instance.volume)
     context = templates.TemplateContext(
         name=instance.name,
         architecture=instance.row.architecture,

@@ -240,9 +240,6 @@ class FolderPool:
     def instance_folder(self, name: str) -> Path:
         return self.folder / "containers" / name
 
-    def _rootfs(self, name: str) -> Path:
-        return self.instance_folder(name) / "rootfs"
-
     @translated
     def instances(self) -> list[str]:
         return sorted(e.name for e in (self.folder / "containers").iterdir() if not e.name.startswith("."))
@@ -341,10 +338,6 @@ class FolderPool:
     @translated
     def unmount_instance(self, name: str) -> None:
         mounts.unmount_below(self.instance_folder(name))
-
-    @translated
-    def instance_mounted(self, name: str) -> bool:
-        return mounts.mounted(self._rootfs(name))
 
     def instance_usage(self, name: str) -> int | None:
         return None

@@ -1,0 +1,48 @@
+"""What lies on a storage pool, and the names that it has there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final, Literal
+
+from utsuwa.core.names import DEFAULT_PROJECT, storage_name
+
+VolumeKind = Literal["container", "image", "custom"]
+
+_FOLDERS: Final = {"container": "containers", "image": "images", "custom": "custom"}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume of a pool, or one snapshot of it. An image's name is its fingerprint."""
+
+    kind: VolumeKind
+    project: str
+    name: str
+    snapshot: str | None = None
+
+    @property
+    def storage_name(self) -> str:
+        """The name on disk: that of an instance in liblxc, of an image its fingerprint.
+
+        The volumes of users' own bear the project `default` in their names too.
+        """
+        if self.kind == "image":
+            return self.name
+        if self.kind == "custom":
+            return f"{self.project}_{self.name}"
+        return storage_name(self.project, self.name)
+
+    @property
+    def path(self) -> PurePath:
+        """Where it lies below its pool's folder."""
+        folder = _FOLDERS[self.kind]
+        if self.snapshot is None:
+            return PurePath(folder, self.storage_name)
+        return PurePath(f"{folder}-snapshots", self.storage_name, self.snapshot)
+
+
+def image_volume(fingerprint: str) -> Volume:
+    """The volume of an image: one for all projects that have it."""
+    return Volume("image", DEFAULT_PROJECT, fingerprint)

@@ -1,0 +1,334 @@
+"""The storage pools of the daemon: their rows, their life on the host, their events."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from utsuwa.core.config_keys import KeyTable, without_volatile
+from utsuwa.core.errors import InUse, InvalidConfig, InvalidRequest, NotFound, Unavailable, UtsuwaError
+from utsuwa.core.locks import NamedLocks
+from utsuwa.core.names import check_object_name
+from utsuwa.core.paths import StatePaths
+from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, POOL_KEYS
+from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import Threads
+from utsuwa.core.urls import object_url
+from utsuwa.db import storage_pools
+from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN, VOLUME_IMAGE, State
+from utsuwa.db.database import Database
+from utsuwa.db.storage_pools import PoolRow, PoolUse
+from utsuwa.db.transaction import Transaction
+from utsuwa.operations.events import EventHub
+from utsuwa.storage.base import Driver, Usage
+from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
+from utsuwa.storage.known_pools import KnownPools
+from utsuwa.storage.pool_images import PoolImages
+from utsuwa.storage.sweep import Known, Sweep
+from utsuwa.wire import edits
+from utsuwa.wire.storage import StoragePoolPut
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool as callers see it; `available` is False where it could not be mounted."""
+
+    row: PoolRow
+    use: PoolUse
+    available: bool
+
+
+class PoolManager:
+    """All pools of the daemon. Each has a lock."""
+
+    def __init__(
+        self,
+        database: Database,
+        paths: StatePaths,
+        events: EventHub,
+        known: KnownPools,
+        images: PoolImages,
+        sweep: Sweep,
+        threads: Threads,
+    ) -> None:
+        self._database = database
+        self._paths = paths
+        self._events = events
+        self._known = known
+        self._images = images
+        self._sweep = sweep
+        self._threads = threads
+        self._locks = NamedLocks()
+
+    # Start and end of the daemon
+
+    async def start(self, known: Known) -> None:
+        """Mount every pool, and take away those that a kill left half-made. `known` is for the sweep.
+
+        A pool that cannot be mounted is shown as unavailable and does not keep the daemon from starting.
+        """
+        for row in await self._database.read("storage pools", storage_pools.get_all):
+            if row.state in (UNKNOWN, PENDING):
+                continue
+            driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
+            if row.state in HALF_MADE:
+                await self._discard(row, driver)
+                continue
+            self._known.drivers[row.name] = driver
+            try:
+                await self._open(row.name, driver, known)
+            except UtsuwaError as error:
+                self._known.reasons[row.name] = error.message
+                log.error("storage pool %r cannot be used: %s", row.name, error)
+
+    async def unmount_all(self) -> None:
+        """For the shutdown of all: no container runs any more, and no mount is left."""
+        for pool, driver in self._known.usable():
+            try:
+                await self._threads.run(driver.unmount)
+            except UtsuwaError as error:
+                log.warning("storage pool %r stays mounted: %s", pool, error)
+        self._known.mounted.clear()
+
+    async def _discard(self, row: PoolRow, driver: Driver) -> None:
+        log.info("removing the half-made or half-deleted storage pool %r", row.name)
+        try:
+            # A creation may have been cut off before it saw that its source is somebody's already.
+            await self._threads.run(driver.discard if row.state == "creating" else driver.delete)
+        except UtsuwaError as error:
+            log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
+        await self._remove_row(row)
+
+    # Reading
+
+    @property
+    def drivers_in_use(self) -> set[str]:
+        """The names of the drivers of all pools."""
+        return {driver.capabilities.name for driver in self._known.drivers.values()}
+
+    async def get(self, name: str) -> PoolRow:
+        """Raises NotFound, also for a pool that is still being made."""
+        row = await self._database.read("storage pool", storage_pools.get, name)
+        if row.state != "ready":
+            raise NotFound(f"Storage pool {name!r} not found")
+        return row
+
+    async def show(self, name: str) -> Pool:
+        """One pool with its use. Raises NotFound."""
+
+        def fetch(tx: Transaction) -> tuple[PoolRow, Mapping[str, PoolUse]]:
+            return storage_pools.get(tx, name), storage_pools.used_by(tx)
+
+        row, use = await self._database.read("storage pool", fetch)
+        if row.state != "ready":
+            raise NotFound(f"Storage pool {name!r} not found")
+        return self._shown(row, use)
+
+    async def all(self) -> list[Pool]:
+        """All pools by name."""
+
+        def fetch(tx: Transaction) -> tuple[list[PoolRow], Mapping[str, PoolUse]]:
+            return storage_pools.get_all(tx), storage_pools.used_by(tx)
+
+        rows, use = await self._database.read("storage pools", fetch)
+        return [self._shown(row, use) for row in rows if row.state == "ready"]
+
+    def _shown(self, row: PoolRow, use: Mapping[str, PoolUse]) -> Pool:
+        return Pool(row, use.get(row.name, PoolUse()), row.name in self._known.mounted)
+
+    async def resources(self, name: str) -> Usage:
+        """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
+        await self.get(name)
+        await self.ensure_available(name)
+        return await self._threads.run(self._known.driver(name).usage)
+
+    # Creating, changing and deleting
+
+    async def create(
+        self,
+        name: str,
+        driver: str = "",
+        description: str = "",
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make a pool, without a driver one of the default driver.
+
+        Raises InvalidName, InvalidRequest (driver), InvalidConfig, AlreadyExists, HostError.
+        """
+        check_object_name("Storage pool", name)
+        row = self._first_row(name, driver or DEFAULT_DRIVER, description, config or {})
+        work = load_driver(row.driver, self._paths.pool(name), row.config)
+        async with self._locks.hold(name), Rollback() as undo:
+            row = replace(row, id=await self._database.write("reserve storage pool", _reserve, row))
+            undo.push(self._remove_row, row)
+            await self._threads.make(undo, work.delete, work.create)
+            await self._set_state(row, "ready")
+            self._known.drivers[name] = work
+            self._known.mounted.add(name)
+            undo.keep()
+        self._lifecycle("created", name, {"driver": row.driver})
+
+    def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
+        given = {key: value for key, value in without_volatile(config).items() if value}
+        keys_of(driver).check(given)
+        if "source" in given:
+            given["source"] = str(self._checked_source(name, given["source"]))
+            given["volatile.initial_source"] = config["source"]
+        else:
+            given["source"] = str(self._paths.pool(name))
+        if driver == "overlay":
+            given.setdefault("overlay.mount_options", DEFAULT_OVERLAY_OPTIONS)
+        return PoolRow(id=0, name=name, driver=driver, description=description, config=given)
+
+    def _checked_source(self, name: str, source: str) -> Path:
+        """The source without symlinks; nothing in the state folder but the pool's own place is one."""
+        path = Path(source).resolve()
+        if path != self._paths.pool(name) and (path == self._paths.root or self._paths.root in path.parents):
+            raise InvalidConfig(f"The source {source} lies in the daemon's state folder: use another one")
+        if path in self._paths.root.parents:
+            raise InvalidConfig(f"The source {source} holds the daemon's state folder: use another one")
+        return path
+
+    async def edit(self, name: str, change: edits.Change[StoragePoolPut], if_match: edits.IfMatch) -> None:
+        """Change description and config; keys that are fixed at creation keep their value where left out.
+
+        Raises NotFound, PreconditionFailed, InvalidConfig.
+        """
+        async with self._locks.hold(name):
+            row = await self.get(name)
+            new = edits.edited(editable(row), change, if_match)
+            wanted = {key: value for key, value in new.config.items() if value}
+            for key in FIXED_KEYS & row.config.keys():
+                wanted.setdefault(key, row.config[key])
+            for key in FIXED_KEYS & (wanted.keys() | row.config.keys()):
+                if wanted.get(key) != row.config.get(key):
+                    raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
+            keys_of(row.driver).check(wanted)
+            changed = replace(row, description=new.description, config=wanted)
+            await self._database.write("update storage pool", storage_pools.update, changed)
+            await self._configure(name, wanted, row.config)
+        self._lifecycle("updated", name)
+
+    async def _configure(self, name: str, config: Mapping[str, str], old: Mapping[str, str]) -> None:
+        """Let the driver know, and take off the pool what it would bring on in another form now."""
+        driver = self._known.drivers[name]
+        driver.configure(config)
+        changed = config.get("overlay.unpack_images") != old.get("overlay.unpack_images")
+        if name in self._known.mounted and changed:
+            await self._images.bring_anew(name, driver)
+
+    async def delete(self, name: str) -> None:
+        """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError.
+
+        What is on one that is not available stays there.
+        """
+        await self.get(name)
+        if not await self.is_available(name):
+            reason = self._known.unavailable(name).message
+            log.warning("storage pool %r is deleted without what is on it: %s", name, reason)
+        async with self._locks.hold(name):
+            await self.get(name)
+            driver = self._known.drivers[name]
+            pool = await self._closed_for_deletion(name)
+            await self._images.leave(name)
+            async with Rollback() as undo:
+                undo.push(self._set_state, pool.row, "ready")
+                await self._threads.run(driver.delete)
+                await self._remove_row(pool.row)
+                undo.keep()
+            del self._known.drivers[name]
+        self._lifecycle("deleted", name)
+
+    async def _closed_for_deletion(self, name: str) -> Pool:
+        """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
+        sees that the pool is closed. It is open again where this raises InUse, or OutOfSpace for want of
+        room to note the deletion. One that is seen to be used is not closed: its instances go on.
+        """
+        await self._unused(name)
+        mounted = self._known.mounted
+        async with Rollback() as undo:
+            if name in mounted:
+                mounted.discard(name)
+                undo.push(mounted.add, name)
+            pool = await self._unused(name)
+            await self._set_state(pool.row, "deleting")
+            undo.keep()
+        return pool
+
+    async def _unused(self, name: str) -> Pool:
+        """Raises NotFound, InUse."""
+        pool = await self.show(name)
+        if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
+            raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
+        return pool
+
+    async def _set_state(self, row: PoolRow, state: State) -> None:
+        await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
+
+    async def _remove_row(self, row: PoolRow) -> None:
+        await self._database.write("delete storage pool", storage_pools.delete, row.id)
+
+    # Pools that cannot be mounted
+
+    async def ensure_available(self, pool: str) -> None:
+        """Mount a pool that could not be mounted earlier: its disk may be there by now.
+
+        Raises NotFound, or Unavailable with what keeps it from being mounted.
+        """
+        if pool in self._known.drivers and pool not in self._known.mounted:
+            await self._try_again(pool)
+        self._known.driver(pool)
+
+    async def is_available(self, pool: str) -> bool:
+        """Whether a pool can be used, by now. Raises NotFound."""
+        with contextlib.suppress(Unavailable):
+            await self.ensure_available(pool)
+        return pool in self._known.mounted
+
+    async def _try_again(self, pool: str) -> None:
+        async with self._locks.hold(pool):
+            if pool in self._known.mounted or pool not in self._known.drivers:
+                return
+            known = await self._sweep.known()
+            try:
+                await self._open(pool, self._known.drivers[pool], known)
+            except UtsuwaError as error:
+                self._known.reasons[pool] = error.message
+                raise self._known.unavailable(pool) from error
+            log.info("storage pool %r can be used again", pool)
+
+    async def _open(self, pool: str, driver: Driver, known: Known) -> None:
+        await self._threads.run(driver.mount)
+        self._known.mounted.add(pool)
+        await self._sweep.run(pool, driver, known)
+
+    def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
+        url = object_url("storage-pools", pool)
+        self._events.publish_lifecycle(f"storage-pool-{action}", url, "", context)
+
+
+def editable(row: PoolRow) -> StoragePoolPut:
+    return StoragePoolPut(config=row.config, description=row.description)
+
+
+def keys_of(driver: str) -> KeyTable:
+    """The config keys of a driver's pools. Raises InvalidRequest for a driver that is not there."""
+    table = POOL_KEYS.get(driver)
+    if table is None:
+        raise InvalidRequest(
+            f"Unknown storage driver {driver[:40]!r}: use one of {', '.join(sorted(POOL_KEYS))}"
+        )
+    return table
+
+
+def _reserve(tx: Transaction, new: PoolRow) -> int:
+    """In place of one whose row could not be taken back, for want of space: nobody else is making one now."""
+    for row in storage_pools.get_all(tx):
+        if row.name == new.name and row.state == "creating":
+            storage_pools.delete(tx, row.id)
+    return storage_pools.insert(tx, new)

@@ -1,0 +1,73 @@
+"""What is done when a pool has been mounted: folders, rows, links and images are brought together again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Iterable, Mapping
+
+from utsuwa.core.threads import Threads
+from utsuwa.core.volumes import Volume
+from utsuwa.db import instances as instance_rows
+from utsuwa.db import storage_volumes
+from utsuwa.db.codes import VOLUME_CONTAINER
+from utsuwa.db.database import Database
+from utsuwa.db.instances import InstanceRow
+from utsuwa.storage.base import Driver
+from utsuwa.storage.links import Links
+from utsuwa.storage.pool_images import PoolImages
+from utsuwa.storage.volume_rows import new_row, replace_rows
+
+log = logging.getLogger(__name__)
+
+Known = Mapping[str, Volume]
+"""The root volumes of all instances on this member by their storage names."""
+
+
+def root_volumes(instances: Iterable[InstanceRow]) -> dict[str, Volume]:
+    volumes = (Volume("container", row.project, row.name) for row in instances)
+    return {volume.storage_name: volume for volume in volumes}
+
+
+class Sweep:
+    """Finishes or takes back what a kill left half-done on a pool."""
+
+    def __init__(self, database: Database, images: PoolImages, links: Links, threads: Threads) -> None:
+        self._database = database
+        self._images = images
+        self._links = links
+        self._threads = threads
+
+    async def known(self) -> Known:
+        return root_volumes(await self._database.read("instances", instance_rows.get_here))
+
+    async def run(self, pool: str, driver: Driver, known: Known) -> None:
+        """Rows without an instance, missing links, images without a use; unknown folders are only named."""
+        await self._undo_renames(driver, known)
+        there = await self._threads.run(driver.instances)
+        await self._agree(pool, there, known)
+        for name in there:
+            if name in known:
+                await self._threads.run(self._links.make, name, driver.instance_folder(name))
+            else:
+                # Never removed: a database restored from a backup must not cost what it does not know.
+                log.warning("no instance belongs to %s on storage pool %r: remove it by hand", name, pool)
+        await self._images.sweep(pool, driver)
+
+    async def _agree(self, pool: str, there: Iterable[str], known: Known) -> None:
+        """A row for each instance on the pool, and for no other."""
+        rows = await self._database.read("storage volumes", storage_volumes.get_here, pool, VOLUME_CONTAINER)
+        listed = {Volume("container", row.project, row.name): row.id for row in rows}
+        stale = [row_id for volume, row_id in listed.items() if volume.storage_name not in known]
+        lacking = [known[name] for name in there if name in known and known[name] not in listed]
+        if stale or lacking:
+            new = [new_row(pool, volume) for volume in lacking]
+            await self._database.write("sweep storage volumes", replace_rows, stale, new)
+
+    async def _undo_renames(self, driver: Driver, known: Container[str]) -> None:
+        """Give folders their old name back where a kill came before the instance had its new one."""
+        there = await self._threads.run(driver.instances)
+        for name in there:
+            old = None if name in known else await self._threads.run(driver.renamed_from, name)
+            if old is not None and old in known and old not in there:
+                log.info("undoing the renaming of %s to %s", old, name)
+                await self._threads.run(driver.undo_rename, name, old)

@@ -1,0 +1,31 @@
+"""Rows of volumes as the parts of the storage make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from utsuwa.core import clock
+from utsuwa.core.volumes import Volume
+from utsuwa.db import storage_volumes
+from utsuwa.db.codes import VOLUME_TYPES
+from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.db.transaction import Transaction
+
+
+def new_row(pool: str, volume: Volume) -> VolumeRow:
+    return VolumeRow(
+        id=0,
+        project=volume.project,
+        pool=pool,
+        name=volume.name,
+        type=VOLUME_TYPES[volume.kind],
+        description="",
+        created_at=clock.now(),
+    )
+
+
+def replace_rows(tx: Transaction, stale: Iterable[int], new: Iterable[VolumeRow]) -> None:
+    for row_id in stale:
+        storage_volumes.delete(tx, row_id)
+    for row in new:
+        storage_volumes.insert(tx, row)

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from utsuwa.core.errors import HostError, OutOfSpace, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import config, schema, upgrade
-from utsuwa.db.choice import database_url, engine_for
+from utsuwa.db.choice import Settings, database_settings, engine_for
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
 from utsuwa.db.postgres import Postgres
@@ -204,13 +204,20 @@ def test_an_upgrade_keeps_a_copy_of_what_was(path: Path, monkeypatch: pytest.Mon
 
 def test_the_engine_is_sqlite_unless_something_else_is_asked_for(tmp_path: Path) -> None:
     paths = StatePaths(tmp_path)
-    assert database_url(paths) is None
+    assert database_settings(paths) == Settings(None, None)
     assert isinstance(engine_for(paths, None), Sqlite)
     paths.database_settings.write_text("url: postgresql://u:secret@db.example:5433/state\n")
     paths.database_settings.chmod(0o600)
-    engine = engine_for(paths, database_url(paths))
+    engine = engine_for(paths, database_settings(paths).url)
     assert engine.name == "The database 'state' of PostgreSQL on db.example"
-    assert database_url(paths, "postgresql://other/x") == "postgresql://other/x"
+    assert database_settings(paths, Settings("postgresql://other/x")).url == "postgresql://other/x"
+
+
+def test_settings_name_the_member(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path)
+    paths.database_settings.write_text("member: host1\n")
+    assert database_settings(paths) == Settings(None, "host1")
+    assert database_settings(paths, Settings(member="host2")).member == "host2"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +233,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, text: str, reason: str) -> 
     paths = StatePaths(tmp_path)
     paths.database_settings.write_text(text)
     with pytest.raises(HostError, match=reason) as refused:
-        database_url(paths)
+        database_settings(paths)
     assert "secret" not in refused.value.message
 
 
@@ -243,7 +250,7 @@ def test_settings_that_others_may_read_are_told_of(tmp_path: Path, caplog: pytes
     paths = StatePaths(tmp_path)
     paths.database_settings.write_text("url: postgresql://u:secret@h/d")
     paths.database_settings.chmod(0o644)
-    assert database_url(paths) == "postgresql://u:secret@h/d"
+    assert database_settings(paths).url == "postgresql://u:secret@h/d"
     assert "chmod 600" in caplog.text
     assert "secret" not in caplog.text
 

@@ -112,7 +112,7 @@ def _record(found: Network | Interface) -> NetworkRecord:
         used_by=list(found.used_by),
         managed=True,
         status="Created" if found.available else "Unavailable",
-        locations=["none"],
+        locations=list(found.row.locations),
     )
 
 

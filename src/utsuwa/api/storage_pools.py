@@ -126,7 +126,7 @@ def _pool(pool: Pool) -> StoragePool:
         driver=pool.row.driver,
         used_by=_users(pool.use),
         status="Created" if pool.available else "Unavailable",
-        locations=["none"],
+        locations=list(pool.row.locations),
     )
 
 
@@ -147,7 +147,7 @@ def _volume(row: VolumeRow) -> StorageVolume:
         name=row.name,
         type=VOLUME_TYPES.words[row.type],
         used_by=[object_url(_USERS[row.type], row.name, project=row.project)],
-        location="none",
+        location=row.location,
         content_type="filesystem",
         project=row.project,
         created_at=row.created_at,

@@ -46,6 +46,11 @@ class StatePaths:
         return self.root / "database.yaml"
 
     @property
+    def member(self) -> Path:
+        """The id by which a database that daemons share knows the one of this state folder."""
+        return self.root / "database" / "member"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import HostError, Unavailable
+from utsuwa.core.errors import HostError, InvalidName, Unavailable
 from utsuwa.core.paths import StatePaths
-from utsuwa.daemon import control
+from utsuwa.daemon import control, membership
 from utsuwa.daemon.state_lock import state_lock
 from utsuwa.db import config as config_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as profile_rows
-from utsuwa.db.choice import database_url, engine_for
+from utsuwa.db.choice import database_settings, engine_for
+from utsuwa.db.codes import PENDING
 from utsuwa.db.database import Database
 from utsuwa.db.transaction import Transaction
 from utsuwa.profiles.expand import expand
@@ -30,13 +31,15 @@ def reason_to_start(paths: StatePaths) -> str | None:
     try:
         with state_lock(paths):
             return asyncio.run(_reason(paths))
-    except (HostError, Unavailable):
+    except (HostError, InvalidName, Unavailable):
         return None
 
 
 async def _reason(paths: StatePaths) -> str | None:
-    database = await Database.open(engine_for(paths, database_url(paths)))
+    settings = database_settings(paths)
+    database = await Database.open(engine_for(paths, settings.url))
     try:
+        await membership.join(database, paths, settings)
         return await database.read("reason to start", _find_reason)
     finally:
         await database.close()
@@ -53,7 +56,7 @@ def _find_reason(tx: Transaction) -> str | None:
         ran = config.get("volatile.last_state.power") == "RUNNING"
         if parse_bool(autostart) if autostart else ran:
             return "Daemon has auto-started instances"
-    if network_rows.get_all(tx, None):
+    if any(row.state != PENDING for row in network_rows.get_all(tx, None)):
         return "Daemon has managed networks"
     return None
 

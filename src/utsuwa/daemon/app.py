@@ -20,13 +20,14 @@ from utsuwa.api.services import Services
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
+from utsuwa.daemon import membership
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.host_watch import HostWatch
 from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
 from utsuwa.daemon.prepare import prepare
 from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
-from utsuwa.db.choice import database_url, engine_for
+from utsuwa.db.choice import Settings, database_settings, engine_for
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
 from utsuwa.host.cgroups import tree as cgroups
@@ -67,7 +68,8 @@ def owner_name(paths: StatePaths) -> str:
 class Daemon:
     """One daemon on one state folder, whose lock the caller holds.
 
-    It listens on the socket `handed_over`, or without one makes its own for `group`.
+    It listens on the socket `handed_over`, or without one makes its own for `group`. `database` is what the
+    command line says of its database.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class Daemon:
         paths: StatePaths,
         group: str | None,
         handed_over: socket.socket | None,
-        database_url: str | None = None,
+        database: Settings | None = None,
     ) -> None:
         self._paths = paths
         self._group = group
-        self._database_url = database_url
+        self._database_settings = database
         self._handed_over = handed_over
         self._stack = AsyncExitStack()
         self._unix: UnixListener | None = None
@@ -137,7 +139,7 @@ class Daemon:
         )
         stack.push_async_callback(database.close)
 
-        events = EventHub()
+        events = EventHub(database.member.name)
         self._publish_log(events)
         self._operations = Operations(events)
 
@@ -204,15 +206,26 @@ class Daemon:
         await self._listen(services, events)
 
     async def _open_database(self) -> Database:
-        url = await asyncio.to_thread(database_url, self._paths, self._database_url)
-        engine = engine_for(self._paths, url)
-        await prepare(self._paths, engine, url)
+        settings = await asyncio.to_thread(database_settings, self._paths, self._database_settings)
+        engine = engine_for(self._paths, settings.url)
+        await prepare(self._paths, engine, settings.url)
         try:
-            return await Database.open(engine)
+            database = await self._joined(engine, settings)
         except Unavailable as error:
-            return await self._wait_for_database(engine, error)
+            database = await self._wait_for_database(engine, settings, error)
+        log.info("member %r of its database", database.member.name)
+        return database
 
-    async def _wait_for_database(self, engine: Engine, reason: Unavailable) -> Database:
+    async def _joined(self, engine: Engine, settings: Settings) -> Database:
+        database = await Database.open(engine)
+        try:
+            await membership.join(database, self._paths, settings)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def _wait_for_database(self, engine: Engine, settings: Settings, reason: Unavailable) -> Database:
         """Try until the database is there; whoever asks meanwhile is told why nothing can be done."""
         log.warning("waiting for the database: %s", reason.message)
         unix = self._unix = self._bind_socket(HttpServer(partial(_refuse, reason)))
@@ -222,7 +235,7 @@ class Daemon:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), _DATABASE_SECONDS)
             with suppress(Unavailable):
-                return await Database.open(engine)
+                return await self._joined(engine, settings)
         raise HostError("told to end before the database was there")
 
     def _bind_socket(self, server: HttpServer) -> UnixListener:

@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         help="PostgreSQL in place of a file in the state folder, as postgresql://USER@HOST/DATABASE; "
         "a URL with a password belongs into database.yaml in the state folder",
     )
+    parser.add_argument(
+        "--member",
+        metavar="NAME",
+        help="what this daemon is called among those that share the database; member in database.yaml",
+    )
     parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -108,13 +113,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from utsuwa.daemon import process
+    from utsuwa.db.choice import Settings
 
     return process.run(
         StatePaths.from_environment(),
         group=options.group,
         logfile=options.logfile,
         level="debug" if options.debug else "info" if options.verbose else "warning",
-        database=options.database,
+        database=Settings(options.database, options.member),
     )
 
 

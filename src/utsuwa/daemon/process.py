@@ -18,6 +18,7 @@ from utsuwa.daemon import logging as daemon_log
 from utsuwa.daemon.app import Daemon
 from utsuwa.daemon.handed_over import take_socket
 from utsuwa.daemon.state_lock import state_lock
+from utsuwa.db.choice import Settings
 from utsuwa.host.system import descriptors, heap
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,12 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def run(
-    paths: StatePaths, *, group: str | None, logfile: Path | None, level: str, database: str | None = None
+    paths: StatePaths,
+    *,
+    group: str | None,
+    logfile: Path | None,
+    level: str,
+    database: Settings | None = None,
 ) -> int:
     """Run the daemon until it is told to end; gives the exit status."""
     # What others must not read is made so where it is made. liblxc makes folders of a container's /dev with

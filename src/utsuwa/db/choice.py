@@ -3,6 +3,7 @@
 `database.yaml` in the state folder:
 
     url: postgresql://utsuwa:SECRET@db.example/utsuwa
+    member: host1
 """
 
 from __future__ import annotations
@@ -22,29 +23,33 @@ log = logging.getLogger(__name__)
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole of `database.yaml`."""
+    """The whole of `database.yaml`: without a `url` SQLite, without a `member` no name is asked for."""
 
-    url: str
+    url: str | None = None
+    member: str | None = None
 
 
-def database_url(paths: StatePaths, given: str | None = None) -> str | None:
-    """The URL that was `given` on the command line, else that of `database.yaml`, else None.
+def database_settings(paths: StatePaths, given: Settings | None = None) -> Settings:
+    """What was `given` on the command line, and what else `database.yaml` says.
 
     Raises HostError for a file that cannot be read. What it says is not repeated: it may hold a password.
     """
-    if given:
-        return given
+    stored, given = _stored(paths), given or Settings()
+    return Settings(given.url or stored.url or None, given.member or stored.member or None)
+
+
+def _stored(paths: StatePaths) -> Settings:
     try:
         text = paths.database_settings.read_text()
         mode = paths.database_settings.stat().st_mode
     except FileNotFoundError:
-        return None
+        return Settings()
     except (OSError, UnicodeDecodeError) as error:
         raise HostError(f"Cannot read {paths.database_settings}: {error}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         log.warning("others may read %s, which can hold a password: chmod 600", paths.database_settings)
     try:
-        return msgspec.convert(yaml.safe_load(text), Settings).url
+        return msgspec.convert(yaml.safe_load(text), Settings)
     except yaml.YAMLError:
         raise HostError(f"{paths.database_settings} is not valid YAML") from None
     except msgspec.ValidationError as error:

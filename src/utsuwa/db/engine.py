@@ -13,7 +13,8 @@ from utsuwa.core.errors import UtsuwaError
 class Engine(Protocol):
     """Connecting, isolation, what failures mean, and upgrades. Every method blocks.
 
-    `readers` and `writers` say how many connections of either kind the daemon keeps open.
+    `readers` and `writers` say how many connections of either kind the daemon keeps open, `shared` whether
+    other daemons may work on the same database.
     """
 
     @property
@@ -22,6 +23,7 @@ class Engine(Protocol):
 
     readers: int
     writers: int
+    shared: bool
 
     def prepare(self) -> bool:
         """Create the tables or upgrade them; return whether there was anything to do.

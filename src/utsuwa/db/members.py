@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from utsuwa.core.errors import HostError
-from utsuwa.core.names import LONE_MEMBER, check_member_name
+from utsuwa.core.names import check_member_name
 from utsuwa.db.schema import instances, members, storage_volumes
 from utsuwa.db.transaction import Transaction
 
@@ -37,9 +37,12 @@ def claim(tx: Transaction, uuid: str, name: str | None) -> MemberRow:
         check_member_name(name)
     known = get_all(tx)
     row = _own(tx, known, uuid, name)
-    wanted = name or (row.name if row is not None else LONE_MEMBER)
+    wanted = name or (row.name if row is not None else known[0].name)
     if any(other.name == wanted and other != row for other in known):
-        raise _of_another(wanted)
+        raise HostError(
+            f"The member {wanted!r} of the database is a daemon with another state folder: "
+            "give this one a name of its own, as 'member' in database.yaml"
+        )
     values = {"name": wanted, "uuid": uuid}
     if row is None:
         return MemberRow(tx.insert(members, {"description": "", "address": "", **values}), wanted, uuid)
@@ -65,11 +68,4 @@ def _has_anything(tx: Transaction, member_id: int) -> bool:
     return any(
         tx.execute(sa.select(table.c.id).where(table.c.member_id == member_id).limit(1)).all()
         for table in (instances, storage_volumes)
-    )
-
-
-def _of_another(name: str) -> HostError:
-    return HostError(
-        f"The member {name!r} of the database is a daemon with another state folder: "
-        "give this one a name of its own, as 'member' in database.yaml"
     )

@@ -27,6 +27,7 @@ class Postgres:
 
     readers = 3
     writers = 2
+    shared = True
 
     def __init__(self, url: str) -> None:
         """`url` is like `postgresql://user:password@host/database?key=value`; HostError for others."""

@@ -24,6 +24,7 @@ class Sqlite:
 
     readers = 3
     writers = 1
+    shared = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -52,7 +52,7 @@ def _shown(ctx: Context, instance: Loaded) -> dict[str, Any]:
         "status": status.text,
         "status_code": status.code,
         "last_used_at": clock.to_wire(row.last_used_at),
-        "location": "none",
+        "location": row.location,
         "type": "container",
         "project": row.project,
     }

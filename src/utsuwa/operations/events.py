@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Self
 
 from utsuwa.core import clock
+from utsuwa.core.names import LONE_MEMBER
 from utsuwa.wire.codec import encode
 from utsuwa.wire.events import Event, Lifecycle, Logging, Requestor
 
@@ -28,9 +29,6 @@ BUFFER_EVENTS = 2000
 """Events that may wait for one listener."""
 BUFFER_BYTES = 8 * 2**20
 """Bytes of JSON that may wait for one listener."""
-
-LOCATION = "none"
-"""What a server that is no part of a cluster calls itself."""
 
 
 class Actor:
@@ -135,7 +133,9 @@ class Subscription:
 class EventHub:
     """All events of the daemon pass here; its methods belong to the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, location: str = LONE_MEMBER) -> None:
+        self.location = location
+        """The name of this member: where all of this happens."""
         self._subscriptions: set[Subscription] = set()
 
     @property
@@ -199,7 +199,9 @@ class EventHub:
     def _publish(self, kind: str, metadata: Any, project: str) -> None:
         if not self._subscriptions:
             return
-        event = Event(type=kind, timestamp=clock.now(), metadata=metadata, location=LOCATION, project=project)
+        event = Event(
+            type=kind, timestamp=clock.now(), metadata=metadata, location=self.location, project=project
+        )
         listeners = [s for s in self._subscriptions if s.wants(event)]
         if listeners:
             text = encode(event)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
 import re
@@ -14,85 +12,36 @@ import pytest
 
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
+from tests.support.faults import Faults
 from tests.support.images import Image
 from utsuwa.host import lxc
 from utsuwa.host.network import traffic
 
 pytestmark = pytest.mark.root
 
-# Runs inside the daemon: kills it at the point that a file names.
-POINTS = """
-import os
-import re
-from pathlib import Path
-
-from utsuwa.db.database import Database
-from utsuwa.host.network import veth
-from utsuwa.instances.lifecycle import device_steps
-
-file = Path(os.environ["UTSUWA_TEST_POINTS"])
-write = Database.write
-
-
-def point(name):
-    if file.exists() and file.read_text() == name:
-        os.kill(os.getpid(), 9)
-
-
-def after(module, name, told):
-    plain = getattr(module, name)
-
-    def call(*arguments):
-        plain(*arguments)
-        point(told)
-
-    setattr(module, name, call)
-
-
-def before(module, name, told):
-    plain = getattr(module, name)
-
-    async def call(*arguments):
-        point(told)
-        await plain(*arguments)
-
-    setattr(module, name, call)
-
-
-async def pointed_write(self, name, *arguments, **named):
-    point(name)
-    return await write(self, name, *arguments, **named)
-
-
-after(veth, "create", "pair made")
-after(veth, "delete", "pair removed")
-before(device_steps, "started_all", "not finished")
-Database.write = pointed_write
-"""
-ROW = "update instance"
+ROW = "before update instance"
 """The point before the row is stored: all else is done."""
 BASE = {"type": "nic", "name": "eth1", "network": "br"}
 LIMITED = BASE | {"limits.max": "10Mbit", "ipv4.routes": "10.91.0.0/24"}
 OTHER = BASE | {"limits.max": "20Mbit", "ipv4.routes": "10.92.0.0/24"}
 RENAMED = OTHER | {"name": "lan"}
 CASES = {
-    "add": (None, LIMITED, ("pair made", ROW)),
-    "remove": (LIMITED, None, ("pair removed", ROW)),
+    "add": (None, LIMITED, ("veth pair created", ROW)),
+    "remove": (LIMITED, None, ("veth pair deleted", ROW)),
     "change in place": (LIMITED, OTHER, (ROW,)),
     "free of limits": (LIMITED, BASE, (ROW,)),
-    "replace": (LIMITED, RENAMED, ("pair removed", "pair made")),
+    "replace": (LIMITED, RENAMED, ("veth pair deleted", "veth pair created")),
 }
 Nic = dict[str, str] | None
 
 
 @pytest.fixture(scope="module")
-def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that names the point at which the daemon is killed."""
-    return tmp_path_factory.mktemp("points") / "point"
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+    return Faults(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")
-def net(busybox_image: Image, point: Path) -> Iterator[Daemon]:
+def net(busybox_image: Image, faults: Faults) -> Iterator[Daemon]:
     """A daemon with the running container c1, on the network `br` by eth0."""
     with boxed_daemon() as daemon:
         daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
@@ -103,9 +52,7 @@ def net(busybox_image: Image, point: Path) -> Iterator[Daemon]:
         body = {"name": "c1", "source": {"type": "image", "alias": "busybox"}, "devices": {"eth0": nic}}
         daemon.do("POST", "/1.0/instances", body)
         daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
-        (point.parent / "sitecustomize.py").write_text(POINTS)
-        paths = os.pathsep.join([str(point.parent), os.environ.get("PYTHONPATH", "")])
-        daemon.env |= {"UTSUWA_TEST_POINTS": str(point), "PYTHONPATH": paths}
+        daemon.env |= faults.env
         daemon.restart()
         yield daemon
 
@@ -115,16 +62,6 @@ def set_nic(daemon: Daemon, nic: Nic) -> None:
     instance = daemon.get("/1.0/instances/c1")
     devices = {name: device for name, device in instance["devices"].items() if name != "nic"}
     daemon.do("PUT", "/1.0/instances/c1", {**instance, "devices": devices | ({"nic": nic} if nic else {})})
-
-
-def killed_at(daemon: Daemon, point: Path, name: str, url: str, body: object, method: str = "PUT") -> None:
-    point.write_text(name)
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        daemon.do(method, url, body)
-        pytest.fail(f"the daemon does not come to the point {name!r}")
-    daemon.kill()
-    point.unlink()
-    daemon.start()
 
 
 def state(daemon: Daemon) -> dict[str, object]:
@@ -154,7 +91,7 @@ def state(daemon: Daemon) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_was_cut_off_is_taken_back(net: Daemon, point: Path, case: str) -> None:
+def test_what_was_cut_off_is_taken_back(net: Daemon, faults: Faults, case: str) -> None:
     before, after, points = CASES[case]
     set_nic(net, before)
     was = state(net)
@@ -163,23 +100,19 @@ def test_what_was_cut_off_is_taken_back(net: Daemon, point: Path, case: str) -> 
         instance = net.get("/1.0/instances/c1")
         devices = {key: device for key, device in instance["devices"].items() if key != "nic"}
         body = {**instance, "devices": devices | ({"nic": after} if after else {})}
-        killed_at(net, point, name, "/1.0/instances/c1", body)
+        with faults.kill_at(net, name):
+            net.do("PUT", "/1.0/instances/c1", body)
         assert state(net) == was, name
     set_nic(net, after)
     assert state(net)["noted"] == ""
 
 
-def test_one_that_ended_meanwhile_leaves_nothing(net: Daemon, point: Path) -> None:
+def test_one_that_ended_meanwhile_leaves_nothing(net: Daemon, faults: Faults) -> None:
     set_nic(net, None)
     instance = net.get("/1.0/instances/c1")
-    point.write_text(ROW)
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        body = {**instance, "devices": instance["devices"] | {"nic": LIMITED}}
+    body = {**instance, "devices": instance["devices"] | {"nic": LIMITED}}
+    with faults.kill_at(net, ROW, meanwhile=lambda: os.kill(net_pid(net), 9)):
         net.do("PUT", "/1.0/instances/c1", body)
-    net.kill()
-    point.unlink()
-    os.kill(net_pid(net), 9)
-    net.start()
     box = net.box
     assert box is not None
     assert [name for name in box.links() if name.startswith(("veth", "ifb"))] == []
@@ -195,12 +128,21 @@ def net_pid(daemon: Daemon) -> int:
     return int(Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0])
 
 
-def test_a_start_that_was_not_finished_is(net: Daemon, point: Path) -> None:
+def test_a_start_that_was_not_finished_is(net: Daemon, faults: Faults) -> None:
     net.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
     set_nic(net, LIMITED)
-    killed_at(net, point, "not finished", "/1.0/instances/c1/state", {"action": "start"})
+    with faults.kill_at(net, "container started"):
+        net.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
     found = state(net)
     assert net.get("/1.0/instances/c1")["status"] == "Running"
     assert found["routes"] == {"10.91.0.0/24"}
     assert found["rates"] != []
     assert found["unknown"] == set()
+
+
+def test_a_point_that_nothing_comes_to_is_a_failure(net: Daemon, faults: Faults) -> None:
+    """Of the test itself: it would show nothing."""
+    with pytest.raises(AssertionError, match="did not end at the point 'nowhere'"):
+        with faults.kill_at(net, "nowhere"):
+            net.get("/1.0")
+    net.start()

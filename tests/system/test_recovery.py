@@ -17,6 +17,7 @@ import pytest
 
 from tests.support import leaks
 from tests.support.daemon import Daemon
+from tests.support.faults import Faults
 from tests.support.images import Image
 from tests.system.test_bad_instances import check_sentence
 from tests.system.test_lxc_instances import status, until
@@ -28,22 +29,6 @@ pytestmark = pytest.mark.root
 def d(daemon: Daemon, busybox_image: Image) -> Daemon:
     daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
     return daemon
-
-
-KILLED_IN_A_STOP = """
-import os
-from utsuwa.instances.lifecycle import device_steps
-
-plain = device_steps.killed_all
-
-
-async def killed_all(host):
-    await plain(host)
-    os.kill(os.getpid(), 9)
-
-
-device_steps.killed_all = killed_all
-"""
 
 
 def kill_with_the_daemon(d: Daemon, *names: str) -> None:
@@ -161,16 +146,11 @@ def test_a_forced_stop_that_is_cut_off_is_carried_out(d: Daemon, tmp_path: Path)
     """Its interfaces are taken away first: it must not run on without them."""
     d.lxc("launch", "busybox", "c1")
     pid = d.get("/1.0/instances/c1/state")["pid"]
-    (tmp_path / "sitecustomize.py").write_text(KILLED_IN_A_STOP)
-    path = os.environ.get("PYTHONPATH", "")
-    d.env["PYTHONPATH"] = f"{tmp_path}:{path}"
+    faults = Faults(tmp_path)
+    d.env |= faults.env
     d.restart()
-    d.lxc("stop", "c1", "--force", check=False)
-    assert d.process is not None
-    assert d.process.wait(30) == -signal.SIGKILL
-    os.kill(pid, 0)  # the daemon was killed before it
-    d.env["PYTHONPATH"] = path
-    d.start()
+    with faults.kill_at(d, "devices taken from killed container", meanwhile=lambda: os.kill(pid, 0)):
+        d.lxc("stop", "c1", "--force", check=False)
     assert status(d, "c1") == "Stopped"
     d.lxc("start", "c1")
     d.restart()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
+from utsuwa.core import faults
 from utsuwa.core.errors import Unavailable
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.core.tasks import finish
@@ -86,8 +87,11 @@ class Database:
         """
         session = await self._writers.take(name)
         started = time.monotonic()
+        faults.point(f"before {name}")
         try:
-            return await finish(session.run(partial(_call, fn, args, kwargs)))
+            result = await finish(session.run(partial(_call, fn, args, kwargs)))
+            faults.point(f"after {name}")
+            return result
         finally:
             self._writers.give_back(session)
             seconds = time.monotonic() - started

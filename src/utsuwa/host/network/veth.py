@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from utsuwa.core import faults
 from utsuwa.core.errors import HostError, InvalidConfig
 
 
@@ -48,6 +49,7 @@ def create(pair: Pair, pid: int) -> None:
             if pair.bridge:
                 settings["master"] = socket.if_nametoindex(pair.bridge)
             netlink.link("add", ifname=pair.host_name, kind="veth", state="up", peer=peer, **settings)
+            faults.point("veth pair created")
         except NetlinkError as error:
             if error.code == errno.EEXIST:
                 raise InvalidConfig(
@@ -69,6 +71,7 @@ def delete(name: str) -> None:
             info = link.get_attr("IFLA_LINKINFO")
             if info is not None and info.get_attr("IFLA_INFO_KIND") == "veth":
                 netlink.link("del", index=index)
+                faults.point("veth pair deleted")
         except OSError:
             return
         except NetlinkError as error:

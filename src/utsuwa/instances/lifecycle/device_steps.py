@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from utsuwa import devices as device_types
+from utsuwa.core import faults
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
@@ -117,6 +118,7 @@ async def start_all(host: DeviceHost, undo: Rollback) -> Steps:
 async def started_all(host: DeviceHost, steps: Steps) -> None:
     """Finish what `start_all` began; the container runs (`host.init_pid` is set)."""
     now = replace(host, config=steps.config_over(host.config))
+    faults.point("container started")
     for device in _ordered(host.devices):
         await device.started(now)
 
@@ -128,6 +130,7 @@ async def killed_all(host: DeviceHost) -> None:
             await device.killed(host)
         except Exception:
             log.exception("device %r of the killed instance %r", device.name, host.instance)
+    faults.point("devices taken from killed container")
 
 
 async def stop_all(host: DeviceHost) -> dict[str, str | None]:

@@ -1,0 +1,50 @@
+"""Killing a daemon at a fault point of its code."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support.daemon import Daemon
+
+
+class Faults:
+    """The fault points of one daemon; `Daemon.env` has to be given `env` before its start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.env = {"UTSUWA_FAULTS": str(folder)}
+        self._kill = folder / "kill"
+        self._reached = folder / "reached"
+
+    def reached(self) -> list[str]:
+        """The points that were reached since the last `forget`, in order."""
+        return self._reached.read_text().splitlines() if self._reached.exists() else []
+
+    def forget(self) -> None:
+        """What was reached until now does not count."""
+        self._reached.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def kill_at(
+        self, daemon: Daemon, point: str | int, meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[None]:
+        """Do what is in the block; the daemon kills itself at a point meanwhile, and is started again.
+
+        A point is named, or is the number of those before it. `meanwhile` is called while no daemon runs.
+        Fails where the daemon does not come to the point.
+        """
+        self.forget()
+        self._kill.write_text(str(point))
+        try:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                yield
+        finally:
+            self._kill.unlink()
+        reached = self.reached()
+        daemon.kill()
+        met = reached[-1:] == [point] if isinstance(point, str) else len(reached) == point + 1
+        assert met, f"the daemon did not end at the point {point!r}: it reached {reached}"
+        meanwhile()
+        daemon.start()

@@ -35,6 +35,7 @@ from utsuwa.api.http import (
 from utsuwa.api.services import Services
 from utsuwa.core.errors import InUse, NotFound
 from utsuwa.operations.events import EventHub, current_requestor
+from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.security.authorization import Access, Caller, tls_caller, unix_caller
 
@@ -83,7 +84,7 @@ async def work(request: Request) -> Result:
 
     return Background(
         request.services.operations.start(
-            project=request.project, description="Working", run=run, may_cancel=True, websockets=("0",)
+            Kind("Working", (), cancellable=True), request.project, run, websockets=("0",)
         )
     )
 

@@ -27,7 +27,9 @@ async def heard(subscription: Subscription) -> list[dict[str, Any]]:
 async def test_an_event_has_the_shape_that_clients_know() -> None:
     hub = EventHub()
     with hub.subscribe() as listener:
-        hub.publish_lifecycle("instance-started", "/1.0/instances/web", "default", {"x": 1}, ALICE)
+        actor = act_as(ALICE)
+        hub.publish_lifecycle("instance-started", "/1.0/instances/web", "default", {"x": 1})
+        actor.active = False
         (event,) = await heard(listener)
     moment = event.pop("timestamp")
     assert moment.endswith("Z")

@@ -159,10 +159,11 @@ async def test_the_working_directory(
 
 async def test_operations_look_like_lxds(manager: ExecManager) -> None:
     plain = manager.start(target(), post())
-    assert (plain.kind, plain.description, plain.metadata) == ("task", "Executing command", {})
+    record = plain.record()
+    assert (record.class_, record.description, record.metadata) == ("task", "Executing command", None)
     assert plain.resources == {"instances": ["/1.0/instances/c1"], "containers": ["/1.0/containers/c1"]}
     three = manager.start(target(), post(wait_for_websocket=True))
-    assert three.kind == "websocket"
+    assert three.record().class_ == "websocket"
     assert set(three.metadata["fds"]) == {"0", "1", "2", "control"}
     assert three.metadata["command"] == ["true"]
     assert three.metadata["environment"] == USUAL

@@ -25,9 +25,9 @@ from utsuwa.host.archives import unpack
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager, NewImage
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.operations import Operations
 from utsuwa.wire.edits import any_state, merge
 from utsuwa.wire.edits import replace as replace_with
-from utsuwa.wire.events import Requestor
 from utsuwa.wire.images import (
     ImageAliasesEntryPatch,
     ImageAliasesEntryPut,
@@ -52,7 +52,6 @@ class Events(EventHub):
         source: str,
         project: str = "",
         context: Mapping[str, Any] | None = None,
-        requestor: Requestor | None = None,
     ) -> None:
         self.seen.append((action, source))
 
@@ -78,7 +77,7 @@ class Setting:
     def __init__(self, database: Database, paths: StatePaths) -> None:
         self.database, self.paths = database, paths
         self.events, self.pools = Events(), Pools()
-        self.images = ImageManager(database, paths, self.events, self.pools)
+        self.images = ImageManager(database, paths, Operations(self.events), self.pools)
 
     async def add(
         self, content: bytes = b"one", *, rootfs: bytes | None = None, project: str = "default", **new: Any
@@ -150,7 +149,7 @@ async def test_a_split_image_has_two_files(setting: Setting) -> None:
     assert setting.images.source(row).rootfs == setting.paths.images / f"{ONE}.rootfs"
     files = [file.part for file in await _exported(setting, row)]
     assert files == ["metadata", "rootfs"]
-    await setting.images.delete(row)
+    await setting.images.remove(row)
     assert setting.files == []
 
 
@@ -173,7 +172,7 @@ async def test_an_image_that_goes_while_it_is_exported_is_not_found(setting: Set
         (setting.paths.images / gone).unlink()
         with pytest.raises(NotFound, match="deleted meanwhile"):
             await setting.images.files(row)
-        await setting.images.delete(row)
+        await setting.images.remove(row)
 
 
 async def test_exported_files_are_named_by_the_fingerprint(setting: Setting) -> None:
@@ -233,15 +232,30 @@ async def test_the_same_image_twice(setting: Setting) -> None:
     assert setting.files == [ONE]
 
 
+async def test_importing_and_deleting_go_on_in_the_background(setting: Setting) -> None:
+    upload = setting.images.upload()
+    await upload.receive("metadata", once(b"one"))
+    operation = setting.images.create("default", upload, NewImage())
+    assert operation.record().description == "Downloading image"
+    await operation.wait(10)
+    assert (operation.metadata["fingerprint"], operation.status) == (ONE, "Success")
+    operation = await setting.images.delete("default", ONE[:9])
+    assert operation.resources == {"images": [f"/1.0/images/{ONE}"]}
+    await operation.wait(10)
+    assert (operation.status, setting.files) == ("Success", [])
+    with pytest.raises(NotFound):
+        await setting.images.delete("default", ONE)
+
+
 async def test_projects_share_the_files(setting: Setting) -> None:
     first = await setting.add()
     second = await setting.add(project="other", profiles=[])
     assert setting.files == [ONE]
-    await setting.images.delete(first)
+    await setting.images.remove(first)
     assert setting.files == [ONE]
     assert setting.pools.deleted == []
     assert await setting.images.all("default") == []
-    await setting.images.delete(second)
+    await setting.images.remove(second)
     assert setting.files == []
     assert setting.pools.deleted == [ONE]
     assert setting.events.seen[-1] == ("image-deleted", f"/1.0/images/{ONE}?project=other")
@@ -264,7 +278,7 @@ async def test_a_pool_that_fails_does_not_keep_the_image(
 ) -> None:
     row = await setting.add()
     setting.pools.fails = True
-    await setting.images.delete(row)
+    await setting.images.remove(row)
     assert await setting.images.all("default") == []
     assert setting.files == []
     assert "still on a pool" in caplog.text
@@ -277,7 +291,7 @@ async def test_pools_are_told_when_the_row_is_gone(setting: Setting, monkeypatch
         rows.append(await setting.database.read("test", image_rows.projects_with, fingerprint))
 
     monkeypatch.setattr(setting.pools, "delete", delete)
-    await setting.images.delete(await setting.add())
+    await setting.images.remove(await setting.add())
     assert rows == [[]]
 
 

@@ -7,13 +7,16 @@ import gc
 import json
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from utsuwa.core.errors import Cancelled, Forbidden, InvalidRequest, NotFound, Unavailable
+from utsuwa.operations import kinds
 from utsuwa.operations import operations as module
 from utsuwa.operations.events import EventHub, Subscription, act_as, current_requestor
+from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire.codec import encode
 from utsuwa.wire.events import Requestor
@@ -26,8 +29,12 @@ def operations() -> Operations:
     return Operations(EventHub(), keep_seconds=0.02)
 
 
-def start(operations: Operations, run: Run, **more: Any) -> Operation:
-    return operations.start(project="default", description="Testing", run=run, **more)
+PLAIN = Kind("Testing", ("instances", "containers"))
+CANCELLABLE = replace(PLAIN, cancellable=True)
+
+
+def start(operations: Operations, run: Run, kind: Kind = PLAIN, **more: Any) -> Operation:
+    return operations.start(kind, "default", run, **more)
 
 
 def states(subscription: Subscription) -> list[tuple[str, str]]:
@@ -58,7 +65,7 @@ async def test_states_are_published_in_order(operations: Operations) -> None:
 
 async def test_the_record_has_the_shape_that_clients_know(operations: Operations) -> None:
     urls = {"instances": ["/1.0/instances/x"], "containers": ["/1.0/containers/x"]}
-    operation = start(operations, forever, resources=urls, may_cancel=True)
+    operation = start(operations, forever, CANCELLABLE, names=["x"])
     shown = json.loads(encode(operation.record()))
     created, updated = shown.pop("created_at"), shown.pop("updated_at")
     assert created.endswith("Z")
@@ -112,7 +119,7 @@ async def test_cancelling_runs_the_undo_and_tells_so(operations: Operations) -> 
             undone.append(True)
 
     with operations.events.subscribe(["operation"]) as listener:
-        operation = start(operations, run, may_cancel=True)
+        operation = start(operations, run, CANCELLABLE)
         await asyncio.sleep(0)
         operation.cancel()
         await operation.wait(1)
@@ -123,7 +130,7 @@ async def test_cancelling_runs_the_undo_and_tells_so(operations: Operations) -> 
 
 
 async def test_one_that_is_cancelled_before_its_first_step_ends_too(operations: Operations) -> None:
-    operation = start(operations, forever, may_cancel=True)
+    operation = start(operations, forever, CANCELLABLE)
     operation.cancel()
     assert await operation.wait(1)
     assert operation.status == "Cancelled"
@@ -167,8 +174,8 @@ async def test_ended_ones_stay_for_a_while_and_then_go(operations: Operations) -
 
 async def test_the_list_is_held_to_a_project(operations: Operations) -> None:
     mine = start(operations, nothing)
-    theirs = operations.start(project="other", description="x", run=nothing)
-    servers = operations.start(project="", description="x", run=nothing)
+    theirs = operations.start(PLAIN, "other", nothing)
+    servers = operations.start(PLAIN, "", nothing)
     assert operations.all("default") == [mine, servers]
     assert operations.all() == [mine, theirs, servers]
     await operations.stop()
@@ -199,7 +206,7 @@ async def test_metadata_no_longer_changes_after_the_end(operations: Operations) 
 
 
 async def test_each_websocket_secret_can_be_used_once(operations: Operations) -> None:
-    operation = start(operations, forever, kind="websocket", websockets=("0", "control"))
+    operation = start(operations, forever, websockets=("0", "control"))
     secrets = operation.metadata["fds"]
     assert set(secrets) == {"0", "control"}
     assert len(set(secrets.values())) == 2
@@ -223,7 +230,7 @@ async def test_the_work_gets_the_connected_socket(operations: Operations) -> Non
         got.append(await operation.websocket("0", 1))
 
     socket: Any = object()
-    operation = start(operations, run, kind="websocket", websockets=("0",))
+    operation = start(operations, run, websockets=("0",))
     operation.connect(operation.claim(operation.secrets["0"]), socket)
     await operation.wait(1)
     assert got == [socket]
@@ -233,16 +240,10 @@ async def test_a_websocket_that_never_comes_fails_the_work(operations: Operation
     async def run(operation: Operation) -> None:
         await operation.websocket("0", 0.01)
 
-    operation = start(operations, run, kind="websocket", websockets=("0",))
+    operation = start(operations, run, websockets=("0",))
     await operation.wait(1)
     assert operation.status == "Failure"
     assert "did not connect the websocket '0'" in operation.error
-
-
-async def test_a_token_has_a_secret_of_its_own(operations: Operations) -> None:
-    operation = start(operations, forever, kind="token")
-    assert operation.knows_secret(operation.metadata["secret"])
-    await operations.stop()
 
 
 async def test_stopping_cancels_everything_and_refuses_what_is_new(operations: Operations) -> None:
@@ -277,7 +278,7 @@ async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
         await operation.websocket("0")
 
-    operation = start(operations, run, kind="websocket", websockets=["0", "control"])
+    operation = start(operations, run, websockets=["0", "control"])
     socket = Socket()
     gone = weakref.ref(socket)
     operation.connect(operation.claim(operation.secrets["0"]), cast(Any, socket))
@@ -292,7 +293,7 @@ async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
 
 
 async def test_a_websocket_that_comes_after_the_end_is_nobodys(operations: Operations) -> None:
-    operation = start(operations, nothing, kind="websocket", websockets=["0"])
+    operation = start(operations, nothing, websockets=["0"])
     name = operation.claim(operation.secrets["0"])
     assert await operation.wait(1)
     operation.connect(name, cast(Any, object()))
@@ -308,11 +309,11 @@ async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operati
         finally:
             told.append(module.given_up())
 
-    first = start(operations, run, may_cancel=True)
+    first = start(operations, run, CANCELLABLE)
     await asyncio.sleep(0)
     first.cancel()
     await first.wait(1)
-    start(operations, run, may_cancel=True)
+    start(operations, run, CANCELLABLE)
     await asyncio.sleep(0)
     await operations.stop()
     assert told == [True, False]
@@ -323,10 +324,26 @@ async def test_work_may_come_to_a_point_of_no_return(operations: Operations) -> 
         module.no_way_back()
         await asyncio.Event().wait()
 
-    operation = start(operations, run, may_cancel=True)
+    operation = start(operations, run, CANCELLABLE)
     assert operation.record().may_cancel
     await asyncio.sleep(0)
     assert not operation.record().may_cancel
     with pytest.raises(InvalidRequest, match="cannot be cancelled"):
         operation.cancel()
     await operations.stop()
+
+
+def test_kinds_have_titles_of_their_own() -> None:
+    table = [kind for kind in vars(kinds).values() if isinstance(kind, Kind)]
+    assert len({kind.text for kind in table}) == len(table) >= 13
+    assert {entity for kind in table for entity in kind.entities} == {"instances", "containers", "images"}
+
+
+async def test_objects_are_named_by_urls_that_are_escaped(operations: Operations) -> None:
+    operation = operations.start(PLAIN, "a b", nothing, names=["x/y", "z"])
+    assert operation.record().resources == {
+        "instances": ["/1.0/instances/x%2Fy?project=a%20b", "/1.0/instances/z?project=a%20b"],
+        "containers": ["/1.0/containers/x%2Fy?project=a%20b", "/1.0/containers/z?project=a%20b"],
+    }
+    await operation.wait(1)
+    assert operations.start(Kind("Testing", ()), "default", nothing).record().resources is None

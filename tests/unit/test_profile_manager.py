@@ -36,7 +36,6 @@ from utsuwa.profiles.manager import ProfileManager, editable
 from utsuwa.projects import manager as project_manager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.wire.edits import any_state, merge, replace
-from utsuwa.wire.events import Requestor
 from utsuwa.wire.profiles import ProfilePatch, ProfilePut, ProfilesPost
 from utsuwa.wire.projects import ProjectPatch, ProjectPut, ProjectsPost
 
@@ -62,7 +61,6 @@ class Events(EventHub):
         source: str,
         project: str = "",
         context: Any = None,
-        requestor: Requestor | None = None,
     ) -> None:
         self.seen.append((action, source, project))
         self.contexts.append(context)

@@ -14,9 +14,6 @@ from utsuwa.core.urls import object_url
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.images import records
-from utsuwa.images.manager import NewImage
-from utsuwa.images.upload import Upload
-from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.images import (
@@ -85,7 +82,8 @@ async def create_image(request: Request) -> Result:
     upload = request.services.images.upload()
     try:
         filename = await image_transfer.receive(request, upload)
-        return _import(request, upload, dataclasses.replace(new, filename=new.filename or filename))
+        new = dataclasses.replace(new, filename=new.filename or filename)
+        return Background(request.services.images.create(request.project, upload, new))
     except BaseException:
         await upload.discard()
         raise
@@ -95,21 +93,6 @@ def _refuse_source(kind: str) -> NoReturn:
     if kind in _SOURCES:
         raise NotSupportedYet(_SOURCES[kind])
     raise InvalidRequest(f"Unknown image source type {kind[:40]!r}")
-
-
-def _import(request: Request, upload: Upload, new: NewImage) -> Background:
-    """Go on in the background with what has been received: the operation owns the upload from now on."""
-    images, project = request.services.images, request.project
-
-    async def run(operation: Operation) -> None:
-        async with upload:
-            operation.set_progress("create_image", "Examining the image")
-            row = await images.add(project, upload, new)
-        operation.update_metadata({"fingerprint": row.fingerprint, "size": str(row.size)})
-
-    return Background(
-        request.services.operations.start(project=project, description="Downloading image", run=run)
-    )
 
 
 async def get_image(request: Request) -> Result:
@@ -137,20 +120,7 @@ async def patch_image(request: Request) -> Result:
 
 async def delete_image(request: Request) -> Result:
     _check_editor(request)
-    row = await _image(request)
-    images = request.services.images
-
-    async def run(operation: Operation) -> None:
-        await images.delete(row)
-
-    return Background(
-        request.services.operations.start(
-            project=row.project,
-            description="Deleting image",
-            run=run,
-            resources={"images": [records.image_url(row)]},
-        )
-    )
+    return Background(await request.services.images.delete(request.project, request.params["fingerprint"]))
 
 
 async def export_image(request: Request) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -19,8 +20,8 @@ async def _target(request: Request) -> ExecTarget:
     return await request.services.instances.exec_target(request.project, request.params["name"])
 
 
-def _urls(target: ExecTarget, folder: str, names: list[str]) -> Sync:
-    return Sync([f"/1.0/instances/{target.name}/{folder}/{name}{target.url_suffix}" for name in names])
+def _urls(target: ExecTarget, folder: Sequence[str], names: list[str]) -> Sync:
+    return Sync([target.url(*folder, name) for name in names])
 
 
 def _file(name: str, file: io.BufferedReader) -> Raw:
@@ -31,12 +32,12 @@ def _file(name: str, file: io.BufferedReader) -> Raw:
 async def run_command(request: Request) -> Result:
     body = await request.body(InstanceExecPost)
     target = await _target(request)
-    return Background(request.services.exec.start(target, body, request.requestor))
+    return Background(request.services.exec.start(target, body))
 
 
 async def list_logs(request: Request) -> Result:
     target = await _target(request)
-    return _urls(target, "logs", await logs.names(target.logs))
+    return _urls(target, ["logs"], await logs.names(target.logs))
 
 
 async def get_log(request: Request) -> Result:
@@ -51,7 +52,7 @@ async def delete_log(request: Request) -> Result:
 
 async def list_outputs(request: Request) -> Result:
     target = await _target(request)
-    return _urls(target, "logs/exec-output", await logs.output_names(target.logs))
+    return _urls(target, ["logs", "exec-output"], await logs.output_names(target.logs))
 
 
 async def get_output(request: Request) -> Result:
@@ -77,7 +78,7 @@ async def clear_console_log(request: Request) -> Result:
 async def attach_console(request: Request) -> Result:
     body = await request.body(InstanceConsolePost)
     target = await _target(request)
-    return Background(request.services.console.start(target, body, request.requestor))
+    return Background(request.services.console.start(target, body))
 
 
 ROUTES: tuple[Route, ...] = (

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import msgspec
 
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
-from utsuwa.instances.manager import ACTIONS
-from utsuwa.instances.model import Loaded
-from utsuwa.operations.operations import INTERNAL_ERROR, Operation
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.urls import object_url
+from utsuwa.instances.lifecycle.update import editable
+from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.instances import (
     BulkState,
     Instance,
@@ -25,55 +22,6 @@ from utsuwa.wire.instances import (
     InstanceState,
     InstanceStatePut,
 )
-
-log = logging.getLogger(__name__)
-
-_DESCRIPTIONS = {
-    "start": "Starting instance",
-    "stop": "Stopping instance",
-    "restart": "Restarting instance",
-    "freeze": "Freezing instance",
-    "unfreeze": "Unfreezing instance",
-}
-_CHANGES = {
-    "start": ("Stopped",),
-    "stop": ("Running", "Frozen"),
-    "restart": ("Running",),
-    "freeze": ("Running",),
-    "unfreeze": ("Frozen",),
-}
-"""The statuses that a bulk action concerns."""
-
-
-def _resources(*names: str, containers: bool = True) -> dict[str, list[str]]:
-    found = {"instances": [f"/1.0/instances/{name}" for name in names]}
-    if containers:
-        found["containers"] = [f"/1.0/containers/{name}" for name in names]
-    return found
-
-
-def _run(
-    request: Request,
-    description: str,
-    names: list[str],
-    work: Callable[[], Awaitable[None]],
-    *,
-    containers: bool = True,
-    may_cancel: bool = False,
-) -> Background:
-    async def run(operation: Operation) -> None:
-        await work()
-
-    return Background(
-        request.services.operations.start(
-            project=request.project,
-            description=description,
-            run=run,
-            resources=_resources(*names, containers=containers),
-            may_cancel=may_cancel,
-            requestor=request.requestor,
-        )
-    )
 
 
 async def list_instances(request: Request) -> Result:
@@ -106,121 +54,56 @@ def _check_type(request: Request) -> None:
 
 
 def _url(request: Request, project: str, name: str) -> str:
-    kind = "containers" if request.containers_api else "instances"
-    return f"/1.0/{kind}/{name}" + ("" if project == "default" else f"?project={project}")
+    return object_url("containers" if request.containers_api else "instances", name, project=project)
 
 
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
-    manager = request.services.instances
     await request.services.projects.check(request.project)
-    instance, image = await manager.prepare(request.project, body)
-
-    async def build() -> None:
-        await manager.build(instance, image)
-        if body.start:
-            await manager.start(instance.project, instance.name)
-
-    return _run(request, "Creating instance", [instance.name], build)
+    return Background(await request.services.instances.create(request.project, body))
 
 
 async def change_all_states(request: Request) -> Result:
-    body = (await request.body(BulkState)).state
-    _check_action(body)
-    manager = request.services.instances
-    names = [i.name for i in await manager.records(request.project) if i.status in _CHANGES[body.action]]
-
-    async def change() -> None:
-        results = await asyncio.gather(
-            *(manager.change_state(request.project, name, body) for name in names), return_exceptions=True
-        )
-        problems = [
-            f"{name}: {_told(name, result)}"
-            for name, result in zip(names, results, strict=True)
-            if result is not None
-        ]
-        if problems:
-            raise InvalidRequest("; ".join(problems))
-
-    return _run(
-        request,
-        _DESCRIPTIONS[body.action],
-        names,
-        change,
-        containers=False,
-        may_cancel=_may_cancel(body),
-    )
-
-
-def _may_cancel(body: InstanceStatePut) -> bool:
-    """Waiting for a container to stop by itself can take long, and can be given up."""
-    return body.action in ("stop", "restart") and not body.force
-
-
-def _told(name: str, error: BaseException) -> str:
-    """What a client may read of a failure; our own faults go to the log."""
-    if isinstance(error, UtsuwaError):
-        return error.message
-    log.error("a change of instance %r failed", name, exc_info=error)
-    return INTERNAL_ERROR
+    body = await request.body(BulkState)
+    return Background(await request.services.instances.change_all_states(request.project, body.state))
 
 
 async def get_instance(request: Request) -> Result:
     manager = request.services.instances
     instance = await manager.load(request.project, request.params["name"])
-    record = manager.record(instance)
     if request.recursion == 0:
-        return Sync(record, etag=_editable(record))
-    return Sync(await manager.full_record(instance), etag=_editable(record))
-
-
-def _editable(record: Instance) -> list[object]:
-    return [
-        record.architecture,
-        record.config,
-        record.devices,
-        record.ephemeral,
-        record.profiles,
-        record.description,
-    ]
+        return Sync(manager.record(instance), etag=editable(instance))
+    return Sync(await manager.full_record(instance), etag=editable(instance))
 
 
 async def put_instance(request: Request) -> Result:
     body = await request.body(InstancePut)
-    manager, name = request.services.instances, request.params["name"]
-    check = partial(_check_etag, request)
-    check(await manager.load(request.project, name))
-    await manager.check_put(request.project, name, body)
-    # Checked again when its turn comes: another request may be before it.
-    return _run(request, "Updating instance", [name], lambda: manager.put(request.project, name, body, check))
-
-
-def _check_etag(request: Request, instance: Loaded) -> None:
-    request.if_match(_editable(request.services.instances.record(instance)))
+    return Background(
+        await request.services.instances.edit_in_background(
+            request.project, request.params["name"], replace(body), request.if_match
+        )
+    )
 
 
 async def patch_instance(request: Request) -> Result:
     body = await request.body(InstancePatch)
-    manager, name = request.services.instances, request.params["name"]
-    await manager.patch(request.project, name, body, partial(_check_etag, request))
+    await request.services.instances.edit(
+        request.project, request.params["name"], merge(body), request.if_match
+    )
     return Empty()
 
 
 async def rename_instance(request: Request) -> Result:
     body = await request.body(InstancePost)
-    manager, name = request.services.instances, request.params["name"]
     if body.migration or body.pool or body.project:
         raise NotSupportedYet("Moving instances between servers, pools or projects is not supported yet")
-    await manager.check_rename(request.project, name, body.name)
-    return _run(
-        request, "Renaming instance", [name], lambda: manager.rename(request.project, name, body.name)
+    return Background(
+        await request.services.instances.rename(request.project, request.params["name"], body.name)
     )
 
 
 async def delete_instance(request: Request) -> Result:
-    manager, name = request.services.instances, request.params["name"]
-    await manager.check_deletable(request.project, name)
-    return _run(request, "Deleting instance", [name], lambda: manager.delete(request.project, name))
+    return Background(await request.services.instances.delete(request.project, request.params["name"]))
 
 
 async def get_state(request: Request) -> Result:
@@ -230,24 +113,9 @@ async def get_state(request: Request) -> Result:
 
 async def put_state(request: Request) -> Result:
     body = await request.body(InstanceStatePut)
-    _check_action(body)
-    manager, name = request.services.instances, request.params["name"]
-    await manager.load(request.project, name)
-    return _run(
-        request,
-        _DESCRIPTIONS[body.action],
-        [name],
-        lambda: manager.change_state(request.project, name, body),
-        containers=False,
-        may_cancel=_may_cancel(body),
+    return Background(
+        await request.services.instances.change_state(request.project, request.params["name"], body)
     )
-
-
-def _check_action(body: InstanceStatePut) -> None:
-    if body.action not in ACTIONS:
-        raise InvalidRequest(f"Unknown action {body.action[:40]!r}: use one of {', '.join(ACTIONS)}")
-    if body.stateful:
-        raise NotSupportedYet("Keeping the running state (stateful) is not supported yet")
 
 
 ROUTES: tuple[Route, ...] = (

@@ -12,12 +12,31 @@ from utsuwa.core.errors import InvalidRequest
 _MAX_MESSAGE = 4 * 2**20
 """Bytes of one websocket message; clients send theirs in much smaller ones."""
 
+_ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
+"""Close codes of a client that ends a stream on purpose; 1005 is a close frame without a code."""
+
 
 class WebSocket(web.WebSocketResponse):
     """A websocket to `prepare`, send to and receive from."""
 
     def __init__(self) -> None:
         super().__init__(max_msg_size=_MAX_MESSAGE, compress=False)
+
+    async def read(self) -> bytes | str | None:
+        """The next message; None once the client has closed the websocket or is gone."""
+        message = await self.receive()
+        match message.type:
+            case web.WSMsgType.BINARY:
+                return bytes(message.data)
+            case web.WSMsgType.TEXT:
+                return str(message.data)
+            case _:
+                return None
+
+    @property
+    def left_on_purpose(self) -> bool:
+        """Whether the client, once it has closed the websocket, said so: its connection was not cut."""
+        return self.close_code in _ORDERLY
 
     async def send_frame(self, message: bytes, opcode: web.WSMsgType, compress: int | None = None) -> None:
         """As the base class, and let the event loop run.

@@ -156,7 +156,7 @@ class Daemon:
         self._storage = StorageManager(database, paths, events)
         await self._storage.start()
         stack.push_async_callback(self._close_storage)
-        images = ImageManager(database, paths, events, self._storage.images)
+        images = ImageManager(database, paths, self._operations, self._storage.images)
         await images.start()
 
         owner = owner_name(paths)
@@ -170,7 +170,7 @@ class Daemon:
         context = Context(
             database=database,
             paths=paths,
-            events=events,
+            operations=self._operations,
             helper=helper,
             storage=self._storage,
             images=images,

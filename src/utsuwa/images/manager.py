@@ -39,7 +39,8 @@ from utsuwa.images.records import (
 )
 from utsuwa.images.store import ImageStore
 from utsuwa.images.upload import Upload
-from utsuwa.operations.events import EventHub
+from utsuwa.operations import kinds
+from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire import images as wire
 from utsuwa.wire.edits import Change, IfMatch, edited
 
@@ -82,11 +83,14 @@ class ExportedFile:
 
 
 class ImageManager:
-    def __init__(self, database: Database, paths: StatePaths, events: EventHub, pools: ImagePools) -> None:
-        self.aliases = ImageAliases(database, events)
+    def __init__(
+        self, database: Database, paths: StatePaths, operations: Operations, pools: ImagePools
+    ) -> None:
+        self.aliases = ImageAliases(database, operations.events)
         self._database = database
         self._store = ImageStore(paths.images)
-        self._events = events
+        self._operations = operations
+        self._events = operations.events
         self._pools = pools
         self._locks = NamedLocks()
 
@@ -178,6 +182,17 @@ class ImageManager:
         """An empty upload to receive an image's files into."""
         return Upload(self._store.folder)
 
+    def create(self, project: str, upload: Upload, request: NewImage) -> Operation:
+        """`add` in the background. The operation owns the upload from now on. Raises Unavailable."""
+
+        async def run(operation: Operation) -> None:
+            async with upload:
+                operation.set_progress("create_image", "Examining the image")
+                row = await self.add(project, upload, request)
+            operation.update_metadata({"fingerprint": row.fingerprint, "size": str(row.size)})
+
+        return self._operations.start(kinds.IMAGE_DOWNLOAD, project, run)
+
     async def add(self, project: str, upload: Upload, request: NewImage) -> ImageRow:
         """Make an image of a received upload; the upload's files are taken or left to be discarded.
 
@@ -236,7 +251,16 @@ class ImageManager:
 
         self._tell("updated", await self._database.write("update image", update))
 
-    async def delete(self, row: ImageRow) -> None:
+    async def delete(self, project: str, prefix: str) -> Operation:
+        """Remove an image in the background. Raises NotFound, InvalidRequest."""
+        row = await self.get(project, prefix)
+
+        async def run(_: Operation) -> None:
+            await self.remove(row)
+
+        return self._operations.start(kinds.IMAGE_DELETE, project, run, names=[row.fingerprint])
+
+    async def remove(self, row: ImageRow) -> None:
         """Remove an image with its aliases, and its files where no other project has it.
 
         The row goes first: killed after that, the daemon sweeps the rest at its next start.

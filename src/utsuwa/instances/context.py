@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from utsuwa.core.errors import NotFound
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.codes import State
@@ -19,7 +20,8 @@ from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
 from utsuwa.networks.manager import NetworkManager
-from utsuwa.operations.events import EventHub
+from utsuwa.operations.kinds import Kind
+from utsuwa.operations.operations import Operation, Operations
 from utsuwa.profiles.expand import expand
 from utsuwa.security.apparmor import Profiles
 from utsuwa.storage.manager import StorageManager
@@ -31,7 +33,7 @@ class Context:
 
     database: Database
     paths: StatePaths
-    events: EventHub
+    operations: Operations
     helper: Helper
     storage: StorageManager
     images: ImageManager
@@ -51,19 +53,26 @@ class Context:
         self, action: str, project: str, name: str, context: Mapping[str, object] | None = None
     ) -> None:
         """Tell listeners what happened to an instance (`started` becomes `instance-started`)."""
-        self.events.publish_lifecycle(
-            f"instance-{action}", instance_url(project, name), project, dict(context) if context else None
+        self.operations.events.publish_lifecycle(
+            f"instance-{action}",
+            object_url("instances", name, project=project),
+            project,
+            dict(context) if context else None,
         )
+
+    def in_background(
+        self, kind: Kind, project: str, names: Sequence[str], work: Callable[[], Awaitable[None]]
+    ) -> Operation:
+        """An operation on some instances, which does `work`."""
+
+        async def run(_: Operation) -> None:
+            await work()
+
+        return self.operations.start(kind, project, run, names=names)
 
     async def patch_config(self, row_id: int, changes: Mapping[str, str | None]) -> None:
         """Store volatile changes in one transaction; None removes a key."""
         await self.database.write("patch instance config", instance_rows.patch_config, row_id, changes)
-
-
-def instance_url(project: str, name: str) -> str:
-    """The canonical URL of an instance; its project is named where it is not `default`."""
-    suffix = "" if project == "default" else f"?project={project}"
-    return f"/1.0/instances/{name}{suffix}"
 
 
 def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:

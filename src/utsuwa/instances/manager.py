@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from utsuwa.core.errors import InvalidRequest, NotFound
+from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
-from utsuwa.db.images import ImageRow
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.instances import state
 from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.confinement import cpu_balance, limits
 from utsuwa.instances.context import Context, load, load_all
-from utsuwa.instances.lifecycle import create, delete, end, recover, rename, shutdown, start, stop, update
+from utsuwa.instances.lifecycle import (
+    actions,
+    create,
+    delete,
+    end,
+    recover,
+    rename,
+    shutdown,
+    start,
+    stop,
+    update,
+)
 from utsuwa.instances.lifecycle.autostart import Autostart
 from utsuwa.instances.lifecycle.end import Watch
 from utsuwa.instances.model import Comeback, Loaded
-from utsuwa.operations import operations
+from utsuwa.operations import kinds, operations
+from utsuwa.operations.operations import Operation
+from utsuwa.wire.edits import IfMatch
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
-    InstancePatch,
-    InstancePut,
     InstancesPost,
     InstanceState,
     InstanceStatePut,
 )
-
-ACTIONS = ("start", "stop", "restart", "freeze", "unfreeze")
 
 
 class InstanceManager:
@@ -98,39 +108,72 @@ class InstanceManager:
 
     # Changing.
 
-    async def prepare(self, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
-        return await create.prepare(self._ctx, project, request)
+    async def create(self, project: str, request: InstancesPost) -> Operation:
+        """Make an instance, and start it where the request says so. Raises as `create.reserve`."""
+        ctx = self._ctx
+        instance, image = await create.reserve(ctx, project, request)
 
-    async def build(self, instance: Loaded, image: ImageRow | None) -> None:
-        await create.build(self._ctx, instance, image)
+        async def build() -> None:
+            await create.build(ctx, instance, image)
+            if request.start:
+                await self.start(*instance.key)
 
-    async def check_put(self, project: str, name: str, request: InstancePut) -> None:
-        """Raise what `put` would raise for the request itself, before work begins in the background."""
-        await update.check_put(self._ctx, project, name, request)
+        async with Rollback() as undo:
+            undo.push(create.discard, ctx, instance)
+            operation = ctx.in_background(kinds.INSTANCE_CREATE, project, [instance.name], build)
+            undo.keep()
+        return operation
 
-    async def put(self, project: str, name: str, request: InstancePut, check: update.Check) -> None:
-        await update.put(self._ctx, project, name, request, check)
+    async def edit(self, project: str, name: str, change: update.Edit, if_match: IfMatch) -> None:
+        """Raises as `update.edit`."""
+        await update.edit(self._ctx, project, name, change, if_match)
 
-    async def patch(self, project: str, name: str, request: InstancePatch, check: update.Check) -> None:
-        await update.patch(self._ctx, project, name, request, check)
+    async def edit_in_background(
+        self, project: str, name: str, change: update.Edit, if_match: IfMatch
+    ) -> Operation:
+        """`edit`, checked at once, and again when its turn comes: another change may be before it."""
+        ctx = self._ctx
+        await update.check(ctx, project, name, change, if_match)
+        work = partial(update.edit, ctx, project, name, change, if_match)
+        return ctx.in_background(kinds.INSTANCE_UPDATE, project, [name], work)
 
-    async def check_rename(self, project: str, name: str, new: str) -> None:
-        """Raise what `rename` would raise, before work begins in the background."""
-        await rename.check(self._ctx, project, name, new)
+    async def rename(self, project: str, name: str, new: str) -> Operation:
+        """Raises as `rename.check`."""
+        ctx = self._ctx
+        await rename.check(ctx, project, name, new)
 
-    async def rename(self, project: str, name: str, new: str) -> None:
-        await rename.rename(self._ctx, project, name, new)
-        self._autostart.renamed(project, name, new)
+        async def work() -> None:
+            await rename.rename(ctx, project, name, new)
+            self._autostart.renamed(project, name, new)
 
-    async def check_deletable(self, project: str, name: str) -> None:
-        """Raise what `delete` would raise, before work begins in the background."""
-        await delete.check(self._ctx, project, name)
+        return ctx.in_background(kinds.INSTANCE_RENAME, project, [name], work)
 
-    async def delete(self, project: str, name: str) -> None:
-        await delete.delete(self._ctx, project, name)
+    async def delete(self, project: str, name: str) -> Operation:
+        """Raises as `delete.check`."""
+        ctx = self._ctx
+        await delete.check(ctx, project, name)
+        work = partial(delete.delete, ctx, project, name)
+        return ctx.in_background(kinds.INSTANCE_DELETE, project, [name], work)
 
-    async def change_state(self, project: str, name: str, request: InstanceStatePut) -> None:
-        """Carry out one of ACTIONS."""
+    async def change_state(self, project: str, name: str, request: InstanceStatePut) -> Operation:
+        """Start, stop, restart, freeze or unfreeze an instance. Raises InvalidRequest, NotFound."""
+        action = actions.requested(request)
+        await load(self._ctx, project, name)
+        work = partial(self._change_state, project, name, request)
+        return self._ctx.in_background(action.kind, project, [name], work)
+
+    async def change_all_states(self, project: str, request: InstanceStatePut) -> Operation:
+        """Do the same with all instances of a project that are in a state for it. Raises InvalidRequest."""
+        action, ctx = actions.requested(request), self._ctx
+        names = [
+            name
+            for _, name in await self.names(project)
+            if ctx.runtime.status((project, name)) in action.statuses
+        ]
+        change = partial(self._change_state, project, request=request)
+        return ctx.in_background(action.kind, project, names, partial(actions.do_all, names, change))
+
+    async def _change_state(self, project: str, name: str, request: InstanceStatePut) -> None:
         match request.action:
             case "start":
                 await self.start(project, name)
@@ -140,10 +183,8 @@ class InstanceManager:
                 await self.restart(project, name, force=request.force, seconds=request.timeout)
             case "freeze":
                 await stop.freeze(self._ctx, project, name)
-            case "unfreeze":
+            case _:  # unfreeze: `requested` lets nothing else pass
                 await stop.unfreeze(self._ctx, project, name)
-            case other:
-                raise InvalidRequest(f"Unknown action {other!r}: use one of {', '.join(ACTIONS)}")
 
     async def start(self, project: str, name: str) -> None:
         """Start a stopped container; a frozen one is thawed, as `lxc start` expects."""

@@ -149,11 +149,10 @@ class EventHub:
         source: str,
         project: str = "",
         context: Mapping[str, Any] | None = None,
-        requestor: Requestor | None = None,
     ) -> None:
         """`action` (such as `instance-started`) happened to the object at the URL `source`.
 
-        `requestor` is who acts in this context, where it is not given.
+        The event names whoever acts in this context.
         """
         if not self._subscriptions:
             return
@@ -161,7 +160,7 @@ class EventHub:
             action=action,
             source=source,
             context=dict(context) if context else None,
-            requestor=requestor or current_requestor(),
+            requestor=current_requestor(),
         )
         self._publish(LIFECYCLE, record, project)
 

@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from aiohttp import web
-
 from utsuwa.core import clock
 from utsuwa.core.errors import Cancelled as CancelledOperation
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable, UtsuwaError
+from utsuwa.core.urls import object_url
 from utsuwa.operations.events import EventHub, act_as, current_requestor
+from utsuwa.operations.kinds import Kind
+from utsuwa.operations.websocket import WebSocket
 from utsuwa.wire import operations as wire
-from utsuwa.wire.events import Requestor
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Socket:
         self.name = name
         self.secret = secrets.token_hex(32)
         self.taken = False
-        self.connected: asyncio.Future[web.WebSocketResponse] = asyncio.get_running_loop().create_future()
+        self.connected: asyncio.Future[WebSocket] = asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
         """Nobody waits for it any more; an ended operation does not keep a connection's memory."""
@@ -78,26 +78,24 @@ class Operation:
     def __init__(
         self,
         manager: Operations,
-        *,
+        kind: Kind,
         project: str,
-        kind: wire.OperationClass,
-        description: str,
-        resources: Mapping[str, Sequence[str]],
+        *,
+        names: Sequence[str],
         metadata: Mapping[str, Any] | None,
         websockets: Sequence[str],
-        may_cancel: bool,
-        requestor: Requestor | None,
     ) -> None:
         self.id = str(uuid.uuid4())
         self.project = project
         self.kind = kind
-        self.description = description
-        self.resources = {name: list(urls) for name, urls in resources.items()}
+        self.resources = {
+            entity: [object_url(entity, name, project=project) for name in names] for entity in kind.entities
+        }
         self.metadata = dict(metadata or {})
-        self.may_cancel = may_cancel
+        self.may_cancel = kind.cancellable
         self.given_up = False
         """Whether a client has cancelled it."""
-        self.requestor = requestor or current_requestor()
+        self._requestor = current_requestor()
         self.created_at = self.updated_at = clock.now()
         self.error = ""
         self._status = PENDING
@@ -107,12 +105,10 @@ class Operation:
         self._task: asyncio.Task[None] | None = None
         if websockets:
             self.metadata["fds"] = self.secrets
-        elif kind == "token":
-            self.metadata.setdefault("secret", secrets.token_hex(32))
 
     @property
     def url(self) -> str:
-        return f"/1.0/operations/{self.id}"
+        return object_url("operations", self.id)
 
     @property
     def status(self) -> str:
@@ -135,8 +131,8 @@ class Operation:
         """The operation as the API shows it now."""
         return wire.Operation(
             id=self.id,
-            class_=self.kind,
-            description=self.description,
+            class_="websocket" if self._sockets else "task",
+            description=self.kind.text,
             created_at=self.created_at,
             updated_at=self.updated_at,
             status=self.status,
@@ -185,7 +181,7 @@ class Operation:
         self.given_up = True
         self._task.cancel()
 
-    async def websocket(self, name: str, timeout: float | None = 30) -> web.WebSocketResponse:  # noqa: ASYNC109
+    async def websocket(self, name: str, timeout: float | None = 30) -> WebSocket:  # noqa: ASYNC109
         """The socket that the client connected under `name`; Unavailable where it does not come in time."""
         try:
             async with asyncio.timeout(timeout):
@@ -206,19 +202,18 @@ class Operation:
                 return socket.name
         raise Forbidden("not authorized")
 
-    def connect(self, name: str, socket: web.WebSocketResponse) -> None:
+    def connect(self, name: str, socket: WebSocket) -> None:
         """Hand over the connected socket of a claimed name; one that comes after the end is nobody's."""
         if not self.ended:
             self._sockets[name].connected.set_result(socket)
 
     def knows_secret(self, secret: str) -> bool:
-        """Whether `secret` is the operation's own (`metadata.secret`) or one of its websockets'."""
-        known = [*self.secrets.values(), str(self.metadata.get("secret") or "")]
+        """Whether `secret` is that of one of its websockets."""
         given = secret.encode()
-        matches = [hmac.compare_digest(candidate.encode(), given) for candidate in known if candidate]
+        matches = [hmac.compare_digest(known.encode(), given) for known in self.secrets.values()]
         return any(matches)
 
-    def start(self, run: Callable[[Operation], Awaitable[None]]) -> None:
+    def start(self, run: Run) -> None:
         """Called by the manager, once."""
         self._publish()
         self._set_status(RUNNING)
@@ -231,9 +226,9 @@ class Operation:
             self._task.cancel()
         return self._task
 
-    async def _run(self, run: Callable[[Operation], Awaitable[None]]) -> None:
+    async def _run(self, run: Run) -> None:
         current.set(self)
-        actor = act_as(self.requestor) if self.requestor is not None else None
+        actor = act_as(self._requestor) if self._requestor is not None else None
         try:
             await run(self)
         finally:
@@ -254,7 +249,7 @@ class Operation:
                 self.error = error.message
             case _:
                 self.error = INTERNAL_ERROR
-                log.error("operation failed: %s", self.description, exc_info=error)
+                log.error("operation failed: %s", self.kind.text, exc_info=error)
         for socket in self._sockets.values():
             socket.end()
         self._task = None  # its context refers to this operation
@@ -271,6 +266,10 @@ class Operation:
         self._manager.events.publish_operation(self.record(), self.project)
 
 
+Run = Callable[[Operation], Awaitable[None]]
+"""The work of an operation."""
+
+
 class Operations:
     """All operations of the daemon."""
 
@@ -282,35 +281,22 @@ class Operations:
 
     def start(
         self,
-        *,
+        kind: Kind,
         project: str,
-        description: str,
-        run: Callable[[Operation], Awaitable[None]],
-        kind: wire.OperationClass = "task",
-        resources: Mapping[str, Sequence[str]] | None = None,
+        run: Run,
+        *,
+        names: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         websockets: Sequence[str] = (),
-        may_cancel: bool = False,
-        requestor: Requestor | None = None,
     ) -> Operation:
-        """Run `run` in the background from now on. `resources` maps kinds to URLs.
+        """Run `run` in the background from now on, for whoever acts in this context.
 
-        `websockets` names the sockets that a client is to connect; their secrets stand in the
-        metadata under `fds`.
+        `names` are those of the objects that the operation concerns. `websockets` names the sockets that
+        a client is to connect; their secrets stand in the metadata under `fds`. Raises Unavailable.
         """
         if self._stopping:
             raise Unavailable("The daemon is shutting down")
-        operation = Operation(
-            self,
-            project=project,
-            kind=kind,
-            description=description,
-            resources=resources or {},
-            metadata=metadata,
-            websockets=websockets,
-            may_cancel=may_cancel,
-            requestor=requestor,
-        )
+        operation = Operation(self, kind, project, names=names, metadata=metadata, websockets=websockets)
         self._operations[operation.id] = operation
         operation.start(run)
         return operation

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-
-OperationClass = Literal["task", "websocket", "token"]
 
 
 class Operation(msgspec.Struct, kw_only=True):

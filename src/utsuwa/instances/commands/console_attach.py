@@ -9,15 +9,14 @@ import asyncio
 import contextlib
 import errno
 
-from aiohttp import WSMsgType, web
-
 from utsuwa.core.errors import Conflict, InvalidRequest
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.processes import pipes
 from utsuwa.instances.commands.exec import CONNECT_TIMEOUT, ExecTarget
 from utsuwa.instances.commands.exec_streams import Sockets
+from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Operations
-from utsuwa.wire.events import Requestor
+from utsuwa.operations.websocket import WebSocket
 from utsuwa.wire.exec import InstanceConsolePost
 
 
@@ -32,9 +31,7 @@ class ConsoleManager:
         self._connected: set[Operation] = set()
         """The sessions whose clients have come: the others hold nothing yet, and give way."""
 
-    def start(
-        self, target: ExecTarget, request: InstanceConsolePost, requestor: Requestor | None = None
-    ) -> Operation:
+    def start(self, target: ExecTarget, request: InstanceConsolePost) -> Operation:
         """Attach in the background, once the client has connected the websocket.
 
         Raises InvalidRequest where the container does not run, Conflict where another session has it.
@@ -58,17 +55,11 @@ class ConsoleManager:
             await self._attend(target, operation)
 
         operation = self._operations.start(
-            project=target.project,
-            kind="websocket",
-            description="Showing console",
-            resources={"instances": [target.url], "containers": [target.container_url]},
-            websockets=("0", "control"),
-            requestor=requestor,
-            run=run,
+            kinds.CONSOLE_SHOW, target.project, run, names=[target.name], websockets=("0", "control")
         )
         self._sessions[target.project, target.name] = operation
         self._operations.events.publish_lifecycle(
-            "instance-console", target.url, target.project, {"type": request.type}, requestor
+            "instance-console", target.url(), target.project, {"type": request.type}
         )
         return operation
 
@@ -97,7 +88,7 @@ class ConsoleManager:
                 await socket.send_str("")
 
 
-async def _show(master: int, socket: web.WebSocketResponse) -> None:
+async def _show(master: int, socket: WebSocket) -> None:
     """What the container says, to its end."""
     with contextlib.suppress(ConnectionError):
         try:
@@ -108,16 +99,16 @@ async def _show(master: int, socket: web.WebSocketResponse) -> None:
                 raise
 
 
-async def _listen(master: int, socket: web.WebSocketResponse) -> None:
+async def _listen(master: int, socket: WebSocket) -> None:
     """What the client types, until it closes the websocket."""
-    while (message := await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
-        if message.type is WSMsgType.BINARY:
+    while (message := await socket.read()) is not None:
+        if isinstance(message, bytes):
             with contextlib.suppress(OSError):
-                await pipes.write(master, message.data)
+                await pipes.write(master, message)
 
 
 async def _wait_for_close(sockets: Sockets) -> None:
     """Clients do without the control channel; one that has it detaches by closing it."""
     control = await sockets.control()
-    while (await control.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+    while await control.read() is not None:
         pass

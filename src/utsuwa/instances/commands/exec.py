@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.urls import object_url
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper.client import AttachCache, Attached, AttachSpec, Helper, Terminal
@@ -17,8 +18,8 @@ from utsuwa.host.processes import pipes
 from utsuwa.instances import logs
 from utsuwa.instances.commands.exec_streams import Conversation, Sockets
 from utsuwa.instances.confinement import limits
+from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Operations
-from utsuwa.wire.events import Requestor
 from utsuwa.wire.exec import InstanceExecPost
 
 CONNECT_TIMEOUT = 30.0
@@ -49,17 +50,9 @@ class ExecTarget:
     frozen: bool = False
     cache: AttachCache | None = None
 
-    @property
-    def url(self) -> str:
-        return f"/1.0/instances/{self.name}{self.url_suffix}"
-
-    @property
-    def container_url(self) -> str:
-        return f"/1.0/containers/{self.name}{self.url_suffix}"
-
-    @property
-    def url_suffix(self) -> str:
-        return "" if self.project == "default" else f"?project={self.project}"
+    def url(self, *below: str) -> str:
+        """Of the instance, or of what lies below it."""
+        return object_url("instances", self.name, *below, project=self.project)
 
 
 class ExecManager:
@@ -69,9 +62,7 @@ class ExecManager:
         self._operations = operations
         self._helper = helper
 
-    def start(
-        self, target: ExecTarget, request: InstanceExecPost, requestor: Requestor | None = None
-    ) -> Operation:
+    def start(self, target: ExecTarget, request: InstanceExecPost) -> Operation:
         """Run a command in the background; with websockets once the client has connected them.
 
         Raises InvalidRequest where the container does not run, or for what cannot be run in it.
@@ -82,17 +73,15 @@ class ExecManager:
         wanted = request.wait_for_websocket
         names = ["0", "control"] if request.interactive else ["0", "1", "2", "control"]
         operation = self._operations.start(
-            project=target.project,
-            kind="websocket" if wanted else "task",
-            description="Executing command",
-            resources={"instances": [target.url], "containers": [target.container_url]},
+            kinds.COMMAND_EXEC,
+            target.project,
+            _Command(self._helper, target, spec, request).run,
+            names=[target.name],
             metadata=_metadata(spec, request) if wanted else None,
             websockets=names if wanted else (),
-            requestor=requestor,
-            run=_Command(self._helper, target, spec, request).run,
         )
         self._operations.events.publish_lifecycle(
-            "instance-exec", target.url, target.project, {"command": request.command}, requestor
+            "instance-exec", target.url(), target.project, {"command": request.command}
         )
         return operation
 
@@ -151,9 +140,8 @@ class _Command:
             await self._run_to_end(operation, outputs[0].fd, outputs[1].fd)
         finally:
             await logs.finish_outputs(outputs)
-            base = f"/1.0/instances/{self._target.name}/logs/exec-output"
             urls = {
-                str(number): f"{base}/{output.name}{self._target.url_suffix}"
+                str(number): self._target.url("logs", "exec-output", output.name)
                 for number, output in enumerate(outputs, 1)
             }
             operation.update_metadata({"output": urls})

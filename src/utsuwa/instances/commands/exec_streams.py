@@ -17,25 +17,22 @@ import termios
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Self
 
-from aiohttp import WSCloseCode, WSMsgType, web
-
 from utsuwa.host.helper.client import Attached
 from utsuwa.host.processes import pipes
 from utsuwa.operations.operations import Operation
+from utsuwa.operations.websocket import WebSocket
 from utsuwa.wire.codec import InvalidBody, decode
 from utsuwa.wire.exec import ExecControl
 
 _QUIET = 0.1
 """Seconds without output after which a terminal counts as done once the command has ended."""
 _MAX_SIGNAL = 64
-_ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
-"""Close codes of a client that ends a stream on purpose; 1005 is a close frame without a code."""
 
 
 class Sockets:
     """The websockets of one command: the streams, and the control channel whenever it comes."""
 
-    def __init__(self, operation: Operation, streams: Mapping[str, web.WebSocketResponse]) -> None:
+    def __init__(self, operation: Operation, streams: Mapping[str, WebSocket]) -> None:
         self.streams = streams
         self._operation = operation
 
@@ -49,7 +46,7 @@ class Sockets:
         found = await asyncio.gather(*(operation.websocket(name, timeout) for name in names))
         return cls(operation, dict(zip(names, found, strict=True)))
 
-    async def control(self) -> web.WebSocketResponse:
+    async def control(self) -> WebSocket:
         return await self._operation.websocket("control", None)
 
 
@@ -184,15 +181,14 @@ class Conversation:
         else:
             self._close_stdin()
 
-    async def _next(self, socket: web.WebSocketResponse) -> bytes | None:
+    async def _next(self, socket: WebSocket) -> bytes | None:
         """The next piece of stdin; None at its end."""
-        message = await socket.receive()
-        match message.type:
-            case WSMsgType.BINARY:
-                return bytes(message.data)
-            case WSMsgType.TEXT:
-                return message.data.encode() or None
-            case _:
+        match await socket.read():
+            case bytes() as data:
+                return data
+            case str() as text:
+                return text.encode() or None
+            case None:
                 if not self._finished.issuperset(self._outputs):
                     self._check_orderly(socket)
                 return None  # once all output has ended, clients cut the connection of the input
@@ -200,21 +196,16 @@ class Conversation:
     async def _watch(self, name: str) -> None:
         """Notice that the client leaves a stream before its end; what it may say is not looked at."""
         socket = self._sockets.streams[name]
-        while not socket.closed and (await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+        while not socket.closed and await socket.read() is not None:
             continue
         if name not in self._finished:
             self._gone.set()
 
     async def _control(self) -> None:
         socket = await self._sockets.control()
-        while True:
-            message = await socket.receive()
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                data = message.data.encode() if isinstance(message.data, str) else message.data
-                await self._obey(data)
-            else:
-                self._check_orderly(socket)
-                return
+        while (message := await socket.read()) is not None:
+            await self._obey(message.encode() if isinstance(message, str) else message)
+        self._check_orderly(socket)
 
     async def _obey(self, data: bytes) -> None:
         """Carry out one control message; what makes no sense is left alone, as LXD does."""
@@ -226,8 +217,8 @@ class Conversation:
                 width, height = int(message.args["width"]), int(message.args["height"])
                 resize(self._stdin, width, height)
 
-    def _check_orderly(self, socket: web.WebSocketResponse) -> None:
-        if socket.close_code not in _ORDERLY:
+    def _check_orderly(self, socket: WebSocket) -> None:
+        if not socket.left_on_purpose:
             self._gone.set()
 
     def _close_stdin(self) -> None:

@@ -65,7 +65,7 @@ def random_name() -> str:
     return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
 
 
-async def prepare(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
+async def reserve(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
     """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
 
     Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists or OutOfSpace, nothing being made.

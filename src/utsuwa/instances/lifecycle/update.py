@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
-
-import msgspec
 
 from utsuwa import devices as device_types
 from utsuwa.core.errors import InvalidConfig, NotFound, NotSupportedYet
@@ -28,70 +26,55 @@ from utsuwa.instances.lifecycle.create import (
     known_architecture,
 )
 from utsuwa.instances.model import Loaded
-from utsuwa.wire.instances import InstancePatch, InstancePut
+from utsuwa.wire.edits import Change, IfMatch, edited
+from utsuwa.wire.instances import InstancePut
 
-Check = Callable[[Loaded], None]
-"""Told the instance as it is when nobody else can change it; raises where its client knew another."""
-
-
-async def check_put(ctx: Context, project: str, name: str, request: InstancePut) -> None:
-    """Raise at once what `put` would find wrong with the request itself."""
-    old = await load(ctx, project, name)
-    await _judged(ctx, old, _replaced(old, request))
+Edit = Change[InstancePut]
 
 
-async def put(
-    ctx: Context, project: str, name: str, request: InstancePut, check: Check = lambda _: None
-) -> None:
-    """Replace the editable part of an instance; a container that runs is changed with it.
-
-    Raises InvalidConfig, NotFound (profiles), InvalidRequest or what `check` does, all being as before.
-    """
-    async with ctx.locks.hold("instance", project, name):
-        old = await load(ctx, project, name)
-        check(old)
-        await _apply(ctx, old, _replaced(old, request))
-    ctx.lifecycle("updated", project, name)
-
-
-def _replaced(old: Loaded, request: InstancePut) -> InstanceRow:
-    if request.restore:
-        raise NotSupportedYet("Restoring snapshots is not supported yet")
-    return replace(
-        old.row,
-        architecture=known_architecture(request.architecture) or old.row.architecture,
-        config=_with_own_volatile(old.row.config, _with_volatile(old.row.config, request.config)),
-        devices={key: dict(device) for key, device in request.devices.items()},
-        ephemeral=request.ephemeral,
-        profiles=list(request.profiles),
-        description=request.description,
+def editable(instance: Loaded) -> InstancePut:
+    row = instance.row
+    return InstancePut(
+        architecture=row.architecture,
+        config=row.config,
+        devices=row.devices,
+        ephemeral=row.ephemeral,
+        profiles=row.profiles,
+        description=row.description,
     )
 
 
-async def patch(
-    ctx: Context, project: str, name: str, request: InstancePatch, check: Check = lambda _: None
-) -> None:
-    """Merge a part into an instance: config by key (an empty value removes it), devices by name."""
+async def check(ctx: Context, project: str, name: str, wanted: Edit, if_match: IfMatch) -> None:
+    """Raise what `edit` would raise for what is asked, were it done now."""
+    old = await load(ctx, project, name)
+    await _judged(ctx, old, _edited(old, wanted, if_match))
+
+
+async def edit(ctx: Context, project: str, name: str, wanted: Edit, if_match: IfMatch) -> None:
+    """Change the editable part of an instance; a container that runs is changed with it.
+
+    Raises NotFound (instance, profiles), PreconditionFailed, InvalidConfig or InvalidRequest, all being as
+    before.
+    """
     async with ctx.locks.hold("instance", project, name):
         old = await load(ctx, project, name)
-        check(old)
-        row = old.row
-        if not isinstance(request.config, msgspec.UnsetType):
-            merged = {**row.config, **request.config}
-            row = replace(row, config=_with_own_volatile(row.config, merged))
-        if not isinstance(request.devices, msgspec.UnsetType):
-            devices = {**row.devices, **{key: dict(device) for key, device in request.devices.items()}}
-            row = replace(row, devices=devices)
-        if not isinstance(request.profiles, msgspec.UnsetType):
-            row = replace(row, profiles=list(request.profiles))
-        if not isinstance(request.ephemeral, msgspec.UnsetType):
-            row = replace(row, ephemeral=request.ephemeral)
-        if not isinstance(request.description, msgspec.UnsetType):
-            row = replace(row, description=request.description)
-        if not isinstance(request.architecture, msgspec.UnsetType) and request.architecture:
-            row = replace(row, architecture=known_architecture(request.architecture))
-        await _apply(ctx, old, row)
+        await _apply(ctx, old, _edited(old, wanted, if_match))
     ctx.lifecycle("updated", project, name)
+
+
+def _edited(old: Loaded, wanted: Edit, if_match: IfMatch) -> InstanceRow:
+    new = edited(editable(old), wanted, if_match)
+    if new.restore:
+        raise NotSupportedYet("Restoring snapshots is not supported yet")
+    return replace(
+        old.row,
+        architecture=known_architecture(new.architecture) or old.row.architecture,
+        config=_with_own_volatile(old.row.config, _with_volatile(old.row.config, new.config)),
+        devices={key: dict(device) for key, device in new.devices.items()},
+        ephemeral=new.ephemeral,
+        profiles=list(new.profiles),
+        description=new.description,
+    )
 
 
 def _with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str, str]:

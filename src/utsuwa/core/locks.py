@@ -1,10 +1,22 @@
-"""Named locks inside the daemon, made on demand and forgotten when nobody holds or awaits them."""
+"""Named locks, made on demand and forgotten when nobody holds or awaits them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+
+class ClusterLocks(Protocol):
+    """Locks on what all members have in common: `async with locks.hold("networks"): ...`.
+
+    Who holds one excludes everybody on every member. It is held over what is judged beside all others and
+    then stored, such as addresses; what one member's host alone has is under a `NamedLocks` of its daemon.
+    Raises Unavailable where the lock cannot be had.
+    """
+
+    def hold(self, *name: str) -> AbstractAsyncContextManager[None]: ...
 
 
 class NamedLocks:

@@ -13,6 +13,9 @@ from utsuwa.db.choice import Settings
 from utsuwa.db.database import Database
 from utsuwa.host.files.atomic import replace_file
 
+_PATIENCE = 10.0
+"""Seconds that a daemon before this one, which was killed, gets to be noticed by the server."""
+
 
 async def join(database: Database, paths: StatePaths, settings: Settings) -> None:
     """Have the database work as the member that this state folder belongs to.
@@ -22,6 +25,11 @@ async def join(database: Database, paths: StatePaths, settings: Settings) -> Non
     # In a database of its own the only member is the daemon's, also where the file comes from a backup.
     identity = await asyncio.to_thread(_identity, paths) if database.engine.shared else ""
     database.act_as(await database.write("join as a member", members.claim, identity, settings.member))
+    if not await database.keep_member(_PATIENCE):
+        raise HostError(
+            f"Another daemon works as the member {database.member.name!r} already: where this state folder "
+            f"is a copy of that one's, remove {paths.member} from it and give it a 'member' in database.yaml"
+        )
 
 
 def _identity(paths: StatePaths) -> str:

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from utsuwa.core import faults
 from utsuwa.core.errors import Unavailable
+from utsuwa.core.locks import ClusterLocks
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.core.tasks import finish
 from utsuwa.db.engine import Engine
@@ -40,8 +41,11 @@ class Database:
         self.engine = engine
         self._readers = _Pool([Session(engine, read_only=True) for _ in range(engine.readers)])
         self._writers = _Pool([Session(engine, read_only=False) for _ in range(engine.writers)])
+        self._locks = engine.locks()
         self.member = MemberRow(FIRST_MEMBER, LONE_MEMBER, "")
         """Whose transactions these are."""
+        self.locks: ClusterLocks = self._locks
+        """Locks that exclude all other members."""
 
     @classmethod
     async def open(cls, engine: Engine) -> Database:
@@ -52,6 +56,7 @@ class Database:
             # Now and not later: the daemon's descriptors do not grow with its first requests.
             for session in (*database._readers.sessions, *database._writers.sessions):
                 await session.run(lambda tx: tx.execute_sql("SELECT 1").all())
+            await database._locks.open()
         except BaseException:
             await database.close()
             raise
@@ -63,10 +68,18 @@ class Database:
         for session in (*self._readers.sessions, *self._writers.sessions):
             session.member = member.id
 
+    async def keep_member(self, seconds: float) -> bool:
+        """Let no other daemon work as this member, until the end; False where one does.
+
+        Raises Unavailable.
+        """
+        return await self._locks.keep("member", str(self.member.id), seconds=seconds)
+
     async def close(self) -> None:
         """Close every connection; a write that runs is awaited first."""
         await self._writers.close()
         await self._readers.close()
+        await self._locks.close()
 
     async def read(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs

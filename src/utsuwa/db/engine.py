@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from utsuwa.core.errors import UtsuwaError
+from utsuwa.db.locks import Locks
 
 
 class Engine(Protocol):
@@ -40,6 +41,9 @@ class Engine(Protocol):
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """Begin a transaction: a read sees one moment, a write does not overlap with another unseen."""
+
+    def locks(self) -> Locks:
+        """Locks among the daemons that share the database, not opened yet."""
 
     def check_room(self) -> None:
         """Raise OutOfSpace where there may be no space to take a change back later."""

@@ -7,10 +7,17 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 
 from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, Unavailable, UtsuwaError
 from utsuwa.db import upgrade
+from utsuwa.db.locks import AdvisoryLocks
 
 _CONNECT_SECONDS = 5
 _UPGRADE_LOCK = 0x75747375
 """Held while the steps run, so that a second daemon waits and then finds the work done."""
+
+_SERVER_KEEPALIVES = """
+    SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
+    set_config('tcp_keepalives_count', '4', false)
+"""
+"""The server gives back the locks of a host that is gone without a word within half a minute."""
 
 _SERIALIZATION, _DEADLOCK = "40001", "40P01"
 _UNIQUE = "23505"
@@ -96,6 +103,14 @@ class Postgres:
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """Only noted: the driver begins with the first statement, which may go past SQLAlchemy."""
         connection.begin()
+
+    def locks(self) -> AdvisoryLocks:
+        return AdvisoryLocks(self._connect_for_locks, self.translated)
+
+    def _connect_for_locks(self) -> sa.Connection:
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.exec_driver_sql(_SERVER_KEEPALIVES)
+        return connection
 
     def check_room(self) -> None:
         """Nothing: the disk is another machine's."""

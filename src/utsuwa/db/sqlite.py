@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from utsuwa.core.errors import HostError, OutOfSpace, UtsuwaError
 from utsuwa.db import upgrade
+from utsuwa.db.locks import LocalLocks
 
 _BUSY_TIMEOUT_MS = 10_000
 _ROOM = 1 << 20
@@ -99,6 +100,9 @@ class Sqlite:
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    def locks(self) -> LocalLocks:
+        return LocalLocks()
 
     def check_room(self) -> None:
         disk = os.statvfs(self.path)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from utsuwa import devices as device_types
 from utsuwa.core.errors import Forbidden, InUse, InvalidConfig
 from utsuwa.core.instance_keys import PROFILE_KEYS
-from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import check_object_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
@@ -63,7 +62,6 @@ class ProfileManager:
         self._events = events
         self._followers: list[Follower] = []
         self._listeners: list[Callable[[], Awaitable[None]]] = []
-        self._locks = NamedLocks()
 
     def on_change(self, follower: Follower) -> None:
         self._followers.append(follower)
@@ -128,7 +126,7 @@ class ProfileManager:
             rows.rename(tx, row.id, new)
             return row
 
-        async with self._locks.hold(project, name):
+        async with self._database.locks.hold("profile", project, name):
             row = await self._database.write("rename profile", rename)
         return self._tell("renamed", replace(row, name=new), {"old_name": name})
 
@@ -144,7 +142,7 @@ class ProfileManager:
             rows.delete(tx, row.id)
             return row
 
-        async with self._locks.hold(project, name):
+        async with self._database.locks.hold("profile", project, name):
             row = await self._database.write("delete profile", delete)
         self._tell("deleted", row)
 
@@ -162,7 +160,11 @@ class ProfileManager:
         change: Change[ProfilePut],
         if_match: IfMatch,
     ) -> None:
-        async with self._locks.hold(project, name), AsyncExitStack() as followed, Rollback() as undo:
+        async with (
+            self._database.locks.hold("profile", project, name),
+            AsyncExitStack() as followed,
+            Rollback() as undo,
+        ):
             old = await self._database.read("profile", rows.get, project, name)
             new = _with(old, edited(editable(old), change, if_match))
             await self._check(new)

@@ -25,6 +25,7 @@ import pytest
 from tests.support import images
 from tests.support.boxed import boxed_daemon
 from tests.support.crash_world import EXTRA, Leaked, Lost, Step, World, told_as
+from tests.support.faults import Faults
 from tests.support.images import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
@@ -36,43 +37,6 @@ ONLY = os.environ.get("UTSUWA_CRASH_ONLY")
 TABLE = os.environ.get("UTSUWA_CRASH_TABLE")
 COMMANDS_SECONDS = 0.15
 """Within this time of being asked to run a command for long the daemon is killed."""
-# Runs inside the daemon: kills it when the number in a file has been counted down.
-PATCH = """
-import os
-from pathlib import Path
-
-from utsuwa.core.threads import Threads
-from utsuwa.db.database import Database
-
-file = Path(os.environ["UTSUWA_TEST_POINTS"])
-plain_write, plain_step = Database.write, Threads.run
-
-
-def point():
-    if file.exists():
-        left = int(file.read_text())
-        if left == 0:
-            os.kill(os.getpid(), 9)
-        file.write_text(str(left - 1))
-
-
-async def write(self, *arguments, **named):
-    point()
-    result = await plain_write(self, *arguments, **named)
-    point()
-    return result
-
-
-async def step(self, *arguments, **named):
-    point()
-    result = await plain_step(self, *arguments, **named)
-    point()
-    return result
-
-
-Database.write, Threads.run = write, step
-"""
-MANY = 1_000_000
 
 
 @dataclass
@@ -113,22 +77,19 @@ class Table:
 
 
 @pytest.fixture
-def points(tmp_path: Path) -> Path:
-    """The file with the number of points that the daemon passes before it is killed."""
-    return tmp_path / "points"
+def faults(tmp_path: Path) -> Faults:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    return Faults(folder)
 
 
 @pytest.fixture
-def world(busybox_image: Image, tmp_path: Path, points: Path) -> Iterator[World]:
+def world(busybox_image: Image, tmp_path: Path, faults: Faults) -> Iterator[World]:
     extra = images.build_busybox(tmp_path, {"name": EXTRA}).unified
     assert extra is not None
-    patch = tmp_path / "python"
-    patch.mkdir()
-    (patch / "sitecustomize.py").write_text(PATCH)
     with boxed_daemon() as daemon:
         daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
-        daemon.env |= {"PYTHONPATH": os.pathsep.join([str(patch), os.environ.get("PYTHONPATH", "")])}
-        daemon.env |= {"UTSUWA_TEST_POINTS": str(points)}
+        daemon.env |= faults.env
         daemon.restart()
         yield World(daemon, random.Random(SEED), extra.read_bytes())
         say(daemon.log_tail(200))
@@ -210,30 +171,22 @@ def settle(world: World, step: Step) -> None:
     world.check_that_all_start()
 
 
-def test_kills_at_chosen_points(world: World, points: Path) -> None:
+def test_kills_at_chosen_points(world: World, faults: Faults) -> None:
     say(f"UTSUWA_CRASH_SEED={SEED} UTSUWA_CRASH_POINTS={POINTS}")
     names = [name for name in world.operations if name != "exec"]
     each = max(POINTS // len(names), 1)
     for name in names if POINTS == 0 else world.random.sample(names, min(POINTS, len(names))):
         prepare = world.operations[name]
-        count = passed(world, prepare(), points)
+        step = prepare()
+        faults.forget()
+        world.whole(step)
+        count = len(faults.reached())
         wanted = range(count) if not POINTS else sorted(world.random.sample(range(count), min(each, count)))
-        for point in wanted:
+        for number in wanted:
             step = prepare()
-            points.write_text(str(point))
-            step.request.run()
-            say(f"{name}, point {point} of {count}: {'done' if step.request.done else 'cut off'}")
+            with faults.kill_at(world.daemon, number, required=False):
+                step.request.run()
+            done = "done" if step.request.done else "cut off"
+            say(f"{name}, point {number} of {count} ({faults.last}): {done}")
             assert not step.request.error, step.request.error
-            world.daemon.kill()
-            points.unlink()
-            world.daemon.start()
             settle(world, step)
-
-
-def passed(world: World, step: Step, points: Path) -> int:
-    """How many points the daemon passes while it does the whole step."""
-    points.write_text(str(MANY))
-    world.whole(step)
-    count = MANY - int(points.read_text())
-    points.unlink()
-    return count

@@ -142,7 +142,7 @@ def test_a_start_that_was_not_finished_is(net: Daemon, faults: Faults) -> None:
 
 def test_a_point_that_nothing_comes_to_is_a_failure(net: Daemon, faults: Faults) -> None:
     """Of the test itself: it would show nothing."""
-    with pytest.raises(AssertionError, match="did not end at the point 'nowhere'"):
-        with faults.kill_at(net, "nowhere"):
-            net.get("/1.0")
+    failure = pytest.raises(AssertionError, match="did not end at the point 'nowhere'")
+    with failure, faults.kill_at(net, "nowhere"):
+        net.get("/1.0")
     net.start()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from utsuwa.core import faults
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
 
@@ -18,7 +19,7 @@ class Threads:
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `work` in a thread and wait for its end, also when the caller is cancelled meanwhile."""
-        return await finish(asyncio.to_thread(work, *args, **kwargs))
+        return await finish(asyncio.to_thread(lambda: _step(work, *args, **kwargs)))
 
     async def make(
         self,
@@ -31,8 +32,16 @@ class Threads:
         """Run `work`, which leaves nothing where it fails, and have `revert` undo it from its end on."""
 
         def noted() -> R:
-            result = work(*args, **kwargs)
+            result = _step(work, *args, **kwargs)
             undo.push(self.run, revert)
             return result
 
-        return await self.run(noted)
+        return await finish(asyncio.to_thread(noted))
+
+
+def _step(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    name = getattr(work, "__name__", "step")
+    faults.point(f"before {name}")
+    result = work(*args, **kwargs)
+    faults.point(f"after {name}")
+    return result

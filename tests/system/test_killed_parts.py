@@ -20,7 +20,7 @@ from tests.support.networks import create, dnsmasq_pid, launch, lease
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
 from utsuwa.host import lxc
-from utsuwa.networks import leases
+from utsuwa.networks.drivers.bridge import lease_file
 
 pytestmark = pytest.mark.root
 
@@ -176,7 +176,7 @@ def test_the_monitor_of_one_that_starts(net: Daemon, c1: int, tmp_path: Path, da
 def test_dnsmasq_comes_back_with_its_leases(net: Daemon) -> None:
     address = launch(net, "c1", "br")
     old, file = dnsmasq_pid(net, "br"), net.dir / "networks" / "br" / "dnsmasq.leases"
-    known = [(lease.mac, lease.address) for lease in leases.parse(file.read_text(), time.time())]
+    known = [(lease.mac, lease.address) for lease in lease_file.parse(file.read_text(), time.time())]
     assert address in dict(known).values()
     os.kill(old, signal.SIGKILL)
 
@@ -188,7 +188,7 @@ def test_dnsmasq_comes_back_with_its_leases(net: Daemon) -> None:
 
     until(back)
     assert "dnsmasq of network 'br' has ended: starting it again" in net.log.read_text()
-    assert [(lease.mac, lease.address) for lease in leases.parse(file.read_text(), time.time())] == known
+    assert [(lease.mac, lease.address) for lease in lease_file.parse(file.read_text(), time.time())] == known
     assert lease(net, "c1") == address
     assert launch(net, "c2", "br") != address
     net.lxc("exec", "c2", "--", "ping", "-c1", "-W3", "c1")

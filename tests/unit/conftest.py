@@ -49,6 +49,14 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     return Postgres(server.new_database(cast(str, request.getfixturevalue("postgres_template"))))
 
 
+@pytest.fixture(params=ENGINES)
+def empty_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """A database of the test's own that has no tables."""
+    if request.param == "sqlite":
+        return Sqlite(tmp_path / "database" / "utsuwa.db")
+    return Postgres(cast(PostgresServer, request.getfixturevalue("postgres")).new_database())
+
+
 @pytest.fixture
 async def database(engine: Engine) -> AsyncIterator[Database]:
     opened = await Database.open(engine)

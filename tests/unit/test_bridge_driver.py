@@ -11,12 +11,12 @@ import pytest
 from tests.support.networks import dotted
 from utsuwa.core.errors import HostError
 from utsuwa.host.network import bridges, ip_switches
-from utsuwa.networks.bridge import BridgeDriver
-from utsuwa.networks.leases import Lease
-from utsuwa.networks.ports import Port
-from utsuwa.networks.process import Servers
-from utsuwa.networks.rules import Rules
-from utsuwa.networks.settings import BridgeSettings, settings
+from utsuwa.networks.drivers.bridge.driver import BridgeDriver
+from utsuwa.networks.drivers.bridge.rules import contribution
+from utsuwa.networks.drivers.bridge.servers import Servers
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings, settings
+from utsuwa.networks.firewall import Firewall
+from utsuwa.networks.ruleset import Contribution
 
 
 class Recorder:
@@ -43,7 +43,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
     for owner, names in (
         (Servers, ("prepare", "ensure", "stop", "remove", "test")),
-        (Rules, ("apply", "remove")),
+        (Firewall, ("apply", "remove")),
     ):
         for name in names:
             monkeypatch.setattr(owner, name, found.step(f"{owner.__name__}.{name}"))
@@ -60,7 +60,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 @pytest.fixture
 def driver(recorder: Recorder, tmp_path: Any) -> BridgeDriver:
-    return BridgeDriver(Servers(tmp_path), Rules("t"))
+    return BridgeDriver("o", Servers(tmp_path), Firewall("t"))
 
 
 def bridge(**keys: str) -> BridgeSettings:
@@ -70,7 +70,7 @@ def bridge(**keys: str) -> BridgeSettings:
 
 async def test_up(driver: BridgeDriver, recorder: Recorder) -> None:
     await driver.up(bridge())
-    steps = ["Servers.prepare", "configure", "allow_forwarding", "Rules.apply", "Servers.ensure"]
+    steps = ["Servers.prepare", "configure", "allow_forwarding", "Firewall.apply", "Servers.ensure"]
     assert recorder.done == steps
     recorder.done.clear()
     await driver.change(bridge(), bridge(ipv4_routing="false"))
@@ -83,16 +83,17 @@ async def test_a_host_without_ipv6_gets_ipv4_alone_and_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """For dnsmasq and the firewall as well: dnsmasq cannot bind an address that is not there (lxd#2842)."""
-    seen: list[BridgeSettings] = []
+    seen: list[BridgeSettings | Contribution] = []
 
-    async def see(_: object, bridge: BridgeSettings) -> None:
-        seen.append(bridge)
+    async def see(_: object, what: BridgeSettings | Contribution) -> None:
+        seen.append(what)
 
     monkeypatch.setattr(Servers, "ensure", see)
-    monkeypatch.setattr(Rules, "apply", see)
+    monkeypatch.setattr(Firewall, "apply", see)
     monkeypatch.setattr(ip_switches, "ipv6_lack", lambda name: f"{name} has it off")
     await driver.up(bridge())
-    assert [one.families for one in seen] == [(bridge().ipv4,)] * 2
+    lacking = replace(bridge(), ipv6=None)
+    assert seen == [contribution(lacking), lacking]
     assert "network 'br0' has no IPv6 for now, for br0 has it off" in caplog.text
     caplog.clear()
     await driver.up(bridge(ipv6_address="none"))
@@ -105,11 +106,11 @@ async def test_a_network_without_a_way_out_where_forwarding_cannot_be_set(
     """/proc/sys may be read-only."""
     recorder.fails = "allow_forwarding"
     await driver.up(bridge())
-    assert recorder.done[-2:] == ["Rules.apply", "Servers.ensure"]
+    assert recorder.done[-2:] == ["Firewall.apply", "Servers.ensure"]
     assert "on the network 'br0' reach nothing outside of the host by IPv4" in caplog.text
 
 
-@pytest.mark.parametrize("fails", ["", "Servers.stop", "Rules.remove", "release", "delete"])
+@pytest.mark.parametrize("fails", ["", "Servers.stop", "Firewall.remove", "release", "delete"])
 async def test_down(driver: BridgeDriver, recorder: Recorder, fails: str) -> None:
     recorder.fails = fails
     if fails:
@@ -117,49 +118,13 @@ async def test_down(driver: BridgeDriver, recorder: Recorder, fails: str) -> Non
             await driver.down("br0")
     else:
         await driver.down("br0")
-    steps = ["Servers.stop", "Rules.remove", "release", "delete"]
+    steps = ["Servers.stop", "Firewall.remove", "release", "delete"]
     assert recorder.done == (steps if fails else [*steps, "Servers.remove"])
 
 
 async def test_down_with_files_kept(driver: BridgeDriver, recorder: Recorder) -> None:
     await driver.down("br0", keep_files=True)
-    assert recorder.done == ["Servers.stop", "Rules.remove", "release", "delete"]
-
-
-async def test_hosts_are_the_ports_with_a_mac(driver: BridgeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose MAC address will be made anew is known by the old one as long as it runs."""
-    told: list[str] = []
-    kept: list[str] = []
-    given: list[Lease] = []
-    gone: set[str] = set()
-
-    async def tell(self: Servers, bridge: BridgeSettings, hosts: Any, keep: Any) -> set[str]:
-        told[:] = [host.file for host in hosts]
-        kept[:] = keep
-        return gone
-
-    async def give_back(self: Servers, bridge: BridgeSettings, leases: Any) -> None:
-        given[:] = leases
-
-    mac = "00:16:3e:00:00:01"
-    lease = Lease("10.1.2.9", "00:16:3e:00:00:02", "c2")
-    monkeypatch.setattr(Servers, "tell_hosts", tell)
-    monkeypatch.setattr(Servers, "give_back", give_back)
-    monkeypatch.setattr(Servers, "leases", lambda self, network: [lease])
-    ports = [
-        Port("default", "c1", "eth0", "br0", True, mac, "", ""),
-        Port("default", "c2", "eth0", "br0", True, "", "", ""),
-        Port("default", "c3", "eth0", "br1", True, mac, "", ""),
-        Port("default", "c4", "eth0", "br0", True, "", "", "", running=True),
-    ]
-    await driver.tell_hosts(bridge(), ports)
-    assert (told, kept, given) == (["c1.eth0"], ["c4.eth0"], [])
-    gone.add(lease.mac)
-    await driver.tell_hosts(bridge(), ports)
-    assert given == [lease]
-    gone.clear()
-    await driver.tell_hosts(bridge(), [replace(ports[0], ipv4="10.1.2.9")])
-    assert given == [lease]
+    assert recorder.done == ["Servers.stop", "Firewall.remove", "release", "delete"]
 
 
 async def test_missing_ports_are_told_once_and_join_later(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
-from utsuwa.core.network_keys import BRIDGE_KEYS, check_bridge_config
-from utsuwa.networks.settings import own_mac, settings
+from utsuwa.networks.drivers.bridge.keys import BRIDGE_KEYS, check_bridge_config
+from utsuwa.networks.drivers.bridge.settings import own_mac, settings
 
 OWNER = "utsuwa-12345678"
 BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}

@@ -93,6 +93,29 @@ def test_the_known_revisions_are_the_steps_that_are_there() -> None:
     assert tuple(reversed(steps)) == upgrade.REVISIONS
 
 
+def test_an_upgrade_keeps_the_rows(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every release: a database that was written by the first one comes to the tables of this one."""
+    engine = empty_engine
+    with monkeypatch.context() as first:
+        first.setattr(upgrade, "REVISIONS", upgrade.REVISIONS[:1])
+        assert engine.prepare() is True
+    with closing(engine.connect(read_only=False)) as conn, conn.begin():
+        conn.exec_driver_sql(
+            "INSERT INTO instances (name, architecture, ephemeral, creation_date, stateful, description, "
+            "project_id) VALUES ('c1', 1, '0', '2026-01-01 00:00:00', '0', 'x', 1)"
+        )
+        conn.exec_driver_sql(
+            "INSERT INTO instances_config (instance_id, key, value) VALUES "
+            "(1, 'volatile.eth0.hwaddr', '00:16:3e:00:00:01')"
+        )
+    assert engine.prepare() is True
+    with closing(engine.connect(read_only=True)) as conn:
+        assert conn.exec_driver_sql("SELECT name FROM instances").scalars().all() == ["c1"]
+        assert conn.exec_driver_sql("SELECT value FROM instances_config").scalars().all() == [
+            "00:16:3e:00:00:01"
+        ]
+
+
 def test_the_first_schema_has_a_project_and_a_profile(path: Path) -> None:
     assert Sqlite(path).prepare() is True
     with closing(sqlite3.connect(path)) as conn:

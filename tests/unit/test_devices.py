@@ -15,8 +15,8 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.devices import nic
 from utsuwa.devices.base import DeviceHost
 from utsuwa.host.network import traffic, veth
-from utsuwa.networks.manager import NetworkManager
-from utsuwa.networks.settings import BridgeSettings, settings
+from utsuwa.networks.attachments import Attachments
+from utsuwa.networks.base import Uplink
 
 FOLDER = {"type": "disk", "source": "instance:docker", "path": "/var/lib/docker"}
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
@@ -75,20 +75,18 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, int |
     return found
 
 
-class Networks(NetworkManager):
-    """A manager with one network, br0, that has one free address."""
+class Networks(Attachments):
+    """One network, br0, that has one free address."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
-    async def bridge_for(self, device: str, bridge: str, managed: bool) -> BridgeSettings | None:
+    async def uplink(self, device: str, bridge: str, managed: bool) -> Uplink | None:
         if bridge != "br0" and managed:
             raise InvalidConfig("does not exist")
-        return settings("br0", {"bridge.mtu": "1300"}, "o") if bridge == "br0" else None
+        return Uplink("br0", 1300) if bridge == "br0" else None
 
-    async def settle_addresses(
-        self, device: str, bridge: BridgeSettings, mac: str, config: Mapping[str, str]
-    ) -> None:
+    async def settle_addresses(self, device: str, bridge: str, mac: str, config: Mapping[str, str]) -> None:
         self.asked.append((mac, config.get("ipv4.address", "")))
 
 

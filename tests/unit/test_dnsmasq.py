@@ -13,8 +13,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_file, host_line
-from utsuwa.networks.settings import settings
+from utsuwa.networks.drivers.bridge.dnsmasq import Folder, configuration, file_of, host_file, host_line
+from utsuwa.networks.drivers.bridge.settings import settings
+from utsuwa.networks.ports import Port
 
 FOLDER = Folder(Path("/state/networks/br0"))
 BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
@@ -46,7 +47,7 @@ def test_the_usual() -> None:
         "local=/2.1.10.in-addr.arpa/",
         "local=/0.0.0.0.0.0.0.0.1.0.0.0.2.4.d.f.ip6.arpa/",
         "dhcp-leasefile=/state/networks/br0/dnsmasq.leases",
-        "dhcp-hostsfile=/state/networks/br0/dnsmasq.hosts",
+        "dhcp-hostsdir=/state/networks/br0/dnsmasq.hosts",
         "dhcp-ignore-names",
         "enable-ra",
     ):
@@ -111,6 +112,15 @@ def test_names() -> None:
     assert "fd42:1::,ra-stateless,64" in ranges(silent)
 
 
+def port(instance: str, ipv4: str = "", ipv6: str = "", project: str = "default") -> Port:
+    return Port(project, instance, "eth0", "br0", True, "00:16:3e:00:00:01", ipv4, ipv6)
+
+
+def test_file_names() -> None:
+    assert file_of(port("c1")) == "c1.eth0"
+    assert file_of(port("c1", project="blue")) == "blue_c1.eth0"
+
+
 @pytest.mark.parametrize(
     ("mode", "ipv4", "ipv6", "line"),
     [
@@ -124,13 +134,13 @@ def test_names() -> None:
     ],
 )
 def test_hosts(mode: str, ipv4: str, ipv6: str, line: str) -> None:
-    assert host_line(Host("c1.eth0", "00:16:3e:00:00:01", ipv4, ipv6, "c1"), mode) == line
+    assert host_line(port("c1", ipv4, ipv6), mode) == line
 
 
 @given(st.text(max_size=20))
 def test_a_host_is_one_line(text: str) -> None:
     try:
-        line = host_line(Host("f", "00:16:3e:00:00:01", text, "", text), "managed")
+        line = host_line(port(text, text), "managed")
     except InvalidConfig:
         return
     assert line.count("\n") == 1
@@ -153,7 +163,7 @@ def dhcp_host(*fields: str) -> str:
     ],
 )
 def test_a_name_is_never_taken_for_a_word_of_dnsmasq(instance: str, line: str) -> None:
-    assert host_line(Host("f", "00:16:3e:00:00:01", "", "", instance), "managed") == line
+    assert host_line(port(instance), "managed") == line
 
 
 INSTANCE_NAMES = st.from_regex(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", fullmatch=True)
@@ -167,7 +177,7 @@ NASTY_NAMES = st.sampled_from(
 def test_every_instance_name_is_a_name_in_dnsmasqs_grammar(names: list[str]) -> None:
     """What dnsmasq's parser does with a word of a `dhcp-host` line, for those that hold no colon."""
     for name in names:
-        word = host_line(Host("f", "00:16:3e:00:00:01", "", "", name), "managed").strip().split(",")[-1]
+        word = host_line(port(name), "managed").strip().split(",")[-1]
         assert word not in ("infinite", "ignore")
         assert not word.rstrip("wdhms").isdigit(), "a lease time"
         assert word.lower() == name.lower()
@@ -181,7 +191,7 @@ def test_dnsmasq_takes_the_line_of_every_instance_name(names: list[str]) -> None
     """Upper-case names with dashes in the third and fourth place were refused, the address with the name."""
     with tempfile.TemporaryDirectory() as folder:
         conf = Path(folder, "conf")
-        lines = [host_line(Host("f", "00:16:3e:00:00:01", "", "", name), "managed") for name in names]
+        lines = [host_line(port(name), "managed") for name in names]
         conf.write_text("".join(f"dhcp-host={line}" for line in lines))
         done = subprocess.run(["dnsmasq", "--test", f"--conf-file={conf}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed
-from utsuwa.host.network import dhcp
 from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import Completed
-from utsuwa.networks import process
-from utsuwa.networks.dnsmasq import Folder, Host
-from utsuwa.networks.process import Account, Servers
-from utsuwa.networks.settings import BridgeSettings, settings
-
-HOST = Host("c1.eth0", "00:16:3e:00:00:01", "", "", "c1")
+from utsuwa.networks.drivers.bridge import servers as process
+from utsuwa.networks.drivers.bridge.dnsmasq import Folder
+from utsuwa.networks.drivers.bridge.servers import Account, Servers
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings, settings
 
 
 def bridge(**keys: str) -> BridgeSettings:
@@ -152,44 +149,30 @@ async def test_trial(servers: Servers, machine: Machine, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_hosts(servers: Servers, machine: Machine) -> None:
-    assert await servers.tell_hosts(bridge(), [HOST]) is None  # before there is a folder
-    await servers.ensure(bridge())
-    assert await servers.tell_hosts(bridge(), [HOST]) == set()
-    assert await servers.tell_hosts(bridge(), [HOST]) is None
-    file = servers.folder("br0").hosts / "c1.eth0"
-    assert file.read_text() == "00:16:3e:00:00:01,c1\n"
-    assert file.stat().st_mode & 0o777 == 0o640
-    assert machine.signals == [(1001, signal.SIGHUP)]
-    assert await servers.tell_hosts(bridge(), [], keep={"c1.eth0"}) is None
-    assert file.exists()
-    assert await servers.tell_hosts(bridge(), []) == {"00:16:3e:00:00:01"}
-    assert not file.exists()
-
-
-async def test_leases_are_given_back(
-    servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_reloads_are_gathered(
+    servers: Servers, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(dhcp, "release", lambda *what: given.append(what))
-    monkeypatch.setattr(dhcp, "release6", lambda *what: given.append(what))
-    monkeypatch.setattr(process, "_RELEASE_POLL", 0.001)
+    """dnsmasq reads all files of hosts at each: a hundred instances that go are told of once."""
+    monkeypatch.setattr(process, "_RELOAD_SECONDS", 0.02)
+    await servers.reload("br0")  # nobody is there
     await servers.ensure(bridge())
-    assert servers.leases("br0") == []
-    file = servers.folder("br0").leases
-    file.write_text("0 00:16:3e:00:00:01 10.1.2.9 c1 *\nduid aa:bb\n0 7 fd42::9 c1 cc\n")
-    four, six = servers.leases("br0")
-    reclaiming = asyncio.create_task(servers.reclaim(bridge(), [four, six]))
-    await until(lambda: len(given) == 2)
-    assert not reclaiming.done()
-    file.write_text("")
-    await reclaiming
-    assert given[0] == ("br0", "10.1.2.1", "10.1.2.9", "00:16:3e:00:00:01", b"")
-    assert given[1][0] == "br0"
-    assert not caplog.records
-    file.write_text("0 00:16:3e:00:00:01 10.1.2.9 c1 *\n")
-    await servers.reclaim(bridge(), [four])
-    assert "keeps these leases until they end: 10.1.2.9" in caplog.text
+    for _ in range(3):
+        servers.reload_soon("br0")
+    assert machine.signals == []
+    await until(lambda: machine.signals)
+    await asyncio.sleep(0.05)
+    assert machine.signals == [(1001, signal.SIGHUP)]
+    servers.reload_soon("br0")
+    await servers.reload("br0")
+    await asyncio.sleep(0.05)
+    assert len(machine.signals) == 2
+
+
+async def test_a_daemon_that_ends_leaves_no_reload_undone(servers: Servers, machine: Machine) -> None:
+    await servers.ensure(bridge())
+    servers.reload_soon("br0")
+    servers.leave()
+    assert machine.signals == [(1001, signal.SIGHUP)]
 
 
 async def test_one_that_ends_at_once_is_an_error(

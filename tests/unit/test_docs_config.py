@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from utsuwa.core.instance_keys import INSTANCE_KEYS
-from utsuwa.core.network_keys import BRIDGE_KEYS
 from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.server_keys import SERVER_KEYS
 from utsuwa.devices.disk import InstanceFolder, RootDisk
 from utsuwa.devices.nic import BridgedNic
+from utsuwa.networks.drivers.bridge.keys import BRIDGE_KEYS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 TABLES = {

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from utsuwa.networks import firewall
-from utsuwa.networks.settings import settings
+from utsuwa.networks.drivers.bridge.rules import contribution
+from utsuwa.networks.drivers.bridge.settings import settings
+from utsuwa.networks.ruleset import ACCEPT, Chain, Contribution, Table, equals, meta
 
-TABLE = "utsuwa-12345678"
+TABLE = Table("inet", "utsuwa-12345678")
+NAMES = ("fwd.br0", "in.br0", "out.br0", "pstrt.br0")
 BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
 
 
-def commands(**keys: str) -> list[dict[str, Any]]:
+def contributed(**keys: str) -> Contribution:
     config = BOTH | {key.replace("_", "."): value for key, value in keys.items()}
-    return firewall.replace(TABLE, settings("br0", config, "o"))
+    return contribution(settings("br0", config, "o"))
+
+
+def commands(**keys: str) -> list[dict[str, Any]]:
+    return TABLE.replacement(contributed(**keys), NAMES)
 
 
 def bases(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -33,8 +39,9 @@ def rules(found: list[dict[str, Any]], chain: str) -> list[str]:
 
 def test_everything_is_replaced_in_one_transaction() -> None:
     found = commands(ipv4_nat="true")
-    assert found[0] == {"add": {"table": {"family": "inet", "name": TABLE}}}
-    assert found[: len(firewall.remove(TABLE, "br0"))] == firewall.remove(TABLE, "br0")
+    assert found[0] == {"add": {"table": {"family": "inet", "name": "utsuwa-12345678"}}}
+    removal = TABLE.replacement(Contribution("br0"), NAMES)
+    assert found[: len(removal)] == removal
     chains = bases(found)
     assert {name: (c["type"], c["hook"], c["prio"], c["policy"]) for name, c in chains.items()} == {
         "in.br0": ("filter", "input", 0, "accept"),
@@ -81,8 +88,26 @@ def test_nat() -> None:
 
 
 def test_removal_names_no_other_network() -> None:
-    names = {
-        c[verb]["chain"]["name"] for c in firewall.remove(TABLE, "br0") for verb in c if "chain" in c[verb]
-    }
-    assert names == {"in.br0", "out.br0", "fwd.br0", "pstrt.br0"}
-    assert firewall.remove_table(TABLE)[-1] == {"delete": {"table": {"family": "inet", "name": TABLE}}}
+    found = TABLE.replacement(Contribution("br0"), NAMES)[1:]
+    assert [next(iter(command)) for command in found] == ["add"] * 4 + ["flush"] * 4 + ["delete"] * 4
+    assert {chain["chain"]["name"] for command in found for chain in command.values()} == set(NAMES)
+    assert TABLE.removal()[-1] == {"delete": {"table": {"family": "inet", "name": "utsuwa-12345678"}}}
+    assert [TABLE.is_of("br0", name) for name in ("in.br0", "in.br0.1", "in.br1", "br0")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_other_sources_contribute_as_networks_do() -> None:
+    rule = [equals(meta("iifname"), "veth1"), ACCEPT]
+    found = TABLE.replacement(Contribution("acl1", (Chain("acl", "filter", "forward", 5, (rule,)),)), ())
+    assert bases(found)["acl.acl1"]["prio"] == 5
+    assert rules(found, "acl.acl1") == [json.dumps(rule)]
+
+
+def test_passages_are_what_is_routed_and_filtered() -> None:
+    found = contributed(ipv4_nat="true", ipv6_routing="false").passages
+    assert [(one.interface, one.version, one.answers_only) for one in found] == [("br0", 4, True)]
+    assert contributed(ipv4_firewall="false", ipv6_firewall="false").passages == ()

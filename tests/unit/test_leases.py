@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from utsuwa.host.network.dhcp import release6_packet, release_packet
 from utsuwa.networks import leases
+from utsuwa.networks.drivers.bridge import lease_file
+from utsuwa.networks.drivers.bridge.settings import Family, settings
 from utsuwa.networks.leases import Lease
 from utsuwa.networks.ports import Port
-from utsuwa.networks.settings import Family, settings
 
 DUID = "00:01:00:01:32:98:03:4b:00:16:3e:37:ec:e0"
 TEXT = """\
@@ -29,14 +30,14 @@ short line
 
 
 def test_parse() -> None:
-    assert list(leases.parse(TEXT, now=2000)) == [
+    assert list(lease_file.parse(TEXT, now=2000)) == [
         Lease("10.1.2.240", "00:16:3e:5b:34:34", "c2", bytes.fromhex("0100163e5b3434")),
         Lease("10.1.2.241", "00:16:3e:00:00:01", ""),
         Lease("fd42:1::9", "00:16:3e:37:ec:e0", "c3", bytes.fromhex(DUID.replace(":", "")), 1234),
         Lease("fd42:1::a", "", "", b"\x00\x04\xaa\xbb", 1235, temporary=True),
     ]
-    assert leases.server_duid(TEXT).hex(":") == DUID
-    assert leases.server_duid("") == b""
+    assert lease_file.server_duid(TEXT).hex(":") == DUID
+    assert lease_file.server_duid("") == b""
 
 
 def a_port(instance: str, mac: str, ipv4: str = "", ipv6: str = "", *, running: bool = False) -> Port:
@@ -75,7 +76,7 @@ def test_leases_in_the_way(lease: Lease, ports: list[Port], stale: bool) -> None
 
 @given(st.text())
 def test_any_text_is_read(text: str) -> None:
-    for lease in leases.parse(text, now=0):
+    for lease in lease_file.parse(text, now=0):
         assert lease.address
 
 
@@ -87,11 +88,24 @@ def family(ranges: str) -> Family:
 
 def test_room() -> None:
     two = family("10.1.2.5-10.1.2.6")
-    assert leases.has_room(two, [])
-    assert leases.has_room(two, ["10.1.2.5", "10.1.2.9", "fd42::5"])
-    assert not leases.has_room(two, ["10.1.2.5", "10.1.2.6"])
-    assert not leases.has_room(family("10.1.2.1-10.1.2.1"), [])
-    assert leases.has_room(family("10.1.2.5-10.1.2.5,10.1.2.9-10.1.2.9"), ["10.1.2.5"])
+    assert lease_file.has_room(two, [])
+    assert lease_file.has_room(two, ["10.1.2.5", "10.1.2.9", "fd42::5"])
+    assert not lease_file.has_room(two, ["10.1.2.5", "10.1.2.6"])
+    assert not lease_file.has_room(family("10.1.2.1-10.1.2.1"), [])
+    assert lease_file.has_room(family("10.1.2.5-10.1.2.5,10.1.2.9-10.1.2.9"), ["10.1.2.5"])
+
+
+def test_room_that_is_sure() -> None:
+    two = family("10.1.2.5-10.1.2.6")
+    assert not lease_file.surely_has_room(two, 1)
+    assert lease_file.surely_has_room(two, 0)
+    assert lease_file.surely_has_room(family("10.1.2.5-10.1.2.6,10.1.2.10-10.1.2.19"), 10)
+
+
+def test_lines_about() -> None:
+    found = lease_file.lines_about(TEXT, ["00:16:3e:00:00:01", "fd42:1::9", ""])
+    assert [lease.address for lease in lease_file.parse(found, now=2000)] == ["10.1.2.241", "fd42:1::9"]
+    assert lease_file.lines_about(TEXT, []) == ""
 
 
 def test_release_packet() -> None:

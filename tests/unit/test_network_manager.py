@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.test_ports import instance
 from utsuwa.core.errors import (
     AlreadyExists,
     HostError,
     InvalidConfig,
     InvalidName,
+    InvalidRequest,
     NotFound,
+    NotSupportedYet,
     PreconditionFailed,
 )
 from utsuwa.core.paths import StatePaths
+from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.host.network import bridges, ip_switches
 from utsuwa.host.network.link_events import LinkEvents
-from utsuwa.networks.bridge import BridgeDriver
+from utsuwa.networks import base, live
+from utsuwa.networks.drivers.bridge import BRIDGE
+from utsuwa.networks.drivers.bridge.addresses import BridgeAddresses
+from utsuwa.networks.drivers.bridge.driver import BridgeDriver
+from utsuwa.networks.drivers.bridge.servers import Servers
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings
+from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.ports import Port
 from utsuwa.networks.records import Network
-from utsuwa.networks.settings import BridgeSettings
 from utsuwa.operations.events import EventHub
 from utsuwa.wire.edits import any_state, merge
 from utsuwa.wire.networks import NetworkPatch, NetworkPut, NetworksPost
@@ -35,12 +47,34 @@ from utsuwa.wire.networks import NetworkPatch, NetworkPut, NetworksPost
 FIXED = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "none"}
 
 
+class Told(BridgeAddresses):
+    """Remembers of which instances it was told; fails where the host does."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.whole = False
+        self.seen: list[tuple[list[str], Any]] = []
+
+    def is_told(self, name: str) -> bool:
+        return self.whole
+
+    async def tell(self, network: BridgeSettings, ports: Any, owners: Any) -> base.Told:
+        if "hosts" in self._host.fails:
+            raise self._host.fails["hosts"]
+        self.seen.append(([port.instance for port in ports], owners))
+        self.whole = True
+        return base.Told(False)
+
+
 class Host(BridgeDriver):
     """What would be done, as words; fails where it is told."""
 
     def __init__(self) -> None:
+        super().__init__("utsuwa-test", Servers(Path("/nowhere")), Firewall("utsuwa-test"))
+        self.addresses = Told(self)
         self.done: list[str] = []
         self.fails: dict[str, Exception] = {}
+        self.folder = Path()
 
     def _note(self, what: str, name: str) -> None:
         self.done.append(f"{what} {name}")
@@ -55,15 +89,14 @@ class Host(BridgeDriver):
         if "change" in self.fails:
             raise self.fails.pop("change")
 
-    async def test(self, bridge: BridgeSettings) -> None:
-        self._note("test", bridge.name)
+    async def check(self, network: BridgeSettings, added: Any) -> None:
+        self._note("test", network.name)
 
     async def down(self, network: str, external: Any = (), *, keep_files: bool = False) -> None:
         self._note("stop" if keep_files else "down", network)
 
-    async def tell_hosts(self, bridge: BridgeSettings, ports: Any) -> None:
-        if "hosts" in self.fails:
-            raise self.fails["hosts"]
+    async def remove_files(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 @pytest.fixture
@@ -89,9 +122,10 @@ def networks(
     monkeypatch.setattr(bridges, "routed_subnets", list)
     monkeypatch.setattr(bridges, "exists", lambda name: name == "lo")
     monkeypatch.setattr(bridges, "find", lambda name: None)
-    manager = NetworkManager(database, paths, EventHub(), LinkEvents(), "utsuwa-test")
-    monkeypatch.setattr(manager, "_driver", host)
-    return manager
+    host.folder = paths.networks
+    kind = replace(BRIDGE, driver=lambda _: host)
+    monkeypatch.setattr(live, "NETWORK_TYPES", (kind,))
+    return NetworkManager(database, paths, EventHub(), LinkEvents(), "utsuwa-test")
 
 
 async def stored(database: Database) -> dict[str, NetworkRow]:
@@ -115,7 +149,7 @@ async def test_create(networks: NetworkManager, database: Database, host: Host) 
     assert (row.name, row.description, row.state) == ("utsuwabr0", "x", "ready")
     assert row.config["ipv4.nat"] == row.config["ipv6.nat"] == "true"
     assert host.done == ["test utsuwabr0", "up utsuwabr0"]
-    shown = await networks.get("default", "utsuwabr0")
+    shown = await networks.reader.get("default", "utsuwabr0")
     assert isinstance(shown, Network)
     assert shown.available
 
@@ -267,7 +301,7 @@ async def test_start_finishes_what_a_kill_cut_off(
     assert host.done == ["down half", "up whole"]
     assert list(await stored(database)) == ["whole"]
     with pytest.raises(NotFound):
-        await networks.get("default", "half")
+        await networks.reader.get("default", "half")
 
 
 async def test_start_takes_away_what_has_no_row(
@@ -290,17 +324,17 @@ async def test_a_network_that_the_host_refuses_is_tried_again(
     await database.write("test", rows.insert, NetworkRow(0, "default", "br0", config=FIXED, state="ready"))
     host.fails["up"] = HostError("no")
     await networks.start()
-    shown = await networks.get("default", "br0")
+    shown = await networks.reader.get("default", "br0")
     assert isinstance(shown, Network)
     assert not shown.available
     with pytest.raises(HostError):
-        await networks.bridge_for("eth0", "br0", managed=True)
+        await networks.ports.uplink("eth0", "br0", managed=True)
     host.fails.clear()
-    assert await networks.bridge_for("eth0", "br0", managed=True) is not None
+    assert await networks.ports.uplink("eth0", "br0", managed=True) is not None
     with pytest.raises(InvalidConfig, match="'br9' does not exist"):
-        await networks.bridge_for("eth0", "br9", managed=True)
+        await networks.ports.uplink("eth0", "br9", managed=True)
     with pytest.raises(InvalidConfig, match="no bridge 'br9'"):
-        await networks.bridge_for("eth0", "br9", managed=False)
+        await networks.ports.uplink("eth0", "br9", managed=False)
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), HostError("no")])
@@ -310,6 +344,45 @@ async def test_names_that_cannot_be_told_are_logged(
     host.fails["hosts"] = failure
     await make(networks)
     assert "does not know all names" in caplog.text
+
+
+async def test_only_who_has_changed_is_told(networks: NetworkManager, host: Host, database: Database) -> None:
+    told = host.addresses
+    assert isinstance(told, Told)
+    nic = {"type": "nic", "network": "br0", "hwaddr": "00:16:3e:00:00:01"}
+    for name in ("c1", "c2"):
+        row = replace(instance(name, []), devices={"eth0": nic})
+        await database.write("test", instance_rows.insert, row)
+    await make(networks)
+    await networks.ports.refresh(("default", "c2"))
+    assert told.seen == [(["c1", "c2"], None), (["c2"], (("default", "c2"),))]
+    told.whole = False
+    await networks.ports.refresh(("default", "c2"))
+    assert told.seen[-1] == (["c1", "c2"], None)
+
+
+async def test_ports_are_judged_beside_those_of_others(networks: NetworkManager, database: Database) -> None:
+    await make(networks)
+    nic = {"type": "nic", "network": "br0"}
+    given = {"volatile.eth0.hwaddr": "00:16:3e:00:00:01"}
+    one = replace(instance("c1", []), devices={"eth0": nic}, config=given)
+    await database.write("test", instance_rows.insert, one)
+    new = Port("default", "c2", "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
+    with pytest.raises(InvalidConfig, match="is taken by device 'eth0' of instance 'c1'"):
+        await networks.ports.check([new.owner], [new])
+    await networks.ports.check([new.owner], [replace(new, mac="00:16:3e:00:00:02")])
+    await networks.ports.check([new.owner, ("default", "c1")], [new])
+    with pytest.raises(InvalidConfig, match="'br9' does not exist"):
+        await networks.ports.check([new.owner], [replace(new, bridge="br9")])
+    with pytest.raises(InvalidConfig, match="outside of the network's subnet"):
+        await networks.ports.check([new.owner], [replace(new, mac="", ipv4="10.9.9.9")])
+
+
+async def test_unknown_types(networks: NetworkManager) -> None:
+    with pytest.raises(InvalidRequest, match="Unknown network type 'x': use 'bridge'"):
+        await networks.create("default", NetworksPost(name="br0", type="x"))
+    with pytest.raises(NotSupportedYet, match="'macvlan' are not supported yet: use 'bridge'"):
+        await networks.create("default", NetworksPost(name="br0", type="macvlan"))
 
 
 async def test_shut_down(networks: NetworkManager, host: Host) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,12 @@ from utsuwa.db import profiles as profile_rows
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.networks.ports import Port, all_ports, check_port, check_unmanaged
-from utsuwa.networks.settings import BridgeSettings, settings
+from utsuwa.networks.drivers.bridge.driver import BridgeDriver
+from utsuwa.networks.drivers.bridge.servers import Servers
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings, settings
+from utsuwa.networks.firewall import Firewall
+from utsuwa.networks.port_rows import all_ports, of_instances, rivals, with_static_address
+from utsuwa.networks.ports import Others, Port, refuse_addresses
 
 NIC = {"type": "nic", "network": "br0"}
 PORT = Port("default", "c1", "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
@@ -35,6 +41,11 @@ def instance(name: str, profiles: list[str], **fields: Any) -> InstanceRow:
         profiles=profiles,
         **fields,
     )
+
+
+def check_port(port: Port, network: BridgeSettings, others: Sequence[Port]) -> None:
+    BridgeDriver("o", Servers(Path()), Firewall("o")).check_port(port, network)
+    Others(others).refuse_taken_addresses(port)
 
 
 def bridge(**keys: str) -> BridgeSettings:
@@ -65,9 +76,48 @@ def test_all_ports(tx: Transaction) -> None:
     ]
 
 
-def test_the_host_that_dnsmasq_knows() -> None:
-    host = replace(PORT, project="blue", ipv4="10.1.2.9").host()
-    assert (host.file, host.name, host.ipv4) == ("blue_c1.eth0", "c1", "10.1.2.9")
+def test_ports_of_some(tx: Transaction) -> None:
+    """What a launch reads, with hundreds of others beside: those that it names, and those in its way."""
+    routed = NIC | {"hwaddr": "00:16:3e:00:00:0E", "ipv6.routes": "fd43::/64"}
+    for profile in (
+        ProfileRow(0, "default", "lan", devices={"eth0": NIC}),
+        ProfileRow(0, "default", "fixed", devices={"eth0": NIC | {"ipv4.address": "10.1.2.7"}}),
+        ProfileRow(0, "default", "same", devices={"eth0": NIC | {"hwaddr": "00:16:3E:00:00:AA"}}),
+    ):
+        profile_rows.insert(tx, profile)
+    for row in (
+        instance("a", ["lan"], config={"volatile.eth0.hwaddr": "00:16:3e:00:00:01"}),
+        instance("b", ["lan"], config={"volatile.eth0.hwaddr": "00:16:3E:00:00:0B"}),
+        instance("c", ["fixed"], config={"volatile.eth0.hwaddr": "00:16:3e:00:00:03"}),
+        instance("d", ["same"]),
+        instance("e", [], devices={"eth0": routed}),
+        instance("f", [], devices={"eth0": NIC | {"ipv4.address": "10.1.2.6"}}),
+    ):
+        instance_rows.insert(tx, row)
+
+    def names(ports: list[Port]) -> list[str]:
+        return [port.instance for port in ports]
+
+    everyone = all_ports(tx)
+    assert of_instances(tx, [("default", "e"), ("default", "b"), ("default", "x")]) == [
+        everyone[1],
+        everyone[4],
+    ]
+    assert names(with_static_address(tx, "ipv4.address")) == ["c", "f"]
+    new = replace(PORT, instance="new", mac="")
+    assert rivals(tx, [new]) == []
+    for number, found in (("01", "a"), ("0b", "b"), ("aa", "d"), ("0e", "e")):
+        assert names(rivals(tx, [replace(new, mac=f"00:16:3e:00:00:{number}")])) == [found]
+    assert names(rivals(tx, [replace(new, ipv4="10.1.2.9")])) == ["c", "f"]
+    assert names(rivals(tx, [replace(new, routes=("10.9.0.0/24",))])) == ["e"]
+    assert rivals(tx, [replace(PORT, mac="00:16:3e:00:00:01")]) == [everyone[0]]
+
+
+def test_many_ports(tx: Transaction) -> None:
+    profile_rows.insert(tx, ProfileRow(0, "default", "lan", devices={"eth0": NIC | {"ipv4.address": "none"}}))
+    for number in range(201):
+        instance_rows.insert(tx, instance(f"c{number:03}", ["lan"]))
+    assert with_static_address(tx, "ipv4.address") == all_ports(tx)
 
 
 def test_good_ports() -> None:
@@ -107,6 +157,6 @@ def test_bad_ports(port: Port, keys: dict[str, str], why: str) -> None:
 
 
 def test_bridges_of_the_host_give_no_addresses() -> None:
-    check_unmanaged(PORT)
+    refuse_addresses(PORT)
     with pytest.raises(InvalidConfig, match=r"'ipv6\.address' cannot be set"):
-        check_unmanaged(replace(PORT, ipv6="fd42::1"))
+        refuse_addresses(replace(PORT, ipv6="fd42::1"))

@@ -10,9 +10,11 @@ import pytest
 
 from utsuwa.core.errors import ProcessFailed
 from utsuwa.host.processes.run import Completed
-from utsuwa.networks import rules
-from utsuwa.networks.rules import Rules
-from utsuwa.networks.settings import BridgeSettings, settings
+from utsuwa.networks import firewall
+from utsuwa.networks.drivers.bridge.rules import contribution
+from utsuwa.networks.drivers.bridge.settings import settings
+from utsuwa.networks.firewall import Firewall
+from utsuwa.networks.ruleset import Contribution
 
 TABLE = "utsuwa-12345678"
 MARK = f"-m comment --comment {TABLE}:br0 -j ACCEPT"
@@ -35,7 +37,9 @@ class Host:
         if stdin is not None:
             self.transactions.append(json.loads(stdin)["nftables"])
             return Completed(tuple(argv), 0, b"", b"")
-        found = [{"chain": chain} for chain in self.chains if chain["family"] == argv[4]]
+        wanted = ("family", "table") if argv[3] == "table" else ("family",)
+        place = dict(zip(wanted, argv[4:], strict=True))
+        found = [{"chain": chain} for chain in self.chains if place.items() <= chain.items()]
         return Completed(tuple(argv), 0, json.dumps({"nftables": found}).encode(), b"")
 
     def _iptables(self, argv: Sequence[str], chain: list[str] | None) -> Completed:
@@ -57,14 +61,15 @@ class Host:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     played = Host()
-    monkeypatch.setattr(rules, "run", played.run)
-    monkeypatch.setattr("utsuwa.networks.rules.shutil.which", lambda name, path: f"/usr/sbin/{name}")
+    monkeypatch.setattr(firewall, "run", played.run)
+    monkeypatch.setattr("utsuwa.networks.firewall.shutil.which", lambda name, path: f"/usr/sbin/{name}")
     return played
 
 
-def bridge(**keys: str) -> BridgeSettings:
+def bridge(**keys: str) -> Contribution:
     config = {"ipv4.address": "10.1.2.1/24", "ipv4.nat": "true"}
-    return settings("br0", config | {key.replace("_", "."): value for key, value in keys.items()}, "o")
+    keys = {key.replace("_", "."): value for key, value in keys.items()}
+    return contribution(settings("br0", config | keys, "o"))
 
 
 def closed(family: str = "ip", name: str = "FORWARD") -> dict[str, Any]:
@@ -74,7 +79,7 @@ def closed(family: str = "ip", name: str = "FORWARD") -> dict[str, Any]:
 async def test_rules_of_docker_follow_the_settings(host: Host) -> None:
     host.docker = ["-j RETURN", "-i other -j ACCEPT"]
     others = list(host.docker)
-    table = Rules(TABLE)
+    table = Firewall(TABLE)
     await table.apply(bridge())
     answers = f"-o br0 -m conntrack --ctstate RELATED,ESTABLISHED {MARK}"
     assert host.docker == [answers, f"-i br0 {MARK}", *others]
@@ -91,16 +96,16 @@ async def test_rules_of_docker_follow_the_settings(host: Host) -> None:
 
 async def test_docker_with_ipv6(host: Host) -> None:
     host.docker, host.docker6 = [], []
-    await Rules(TABLE).apply(bridge(ipv6_address="fd42:1::1/64"))
+    await Firewall(TABLE).apply(bridge(ipv6_address="fd42:1::1/64"))
     assert host.docker6 == [f"-o br0 {MARK}", f"-i br0 {MARK}"]
     assert len(host.docker) == 2
-    await Rules(TABLE).apply(bridge())
+    await Firewall(TABLE).apply(bridge())
     assert host.docker6 == []
 
 
 async def test_a_closed_chain_is_named_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.chains = [closed(), closed("ip6"), closed("inet", "deny") | {"policy": "accept"}]
-    table = Rules(TABLE)
+    table = Firewall(TABLE)
     await table.apply(bridge())
     await table.apply(bridge())
     warnings = [record.getMessage() for record in caplog.records]
@@ -113,24 +118,32 @@ async def test_docker_that_lets_us_through_is_no_reason_to_warn(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.chains, host.docker = [closed()], []
-    await Rules(TABLE).apply(bridge())
+    await Firewall(TABLE).apply(bridge())
     assert caplog.records == []
 
 
 async def test_the_table_goes_with_its_last_chain(host: Host) -> None:
-    table = Rules(TABLE)
-    host.chains = [{"family": "inet", "table": TABLE, "name": "in.br1"}]
+    table = Firewall(TABLE)
+    mine = {"family": "inet", "table": TABLE, "name": "in.br0"}
+    host.chains = [mine, mine | {"name": "in.br1"}]
     await table.remove("br0")
-    assert len(host.transactions) == 1
-    host.chains = [{"family": "inet", "table": "utsuwa-87654321", "name": "in.br0"}]
+    (commands,) = host.transactions
+    assert commands[-1] == {"delete": {"chain": mine}}
+    host.chains = [mine, mine | {"table": "utsuwa-87654321", "name": "in.br1"}]
     await table.remove("br0")
     assert host.transactions[-1][-1] == {"delete": {"table": {"family": "inet", "name": TABLE}}}
+
+
+async def test_chains_that_are_contributed_no_more_go(host: Host) -> None:
+    host.chains = [{"family": "inet", "table": TABLE, "name": "acl.br0"}]
+    await Firewall(TABLE).apply(bridge())
+    assert {"delete": {"chain": host.chains[0]}} in host.transactions[0]
 
 
 async def test_nft_that_fails_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(argv: Sequence[str], **_: Any) -> Completed:
         raise ProcessFailed(argv, None, "not found; install Debian's package 'nftables'")
 
-    monkeypatch.setattr(rules, "run", fails)
+    monkeypatch.setattr(firewall, "run", fails)
     with pytest.raises(ProcessFailed, match="nftables"):
-        await Rules(TABLE).apply(bridge())
+        await Firewall(TABLE).apply(bridge())

@@ -9,12 +9,12 @@ from typing import Any
 from utsuwa.api.http import Request, Result, Route, Sync
 from utsuwa.core.config_keys import ConfigKey
 from utsuwa.core.instance_keys import INSTANCE_KEY_GROUPS
-from utsuwa.core.network_keys import BRIDGE_KEYS
 from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.project_keys import PROJECT_KEY_GROUPS
 from utsuwa.core.server_keys import LOCAL_KEYS, SERVER_KEY_GROUPS
 from utsuwa.devices.disk import RootDisk
 from utsuwa.devices.nic import BridgedNic, P2PNic
+from utsuwa.networks.drivers import NETWORK_TYPES
 
 _NO_EFFECT = "Checked and stored, without effect in this version."
 
@@ -38,7 +38,7 @@ def configuration() -> dict[str, Any]:
                     "nic_p2p": P2PNic.keys.keys,
                 }
             ),
-            "network_bridge": _groups({"common": BRIDGE_KEYS.keys}),
+            **{f"network_{kind.name}": _groups({"common": kind.keys.keys}) for kind in NETWORK_TYPES},
             **{f"storage_{driver}": _groups({"common": table.keys}) for driver, table in POOL_KEYS.items()},
         }
     }

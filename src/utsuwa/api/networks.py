@@ -32,7 +32,7 @@ _KINDS = {"bridge": "bridge", "bond": "bond", "vlan": "vlan", "macvlan": "macvla
 
 async def list_networks(request: Request) -> Result:
     request.refuse_filter()
-    found = await request.services.networks.all(request.project)
+    found = await request.services.networks.reader.all(request.project)
     records = [_record(one) for one in found]
     if request.recursion:
         return Sync(records)
@@ -45,7 +45,7 @@ async def create_network(request: Request) -> Result:
 
 
 async def show_network(request: Request) -> Result:
-    found = await request.services.networks.get(request.project, request.params["name"])
+    found = await request.services.networks.reader.get(request.project, request.params["name"])
     return Sync(_record(found), etag=editable(found.row) if isinstance(found, Network) else None)
 
 
@@ -77,12 +77,12 @@ async def delete_network(request: Request) -> Result:
 
 async def show_state(request: Request) -> Result:
     name = request.params["name"]
-    await request.services.networks.get(request.project, name)
+    await request.services.networks.reader.get(request.project, name)
     return Sync(await asyncio.to_thread(_state, name))
 
 
 async def list_leases(request: Request) -> Result:
-    found = await request.services.networks.leases_of(request.project, request.params["name"])
+    found = await request.services.networks.reader.leases(request.project, request.params["name"])
     return Sync(
         [
             NetworkLease(hostname=one.hostname, hwaddr=one.mac, address=one.address, type=one.kind)

@@ -174,14 +174,14 @@ class Daemon:
             helper=helper,
             storage=self._storage,
             images=images,
-            networks=self._networks,
+            networks=self._networks.ports,
             apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
             cgroup=owner,
             boot_id=facts.boot_id(),
         )
         self._instances = InstanceManager(context, links)
         profiles.on_change(self._instances.follow_profile)
-        profiles.on_stored(self._networks.refresh)
+        profiles.on_stored(self._networks.ports.refresh)
         stack.push_async_callback(self._instances.stop_watching)
         await self._instances.recover()
         stack.callback(HostWatch(lambda: self._instances.any_running).start().cancel)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.core.names import LONE_MEMBER
-from utsuwa.core.network_keys import MEMBER_KEYS
+from utsuwa.core.network_values import MEMBER_KEYS
 from utsuwa.db import codes, parts, rows
 from utsuwa.db.schema import (
     networks,

@@ -224,8 +224,17 @@ instances = _table(
     sa.Index(None, "member_id"),
 )
 instances_config = _config("instances_config", "instance_id", "instances")
+IS_GIVEN_MAC = instances_config.c.key.like(sa.literal_column("'volatile.%.hwaddr'"))
+"""Rows with the MAC address that a nic was given, which has to be unlike all others."""
+sa.Index(
+    "instances_config_hwaddr_idx",
+    instances_config.c.value,
+    sqlite_where=IS_GIVEN_MAC,
+    postgresql_where=IS_GIVEN_MAC,
+)
 instances_devices = _devices("instances_devices", "instance_id", "instances")
 instances_devices_config = _config("instances_devices_config", "instance_device_id", "instances_devices")
+sa.Index(None, instances_devices_config.c.key)
 
 instances_profiles = _table(
     "instances_profiles",

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import HostError
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every step in order, the newest last; a test holds it against `migrations/versions`."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -38,4 +38,4 @@ def run_steps(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, REVISIONS[-1])

@@ -16,7 +16,7 @@ from utsuwa.core.config_keys import KeyTable, Validator
 from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.volumes import Volume
-from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.attachments import Attachments
 from utsuwa.storage.manager import StorageManager
 
 
@@ -36,7 +36,7 @@ class DeviceHost:
     """The pid of the container's init where it runs."""
     devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The instance's expanded devices: names that are taken inside the container."""
-    networks: NetworkManager | None = None
+    networks: Attachments | None = None
     """The daemon's networks, which devices of type nic join."""
     storage: StorageManager | None = None
     """The daemon's pools, for devices of type disk; with it come `pool` and `volume`, the instance's own."""

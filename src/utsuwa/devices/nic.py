@@ -15,12 +15,12 @@ from utsuwa.core.names import (
     check_object_name,
     check_veth_name,
 )
-from utsuwa.core.network_keys import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
+from utsuwa.core.network_values import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
 from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
 from utsuwa.host.network import routes, traffic, veth
+from utsuwa.networks.base import Uplink
 from utsuwa.networks.ports import bridge_of, routes_of
-from utsuwa.networks.settings import BridgeSettings
 
 NICTYPES = frozenset({"bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"})
 
@@ -215,7 +215,7 @@ class VethNic(Device):
 
         await traffic.limit(host_name, to_guest=rate("limits.ingress"), from_guest=rate("limits.egress"))
 
-    async def _parent(self, host: DeviceHost, run: RunConfig) -> BridgeSettings | None:
+    async def _parent(self, host: DeviceHost, run: RunConfig) -> Uplink | None:
         """The managed network that the interface will belong to, once it may; None where there is none."""
         return None
 
@@ -297,16 +297,14 @@ class BridgedNic(VethNic):
         elif not self.config.get("parent"):
             raise self.invalid("parent", "is required: name a bridge of the host, or set 'network'")
 
-    async def _parent(self, host: DeviceHost, run: RunConfig) -> BridgeSettings | None:
+    async def _parent(self, host: DeviceHost, run: RunConfig) -> Uplink | None:
         if host.networks is None:
             raise HostError(f"Device {self.name!r}: this server has no networks")
-        managed = bool(self.config.get("network"))
-        bridge = await host.networks.bridge_for(
-            self.name, self.config.get("network") or self.config["parent"], managed
-        )
-        if bridge is not None:
+        bridge = self.config.get("network") or self.config["parent"]
+        uplink = await host.networks.uplink(self.name, bridge, bool(self.config.get("network")))
+        if uplink is not None:
             await host.networks.settle_addresses(self.name, bridge, self._mac(host, run).lower(), self.config)
-        return bridge
+        return uplink
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
         if host.init_pid is not None and any(

@@ -19,7 +19,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
-from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.attachments import Attachments
 from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.profiles.expand import expand
@@ -37,7 +37,7 @@ class Context:
     helper: Helper
     storage: StorageManager
     images: ImageManager
-    networks: NetworkManager
+    networks: Attachments
     apparmor: Profiles
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""

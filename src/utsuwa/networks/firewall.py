@@ -1,153 +1,146 @@
-"""Firewall rules of one bridge as nftables' JSON: a table of the daemon's own, chains named as LXD's.
-
-Chains of a network: `in.NAME` and `out.NAME` let DHCP and DNS through to and from the host, `fwd.NAME`
-what is routed, and `pstrt.NAME` gives packets that leave the host's address.
-"""
+"""The daemon's firewall table, and what it needs of rules that belong to others (Docker's)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from utsuwa.networks.settings import BridgeSettings, Family
+from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.processes.run import PATH, run
+from utsuwa.networks.ruleset import Command, Contribution, Passage, Table
 
-FAMILY = "inet"
-PARTS = ("in", "out", "fwd", "pstrt")
+log = logging.getLogger(__name__)
 
-Command = dict[str, Any]
-Expression = dict[str, Any]
+_TOOLS = {4: "iptables", 6: "ip6tables"}
+_FAMILIES = {4: "ip", 6: "ip6"}
+Rule = tuple[str, ...]
 
-_ACCEPT: Expression = {"accept": None}
-_HOOKS: dict[str, tuple[str, str]] = {
-    "in": ("filter", "input"),
-    "out": ("filter", "output"),
-    "fwd": ("filter", "forward"),
-    "pstrt": ("nat", "postrouting"),
-}
-_SRCNAT = 100
-"""nftables' usual priority of source NAT, which Docker's rules have too."""
-_NEIGHBOURS = ("nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert", "mld2-listener-report")
-_ANSWERS = (
-    "destination-unreachable",
-    "packet-too-big",
-    "time-exceeded",
-    "parameter-problem",
-    "echo-request",
-    "echo-reply",
-)
+_DOCKER_USER = "DOCKER-USER"
+"""The chain that Docker leaves to others and asks before its own rules."""
 
 
-def chain(part: str, network: str) -> str:
-    return f"{part}.{network}"
+class Firewall:
+    """The rules of this daemon: one table of nftables, made of what each source contributes."""
+
+    def __init__(self, name: str) -> None:
+        self._table = Table("inet", name)
+        self._warned: set[tuple[str, str]] = set()
+
+    async def apply(self, contribution: Contribution) -> None:
+        """Put what a source contributes in force, in place of what it did before, all at once."""
+        present = await self._chains_of(contribution.source)
+        await _nft(self._table.replacement(contribution, present))
+        closed = await _closed_chains()
+        for version, tool in _TOOLS.items():
+            if await self._enter_docker(contribution, version, tool):
+                closed = [chain for chain in closed if chain["family"] != _FAMILIES[version]]
+        if contribution.passages:
+            self._warn(contribution.source, closed)
+
+    async def remove(self, source: str) -> None:
+        """Take a source's rules away; the table goes with its last chain."""
+        present = await self._chains()
+        mine = [name for name in present if self._table.is_of(source, name)]
+        if len(mine) == len(present):
+            await _nft(self._table.removal())
+        else:
+            await _nft(self._table.replacement(Contribution(source), mine))
+        await self._leave_docker(source)
+
+    async def _chains(self) -> list[str]:
+        listed = await _chains("table", self._table.family, self._table.name)
+        return [chain["name"] for chain in listed]
+
+    async def _chains_of(self, source: str) -> list[str]:
+        return [name for name in await self._chains() if self._table.is_of(source, name)]
+
+    def _warn(self, source: str, closed: Iterable[dict[str, Any]]) -> None:
+        """Once for each chain, as long as the daemon runs."""
+        for chain in closed:
+            where = f"{chain['family']} {chain['table']} {chain['name']}"
+            if (source, where) not in self._warned:
+                self._warned.add((source, where))
+                log.warning(
+                    "the firewall chain '%s' drops what it does not know: let it accept traffic of the "
+                    "bridge %r, or instances there reach nothing outside",
+                    where,
+                    source,
+                )
+
+    async def _enter_docker(self, contribution: Contribution, version: int, tool: str) -> bool:
+        """Have Docker's chain for others accept the passages; gives whether there is such a chain.
+
+        By `iptables`: rules of nftables' own in that table would hide it from Docker's tools.
+        """
+        if not await _docker_listens(tool):
+            return False
+        source = contribution.source
+        passages = [passage for passage in contribution.passages if passage.version == version]
+        wanted = [rule for passage in passages for rule in self._rules_for(source, passage)]
+        for rule in wanted:
+            if not await _succeeds(tool, "-w", "-C", _DOCKER_USER, *rule):
+                await run([tool, "-w", "-I", _DOCKER_USER, *rule])
+        await _forget_docker(tool, [rule for rule in self._docker_rules(source) if rule not in wanted])
+        return True
+
+    async def _leave_docker(self, source: str) -> None:
+        for tool in _TOOLS.values():
+            if await _docker_listens(tool):
+                await _forget_docker(tool, self._docker_rules(source))
+
+    def _docker_rules(self, source: str) -> Iterator[Rule]:
+        """Every rule that a network may have there."""
+        for answers_only in (True, False):
+            yield from self._rules_for(source, Passage(source, 0, answers_only))
+
+    def _rules_for(self, source: str, passage: Passage) -> Iterator[Rule]:
+        """The ways out and in; marked with the daemon's name, for other daemons' rules are not ours."""
+        mark = ("-m", "comment", "--comment", f"{self._table.name}:{source}", "-j", "ACCEPT")
+        answers = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED") if passage.answers_only else ()
+        yield ("-i", passage.interface, *mark)
+        yield ("-o", passage.interface, *answers, *mark)
 
 
-def replace(table: str, bridge: BridgeSettings) -> list[Command]:
-    """One transaction that puts the network's rules in place of whatever rules it had."""
-    rules = {part: list(expressions(part, bridge)) for part in PARTS}
-    commands = remove(table, bridge.name)
-    for part, found in rules.items():
-        if not found:
-            continue
-        kind, hook = _HOOKS[part]
-        priority = _nat_priority(bridge) if part == "pstrt" else 0
-        here = {"family": FAMILY, "table": table}
-        name = chain(part, bridge.name)
-        base = {"type": kind, "hook": hook, "prio": priority, "policy": "accept"}
-        commands.append({"add": {"chain": {**here, "name": name, **base}}})
-        commands += [{"add": {"rule": {**here, "chain": name, "expr": expression}}} for expression in found]
-    return commands
-
-
-def remove(table: str, network: str) -> list[Command]:
-    """One transaction that takes the network's chains away, those that exist; the table stays."""
-    here = {"family": FAMILY, "table": table}
-    commands: list[Command] = [{"add": {"table": {"family": FAMILY, "name": table}}}]
-    for part in PARTS:
-        name = chain(part, network)
-        commands += [
-            {"add": {"chain": {**here, "name": name}}},
-            {"flush": {"chain": {**here, "name": name}}},
-            {"delete": {"chain": {**here, "name": name}}},
-        ]
-    return commands
-
-
-def remove_table(table: str) -> list[Command]:
-    """Take the whole table away, where it is there."""
-    whole = {"table": {"family": FAMILY, "name": table}}
-    return [{"add": whole}, {"delete": whole}]
-
-
-def _nat_priority(bridge: BridgeSettings) -> int:
-    after = any(family.nat and family.nat_order == "after" for family in bridge.families)
-    return _SRCNAT + 10 if after else _SRCNAT - 10
-
-
-def expressions(part: str, bridge: BridgeSettings) -> Iterator[list[Expression]]:
-    """The rules of one chain."""
-    for family in bridge.families:
-        match part:
-            case "in":
-                yield from _services(bridge.name, family, "iifname", "dport") if family.firewall else ()
-            case "out":
-                yield from _services(bridge.name, family, "oifname", "sport") if family.firewall else ()
-            case "fwd":
-                yield from _forwarding(bridge.name, family) if family.firewall else ()
-            case _:
-                yield from _nat(family) if family.nat else ()
-
-
-def _services(bridge: str, family: Family, way: str, port: str) -> Iterator[list[Expression]]:
-    """Names, addresses and errors between the host and the bridge."""
-    here = [_is(_meta(way), bridge), _is_family(family)]
-    for protocol in ("tcp", "udp"):
-        yield [*here, _is(_payload(protocol, port), 53), _ACCEPT]
-    if family.subnet.version == 4:
-        yield [*here, _is(_payload("icmp", "type"), {"set": _icmp()}), _ACCEPT]
-        if family.dhcp:
-            yield [*here, _is(_payload("udp", port), 67), _ACCEPT]
-        return
-    routers = "nd-router-advert" if way == "oifname" else "nd-router-solicit"
-    allowed = sorted({*_NEIGHBOURS, *_ANSWERS, routers})
-    yield [*here, _is(_payload("icmpv6", "type"), {"set": allowed}), _ACCEPT]
-    if family.dhcp:
-        yield [*here, _is(_payload("udp", port), 547), _ACCEPT]
-
-
-def _icmp() -> list[str]:
-    return ["destination-unreachable", "echo-reply", "echo-request", "parameter-problem", "time-exceeded"]
-
-
-def _forwarding(bridge: str, family: Family) -> Iterator[list[Expression]]:
-    verdict: Expression = _ACCEPT if family.routing else {"reject": None}
-    for way in ("iifname", "oifname"):
-        yield [_is(_meta(way), bridge), _is_family(family), verdict]
-
-
-def _nat(family: Family) -> Iterator[list[Expression]]:
-    protocol = "ip" if family.subnet.version == 4 else "ip6"
-    prefix = {"prefix": {"addr": str(family.subnet.network_address), "len": family.subnet.prefixlen}}
-    leaving = [
-        _is(_payload(protocol, "saddr"), prefix),
-        {"match": {"op": "!=", "left": _payload(protocol, "daddr"), "right": prefix}},
+async def _closed_chains() -> list[dict[str, Any]]:
+    """Chains of others that drop what is forwarded: accepting in a table of one's own does not help."""
+    return [
+        chain
+        for family in ("ip", "ip6", "inet")
+        for chain in await _chains("chains", family)
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop"
     ]
-    if family.nat_address:
-        yield [*leaving, {"snat": {"family": protocol, "addr": family.nat_address}}]
-    else:
-        yield [*leaving, {"masquerade": None}]
 
 
-def _is(left: Expression, right: Any) -> Expression:
-    return {"match": {"op": "==", "left": left, "right": right}}
+async def _forget_docker(tool: str, rules: Iterable[Rule]) -> None:
+    for rule in rules:
+        while await _succeeds(tool, "-w", "-D", _DOCKER_USER, *rule):
+            pass
 
 
-def _is_family(family: Family) -> Expression:
-    return _is(_meta("nfproto"), f"ipv{family.subnet.version}")
+async def _docker_listens(tool: str) -> bool:
+    if shutil.which(tool, path=PATH) is None:
+        return False
+    return await _succeeds(tool, "-w", "-n", "-L", _DOCKER_USER)
 
 
-def _meta(key: str) -> Expression:
-    return {"meta": {"key": key}}
+async def _succeeds(*argv: str) -> bool:
+    try:
+        await run(argv)
+    except ProcessFailed:
+        return False
+    return True
 
 
-def _payload(protocol: str, field: str) -> Expression:
-    return {"payload": {"protocol": protocol, "field": field}}
+async def _nft(commands: Collection[Command]) -> None:
+    await run(["nft", "-j", "-f", "-"], stdin=json.dumps({"nftables": list(commands)}).encode())
+
+
+async def _chains(*what: str) -> list[dict[str, Any]]:
+    """Chains of a table or a family. A list of all fails where iptables made what nft cannot show."""
+    done = await run(["nft", "-j", "list", *what], accept=(0, 1))
+    if done.code != 0:
+        return []
+    return [entry["chain"] for entry in json.loads(done.stdout)["nftables"] if "chain" in entry]

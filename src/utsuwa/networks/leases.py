@@ -1,17 +1,13 @@
-"""What dnsmasq has written down of the addresses that it gave."""
+"""Addresses that a network has handed out, and which of them stand in somebody's way."""
 
 from __future__ import annotations
 
 import ipaddress
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from utsuwa.networks.ports import Port
-from utsuwa.networks.settings import Family
 from utsuwa.networks.subnets import Address
-
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}\Z")
 
 
 @dataclass(frozen=True)
@@ -33,55 +29,14 @@ class Lease:
         return 6 if ":" in self.address else 4
 
 
-def parse(text: str, now: float) -> Iterator[Lease]:
-    """The leases of a file: lines of expiry, MAC (or IAID), address, name and client id (or DUID).
+@dataclass(frozen=True)
+class LeaseView:
+    """An address in use as the API shows it; `kind` is static, dynamic or gateway."""
 
-    Leases that ended before `now` (seconds since 1970) are left out, and lines that are not of this form
-    passed over: the file is dnsmasq's own, and it forgets leases only when it has something else to do.
-    """
-    for line in text.splitlines():
-        parts = line.split(" ")
-        if len(parts) < 5:
-            continue
-        expiry, hardware, address, hostname, client = parts[:5]
-        try:
-            version = ipaddress.ip_address(address).version
-            ended = 0 < int(expiry) < now
-        except ValueError:
-            continue
-        if ended:
-            continue
-        mac = hardware.lower() if version == 4 else _mac_of_duid(client)
-        number = hardware.removeprefix("T") if version == 6 else ""
-        yield Lease(
-            address,
-            mac if _MAC.match(mac) else "",
-            "" if hostname == "*" else hostname,
-            _identifier(client),
-            int(number) & 0xFFFFFFFF if number.isdecimal() else 0,
-            version == 6 and hardware.startswith("T"),
-        )
-
-
-def server_duid(text: str) -> bytes:
-    """How dnsmasq names itself to DHCPv6 clients; empty where it has not had to yet."""
-    found = (line.removeprefix("duid ") for line in text.splitlines() if line.startswith("duid "))
-    return _identifier(next(found, ""))
-
-
-def _identifier(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text.replace(":", ""))
-    except ValueError:
-        return b""
-
-
-def _mac_of_duid(duid: str) -> str:
-    """The MAC address at the end of a DUID made from one (types 1 and 3)."""
-    octets = duid.lower().split(":")
-    if len(octets) >= 10 and octets[:2] in (["00", "01"], ["00", "03"]):
-        return ":".join(octets[-6:])
-    return ""
+    hostname: str
+    mac: str
+    address: str
+    kind: str
 
 
 class Holders:
@@ -119,13 +74,3 @@ def _is_stale(lease: Lease, holder: Port | None, owners: Mapping[Address, Port])
     if owner is not None:
         return owner != holder
     return any(own.version == address.version for own in holder.static)
-
-
-def has_room(family: Family, taken: Iterable[str]) -> bool:
-    """Whether the ranges hold an address that is neither taken nor the bridge's own."""
-    used = {ipaddress.ip_address(address) for address in taken} | {family.address.ip}
-    free = 0
-    for low, high in family.ranges:
-        inside = sum(1 for a in used if a.version == low.version and int(low) <= int(a) <= int(high))
-        free += int(high) - int(low) + 1 - inside
-    return free > 0

@@ -1,17 +1,13 @@
-"""The devices of instances that are ports of a network: found in the rows, judged against each other."""
+"""The devices of instances that are ports of a network, and how they are judged beside each other."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.names import storage_name
-from utsuwa.db import nics
-from utsuwa.db.transaction import Transaction
-from utsuwa.networks.dnsmasq import Host, host_file
-from utsuwa.networks.settings import BridgeSettings, Family
 from utsuwa.networks.subnets import Address
 
 Devices = Mapping[str, Mapping[str, str]]
@@ -46,10 +42,8 @@ class Port:
     def owner(self) -> tuple[str, str]:
         return self.project, self.instance
 
-    def host(self) -> Host:
-        """What dnsmasq is told of it."""
-        file = host_file(storage_name(self.project, self.instance), self.device)
-        return Host(file=file, mac=self.mac, ipv4=self.ipv4, ipv6=self.ipv6, name=self.instance)
+    def invalid(self, key: str, why: str) -> InvalidConfig:
+        return InvalidConfig(f"Invalid device {self.device!r}: {key!r} {why}")
 
 
 def bridge_of(device: Mapping[str, str]) -> str:
@@ -88,88 +82,68 @@ def routes_of(device: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(str(ipaddress.ip_network(part)) for part in parts if part)
 
 
-def all_ports(tx: Transaction) -> list[Port]:
-    """The ports of all instances, by project, instance and device."""
-    found = [
-        port
-        for row in nics.get_all(tx)
-        for port in ports_of(row.project, row.instance, row.devices, row.config)
-    ]
-    return sorted(found, key=lambda port: (port.project, port.instance, port.device))
+Claim = tuple[str, tuple[Hashable, ...]]
+"""The key of a device, and what no other device may have by it."""
 
 
-def check_port(port: Port, bridge: BridgeSettings, others: Collection[Port]) -> None:
-    """Judge a device of an instance beside the network and its `others`. Raises InvalidConfig."""
-    for version, family in ((4, bridge.ipv4), (6, bridge.ipv6)):
-        text = port.ipv4 if version == 4 else port.ipv6
-        if text not in ("", "none"):
-            _check_static(port, bridge, family, f"ipv{version}.address", text)
-    for other in others:
-        if other.bridge != port.bridge or _is_same(port, other):
-            continue
-        who = f"device {other.device!r} of instance {other.instance!r}"
-        if port.mac and other.mac == port.mac:
-            raise _invalid(port, "hwaddr", f"{port.mac} is taken by {who}")
-        for key, mine, theirs in (
-            ("ipv4.address", port.ipv4, other.ipv4),
-            ("ipv6.address", port.ipv6, other.ipv6),
-        ):
-            if mine not in ("", "none") and theirs not in ("", "none") and _same(mine, theirs):
-                raise _invalid(port, key, f"{mine} is taken by {who}")
-    _check_only_one(port, others)
+class Others:
+    """Ports by what only one may have: addresses, routes, a place on a network."""
+
+    def __init__(self, ports: Iterable[Port]) -> None:
+        self._holders: defaultdict[Hashable, list[Port]] = defaultdict(list)
+        for port in ports:
+            for _, claim in (*_routes(port), *_addresses(port)):
+                self._holders[claim].append(port)
+            self._holders[port.owner, port.bridge].append(port)
+
+    def refuse_taken_routes(self, port: Port) -> None:
+        """Raise InvalidConfig where another port has a route: the host would keep only one of them."""
+        self._refuse(port, _routes(port))
+
+    def refuse_taken_addresses(self, port: Port) -> None:
+        """Raise InvalidConfig where another port of its network has its MAC address or a static address."""
+        self._refuse(port, _addresses(port))
+        self._refuse_second(port)
+
+    def _refuse(self, port: Port, claims: Iterable[Claim]) -> None:
+        for key, claim in claims:
+            for other in self._holders[claim]:
+                if not _is_same(port, other):
+                    who = f"device {other.device!r} of instance {other.instance!r}"
+                    verb = "leads to" if key.endswith(".routes") else "is taken by"
+                    end = " already" if key.endswith(".routes") else ""
+                    raise port.invalid(key, f"{claim[-1]} {verb} {who}{end}")
+
+    def _refuse_second(self, port: Port) -> None:
+        """A name in the network's DNS stands for one device: told of the later one of two."""
+        for other in self._holders[port.owner, port.bridge]:
+            if other.device < port.device:
+                raise InvalidConfig(
+                    f"Invalid device {port.device!r}: the instance DNS name {port.instance!r} is already "
+                    f"used on network {port.bridge!r}, by device {other.device!r}: use another network for "
+                    "one of them"
+                )
 
 
-def _check_only_one(port: Port, others: Collection[Port]) -> None:
-    """A name in the network's DNS stands for one device: told of the later one of two."""
-    for other in others:
-        if other.owner == port.owner and other.bridge == port.bridge and other.device < port.device:
-            raise InvalidConfig(
-                f"Invalid device {port.device!r}: the instance DNS name {port.instance!r} is already used on "
-                f"network {port.bridge!r}, by device {other.device!r}: use another network for one of them"
-            )
+def _routes(port: Port) -> Iterator[Claim]:
+    for route in port.routes:
+        yield ("ipv6.routes" if ":" in route else "ipv4.routes"), ("route", route)
 
 
-def check_routes(port: Port, others: Collection[Port]) -> None:
-    """Refuse a route that another device has (InvalidConfig): the host would keep only one of them."""
-    for other in others:
-        taken = sorted(set(port.routes) & set(other.routes))
-        if taken and not _is_same(port, other):
-            key = "ipv6.routes" if ":" in taken[0] else "ipv4.routes"
-            who = f"device {other.device!r} of instance {other.instance!r}"
-            raise _invalid(port, key, f"{taken[0]} leads to {who} already")
+def _addresses(port: Port) -> Iterator[Claim]:
+    if port.mac:
+        yield "hwaddr", (port.bridge, port.mac)
+    for address in port.static:
+        yield f"ipv{address.version}.address", (port.bridge, address)
 
 
 def _is_same(port: Port, other: Port) -> bool:
     return other.owner == port.owner and other.device == port.device
 
 
-def check_unmanaged(port: Port) -> None:
+def refuse_addresses(port: Port) -> None:
     """Judge a device on a bridge of the host's own. Raises InvalidConfig."""
     for key, value in (("ipv4.address", port.ipv4), ("ipv6.address", port.ipv6)):
         if value:
             why = f"cannot be set: {port.bridge!r} is no network of this server, so nobody gives it out"
-            raise _invalid(port, key, why)
-
-
-def _check_static(port: Port, bridge: BridgeSettings, family: Family | None, key: str, text: str) -> None:
-    protocol = key[:4]
-    if family is None:
-        raise _invalid(port, key, f"cannot be set: the network {bridge.name!r} has no {protocol}.address")
-    if not family.gives_addresses:
-        needed = f"{protocol}.dhcp" if not family.dhcp else f"{protocol}.dhcp.stateful"
-        raise _invalid(port, key, f"cannot be set: the network {bridge.name!r} lacks {needed}=true")
-    address = ipaddress.ip_address(text)
-    if address not in family.subnet:
-        raise _invalid(port, key, f"{text} is outside of the network's subnet {family.subnet}")
-    if address in (family.address.ip, family.subnet.network_address) or (
-        address.version == 4 and address == family.subnet.broadcast_address
-    ):
-        raise _invalid(port, key, f"{text} is the bridge's own or stands for the whole subnet")
-
-
-def _same(one: str, other: str) -> bool:
-    return ipaddress.ip_address(one) == ipaddress.ip_address(other)
-
-
-def _invalid(port: Port, key: str, why: str) -> InvalidConfig:
-    return InvalidConfig(f"Invalid device {port.device!r}: {key!r} {why}")
+            raise port.invalid(key, why)

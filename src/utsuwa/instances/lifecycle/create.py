@@ -86,7 +86,7 @@ async def reserve(ctx: Context, project: str, request: InstancesPost) -> tuple[L
         config = {**row.config, **given}
         stored = replace(row, config=config)
         row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
-    await ctx.networks.refresh()
+    await ctx.networks.refresh(loaded.key)
     return replace(loaded, row=replace(stored, id=row_id)), image
 
 
@@ -244,7 +244,7 @@ def _created_context(instance: Loaded) -> Mapping[str, object]:
 async def discard(ctx: Context, instance: Loaded) -> None:
     """Give a reserved name back."""
     await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
-    await ctx.networks.refresh()
+    await ctx.networks.refresh(instance.key)
 
 
 def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:

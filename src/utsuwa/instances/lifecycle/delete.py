@@ -48,7 +48,7 @@ async def remove(ctx: Context, instance: Loaded) -> None:
         instance.volume,
         also=lambda tx: instance_rows.delete(tx, instance.row.id),
     )
-    await ctx.networks.refresh()
+    await ctx.networks.refresh(instance.key)
 
 
 async def _show_again(ctx: Context, instance: Loaded) -> None:

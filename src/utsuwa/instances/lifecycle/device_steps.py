@@ -16,7 +16,7 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
 from utsuwa.instances.model import Loaded
-from utsuwa.networks.manager import NetworkManager
+from utsuwa.networks.attachments import Attachments
 from utsuwa.storage.base import IdMap
 from utsuwa.storage.manager import StorageManager
 
@@ -63,7 +63,7 @@ def host_of(
     instance: Loaded,
     idmap: IdMap,
     init_pid: int | None = None,
-    networks: NetworkManager | None = None,
+    networks: Attachments | None = None,
     storage: StorageManager | None = None,
 ) -> DeviceHost:
     """`networks` is needed by what starts or attaches devices, `storage` by what starts them."""

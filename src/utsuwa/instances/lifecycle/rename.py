@@ -40,7 +40,7 @@ async def rename(ctx: Context, project: str, name: str, new: str) -> None:
         note = partial(_note, row_id=instance.row.id, new=new)
         await ctx.storage.volumes.rename(instance.pool, instance.volume, new, note)
         await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
-    await ctx.networks.refresh()
+    await ctx.networks.refresh((project, name), (project, new))
     ctx.lifecycle("renamed", project, new, {"old_name": name})
 
 

@@ -125,7 +125,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     # and whose map and devices it reads where they are noted now.
     await _remember(ctx, instance, steps, undo)
     if steps.changes_addresses:
-        await ctx.networks.refresh()
+        await ctx.networks.refresh(instance.key)
     if rebooted:
         undo.push(asyncio.to_thread, _record_again, paths)  # over what the end of a killed one records
     undo.push(_kill_left_over, ctx, instance)

@@ -112,7 +112,7 @@ async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
         await ctx.database.write("update instance", instance_rows.update, new.row)
         _remember(ctx, new)
         undo.keep()
-    await ctx.networks.refresh()
+    await ctx.networks.refresh(old.key)
 
 
 async def change_all(

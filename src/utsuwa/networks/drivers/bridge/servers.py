@@ -1,4 +1,4 @@
-"""The dnsmasq of each bridge: started, found again, told of changes, kept alive."""
+"""The dnsmasq of each bridge: started, found again, told to read its files anew, kept alive."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import os
 import pwd
 import shutil
 import signal
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, InvalidConfig, OutOfSpace, ProcessFailed, UtsuwaError
 from utsuwa.host.files.atomic import replace_file
-from utsuwa.host.network import dhcp
 from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import run
-from utsuwa.networks import leases
-from utsuwa.networks.dnsmasq import Folder, Host, configuration, host_line
-from utsuwa.networks.leases import Lease
-from utsuwa.networks.settings import BridgeSettings
+from utsuwa.networks.drivers.bridge.dnsmasq import Folder, configuration
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +29,8 @@ _ACCOUNTS = ("dnsmasq", "nobody")
 _RETRY_SECONDS = (0.2, 1.0, 5.0, 30.0)
 """How long to wait before each attempt to bring a dnsmasq back; the last one again and again."""
 _BAD_CONFIG = (1,)
-_RELEASE_POLL = 0.02
-_RELEASE_POLLS = 50
-"""Looks at whether dnsmasq has ended a lease, a poll apart: for a second in all."""
+_RELOAD_SECONDS = 1.0
+"""How long hosts that are gone may be known on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,8 @@ class Servers:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._to_reload: dict[str, asyncio.Task[None]] = {}
+        """By network: what will have dnsmasq read its hosts anew."""
 
     def folder(self, network: str) -> Folder:
         return Folder(self._root / network)
@@ -117,45 +114,30 @@ class Servers:
         await self.stop(network)
         await asyncio.to_thread(shutil.rmtree, self.folder(network).path, ignore_errors=True)
 
-    async def tell_hosts(
-        self, bridge: BridgeSettings, hosts: Collection[Host], keep: Collection[str] = ()
-    ) -> set[str] | None:
-        """Write what dnsmasq is to know of the instances' devices, and tell it where that has changed.
+    async def reload(self, network: str) -> None:
+        """Have dnsmasq read all files of hosts anew, and forget those that are gone."""
+        waiting = self._to_reload.pop(network, None)
+        if waiting is not None:
+            waiting.cancel()
+        await asyncio.to_thread(_reload, self.folder(network))
 
-        Gives the MACs that it no longer knows, None where all is as before. The files named by `keep` stay.
-        """
-        folder = self.folder(bridge.name)
-        lines = {host.file: host_line(host, bridge.dns_mode) for host in hosts}
-        changed, gone = await asyncio.to_thread(_write_hosts, folder, lines, keep)
-        pid = await asyncio.to_thread(find, folder) if changed else None
-        if pid is None:
-            return None
-        pidfds.send_signal(pid, signal.SIGHUP)
-        return gone
+    def reload_soon(self, network: str) -> None:
+        """As `reload`, once for all that ask for it in a while: dnsmasq takes 20 us a host, and logs each."""
+        if network not in self._to_reload:
+            name = f"hosts of {network}"
+            self._to_reload[network] = asyncio.create_task(self._reload_later(network), name=name)
 
-    def leases(self, network: str) -> list[Lease]:
-        """The leases that are in force. Blocking."""
-        return list(leases.parse(_read(self.folder(network).leases) or "", time.time()))
-
-    async def give_back(self, bridge: BridgeSettings, given: Collection[Lease]) -> None:
-        """Ask dnsmasq to end leases before their time, for others to use their addresses."""
-        if given:
-            await asyncio.to_thread(_release, bridge, self.folder(bridge.name), given)
-
-    async def reclaim(self, bridge: BridgeSettings, given: Collection[Lease]) -> None:
-        """As `give_back`, and wait until dnsmasq has done so."""
-        await self.give_back(bridge, given)
-        rest = {lease.address for lease in given}
-        for _ in range(_RELEASE_POLLS):
-            rest &= {lease.address for lease in await asyncio.to_thread(self.leases, bridge.name)}
-            if not rest:
-                return
-            await asyncio.sleep(_RELEASE_POLL)
-        shown = ", ".join(sorted(rest))
-        log.warning("dnsmasq of network %r keeps these leases until they end: %s", bridge.name, shown)
+    async def _reload_later(self, network: str) -> None:
+        await asyncio.sleep(_RELOAD_SECONDS)
+        del self._to_reload[network]
+        await asyncio.to_thread(_reload, self.folder(network))
 
     def leave(self) -> None:
         """The daemon ends: nobody keeps the processes, which run on."""
+        for network, task in self._to_reload.items():
+            task.cancel()
+            _reload(self.folder(network))
+        self._to_reload.clear()
         for keeper in self._keepers.values():
             keeper.cancel()
         self._keepers.clear()
@@ -230,7 +212,7 @@ def _write(folder: Folder, bridge: BridgeSettings) -> bool:
 
 def _write_as(who: Account, folder: Folder, bridge: BridgeSettings) -> bool:
     _make(folder.path, 0o710, who.gid)
-    _make(folder.hosts, 0o750, who.gid)
+    _make(folder.hosts, 0o2750, who.gid)  # what is written there has its group from the beginning
     raw = bridge.raw_dnsmasq if bridge.raw_dnsmasq.endswith("\n") else f"{bridge.raw_dnsmasq}\n"
     wanted = {folder.conf: configuration(bridge, folder, who.user, who.group), folder.raw: raw}
     changed = {path: text for path, text in wanted.items() if _read(path) != text}
@@ -239,45 +221,10 @@ def _write_as(who: Account, folder: Folder, bridge: BridgeSettings) -> bool:
     return bool(changed)
 
 
-def _write_hosts(folder: Folder, lines: Mapping[str, str], keep: Collection[str]) -> tuple[bool, set[str]]:
-    """Bring the folder of hosts to these files; whether anything has changed, and the MACs that are gone."""
-    if not folder.hosts.is_dir():
-        return False, set()
-    gid = folder.hosts.stat().st_gid
-    changed = False
-    known = {
-        path.name: (_read(path) or "").split(",")[0].strip()
-        for path in folder.hosts.iterdir()
-        if path.name not in keep
-    }
-    for name in known:
-        if not lines.get(name):
-            (folder.hosts / name).unlink()
-            changed = True
-    for name, text in lines.items():
-        path = folder.hosts / name
-        if text and _read(path) != text:
-            # dnsmasq reads every file of the folder but those that begin with a dot.
-            replace_file(path, text, 0o640)
-            os.chown(path, 0, gid)
-            changed = True
-    return changed, set(known.values()) - {line.split(",")[0].strip() for line in lines.values()}
-
-
-def _release(bridge: BridgeSettings, folder: Folder, given: Collection[Lease]) -> None:
-    server = leases.server_duid(_read(folder.leases) or "")
-    for lease in given:
-        try:
-            if lease.version == 6:
-                packet = dhcp.release6_packet(
-                    server, lease.address, lease.client_id, lease.iaid, temporary=lease.temporary
-                )
-                dhcp.release6(bridge.name, packet)
-            elif bridge.ipv4 is not None:
-                own = str(bridge.ipv4.address.ip)
-                dhcp.release(bridge.name, own, lease.address, lease.mac, lease.client_id)
-        except OSError as error:
-            log.info("the lease of %s cannot be given back: %s", lease.address, error)
+def _reload(folder: Folder) -> None:
+    pid = find(folder)
+    if pid is not None:
+        pidfds.send_signal(pid, signal.SIGHUP)
 
 
 @contextmanager

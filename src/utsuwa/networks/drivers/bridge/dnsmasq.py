@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.networks.settings import BridgeSettings, Family
+from utsuwa.core.names import storage_name
+from utsuwa.networks.drivers.bridge.settings import BridgeSettings, Family
+from utsuwa.networks.ports import Port
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -100,7 +102,7 @@ def _dhcp(bridge: BridgeSettings, folder: Folder) -> Iterator[str]:
         yield from ("dhcp-authoritative", "dhcp-no-override", "dhcp-rapid-commit")
         yield from ("quiet-dhcp", "quiet-dhcp6", "quiet-ra")
         yield f"dhcp-leasefile={folder.leases}"
-        yield f"dhcp-hostsfile={folder.hosts}"
+        yield f"dhcp-hostsdir={folder.hosts}"
         if bridge.dns_mode != "dynamic":
             yield "dhcp-ignore-names"
         if bridge.search:
@@ -177,27 +179,20 @@ def host_name(instance: str) -> str:
     return lower.capitalize() if lower in _KEYWORDS else lower
 
 
-@dataclass(frozen=True)
-class Host:
-    """What dnsmasq is told of one device."""
-
-    file: str
-    """By `host_file`."""
-    mac: str
-    ipv4: str
-    ipv6: str
-    name: str
+def file_of(port: Port) -> str:
+    """The name of the file that a port has among the hosts."""
+    return host_file(storage_name(port.project, port.instance), port.device)
 
 
-def host_line(host: Host, dns_mode: str) -> str:
-    """The text of a device's file; empty where there is nothing to tell."""
-    parts = [host.mac]
-    if host.ipv4 not in ("", "none"):
-        parts.append(host.ipv4)
-    if host.ipv6 not in ("", "none"):
-        parts.append(f"[{host.ipv6}]")
+def host_line(port: Port, dns_mode: str) -> str:
+    """The text of a port's file; empty where there is nothing to tell."""
+    parts = [port.mac]
+    if port.ipv4 not in ("", "none"):
+        parts.append(port.ipv4)
+    if port.ipv6 not in ("", "none"):
+        parts.append(f"[{port.ipv6}]")
     if dns_mode == "managed" or (len(parts) > 1 and dns_mode != "none"):
-        parts.append(host_name(host.name))
+        parts.append(host_name(port.instance))
     return _text([",".join(parts)]) if len(parts) > 1 else ""
 
 

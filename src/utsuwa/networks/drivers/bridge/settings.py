@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.network_keys import DEFAULT_DOMAIN, check_bridge_config, parse_ranges
+from utsuwa.core.network_values import parse_ranges
+from utsuwa.networks.drivers.bridge.keys import DEFAULT_DOMAIN, check_bridge_config
 from utsuwa.networks.subnets import Address, Interface, Subnet
 
 DEFAULT_MTU = 1500

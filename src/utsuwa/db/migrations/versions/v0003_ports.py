@@ -1,0 +1,23 @@
+"""Find a MAC address, or devices with a static address, without reading all instances: each launch asks."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    given = sa.column("key").like(sa.literal_column("'volatile.%.hwaddr'"))
+    op.create_index(
+        "instances_config_hwaddr_idx",
+        "instances_config",
+        ["value"],
+        sqlite_where=given,
+        postgresql_where=given,
+    )
+    op.create_index("instances_devices_config_key_idx", "instances_devices_config", ["key"])

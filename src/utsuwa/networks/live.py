@@ -1,0 +1,146 @@
+"""The networks that are up on this host, each with its driver and its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.locks import NamedLocks
+from utsuwa.db import networks as rows
+from utsuwa.db.codes import UNKNOWN
+from utsuwa.db.database import Database
+from utsuwa.db.networks import NetworkRow
+from utsuwa.host.network import bridges
+from utsuwa.host.network.link_events import LinkEvents
+from utsuwa.networks.base import AddressService, DriverHost, NetworkDriver, Settings
+from utsuwa.networks.drivers import NETWORK_TYPES
+from utsuwa.networks.ports_watch import PortsWatch
+from utsuwa.networks.subnets import Subnet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A network as its driver sees it."""
+
+    driver: NetworkDriver[Any]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def addresses(self) -> AddressService[Any] | None:
+        return self.driver.addresses
+
+    @property
+    def external(self) -> tuple[str, ...]:
+        return self.settings.external
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        return self.settings.subnets
+
+
+class LiveNetworks:
+    """What is up, by name; changed under the lock `networks` alone."""
+
+    def __init__(self, database: Database, host: DriverHost, links: LinkEvents) -> None:
+        self.locks = NamedLocks()
+        self._database = database
+        self._drivers = {kind.name: kind.driver(host) for kind in NETWORK_TYPES}
+        self._up: dict[str, Live] = {}
+        self._watch = PortsWatch(links, self._join)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._up
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._up.values()))
+
+    def get(self, name: str) -> Live | None:
+        return self._up.get(name)
+
+    def driver(self, kind: str) -> NetworkDriver[Any]:
+        return self._drivers[kind]
+
+    def read(self, row: NetworkRow) -> Live:
+        """The network of a row, up or not. Raises InvalidConfig, NotSupportedYet."""
+        driver = self._drivers[row.type]
+        return Live(driver, driver.settings(row.name, row.config))
+
+    async def bring_up(self, row: NetworkRow) -> Live:
+        """Raises InvalidConfig, HostError."""
+        network = self.read(row)
+        await network.driver.up(network.settings)
+        self.note_up(network)
+        return network
+
+    def note_up(self, network: Live) -> None:
+        """It is up, or up with other settings."""
+        self._up[network.name] = network
+        self._watch_external()
+
+    def note_down(self, name: str) -> None:
+        self._up.pop(name, None)
+        self._watch_external()
+
+    async def rows(self) -> list[NetworkRow]:
+        """All networks that can be read, half-made ones as well."""
+        found = await self._database.read("all networks", rows.get_all, None)
+        return [row for row in found if row.state != UNKNOWN]
+
+    async def take_down(self, name: str) -> None:
+        """Of a network of which nothing but the name is known, remove everything. Raises UtsuwaError."""
+        for driver in self._drivers.values():
+            await driver.down(name)
+
+    async def remove_files(self, name: str) -> None:
+        for driver in self._drivers.values():
+            await driver.remove_files(name)
+
+    def leave(self) -> None:
+        """The daemon ends; the networks serve on."""
+        self._watch.watch(())
+        for driver in self._drivers.values():
+            driver.leave()
+
+    async def shut_down(self) -> None:
+        """Take all networks down, for the end of the host: no container runs any more."""
+        for name, network in sorted(self._up.items()):
+            try:
+                await network.driver.down(name, network.external, keep_files=True)
+            except UtsuwaError as error:
+                log.warning("network %r is not wholly down: %s", name, error)
+        self._up.clear()
+
+    def _watch_external(self) -> None:
+        self._watch.watch(interface for network in self._up.values() for interface in network.external)
+
+    async def _join(self) -> None:
+        """External interfaces have appeared or come free."""
+        async with self.locks.hold("networks"):
+            for network in self:
+                try:
+                    await network.driver.join(network.settings)
+                except UtsuwaError as error:
+                    log.warning("network %r lacks external interfaces: %s", network.name, error)
+
+
+async def taken_subnets(live: LiveNetworks, name: str) -> dict[str, Collection[Subnet]]:
+    """The subnets of other networks than `name` and of the host's other interfaces, by what has them."""
+    by_interface = await asyncio.to_thread(bridges.taken_subnets)
+    found: dict[str, Collection[Subnet]] = {
+        f"the interface {link!r}": used for link, used in by_interface.items() if link != name
+    }
+    for row in await live.rows():
+        if row.name != name:
+            found[f"the network {row.name!r}"] = live.read(row).subnets
+            found.pop(f"the interface {row.name!r}", None)
+    return found

@@ -1,0 +1,60 @@
+"""Ports as the database has them, in the rows of instances and profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from utsuwa.core.urls import object_url
+from utsuwa.db import nics
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db.nics import NicsRow
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.networks.ports import Port, bridge_of, ports_of
+
+_ROUTES = ("ipv4.routes", "ipv6.routes")
+
+
+def all_ports(tx: Transaction) -> list[Port]:
+    """The ports of all instances, by project, instance and device."""
+    return _ports(nics.get_all(tx))
+
+
+def of_instances(tx: Transaction, owners: Collection[tuple[str, str]]) -> list[Port]:
+    """The ports of some instances, given by project and name; those that do not exist have none."""
+    return _ports(nics.get_named(tx, owners))
+
+
+def with_static_address(tx: Transaction, key: str) -> list[Port]:
+    """The ports of instances that have a device with this key, `ipv4.address` or `ipv6.address`."""
+    return _ports(nics.get_with(tx, keys=[key]))
+
+
+def rivals(tx: Transaction, ports: Collection[Port]) -> list[Port]:
+    """The ports, and maybe others, that may have what `ports` claim: few, however many there are."""
+    keys = set(_ROUTES) if any(port.routes for port in ports) else set()
+    keys |= {f"ipv{address.version}.address" for port in ports for address in port.static}
+    return _ports(nics.get_with(tx, keys=keys, macs={port.mac for port in ports if port.mac}))
+
+
+def _ports(found: Iterable[NicsRow]) -> list[Port]:
+    ports = [port for row in found for port in ports_of(row.project, row.instance, row.devices, row.config)]
+    return sorted(ports, key=lambda port: (port.project, port.instance, port.device))
+
+
+def uses(tx: Transaction) -> dict[str, list[str]]:
+    """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
+    profiles = profile_rows.get_all(tx, None)
+    found: dict[str, list[str]] = {}
+    for port in all_ports(tx):
+        url = object_url("instances", port.instance, project=port.project)
+        if url not in found.setdefault(port.bridge, []):
+            found[port.bridge].append(url)
+    for profile in profiles:
+        for bridge in _bridges_of(profile):
+            found.setdefault(bridge, []).append(object_url("profiles", profile.name, project=profile.project))
+    return found
+
+
+def _bridges_of(profile: ProfileRow) -> list[str]:
+    return sorted({bridge for device in profile.devices.values() if (bridge := bridge_of(device))})

@@ -1,0 +1,75 @@
+"""Networks as lists and lookups show them, with what uses them and the addresses in use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from utsuwa.core.errors import NotFound
+from utsuwa.db import networks as rows
+from utsuwa.db import projects as project_rows
+from utsuwa.db.codes import UNKNOWN, unreadable
+from utsuwa.db.database import Database
+from utsuwa.db.networks import NetworkRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.host.network import bridges
+from utsuwa.networks import port_rows
+from utsuwa.networks.leases import LeaseView
+from utsuwa.networks.live import LiveNetworks
+from utsuwa.networks.records import Interface, Network
+
+
+class NetworkReader:
+    """Looks, and changes nothing."""
+
+    def __init__(self, database: Database, live: LiveNetworks) -> None:
+        self._database = database
+        self._live = live
+
+    async def all(self, project: str) -> list[Network | Interface]:
+        """The managed networks of a project and the host's other interfaces, by name; NotFound (project)."""
+        links = await asyncio.to_thread(bridges.links)
+
+        def fetch(tx: Transaction) -> tuple[list[NetworkRow], set[str], dict[str, list[str]]]:
+            project_rows.get(tx, project)
+            found = rows.get_all(tx, project)
+            return found, {row.name for row in rows.get_all(tx, None)}, port_rows.uses(tx)
+
+        found, everywhere, use = await self._database.read("networks", fetch)
+        shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state == "ready"]
+        shown += [
+            Interface(link, use.get(link.name, ()))
+            for link in links
+            if link.name not in everywhere and link.kind != "veth"
+        ]
+        return sorted(shown, key=lambda one: one.row.name if isinstance(one, Network) else one.link.name)
+
+    async def get(self, project: str, name: str) -> Network | Interface:
+        """Raises NotFound."""
+
+        def fetch(tx: Transaction) -> tuple[list[NetworkRow], dict[str, list[str]]]:
+            project_rows.get(tx, project)
+            return [row for row in rows.get_all(tx, project) if row.name == name], port_rows.uses(tx)
+
+        found, use = await self._database.read("network", fetch)
+        if found and found[0].state == UNKNOWN:
+            raise unreadable(f"Network {name!r}")
+        if found and found[0].state == "ready":
+            return self._shown(found[0], use)
+        link = None if found else await asyncio.to_thread(bridges.find, name)
+        if link is None:
+            raise NotFound(f"Network {name!r} not found")
+        return Interface(link, use.get(name, ()))
+
+    async def leases(self, project: str, name: str) -> list[LeaseView]:
+        """The addresses in use on a managed network. Raises NotFound."""
+        network = self._live.read(await self._database.read("network", rows.get, project, name))
+        service = network.addresses
+        if service is None:
+            return []
+        ports = await self._database.read("all ports", port_rows.all_ports)
+        here = [port for port in ports if port.bridge == name]
+        return service.views(network.settings, here, await service.leases(network.settings))
+
+    def _shown(self, row: NetworkRow, use: Mapping[str, Sequence[str]]) -> Network:
+        return Network(row, use.get(row.name, ()), row.name in self._live)

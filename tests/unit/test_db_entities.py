@@ -590,6 +590,7 @@ def test_who_uses_a_pool(tx: Transaction) -> None:
             (codes.VOLUME_IMAGE, "other", FINGERPRINT),
         ],
         profiles=[("default", "a")],
+        here=[codes.VOLUME_CONTAINER, codes.VOLUME_IMAGE, codes.VOLUME_IMAGE],
     )
 
 

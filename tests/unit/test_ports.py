@@ -20,7 +20,7 @@ from utsuwa.networks.drivers.bridge.driver import BridgeDriver
 from utsuwa.networks.drivers.bridge.servers import Servers
 from utsuwa.networks.drivers.bridge.settings import BridgeSettings, settings
 from utsuwa.networks.firewall import Firewall
-from utsuwa.networks.port_rows import all_ports, of_instances, rivals, with_static_address
+from utsuwa.networks.port_rows import everywhere, of_instances, rivals, with_static_address
 from utsuwa.networks.ports import Others, Port, refuse_addresses
 
 NIC = {"type": "nic", "network": "br0"}
@@ -69,7 +69,7 @@ def test_all_ports(tx: Transaction) -> None:
         profile_rows.insert(tx, profile)
     for row in rows:
         instance_rows.insert(tx, row)
-    assert all_ports(tx) == [
+    assert everywhere(tx) == [
         Port("default", "a", "x", "host0", False, "00:16:3e:0a:00:00", "", ""),
         Port("default", "b", "eth0", "br1", True, "00:16:3e:00:00:01", "", ""),
         Port("default", "d", "eth0", "br0", True, "", "10.1.2.9", ""),
@@ -98,7 +98,7 @@ def test_ports_of_some(tx: Transaction) -> None:
     def names(ports: list[Port]) -> list[str]:
         return [port.instance for port in ports]
 
-    everyone = all_ports(tx)
+    everyone = everywhere(tx)
     assert of_instances(tx, [("default", "e"), ("default", "b"), ("default", "x")]) == [
         everyone[1],
         everyone[4],
@@ -117,7 +117,7 @@ def test_many_ports(tx: Transaction) -> None:
     profile_rows.insert(tx, ProfileRow(0, "default", "lan", devices={"eth0": NIC | {"ipv4.address": "none"}}))
     for number in range(201):
         instance_rows.insert(tx, instance(f"c{number:03}", ["lan"]))
-    assert with_static_address(tx, "ipv4.address") == all_ports(tx)
+    assert with_static_address(tx, "ipv4.address") == everywhere(tx)
 
 
 def test_good_ports() -> None:

@@ -70,7 +70,7 @@ async def change_all_states(request: Request) -> Result:
 
 async def get_instance(request: Request) -> Result:
     manager = request.services.instances
-    instance = await manager.load(request.project, request.params["name"])
+    instance = await manager.find(request.project, request.params["name"])
     if request.recursion == 0:
         return Sync(manager.record(instance), etag=editable(instance))
     return Sync(await manager.full_record(instance), etag=editable(instance))
@@ -108,7 +108,7 @@ async def delete_instance(request: Request) -> Result:
 
 async def get_state(request: Request) -> Result:
     manager = request.services.instances
-    return Sync(await manager.state(await manager.load(request.project, request.params["name"])))
+    return Sync(await manager.state(await manager.find(request.project, request.params["name"])))
 
 
 async def put_state(request: Request) -> Result:

@@ -7,6 +7,7 @@ import asyncio
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
 from utsuwa.core.errors import NotFound
 from utsuwa.core.urls import object_url
+from utsuwa.db.codes import PENDING
 from utsuwa.host.helper import rtnetlink
 from utsuwa.host.network import bridges
 from utsuwa.networks.manager import editable
@@ -111,9 +112,16 @@ def _record(found: Network | Interface) -> NetworkRecord:
         type=found.row.type,
         used_by=list(found.used_by),
         managed=True,
-        status="Created" if found.available else "Unavailable",
+        status=_status(found),
         locations=list(found.row.locations),
     )
+
+
+def _status(network: Network) -> str:
+    """As LXD's: a network that this member is still to get is pending."""
+    if network.row.state == PENDING:
+        return "Pending"
+    return "Created" if network.available else "Unavailable"
 
 
 def _state(name: str) -> NetworkState:

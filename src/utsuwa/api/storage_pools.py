@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet, OtherMember
 from utsuwa.core.urls import object_url
 from utsuwa.core.volumes import Volume
-from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
+from utsuwa.db.codes import PENDING, VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
 from utsuwa.db.storage_pools import PoolUse
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.storage.pools import Pool, editable
@@ -81,7 +81,7 @@ async def list_volumes(request: Request) -> Result:
     rows = await request.services.storage.volumes.all(request.params["name"], project, kind)
     if request.recursion:
         return Sync([_volume(row) for row in rows])
-    return Sync([_volume_url(row) for row in rows])
+    return Sync(list(dict.fromkeys(map(_volume_url, rows))))  # several members can have one
 
 
 async def refuse_volume(request: Request) -> Result:
@@ -97,6 +97,8 @@ async def show_volume_state(request: Request) -> Result:
     row = await _found(request)
     if row.type != VOLUME_CONTAINER:
         return Sync(StorageVolumeState(usage=None))
+    if not row.here:
+        raise OtherMember(f"The storage volume {row.name!r} is on {row.location!r}: ask that member")
     volume = Volume("container", row.project, row.name)
     used = await request.services.storage.volumes.usage(row.pool, volume)
     return Sync(StorageVolumeState(usage=None if used is None else VolumeUsage(used=used)))
@@ -125,9 +127,16 @@ def _pool(pool: Pool) -> StoragePool:
         name=pool.row.name,
         driver=pool.row.driver,
         used_by=_users(pool.use),
-        status="Created" if pool.available else "Unavailable",
+        status=_status(pool),
         locations=list(pool.row.locations),
     )
+
+
+def _status(pool: Pool) -> str:
+    """As LXD's: a pool that this member is still to get is pending."""
+    if pool.row.state == PENDING:
+        return "Pending"
+    return "Created" if pool.available else "Unavailable"
 
 
 def _users(use: PoolUse) -> list[str]:

@@ -12,6 +12,7 @@ UtsuwaError                 500  internal
 │   ├── AlreadyExists       409  already-exists
 │   ├── Busy                409  busy
 │   └── InUse               400  in-use            (400 is what LXD gives)
+├── OtherMember             421  other-member
 ├── PreconditionFailed      412  precondition-failed
 ├── TooLarge                413  too-large
 ├── UnsupportedMedia        415  unsupported-media
@@ -106,6 +107,13 @@ class InUse(Conflict):
 class PreconditionFailed(UtsuwaError):
     key = "precondition-failed"
     status = 412
+
+
+class OtherMember(UtsuwaError):
+    """What the request is about lies on the host of another daemon, which has to be asked instead."""
+
+    key = "other-member"
+    status = 421
 
 
 class TooLarge(UtsuwaError):

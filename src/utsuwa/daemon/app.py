@@ -22,6 +22,7 @@ from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import membership
 from utsuwa.daemon.environment import environment
+from utsuwa.daemon.following import Following
 from utsuwa.daemon.host_watch import HostWatch
 from utsuwa.daemon.https import HttpsListener
 from utsuwa.daemon.logging import EventHandler
@@ -262,6 +263,8 @@ class Daemon:
         self._stack.callback(unix.stop_accepting)
 
         services.server.on_change(self._https.config_changed)
+        if services.database.engine.shared:
+            self._follow_others(services)
         await self._https.open(services.server.value("core.https_address"))
         if unix.is_open:
             unix.answer_with(application.handle)
@@ -269,6 +272,18 @@ class Daemon:
             await unix.open()
         self._ready = True
         log.info("ready", extra={"socket": self._paths.socket})
+
+    def _follow_others(self, services: Services) -> None:
+        following = Following(
+            [
+                services.certificates.follow_others,
+                services.server.follow_others,
+                services.networks.follow_others,
+                services.storage.pools.follow_others,
+            ]
+        )
+        following.start()
+        self._stack.push_async_callback(following.stop)
 
     def _tls_context(self) -> ssl.SSLContext:
         """For HTTPS; it takes long to load, and memory, which many daemons never need."""

@@ -86,10 +86,20 @@ def get_here(tx: Transaction) -> list[InstanceRow]:
 
 def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
     """Project and name of each instance that is ready, of a project or of all (None), in order."""
+    return _names(tx, sa.true() if project is None else projects.c.name == project)
+
+
+def names_here(tx: Transaction, project: str) -> list[tuple[str, str]]:
+    """`names` of the instances on this member."""
+    return _names(tx, sa.and_(projects.c.name == project, instances.c.member_id == tx.member))
+
+
+def _names(tx: Transaction, where: sa.ColumnElement[bool]) -> list[tuple[str, str]]:
     query = (
         sa.select(projects.c.name, instances.c.name)
         .select_from(_SOURCE)
         .where(
+            where,
             instances.c.state == codes.STATES["ready"],
             rows.has_word(instances.c.architecture, codes.ARCHITECTURES),
             instances.c.id.not_in(rows.owners_of_unknown(DEVICES)),
@@ -97,8 +107,6 @@ def names(tx: Transaction, project: str | None) -> list[tuple[str, str]]:
         )
         .order_by(projects.c.name, instances.c.name)
     )
-    if project is not None:
-        query = query.where(projects.c.name == project)
     return [(owner, name) for owner, name in tx.execute(query)]
 
 

@@ -105,10 +105,13 @@ class PoolUse:
 
     volumes: list[tuple[int, str, str]] = field(default_factory=list)
     profiles: list[tuple[str, str]] = field(default_factory=list)
+    here: list[int] = field(default_factory=list)
+    """The types of the volumes that are on this member."""
 
 
 def used_by(tx: Transaction) -> dict[str, PoolUse]:
-    """The use of every pool by its name, in three queries; a pool that nothing uses has an empty one.
+    """The use of every pool by its name, on all members, in three queries; a pool that nothing uses has an
+    empty one.
 
     A volume of an image stands once for every project that has the image.
     """
@@ -116,7 +119,10 @@ def used_by(tx: Transaction) -> dict[str, PoolUse]:
     found = {name: PoolUse() for (name,) in names}
     owner = sa.case((storage_volumes.c.type == codes.VOLUME_IMAGE, images.c.project_id), else_=None)
     volumes = (
-        sa.select(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
+        sa.select(
+            *(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name),
+            storage_volumes.c.member_id,
+        )
         .select_from(storage_volumes)
         .join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
         .outerjoin(
@@ -129,8 +135,12 @@ def used_by(tx: Transaction) -> dict[str, PoolUse]:
         .join(projects, projects.c.id == sa.func.coalesce(owner, storage_volumes.c.project_id))
         .order_by(storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
     )
-    for pool, kind, project, name in tx.execute(volumes):
-        found[pool].volumes.append((kind, project, name))
+    for pool, kind, project, name, member in tx.execute(volumes):
+        use = found[pool]
+        if (kind, project, name) not in use.volumes[-1:]:  # an image can be on several members
+            use.volumes.append((kind, project, name))
+        if member == tx.member:
+            use.here.append(kind)
     for pool, project, name in tx.execute(_profiles_with_disks()):
         if pool in found:
             found[pool].profiles.append((project, name))

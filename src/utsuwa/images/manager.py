@@ -13,7 +13,15 @@ from typing import BinaryIO, Protocol
 from msgspec import UnsetType
 
 from utsuwa.core import clock
-from utsuwa.core.errors import AlreadyExists, Conflict, InvalidName, InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    OtherMember,
+    UtsuwaError,
+)
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
@@ -143,6 +151,15 @@ class ImageManager:
         rootfs = self._store.rootfs(row.fingerprint) if row.split else None
         return ImageSource(row.fingerprint, self._store.metadata(row.fingerprint), rootfs, row.trusted)
 
+    def check_here(self, row: ImageRow) -> ImageRow:
+        """Raises OtherMember for an image whose files this member has not; gives it back."""
+        if not row.here:
+            raise OtherMember(
+                f"The files of image {row.fingerprint[:12]} are on {' and '.join(row.locations)} only: "
+                "import it on this member, too"
+            )
+        return row
+
     async def get(self, project: str, prefix: str, *, public_only: bool = False) -> ImageRow:
         """By fingerprint or a unique beginning of it. Raises NotFound, InvalidRequest.
 
@@ -196,6 +213,7 @@ class ImageManager:
     async def add(self, project: str, upload: Upload, request: NewImage) -> ImageRow:
         """Make an image of a received upload; the upload's files are taken or left to be discarded.
 
+        Of an image that other members have, this one then has the files, too.
         Raises InvalidImage, InvalidRequest, AlreadyExists, NotFound (profile, project).
         """
         fingerprint = upload.fingerprint
@@ -208,10 +226,16 @@ class ImageManager:
         metadata = await asyncio.to_thread(_examine, upload)
         row = _first_row(project, upload, request, metadata)
         async with self._locks.hold(fingerprint), Rollback() as undo:
-            row = await self._reserve(row, names)
-            undo.push(self._forget, row)
-            await self._place(row, upload, undo)
-            await self._database.write("image is ready", image_rows.set_ready, row.id)
+            known = await self._database.read("image", _on_others_only, project, fingerprint)
+            if known is not None:
+                row = known
+                await self._place(row, upload, undo)
+                await self._database.write("image is here, too", _add_files, row, names)
+            else:
+                row = await self._reserve(row, names)
+                undo.push(self._forget, row)
+                await self._place(row, upload, undo)
+                await self._database.write("image is ready", image_rows.set_ready, row.id)
             undo.keep()
         self._tell("created", row, {"type": row.type})
         self._pools.prepare(self.source(row))
@@ -231,8 +255,8 @@ class ImageManager:
 
     async def _place(self, row: ImageRow, upload: Upload, undo: Rollback) -> None:
         """Give the upload's files their place, unless another project has brought the same ones."""
-        others = await self._database.read("projects with image", image_rows.projects_with, row.fingerprint)
-        if len(others) > 1:
+        found = await self._database.read("projects with image", image_rows.projects_with, row.fingerprint)
+        if any(project != row.project for project in found):
             await asyncio.to_thread(_check_same, self.source(row), upload)
             return
         undo.push(asyncio.to_thread, self._store.remove, row.fingerprint)
@@ -288,9 +312,9 @@ class ImageManager:
     async def files(self, row: ImageRow) -> list[ExportedFile]:
         """The files to send to somebody who exports the image: one, or two for a split image.
 
-        They are open, so that a deletion from now on takes nothing away. Raises NotFound.
+        They are open, so that a deletion from now on takes nothing away. Raises NotFound, OtherMember.
         """
-        source = self.source(row)
+        source = self.source(self.check_here(row))
         try:
             found = await asyncio.to_thread(_exported, source)
         except FileNotFoundError:
@@ -319,6 +343,25 @@ def _visible(tx: Transaction, project: str, public_only: bool) -> list[ImageRow]
 def _remove_files(tx: Transaction, rows: Sequence[ImageRow]) -> None:
     for row in rows:
         image_rows.remove_files(tx, row.id)
+
+
+def _on_others_only(tx: Transaction, project: str, fingerprint: str) -> ImageRow | None:
+    """The image, where only other members have its files."""
+    try:
+        row = image_rows.get(tx, project, fingerprint)
+    except NotFound:
+        return None
+    return row if row.state == "ready" and not row.here else None
+
+
+def _add_files(tx: Transaction, row: ImageRow, aliases: Sequence[str]) -> None:
+    """Aliases that name the image already stay."""
+    image_rows.add_files(tx, row.id)
+    of_project = alias_rows.get_all(tx, row.project)
+    known = {alias.name for alias in of_project if alias.fingerprint == row.fingerprint}
+    for name in aliases:
+        if name not in known:
+            alias_rows.insert(tx, AliasRow(row.project, name, "", row.fingerprint))
 
 
 def _aliased(tx: Transaction, project: str, alias: str) -> ImageRow:

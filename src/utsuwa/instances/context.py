@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from utsuwa.core.errors import NotFound
+from utsuwa.core.errors import NotFound, OtherMember
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.urls import object_url
@@ -98,14 +98,27 @@ def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[
 
 
 async def load(ctx: Context, project: str, name: str) -> Loaded:
-    """One instance that is ready; raises NotFound, also while it is still being created, and UnknownCode
-    where its row or a profile's cannot be read.
+    """One instance that is ready, to do something with it. Raises as `find`, and OtherMember."""
+    return check_here(await find(ctx, project, name))
+
+
+def check_here(instance: Loaded) -> Loaded:
+    """Raises OtherMember for an instance that lives on another member's host; gives it back."""
+    if not instance.row.here:
+        raise OtherMember(f"The instance {instance.name!r} is on {instance.row.location!r}: ask that member")
+    return instance
+
+
+async def find(ctx: Context, project: str, name: str) -> Loaded:
+    """One instance that is ready, on whatever member.
+
+    Raises NotFound, also while it is still being created, and UnknownCode where its row or a profile's
+    cannot be read.
     """
-    return await ctx.database.read("instance", fetch, project, name)
+    return await ctx.database.read("instance", _fetch, project, name)
 
 
-def fetch(tx: Transaction, project: str, name: str) -> Loaded:
-    """`load` inside a transaction."""
+def _fetch(tx: Transaction, project: str, name: str) -> Loaded:
     row = instance_rows.get(tx, project, name)
     if row.state != "ready":
         raise not_found(name)
@@ -115,17 +128,30 @@ def fetch(tx: Transaction, project: str, name: str) -> Loaded:
     return merge(row, [applied[profile] for profile in row.profiles])
 
 
-async def load_all(ctx: Context, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
-    """All ready instances of a project, or of all (None), by name, in a constant number of queries.
+async def find_all(ctx: Context, project: str | None) -> list[Loaded]:
+    """All ready instances of a project, or of all (None), on all members, by name; a constant number of
+    queries.
 
     Those with a profile that cannot be read are left out: what they are as a whole is not known.
     """
-    return await ctx.database.read("instances", fetch_all, project, states)
+
+    def fetch(tx: Transaction) -> list[Loaded]:
+        return _merged(tx, instance_rows.get_all(tx, project), ("ready",))
+
+    return await ctx.database.read("instances", fetch)
 
 
-def fetch_all(tx: Transaction, project: str | None, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
-    """`load_all` inside a transaction."""
-    rows = [row for row in instance_rows.get_all(tx, project) if row.state in states]
-    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, project)}
+async def load_all(ctx: Context, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
+    """The instances of this member that are in these states, of all projects; otherwise as `find_all`."""
+
+    def fetch(tx: Transaction) -> list[Loaded]:
+        return _merged(tx, instance_rows.get_here(tx), states)
+
+    return await ctx.database.read("instances", fetch)
+
+
+def _merged(tx: Transaction, found: Iterable[InstanceRow], states: tuple[State, ...]) -> list[Loaded]:
+    rows = [row for row in found if row.state in states]
+    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, None)}
     applied = ((row, [profiles[row.project, name] for name in row.profiles]) for row in rows)
     return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]

@@ -12,7 +12,7 @@ from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.instances import state
 from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.confinement import cpu_balance, limits
-from utsuwa.instances.context import Context, load, load_all
+from utsuwa.instances.context import Context, find, find_all, load
 from utsuwa.instances.lifecycle import (
     actions,
     create,
@@ -77,11 +77,12 @@ class InstanceManager:
 
     # Reading.
 
-    async def load(self, project: str, name: str) -> Loaded:
-        return await load(self._ctx, project, name)
+    async def find(self, project: str, name: str) -> Loaded:
+        """Raises NotFound, UnknownCode."""
+        return await find(self._ctx, project, name)
 
     async def records(self, project: str | None) -> list[Instance]:
-        return [state.record(self._ctx, instance) for instance in await load_all(self._ctx, project)]
+        return [state.record(self._ctx, instance) for instance in await find_all(self._ctx, project)]
 
     async def full_records(self, project: str | None) -> list[InstanceFull]:
         return await state.full_of_all(self._ctx, project)
@@ -163,11 +164,14 @@ class InstanceManager:
         return self._ctx.in_background(action.kind, project, [name], work)
 
     async def change_all_states(self, project: str, request: InstanceStatePut) -> Operation:
-        """Do the same with all instances of a project that are in a state for it. Raises InvalidRequest."""
+        """Do the same with all instances of a project on this member that are in a state for it.
+
+        Raises InvalidRequest.
+        """
         action, ctx = actions.requested(request), self._ctx
         names = [
             name
-            for _, name in await self.names(project)
+            for _, name in await ctx.database.read("instance names", instance_rows.names_here, project)
             if ctx.runtime.status((project, name)) in action.statuses
         ]
         change = partial(self._change_state, project, request=request)

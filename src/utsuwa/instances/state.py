@@ -13,8 +13,8 @@ from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.host.cgroups.usage import Usage
 from utsuwa.instances.commands.exec import ExecTarget
-from utsuwa.instances.context import Context, load_all
-from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.context import Context, check_here, find_all
+from utsuwa.instances.model import Loaded, Running, Status
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
@@ -33,10 +33,18 @@ def record(ctx: Context, instance: Loaded) -> Instance:
     return Instance(**_shown(ctx, instance))
 
 
+def status_of(ctx: Context, instance: Loaded) -> Status:
+    """Of an instance on another member the one that it was left in, or brought into, when that was stored."""
+    if instance.row.here:
+        return ctx.runtime.status(instance.key)
+    running = instance.row.config.get("volatile.last_state.power") == "RUNNING"
+    return Status.RUNNING if running else Status.STOPPED
+
+
 def _shown(ctx: Context, instance: Loaded) -> dict[str, Any]:
     """The fields of an `Instance`."""
     row = instance.row
-    status = ctx.runtime.status(instance.key)
+    status = status_of(ctx, instance)
     return {
         "architecture": row.architecture,
         "config": row.config,
@@ -89,8 +97,11 @@ def stopped_target(ctx: Context, instance: Loaded) -> ExecTarget:
 
 
 async def state(ctx: Context, instance: Loaded) -> InstanceState:
-    """The state of one instance, with the disk space that it takes: the one figure that walks its files."""
-    found = (await states(ctx, [instance]))[0]
+    """The state of one instance, with the disk space that it takes: the one figure that walks its files.
+
+    Raises OtherMember.
+    """
+    found = (await states(ctx, [check_here(instance)]))[0]
     found.disk = await _disk(ctx, instance)
     return found
 
@@ -114,7 +125,7 @@ async def full_of_all(ctx: Context, project: str | None) -> list[InstanceFull]:
     """
     asked = [r for r in ctx.runtime.all() if project in (None, r.project)]
     async with _asked(ctx, asked) as asking:
-        instances = await load_all(ctx, project)
+        instances = await find_all(ctx, project)
         running = _running(ctx, instances)
         seen = await _look(running, asking)
     known = {r.init_pid for r in asked}
@@ -176,7 +187,7 @@ async def _networks(ctx: Context, pids: Sequence[int]) -> AllNetworks:
 
 
 def _state(ctx: Context, instance: Loaded, seen: Seen) -> InstanceState:
-    status = ctx.runtime.status(instance.key)
+    status = status_of(ctx, instance)
     state = InstanceState(status=status.text, status_code=status.code)
     container = ctx.runtime.get(instance.key)
     usage, network = seen.get(container.init_pid, (None, None)) if container else (None, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from utsuwa.core.errors import InvalidConfig, UtsuwaError
 from utsuwa.db import networks as rows
+from utsuwa.db.codes import PENDING
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.transaction import Transaction
@@ -17,7 +18,7 @@ from utsuwa.host.network import bridges
 from utsuwa.networks import port_rows
 from utsuwa.networks.base import AddressService, Owner, Uplink
 from utsuwa.networks.leases import Holders, Lease, unwanted
-from utsuwa.networks.live import Live, LiveNetworks
+from utsuwa.networks.live import Live, LiveNetworks, check_here
 from utsuwa.networks.ports import Others, Port, refuse_addresses
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class Attachments:
     async def check(self, instances: Collection[Owner], ports: Sequence[Port]) -> None:
         """Judge all ports that some instances are to have, beside the networks and everybody else's ports.
 
-        Raises InvalidConfig: a network that does not exist, an address outside of it or taken, a taken MAC
-        or route, a second device of an instance on one network.
+        Raises OtherMember, or InvalidConfig: a network that does not exist, an address outside of it or
+        taken, a taken MAC or route, a second device of an instance on one network.
         """
         if not ports:
             return
@@ -45,13 +46,13 @@ class Attachments:
             return rows.get_all(tx, None), port_rows.rivals(tx, ports)
 
         networks, rivals = await self._database.read("rivals of ports", fetch)
-        known = {(row.project, row.name): row for row in networks if row.state == "ready"}
+        known = {(row.project, row.name): row for row in networks if row.state in ("ready", PENDING)}
         others = Others([*(port for port in rivals if port.owner not in instances), *ports])
         for port in ports:
             others.refuse_taken_routes(port)
             row = known.get((port.project, port.bridge))
             if row is not None:
-                network = self._live.read(row)
+                network = self._live.read(check_here(row))
                 network.driver.check_port(port, network.settings)
                 others.refuse_taken_addresses(port)
             elif port.managed:
@@ -77,7 +78,7 @@ class Attachments:
                 network.addresses is None or network.addresses.is_told(network.name) for network in told
             )
             if whole:
-                ports = await self._database.read("all ports", port_rows.all_ports)
+                ports = await self._database.read("ports", port_rows.here)
             else:
                 ports = await self._database.read("ports", port_rows.of_instances, owners)
             for network in told:
@@ -190,5 +191,5 @@ class Attachments:
             )
 
     async def _ports_on(self, network: Live) -> list[Port]:
-        ports = await self._database.read("all ports", port_rows.all_ports)
+        ports = await self._database.read("ports", port_rows.here)
         return [port for port in ports if port.bridge == network.name]

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.errors import OtherMember, UtsuwaError
 from utsuwa.core.locks import NamedLocks
 from utsuwa.db import networks as rows
-from utsuwa.db.codes import UNKNOWN
+from utsuwa.db.codes import PENDING, UNKNOWN
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.host.network import bridges
@@ -46,6 +46,16 @@ class Live:
     @property
     def subnets(self) -> tuple[Subnet, ...]:
         return self.settings.subnets
+
+
+def check_here(row: NetworkRow) -> NetworkRow:
+    """Raises OtherMember for a network that only other members have; gives it back."""
+    if row.state == PENDING:
+        raise OtherMember(
+            f"The network {row.name!r} is on {' and '.join(row.locations)} only: "
+            "create it on this member, too"
+        )
+    return row
 
 
 class LiveNetworks:
@@ -95,6 +105,22 @@ class LiveNetworks:
         """All networks that can be read, half-made ones as well."""
         found = await self._database.read("all networks", rows.get_all, None)
         return [row for row in found if row.state != UNKNOWN]
+
+    async def follow_rows(self) -> None:
+        """Bring what is up here to the settings that another member has stored since."""
+        async with self.locks.hold("networks"):
+            for row in await self.rows():
+                up = self._up.get(row.name)
+                if up is None or row.state != "ready":
+                    continue
+                try:
+                    new = self.read(row)
+                    if new.settings != up.settings:
+                        log.info("network %r was changed on another member", row.name)
+                        await new.driver.change(up.settings, new.settings)
+                        self.note_up(new)
+                except UtsuwaError as error:
+                    log.error("network %r cannot be changed as on other members: %s", row.name, error)
 
     async def take_down(self, name: str) -> None:
         """Of a network of which nothing but the name is known, remove everything. Raises UtsuwaError."""

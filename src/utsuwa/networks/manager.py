@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from utsuwa.core.config_keys import without_volatile
 from utsuwa.core.errors import AlreadyExists, InUse, InvalidConfig, InvalidName, NotFound, UtsuwaError
 from utsuwa.core.names import check_new_interface_name
+from utsuwa.core.network_values import MEMBER_KEYS
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import networks as rows
 from utsuwa.db import projects as project_rows
-from utsuwa.db.codes import HALF_MADE, UNKNOWN
+from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.transaction import Transaction
@@ -28,7 +30,7 @@ from utsuwa.networks.attachments import Attachments
 from utsuwa.networks.base import DriverHost
 from utsuwa.networks.drivers import network_type
 from utsuwa.networks.firewall import Firewall
-from utsuwa.networks.live import Live, LiveNetworks, taken_subnets
+from utsuwa.networks.live import Live, LiveNetworks, check_here, taken_subnets
 from utsuwa.networks.reading import NetworkReader
 from utsuwa.operations.events import EventHub
 from utsuwa.wire.edits import Change, IfMatch, edited
@@ -71,11 +73,11 @@ class NetworkManager:
                 await self._bring_up(row)
             except UtsuwaError as error:
                 log.error("network %r cannot be used: %s", row.name, error)
-        await self._sweep({row.name for row in found if row.state not in HALF_MADE})
+        await self._sweep({row.name for row in found if row.state not in (*HALF_MADE, PENDING)})
         await self.ports.refresh()
 
     async def _bring_up(self, row: NetworkRow) -> None:
-        if row.state == UNKNOWN:
+        if row.state in (UNKNOWN, PENDING):
             return
         if row.state in HALF_MADE:
             log.info("removing the half-made network %r", row.name)
@@ -107,7 +109,7 @@ class NetworkManager:
     # Changing
 
     async def create(self, project: str, request: NetworksPost) -> str:
-        """Make a network and give its URL.
+        """Make a network, or have one that other members have, and give its URL.
 
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
@@ -117,11 +119,11 @@ class NetworkManager:
     async def _create(self, project: str, request: NetworksPost) -> str:
         kind = network_type(request.type)
         driver = self._live.driver(kind.name)
-        async with self._locks.hold("networks"), Rollback() as undo:
+        async with self._one_change(), Rollback() as undo:
             name = check_network_name(request.name or await self._free_name(kind.new_names))
-            config = driver.with_defaults(without_volatile(request.config))
-            row = NetworkRow(0, project, name, request.description, config, type=kind.name)
-            row = await self._filled(row)
+            given = NetworkRow(0, project, name, request.description, dict(request.config), type=kind.name)
+            others = await self._database.read("network", _of_others, project, name)
+            row = _joined(given, others) if others is not None else await self._first_row(given)
             network = self._live.read(row)
             await self._check_subnets(network)
             if name not in self._live and await driver.exists(name):
@@ -145,7 +147,7 @@ class NetworkManager:
         await finish(self._edit(project, name, change, if_match))
 
     async def _edit(self, project: str, name: str, change: Change[NetworkPut], if_match: IfMatch) -> None:
-        async with self._locks.hold("networks"), Rollback() as undo:
+        async with self._one_change(), Rollback() as undo:
             old = await self._row(project, name)
             wanted = edited(editable(old), change, if_match)
             config = {key: value for key, value in without_volatile(wanted.config).items() if value}
@@ -178,8 +180,13 @@ class NetworkManager:
 
     async def _rename(self, project: str, name: str, new: str) -> str:
         check_network_name(new)
-        async with self._locks.hold("networks"), Rollback() as undo:
+        async with self._one_change(), Rollback() as undo:
             row = await self._unused(project, name)
+            if len(row.locations) > 1:
+                where = " and ".join(row.locations)
+                raise InUse(
+                    f"The network {name!r} is on {where}: delete it on all members but this one first"
+                )
             renamed = replace(row, name=new)
             old, network = self._live.read(row), self._live.read(renamed)
             if await network.driver.exists(new):
@@ -197,11 +204,14 @@ class NetworkManager:
         return self._tell("renamed", renamed, {"old_name": name})
 
     async def delete(self, project: str, name: str) -> None:
-        """Raises InUse, NotFound. The files go last: where the row stays the network is as before."""
+        """Take a network from this member. Raises InUse, NotFound, OtherMember.
+
+        The files go last: where the row stays the network is as before.
+        """
         await finish(self._delete(project, name))
 
     async def _delete(self, project: str, name: str) -> None:
-        async with self._locks.hold("networks"), Rollback() as undo:
+        async with self._one_change(), Rollback() as undo:
             row = await self._unused(project, name)
             network = self._live.read(row)
             if name in self._live:
@@ -216,14 +226,29 @@ class NetworkManager:
                 log.error("what is left of the network %r cannot be removed: %s", name, error)
         self._tell("deleted", row)
 
+    async def follow_others(self) -> None:
+        """Take over what other members have changed in networks that this one has as well."""
+        await self._live.follow_rows()
+
     # Steps
+
+    @asynccontextmanager
+    async def _one_change(self) -> AsyncIterator[None]:
+        """One at a time, on all members: subnets are chosen beside all others."""
+        async with self._database.locks.hold("networks"), self._locks.hold("networks"):
+            yield
+
+    async def _first_row(self, given: NetworkRow) -> NetworkRow:
+        """The row of a new network, with a value for all that was left to the driver."""
+        config = self._live.driver(given.type).with_defaults(without_volatile(given.config))
+        return await self._filled(replace(given, config=config))
 
     async def _row(self, project: str, name: str) -> NetworkRow:
         def fetch(tx: Transaction) -> NetworkRow:
             project_rows.get(tx, project)
             return rows.get(tx, project, name)
 
-        row = await self._database.read("network", fetch)
+        row = check_here(await self._database.read("network", fetch))
         if row.state != "ready":
             raise NotFound(f"Network {name!r} not found")
         return row
@@ -257,7 +282,7 @@ class NetworkManager:
 
     async def _check_ports(self, network: Live) -> None:
         """A change of a network leaves the static addresses of its instances valid."""
-        ports = await self._database.read("all ports", port_rows.all_ports)
+        ports = await self._database.read("all ports", port_rows.everywhere)
         for port in ports:
             if port.bridge == network.name:
                 try:
@@ -285,6 +310,30 @@ def check_network_name(name: str) -> str:
     if not name[0].isalnum():
         raise InvalidName(f"Invalid network name {name!r}: begin with a letter or digit")
     return name
+
+
+def _of_others(tx: Transaction, project: str, name: str) -> NetworkRow | None:
+    """A network that other members have, and this one has not."""
+    try:
+        row = rows.get(tx, project, name)
+    except NotFound:
+        return None
+    return row if row.state == PENDING else None
+
+
+def _joined(given: NetworkRow, others: NetworkRow) -> NetworkRow:
+    """The row of what this member is to have as `others` do. Raises InvalidConfig where something else was
+    asked for.
+    """
+    for key, value in given.config.items():
+        if key not in MEMBER_KEYS and value not in ("", "auto", others.config.get(key)):
+            raise InvalidConfig(
+                f"{key} of network {given.name!r} is the same on all members: leave it out here"
+            )
+    if given.type != others.type:
+        raise InvalidConfig(f"Network {given.name!r} is of the type {others.type!r} on other members")
+    own = {key: value for key, value in given.config.items() if key in MEMBER_KEYS and value}
+    return replace(others, config={**others.config, **own}, state="creating")
 
 
 def _reserve(tx: Transaction, new: NetworkRow) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from utsuwa.core.urls import object_url
 from utsuwa.db import nics
@@ -15,30 +16,47 @@ from utsuwa.networks.ports import Port, bridge_of, ports_of
 _ROUTES = ("ipv4.routes", "ipv6.routes")
 
 
-def all_ports(tx: Transaction) -> list[Port]:
-    """The ports of all instances, by project, instance and device."""
+def everywhere(tx: Transaction) -> list[Port]:
+    """The ports of all instances on all members, by project, instance and device."""
     return _ports(nics.get_all(tx))
 
 
+def here(tx: Transaction) -> list[Port]:
+    """The ports of this member's instances: only these reach its networks."""
+    return _here(nics.get_all(tx))
+
+
 def of_instances(tx: Transaction, owners: Collection[tuple[str, str]]) -> list[Port]:
-    """The ports of some instances, given by project and name; those that do not exist have none."""
-    return _ports(nics.get_named(tx, owners))
+    """The ports of some of this member's instances, given by project and name; those that do not exist have
+    none.
+    """
+    return _here(nics.get_named(tx, owners))
 
 
 def with_static_address(tx: Transaction, key: str) -> list[Port]:
-    """The ports of instances that have a device with this key, `ipv4.address` or `ipv6.address`."""
-    return _ports(nics.get_with(tx, keys=[key]))
+    """The ports of this member's instances with a device that has this key, such as `ipv4.address`."""
+    return _here(nics.get_with(tx, keys=[key]))
 
 
 def rivals(tx: Transaction, ports: Collection[Port]) -> list[Port]:
-    """The ports, and maybe others, that may have what `ports` claim: few, however many there are."""
+    """The ports, and maybe others, of all members that may have what `ports` claim: few, however many there
+    are.
+    """
     keys = set(_ROUTES) if any(port.routes for port in ports) else set()
     keys |= {f"ipv{address.version}.address" for port in ports for address in port.static}
     return _ports(nics.get_with(tx, keys=keys, macs={port.mac for port in ports if port.mac}))
 
 
+def _here(found: Iterable[NicsRow]) -> list[Port]:
+    return [port for port in _ports(found) if port.here]
+
+
 def _ports(found: Iterable[NicsRow]) -> list[Port]:
-    ports = [port for row in found for port in ports_of(row.project, row.instance, row.devices, row.config)]
+    ports = [
+        replace(port, here=row.here)
+        for row in found
+        for port in ports_of(row.project, row.instance, row.devices, row.config)
+    ]
     return sorted(ports, key=lambda port: (port.project, port.instance, port.device))
 
 
@@ -46,7 +64,7 @@ def uses(tx: Transaction) -> dict[str, list[str]]:
     """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
     profiles = profile_rows.get_all(tx, None)
     found: dict[str, list[str]] = {}
-    for port in all_ports(tx):
+    for port in everywhere(tx):
         url = object_url("instances", port.instance, project=port.project)
         if url not in found.setdefault(port.bridge, []):
             found[port.bridge].append(url)

@@ -30,6 +30,8 @@ class Port:
     """Subnets that the host reaches over the device."""
     running: bool = False
     """Whether it has an interface on the host now: its instance runs."""
+    here: bool = True
+    """Whether the instance lives on this daemon's member."""
 
     @property
     def static(self) -> tuple[Address, ...]:

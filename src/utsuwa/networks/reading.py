@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from utsuwa.core.errors import NotFound
 from utsuwa.db import networks as rows
 from utsuwa.db import projects as project_rows
-from utsuwa.db.codes import UNKNOWN, unreadable
+from utsuwa.db.codes import PENDING, UNKNOWN, unreadable
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.network import bridges
 from utsuwa.networks import port_rows
 from utsuwa.networks.leases import LeaseView
-from utsuwa.networks.live import LiveNetworks
+from utsuwa.networks.live import LiveNetworks, check_here
 from utsuwa.networks.records import Interface, Network
+
+_VISIBLE = ("ready", PENDING)
 
 
 class NetworkReader:
@@ -36,7 +38,7 @@ class NetworkReader:
             return found, {row.name for row in rows.get_all(tx, None)}, port_rows.uses(tx)
 
         found, everywhere, use = await self._database.read("networks", fetch)
-        shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state == "ready"]
+        shown: list[Network | Interface] = [self._shown(row, use) for row in found if row.state in _VISIBLE]
         shown += [
             Interface(link, use.get(link.name, ()))
             for link in links
@@ -54,7 +56,7 @@ class NetworkReader:
         found, use = await self._database.read("network", fetch)
         if found and found[0].state == UNKNOWN:
             raise unreadable(f"Network {name!r}")
-        if found and found[0].state == "ready":
+        if found and found[0].state in _VISIBLE:
             return self._shown(found[0], use)
         link = None if found else await asyncio.to_thread(bridges.find, name)
         if link is None:
@@ -62,12 +64,13 @@ class NetworkReader:
         return Interface(link, use.get(name, ()))
 
     async def leases(self, project: str, name: str) -> list[LeaseView]:
-        """The addresses in use on a managed network. Raises NotFound."""
-        network = self._live.read(await self._database.read("network", rows.get, project, name))
+        """The addresses in use on this member's part of a managed network. Raises NotFound, OtherMember."""
+        row = check_here(await self._database.read("network", rows.get, project, name))
+        network = self._live.read(row)
         service = network.addresses
         if service is None:
             return []
-        ports = await self._database.read("all ports", port_rows.all_ports)
+        ports = await self._database.read("ports", port_rows.here)
         here = [port for port in ports if port.bridge == name]
         return service.views(network.settings, here, await service.leases(network.settings))
 

@@ -116,9 +116,10 @@ def _common_name(certificate: x509.Certificate) -> str:
 
 
 class TrustStore:
-    """The trusted certificates in memory: asked on every request, never out of date.
+    """The trusted certificates in memory: asked on every request.
 
-    Taking a certificate away, or its end of validity, therefore ends connections' rights at once.
+    Taking a certificate away, or its end of validity, therefore ends connections' rights at once, and on
+    other members of the database as soon as they have looked again.
     """
 
     def __init__(self, now: Callable[[], datetime] = clock.now) -> None:
@@ -129,6 +130,10 @@ class TrustStore:
         """Trust these and no others; a row that is no certificate is told in the log and left out."""
         trusted = {}
         for row in stored:
+            known = self._trusted.get(row.fingerprint)
+            if known is not None and known[0] == row:
+                trusted[row.fingerprint] = known
+                continue
             try:
                 certificate = parse_certificate(row.certificate)
             except InvalidRequest as error:
@@ -186,6 +191,11 @@ class CertificateManager:
 
     async def load(self) -> None:
         self.store.load(await self._database.read("certificates", rows.get_all))
+
+    async def follow_others(self) -> None:
+        """Trust from now on whom other members trust."""
+        async with self._lock:
+            await self.load()
 
     async def list(self) -> list[CertificateRow]:
         return await self._database.read("certificates", rows.get_all)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from utsuwa.core.config_keys import KeyTable, parse_bool
-from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.errors import InvalidConfig, UtsuwaError
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.server_keys import SERVER_KEYS
 from utsuwa.core.tasks import finish
@@ -78,9 +78,27 @@ class ServerConfig:
         return await finish(self._update(change, if_match))
 
     async def _update(self, change: Change[ServerPut], if_match: IfMatch) -> frozenset[str]:
-        async with self._lock:
+        async with self._database.locks.hold("server config"), self._lock:
+            await self._take_over()
             wanted = edited(self.editable(), change, if_match)
             return await self._change(await self._stored_form(wanted.config))
+
+    async def follow_others(self) -> None:
+        """Take over what other members have changed; what a listener refuses is told in the log."""
+        async with self._lock:
+            await self._take_over()
+
+    async def _take_over(self) -> None:
+        old, new = self._config, await self._database.read("server config", rows.load)
+        changed = _differing(old, new)
+        if not changed:
+            return
+        self._config = new
+        for listener in self._listeners:
+            try:
+                await listener(changed, new)
+            except UtsuwaError as error:
+                log.error("a setting of other members cannot be followed here: %s", error)
 
     def _secret(self, key: str) -> bool:
         known = self._table.find(key)
@@ -119,7 +137,7 @@ class ServerConfig:
     async def _change(self, values: Mapping[str, str]) -> frozenset[str]:
         old = self._config
         new = {key: value for key, value in sorted(values.items()) if value}
-        changed = frozenset(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        changed = _differing(old, new)
         if not changed:
             return changed
         async with Rollback() as undo:
@@ -130,6 +148,10 @@ class ServerConfig:
             self._config = new
             undo.keep()
         return changed
+
+
+def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def _encodable(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from utsuwa.core.errors import NotFound, Unavailable
 from utsuwa.storage.base import Driver
 
@@ -11,9 +13,18 @@ class KnownPools:
 
     def __init__(self) -> None:
         self.drivers: dict[str, Driver] = {}
+        self.configs: dict[str, Mapping[str, str]] = {}
+        """What the drivers were made with, or have been told since."""
         self.mounted: set[str] = set()
         self.reasons: dict[str, str] = {}
         """Why pools could not be mounted when that was tried last."""
+
+    def add(self, pool: str, driver: Driver, config: Mapping[str, str]) -> None:
+        self.drivers[pool] = driver
+        self.configs[pool] = config
+
+    def remove(self, pool: str) -> None:
+        del self.drivers[pool], self.configs[pool]
 
     def driver(self, pool: str) -> Driver:
         """The driver of a pool that can be used. Raises NotFound, Unavailable."""

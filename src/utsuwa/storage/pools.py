@@ -9,11 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utsuwa.core.config_keys import KeyTable, without_volatile
-from utsuwa.core.errors import InUse, InvalidConfig, InvalidRequest, NotFound, Unavailable, UtsuwaError
+from utsuwa.core.errors import (
+    InUse,
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    OtherMember,
+    Unavailable,
+    UtsuwaError,
+)
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import check_object_name
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, POOL_KEYS
+from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, MEMBER_KEYS, POOL_KEYS
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.threads import Threads
 from utsuwa.core.urls import object_url
@@ -36,11 +44,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool as callers see it; `available` is False where it could not be mounted."""
+    """A pool as callers see it; `available` is False where it could not be mounted on this member."""
 
     row: PoolRow
     use: PoolUse
     available: bool
+
+
+_VISIBLE = ("ready", PENDING)
 
 
 class PoolManager:
@@ -79,7 +90,7 @@ class PoolManager:
             if row.state in HALF_MADE:
                 await self._discard(row, driver)
                 continue
-            self._known.drivers[row.name] = driver
+            self._known.add(row.name, driver, row.config)
             try:
                 await self._open(row.name, driver, known)
             except UtsuwaError as error:
@@ -112,31 +123,31 @@ class PoolManager:
         return {driver.capabilities.name for driver in self._known.drivers.values()}
 
     async def get(self, name: str) -> PoolRow:
-        """Raises NotFound, also for a pool that is still being made."""
-        row = await self._database.read("storage pool", storage_pools.get, name)
-        if row.state != "ready":
-            raise NotFound(f"Storage pool {name!r} not found")
+        """A pool that this member has. Raises NotFound, also while it is still being made, OtherMember."""
+        row = await self._database.read("storage pool", _shown_row, name)
+        if row.state == PENDING:
+            raise OtherMember(
+                f"Storage pool {name!r} is on {' and '.join(row.locations)} only: "
+                "create it on this member, too"
+            )
         return row
 
     async def show(self, name: str) -> Pool:
-        """One pool with its use. Raises NotFound."""
+        """One pool with its use, also one of other members. Raises NotFound."""
 
         def fetch(tx: Transaction) -> tuple[PoolRow, Mapping[str, PoolUse]]:
-            return storage_pools.get(tx, name), storage_pools.used_by(tx)
+            return _shown_row(tx, name), storage_pools.used_by(tx)
 
-        row, use = await self._database.read("storage pool", fetch)
-        if row.state != "ready":
-            raise NotFound(f"Storage pool {name!r} not found")
-        return self._shown(row, use)
+        return self._shown(*await self._database.read("storage pool", fetch))
 
     async def all(self) -> list[Pool]:
-        """All pools by name."""
+        """All pools by name, also those of other members only."""
 
         def fetch(tx: Transaction) -> tuple[list[PoolRow], Mapping[str, PoolUse]]:
             return storage_pools.get_all(tx), storage_pools.used_by(tx)
 
         rows, use = await self._database.read("storage pools", fetch)
-        return [self._shown(row, use) for row in rows if row.state == "ready"]
+        return [self._shown(row, use) for row in rows if row.state in _VISIBLE]
 
     def _shown(self, row: PoolRow, use: Mapping[str, PoolUse]) -> Pool:
         return Pool(row, use.get(row.name, PoolUse()), row.name in self._known.mounted)
@@ -156,19 +167,20 @@ class PoolManager:
         description: str = "",
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a pool, without a driver one of the default driver.
+        """Make a pool, without a driver one of the default driver; or have one that other members have.
 
         Raises InvalidName, InvalidRequest (driver), InvalidConfig, AlreadyExists, HostError.
         """
         check_object_name("Storage pool", name)
         row = self._first_row(name, driver or DEFAULT_DRIVER, description, config or {})
-        work = load_driver(row.driver, self._paths.pool(name), row.config)
         async with self._locks.hold(name), Rollback() as undo:
+            row = _joined(row, config or {}, await self._database.read("storage pool", _of_others, name))
+            work = load_driver(row.driver, self._paths.pool(name), row.config)
             row = replace(row, id=await self._database.write("reserve storage pool", _reserve, row))
             undo.push(self._remove_row, row)
             await self._threads.make(undo, work.delete, work.create)
             await self._set_state(row, "ready")
-            self._known.drivers[name] = work
+            self._known.add(name, work, row.config)
             self._known.mounted.add(name)
             undo.keep()
         self._lifecycle("created", name, {"driver": row.driver})
@@ -211,21 +223,31 @@ class PoolManager:
             keys_of(row.driver).check(wanted)
             changed = replace(row, description=new.description, config=wanted)
             await self._database.write("update storage pool", storage_pools.update, changed)
-            await self._configure(name, wanted, row.config)
+            await self._configure(name, wanted)
         self._lifecycle("updated", name)
 
-    async def _configure(self, name: str, config: Mapping[str, str], old: Mapping[str, str]) -> None:
+    async def follow_others(self) -> None:
+        """Take over what other members have changed in pools that this one has as well."""
+        for row in await self._database.read("storage pools", storage_pools.get_all):
+            if row.state == "ready" and self._known.configs.get(row.name, row.config) != row.config:
+                async with self._locks.hold(row.name):
+                    log.info("storage pool %r was changed on another member", row.name)
+                    await self._configure(row.name, (await self.get(row.name)).config)
+
+    async def _configure(self, name: str, config: Mapping[str, str]) -> None:
         """Let the driver know, and take off the pool what it would bring on in another form now."""
-        driver = self._known.drivers[name]
+        driver, old = self._known.drivers[name], self._known.configs[name]
+        self._known.configs[name] = config
         driver.configure(config)
         changed = config.get("overlay.unpack_images") != old.get("overlay.unpack_images")
         if name in self._known.mounted and changed:
             await self._images.bring_anew(name, driver)
 
     async def delete(self, name: str) -> None:
-        """Remove a pool with the images on it. Raises NotFound, InUse (instances, profiles), HostError.
+        """Remove a pool with the images on it from this member.
 
-        What is on one that is not available stays there.
+        Raises NotFound, OtherMember, InUse (instances here, profiles), HostError. What is on one that is not
+        available stays there.
         """
         await self.get(name)
         if not await self.is_available(name):
@@ -241,7 +263,7 @@ class PoolManager:
                 await self._threads.run(driver.delete)
                 await self._remove_row(pool.row)
                 undo.keep()
-            del self._known.drivers[name]
+            self._known.remove(name)
         self._lifecycle("deleted", name)
 
     async def _closed_for_deletion(self, name: str) -> Pool:
@@ -263,7 +285,7 @@ class PoolManager:
     async def _unused(self, name: str) -> Pool:
         """Raises NotFound, InUse."""
         pool = await self.show(name)
-        if pool.use.profiles or any(kind != VOLUME_IMAGE for kind, _, _ in pool.use.volumes):
+        if pool.use.profiles or any(kind != VOLUME_IMAGE for kind in pool.use.here):
             raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
         return pool
 
@@ -310,6 +332,41 @@ class PoolManager:
     def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
         url = object_url("storage-pools", pool)
         self._events.publish_lifecycle(f"storage-pool-{action}", url, "", context)
+
+
+def _shown_row(tx: Transaction, name: str) -> PoolRow:
+    row = storage_pools.get(tx, name)
+    if row.state not in _VISIBLE:
+        raise NotFound(f"Storage pool {name!r} not found")
+    return row
+
+
+def _of_others(tx: Transaction, name: str) -> PoolRow | None:
+    """A pool that other members have, and this one has not."""
+    try:
+        row = storage_pools.get(tx, name)
+    except NotFound:
+        return None
+    return row if row.state == PENDING else None
+
+
+def _joined(row: PoolRow, asked: Mapping[str, str], others: PoolRow | None) -> PoolRow:
+    """The row of a new pool, with what it has in common with that of `others`. Raises InvalidConfig where
+    something else was asked for.
+    """
+    if others is None:
+        return row
+    if row.driver != others.driver:
+        raise InvalidConfig(
+            f"Storage pool {row.name!r} has the driver {others.driver!r} on other members: use that one here"
+        )
+    for key, value in asked.items():
+        if value and key not in MEMBER_KEYS and value != others.config.get(key):
+            raise InvalidConfig(
+                f"{key} of storage pool {row.name!r} is the same on all members: leave it out here"
+            )
+    own = {key: value for key, value in row.config.items() if key in MEMBER_KEYS}
+    return replace(others, config={**others.config, **own}, state="creating")
 
 
 def editable(row: PoolRow) -> StoragePoolPut:

@@ -61,17 +61,18 @@ class VolumeManager:
     # Reading
 
     async def all(self, pool: str, project: str | None, kind: int | None = None) -> list[VolumeRow]:
-        """The volumes of a project, or of all (None), on a pool; images belong to every project.
+        """The volumes of a project, or of all (None), on a pool of all members; images belong to every
+        project.
 
         Raises NotFound (pool).
         """
-        await self._pools.get(pool)
+        await self._pools.show(pool)
         found = await self._database.read("storage volumes", storage_volumes.get_all, None, pool, kind)
         return [v for v in found if project is None or v.project == project or v.type == VOLUME_IMAGE]
 
     async def get(self, pool: str, project: str, kind: int, name: str) -> VolumeRow:
         """Raises NotFound."""
-        await self._pools.get(pool)
+        await self._pools.show(pool)
         owner = DEFAULT_PROJECT if kind == VOLUME_IMAGE else project
         return await self._database.read("storage volume", storage_volumes.get, owner, pool, kind, name)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import NotFound, StartFailed, UtsuwaError
+from utsuwa.core.errors import NotFound, OtherMember, StartFailed, UtsuwaError
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded
@@ -120,7 +120,7 @@ class Autostart:
         """Start an instance; gives whether that is settled, one way or the other."""
         try:
             waiting.instance = await load(self._ctx, *key)
-        except NotFound:
+        except (NotFound, OtherMember):
             return True
         if self._ctx.runtime.get(key) is not None or (waiting.why and not still_wanted(waiting.instance)):
             return True

@@ -161,12 +161,13 @@ def _refuse_what_is_not_there(request: InstancesPost) -> None:
 async def _find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
     if source.type == "none":
         return None
-    return await ctx.images.resolve(
+    image = await ctx.images.resolve(
         project,
         alias=source.alias or None,
         fingerprint=source.fingerprint or None,
         properties=source.properties or None,
     )
+    return ctx.images.check_here(image)
 
 
 def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:

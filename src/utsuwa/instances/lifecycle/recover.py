@@ -37,7 +37,7 @@ async def sweep(ctx: Context) -> None:
     """Remove what a kill left of instances that were being made or deleted, and logs without an instance."""
     rows = await ctx.database.read("instances", instance_rows.get_here)
     known = {storage_name(row.project, row.name) for row in rows}
-    for instance in await load_all(ctx, None, HALF_MADE):
+    for instance in await load_all(ctx, HALF_MADE):
         log.info("removing the half-made instance %r", instance.name)
         try:
             await delete.remove(ctx, instance)
@@ -54,7 +54,7 @@ def _remove_strange_logs(ctx: Context, known: set[str]) -> None:
 
 async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
     """Find the containers that run and watch them; gives the instances that do not run."""
-    instances = await load_all(ctx, None)
+    instances = await load_all(ctx)
     busy = await asyncio.to_thread(lxc.active, ctx.paths.containers)
     pids = await asyncio.gather(
         *(_find(ctx, i, busy=i.storage_name in busy) for i in instances), return_exceptions=True

@@ -230,8 +230,8 @@ class ProfileFollower:
                     return locks.pop_all()
 
     async def _users(self, profile: ProfileRow, states: tuple[State, ...]) -> list[Loaded]:
-        found = await load_all(self._ctx, profile.project, states)
-        return [i for i in found if profile.name in i.row.profiles]
+        """Those on this member. Those on others take the profile as it is stored when they start next."""
+        return _using(profile, await load_all(self._ctx, states))
 
     async def _follow(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
         ctx = self._ctx
@@ -258,6 +258,10 @@ class ProfileFollower:
         await self._ctx.database.write("follow profile", _update_all, [i.row for i in instances])
         for instance in instances:
             _remember(self._ctx, instance)
+
+
+def _using(profile: ProfileRow, instances: Sequence[Loaded]) -> list[Loaded]:
+    return [i for i in instances if i.project == profile.project and profile.name in i.row.profiles]
 
 
 def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:

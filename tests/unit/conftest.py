@@ -62,3 +62,18 @@ async def database(engine: Engine) -> AsyncIterator[Database]:
     opened = await Database.open(engine)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def shared_url(postgres: PostgresServer, postgres_template: str) -> str:
+    """A database of the test's own that several daemons may share."""
+    return postgres.new_database(postgres_template)
+
+
+@pytest.fixture
+async def two(shared_url: str) -> AsyncIterator[tuple[Database, Database]]:
+    """Two daemons' ways to one database."""
+    one, other = await Database.open(Postgres(shared_url)), await Database.open(Postgres(shared_url))
+    yield one, other
+    await one.close()
+    await other.close()

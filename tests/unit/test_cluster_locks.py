@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 
-from tests.support.postgres import PostgresServer
 from utsuwa.core.errors import Unavailable
 from utsuwa.db import locks
 from utsuwa.db.database import Database
@@ -20,19 +18,6 @@ _OURS = (
 )
 _ALL = f"SELECT count(*) {_OURS}"
 _END_ALL = f"SELECT pg_terminate_backend(pid) {_OURS}"
-
-
-@pytest.fixture
-def url(postgres: PostgresServer, postgres_template: str) -> str:
-    return postgres.new_database(postgres_template)
-
-
-@pytest.fixture
-async def two(url: str) -> AsyncIterator[tuple[Database, Database]]:
-    one, other = await Database.open(Postgres(url)), await Database.open(Postgres(url))
-    yield one, other
-    await one.close()
-    await other.close()
 
 
 async def _is_free(database: Database, *name: str) -> bool:
@@ -71,7 +56,7 @@ async def test_holders_take_turns(two: tuple[Database, Database]) -> None:
     await asyncio.gather(*(work(n) for n in range(20)))
 
 
-async def test_who_is_cancelled_leaves_no_lock(two: tuple[Database, Database], url: str) -> None:
+async def test_who_is_cancelled_leaves_no_lock(two: tuple[Database, Database]) -> None:
     one, other = two
 
     async def hold() -> None:
@@ -98,13 +83,12 @@ async def test_a_lock_that_is_not_given_back_is_told_of(
                 pytest.fail("both have it")
 
 
-async def test_a_daemon_that_ends_holds_nothing(url: str) -> None:
-    one, other = await Database.open(Postgres(url)), await Database.open(Postgres(url))
+async def test_a_daemon_that_ends_holds_nothing(two: tuple[Database, Database], shared_url: str) -> None:
+    one, other = await Database.open(Postgres(shared_url)), two[1]
     assert await one.keep_member(0)
     assert not await other.keep_member(0.1)
     await one.close()
     assert await other.keep_member(5)
-    await other.close()
 
 
 async def test_a_broken_connection_loses_its_locks_but_those_of_the_member(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import PostgresServer
 from utsuwa.core.errors import HostError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.membership import join
@@ -25,8 +24,8 @@ def folder(tmp_path: Path, name: str) -> StatePaths:
 
 
 @pytest.fixture
-async def shared_database(postgres: PostgresServer, postgres_template: str) -> AsyncIterator[Database]:
-    opened = await Database.open(Postgres(postgres.new_database(postgres_template)))
+async def shared_database(shared_url: str) -> AsyncIterator[Database]:
+    opened = await Database.open(Postgres(shared_url))
     yield opened
     await opened.close()
 

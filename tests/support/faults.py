@@ -1,9 +1,10 @@
-"""Killing a daemon at a fault point of its code."""
+"""Killing a daemon at a fault point of its code, or having it hang there."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Faults:
         self.last = ""
         """The point at which the last `kill_at` found the daemon."""
         self._kill = folder / "kill"
+        self._hold = folder / "hold"
         self._reached = folder / "reached"
 
     def reached(self) -> list[str]:
@@ -27,6 +29,23 @@ class Faults:
     def forget(self) -> None:
         """What was reached until now does not count."""
         self._reached.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def hold_at(self, point: str) -> Iterator[None]:
+        """Whoever comes to a point, in a thread, stays there until the block has ended."""
+        self.forget()
+        self._hold.write_text(point)
+        try:
+            yield
+        finally:
+            self._hold.unlink()
+
+    def wait_for(self, point: str) -> None:
+        """Until somebody has come to the point since the last `forget`."""
+        deadline = time.monotonic() + 30
+        while point not in self.reached():
+            assert time.monotonic() < deadline, f"nobody came to the point {point!r}: {self.reached()}"
+            time.sleep(0.02)
 
     @contextlib.contextmanager
     def kill_at(

@@ -103,7 +103,7 @@ async def test_one_device_that_does_not_stop_keeps_no_other(log: list[str]) -> N
 
 async def change(old: Devices, new: Devices) -> None:
     async with Rollback() as undo:
-        changes = await device_steps.plan_change(host(new), old, new)
+        changes = await device_steps.plan_change(host(new), old, new, running=True)
         await device_steps.change_running(host(new), old, new, changes, undo)
         undo.keep()
 
@@ -130,7 +130,7 @@ async def test_a_live_change_that_fails_is_undone_whole(log: list[str], failing:
     Recorder.fail = failing
     old = {"gone": with_speed("1"), "tuned": with_speed("1")}
     new = {"new": with_speed("1"), "tuned": with_speed("2")}
-    changes = await device_steps.plan_change(host(new), old, new)
+    changes = await device_steps.plan_change(host(new), old, new, running=True)
     with pytest.raises(InvalidConfig):
         async with Rollback() as undo:
             await device_steps.change_running(host(new), old, new, changes, undo)

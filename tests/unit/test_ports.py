@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
+from utsuwa.db.device_changes import DeviceChange
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
@@ -111,6 +113,24 @@ def test_ports_of_some(tx: Transaction) -> None:
     assert names(rivals(tx, [replace(new, ipv4="10.1.2.9")])) == ["c", "f"]
     assert names(rivals(tx, [replace(new, routes=("10.9.0.0/24",))])) == ["e"]
     assert rivals(tx, [replace(PORT, mac="00:16:3e:00:00:01")]) == [everyone[0]]
+
+
+def test_ports_that_instances_are_just_getting(tx: Transaction) -> None:
+    """Nobody else gets an address that is being given to a running instance, however long that takes."""
+    changing = instance_rows.insert(tx, instance("a", [], devices={"eth0": NIC}))
+    other = instance_rows.insert(tx, instance("b", []))
+    gone, to_be = DeviceChange(None), DeviceChange(NIC | {"ipv4.address": "10.1.2.9"}, {"host_name": "v"})
+    changes = {"eth0": gone, "eth1": to_be, "disk": DeviceChange({"type": "disk", "path": "/x"})}
+    device_changes.note(tx, {changing: changes, other: {"eth0": gone}})
+    assert device_changes.read(instance_rows.get(tx, "default", "a").config) == changes
+    new = replace(PORT, instance="new", mac="", ipv4="10.1.2.9")
+    (found,) = rivals(tx, [new])
+    assert (found.instance, found.device, found.ipv4) == ("a", "eth1", "10.1.2.9")
+    with pytest.raises(InvalidConfig, match="taken by device 'eth1' of instance 'a'"):
+        Others([found, new]).refuse_taken_addresses(new)
+    device_changes.forget(tx, [changing, other, 77])
+    assert rivals(tx, [new]) == []
+    assert device_changes.read(instance_rows.get(tx, "default", "a").config) == {}
 
 
 def test_many_ports(tx: Transaction) -> None:

@@ -232,6 +232,14 @@ sa.Index(
     sqlite_where=IS_GIVEN_MAC,
     postgresql_where=IS_GIVEN_MAC,
 )
+IS_CHANGE = instances_config.c.key == sa.literal_column("'volatile.last_state.change'")
+"""Rows with a change of devices that is under way."""
+sa.Index(
+    "instances_config_change_idx",
+    instances_config.c.instance_id,
+    sqlite_where=IS_CHANGE,
+    postgresql_where=IS_CHANGE,
+)
 instances_devices = _devices("instances_devices", "instance_id", "instances")
 instances_devices_config = _config("instances_devices_config", "instance_device_id", "instances_devices")
 sa.Index(None, instances_devices_config.c.key)

@@ -12,6 +12,7 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.idmap import IdMap
 from utsuwa.db import instances as instance_rows
+from utsuwa.instances import allocations
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import device_steps
 from utsuwa.instances.model import Loaded
@@ -39,7 +40,7 @@ def idmap_of(config: Mapping[str, str], key: str) -> IdMap:
 
 
 async def reserve(ctx: Context, instance: Loaded) -> dict[str, str]:
-    """The volatile keys of a new instance; call with the lock `idmap` held until its row is stored."""
+    """The volatile keys of a new instance; call with `allocations` held until its row is stored."""
     chosen = await choose_idmap(ctx, instance)
     host = device_steps.host_of(ctx.paths, instance, IdMap())
     added = {key: value for key, value in device_steps.add_all(host).items() if value is not None}
@@ -71,7 +72,7 @@ async def with_permitted_idmap(ctx: Context, instance: Loaded) -> Loaded:
     host = await asyncio.to_thread(idmap.read_host_ids)
     if idmap.permitted(idmap_of(instance.row.config, "volatile.idmap.next"), host):
         return instance
-    async with ctx.locks.hold("idmap"):
+    async with allocations.hold(ctx):
         chosen = await choose_idmap(ctx, instance)
         await ctx.patch_config(instance.row.id, chosen)
     log.warning(

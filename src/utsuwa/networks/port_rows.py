@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from utsuwa.core.urls import object_url
-from utsuwa.db import nics
+from utsuwa.db import device_changes, nics
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.nics import NicsRow
 from utsuwa.db.profiles import ProfileRow
@@ -40,11 +40,12 @@ def with_static_address(tx: Transaction, key: str) -> list[Port]:
 
 def rivals(tx: Transaction, ports: Collection[Port]) -> list[Port]:
     """The ports, and maybe others, of all members that may have what `ports` claim: few, however many there
-    are.
+    are. Those that instances are just getting are among them.
     """
     keys = set(_ROUTES) if any(port.routes for port in ports) else set()
     keys |= {f"ipv{address.version}.address" for port in ports for address in port.static}
-    return _ports(nics.get_with(tx, keys=keys, macs={port.mac for port in ports if port.mac}))
+    found = nics.get_with(tx, keys=keys, macs={port.mac for port in ports if port.mac})
+    return _ports([*found, *device_changes.nics_to_be(tx)])
 
 
 def _here(found: Iterable[NicsRow]) -> list[Port]:

@@ -15,7 +15,7 @@ from utsuwa import devices as device_types
 from utsuwa.core import clock
 from utsuwa.core.architectures import canonical_architecture
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Busy, Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.errors import Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
@@ -27,7 +27,7 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.files.filetree import remove_tree
-from utsuwa.instances import identity, networking
+from utsuwa.instances import allocations, identity
 from utsuwa.instances.confinement import limits, lxcconf
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
@@ -74,29 +74,39 @@ async def reserve(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     name = check_instance_name(request.name or random_name())
     image = await _find_image(ctx, project, request.source)
     row = _first_row(project, name, request, image)
-    loaded = check_whole(await _merged(ctx, row))
+    instance = await _judged_and_stored(ctx, row)
+    await ctx.networks.refresh(instance.key)
+    return instance, image
+
+
+async def _judged_and_stored(ctx: Context, row: InstanceRow) -> Loaded:
+    """Judge by the profiles as they are when the row is stored."""
+    while True:
+        instance = await _judged(ctx, row)
+        async with allocations.hold(ctx, row.project, row.profiles):
+            if await merged(ctx, row) == instance:
+                return await _insert(ctx, instance)
+
+
+async def _judged(ctx: Context, row: InstanceRow) -> Loaded:
+    loaded = check_whole(await merged(ctx, row))
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.pools.get(loaded.pool)
     ctx.database.check_room()
-    async with ctx.locks.hold("idmap"):
-        await _check_profiles(ctx, loaded)
-        given = await identity.reserve(ctx, loaded)
-        await networking.check(ctx, [loaded], given)
-        config = {**row.config, **given}
-        stored = replace(row, config=config)
-        row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
-    await ctx.networks.refresh(loaded.key)
-    return replace(loaded, row=replace(stored, id=row_id)), image
+    return loaded
 
 
-async def _check_profiles(ctx: Context, judged: Loaded) -> None:
-    """Raise Busy where a profile is not any more what the request was judged by."""
-    if await _merged(ctx, judged.row) != judged:
-        raise Busy("A profile of the instance was changed at the same moment: try again")
+async def _insert(ctx: Context, instance: Loaded) -> Loaded:
+    given = await identity.reserve(ctx, instance)
+    await allocations.check(ctx, [instance], given)
+    stored = replace(instance.row, config={**instance.row.config, **given})
+    row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
+    return replace(instance, row=replace(stored, id=row_id))
 
 
-async def _merged(ctx: Context, row: InstanceRow) -> Loaded:
+async def merged(ctx: Context, row: InstanceRow) -> Loaded:
+    """The instance of a row as its profiles are stored now. Raises NotFound, UnknownCode."""
     return merge(row, await ctx.database.read("profiles", profiles_named, row.project, row.profiles))
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
-
 from utsuwa import devices as device_types
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
+from utsuwa.db.device_changes import Changes, DeviceChange
 from utsuwa.devices import Device, DeviceHost, RunConfig
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.attachments import Attachments
@@ -144,30 +143,6 @@ async def stop_all(host: DeviceHost) -> dict[str, str | None]:
     return steps.volatile
 
 
-@dataclass(frozen=True)
-class Change:
-    """What becomes of one device of a running container; stored while it is under way."""
-
-    after: dict[str, str] | None
-    """Its config to be; None where it goes."""
-    reserved: dict[str, str] = field(default_factory=dict)
-
-
-Changes = Mapping[str, Change]
-CHANGE_KEY = "volatile.last_state.change"
-
-
-def noted(changes: Changes) -> dict[str, str | None]:
-    """What stands in the instance's config while a change is under way."""
-    return {CHANGE_KEY: msgspec.json.encode(changes).decode()}
-
-
-def under_way(instance: Loaded) -> Changes:
-    """The change that the daemon was killed in; empty where there was none."""
-    text = instance.row.config.get(CHANGE_KEY)
-    return msgspec.json.decode(text, type=dict[str, Change]) if text else {}
-
-
 def in_place(device: str, before: Mapping[str, str] | None, after: Mapping[str, str] | None) -> bool:
     """Whether a device changes without being detached and attached."""
     if before is None or after is None:
@@ -175,8 +150,10 @@ def in_place(device: str, before: Mapping[str, str] | None, after: Mapping[str, 
     return device_types.load(device, after).changes_in_place(before)
 
 
-async def plan_change(host: DeviceHost, old: Devices, new: Devices) -> dict[str, Change]:
-    """What has to change to bring a running container from the devices `old` to `new`.
+async def plan_change(
+    host: DeviceHost, old: Devices, new: Devices, *, running: bool
+) -> dict[str, DeviceChange]:
+    """What has to change to bring an instance from the devices `old` to `new`.
 
     Raises InvalidConfig for a device that cannot change while the container runs.
     """
@@ -185,12 +162,12 @@ async def plan_change(host: DeviceHost, old: Devices, new: Devices) -> dict[str,
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
-        if before is not None and after is not None:
+        if running and before is not None and after is not None:
             _refuse_fixed(name, before, after)
         reserved: dict[str, str] = {}
-        if after is not None and not in_place(name, before, after):
+        if running and after is not None and not in_place(name, before, after):
             reserved = await device_types.load(name, after).reserve(replace(host, devices=new))
-        found[name] = Change(None if after is None else dict(after), reserved)
+        found[name] = DeviceChange(None if after is None else dict(after), reserved)
     return found
 
 
@@ -254,7 +231,7 @@ async def undo_change(host: DeviceHost, changes: Changes) -> None:
             log.exception("taking back a change of device %r of instance %r", name, host.instance)
 
 
-async def _undo_one(host: DeviceHost, name: str, change: Change) -> None:
+async def _undo_one(host: DeviceHost, name: str, change: DeviceChange) -> None:
     before = host.devices.get(name)
     if in_place(name, before, change.after):
         await device_types.load(name, before or {}).update(host, change.after or {})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.names import storage_name
+from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.codes import HALF_MADE
 from utsuwa.host import lxc
@@ -138,11 +139,11 @@ async def _put_devices_right(ctx: Context, instance: Loaded, pid: int | None) ->
     """
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
     host = device_steps.host_of(ctx.paths, instance, idmap, pid, ctx.networks)
-    changes = device_steps.under_way(instance)
+    changes = device_changes.read(instance.row.config)
     if changes:
         log.info("taking back a change of the devices of instance %r that was cut off", instance.name)
         await device_steps.undo_change(host, changes)
-        await ctx.patch_config(instance.row.id, {device_steps.CHANGE_KEY: None})
+        await ctx.database.write("change taken back", device_changes.forget, [instance.row.id])
     if pid is not None:
         await device_steps.started_again(host)
         try:

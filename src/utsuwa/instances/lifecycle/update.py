@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from utsuwa import devices as device_types
-from utsuwa.core.errors import InvalidConfig, NotFound, NotSupportedYet
+from utsuwa.core.errors import Busy, InvalidConfig, NotFound, NotSupportedYet
 from utsuwa.core.rollback import Rollback
+from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.codes import State
+from utsuwa.db.device_changes import Changes
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
-from utsuwa.instances import identity, networking
+from utsuwa.instances import allocations, identity
 from utsuwa.instances.confinement import cpu_balance, limits
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
 from utsuwa.instances.lifecycle import device_steps
@@ -24,8 +26,9 @@ from utsuwa.instances.lifecycle.create import (
     check_whole,
     is_own_volatile,
     known_architecture,
+    merged,
 )
-from utsuwa.instances.model import Loaded
+from utsuwa.instances.model import Loaded, Running
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.instances import InstancePut
 
@@ -95,40 +98,88 @@ def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[s
 
 async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
-    profiles = await ctx.database.read("profiles", profiles_named, row.project, row.profiles)
-    new = check_whole(merge(row, profiles))
+    new = check_whole(await merged(ctx, row))
     _check_change(ctx, old, new)
     await limits.check_change(old.expanded_config, new.expanded_config)
-    await networking.check(ctx, [new])
+    await allocations.check(ctx, [new])
     await check_by_liblxc(ctx, new, old)
     return new
 
 
 async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
-    # Under this lock no profile changes below the instance.
-    async with ctx.locks.hold("idmap"), Rollback() as undo:
-        new = await _judged(ctx, old, row)
-        (new,) = await change_all(ctx, [(old, new)], undo)
-        await ctx.database.write("update instance", instance_rows.update, new.row)
-        _remember(ctx, new)
+    async with Rollback() as undo:
+        plan = await _judged_and_reserved(ctx, old, row, undo)
+        changed = await _act(ctx, plan, undo)
+        async with allocations.hold(ctx, row.project, row.profiles):
+            if await merged(ctx, row) != plan.instances[0][1]:
+                raise Busy("A profile of the instance was changed at the same moment: try again")
+            await _store(ctx, plan, changed)
         undo.keep()
     await ctx.networks.refresh(old.key)
 
 
-async def change_all(
-    ctx: Context, changes: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
-) -> list[Loaded]:
-    """`change` for several instances, after which the CPUs are handed out anew.
+async def _judged_and_reserved(ctx: Context, old: Loaded, row: InstanceRow, undo: Rollback) -> Plan:
+    """Judge by the profiles as they are when the reservation is made."""
+    while True:
+        new = await _judged(ctx, old, row)
+        async with allocations.hold(ctx, row.project, row.profiles):
+            if await merged(ctx, row) == new:
+                return await _reserve(ctx, [(old, new)], undo)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Changes of some instances, from what they are to what is wanted; all of them or none."""
+
+    instances: Sequence[tuple[Loaded, Loaded]]
+    devices: Mapping[int, Changes]
+    """What becomes of devices, by the id of the instance's row."""
+
+
+async def _reserve(ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback) -> Plan:
+    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig."""
+    await allocations.check(ctx, [new for _, new in instances])
+    devices = {
+        old.row.id: await _planned(ctx, old, new)
+        for old, new in instances
+        if old.expanded_devices != new.expanded_devices
+    }
+    if devices:
+        undo.push(ctx.database.write, "change taken back", device_changes.forget, list(devices))
+        await ctx.database.write("change begins", device_changes.note, devices)
+    return Plan(instances, devices)
+
+
+async def _planned(ctx: Context, old: Loaded, new: Loaded) -> Changes:
+    running = ctx.runtime.get(old.key)
+    host = _host(ctx, old, new, running)
+    before = old.expanded_devices if running is None else running.devices
+    return await device_steps.plan_change(host, before, new.expanded_devices, running=running is not None)
+
+
+async def _act(ctx: Context, plan: Plan, undo: Rollback, *, named: bool = False) -> list[Loaded]:
+    """Bring the host to what is planned, after which the CPUs are handed out anew.
 
     `named` says whether an error has to name its instance, which the caller did not.
     """
     undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
     changed = []
-    for old, new in changes:
+    for old, new in plan.instances:
         with _naming(old) if named else nullcontext():
-            changed.append(await change(ctx, old, new, undo))
+            changed.append(await _change(ctx, old, new, plan.devices.get(old.row.id, {}), undo))
     await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
     return changed
+
+
+async def _store(ctx: Context, plan: Plan, changed: Sequence[Loaded]) -> None:
+    """Store all of them in one transaction, each with the id map of its next start."""
+    rows = []
+    for (old, _), new in zip(plan.instances, changed, strict=True):
+        config = {**new.row.config, **await identity.after_change(ctx, old, new)}
+        rows.append(replace(new.row, config=config))
+    await ctx.database.write("update instance", _update_all, rows)
+    for new in changed:
+        _remember(ctx, new)
 
 
 @contextmanager
@@ -140,36 +191,25 @@ def _naming(instance: Loaded) -> Iterator[None]:
         raise InvalidConfig(f"Instance {instance.name!r}: {error.message}") from error
 
 
-async def change(ctx: Context, old: Loaded, new: Loaded, undo: Rollback) -> Loaded:
+async def _change(ctx: Context, old: Loaded, new: Loaded, changes: Changes, undo: Rollback) -> Loaded:
     """Bring the host from `old` to `new`, both merged; gives `new` with the volatile keys that came of it."""
-    idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
     running = ctx.runtime.get(old.key)
-    init_pid = running.init_pid if running else None
-    host = device_steps.host_of(ctx.paths, new, idmap, init_pid, ctx.networks)
-    volatile: dict[str, str | None] = {}
-    if new.expanded_devices != old.expanded_devices:
-        volatile.update(_forgotten(old, new))
-        if running is not None:
-            volatile.update(await _change_devices(ctx, old, host, running.devices, undo))
-        else:
-            volatile.update(device_steps.add_all(host))
+    host = _host(ctx, old, new, running)
+    volatile = _forgotten(old, new)
     if running is not None:
+        steps = await device_steps.change_running(host, running.devices, host.devices, changes, undo)
+        volatile.update(steps.volatile)
         await limits.change_running(running, new.expanded_config, undo)
-    volatile.update(await identity.after_change(ctx, old, new))
+    elif changes:
+        volatile.update(device_steps.add_all(host))
     config = device_steps.changed_over(new.row.config, volatile)
     return replace(new, row=replace(new.row, config=config))
 
 
-async def _change_devices(
-    ctx: Context, old: Loaded, host: DeviceHost, before: device_steps.Devices, undo: Rollback
-) -> dict[str, str | None]:
-    """Bring a running container's devices to those of `host`, which is noted as long as it is under way: the
-    next start of a daemon that is killed takes back what no row tells of.
-    """
-    changes = await device_steps.plan_change(host, before, host.devices)
-    undo.push(ctx.patch_config, old.row.id, {device_steps.CHANGE_KEY: None})
-    await ctx.patch_config(old.row.id, device_steps.noted(changes))
-    return (await device_steps.change_running(host, before, host.devices, changes, undo)).volatile
+def _host(ctx: Context, old: Loaded, new: Loaded, running: Running | None) -> DeviceHost:
+    idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
+    init_pid = running.init_pid if running else None
+    return device_steps.host_of(ctx.paths, new, idmap, init_pid, ctx.networks)
 
 
 def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
@@ -218,13 +258,14 @@ class ProfileFollower:
             yield
 
     async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
-        """The locks of all ready instances with the profile, by name as everywhere, and of the id maps."""
+        """The locks of all ready instances with the profile, by name as everywhere, and of the profile."""
         while True:
             users = await self._users(profile, ("ready",))
             async with AsyncExitStack() as locks:
                 for user in users:
                     await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
-                await locks.enter_async_context(self._ctx.locks.hold("idmap"))
+                held = self._ctx.locks.hold("profile", profile.project, profile.name)
+                await locks.enter_async_context(held)
                 now = await self._users(profile, ("ready",))
                 if {user.key for user in now} <= {user.key for user in users}:
                     return locks.pop_all()
@@ -248,14 +289,15 @@ class ProfileFollower:
                 await limits.check_change(before.expanded_config, after.expanded_config)
                 await check_by_liblxc(ctx, after, before)
             wanted.append(after)
-        await networking.check(ctx, wanted)
-        changed = await change_all(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
-        await self._store(changed)
-        undo.push(self._store, users)
+        async with allocations.hold(ctx):
+            plan = await _reserve(ctx, list(zip(users, wanted, strict=True)), undo)
+        changed = await _act(ctx, plan, undo, named=True)
+        async with allocations.hold(ctx):
+            await _store(ctx, plan, changed)
+        undo.push(self._store_again, users)
 
-    async def _store(self, instances: Sequence[Loaded]) -> None:
-        """All of them in one transaction: what a profile changes is changed everywhere or nowhere."""
-        await self._ctx.database.write("follow profile", _update_all, [i.row for i in instances])
+    async def _store_again(self, instances: Sequence[Loaded]) -> None:
+        await self._ctx.database.write("profile not followed", _update_all, [i.row for i in instances])
         for instance in instances:
             _remember(self._ctx, instance)
 
@@ -266,7 +308,7 @@ def _using(profile: ProfileRow, instances: Sequence[Loaded]) -> list[Loaded]:
 
 def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:
     for row in rows:
-        with suppress(NotFound):  # its making has failed meanwhile
+        with suppress(NotFound) if row.state == "creating" else nullcontext():  # its making may have failed
             instance_rows.update(tx, row)
 
 

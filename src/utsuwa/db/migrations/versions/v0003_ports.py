@@ -20,4 +20,12 @@ def upgrade() -> None:
         sqlite_where=given,
         postgresql_where=given,
     )
+    change = sa.column("key") == sa.literal_column("'volatile.last_state.change'")
+    op.create_index(
+        "instances_config_change_idx",
+        "instances_config",
+        ["instance_id"],
+        sqlite_where=change,
+        postgresql_where=change,
+    )
     op.create_index("instances_devices_config_key_idx", "instances_devices_config", ["key"])

@@ -1,0 +1,36 @@
+"""Reserving what instances have of their own: names, MAC addresses, addresses, routes and ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from utsuwa.instances.context import Context
+from utsuwa.instances.model import Loaded
+from utsuwa.networks.ports import Port, ports_of
+
+
+@asynccontextmanager
+async def hold(ctx: Context, project: str = "", profiles: Iterable[str] = ()) -> AsyncIterator[None]:
+    """Hold the lock under which these are chosen beside all others' and stored; nothing is done on the host.
+
+    It comes after the locks of instances, and those of the `profiles` of a project, which do not change
+    meanwhile.
+    """
+    async with AsyncExitStack() as locks:
+        for name in sorted(set(profiles)):
+            await locks.enter_async_context(ctx.locks.hold("profile", project, name))
+        await locks.enter_async_context(ctx.database.locks.hold("allocations"))
+        yield
+
+
+async def check(ctx: Context, instances: Sequence[Loaded], volatile: Mapping[str, str] | None = None) -> None:
+    """Refuse network devices that do not fit their network, or each other's addresses (InvalidConfig).
+
+    `volatile` holds keys that an instance is about to be given: its MAC addresses.
+    """
+    ports: list[Port] = []
+    for one in instances:
+        config = {**one.expanded_config, **(volatile or {})}
+        ports += ports_of(one.project, one.name, one.expanded_devices, config)
+    await ctx.networks.check({one.key for one in instances}, ports)

@@ -1,0 +1,96 @@
+"""A change that hangs on the host holds up its own instance, and what it has reserved, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.boxed import boxed_daemon
+from tests.support.daemon import Daemon
+from tests.support.faults import Faults
+from tests.support.images import Image
+
+pytestmark = pytest.mark.root
+
+ATTACH = "veth pair created"
+NIC = {"type": "nic", "name": "eth1", "network": "br"}
+SOURCE = {"type": "image", "alias": "busybox"}
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+    return Faults(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def net(busybox_image: Image, faults: Faults) -> Iterator[Daemon]:
+    """A daemon with the network `br`, and c1, which runs without an interface."""
+    with boxed_daemon() as daemon:
+        daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+        config = {"ipv4.address": "10.77.0.1/24", "ipv6.address": "none"}
+        daemon.do("POST", "/1.0/networks", {"name": "br", "config": config})
+        daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
+        daemon.do("POST", "/1.0/profiles", {"name": "more"})
+        body = {"name": "c1", "source": SOURCE, "profiles": ["default", "more"]}
+        daemon.do("POST", "/1.0/instances", body)
+        daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
+        daemon.env |= faults.env
+        daemon.restart()
+        yield daemon
+
+
+@pytest.fixture
+def hanging(net: Daemon, faults: Faults) -> Iterator[Future[Any]]:
+    """While c1 gets an interface with a static address, which does not come to its end."""
+    with ThreadPoolExecutor(1) as thread:
+        with faults.hold_at(ATTACH):
+            devices = {"nic": NIC | {"ipv4.address": "10.77.0.9"}}
+            attach = thread.submit(net.do, "PATCH", "/1.0/instances/c1", {"devices": devices})
+            faults.wait_for(ATTACH)
+            yield attach
+            assert not attach.done()
+        attach.result(timeout=30)
+    assert net.get("/1.0/instances/c1")["devices"]["nic"]["ipv4.address"] == "10.77.0.9"
+    assert "volatile.last_state.change" not in net.get("/1.0/instances/c1")["config"]
+    net.do("PATCH", "/1.0/instances/c1", {"devices": {"nic": {"type": "none"}}})
+
+
+def test_others_are_made_changed_and_deleted(net: Daemon, hanging: Future[Any]) -> None:
+    nic = NIC | {"ipv4.address": "10.77.0.10"}
+    net.do("POST", "/1.0/instances", {"name": "c2", "source": SOURCE, "devices": {"nic": nic}})
+    net.do("PUT", "/1.0/instances/c2/state", {"action": "start"})
+    net.do("PATCH", "/1.0/instances/c2", {"config": {"limits.processes": "100"}})
+    net.do("PUT", "/1.0/instances/c2/state", {"action": "stop", "force": True})
+    net.do("PATCH", "/1.0/instances/c2", {"config": {"security.idmap.isolated": "true"}})
+    net.do("DELETE", "/1.0/instances/c2")
+
+
+def test_what_it_has_reserved_is_not_given_to_others(net: Daemon, hanging: Future[Any]) -> None:
+    body = {"name": "c2", "source": SOURCE, "devices": {"nic": NIC | {"ipv4.address": "10.77.0.9"}}}
+    reply = net.api("POST", "/1.0/instances", body)
+    assert reply.status == 400
+    assert b"10.77.0.9 is taken by device 'nic' of instance 'c1'" in reply.body
+
+
+def test_others_go_on_while_a_profile_hangs(net: Daemon, faults: Faults) -> None:
+    """Those with the same profile are made when it has come to its end, with what it has then."""
+    with ThreadPoolExecutor(2) as threads:
+        with faults.hold_at(ATTACH):
+            devices = {"lan": NIC}
+            change = threads.submit(net.do, "PATCH", "/1.0/profiles/more", {"devices": devices})
+            faults.wait_for(ATTACH)
+            net.do("POST", "/1.0/instances", {"name": "c3", "source": SOURCE})
+            body = {"name": "c4", "source": SOURCE, "profiles": ["default", "more"]}
+            same = threads.submit(net.do, "POST", "/1.0/instances", body)
+            net.do("DELETE", "/1.0/instances/c3")
+            assert not same.done()
+        change.result(timeout=30)
+        same.result(timeout=30)
+    shown = net.get("/1.0/instances/c4")
+    assert shown["expanded_devices"]["lan"] == NIC
+    assert shown["config"]["volatile.lan.hwaddr"]
+    net.do("DELETE", "/1.0/instances/c4")
+    net.do("PATCH", "/1.0/profiles/more", {"devices": {"lan": {"type": "none"}}})

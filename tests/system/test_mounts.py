@@ -13,15 +13,15 @@ import pytest
 
 from utsuwa.core.errors import HostError
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, parse_overlay_options
 from utsuwa.host import syscalls
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts import loop, mounts, userns
 from utsuwa.host.mounts.mounts import OverlayFolder
+from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, parse_options
 
 pytestmark = pytest.mark.root
 
-OPTIONS = parse_overlay_options(DEFAULT_OVERLAY_OPTIONS)
+OPTIONS = parse_options(DEFAULT_OPTIONS)
 
 
 def idmap(host: int, count: int = 65_536) -> IdMap:

@@ -611,6 +611,9 @@ def test_volumes(tx: Transaction) -> None:
     assert storage_volumes.get_all(tx, None, "q") == []
     new = replace(row, description="", config={})
     storage_volumes.update(tx, new)
+    storage_volumes.set_new_name(tx, row.id, "c9")
+    storage_volumes.set_new_name(tx, row.id, "c2")
+    assert storage_volumes.get_here(tx, "p", codes.VOLUME_CONTAINER) == [replace(new, new_name="c2")]
     storage_volumes.rename(tx, row.id, "c2")
     found = storage_volumes.get(tx, "default", "p", codes.VOLUME_CONTAINER, "c2")
     assert found == replace(new, name="c2")
@@ -623,6 +626,7 @@ def test_volumes(tx: Transaction) -> None:
         lambda: storage_volumes.get(tx, "default", "p", codes.VOLUME_CONTAINER, "c3"),
         lambda: storage_volumes.update(tx, volume("c3", id=99)),
         lambda: storage_volumes.rename(tx, 99, "c4"),
+        lambda: storage_volumes.set_new_name(tx, 99, "c4"),
     ):
         with refused(tx, NotFound, match="Storage volume"):
             call()

@@ -260,6 +260,7 @@ def _check_upgraded(tx: Transaction) -> None:
     assert (q.state, q.config) == ("creating", {"source": "/y"})
     (kept,) = storage_volumes.get_all(tx, None)
     assert (kept.name, kept.config, kept.here) == ("c1", {"size": "1GiB"}, True)
+    assert kept.new_name == ""
     (network,) = networks.get_all(tx, None)
     wanted = {"bridge.external_interfaces": "eth1", "ipv4.address": "10.0.0.1/24"}
     assert (network.state, network.config) == ("ready", wanted)

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from utsuwa.core.instance_keys import INSTANCE_KEYS
-from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.server_keys import SERVER_KEYS
 from utsuwa.devices.disk import InstanceFolder, RootDisk
 from utsuwa.devices.nic import BridgedNic
 from utsuwa.networks.drivers.bridge.keys import BRIDGE_KEYS
+from utsuwa.storage.drivers import DRIVERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 TABLES = {
@@ -37,6 +37,6 @@ def test_each_key_in_force_is_documented() -> None:
 
 
 def test_documented_keys_of_pools_exist() -> None:
-    known = {key.name for table in POOL_KEYS.values() for key in table.keys}
+    known = {key.name for kind in DRIVERS.values() for key in kind.pool_keys.keys}
     assert documented("## Storage pools")
     assert documented("## Storage pools") <= known

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, POOL_KEYS, parse_overlay_options
+from utsuwa.storage.drivers import DRIVERS
+from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, parse_options
 
 
 @pytest.mark.parametrize("driver", ["dir", "overlay"])
@@ -21,7 +22,7 @@ from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, POOL_KEYS, parse_over
     ],
 )
 def test_good_values(driver: str, key: str, value: str) -> None:
-    POOL_KEYS[driver].check({key: value})
+    DRIVERS[driver].pool_keys.check({key: value})
 
 
 @pytest.mark.parametrize(
@@ -42,16 +43,16 @@ def test_good_values(driver: str, key: str, value: str) -> None:
 )
 def test_bad_values(key: str, value: str) -> None:
     with pytest.raises(InvalidConfig, match=key.replace(".", r"\.")):
-        POOL_KEYS["overlay"].check({key: value})
+        DRIVERS["overlay"].pool_keys.check({key: value})
 
 
 def test_overlay_options_belong_to_overlay_alone() -> None:
     with pytest.raises(InvalidConfig):
-        POOL_KEYS["dir"].check({"overlay.mount_options": DEFAULT_OVERLAY_OPTIONS})
+        DRIVERS["dir"].pool_keys.check({"overlay.mount_options": DEFAULT_OPTIONS})
 
 
 def test_the_default_options() -> None:
-    assert parse_overlay_options(DEFAULT_OVERLAY_OPTIONS) == {
+    assert parse_options(DEFAULT_OPTIONS) == {
         "redirect_dir": "on",
         "index": "on",
         "nfs_export": "on",

@@ -47,7 +47,7 @@ def a_pool(folder: Path, **instances: str) -> OverlayDriver:
     for name, image in instances.items():
         (folder / "containers" / name).mkdir(parents=True)
         records.store_volume(folder / "containers" / name, VolumeRecord(image=image))
-    return OverlayDriver(folder, folder)
+    return OverlayDriver(folder, {})
 
 
 def test_an_image_below_a_damaged_instance_counts_as_used(tmp_path: Path) -> None:

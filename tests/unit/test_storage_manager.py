@@ -25,8 +25,10 @@ from utsuwa.core.errors import (
     ProcessFailed,
     Unavailable,
 )
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.volumes import Volume
+from utsuwa.core.volumes import Volume, VolumeKind
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
@@ -38,10 +40,13 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
+from utsuwa.db.storage_volumes import VolumeRow
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.processes.run import Stopper
 from utsuwa.operations.events import EventHub
 from utsuwa.storage import pools as module
-from utsuwa.storage.base import Capabilities, IdMap, ImageSource, InstanceVolume, Usage
+from utsuwa.storage.base import DriverType, Fill, Usage
+from utsuwa.storage.drivers import driver_type
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.edits import any_state
 from utsuwa.wire.edits import replace as replace_with
@@ -56,10 +61,8 @@ def container(name: str) -> Volume:
 
 
 class FakeDriver:
-    """A pool in memory. `fail[method]` is raised once; `gate` holds `create_instance` up,
+    """A pool in memory. `fail[method]` is raised once; `gate` holds the making of volumes up,
     `unpacking` the bringing of an image."""
-
-    capabilities = Capabilities(name="overlay", copy_on_write_images=True)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +70,6 @@ class FakeDriver:
         self.discarded = False
         self.kept: dict[str, str | None] = {}
         self.on_pool: set[str] = set()
-        self.origins: dict[str, str] = {}
         self.mounted: dict[str, IdMap] = {}
         self.fail: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
@@ -101,16 +103,17 @@ class FakeDriver:
     def usage(self) -> Usage:
         return Usage(1, 2, 3, 4)
 
-    def configure(self, config: Mapping[str, str]) -> None:
+    def configure(self, config: Mapping[str, str]) -> bool:
         self.configured.append(config)
+        return True
 
-    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
+    def ensure_image(self, image: ImageSource, stopper: Stopper, *, ahead: bool) -> None:
         self._maybe_fail("ensure_image")
         if image.fingerprint in self.on_pool:
             return
         self.unpacked += 1
         while self.unpacking is not None and not self.unpacking.wait(0.01):
-            if ahead is not None and ahead.stopped:
+            if stopper.stopped:
                 raise ProcessFailed(["unsquashfs"], None, "was stopped")
         self.on_pool.add(image.fingerprint)
 
@@ -130,48 +133,59 @@ class FakeDriver:
         self._maybe_fail("image_users")
         return [name for name, image in self.kept.items() if image == fingerprint]
 
-    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
+    def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
+        self._create(volume, None)
+
+    def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
+        assert image.fingerprint in self.on_pool
+        self._create(volume, image.fingerprint)
+
+    def _create(self, volume: Volume, image: str | None) -> None:
         if self.gate:
             self.gate.wait(10)
-        self._maybe_fail("create_instance")
-        assert image is None or image.fingerprint in self.on_pool
-        self.kept[volume.name] = image.fingerprint if image else None
+        self._maybe_fail("create_volume")
+        self.kept[volume.storage_name] = image
 
-    def delete_instance(self, name: str) -> str | None:
-        self.mounted.pop(name, None)
-        return self.kept.pop(name, None)
+    def image_of(self, volume: Volume) -> str | None:
+        return self.kept.get(volume.storage_name)
 
-    def rename_instance(self, name: str, new: str) -> None:
-        self._maybe_fail("rename_instance")
-        self.kept[new] = self.kept.pop(name)
-        self.origins[new] = name
+    def delete_volume(self, volume: Volume) -> None:
+        self.mounted.pop(volume.storage_name, None)
+        self.kept.pop(volume.storage_name, None)
 
-    def undo_rename(self, name: str, old: str) -> None:
-        self.kept[old] = self.kept.pop(name)
+    def rename_volume(self, volume: Volume, new: Volume) -> None:
+        self._maybe_fail("rename_volume")
+        if volume.storage_name in self.kept:
+            self.kept[new.storage_name] = self.kept.pop(volume.storage_name)
 
-    def renamed_from(self, name: str) -> str | None:
-        return self.origins.get(name)
+    def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
+        self.mounted[volume.storage_name] = idmap
+        return self.volume_folder(volume) / "rootfs"
 
-    def mount_instance(self, volume: InstanceVolume) -> Path:
-        self.mounted[volume.name] = volume.idmap
-        return self.instance_folder(volume.name) / "rootfs"
+    def unmount_volume(self, volume: Volume) -> None:
+        self.mounted.pop(volume.storage_name, None)
 
-    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
-        assert volume.name in self.mounted
-        return self.folder / "containers" / volume.name / "folders" / name
+    def volume_folder(self, volume: Volume) -> Path:
+        return self.folder / volume.path
 
-    def unmount_instance(self, name: str) -> None:
-        self.mounted.pop(name, None)
-
-    def instance_folder(self, name: str) -> Path:
-        return self.folder / "containers" / name
-
-    def instance_usage(self, name: str) -> int | None:
-        self._maybe_fail("instance_usage")
+    def volume_usage(self, volume: Volume) -> int | None:
+        self._maybe_fail("volume_usage")
         return 42
 
-    def instances(self) -> list[str]:
-        return sorted(self.kept)
+    def volumes(self, kind: VolumeKind) -> list[str]:
+        return sorted(self.kept) if kind == "container" else []
+
+
+class QuotaDriver(FakeDriver):
+    """One that enforces sizes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.quotas: dict[str, int | None] = {}
+
+    def set_quota(self, volume: Volume, size: int | None) -> None:
+        self._maybe_fail("set_quota")
+        self.quotas[volume.storage_name] = size
 
 
 class Setting:
@@ -190,7 +204,11 @@ class Setting:
         self.manager = StorageManager(self.database, self.paths, self.hub)
         return self.manager
 
-    def load(self, name: str, folder: Path, config: dict[str, str]) -> FakeDriver:
+    def kind(self, name: str) -> DriverType:
+        """The real record with a driver that only remembers."""
+        return replace(driver_type(name), make=self.make)
+
+    def make(self, folder: Path, config: Mapping[str, str]) -> FakeDriver:
         return self.drivers.setdefault(folder.name, FakeDriver(folder))
 
     async def create(self, name: str = "c1", image: ImageSource | None = IMAGE) -> None:
@@ -199,6 +217,9 @@ class Setting:
     async def volumes(self, kind: int = VOLUME_CONTAINER) -> list[str]:
         found = await self.database.read("test", storage_volumes.get_all, None, "p", kind)
         return [volume.name for volume in found]
+
+    async def rows(self) -> list[VolumeRow]:
+        return await self.database.read("test", storage_volumes.get_here, "p", VOLUME_CONTAINER)
 
     async def write(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await self.database.write("test", work, *arguments)
@@ -211,7 +232,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     paths.create_folders()
     database = await Database.open(Sqlite(paths.database))
     made = Setting(database, paths)
-    monkeypatch.setattr(module, "load_driver", made.load)
+    monkeypatch.setattr(module, "driver_type", made.kind)
     monkeypatch.setattr(
         made.hub, "publish_lifecycle", lambda action, source, *_: made.events.append((action, source))
     )
@@ -418,24 +439,24 @@ async def test_an_instance_from_birth_to_death(setting: Setting, pool: FakeDrive
     await setting.manager.volumes.unmount("p", container("c1"))
     assert not pool.mounted
     assert await setting.manager.volumes.usage("p", container("c1")) == 42
-    pool.fail["instance_usage"] = HostError("gone")
+    pool.fail["volume_usage"] = HostError("gone")
     assert await setting.manager.volumes.usage("p", container("c1")) is None
     await setting.manager.volumes.rename("p", container("c1"), "c2")
-    assert pool.instances() == await setting.volumes() == ["c2"]
+    assert pool.volumes("container") == await setting.volumes() == ["c2"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c2"]
     for _ in range(2):
         await setting.manager.volumes.delete("p", container("c2"))
-    assert pool.instances() == await setting.volumes() == []
+    assert pool.volumes("container") == await setting.volumes() == []
     assert not list(setting.paths.containers.iterdir())
     assert pool.images() == [FINGERPRINT]
 
 
-@pytest.mark.parametrize("step", ["ensure_image", "create_instance"])
+@pytest.mark.parametrize("step", ["ensure_image", "create_volume"])
 async def test_a_failure_leaves_nothing(setting: Setting, pool: FakeDriver, step: str) -> None:
     pool.fail[step] = OutOfSpace("full")
     with pytest.raises(OutOfSpace):
         await setting.create()
-    assert pool.instances() == pool.images() == await setting.volumes() == []
+    assert pool.volumes("container") == pool.images() == await setting.volumes() == []
     assert await setting.volumes(VOLUME_IMAGE) == []
     assert not list(setting.paths.containers.iterdir())
     await setting.create()
@@ -455,7 +476,7 @@ async def test_cancelled_in_mid_creation(setting: Setting, pool: FakeDriver) -> 
     pool.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert pool.instances() == pool.images() == await setting.volumes() == []
+    assert pool.volumes("container") == pool.images() == await setting.volumes() == []
 
 
 async def test_cancelled_while_the_image_is_let_go(
@@ -475,17 +496,17 @@ async def test_cancelled_while_the_image_is_let_go(
         creation.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creation
-    assert pool.instances() == pool.images() == await setting.volumes() == []
+    assert pool.volumes("container") == pool.images() == await setting.volumes() == []
     assert not (setting.paths.containers / "c1").is_symlink()
 
 
 async def test_an_image_that_cannot_be_taken_away_fails_nobody(setting: Setting, pool: FakeDriver) -> None:
     pool.fail["image_users"] = HostError("one record is damaged")
     await setting.create()
-    assert pool.instances() == ["c1"]
+    assert pool.volumes("container") == ["c1"]
     pool.fail["image_users"] = HostError("one record is damaged")
     await setting.manager.volumes.delete("p", container("c1"))
-    assert pool.instances() == await setting.volumes() == []
+    assert pool.volumes("container") == await setting.volumes() == []
 
 
 async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
@@ -499,7 +520,7 @@ async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
         await setting.manager.pools.delete("p")
     pool.gate.set()
     await creation
-    assert pool.instances() == ["c1"]
+    assert pool.volumes("container") == ["c1"]
     await setting.manager.volumes.delete("p", container("c1"))
     # And the other way round: the pool is closed first.
     async with setting.manager.volumes._locks.hold("p", container("c2")):
@@ -508,7 +529,7 @@ async def test_a_pool_is_not_deleted_below_what_is_just_being_made(
         await setting.manager.pools.delete("p")
     with pytest.raises((NotFound, Unavailable)):
         await creation
-    assert pool.instances() == []
+    assert pool.volumes("container") == []
 
 
 async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
@@ -520,7 +541,7 @@ async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
 
     with pytest.raises(AlreadyExists):
         await setting.manager.volumes.rename("p", container("c1"), "c9", taken)
-    assert pool.instances() == await setting.volumes() == ["c1", "c2"]
+    assert pool.volumes("container") == await setting.volumes() == ["c1", "c2"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
 
 
@@ -535,7 +556,7 @@ async def test_a_rename_that_fails_on_a_disk_without_room_for_a_link(
     monkeypatch.setattr(Path, "symlink_to", full)
     with pytest.raises(OSError, match="no room"):
         await setting.manager.volumes.rename("p", container("c1"), "c2")
-    assert pool.instances() == await setting.volumes() == ["c1"]
+    assert pool.volumes("container") == await setting.volumes() == ["c1"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
 
 
@@ -584,18 +605,91 @@ async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
 
 
 async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
-    setting: Setting, pool: FakeDriver
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even that it was given up can be stored; the next start finds the files where they were."""
+    await setting.create()
+    set_new_name = storage_volumes.set_new_name
+
+    def full(tx: Transaction, volume_id: int, new: str) -> None:
+        if not new:
+            raise OutOfSpace("full")
+        set_new_name(tx, volume_id, new)
+
+    def fill(_: object) -> None:
+        raise OutOfSpace("full")
+
+    await setting.write(instance_rows.insert, instance("c1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_volumes, "set_new_name", full)
+        with pytest.raises(OutOfSpace):
+            await setting.manager.volumes.rename("p", container("c1"), "c9", fill)
+    assert "stays noted until the next start: full" in caplog.text
+    assert pool.volumes("container") == await setting.volumes() == ["c1"]
+    assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
+    await setting.again().start()
+    assert pool.volumes("container") == await setting.volumes() == ["c1"]
+    (row,) = await setting.rows()
+    assert row.new_name == ""
+
+
+async def test_what_cannot_be_noted_is_not_begun(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await setting.create()
 
-    def fill(_: object) -> None:
-        pool.fail["rename_instance"] = OutOfSpace("full")
+    def full(*_: object) -> None:
         raise OutOfSpace("full")
 
+    monkeypatch.setattr(storage_volumes, "set_new_name", full)
+    pool.fail["rename_volume"] = AssertionError("the files were moved")
     with pytest.raises(OutOfSpace):
-        await setting.manager.volumes.rename("p", container("c1"), "c9", fill)
-    assert pool.instances() == await setting.volumes() == ["c1"]
-    assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
+        await setting.manager.volumes.rename("p", container("c1"), "c9")
+    assert pool.volumes("container") == ["c1"]
+
+
+async def test_sizes_that_the_pool_cannot_enforce(
+    setting: Setting, pool: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are stored, shown as not enforced, and said in a warning."""
+    await setting.manager.volumes.create("p", container("c1"), IdMap(), None, "10GiB")
+    (row,) = await setting.rows()
+    assert row.config == {"size": "10GiB", "volatile.size.enforced": "false"}
+    assert "the size of containers/c1 is not enforced" in caplog.text
+    await setting.manager.volumes.set_size("p", container("c1"), "20GiB")
+    (row,) = await setting.rows()
+    assert row.config == {"size": "20GiB", "volatile.size.enforced": "false"}
+    await setting.manager.volumes.set_size("p", container("c1"), "")
+    (row,) = await setting.rows()
+    assert row.config == {}
+    assert caplog.text.count("is not enforced") == 2
+
+
+async def test_sizes_that_the_pool_enforces(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    driver = setting.drivers["p"] = QuotaDriver(setting.paths.pool("p"))
+    await setting.manager.pools.create("p")
+    await setting.manager.volumes.create("p", container("c1"), IdMap(), None, "10MiB")
+    await setting.create("c2", None)
+    assert driver.quotas == {"c1": 10 * 2**20}
+    assert [row.config for row in await setting.rows()] == [{"size": "10MiB"}, {}]
+    driver.fail["set_quota"] = InvalidConfig("it is larger")
+    with pytest.raises(InvalidConfig):
+        await setting.manager.volumes.set_size("p", container("c1"), "1MiB")
+    await setting.manager.volumes.set_size("p", container("c1"), "")
+    assert driver.quotas == {"c1": None}
+    driver.fail["set_quota"] = HostError("no quotas here")
+    with pytest.raises(HostError):
+        await setting.manager.volumes.create("p", container("c3"), IdMap(), None, "10MiB")
+    assert driver.volumes("container") == await setting.volumes() == ["c1", "c2"]
+    assert "not enforced" not in caplog.text
+
+
+async def test_folders_beside_the_root_disk_need_a_driver_that_has_them(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    await setting.create()
+    with pytest.raises(InvalidConfig, match="folders"):
+        await setting.manager.volumes.mount_folder("p", container("c1"), IdMap(), "docker")
 
 
 async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> None:
@@ -649,7 +743,7 @@ async def test_an_image_is_held_while_an_instance_is_made_from_it(setting: Setti
     assert pool.images() == [FINGERPRINT]
     pool.gate.set()
     await task
-    assert pool.instances() == ["c1"]
+    assert pool.volumes("container") == ["c1"]
 
 
 # ---- images brought onto pools ahead of their first use
@@ -692,11 +786,11 @@ async def test_launches_wait_for_the_unpacking_that_goes_on_and_share_it(
 ) -> None:
     launches = [asyncio.create_task(setting.create(name)) for name in ("c1", "c2")]
     await asyncio.sleep(0.05)
-    assert imported.instances() == []
+    assert imported.volumes("container") == []
     assert imported.unpacking is not None
     imported.unpacking.set()
     await asyncio.gather(*launches)
-    assert imported.instances() == ["c1", "c2"]
+    assert imported.volumes("container") == ["c1", "c2"]
     assert imported.unpacked == 1
 
 
@@ -720,7 +814,7 @@ async def test_a_launch_that_waits_keeps_a_deleted_image(setting: Setting, impor
     assert imported.unpacking is not None
     imported.unpacking.set()
     await asyncio.gather(launch, deletion)
-    assert imported.instances() == ["c1"]
+    assert imported.volumes("container") == ["c1"]
     assert imported.images() == [FINGERPRINT]
     assert imported.unpacked == 1
 
@@ -794,7 +888,7 @@ async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeD
     await manager.start()
     assert setting.drivers["q"].discarded
     assert await setting.volumes() == ["half", "whole"]
-    assert pool.instances() == ["half", "orphan", "whole"], "what nobody knows is left for people"
+    assert pool.volumes("container") == ["half", "orphan", "whole"], "what nobody knows is left for people"
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["half", "whole"]
     assert pool.images() == []
     assert [p.row.name for p in await manager.pools.all()] == ["p"]
@@ -811,18 +905,37 @@ async def test_start_lists_the_images_that_the_pool_keeps(setting: Setting, pool
     assert await setting.volumes(VOLUME_IMAGE) == []
 
 
-async def test_start_undoes_a_renaming_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
-    """The files have their new name, the instance the old one; one renamed long ago keeps its own."""
+@pytest.mark.parametrize("moved", [False, True])
+async def test_start_undoes_a_renaming_that_a_kill_cut_off(
+    setting: Setting, pool: FakeDriver, moved: bool
+) -> None:
+    """It was noted, and the files may have their new name; one renamed long ago keeps its own."""
     for name in ("old", "renamed"):
         await setting.write(instance_rows.insert, instance(name, "ready"))
     await setting.create("old", None)
     await setting.create("long-ago", None)
-    await setting.manager.volumes.rename("p", container("old"), "new")
     await setting.manager.volumes.rename("p", container("long-ago"), "renamed")
+    row = await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "old")
+    await setting.write(storage_volumes.set_new_name, row.id, "new")
+    if moved:
+        pool.rename_volume(container("old"), container("new"))
     await setting.again().start()
-    assert pool.instances() == ["old", "renamed"]
+    assert pool.volumes("container") == ["old", "renamed"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["old", "renamed"]
-    assert await setting.volumes() == ["old", "renamed"]
+    assert {row.name: row.new_name for row in await setting.rows()} == {"old": "", "renamed": ""}
+
+
+async def test_a_renaming_that_stayed_noted_moves_nothing_of_a_later_instance(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    for name in ("old", "new"):
+        await setting.write(instance_rows.insert, instance(name, "ready"))
+        await setting.create(name, None)
+    pool.delete_volume(container("old"))
+    row = await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "old")
+    await setting.write(storage_volumes.set_new_name, row.id, "new")
+    await setting.again().start()
+    assert pool.volumes("container") == ["new"]
 
 
 async def test_a_pool_that_cannot_be_mounted_is_shown_and_refused(setting: Setting, pool: FakeDriver) -> None:
@@ -834,7 +947,7 @@ async def test_a_pool_that_cannot_be_mounted_is_shown_and_refused(setting: Setti
     assert not shown.available
     with pytest.raises(Unavailable, match="'p'"):
         await manager.volumes.mount("p", container("c1"), IdMap())
-    assert pool.instances() == ["c1"]
+    assert pool.volumes("container") == ["c1"]
 
 
 async def test_a_shutdown_unmounts(setting: Setting, pool: FakeDriver) -> None:

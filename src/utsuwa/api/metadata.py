@@ -9,12 +9,12 @@ from typing import Any
 from utsuwa.api.http import Request, Result, Route, Sync
 from utsuwa.core.config_keys import ConfigKey
 from utsuwa.core.instance_keys import INSTANCE_KEY_GROUPS
-from utsuwa.core.pool_keys import POOL_KEYS
 from utsuwa.core.project_keys import PROJECT_KEY_GROUPS
 from utsuwa.core.server_keys import LOCAL_KEYS, SERVER_KEY_GROUPS
 from utsuwa.devices.disk import RootDisk
 from utsuwa.devices.nic import BridgedNic, P2PNic
 from utsuwa.networks.drivers import NETWORK_TYPES
+from utsuwa.storage.drivers import DRIVERS
 
 _NO_EFFECT = "Checked and stored, without effect in this version."
 
@@ -39,7 +39,10 @@ def configuration() -> dict[str, Any]:
                 }
             ),
             **{f"network_{kind.name}": _groups({"common": kind.keys.keys}) for kind in NETWORK_TYPES},
-            **{f"storage_{driver}": _groups({"common": table.keys}) for driver, table in POOL_KEYS.items()},
+            **{
+                f"storage_{name}": _groups({"common": kind.pool_keys.keys})
+                for name, kind in sorted(DRIVERS.items())
+            },
         }
     }
 

@@ -13,6 +13,11 @@ VolumeKind = Literal["container", "image", "custom"]
 _FOLDERS: Final = {"container": "containers", "image": "images", "custom": "custom"}
 
 
+def folder_of(kind: VolumeKind) -> str:
+    """The folder below a pool's that holds the volumes of a kind."""
+    return _FOLDERS[kind]
+
+
 @dataclass(frozen=True)
 class Volume:
     """One volume of a pool, or one snapshot of it. An image's name is its fingerprint."""
@@ -37,7 +42,7 @@ class Volume:
     @property
     def path(self) -> PurePath:
         """Where it lies below its pool's folder."""
-        folder = _FOLDERS[self.kind]
+        folder = folder_of(self.kind)
         if self.snapshot is None:
             return PurePath(folder, self.storage_name)
         return PurePath(f"{folder}-snapshots", self.storage_name, self.snapshot)

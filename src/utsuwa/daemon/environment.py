@@ -13,10 +13,10 @@ from utsuwa.security.keypair import ServerCertificate
 from utsuwa.storage.drivers import DRIVERS
 from utsuwa.wire.server import Environment, SupportedDriver
 
-_DRIVER_VERSION = "1"
-"""Our drivers come with us: what they put on disk has one version so far."""
-
-_SUPPORTED = [SupportedDriver(name=name, version=_DRIVER_VERSION, remote=False) for name in sorted(DRIVERS)]
+_SUPPORTED = [
+    SupportedDriver(name=name, version=kind.version, remote=kind.remote)
+    for name, kind in sorted(DRIVERS.items())
+]
 
 
 def environment(
@@ -50,7 +50,7 @@ def environment(
         server_pid=os.getpid(),
         server_version=__version__,
         storage=" | ".join(used),
-        storage_version=" | ".join(_DRIVER_VERSION for _ in used),
+        storage_version=" | ".join(DRIVERS[name].version for name in used),
         storage_supported_drivers=_SUPPORTED,
     )
 

@@ -375,6 +375,7 @@ storage_volumes = _table(
     _integer("content_type", 0),
     _time("creation_date", nullable=False),
     _member(),
+    _text("new_name", ""),
     sa.UniqueConstraint(
         *("storage_pool_id", "member_id", "project_id", "name", "type"),
         name="storage_volumes_name_key",  # the convention's is too long for PostgreSQL

@@ -35,6 +35,8 @@ class VolumeRow:
     config: dict[str, str] = field(default_factory=dict)
     location: str = LONE_MEMBER
     here: bool = True
+    new_name: str = ""
+    """The name that its files are being given; empty while they have that of the row."""
 
 
 def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
@@ -97,9 +99,19 @@ def update(tx: Transaction, row: VolumeRow) -> None:
     rows.replace_config(tx, storage_volumes_config, "storage_volume_id", row.id, row.config)
 
 
+def set_new_name(tx: Transaction, volume_id: int, new: str) -> None:
+    """Note that the files are about to be renamed, or with an empty name that they are not any more.
+
+    Raises NotFound.
+    """
+    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(new_name=new)
+    rows.one_changed(tx.execute(statement), "Storage volume not found")
+
+
 def rename(tx: Transaction, volume_id: int, new: str) -> None:
-    """Raises AlreadyExists, NotFound."""
-    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(name=new)
+    """The files have their new name. Raises AlreadyExists, NotFound."""
+    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id)
+    statement = statement.values(name=new, new_name="")
     with rows.unique(f"Storage volume {new!r} already exists"):
         result = tx.execute(statement)
     rows.one_changed(result, "Storage volume not found")
@@ -148,6 +160,7 @@ def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
             config=config[r.id],
             location=r.location,
             here=r.member_id == tx.member,
+            new_name=r.new_name,
         )
         for r in found
     ]

@@ -13,7 +13,6 @@ from pathlib import Path
 from utsuwa.core.errors import InvalidConfig, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
-from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
 from utsuwa.db.instances import InstanceRow
 from utsuwa.host.cgroups.usage import Meter
@@ -75,10 +74,9 @@ class Loaded:
         return self.root_disk()[1]["pool"]
 
     @property
-    def root_size(self) -> int | None:
-        """The size of the root disk in bytes; None where none is set."""
-        size = self.root_disk()[1].get("size")
-        return parse_bytes(size) if size else None
+    def root_size(self) -> str:
+        """The size of the root disk as it is configured; empty where none is."""
+        return self.root_disk()[1].get("size", "")
 
 
 def find_root_disk(devices: Mapping[str, Mapping[str, str]]) -> tuple[str, Mapping[str, str]]:

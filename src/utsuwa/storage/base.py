@@ -1,52 +1,36 @@
-"""The contract of storage drivers, and what a driver is told.
+"""The contract of storage drivers: small protocols, and one record that says what a driver is.
 
-A driver acts on the host and knows no database, no events and no other driver. Every method is
-blocking and runs in a worker thread; the manager holds the lock of the volume meanwhile. Failures
-are HostError or OutOfSpace (ENOSPC, EDQUOT); a driver that fails leaves nothing of that call behind.
+A driver acts on the host and knows no database, no events and no other driver. Every method is blocking and
+runs in a worker thread; the manager holds the lock of the volume or the image meanwhile. Failures are
+HostError or OutOfSpace (ENOSPC, EDQUOT). What fails leaves nothing of that call behind, and what takes
+something away does nothing where it is not there: so a step can be undone without knowing how far it came.
 
-Layout below the pool's folder: `images/<fingerprint>/`, `containers/<storage name>/`. An instance's
-folder holds `rootfs/` (the mount point, or the tree itself), `metadata.yaml`, `templates/`, `folders/`, and
-what the driver keeps beside them. Names that begin with a dot are work in progress or on its way out, and
-are removed by the next `mount` of the pool. The way to a rootfs is 0711; the instance's folder is 0100
-and belongs to the host id of the container's root.
+Each driver is a `Driver`: a `PoolDriver` and a `VolumeDriver`. The other protocols are for what it can do
+beyond that; where one is missing the manager does the same by files, or says that the pool cannot.
+
+A volume lies at `Volume.path` below the pool's folder. That of an instance holds `rootfs/` (the mount point,
+or the tree itself), `metadata.yaml`, `templates/`, and what the driver keeps beside them; the way to a rootfs
+is 0711, the folder is 0100 and belongs to the host id of the container's root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol, runtime_checkable
 
-from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.core.config_keys import ConfigKey, KeyTable
+from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
+from utsuwa.core.pool_keys import POOL_KEYS, VOLUME_KEYS, default_of_volumes
+from utsuwa.core.volumes import Volume, VolumeKind
 from utsuwa.host.processes.run import Stopper
 
-__all__ = ["Capabilities", "Driver", "IdMap", "IdRange", "ImageSource", "InstanceVolume", "Usage"]
-
-
-@dataclass(frozen=True)
-class InstanceVolume:
-    """One instance's root volume: its pool's folder, names, image, id map and root disk options."""
-
-    name: str
-    """The storage name, `<project>_<name>` or `<name>`."""
-    idmap: IdMap
-    image: str | None = None
-    """The fingerprint of the image below it, where the driver keeps the two apart."""
-    size: int | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a driver can do: callers branch on this, never on a driver's name."""
-
-    name: str
-    quota: bool = False
-    copy_on_write_images: bool = False
-    """Whether instances share their image's files (so an image in use stays on the pool)."""
-    remote: bool = False
+Fill = Callable[[Path], None]
+"""Lays out a new volume in the folder that it is given, which nobody else sees: `rootfs/` with the
+container's own ids as owners, and what belongs beside it."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +43,11 @@ class Usage:
     inodes_total: int
 
 
-class Driver(Protocol):
+class PoolDriver(Protocol):
     """One pool on the host."""
 
-    capabilities: ClassVar[Capabilities]
-
     def create(self) -> None:
-        """Make the pool's folders at its source; raises InvalidConfig where it is missing or not empty."""
+        """Make the pool at its source; raises InvalidConfig where that is missing or not empty."""
 
     def delete(self) -> None:
         """Remove the pool; the manager has checked that nothing is on it."""
@@ -77,22 +59,76 @@ class Driver(Protocol):
         """
 
     def mount(self) -> None:
-        """Make the pool usable after a start of the daemon or the machine; does nothing when it is."""
+        """Make the pool usable after a start of the daemon or the machine; does nothing when it is.
+
+        What a kill left in the making or on its way out goes.
+        """
 
     def unmount(self) -> None:
-        """Undo `mount`, images included; does nothing when it is not mounted."""
+        """Undo `mount`, and unmount what is below; does nothing when it is not mounted."""
 
     def usage(self) -> Usage: ...
 
-    def configure(self, config: Mapping[str, str]) -> None:
-        """The pool's config has changed, in keys that are not fixed at its creation."""
+    def configure(self, config: Mapping[str, str]) -> bool:
+        """The pool's config has changed, in keys that are not fixed at its creation.
 
-    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
-        """Bring an image onto the pool (mounted or unpacked), once; safe to repeat after a kill.
-
-        With `ahead` it is done before anybody asked for it: at most half of the space that is left is
-        taken, and the work may be stopped, which raises ProcessFailed.
+        Whether images would be brought onto the pool in another form from now on.
         """
+
+
+class VolumeDriver(Protocol):
+    """The volumes of one pool."""
+
+    def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
+        """Make a volume, not mounted. Without `fill` its rootfs is an empty folder.
+
+        Raises HostError where there is one of that name.
+        """
+
+    def delete_volume(self, volume: Volume) -> None:
+        """Unmount and remove a volume; does nothing where it is not there."""
+
+    def rename_volume(self, volume: Volume, new: Volume) -> None:
+        """Rename a volume, unmounting it first; this needs no space. Does nothing where that is done.
+
+        Raises HostError where there is one of the new name.
+        """
+
+    def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
+        """Mount the rootfs through the id map and give its path; does nothing when mounted so already."""
+
+    def unmount_volume(self, volume: Volume) -> None:
+        """Unmount the rootfs, and what is shown beside it; does nothing when it is not mounted."""
+
+    def volume_folder(self, volume: Volume) -> Path: ...
+
+    def volume_usage(self, volume: Volume) -> int | None:
+        """Bytes that the volume takes for itself, its image not counted; None where that costs too much."""
+
+    def volumes(self, kind: VolumeKind) -> list[str]:
+        """The storage names of all volumes of a kind on the pool: what the sweep at start-up looks at."""
+
+
+class Driver(PoolDriver, VolumeDriver, Protocol):
+    """What every driver can do."""
+
+
+@runtime_checkable
+class ImageDriver(Protocol):
+    """Images that instances share as long as they live. Without it each instance is a whole copy."""
+
+    def ensure_image(self, image: ImageSource, stopper: Stopper, *, ahead: bool) -> None:
+        """Bring an image onto the pool, once; safe to repeat after a kill.
+
+        With `ahead` it is done before anybody asked for it: at most half of the space that is left is taken.
+        Raises ProcessFailed where `stopper` ends it.
+        """
+
+    def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
+        """`create_volume` with what is in an image for which `ensure_image` has run."""
+
+    def image_of(self, volume: Volume) -> str | None:
+        """The fingerprint of the image that a volume cannot be without on the pool, if any."""
 
     def trim_image(self, fingerprint: str) -> None:
         """Of an image in several forms, remove those that new instances do not get and no instance needs."""
@@ -109,44 +145,53 @@ class Driver(Protocol):
     def image_users(self, fingerprint: str) -> list[str]:
         """The storage names of the instances that cannot be without this image on the pool."""
 
-    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
-        """Make the instance's folder, with `metadata.yaml` and `templates/`, not mounted.
 
-        `ensure_image` has run for the image. Without one the rootfs is an empty folder.
-        """
+@runtime_checkable
+class FolderDriver(Protocol):
+    """Folders beside an instance's rootfs. Without it they are refused."""
 
-    def delete_instance(self, name: str) -> str | None:
-        """Unmount and remove an instance's folder; does nothing where it is not there.
-
-        Gives the fingerprint of the image that it needed on the pool, if any.
-        """
-
-    def rename_instance(self, name: str, new: str) -> None:
-        """Rename the folder of an instance that is not mounted."""
-
-    def undo_rename(self, name: str, old: str) -> None:
-        """Give the folder back the name that it had until it was renamed; this needs no space."""
-
-    def renamed_from(self, name: str) -> str | None:
-        """The name that an instance's folder had before its last renaming; None where it had no other."""
-
-    def mount_instance(self, volume: InstanceVolume) -> Path:
-        """Mount the rootfs through the id map and give its path; does nothing when mounted so already."""
-
-    def unmount_instance(self, name: str) -> None:
-        """Unmount the rootfs; does nothing when it is not mounted."""
-
-    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
+    def mount_folder(self, volume: Volume, idmap: IdMap, name: str) -> Path:
         """Show the folder `name` beside a rootfs that is mounted through the id map, and give its path.
 
         It is made where it is not there, lies on the pool itself and not on a layer, goes where the
-        instance's folder goes, and is unmounted with the rootfs.
+        volume goes, and is unmounted with the rootfs.
         """
 
-    def instance_folder(self, name: str) -> Path: ...
 
-    def instance_usage(self, name: str) -> int | None:
-        """Bytes that the instance takes for itself, its image not counted; None where that costs too much."""
+@runtime_checkable
+class QuotaDriver(Protocol):
+    """Sizes that are enforced. Without it they are stored, and a warning says that they have no effect."""
 
-    def instances(self) -> list[str]:
-        """The storage names of all instance folders on the pool: what the sweep at start-up looks at."""
+    def set_quota(self, volume: Volume, size: int | None) -> None:
+        """Let a volume take so many bytes for itself; None lifts the limit.
+
+        Raises InvalidConfig for a size that it is beyond already.
+        """
+
+
+@dataclass(frozen=True)
+class DriverType:
+    """What a driver is: nothing else in the daemon names one."""
+
+    name: str
+    make: Callable[[Path, Mapping[str, str]], Driver]
+    """The driver of the pool whose folder in the state folder, and config, are given."""
+    keys: tuple[ConfigKey, ...] = ()
+    """Config keys of its pools beyond those of all; what is not `live` is fixed at creation."""
+    volume_keys: tuple[ConfigKey, ...] = ()
+    """The same of its volumes; `volume.<key>` of a pool is the default of new volumes."""
+    remote: bool = False
+    """Whether several servers can use one pool."""
+    version: str = "1"
+    """Of what it puts on disk, and of the tools that it needs."""
+
+    @cached_property
+    def pool_keys(self) -> KeyTable:
+        """All config keys of its pools."""
+        defaults = map(default_of_volumes, (*VOLUME_KEYS, *self.volume_keys))
+        return KeyTable(f"storage pools of the driver {self.name!r}", (*POOL_KEYS, *self.keys, *defaults))
+
+    @cached_property
+    def fixed(self) -> Mapping[str, str]:
+        """The config keys that cannot be changed once the pool is there, with their defaults."""
+        return {key.name: key.default for key in self.pool_keys.keys if not key.live}

@@ -3,46 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from utsuwa.core.errors import NotFound, Unavailable
-from utsuwa.storage.base import Driver
+from utsuwa.storage.base import Driver, DriverType, ImageDriver
+from utsuwa.storage.images_by_files import ImagesByFiles
+
+DELETED = "it is being deleted"
+"""Why a pool that could be mounted is not available."""
+
+
+class KnownPool:
+    """One pool with its driver."""
+
+    def __init__(self, name: str, kind: DriverType, folder: Path, config: Mapping[str, str]) -> None:
+        self.name = name
+        self.kind = kind
+        self.config = config
+        """What the driver was made with, or has been told since."""
+        self.driver: Driver = kind.make(folder, config)
+        self.shares_images = isinstance(self.driver, ImageDriver)
+        """Whether instances share their image's files, so that an image in use stays on the pool."""
+        self.images: ImageDriver = (
+            self.driver if isinstance(self.driver, ImageDriver) else ImagesByFiles(self.driver)
+        )
+        self.available = False
+        self.reason = DELETED
+        """Why it is not available."""
+
+    def unavailable(self) -> Unavailable:
+        return Unavailable(f"Storage pool {self.name!r} is not available: {self.reason}")
 
 
 class KnownPools:
     """Filled and emptied by the pools' manager; all parts of the storage look here."""
 
     def __init__(self) -> None:
-        self.drivers: dict[str, Driver] = {}
-        self.configs: dict[str, Mapping[str, str]] = {}
-        """What the drivers were made with, or have been told since."""
-        self.mounted: set[str] = set()
-        self.reasons: dict[str, str] = {}
-        """Why pools could not be mounted when that was tried last."""
+        self._pools: dict[str, KnownPool] = {}
 
-    def add(self, pool: str, driver: Driver, config: Mapping[str, str]) -> None:
-        self.drivers[pool] = driver
-        self.configs[pool] = config
+    def add(self, pool: KnownPool) -> None:
+        self._pools[pool.name] = pool
 
-    def remove(self, pool: str) -> None:
-        del self.drivers[pool], self.configs[pool]
+    def remove(self, pool: KnownPool) -> None:
+        del self._pools[pool.name]
 
-    def driver(self, pool: str) -> Driver:
-        """The driver of a pool that can be used. Raises NotFound, Unavailable."""
-        driver = self.driver_of_any(pool)
-        if pool not in self.mounted:
-            raise self.unavailable(pool)
-        return driver
+    def available(self, name: str) -> KnownPool:
+        """A pool that can be used. Raises NotFound, Unavailable."""
+        pool = self.get(name)
+        if not pool.available:
+            raise pool.unavailable()
+        return pool
 
-    def driver_of_any(self, pool: str) -> Driver:
+    def get(self, name: str) -> KnownPool:
         """Whether the pool is available or not. Raises NotFound, also where its row cannot be read."""
-        if pool not in self.drivers:
-            raise NotFound(f"Storage pool {pool!r} not found")
-        return self.drivers[pool]
+        if name not in self._pools:
+            raise NotFound(f"Storage pool {name!r} not found")
+        return self._pools[name]
 
-    def unavailable(self, pool: str) -> Unavailable:
-        reason = self.reasons.get(pool, "it is being deleted")
-        return Unavailable(f"Storage pool {pool!r} is not available: {reason}")
+    def all(self) -> list[KnownPool]:
+        """By name."""
+        return [self._pools[name] for name in sorted(self._pools)]
 
-    def usable(self) -> list[tuple[str, Driver]]:
+    def all_available(self) -> list[KnownPool]:
         """The pools that can be used, by name."""
-        return [(pool, self.drivers[pool]) for pool in sorted(self.mounted)]
+        return [pool for pool in self.all() if pool.available]

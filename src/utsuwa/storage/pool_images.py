@@ -21,8 +21,7 @@ from utsuwa.db.database import Database
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.processes.run import Stopper
 from utsuwa.storage.ahead import Ahead
-from utsuwa.storage.base import Driver
-from utsuwa.storage.known_pools import KnownPools
+from utsuwa.storage.known_pools import KnownPool, KnownPools
 from utsuwa.storage.volume_rows import new_row, replace_rows
 
 log = logging.getLogger(__name__)
@@ -62,64 +61,58 @@ class PoolImages:
 
     async def delete(self, fingerprint: str) -> None:
         """The image's row is gone: take it off every pool, but for those where instances stand on it."""
-        for pool, _ in self._pools.usable():
-            if self._holds[pool, fingerprint] <= 1:  # by nobody but who brings it there ahead
-                await self._ahead.end(pool, fingerprint)
-        for pool, driver in self._pools.usable():
-            await self._forget(pool, driver, fingerprint)
+        for pool in self._pools.all_available():
+            if self._holds[pool.name, fingerprint] <= 1:  # by nobody but who brings it there ahead
+                await self._ahead.end(pool.name, fingerprint)
+        for pool in self._pools.all_available():
+            await self._forget(pool, fingerprint)
 
     @contextlib.asynccontextmanager
     async def held(
-        self, pool: str, driver: Driver, image: ImageSource | None, ahead: Stopper | None = None
+        self, pool: KnownPool, image: ImageSource, stopper: Stopper, *, ahead: bool = False
     ) -> AsyncIterator[None]:
         """Bring an image onto the pool and keep it there for the block."""
-        if image is None:
-            yield
-            return
-        key = (pool, image.fingerprint)
+        key = (pool.name, image.fingerprint)
         self._holds[key] += 1
         try:
             async with self._locks.hold(*key):
-                await self._threads.run(driver.ensure_image, image, ahead)
-                if driver.capabilities.copy_on_write_images:
+                await self._threads.run(pool.images.ensure_image, image, stopper, ahead=ahead)
+                if pool.shares_images:
                     await self._note_row(*key)
             yield
         finally:
             self._holds[key] -= 1
             if not self._holds[key]:
                 del self._holds[key]
-            await self.forget_if_possible(pool, driver, image.fingerprint)
+            await self.forget_if_possible(pool, image.fingerprint)
 
-    async def forget_if_possible(
-        self, pool: str, driver: Driver, fingerprint: str, *, trim: bool = False
-    ) -> None:
+    async def forget_if_possible(self, pool: KnownPool, fingerprint: str, *, trim: bool = False) -> None:
         """Take an image off a pool where neither the daemon nor an instance needs it any more.
 
         `trim` is for one of whose instances one has gone: its form may have been that one's alone.
         What was done with an instance stands, whatever becomes of its image: the next start looks.
         """
         try:
-            await self._forget(pool, driver, fingerprint, trim=trim)
+            await self._forget(pool, fingerprint, trim=trim)
         except UtsuwaError as error:
-            log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool, error)
+            log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool.name, error)
 
-    async def leave(self, pool: str) -> None:
+    async def leave(self, pool: KnownPool) -> None:
         """The pool goes: nothing is brought there ahead any more."""
-        await self._ahead.end(pool=pool)
+        await self._ahead.end(pool=pool.name)
 
-    async def bring_anew(self, pool: str, driver: Driver) -> None:
+    async def bring_anew(self, pool: KnownPool) -> None:
         """The pool's config has changed: let the next use of each image bring it there by the new one."""
-        await self._ahead.end(pool=pool)
-        for fingerprint in await self._threads.run(driver.images):
-            await self._bring_anew(pool, driver, fingerprint)
+        await self._ahead.end(pool=pool.name)
+        for fingerprint in await self._threads.run(pool.images.images):
+            await self._bring_anew(pool, fingerprint)
 
-    async def sweep(self, pool: str, driver: Driver) -> None:
+    async def sweep(self, pool: KnownPool) -> None:
         """A pool was mounted: take off what nobody needs, and have a row for each image that stays."""
-        for fingerprint in await self._threads.run(driver.images):
-            await self._forget(pool, driver, fingerprint, trim=True)
-        keeps = driver.capabilities.copy_on_write_images
-        there = set(await self._threads.run(driver.images)) if keeps else set()
-        await self._database.write("sweep image volumes", _agree, pool, there)
+        for fingerprint in await self._threads.run(pool.images.images):
+            await self._forget(pool, fingerprint, trim=True)
+        there = set(await self._threads.run(pool.images.images)) if pool.shares_images else set()
+        await self._database.write("sweep image volumes", _agree, pool.name, there)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -128,24 +121,24 @@ class PoolImages:
 
     async def _prepare(self, image: ImageSource) -> None:
         use = await self._database.read("use of pools", storage_pools.used_by)
-        for pool, driver in self._pools.usable():
-            if use[pool].profiles and driver.capabilities.copy_on_write_images:
-                self._ahead.begin(pool, image)
+        for pool in self._pools.all_available():
+            if use[pool.name].profiles and pool.shares_images:
+                self._ahead.begin(pool.name, image)
 
     async def _bring_ahead(self, pool: str, image: ImageSource, stopper: Stopper) -> None:
         if not await self._database.read("projects with image", image_rows.projects_with, image.fingerprint):
             return
-        async with self.held(pool, self._pools.driver(pool), image, stopper):
+        async with self.held(self._pools.available(pool), image, stopper, ahead=True):
             pass
 
     async def _sync(self, after: float = _SYNC_SECONDS) -> None:
         """Have the images on the disk that were brought onto the pools of late."""
         await asyncio.sleep(after)
-        for pool, driver in self._pools.usable():
+        for pool in self._pools.all_available():
             try:
-                await self._threads.run(driver.sync_images)
+                await self._threads.run(pool.images.sync_images)
             except UtsuwaError as error:
-                log.warning("storage pool %r: %s", pool, error)
+                log.warning("storage pool %r: %s", pool.name, error)
 
     async def _note_row(self, pool: str, fingerprint: str) -> None:
         if (pool, fingerprint) not in self._known_rows:
@@ -153,32 +146,32 @@ class PoolImages:
             self._known_rows.add((pool, fingerprint))
             self._in_background(self._sync())
 
-    async def _forget(self, pool: str, driver: Driver, fingerprint: str, *, trim: bool = False) -> None:
-        async with self._locks.hold(pool, fingerprint):
-            if self._holds[pool, fingerprint]:
+    async def _forget(self, pool: KnownPool, fingerprint: str, *, trim: bool = False) -> None:
+        async with self._locks.hold(pool.name, fingerprint):
+            if self._holds[pool.name, fingerprint]:
                 return
             projects = await self._database.read("projects with image", image_rows.projects_with, fingerprint)
-            if projects or await self._threads.run(driver.image_users, fingerprint):
+            if projects or await self._threads.run(pool.images.image_users, fingerprint):
                 if trim:
-                    await self._threads.run(driver.trim_image, fingerprint)
+                    await self._threads.run(pool.images.trim_image, fingerprint)
                 return
-            await self._take_off(pool, driver, fingerprint)
+            await self._take_off(pool, fingerprint)
 
-    async def _bring_anew(self, pool: str, driver: Driver, fingerprint: str) -> None:
-        async with self._locks.hold(pool, fingerprint):
-            if self._holds[pool, fingerprint]:
+    async def _bring_anew(self, pool: KnownPool, fingerprint: str) -> None:
+        async with self._locks.hold(pool.name, fingerprint):
+            if self._holds[pool.name, fingerprint]:
                 return
-            self._known_rows.discard((pool, fingerprint))
-            if await self._threads.run(driver.image_users, fingerprint):
-                await self._threads.run(driver.trim_image, fingerprint)
+            self._known_rows.discard((pool.name, fingerprint))
+            if await self._threads.run(pool.images.image_users, fingerprint):
+                await self._threads.run(pool.images.trim_image, fingerprint)
             else:
-                await self._take_off(pool, driver, fingerprint)
+                await self._take_off(pool, fingerprint)
 
-    async def _take_off(self, pool: str, driver: Driver, fingerprint: str) -> None:
+    async def _take_off(self, pool: KnownPool, fingerprint: str) -> None:
         """Remove an image from a pool; the caller has its lock."""
-        self._known_rows.discard((pool, fingerprint))
-        await self._threads.run(driver.delete_image, fingerprint)
-        await self._database.write("image is off the pool", _forget_row, pool, fingerprint)
+        self._known_rows.discard((pool.name, fingerprint))
+        await self._threads.run(pool.images.delete_image, fingerprint)
+        await self._database.write("image is off the pool", _forget_row, pool.name, fingerprint)
 
 
 def _agree(tx: Transaction, pool: str, there: set[str]) -> None:

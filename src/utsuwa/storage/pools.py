@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utsuwa.core.config_keys import KeyTable, without_volatile
+from utsuwa.core.config_keys import without_volatile
 from utsuwa.core.errors import (
     InUse,
     InvalidConfig,
-    InvalidRequest,
     NotFound,
     OtherMember,
     Unavailable,
@@ -21,7 +20,7 @@ from utsuwa.core.errors import (
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import check_object_name
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, FIXED_KEYS, MEMBER_KEYS, POOL_KEYS
+from utsuwa.core.pool_keys import MEMBER_KEYS
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.threads import Threads
 from utsuwa.core.urls import object_url
@@ -31,9 +30,9 @@ from utsuwa.db.database import Database
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.transaction import Transaction
 from utsuwa.operations.events import EventHub
-from utsuwa.storage.base import Driver, Usage
-from utsuwa.storage.drivers import DEFAULT_DRIVER, load_driver
-from utsuwa.storage.known_pools import KnownPools
+from utsuwa.storage.base import DriverType, Usage
+from utsuwa.storage.drivers import DEFAULT_DRIVER, driver_type
+from utsuwa.storage.known_pools import DELETED, KnownPool, KnownPools
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.sweep import Known, Sweep
 from utsuwa.wire import edits
@@ -86,31 +85,33 @@ class PoolManager:
         for row in await self._database.read("storage pools", storage_pools.get_all):
             if row.state in (UNKNOWN, PENDING):
                 continue
-            driver = load_driver(row.driver, self._paths.pool(row.name), row.config)
+            pool = self._of(row)
             if row.state in HALF_MADE:
-                await self._discard(row, driver)
+                await self._discard(row, pool)
                 continue
-            self._known.add(row.name, driver, row.config)
+            self._known.add(pool)
             try:
-                await self._open(row.name, driver, known)
+                await self._open(pool, known)
             except UtsuwaError as error:
-                self._known.reasons[row.name] = error.message
                 log.error("storage pool %r cannot be used: %s", row.name, error)
+
+    def _of(self, row: PoolRow) -> KnownPool:
+        return KnownPool(row.name, driver_type(row.driver), self._paths.pool(row.name), row.config)
 
     async def unmount_all(self) -> None:
         """For the shutdown of all: no container runs any more, and no mount is left."""
-        for pool, driver in self._known.usable():
+        for pool in self._known.all_available():
             try:
-                await self._threads.run(driver.unmount)
+                await self._threads.run(pool.driver.unmount)
             except UtsuwaError as error:
-                log.warning("storage pool %r stays mounted: %s", pool, error)
-        self._known.mounted.clear()
+                log.warning("storage pool %r stays mounted: %s", pool.name, error)
+            pool.available = False
 
-    async def _discard(self, row: PoolRow, driver: Driver) -> None:
+    async def _discard(self, row: PoolRow, pool: KnownPool) -> None:
         log.info("removing the half-made or half-deleted storage pool %r", row.name)
         try:
             # A creation may have been cut off before it saw that its source is somebody's already.
-            await self._threads.run(driver.discard if row.state == "creating" else driver.delete)
+            await self._threads.run(pool.driver.discard if row.state == "creating" else pool.driver.delete)
         except UtsuwaError as error:
             log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
         await self._remove_row(row)
@@ -120,7 +121,7 @@ class PoolManager:
     @property
     def drivers_in_use(self) -> set[str]:
         """The names of the drivers of all pools."""
-        return {driver.capabilities.name for driver in self._known.drivers.values()}
+        return {pool.kind.name for pool in self._known.all()}
 
     async def get(self, name: str) -> PoolRow:
         """A pool that this member has. Raises NotFound, also while it is still being made, OtherMember."""
@@ -150,13 +151,14 @@ class PoolManager:
         return [self._shown(row, use) for row in rows if row.state in _VISIBLE]
 
     def _shown(self, row: PoolRow, use: Mapping[str, PoolUse]) -> Pool:
-        return Pool(row, use.get(row.name, PoolUse()), row.name in self._known.mounted)
+        available = any(pool.name == row.name for pool in self._known.all_available())
+        return Pool(row, use.get(row.name, PoolUse()), available)
 
     async def resources(self, name: str) -> Usage:
         """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
         await self.get(name)
-        await self.ensure_available(name)
-        return await self._threads.run(self._known.driver(name).usage)
+        pool = await self.ensure_available(name)
+        return await self._threads.run(pool.driver.usage)
 
     # Creating, changing and deleting
 
@@ -172,30 +174,31 @@ class PoolManager:
         Raises InvalidName, InvalidRequest (driver), InvalidConfig, AlreadyExists, HostError.
         """
         check_object_name("Storage pool", name)
-        row = self._first_row(name, driver or DEFAULT_DRIVER, description, config or {})
+        row = self._first_row(name, driver_type(driver or DEFAULT_DRIVER), description, config or {})
         async with self._locks.hold(name), Rollback() as undo:
             row = _joined(row, config or {}, await self._database.read("storage pool", _of_others, name))
-            work = load_driver(row.driver, self._paths.pool(name), row.config)
+            pool = self._of(row)
             row = replace(row, id=await self._database.write("reserve storage pool", _reserve, row))
             undo.push(self._remove_row, row)
-            await self._threads.make(undo, work.delete, work.create)
+            await self._threads.make(undo, pool.driver.delete, pool.driver.create)
             await self._set_state(row, "ready")
-            self._known.add(name, work, row.config)
-            self._known.mounted.add(name)
+            pool.available = True
+            self._known.add(pool)
             undo.keep()
         self._lifecycle("created", name, {"driver": row.driver})
 
-    def _first_row(self, name: str, driver: str, description: str, config: Mapping[str, str]) -> PoolRow:
+    def _first_row(self, name: str, kind: DriverType, description: str, config: Mapping[str, str]) -> PoolRow:
         given = {key: value for key, value in without_volatile(config).items() if value}
-        keys_of(driver).check(given)
+        kind.pool_keys.check(given)
         if "source" in given:
             given["source"] = str(self._checked_source(name, given["source"]))
             given["volatile.initial_source"] = config["source"]
         else:
             given["source"] = str(self._paths.pool(name))
-        if driver == "overlay":
-            given.setdefault("overlay.mount_options", DEFAULT_OVERLAY_OPTIONS)
-        return PoolRow(id=0, name=name, driver=driver, description=description, config=given)
+        # What cannot be changed later holds for the pool's whole life, whatever the daemon's defaults become.
+        defaults = {key: default for key, default in kind.fixed.items() if default}
+        config = {**defaults, **given}
+        return PoolRow(id=0, name=name, driver=kind.name, description=description, config=config)
 
     def _checked_source(self, name: str, source: str) -> Path:
         """The source without symlinks; nothing in the state folder but the pool's own place is one."""
@@ -215,33 +218,33 @@ class PoolManager:
             row = await self.get(name)
             new = edits.edited(editable(row), change, if_match)
             wanted = {key: value for key, value in new.config.items() if value}
-            for key in FIXED_KEYS & row.config.keys():
-                wanted.setdefault(key, row.config[key])
-            for key in FIXED_KEYS & (wanted.keys() | row.config.keys()):
+            pool = self._known.get(name)
+            for key in pool.kind.fixed:
+                if key in row.config:
+                    wanted.setdefault(key, row.config[key])
                 if wanted.get(key) != row.config.get(key):
                     raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
-            keys_of(row.driver).check(wanted)
+            pool.kind.pool_keys.check(wanted)
             changed = replace(row, description=new.description, config=wanted)
             await self._database.write("update storage pool", storage_pools.update, changed)
-            await self._configure(name, wanted)
+            await self._configure(pool, wanted)
         self._lifecycle("updated", name)
 
     async def follow_others(self) -> None:
         """Take over what other members have changed in pools that this one has as well."""
-        for row in await self._database.read("storage pools", storage_pools.get_all):
-            if row.state == "ready" and self._known.configs.get(row.name, row.config) != row.config:
-                async with self._locks.hold(row.name):
-                    log.info("storage pool %r was changed on another member", row.name)
-                    await self._configure(row.name, (await self.get(row.name)).config)
+        rows = await self._database.read("storage pools", storage_pools.get_all)
+        stored = {row.name: row.config for row in rows if row.state == "ready"}
+        for pool in self._known.all():
+            if stored.get(pool.name, pool.config) != pool.config:
+                async with self._locks.hold(pool.name):
+                    log.info("storage pool %r was changed on another member", pool.name)
+                    await self._configure(pool, (await self.get(pool.name)).config)
 
-    async def _configure(self, name: str, config: Mapping[str, str]) -> None:
+    async def _configure(self, pool: KnownPool, config: Mapping[str, str]) -> None:
         """Let the driver know, and take off the pool what it would bring on in another form now."""
-        driver, old = self._known.drivers[name], self._known.configs[name]
-        self._known.configs[name] = config
-        driver.configure(config)
-        changed = config.get("overlay.unpack_images") != old.get("overlay.unpack_images")
-        if name in self._known.mounted and changed:
-            await self._images.bring_anew(name, driver)
+        pool.config = config
+        if await self._threads.run(pool.driver.configure, config) and pool.available:
+            await self._images.bring_anew(pool)
 
     async def delete(self, name: str) -> None:
         """Remove a pool with the images on it from this member.
@@ -251,43 +254,41 @@ class PoolManager:
         """
         await self.get(name)
         if not await self.is_available(name):
-            reason = self._known.unavailable(name).message
+            reason = self._known.get(name).unavailable().message
             log.warning("storage pool %r is deleted without what is on it: %s", name, reason)
         async with self._locks.hold(name):
             await self.get(name)
-            driver = self._known.drivers[name]
-            pool = await self._closed_for_deletion(name)
-            await self._images.leave(name)
+            pool = self._known.get(name)
+            row = await self._closed_for_deletion(pool)
+            await self._images.leave(pool)
             async with Rollback() as undo:
-                undo.push(self._set_state, pool.row, "ready")
-                await self._threads.run(driver.delete)
-                await self._remove_row(pool.row)
+                undo.push(self._set_state, row, "ready")
+                await self._threads.run(pool.driver.delete)
+                await self._remove_row(row)
                 undo.keep()
-            self._known.remove(name)
+            self._known.remove(pool)
         self._lifecycle("deleted", name)
 
-    async def _closed_for_deletion(self, name: str) -> Pool:
+    async def _closed_for_deletion(self, pool: KnownPool) -> PoolRow:
         """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
         sees that the pool is closed. It is open again where this raises InUse, or OutOfSpace for want of
         room to note the deletion. One that is seen to be used is not closed: its instances go on.
         """
-        await self._unused(name)
-        mounted = self._known.mounted
+        await self._unused(pool.name)
         async with Rollback() as undo:
-            if name in mounted:
-                mounted.discard(name)
-                undo.push(mounted.add, name)
-            pool = await self._unused(name)
-            await self._set_state(pool.row, "deleting")
+            undo.push(setattr, pool, "available", pool.available)
+            pool.available = False
+            row = await self._unused(pool.name)
+            await self._set_state(row, "deleting")
             undo.keep()
-        return pool
+        return row
 
-    async def _unused(self, name: str) -> Pool:
+    async def _unused(self, name: str) -> PoolRow:
         """Raises NotFound, InUse."""
         pool = await self.show(name)
         if pool.use.profiles or any(kind != VOLUME_IMAGE for kind in pool.use.here):
             raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
-        return pool
+        return pool.row
 
     async def _set_state(self, row: PoolRow, state: State) -> None:
         await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
@@ -297,37 +298,42 @@ class PoolManager:
 
     # Pools that cannot be mounted
 
-    async def ensure_available(self, pool: str) -> None:
-        """Mount a pool that could not be mounted earlier: its disk may be there by now.
+    async def ensure_available(self, name: str) -> KnownPool:
+        """A pool that can be used; one that could not be mounted earlier is tried again.
 
         Raises NotFound, or Unavailable with what keeps it from being mounted.
         """
-        if pool in self._known.drivers and pool not in self._known.mounted:
-            await self._try_again(pool)
-        self._known.driver(pool)
+        if not self._known.get(name).available:
+            await self._try_again(name)
+        return self._known.available(name)
 
-    async def is_available(self, pool: str) -> bool:
+    async def is_available(self, name: str) -> bool:
         """Whether a pool can be used, by now. Raises NotFound."""
         with contextlib.suppress(Unavailable):
-            await self.ensure_available(pool)
-        return pool in self._known.mounted
+            await self.ensure_available(name)
+        return self._known.get(name).available
 
-    async def _try_again(self, pool: str) -> None:
-        async with self._locks.hold(pool):
-            if pool in self._known.mounted or pool not in self._known.drivers:
+    async def _try_again(self, name: str) -> None:
+        async with self._locks.hold(name):
+            pool = self._known.get(name)
+            if pool.available:
                 return
             known = await self._sweep.known()
             try:
-                await self._open(pool, self._known.drivers[pool], known)
+                await self._open(pool, known)
             except UtsuwaError as error:
-                self._known.reasons[pool] = error.message
-                raise self._known.unavailable(pool) from error
-            log.info("storage pool %r can be used again", pool)
+                raise pool.unavailable() from error
+            log.info("storage pool %r can be used again", name)
 
-    async def _open(self, pool: str, driver: Driver, known: Known) -> None:
-        await self._threads.run(driver.mount)
-        self._known.mounted.add(pool)
-        await self._sweep.run(pool, driver, known)
+    async def _open(self, pool: KnownPool, known: Known) -> None:
+        try:
+            await self._threads.run(pool.driver.mount)
+            pool.available = True
+            await self._sweep.run(pool, known)
+        except UtsuwaError as error:
+            pool.reason = error.message
+            raise
+        pool.reason = DELETED
 
     def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
         url = object_url("storage-pools", pool)
@@ -371,16 +377,6 @@ def _joined(row: PoolRow, asked: Mapping[str, str], others: PoolRow | None) -> P
 
 def editable(row: PoolRow) -> StoragePoolPut:
     return StoragePoolPut(config=row.config, description=row.description)
-
-
-def keys_of(driver: str) -> KeyTable:
-    """The config keys of a driver's pools. Raises InvalidRequest for a driver that is not there."""
-    table = POOL_KEYS.get(driver)
-    if table is None:
-        raise InvalidRequest(
-            f"Unknown storage driver {driver[:40]!r}: use one of {', '.join(sorted(POOL_KEYS))}"
-        )
-    return table
 
 
 def _reserve(tx: Transaction, new: PoolRow) -> int:

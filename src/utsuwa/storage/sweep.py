@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from utsuwa.core.threads import Threads
 from utsuwa.core.volumes import Volume
@@ -12,7 +13,8 @@ from utsuwa.db import storage_volumes
 from utsuwa.db.codes import VOLUME_CONTAINER
 from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
-from utsuwa.storage.base import Driver
+from utsuwa.db.transaction import Transaction
+from utsuwa.storage.known_pools import KnownPool
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.volume_rows import new_row, replace_rows
@@ -40,18 +42,38 @@ class Sweep:
     async def known(self) -> Known:
         return root_volumes(await self._database.read("instances", instance_rows.get_here))
 
-    async def run(self, pool: str, driver: Driver, known: Known) -> None:
+    async def run(self, pool: KnownPool, known: Known) -> None:
         """Rows without an instance, missing links, images without a use; unknown folders are only named."""
-        await self._undo_renames(driver, known)
-        there = await self._threads.run(driver.instances)
-        await self._agree(pool, there, known)
+        await self._undo_renames(pool, known)
+        there = await self._threads.run(pool.driver.volumes, "container")
+        await self._agree(pool.name, there, known)
         for name in there:
             if name in known:
-                await self._threads.run(self._links.make, name, driver.instance_folder(name))
+                await self._threads.run(self._links.make, name, pool.driver.volume_folder(known[name]))
             else:
                 # Never removed: a database restored from a backup must not cost what it does not know.
-                log.warning("no instance belongs to %s on storage pool %r: remove it by hand", name, pool)
-        await self._images.sweep(pool, driver)
+                log.warning(
+                    "no instance belongs to %s on storage pool %r: remove it by hand", name, pool.name
+                )
+        await self._images.sweep(pool)
+
+    async def _undo_renames(self, pool: KnownPool, known: Known) -> None:
+        """Give files their old name back where a kill came before the instance had its new one."""
+        rows = await self._database.read(
+            "storage volumes", storage_volumes.get_here, pool.name, VOLUME_CONTAINER
+        )
+        begun = [row for row in rows if row.new_name]
+        if not begun:
+            return
+        there = set(await self._threads.run(pool.driver.volumes, "container"))
+        for row in begun:
+            old = Volume("container", row.project, row.name)
+            new = replace(old, name=row.new_name)
+            moved = new.storage_name in there and old.storage_name not in there
+            if moved and new.storage_name not in known:
+                log.info("undoing the renaming of %s to %s", old.storage_name, new.storage_name)
+                await self._threads.run(pool.driver.rename_volume, new, old)
+        await self._database.write("renames are undone", _forget_renames, [row.id for row in begun])
 
     async def _agree(self, pool: str, there: Iterable[str], known: Known) -> None:
         """A row for each instance on the pool, and for no other."""
@@ -63,11 +85,7 @@ class Sweep:
             new = [new_row(pool, volume) for volume in lacking]
             await self._database.write("sweep storage volumes", replace_rows, stale, new)
 
-    async def _undo_renames(self, driver: Driver, known: Container[str]) -> None:
-        """Give folders their old name back where a kill came before the instance had its new one."""
-        there = await self._threads.run(driver.instances)
-        for name in there:
-            old = None if name in known else await self._threads.run(driver.renamed_from, name)
-            if old is not None and old in known and old not in there:
-                log.info("undoing the renaming of %s to %s", old, name)
-                await self._threads.run(driver.undo_rename, name, old)
+
+def _forget_renames(tx: Transaction, volume_ids: Iterable[int]) -> None:
+    for volume_id in volume_ids:
+        storage_volumes.set_new_name(tx, volume_id, "")

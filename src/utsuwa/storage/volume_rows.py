@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from utsuwa.core import clock
 from utsuwa.core.volumes import Volume
@@ -12,7 +13,7 @@ from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
 
 
-def new_row(pool: str, volume: Volume) -> VolumeRow:
+def new_row(pool: str, volume: Volume, config: Mapping[str, str] = MappingProxyType({})) -> VolumeRow:
     return VolumeRow(
         id=0,
         project=volume.project,
@@ -21,6 +22,7 @@ def new_row(pool: str, volume: Volume) -> VolumeRow:
         type=VOLUME_TYPES[volume.kind],
         description="",
         created_at=clock.now(),
+        config=dict(config),
     )
 
 

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from utsuwa.core.errors import HostError, NotFound, Unavailable
+from utsuwa.core.errors import HostError, InvalidConfig, NotFound, Unavailable, UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.threads import Threads
+from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
 from utsuwa.db import storage_volumes
 from utsuwa.db.codes import VOLUME_IMAGE, VOLUME_TYPES
 from utsuwa.db.database import Database
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.storage.base import InstanceVolume
-from utsuwa.storage.known_pools import KnownPools
+from utsuwa.host.processes.run import Stopper
+from utsuwa.storage.base import FolderDriver, QuotaDriver
+from utsuwa.storage.known_pools import KnownPool, KnownPools
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
 from utsuwa.storage.volume_rows import new_row
 
 log = logging.getLogger(__name__)
+
+ENFORCED_KEY = "volatile.size.enforced"
+"""`false` in the config of a volume whose size has no effect: the pool's driver has no quotas."""
 
 Change = Callable[[Transaction], None]
 """What is to be stored in the same transaction as something else."""
@@ -79,33 +84,62 @@ class VolumeManager:
     # Root volumes of instances
 
     async def create(
-        self, pool: str, volume: Volume, idmap: IdMap, image: ImageSource | None, size: int | None = None
+        self, pool: str, volume: Volume, idmap: IdMap, image: ImageSource | None, size: str = ""
     ) -> None:
         """Make the files of a new instance, its volume's row and its link in `containers/`; not mounted.
+
+        `size` is that of the root disk as it is configured, empty for none.
 
         Raises NotFound (pool), Unavailable, AlreadyExists, InvalidImage, OutOfSpace, HostError; nothing is
         left then.
         """
-        await self._pools.ensure_available(pool)
-        driver = self._known.driver(pool)
-        name = volume.storage_name
+        at = await self._pools.ensure_available(pool)
         async with self._locks.hold(pool, volume), Rollback() as undo:
-            row_id = await self._database.write(
-                "insert storage volume", storage_volumes.insert, new_row(pool, volume)
-            )
+            row = new_row(pool, volume, _shown_size(at, size))
+            row_id = await self._database.write("insert storage volume", storage_volumes.insert, row)
             undo.push(self._remove_row, row_id)
             # Whoever deletes the pool has seen the row, or has closed the pool by now.
-            self._known.driver(pool)
-            if image is not None:
-                undo.push(self._images.forget_if_possible, pool, driver, image.fingerprint)
-            async with self._images.held(pool, driver, image):
-                described = InstanceVolume(name, idmap, image.fingerprint if image else None, size)
-                revert = partial(driver.delete_instance, name)
-                await self._threads.make(undo, revert, driver.create_instance, described, image)
-            await self._threads.make(
-                undo, partial(self._links.remove, name), self._links.make, name, driver.instance_folder(name)
-            )
+            self._known.available(pool)
+            revert = partial(at.driver.delete_volume, volume)
+            if image is None:
+                await self._threads.make(undo, revert, at.driver.create_volume, volume, idmap, None)
+            else:
+                undo.push(self._images.forget_if_possible, at, image.fingerprint)
+                stopper = Stopper()
+                async with self._images.held(at, image, stopper):
+                    create = at.images.create_from_image
+                    await self._threads.make(undo, revert, create, volume, idmap, image, stopper)
+            if size:
+                await self._apply_size(at, volume, size)
+            await self._make_link(at, volume, undo)
             undo.keep()
+
+    async def set_size(self, pool: str, volume: Volume, size: str) -> None:
+        """Let a volume take so much for itself, where the pool can enforce that; empty lifts the limit.
+
+        Raises NotFound, Unavailable, InvalidConfig.
+        """
+        at = self._known.get(pool)
+        if isinstance(at.driver, QuotaDriver):
+            await self._pools.ensure_available(pool)
+        async with self._locks.hold(pool, volume):
+            await self._apply_size(at, volume, size)
+            await self._database.write("size of volume", _note_size, pool, volume, _shown_size(at, size))
+
+    async def _apply_size(self, pool: KnownPool, volume: Volume, size: str) -> None:
+        if isinstance(pool.driver, QuotaDriver):
+            limit = parse_bytes(size) if size else None
+            await self._threads.run(pool.driver.set_quota, volume, limit)
+        elif size:
+            log.warning(
+                "the size of %s is not enforced: storage pools of the driver %r have no quotas",
+                volume.path,
+                pool.kind.name,
+            )
+
+    async def _make_link(self, pool: KnownPool, volume: Volume, undo: Rollback) -> None:
+        name, target = volume.storage_name, pool.driver.volume_folder(volume)
+        await self._threads.make(undo, partial(self._links.remove, name), self._links.make, name, target)
 
     async def delete(self, pool: str, volume: Volume, also: Change | None = None) -> None:
         """Remove an instance's files, link and row; does nothing for what is not there.
@@ -114,12 +148,14 @@ class VolumeManager:
         available stay where they are: a pool that is lost for good must not keep its instances for ever.
         """
         available = await self._pools.is_available(pool)
-        driver = self._known.driver_of_any(pool)
-        name = volume.storage_name
+        at = self._known.get(pool)
+        name, fingerprint = volume.storage_name, None
         async with self._locks.hold(pool, volume):
             await self._threads.run(self._links.remove, name)
-            fingerprint = await self._threads.run(driver.delete_instance, name) if available else None
-            if not available:
+            if available:
+                fingerprint = await self._threads.run(at.images.image_of, volume)
+                await self._threads.run(at.driver.delete_volume, volume)
+            else:
                 log.warning(
                     "instance %s is deleted without its files, for storage pool %r is not available: "
                     "should its source come back, remove %s there by hand",
@@ -129,63 +165,73 @@ class VolumeManager:
                 )
             await self._database.write("delete storage volume", _forget, pool, volume, also)
         if fingerprint is not None:
-            await self._images.forget_if_possible(pool, driver, fingerprint, trim=True)
+            await self._images.forget_if_possible(at, fingerprint, trim=True)
 
     async def rename(self, pool: str, volume: Volume, new_name: str, also: Change | None = None) -> None:
         """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError.
 
         `also` is for what must be stored in the same transaction: files alone can be named back for sure.
+        What is intended is noted before they move, so that a start after a kill can name them back.
         """
-        await self._pools.ensure_available(pool)
-        driver = self._known.driver(pool)
+        at = await self._pools.ensure_available(pool)
         new = replace(volume, name=new_name)
-        old_name, name = volume.storage_name, new.storage_name
         first, second = sorted((volume, new), key=lambda volume: volume.name)
         async with self._locks.hold(pool, first), self._locks.hold(pool, second), Rollback() as undo:
-            row = await self._database.read("storage volume", _row_of, pool, volume)
-            revert = partial(driver.undo_rename, name, old_name)
-            await self._threads.make(undo, revert, driver.rename_instance, old_name, name)
-            await self._threads.make(
-                undo, partial(self._links.remove, name), self._links.make, name, driver.instance_folder(name)
-            )
-            await self._database.write("rename storage volume", _renamed, row.id, new_name, also)
+            row_id = await self._database.write("volume is renamed", _intended, pool, volume, new_name)
+            undo.push(self._forget_intention, row_id)
+            revert = partial(at.driver.rename_volume, new, volume)
+            await self._threads.make(undo, revert, at.driver.rename_volume, volume, new)
+            await self._make_link(at, new, undo)
+            await self._database.write("rename storage volume", _renamed, row_id, new_name, also)
             undo.keep()
             # Not before: on a disk that is full it could not be made again.
-            await self._threads.run(self._links.remove, old_name)
+            await self._threads.run(self._links.remove, volume.storage_name)
+
+    async def _forget_intention(self, row_id: int) -> None:
+        """Where there is no room for that, the next start finds the files where they were and forgets it."""
+        try:
+            await self._database.write("volume is not renamed", storage_volumes.set_new_name, row_id, "")
+        except UtsuwaError as error:
+            log.warning("that a volume was to be renamed stays noted until the next start: %s", error)
 
     async def mount(self, pool: str, volume: Volume, idmap: IdMap) -> Path:
         """Mount an instance's rootfs through its map (again, where the map changed) and give its path."""
-        driver = self._known.driver(pool)
+        at = self._known.available(pool)
         async with self._locks.hold(pool, volume):
-            return await self._threads.run(driver.mount_instance, InstanceVolume(volume.storage_name, idmap))
+            return await self._threads.run(at.driver.mount_volume, volume, idmap)
 
     async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
-        """Show a folder beside a mounted rootfs, as the driver's method of that name, and give its path."""
-        driver = self._known.driver(pool)
+        """Show a folder beside a mounted rootfs, as the driver's method of that name, and give its path.
+
+        Raises InvalidConfig where the pool has no such folders.
+        """
+        at = self._known.available(pool)
+        if not isinstance(at.driver, FolderDriver):
+            raise InvalidConfig(
+                f"Storage pools of the driver {at.kind.name!r} have no folders beside the root disk"
+            )
         async with self._locks.hold(pool, volume):
-            described = InstanceVolume(volume.storage_name, idmap)
-            return await self._threads.run(driver.mount_folder, described, name)
+            return await self._threads.run(at.driver.mount_folder, volume, idmap, name)
 
     async def unmount(self, pool: str, volume: Volume) -> None:
         """Unmount an instance's rootfs; does nothing where it is not mounted.
 
         It may be mounted although its pool is not available any more. Raises NotFound (pool).
         """
-        driver = self._known.driver_of_any(pool)
+        at = self._known.get(pool)
         async with self._locks.hold(pool, volume):
-            await self._threads.run(driver.unmount_instance, volume.storage_name)
+            await self._threads.run(at.driver.unmount_volume, volume)
 
     def folder(self, pool: str, volume: Volume) -> Path:
         """The folder that holds `rootfs/`, `metadata.yaml` and `templates/`. Raises NotFound, Unavailable."""
-        return self._known.driver(pool).instance_folder(volume.storage_name)
+        return self._known.available(pool).driver.volume_folder(volume)
 
     async def usage(self, pool: str, volume: Volume) -> int | None:
         """Bytes that an instance takes for itself; None where its driver cannot tell cheaply."""
-        name = volume.storage_name
         try:
-            return await self._threads.run(self._known.driver(pool).instance_usage, name)
+            return await self._threads.run(self._known.available(pool).driver.volume_usage, volume)
         except (HostError, Unavailable) as error:
-            log.info("no disk usage of %s: %s", name, error)
+            log.info("no disk usage of %s: %s", volume.storage_name, error)
             return None
 
     async def _remove_row(self, row_id: int) -> None:
@@ -201,6 +247,25 @@ def _forget(tx: Transaction, pool: str, volume: Volume, also: Change | None) -> 
         storage_volumes.delete(tx, _row_of(tx, pool, volume).id)
     if also is not None:
         also(tx)
+
+
+def _shown_size(pool: KnownPool, size: str) -> dict[str, str]:
+    """What the row of a volume tells of its size."""
+    if not size:
+        return {}
+    return {"size": size} if isinstance(pool.driver, QuotaDriver) else {"size": size, ENFORCED_KEY: "false"}
+
+
+def _note_size(tx: Transaction, pool: str, volume: Volume, shown: Mapping[str, str]) -> None:
+    row = _row_of(tx, pool, volume)
+    others = {key: value for key, value in row.config.items() if key not in ("size", ENFORCED_KEY)}
+    storage_volumes.update(tx, replace(row, config={**others, **shown}))
+
+
+def _intended(tx: Transaction, pool: str, volume: Volume, new: str) -> int:
+    row = _row_of(tx, pool, volume)
+    storage_volumes.set_new_name(tx, row.id, new)
+    return row.id
 
 
 def _renamed(tx: Transaction, row_id: int, new: str, also: Change | None) -> None:

@@ -27,7 +27,7 @@ def file_systems(facts: Facts) -> Iterator[Verdict]:
         can.overlay,
         f"{place} can hold layers",
         f"{place} cannot hold the upper layer of an overlay",
-        "storage pools need the driver dir, which copies the image for every container",
+        "storage pools need a driver that copies the image for every container",
         "put the state folder (or the pool's source) on ext4, xfs or btrfs; load the module overlay",
     )
     if can.overlay:

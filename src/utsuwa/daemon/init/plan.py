@@ -9,12 +9,10 @@ from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.daemon.init.options import DEFAULT_PORT, Options
 from utsuwa.daemon.init.preseed import NetworkSeed, PoolSeed, Preseed, ProfileSeed
 from utsuwa.daemon.init.state import ServerState
+from utsuwa.storage.drivers import DEFAULT_DRIVER
 
 POOL = "default"
 PROFILE = "default"
-PREFERRED_DRIVER = "overlay"
-_FOLDER_DRIVERS = frozenset(("dir", "overlay"))
-"""Drivers whose pool is a folder: there is nothing to choose."""
 _KNOWN_DRIVERS = frozenset(("btrfs", "ceph", "cephfs", "cephobject", "lvm", "zfs"))
 """LXD's, which a server may lack."""
 
@@ -28,7 +26,7 @@ def automatic(options: Options, state: ServerState) -> Preseed:
         if state.pools:
             there = ", ".join(sorted(state.pools))
             raise InvalidRequest(f"There is a storage pool already ({there}): leave --storage-backend out")
-    _refuse_storage_details(options)
+    _refuse_storage_details(options, state.drivers)
     if not state.pools:
         driver = options.storage_backend or default_driver(state.drivers)
         preseed.storage_pools.append(PoolSeed(name=POOL, driver=driver))
@@ -45,7 +43,7 @@ def automatic(options: Options, state: ServerState) -> Preseed:
 
 def default_driver(drivers: Iterable[str]) -> str:
     """The driver for who does not care."""
-    return PREFERRED_DRIVER if PREFERRED_DRIVER in drivers else "dir"
+    return DEFAULT_DRIVER if DEFAULT_DRIVER in drivers else min(drivers)
 
 
 def check_backend(name: str, drivers: Iterable[str]) -> None:
@@ -85,10 +83,10 @@ def _server_config(options: Options) -> dict[str, str]:
     return config
 
 
-def _refuse_storage_details(options: Options) -> None:
+def _refuse_storage_details(options: Options, drivers: Iterable[str]) -> None:
     given = [name for name, value in options.storage_details.items() if value not in (None, "")]
     if given:
         raise InvalidRequest(
             f"{given[0]} is for storage backends with a file system of their own; a pool of "
-            f"{' or '.join(sorted(_FOLDER_DRIVERS))} lies in a folder: leave it out"
+            f"{' or '.join(sorted(drivers))} lies in a folder: leave it out"
         )

@@ -10,13 +10,13 @@ from pathlib import Path
 from utsuwa import devices as device_types
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.idmap import IdMap
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.db.device_changes import Changes, DeviceChange
 from utsuwa.devices import Device, DeviceHost, RunConfig
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.attachments import Attachments
-from utsuwa.storage.base import IdMap
 from utsuwa.storage.manager import StorageManager
 
 log = logging.getLogger(__name__)

@@ -196,6 +196,9 @@ async def _change(ctx: Context, old: Loaded, new: Loaded, changes: Changes, undo
     running = ctx.runtime.get(old.key)
     host = _host(ctx, old, new, running)
     volatile = _forgotten(old, new)
+    if new.root_size != old.root_size and new.row.state == "ready":
+        undo.push(ctx.storage.volumes.set_size, old.pool, old.volume, old.root_size)
+        await ctx.storage.volumes.set_size(new.pool, new.volume, new.root_size)
     if running is not None:
         steps = await device_steps.change_running(host, running.devices, host.devices, changes, undo)
         volatile.update(steps.volatile)

@@ -7,31 +7,24 @@ and renamed to such a name before it is removed.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage
+from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
-from utsuwa.host.archives.unpack import DEFAULT_LIMITS, unpack_image
+from utsuwa.core.volumes import Volume, VolumeKind, folder_of
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.files.shift import Shift, shift_owners
 from utsuwa.host.mounts import mounts
-from utsuwa.host.processes.run import Stopper, run_blocking
-from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume, Usage
-from utsuwa.storage.drivers import image_folders, records
+from utsuwa.storage.base import Fill, Usage
+from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.image_folders import ImageFolders
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
-
-log = logging.getLogger(__name__)
 
 _FOLDERS = {
     "containers": 0o711,
@@ -40,29 +33,24 @@ _FOLDERS = {
     "custom-snapshots": 0o711,
     "images": 0o700,
 }
-_COPY_TIMEOUT = 3600
-_METADATA = "metadata.yaml"
 _OWN_FOLDERS = "folders"
 """Below an instance's folder: what its devices of type disk with `source=instance:<name>` show."""
-_TEMPLATES = "templates"
 TRIAL = ".trial-"
 """How the names of folders begin in which a driver tries what the file system can do."""
-_MAX_TEMPLATE = 1024 * 1024
-_MAX_TEMPLATES = 1000
 
 
 class FolderPool:
     """A pool in a folder; drivers add where images and layers come in."""
 
-    capabilities: ClassVar[Capabilities]
+    name: ClassVar[str]
 
-    def __init__(self, folder: Path, source: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
         self.folder = folder
-        self.source = source
-        self._images = ImageFolders(folder / "images")
+        self.source = Path(config.get("source") or folder)
 
-    def configure(self, config: Mapping[str, str]) -> None:
+    def configure(self, config: Mapping[str, str]) -> bool:
         """None of these drivers' keys changes anything while the pool is there, unless one says so."""
+        return False
 
     @property
     def _elsewhere(self) -> bool:
@@ -87,7 +75,7 @@ class FolderPool:
 
     def _fix_options(self) -> None:
         """Write down what holds for the pool's whole life."""
-        records.store_pool(self.folder, PoolRecord(self.capabilities.name))
+        records.store_pool(self.folder, PoolRecord(self.name))
 
     @translated
     def delete(self) -> None:
@@ -148,7 +136,6 @@ class FolderPool:
                 if entry.name.startswith("."):
                     mounts.unmount_below(entry)
                     remove_tree(entry)
-        self._judge_images()
 
     def _check_own(self) -> None:
         """Raise HostError where the source is not the one that the pool was made in."""
@@ -159,27 +146,8 @@ class FolderPool:
                 f"The pool's source {self.source} does not hold the pool (there is no {records.POOL_FILE}): "
                 "mount its file system or bring its content back, and the pool is used again"
             ) from None
-        if record.driver != self.capabilities.name:
+        if record.driver != self.name:
             raise HostError(f"The folder {self.source} belongs to a pool of another driver")
-
-    def _judge_images(self) -> None:
-        """Remove the images that were not on the disk yet when the machine went down."""
-        for folder in [folder for folder in self._images.all() if not image_folders.sound(folder)]:
-            users = self._users_of_form(folder)
-            if not users:
-                log.info("image %s was not on the disk yet when the machine went down", folder.name)
-                self._remove(folder)
-                continue
-            log.warning(
-                "image %s was not on the disk yet when the machine went down: files of %s may be empty; "
-                "make these instances anew",
-                folder.name,
-                ", ".join(users),
-            )
-
-    def _users_of_form(self, folder: Path) -> list[str]:
-        """The storage names of the instances whose lower layer is in a folder of an image."""
-        return []
 
     def _bind(self) -> bool:
         """Show the source at the pool's folder; whether that had not been done yet."""
@@ -207,109 +175,64 @@ class FolderPool:
             inodes_total=disk.f_files,
         )
 
-    # Images
+    # Volumes
+
+    def volume_folder(self, volume: Volume) -> Path:
+        return self.folder / volume.path
 
     @translated
-    def images(self) -> list[str]:
-        return self._images.images()
+    def volumes(self, kind: VolumeKind) -> list[str]:
+        below = self.folder / folder_of(kind)
+        return sorted(entry.name for entry in below.iterdir() if not entry.name.startswith("."))
 
     @translated
-    def trim_image(self, fingerprint: str) -> None:
-        """These drivers keep an image in one form only, unless one says otherwise."""
-
-    @translated
-    def sync_images(self) -> None:
-        self._images.sync()
-
-    @translated
-    def delete_image(self, fingerprint: str) -> None:
-        for folder in self._images.forms(fingerprint):
-            self._remove(folder)
-
-    def _unpack_image(self, image: ImageSource, folder: Path, stopper: Stopper | None) -> None:
-        """Lay out an image from its archives; ahead of its use it may have half of the space that is left."""
-        limits = DEFAULT_LIMITS
-        if stopper is not None:
-            disk = os.statvfs(folder)
-            limits = replace(limits, size=disk.f_bavail * disk.f_frsize // 2)
-        unpack_image(image.metadata, image.rootfs, folder, limits=limits, stopper=stopper)
-        image_folders.note_unsynced(folder)
-
-    # Instances
-
-    def instance_folder(self, name: str) -> Path:
-        return self.folder / "containers" / name
-
-    @translated
-    def instances(self) -> list[str]:
-        return sorted(e.name for e in (self.folder / "containers").iterdir() if not e.name.startswith("."))
-
-    @translated
-    def create_instance(self, volume: InstanceVolume, image: ImageSource | None) -> None:
-        target = self.instance_folder(volume.name)
-        if os.path.lexists(target):
-            raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
-        with self._fresh(target) as folder:
-            if image is None:
+    def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
+        def lay_out(folder: Path) -> VolumeRecord:
+            if fill is None:
                 _make_folder(folder / "rootfs", 0o755)
-                record = VolumeRecord()
             else:
-                record = self._fill(folder, volume, image)
-            records.store_volume(folder, record)
-            _own(folder, volume.idmap)
+                fill(folder)
+            return VolumeRecord()
 
-    def _fill(self, folder: Path, volume: InstanceVolume, image: ImageSource) -> VolumeRecord:
-        """Lay out a new instance's folder from its image."""
-        raise NotImplementedError
+        self._create(volume, idmap, lay_out)
 
-    @translated
-    def delete_instance(self, name: str) -> str | None:
-        folder = self.instance_folder(name)
-        try:
-            image = records.load_volume(folder).image
-        except (FileNotFoundError, HostError):
-            image = None
-        self._remove(folder)
-        return image
+    def _create(self, volume: Volume, idmap: IdMap, lay_out: Callable[[Path], VolumeRecord]) -> None:
+        target = self.volume_folder(volume)
+        _refuse_taken(target)
+        with self._fresh(target) as folder:
+            record = lay_out(folder)
+            if volume.kind != "image":
+                records.store_volume(folder, record)
+                _own(folder, idmap)
 
     @translated
-    def rename_instance(self, name: str, new: str) -> None:
-        old, target = self.instance_folder(name), self.instance_folder(new)
-        if os.path.lexists(target):
-            raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
+    def delete_volume(self, volume: Volume) -> None:
+        self._remove(self.volume_folder(volume))
+
+    @translated
+    def rename_volume(self, volume: Volume, new: Volume) -> None:
+        old, target = self.volume_folder(volume), self.volume_folder(new)
+        if target.exists() and not old.exists():
+            return
+        _refuse_taken(target)
         mounts.unmount_below(old)
-        records.change_volume(old, records.load_volume(old), renamed_from=name)
         old.rename(target)
 
     @translated
-    def undo_rename(self, name: str, old: str) -> None:
-        self.instance_folder(name).rename(self.instance_folder(old))
-
-    @translated
-    def renamed_from(self, name: str) -> str | None:
-        try:
-            return records.load_volume(self.instance_folder(name)).renamed_from
-        except (OSError, HostError):
-            return None
-
-    @translated
-    def mount_instance(self, volume: InstanceVolume) -> Path:
-        folder = self.instance_folder(volume.name)
+    def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
+        folder = self.volume_folder(volume)
         record = records.load_volume(folder)
         rootfs = folder / "rootfs"
         if mounts.mounted(rootfs):
-            if record.mounted == volume.idmap:
+            if record.mounted == idmap:
                 return rootfs
             mounts.unmount(rootfs)
-        _own(folder, volume.idmap)
-        self._mount(folder, volume, record)
+        _own(folder, idmap)
+        self._mount(folder, idmap, record)
         return rootfs
 
-    def _mount(self, folder: Path, volume: InstanceVolume, record: VolumeRecord) -> None:
-        self._mount_tree(folder, volume.idmap, record)
-
-    def _mount_tree(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
-        """Show a tree of the instance's own through its map: by a mount, or else by its owners on disk."""
+    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
+        """Show a tree of the volume's own through its map: by a mount, or else by its owners on disk."""
         rootfs = folder / "rootfs"
         mapped = not idmap.privileged and mounts.can_idmap(rootfs)
         record = _shift(folder, record, IdMap() if mapped else idmap)
@@ -320,26 +243,26 @@ class FolderPool:
             mounts.bind_without_devices(rootfs, rootfs)
 
     @translated
-    def mount_folder(self, volume: InstanceVolume, name: str) -> Path:
-        folder = self.instance_folder(volume.name)
+    def mount_folder(self, volume: Volume, idmap: IdMap, name: str) -> Path:
+        folder = self.volume_folder(volume)
         place = folder / _OWN_FOLDERS / name
         mounts.unmount(place)
         record = records.load_volume(folder)
         if not place.is_dir():
             _make_own_folder(place, record.owners)
-        if volume.idmap.privileged:
+        if idmap.privileged:
             return place
         if record.owners.privileged:
-            mounts.bind_idmapped(place, place, volume.idmap)
+            mounts.bind_idmapped(place, place, idmap)
         else:
             mounts.bind_without_devices(place, place)
         return place
 
     @translated
-    def unmount_instance(self, name: str) -> None:
-        mounts.unmount_below(self.instance_folder(name))
+    def unmount_volume(self, volume: Volume) -> None:
+        mounts.unmount_below(self.volume_folder(volume))
 
-    def instance_usage(self, name: str) -> int | None:
+    def volume_usage(self, volume: Volume) -> int | None:
         return None
 
     # Whole folders, all or nothing
@@ -364,6 +287,11 @@ class FolderPool:
         gone = folder.with_name(f".gone-{secrets.token_hex(8)}")
         folder.rename(gone)
         remove_tree(gone)
+
+
+def _refuse_taken(target: Path) -> None:
+    if os.path.lexists(target):
+        raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
 
 
 def _make_folder(path: Path, mode: int) -> None:
@@ -412,44 +340,3 @@ def _make_own_folder(place: Path, owners: IdMap) -> None:
     _make_folder(new, 0o755)
     os.chown(new, owners.host_uid(0), owners.host_gid(0))
     new.rename(place)
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a tree with everything that it has, sharing blocks where the file system can.
-
-    The copying ends with the daemon: the next one takes away what was copied so far.
-    """
-    options = ["--archive", "--reflink=auto", "--one-file-system", "--no-target-directory"]
-    copy = ["cp", *options, "--", str(source), str(target)]
-    run_blocking(["setpriv", "--pdeathsig", "KILL", *copy], timeout=_COPY_TIMEOUT)
-
-
-def copy_metadata(image: Path, folder: Path) -> None:
-    """Give an instance its own `metadata.yaml` and `templates/` from an image's folder.
-
-    Only plain files are copied, no symlink is followed. Raises InvalidImage for others and past the limits.
-    """
-    _copy_file(image / _METADATA, folder / _METADATA)
-    templates = image / _TEMPLATES
-    if not templates.exists():
-        return
-    count = 0
-    for below, folders, files in os.walk(templates):
-        target = folder / _TEMPLATES / Path(below).relative_to(templates)
-        target.mkdir(mode=0o755)
-        count += len(folders) + len(files)
-        if count > _MAX_TEMPLATES:
-            raise InvalidImage(f"The image holds more than {_MAX_TEMPLATES} templates")
-        for name in files:
-            _copy_file(Path(below) / name, target / name)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_TEMPLATE:
-            raise InvalidImage(f"{source.name} in the image is not a file of at most {_MAX_TEMPLATE} bytes")
-        made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(made, "wb") as out:
-            shutil.copyfileobj(file, out)

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from utsuwa.core.image_source import ImageSource
 from utsuwa.host import syscalls
+from utsuwa.host.archives.unpack import DEFAULT_LIMITS, unpack_image
+from utsuwa.host.processes.run import Stopper
 from utsuwa.host.system import facts
 
 _UNSYNCED = "unsynced"
@@ -46,31 +50,18 @@ class ImageFolders:
         names = itertools.chain([fingerprint], (f"{fingerprint}.{number}" for number in itertools.count(2)))
         return next(path for name in names if not os.path.lexists(path := self._folder / name))
 
-    def sync(self) -> None:
-        """Write what was unpacked to the disk, where that has not been done yet."""
-        waiting = [folder for folder in self.all() if not synced(folder) and sound(folder)]
-        if not waiting:
-            return
-        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscalls.syncfs(handle)
-        finally:
-            os.close(handle)
-        for folder in waiting:
-            (folder / _UNSYNCED).unlink(missing_ok=True)
-
 
 def _number(folder: Path) -> int:
     suffix = folder.name.partition(".")[2]
     return int(suffix) if suffix.isdecimal() else 1
 
 
-def note_unsynced(folder: Path) -> None:
+def _note_unsynced(folder: Path) -> None:
     """The folder holds an image that has just been unpacked."""
     (folder / _UNSYNCED).write_text(facts.boot_id())
 
 
-def synced(folder: Path) -> bool:
+def _synced(folder: Path) -> bool:
     return not (folder / _UNSYNCED).exists()
 
 
@@ -80,3 +71,27 @@ def sound(folder: Path) -> bool:
         return (folder / _UNSYNCED).read_text() == facts.boot_id()
     except FileNotFoundError:
         return True
+
+
+def sync(folders: Iterable[Path]) -> None:
+    """Write to the disk what was unpacked into these folders of one pool, where that was not done yet."""
+    waiting = [folder for folder in folders if not _synced(folder) and sound(folder)]
+    if not waiting:
+        return
+    handle = os.open(waiting[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(handle)
+    finally:
+        os.close(handle)
+    for folder in waiting:
+        (folder / _UNSYNCED).unlink(missing_ok=True)
+
+
+def unpack(image: ImageSource, folder: Path, *, stopper: Stopper, ahead: bool) -> None:
+    """Lay out an image from its archives; ahead of its use it may have half of the space that is left."""
+    limits = DEFAULT_LIMITS
+    if ahead:
+        disk = os.statvfs(folder)
+        limits = replace(limits, size=disk.f_bavail * disk.f_frsize // 2)
+    unpack_image(image.metadata, image.rootfs, folder, limits=limits, stopper=stopper)
+    _note_unsynced(folder)

@@ -14,31 +14,30 @@ layer; an instance with a layer that meets such a kernel later is turned into a 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import secrets
-import shutil
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
-from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.config_keys import ConfigKey, parse_bool
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.pool_keys import DEFAULT_OVERLAY_OPTIONS, parse_overlay_options
+from utsuwa.core.image_source import ImageSource
+from utsuwa.core.volumes import Volume, folder_of
 from utsuwa.host.archives.unpack import archive_format, holds_block_devices, unpack_metadata
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.loop import mount_squashfs
 from utsuwa.host.mounts.mounts import OverlayFolder
 from utsuwa.host.processes.run import Stopper
-from utsuwa.storage.base import Capabilities, ImageSource, InstanceVolume
+from utsuwa.storage.base import DriverType
 from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.folder_pool import TRIAL, FolderPool, copy_metadata, copy_tree, own_folders
+from utsuwa.storage.drivers.folder_pool import TRIAL, FolderPool, own_folders
+from utsuwa.storage.drivers.image_folders import ImageFolders
+from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, check_options, parse_options
 from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
+from utsuwa.storage.drivers.trees import bytes_below, copy_metadata, copy_tree, link_or_copy, look_alike
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +48,21 @@ _PRIVILEGED = IdMap()
 class OverlayDriver(FolderPool):
     """Layers over shared images."""
 
-    capabilities = Capabilities(name="overlay", copy_on_write_images=True)
+    name = "overlay"
 
-    def __init__(
-        self,
-        folder: Path,
-        source: Path,
-        config: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(folder, source)
-        self._options = parse_overlay_options(config.get("overlay.mount_options") or DEFAULT_OVERLAY_OPTIONS)
+    def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
+        super().__init__(folder, config)
+        self._images = ImageFolders(folder / "images")
+        self._options = parse_options(config.get("overlay.mount_options") or DEFAULT_OPTIONS)
         self._maps_overlays = False
-        self.configure(config)
+        self._unpack_images = _unpacks_images(config)
 
-    def configure(self, config: Mapping[str, str]) -> None:
-        self._unpack_images = parse_bool(config.get("overlay.unpack_images") or "true")
+    def configure(self, config: Mapping[str, str]) -> bool:
+        old, self._unpack_images = self._unpack_images, _unpacks_images(config)
+        return old != self._unpack_images
 
     def _fix_options(self) -> None:
-        record = PoolRecord(self.capabilities.name, self._options)
+        record = PoolRecord(self.name, self._options)
         records.store_pool(self.folder, record)
         if not self._trial(mounts.can_overlay):
             raise InvalidConfig(
@@ -79,6 +75,7 @@ class OverlayDriver(FolderPool):
     @translated
     def mount(self) -> None:
         super().mount()
+        self._judge_images()
         # What the pool was made with holds, whatever the daemon's defaults became since.
         self._options = records.load_pool(self.folder).mount_options
         self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
@@ -95,13 +92,13 @@ class OverlayDriver(FolderPool):
     # Images
 
     @translated
-    def ensure_image(self, image: ImageSource, ahead: Stopper | None = None) -> None:
+    def ensure_image(self, image: ImageSource, stopper: Stopper, *, ahead: bool) -> None:
         folder = self._form_for_new(image.fingerprint)
         if folder is None:
             folder = self._images.place(image.fingerprint)
             with self._fresh(folder) as new:
                 if not self._mount_new_image(new, image):
-                    self._unpack_image(image, new, ahead)
+                    image_folders.unpack(image, new, stopper=stopper, ahead=ahead)
         self._lower(folder.name)
 
     def _form_for_new(self, fingerprint: str) -> Path | None:
@@ -128,7 +125,7 @@ class OverlayDriver(FolderPool):
         if archive_format(image.rootfs) != "squashfs":
             return False
         unpack_metadata(image.metadata, folder)
-        _link_or_copy(image.rootfs, folder / _SQUASHFS)
+        link_or_copy(image.rootfs, folder / _SQUASHFS)
         rootfs = folder / "rootfs"
         rootfs.mkdir(mode=0o755)
         try:
@@ -162,14 +159,14 @@ class OverlayDriver(FolderPool):
     def _users(self, needs: Callable[[VolumeRecord], bool]) -> list[str]:
         """Instances whose record cannot be read count as users: nothing is taken from below them."""
         while True:
-            names = self.instances()
+            names = self.volumes("container")
             users = [name for name in names if self._may_need(name, needs)]
             # One that was renamed meanwhile may have been passed over under both names.
-            if self.instances() == names:
+            if self.volumes("container") == names:
                 return users
 
     def _may_need(self, name: str, needs: Callable[[VolumeRecord], bool]) -> bool:
-        folder = self.instance_folder(name)
+        folder = self.folder / folder_of("container") / name
         try:
             return needs(records.load_volume(folder))
         except FileNotFoundError:
@@ -177,42 +174,81 @@ class OverlayDriver(FolderPool):
         except HostError:
             return True
 
-    # Instances
+    @translated
+    def images(self) -> list[str]:
+        return self._images.images()
 
-    def _fill(self, folder: Path, volume: InstanceVolume, image: ImageSource) -> VolumeRecord:
+    @translated
+    def sync_images(self) -> None:
+        image_folders.sync(self._images.all())
+
+    @translated
+    def delete_image(self, fingerprint: str) -> None:
+        for folder in self._images.forms(fingerprint):
+            self._remove(folder)
+
+    def _judge_images(self) -> None:
+        """Remove the images that were not on the disk yet when the machine went down."""
+        for folder in [folder for folder in self._images.all() if not image_folders.sound(folder)]:
+            users = self._users_of_form(folder)
+            if not users:
+                log.info("image %s was not on the disk yet when the machine went down", folder.name)
+                self._remove(folder)
+                continue
+            log.warning(
+                "image %s was not on the disk yet when the machine went down: files of %s may be empty; "
+                "make these instances anew",
+                folder.name,
+                ", ".join(users),
+            )
+
+    # Volumes
+
+    @translated
+    def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
+        self._create(volume, idmap, lambda folder: self._lay_over(folder, idmap, image, stopper))
+
+    @translated
+    def image_of(self, volume: Volume) -> str | None:
+        try:
+            return records.load_volume(self.volume_folder(volume)).image
+        except (FileNotFoundError, HostError):
+            return None
+
+    def _lay_over(self, folder: Path, idmap: IdMap, image: ImageSource, stopper: Stopper) -> VolumeRecord:
         form = self._form_for_new(image.fingerprint)
         if form is None:
             raise HostError(f"The image {image.fingerprint[:12]} is gone from its pool: try again")
         lower = self._lower(form.name)
         copy_metadata(form, folder)
-        if not self._can_layer(lower, volume.idmap):
-            copy_tree(lower, folder / "rootfs")
+        if not self._can_layer(lower, idmap):
+            copy_tree(lower, folder / "rootfs", stopper)
             return VolumeRecord()
         layers = OverlayFolder(folder)
         layers.make()
-        _look_alike(lower, layers.upper)
+        look_alike(lower, layers.upper)
         return VolumeRecord(image=image.fingerprint, image_folder=form.name)
 
     def _can_layer(self, lower: Path, idmap: IdMap) -> bool:
         return idmap.privileged or (self._maps_overlays and mounts.can_idmap(lower))
 
-    def _mount(self, folder: Path, volume: InstanceVolume, record: VolumeRecord) -> None:
+    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
         lower_folder = records.lower_folder(record)
         if lower_folder is None:
-            self._mount_tree(folder, volume.idmap, record)
+            super()._mount(folder, idmap, record)
             return
         layers = OverlayFolder(folder)
         for attached in (layers.layer, layers.lower):  # left there by a kill in mid-mount
             mounts.unmount(attached)
         lower = self._lower(lower_folder)
-        if not self._can_layer(lower, volume.idmap):
-            log.warning("instance %s becomes a whole copy: the kernel cannot map its image", volume.name)
+        if not self._can_layer(lower, idmap):
+            log.warning("instance %s becomes a whole copy: the kernel cannot map its image", folder.name)
             record = self._flatten(layers, lower, record)
-            self._mount_tree(folder, volume.idmap, record)
+            super()._mount(folder, idmap, record)
             return
         layers.rootfs.mkdir(mode=0o755, exist_ok=True)
-        records.change_volume(folder, record, mounted=volume.idmap)
-        mounts.mount_overlay(layers, lower, volume.idmap, self._options)
+        records.change_volume(folder, record, mounted=idmap)
+        mounts.mount_overlay(layers, lower, idmap, self._options)
 
     def _flatten(self, layers: OverlayFolder, lower: Path, record: VolumeRecord) -> VolumeRecord:
         """Turn a layer into a tree of its own; begun anew where a kill cut it off."""
@@ -235,11 +271,11 @@ class OverlayDriver(FolderPool):
         return record
 
     @translated
-    def instance_usage(self, name: str) -> int | None:
-        folder = OverlayFolder(self.instance_folder(name))
+    def volume_usage(self, volume: Volume) -> int | None:
+        folder = OverlayFolder(self.volume_folder(volume))
         if not folder.layer.is_dir():
             return None
-        return sum(_bytes_below(tree) for tree in (folder.upper, *own_folders(folder.path)))
+        return sum(bytes_below(tree) for tree in (folder.upper, *own_folders(folder.path)))
 
 
 def _is_packed(folder: Path) -> bool:
@@ -247,49 +283,29 @@ def _is_packed(folder: Path) -> bool:
     return (folder / _SQUASHFS).exists()
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """The pool keeps the file, whatever becomes of the image outside of it."""
-    try:
-        target.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-            raise
-        shutil.copyfile(source, target)
+def _unpacks_images(config: Mapping[str, str]) -> bool:
+    return parse_bool(config.get("overlay.unpack_images") or "true")
 
 
-def _look_alike(source: Path, target: Path) -> None:
-    """Owner, mode and attributes of one folder for another: the top of an overlay shows its upper layer's."""
-    status = source.stat()
-    os.chown(target, status.st_uid, status.st_gid)
-    target.chmod(stat.S_IMODE(status.st_mode))
-    for name in _attributes(source):
-        if name.startswith(("user.", "system.posix_acl_")):
-            os.setxattr(target, name, os.getxattr(source, name))
-
-
-def _attributes(path: Path) -> list[str]:
-    """Names of extended attributes; none where the file system has none (a squashfs built without)."""
-    try:
-        return os.listxattr(path)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return []
-
-
-def _bytes_below(folder: Path) -> int:
-    """Bytes on disk of a tree that may change meanwhile; a file with several names counts once."""
-    total = 0
-    linked: set[int] = set()
-    for _, folders, files, fd in os.fwalk(folder):
-        for name in (*folders, *files):
-            try:
-                status = os.lstat(name, dir_fd=fd)
-            except FileNotFoundError:
-                continue
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                if status.st_ino in linked:
-                    continue
-                linked.add(status.st_ino)
-            total += status.st_blocks * 512
-    return total
+TYPE = DriverType(
+    OverlayDriver.name,
+    OverlayDriver,
+    keys=(
+        ConfigKey(
+            "overlay.mount_options",
+            default=DEFAULT_OPTIONS,
+            live=False,
+            help="Options of the overlay mounts. They shape what is on disk, so they are fixed at creation.",
+            validate=check_options,
+        ),
+        ConfigKey(
+            "overlay.unpack_images",
+            type="bool",
+            default="true",
+            help=(
+                "Whether images are unpacked for new instances, not mounted as squashfs. A mounted image "
+                "takes no space, but ACLs cannot be set on those of its files that nothing changed yet."
+            ),
+        ),
+    ),
+)

@@ -33,8 +33,6 @@ class VolumeRecord:
     """The map to which the owners on disk are shifted; privileged where they are the container's own."""
     shifting_to: IdMap | None = None
     """Set while owners are being shifted: a pass that was cut off is finished."""
-    renamed_from: str | None = None
-    """The name before the last renaming: a kill in mid-renaming is put right by it."""
     mounted: IdMap | None = None
     """The map of the mount that is there, if one is there."""
 

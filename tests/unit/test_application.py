@@ -33,7 +33,9 @@ from utsuwa.api.http import (
     etag_of,
 )
 from utsuwa.api.services import Services
+from utsuwa.core.entitlements import Entitlement
 from utsuwa.core.errors import InUse, NotFound
+from utsuwa.core.scope import EVERYTHING
 from utsuwa.operations.events import EventHub, current_requestor
 from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
@@ -84,7 +86,10 @@ async def work(request: Request) -> Result:
 
     return Background(
         request.services.operations.start(
-            Kind("Working", (), cancellable=True), request.project, run, websockets=("0",)
+            Kind("Working", (), Entitlement.CAN_EDIT, cancellable=True),
+            request.project,
+            run,
+            websockets=("0",),
         )
     )
 
@@ -361,7 +366,7 @@ async def test_strangers_wait_and_connect_by_secret_only(server: Server) -> None
     assert (await server.ask("GET", f"{url}/wait?timeout=0&secret={secret}"))[0] == 200
     async with server.client.ws_connect(f"http://utsuwa{url}/websocket?secret={secret}") as socket:
         assert not socket.closed
-        server.managers.operations.get(operation["id"]).cancel()
+        server.managers.operations.get(EVERYTHING, operation["id"]).cancel()
     status, _, _ = await server.ask("GET", f"{url}/websocket?secret={secret}")
     assert status == 400  # a plain GET is no websocket, whatever its secret
 
@@ -376,7 +381,7 @@ async def test_a_websocket_needs_its_secret_and_a_websocket(server: Server) -> N
         await server.client.ws_connect(f"http://utsuwa{url}?secret=wrong")
     assert refused.value.status == 403
     async with server.client.ws_connect(f"http://utsuwa{url}?secret={secret}") as socket:
-        found = server.managers.operations.get(operation["id"])
+        found = server.managers.operations.get(EVERYTHING, operation["id"])
         other = await found.websocket("0", 1)
         await other.send_bytes(b"hello")
         assert (await socket.receive()).data == b"hello"
@@ -390,7 +395,7 @@ async def test_a_websocket_that_has_ended_leaves_nothing_to_the_garbage_collecto
 ) -> None:
     """Each may have a megabyte in its buffers; the exceptions of its end must not keep it."""
     operation = await started(server)
-    found = server.managers.operations.get(operation["id"])
+    found = server.managers.operations.get(EVERYTHING, operation["id"])
     secret = operation["metadata"]["fds"]["0"]
     url = f"http://utsuwa{found.url}/websocket?secret={secret}"
     gc.collect()
@@ -412,7 +417,7 @@ async def test_a_websocket_that_has_ended_leaves_nothing_to_the_garbage_collecto
 async def test_a_websocket_with_much_to_send_lets_others_run(server: Server) -> None:
     """Else it would not learn that its client has gone, and write on to a connection that is closed."""
     operation = await started(server)
-    found = server.managers.operations.get(operation["id"])
+    found = server.managers.operations.get(EVERYTHING, operation["id"])
     secret = operation["metadata"]["fds"]["0"]
     async with server.client.ws_connect(f"http://utsuwa{found.url}/websocket?secret={secret}"):
         socket = await found.websocket("0", 1)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
-from utsuwa.api.routes import all_routes
+from utsuwa.api.routes import all_routes, served
+from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import Forbidden
-from utsuwa.security.authorization import Access, Caller, authorize, may_see, tls_caller, unix_caller
+from utsuwa.core.scope import EVERYTHING, Policy, Scope
+from utsuwa.core.urls import object_url
+from utsuwa.security.authorization import (
+    Access,
+    Caller,
+    authorize,
+    require,
+    scope_of,
+    tls_caller,
+    unix_caller,
+)
 
 ROOT = unix_caller(0, "root")
 USER = unix_caller(1000, "alice")
 CLIENT = tls_caller(fingerprint="ab", address="10.0.0.1:5", trusted=True)
 STRANGER = tls_caller(fingerprint="cd", address="10.0.0.2:5", trusted=False)
+HELD = scope_of(tls_caller(fingerprint="ab", address="", trusted=True, projects=frozenset({"one"})))
 
 
 @pytest.mark.parametrize(
@@ -47,12 +61,76 @@ def test_a_stranger_keeps_address_and_fingerprint_but_has_no_name() -> None:
 
 
 def test_projects() -> None:
-    held = tls_caller(fingerprint="ab", address="", trusted=True, projects=frozenset({"one"}))
-    assert may_see(held, "one")
-    assert not may_see(held, "two")
-    assert may_see(CLIENT, "two")
-    assert not may_see(STRANGER, "default")
-    assert not may_see(Caller(trusted=False), "default")
+    assert HELD.sees("one")
+    assert not HELD.sees("two")
+    assert not HELD.sees(""), "what is in no project is the server's own"
+    assert scope_of(CLIENT).sees("two")
+    assert scope_of(CLIENT).sees("")
+    for stranger in (STRANGER, Caller(trusted=False)):
+        assert not scope_of(stranger).sees("default")
+        assert scope_of(stranger).restricted
+
+
+def test_used_by_lists_name_visible_objects_only() -> None:
+    urls = [object_url("instances", "c/1", project="one"), object_url("instances", "c2", project="a b")]
+    urls.append(object_url("profiles", "default"))
+    assert HELD.visible(urls) == urls[:1]
+    assert Scope(frozenset({"a b", "default"})).visible(urls) == urls[1:]
+    assert EVERYTHING.visible(urls) == urls
+
+
+def test_the_policy_follows_from_caller_and_server() -> None:
+    assert HELD.policy == Policy(restricted=True)
+    assert scope_of(CLIENT).policy == scope_of(ROOT).policy == Policy()
+    assert scope_of(ROOT, unprivileged_only=True).policy == Policy(unprivileged_only=True)
+
+
+@pytest.mark.parametrize(
+    ("entity", "entitlement", "project", "allowed"),
+    [
+        (Entity.INSTANCE, Entitlement.CAN_VIEW, "one", True),
+        (Entity.INSTANCE, Entitlement.CAN_EXEC, "one", True),
+        (Entity.INSTANCE, Entitlement.CAN_VIEW, None, True),
+        (Entity.INSTANCE, Entitlement.CAN_VIEW, "two", False),
+        (Entity.INSTANCE, Entitlement.CAN_CREATE, "two", False),
+        (Entity.PROJECT, Entitlement.CAN_VIEW, "one", True),
+        (Entity.PROJECT, Entitlement.CAN_VIEW, "two", False),
+        (Entity.PROJECT, Entitlement.CAN_EDIT, "one", False),
+        (Entity.SERVER, Entitlement.CAN_VIEW, None, True),
+        (Entity.SERVER, Entitlement.CAN_EDIT, None, False),
+        (Entity.STORAGE_POOL, Entitlement.CAN_VIEW, None, True),
+        (Entity.STORAGE_POOL, Entitlement.CAN_DELETE, None, False),
+        (Entity.CERTIFICATE, Entitlement.CAN_CREATE, None, False),
+        (Entity.OPERATION, Entitlement.CAN_UPDATE_STATE, "one", True),
+    ],
+)
+def test_what_a_restricted_caller_is_entitled_to(
+    entity: Entity, entitlement: Entitlement, project: str | None, allowed: bool
+) -> None:
+    require(EVERYTHING, entity, entitlement, project)
+    with nullcontext() if allowed else pytest.raises(Forbidden, match=r"\Anot authorized\Z"):
+        require(HELD, entity, entitlement, project)
+
+
+def test_every_route_says_what_it_is_about() -> None:
+    """A route that says nothing is the server's own: callers who are held to some projects cannot use it."""
+    kinds = {
+        "instances": Entity.INSTANCE,
+        "containers": Entity.INSTANCE,
+        "images": Entity.IMAGE,
+        "profiles": Entity.PROFILE,
+        "networks": Entity.NETWORK,
+        "storage-pools": Entity.STORAGE_POOL,
+        "certificates": Entity.CERTIFICATE,
+    }
+    for route in served():
+        parts = route.path.split("/")
+        if len(parts) < 3 or (wanted := kinds.get(parts[2])) is None:
+            continue
+        if "volumes" in parts:
+            wanted = Entity.STORAGE_VOLUME
+        assert route.concerns is wanted, route.path
+        assert (route.needs is Entitlement.CAN_VIEW) == (route.method == "GET"), route.path
 
 
 def test_what_strangers_can_reach_is_written_down_here() -> None:

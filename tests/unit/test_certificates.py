@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.tls import Identity, make_identity
 from utsuwa.core.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, Unavailable
+from utsuwa.core.scope import EVERYTHING
 from utsuwa.db import certificates as rows
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.db.database import Database
@@ -227,17 +228,19 @@ async def test_the_life_of_a_certificate(
     row = await manager.add(parse_certificate(alice.pem), "laptop")
     url = f"/1.0/certificates/{alice.fingerprint}"
     assert trusted(manager, alice)
-    assert [(r.name, r.fingerprint, r.type) for r in await manager.list()] == [
+    assert [(r.name, r.fingerprint, r.type) for r in await manager.list(EVERYTHING)] == [
         ("laptop", row.fingerprint, "client")
     ]
-    assert await manager.get(alice.fingerprint[:10].upper()) == (await manager.list())[0]
+    assert (
+        await manager.get(EVERYTHING, alice.fingerprint[:10].upper()) == (await manager.list(EVERYTHING))[0]
+    )
     await manager.edit(alice.fingerprint[:10], merge(CertificatePatch(name="desk")), any_state)
-    assert (await manager.get(alice.fingerprint)).name == "desk"
+    assert (await manager.get(EVERYTHING, alice.fingerprint)).name == "desk"
     await manager.edit(alice.fingerprint, merge(CertificatePatch(certificate=bob.pem)), any_state)
     assert (trusted(manager, alice), trusted(manager, bob)) == (False, True)
     await manager.delete(bob.fingerprint[:12])
     assert not trusted(manager, bob)
-    assert await manager.list() == []
+    assert await manager.list(EVERYTHING) == []
     assert events.published == [
         ("certificate-created", url),
         ("certificate-updated", url),
@@ -267,7 +270,7 @@ async def test_duplicates_are_refused(
     with pytest.raises(AlreadyExists):
         await manager.edit(bob.fingerprint, merge(CertificatePatch(certificate=alice.pem)), any_state)
     assert events.published == []
-    assert {r.fingerprint: r.name for r in await manager.list()} == {
+    assert {r.fingerprint: r.name for r in await manager.list(EVERYTHING)} == {
         alice.fingerprint: "one",
         bob.fingerprint: "two",
     }
@@ -283,7 +286,7 @@ async def test_expired_ones_and_bad_names_are_refused(
     for name in ("a\nb", "a\x1b[31m", "x" * 256):
         with pytest.raises(InvalidRequest, match="certificate's name"):
             await manager.add(parse_certificate(alice.pem), name)
-    assert await manager.list() == []
+    assert await manager.list(EVERYTHING) == []
 
 
 async def test_unknown_and_ambiguous_fingerprints(
@@ -291,7 +294,7 @@ async def test_unknown_and_ambiguous_fingerprints(
 ) -> None:
     for prefix in ("ffff", "zz", "", "../x", "a" * 65, "%"):
         with pytest.raises(NotFound, match=r"\ACertificate not found\Z"):
-            await manager.get(prefix)
+            await manager.get(EVERYTHING, prefix)
         with pytest.raises(NotFound):
             await manager.delete(prefix)
     for row in (
@@ -300,7 +303,7 @@ async def test_unknown_and_ambiguous_fingerprints(
     ):
         await database.write("test", rows.insert, row)
     with pytest.raises(InvalidRequest, match="More than one certificate"):
-        await manager.get("ab")
+        await manager.get(EVERYTHING, "ab")
 
 
 async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
@@ -323,7 +326,7 @@ async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await manager.list() == []
+    assert await manager.list(EVERYTHING) == []
     assert not trusted(manager, alice)
 
 

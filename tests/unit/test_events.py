@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from utsuwa.core.scope import Scope
 from utsuwa.operations import events
 from utsuwa.operations.events import EventHub, Subscription, act_as
-from utsuwa.wire.events import Event, Requestor
+from utsuwa.wire.events import Requestor
 
 ALICE = Requestor(username="alice", protocol="unix", address="@")
 
@@ -68,13 +69,11 @@ async def test_listeners_hear_their_types_and_their_project_only() -> None:
 
 async def test_what_a_listener_may_not_see_does_not_reach_it() -> None:
     hub = EventHub()
-
-    def visible(event: Event) -> bool:
-        return event.project == "mine"
-
-    with hub.subscribe(visible=visible) as listener:
+    with hub.subscribe(scope=Scope(frozenset({"mine"}))) as listener:
         hub.publish_lifecycle("a", "/1", "mine")
         hub.publish_lifecycle("b", "/2", "theirs")
+        hub.publish_lifecycle("c", "/3")
+        hub.publish_logging("info", "of the whole server")
         assert [e["metadata"]["action"] for e in await heard(listener)] == ["a"]
 
 

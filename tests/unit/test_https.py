@@ -26,6 +26,7 @@ from tests.support.tls import Identity, client_context, connect, make_identity
 from utsuwa.api import certificates as certificates_api
 from utsuwa.api.application import Application
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.scope import EVERYTHING
 from utsuwa.daemon import https
 from utsuwa.daemon.https import HttpsListener, parse_address
 from utsuwa.daemon.tls_port import Limits
@@ -639,8 +640,6 @@ async def test_a_stranger_with_the_password_may_add_another(
     ("body", "status"),
     [
         ({**CLIENT, "token": True}, 501),
-        ({**CLIENT, "restricted": True}, 501),
-        ({**CLIENT, "projects": ["default"]}, 501),
         ({"type": "metrics"}, 501),
         ({"type": "server"}, 501),
         ({"type": "odd"}, 400),
@@ -657,7 +656,7 @@ async def test_what_a_trusted_client_may_not_add(
     await server.manager.add(parse_certificate(alice.pem), "alice")
     reply = await server.ask("POST", "", body, identity=alice)
     assert reply.status == status, reply.body
-    assert len(await server.manager.list()) == 1
+    assert len(await server.manager.list(EVERYTHING)) == 1
 
 
 async def test_editing(server: Server, alice: Identity, folder: Path) -> None:
@@ -672,17 +671,45 @@ async def test_editing(server: Server, alice: Identity, folder: Path) -> None:
 
     assert (await change("PATCH", {"name": "laptop", "type": None}, etag)).status == 200
     assert (await change("PATCH", {"name": "again"}, etag)).status == 412
-    assert (await server.manager.get(alice.fingerprint)).name == "laptop"
+    assert (await server.manager.get(EVERYTHING, alice.fingerprint)).name == "laptop"
     refused(await change("PUT", {"name": "x"}), 403, "The certificate type cannot be changed")
     refused(await change("PATCH", {"type": "metrics"}), 403, "The certificate type cannot be changed")
-    assert (await change("PUT", {**CLIENT, "restricted": True})).status == 501
     assert (await change("PUT", CLIENT)).status == 200
-    assert (await server.manager.get(alice.fingerprint)).name == ""
+    assert (await server.manager.get(EVERYTHING, alice.fingerprint)).name == ""
     bob = make_identity(folder, "bob")
     assert (await change("PUT", {**CLIENT, "name": "bob", "certificate": bob.pem})).status == 200
     assert (await server.ask("GET", url, identity=alice)).status == 403
     assert (await server.ask("DELETE", f"/{bob.fingerprint[:12]}", identity=bob)).status == 200
-    assert await server.manager.list() == []
+    assert await server.manager.list(EVERYTHING) == []
+
+
+async def test_a_restricted_client_sees_its_own_certificate_alone(
+    server: Server, alice: Identity, folder: Path
+) -> None:
+    await server.manager.add(parse_certificate(alice.pem), "alice")
+    bob = make_identity(folder, "bob")
+    body = {**CLIENT, "certificate": bob.pem, "restricted": True, "projects": ["default"]}
+    refused(
+        await server.ask("POST", "", {**body, "projects": ["nowhere"]}, identity=alice),
+        404,
+        "Project 'nowhere' not found",
+    )
+    assert (await server.ask("POST", "", body, identity=alice)).status == 201
+    shown = (await server.ask("GET", f"/{bob.fingerprint}", identity=alice)).metadata
+    assert (shown["restricted"], shown["projects"]) == (True, ["default"])
+    assert len((await server.ask("GET", "", identity=alice)).metadata) == 2
+    for prefix in (bob.fingerprint, bob.fingerprint[:9].upper()):
+        assert (await server.ask("GET", f"/{prefix}", identity=bob)).metadata == shown
+    own = [f"/1.0/certificates/{bob.fingerprint}"]
+    assert (await server.ask("GET", "", identity=bob)).metadata == own
+    assert (await server.ask("GET", "?recursion=1", identity=bob)).metadata == [shown]
+    refused(await server.ask("GET", f"/{alice.fingerprint}", identity=bob), 404, "Certificate not found")
+    for method, url in (("PATCH", f"/{bob.fingerprint}"), ("DELETE", f"/{alice.fingerprint}"), ("POST", "")):
+        refused(await server.ask(method, url, CLIENT, identity=bob), 403, "not authorized")
+    assert (
+        await server.ask("PATCH", f"/{bob.fingerprint}", {"restricted": False}, identity=alice)
+    ).status == 200
+    assert len((await server.ask("GET", "", identity=bob)).metadata) == 2
 
 
 async def test_what_is_not_there(server: Server, alice: Identity) -> None:

@@ -15,6 +15,7 @@ import pytest
 from utsuwa.core.errors import AlreadyExists, HostError, InvalidImage, InvalidName, InvalidRequest, NotFound
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.scope import EVERYTHING, NOTHING
 from utsuwa.db import images as image_rows
 from utsuwa.db import schema
 from utsuwa.db.database import Database
@@ -128,7 +129,7 @@ async def test_an_upload_becomes_an_image(setting: Setting) -> None:
         trusted=True,
     )
     assert setting.files == [ONE]
-    assert await setting.images.get("default", ONE[:5]) == row
+    assert await setting.images.get(EVERYTHING, "default", ONE[:5]) == row
     assert (row.architecture, row.size, row.state, row.trusted) == ("x86_64", 3, "ready", True)
     assert row.properties == {"os": "Mine", "release": "12"}
     assert row.profiles == ["default"]
@@ -137,7 +138,7 @@ async def test_an_upload_becomes_an_image(setting: Setting) -> None:
     assert record.expires_at == "1970-01-01T00:03:20Z"
     assert record.last_used_at == "0001-01-01T00:00:00Z"
     assert sorted(alias.name for alias in record.aliases) == ["d", "debian/12"]
-    assert await setting.images.records("default") == [record]
+    assert await setting.images.records(EVERYTHING, "default") == [record]
     assert setting.events.seen == [("image-created", f"/1.0/images/{ONE}")]
     source = setting.images.source(row)
     assert (source.metadata, source.rootfs, source.trusted) == (setting.paths.images / ONE, None, True)
@@ -201,8 +202,8 @@ async def test_a_refused_upload_leaves_nothing(
     with pytest.raises(error):
         await setting.add(**new)
     assert setting.files == []
-    assert await setting.images.all("default") == []
-    assert await setting.images.aliases.all("default") == []
+    assert await setting.images.all(EVERYTHING, "default") == []
+    assert await setting.images.aliases.all(EVERYTHING, "default") == []
     assert setting.events.seen == []
 
 
@@ -254,7 +255,7 @@ async def test_projects_share_the_files(setting: Setting) -> None:
     await setting.images.remove(first)
     assert setting.files == [ONE]
     assert setting.pools.deleted == []
-    assert await setting.images.all("default") == []
+    assert await setting.images.all(EVERYTHING, "default") == []
     await setting.images.remove(second)
     assert setting.files == []
     assert setting.pools.deleted == [ONE]
@@ -270,7 +271,7 @@ async def test_the_same_bytes_cut_elsewhere_are_another_image(
         await setting.add(other[0], rootfs=other[1], project="other", profiles=[])
     assert setting.files == [ONE, f"{ONE}.rootfs"]
     assert (setting.paths.images / ONE).read_bytes() == b"on"
-    assert await setting.images.all("other") == []
+    assert await setting.images.all(EVERYTHING, "other") == []
 
 
 async def test_a_pool_that_fails_does_not_keep_the_image(
@@ -279,7 +280,7 @@ async def test_a_pool_that_fails_does_not_keep_the_image(
     row = await setting.add()
     setting.pools.fails = True
     await setting.images.remove(row)
-    assert await setting.images.all("default") == []
+    assert await setting.images.all(EVERYTHING, "default") == []
     assert setting.files == []
     assert "still on a pool" in caplog.text
 
@@ -320,26 +321,26 @@ async def test_a_prefix_must_be_unique(setting: Setting, monkeypatch: pytest.Mon
         await setting.add(content, public=True)
     digits = [digest(content)[0] for content in contents]
     twice = next(digit for digit in digits if digits.count(digit) > 1)
-    for public_only in (False, True):
+    for scope in (EVERYTHING, NOTHING):
         with pytest.raises(InvalidRequest, match="More than one image"):
-            await setting.images.get("default", twice, public_only=public_only)
+            await setting.images.get(scope, "default", twice)
 
 
 async def test_strangers_see_public_images_only(setting: Setting) -> None:
     await setting.add(aliases=["private"])
     public = await setting.add(b"two", public=True, aliases=["public"])
     images = setting.images
-    assert await images.all("default", public_only=True) == [public]
-    assert [r.fingerprint for r in await images.records("default", public_only=True)] == [TWO]
-    assert await images.get("default", TWO[:6], public_only=True) == public
-    assert [a.name for a in await images.aliases.all("default", public_only=True)] == ["public"]
-    assert (await images.aliases.get("default", "public", public_only=True)).fingerprint == TWO
+    assert await images.all(NOTHING, "default") == [public]
+    assert [r.fingerprint for r in await images.records(NOTHING, "default")] == [TWO]
+    assert await images.get(NOTHING, "default", TWO[:6]) == public
+    assert [a.name for a in await images.aliases.all(NOTHING, "default")] == ["public"]
+    assert (await images.aliases.get(NOTHING, "default", "public")).fingerprint == TWO
     with pytest.raises(NotFound):
-        await images.get("default", ONE, public_only=True)
+        await images.get(NOTHING, "default", ONE)
     with pytest.raises(NotFound):
-        await images.get("default", "", public_only=True)
+        await images.get(NOTHING, "default", "")
     with pytest.raises(NotFound):
-        await images.aliases.get("default", "private", public_only=True)
+        await images.aliases.get(NOTHING, "default", "private")
 
 
 async def test_put_replaces(setting: Setting) -> None:
@@ -347,7 +348,7 @@ async def test_put_replaces(setting: Setting) -> None:
     await setting.images.edit(
         "default", ONE, replace_with(ImagePut(public=True, properties={"a": "b"})), any_state
     )
-    changed = await setting.images.get("default", ONE)
+    changed = await setting.images.get(EVERYTHING, "default", ONE)
     assert (changed.public, changed.properties, changed.expires_at) == (True, {"a": "b"}, None)
     assert changed.profiles == ["default"]
     await setting.images.edit(
@@ -356,7 +357,7 @@ async def test_put_replaces(setting: Setting) -> None:
         replace_with(ImagePut(profiles=[], expires_at=datetime(2030, 1, 1, tzinfo=UTC))),
         any_state,
     )
-    again = await setting.images.get("default", ONE)
+    again = await setting.images.get(EVERYTHING, "default", ONE)
     assert (again.profiles, again.public) == ([], False)
     assert again.expires_at == datetime(2030, 1, 1, tzinfo=UTC)
     assert records.editable(row) != records.editable(again)
@@ -368,13 +369,13 @@ async def test_patch_merges(setting: Setting) -> None:
     await setting.images.edit(
         "default", ONE, merge(ImagePatch(properties={"release": "", "new": "1"})), any_state
     )
-    row = await setting.images.get("default", ONE)
+    row = await setting.images.get(EVERYTHING, "default", ONE)
     assert row.properties == {"os": "Debian", "new": "1"}
     assert row.expires_at is not None
     await setting.images.edit(
         "default", ONE, merge(ImagePatch(public=True, expires_at=datetime(1970, 1, 1, tzinfo=UTC))), any_state
     )
-    row = await setting.images.get("default", ONE)
+    row = await setting.images.get(EVERYTHING, "default", ONE)
     assert (row.public, row.expires_at, row.properties["new"]) == (True, None, "1")
     with pytest.raises(InvalidRequest):
         await setting.images.edit("default", ONE, merge(ImagePatch(properties={"\0": "x"})), any_state)
@@ -390,15 +391,15 @@ async def test_aliases(setting: Setting) -> None:
     with pytest.raises(AlreadyExists):
         await aliases.create("default", ImageAliasesPost(name="a/b", target=TWO))
     await aliases.edit("default", "a/b", merge(ImageAliasesEntryPatch(description="new")), any_state)
-    row = await aliases.get("default", "a/b")
+    row = await aliases.get(EVERYTHING, "default", "a/b")
     assert (row.description, row.fingerprint) == ("new", ONE)
     await aliases.edit("default", "a/b", replace_with(ImageAliasesEntryPut(target=TWO)), any_state)
-    row = await aliases.get("default", "a/b")
+    row = await aliases.get(EVERYTHING, "default", "a/b")
     assert (row.description, row.fingerprint) == ("", TWO)
     row = await aliases.rename("default", "a/b", "c")
-    assert await aliases.all("default") == [row]
+    assert await aliases.all(EVERYTHING, "default") == [row]
     await aliases.delete("default", "c")
-    assert await aliases.all("default") == []
+    assert await aliases.all(EVERYTHING, "default") == []
     assert [action for action, _ in setting.events.seen if "alias" in action] == [
         "image-alias-created",
         "image-alias-updated",
@@ -427,7 +428,7 @@ async def test_aliases_that_are_refused(
     await setting.add()
     with pytest.raises(error):
         await setting.images.aliases.create("default", request_)
-    assert await setting.images.aliases.all("default") == []
+    assert await setting.images.aliases.all(EVERYTHING, "default") == []
 
 
 async def test_the_start_brings_rows_and_files_together(setting: Setting) -> None:
@@ -450,12 +451,12 @@ async def test_an_image_that_is_not_ready_is_not_there(setting: Setting) -> None
     unready = replace(row, id=0, fingerprint=TWO, state="creating")
     await setting.database.write("test", image_rows.insert, unready)
     with pytest.raises(NotFound):
-        await setting.images.get("default", TWO)
+        await setting.images.get(EVERYTHING, "default", TWO)
     with pytest.raises(NotFound):
         await setting.images.resolve("default", fingerprint=TWO)
     with pytest.raises(NotFound):
         await setting.images.aliases.create("default", ImageAliasesPost(name="a", target=TWO))
-    assert [r.fingerprint for r in await setting.images.all("default")] == [ONE]
+    assert [r.fingerprint for r in await setting.images.all(EVERYTHING, "default")] == [ONE]
 
 
 @pytest.mark.parametrize(

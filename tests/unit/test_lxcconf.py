@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.core.scope import Policy
 from utsuwa.host.lxcentries import mount_entry
 from utsuwa.instances.confinement import lxcconf
 from utsuwa.instances.confinement.lxcconf import ContainerSpec, HostFacts
@@ -165,7 +166,7 @@ def test_raw_lxc_comes_last_and_as_it_is() -> None:
 def test_raw_lxc_that_does_not_parse(raw: str) -> None:
     for restricted in (False, True):
         with pytest.raises(InvalidConfig):
-            lxcconf.check_raw_lxc(raw, restricted=restricted)
+            lxcconf.check_raw_lxc(raw, Policy(restricted=restricted))
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def test_raw_lxc_that_does_not_parse(raw: str) -> None:
     ],
 )
 def test_raw_lxc_for_unrestricted_callers_only(raw: str) -> None:
-    lxcconf.check_raw_lxc(raw, restricted=False)
+    lxcconf.check_raw_lxc(raw, Policy())
     with pytest.raises(InvalidConfig, match="restricted callers"):
-        lxcconf.check_raw_lxc(raw, restricted=True)
+        lxcconf.check_raw_lxc(raw, Policy(restricted=True))
 
 
 @pytest.mark.parametrize(
@@ -203,14 +204,14 @@ def test_raw_lxc_for_unrestricted_callers_only(raw: str) -> None:
 )
 def test_raw_lxc_for_nobody(raw: str) -> None:
     with pytest.raises(InvalidConfig):
-        lxcconf.check_raw_lxc(raw, restricted=False)
+        lxcconf.check_raw_lxc(raw, Policy())
 
 
 def test_raw_lxc_where_all_are_unprivileged() -> None:
     for raw in ("lxc.idmap =", "lxc.include = /x"):
         with pytest.raises(InvalidConfig, match="cannot be set"):
-            lxcconf.check_raw_lxc(raw, restricted=False, unprivileged_only=True)
-    lxcconf.check_raw_lxc("lxc.environment = A=B\n#x", restricted=True, unprivileged_only=True)
+            lxcconf.check_raw_lxc(raw, Policy(unprivileged_only=True))
+    lxcconf.check_raw_lxc("lxc.environment = A=B\n#x", Policy(restricted=True, unprivileged_only=True))
 
 
 @given(

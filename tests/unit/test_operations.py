@@ -12,7 +12,9 @@ from typing import Any, cast
 
 import pytest
 
+from utsuwa.core.entitlements import Entitlement
 from utsuwa.core.errors import Cancelled, Forbidden, InvalidRequest, NotFound, Unavailable
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.operations import kinds
 from utsuwa.operations import operations as module
 from utsuwa.operations.events import EventHub, Subscription, act_as, current_requestor
@@ -29,7 +31,7 @@ def operations() -> Operations:
     return Operations(EventHub(), keep_seconds=0.02)
 
 
-PLAIN = Kind("Testing", ("instances", "containers"))
+PLAIN = Kind("Testing", ("instances", "containers"), Entitlement.CAN_EDIT)
 CANCELLABLE = replace(PLAIN, cancellable=True)
 
 
@@ -165,19 +167,34 @@ async def test_wait_gives_up_in_time_and_leaves_the_work_alone(operations: Opera
 async def test_ended_ones_stay_for_a_while_and_then_go(operations: Operations) -> None:
     operation = start(operations, nothing)
     await operation.wait(1)
-    assert operations.get(operation.id) is operation
+    assert operations.get(EVERYTHING, operation.id) is operation
     await asyncio.sleep(0.05)
     with pytest.raises(NotFound, match="Operation not found"):
-        operations.get(operation.id)
-    assert operations.all() == []
+        operations.get(EVERYTHING, operation.id)
+    assert operations.all(EVERYTHING) == []
 
 
 async def test_the_list_is_held_to_a_project(operations: Operations) -> None:
     mine = start(operations, nothing)
     theirs = operations.start(PLAIN, "other", nothing)
     servers = operations.start(PLAIN, "", nothing)
-    assert operations.all("default") == [mine, servers]
-    assert operations.all() == [mine, theirs, servers]
+    assert operations.all(EVERYTHING, "default") == [mine, servers]
+    assert operations.all(EVERYTHING) == [mine, theirs, servers]
+    await operations.stop()
+
+
+async def test_what_is_not_in_the_scope_is_not_there(operations: Operations) -> None:
+    mine = start(operations, nothing)
+    theirs = operations.start(PLAIN, "other", forever, websockets=("0",))
+    servers = operations.start(PLAIN, "", nothing)
+    held = Scope(frozenset({"default"}))
+    assert operations.all(held) == [mine]
+    assert operations.get(held, mine.id) is mine
+    for hidden in (theirs, servers):
+        for secret in ("", "x"):
+            with pytest.raises(NotFound, match="Operation not found"):
+                operations.get(held, hidden.id, secret)
+    assert operations.get(held, theirs.id, theirs.secrets["0"]) is theirs
     await operations.stop()
 
 
@@ -346,4 +363,4 @@ async def test_objects_are_named_by_urls_that_are_escaped(operations: Operations
         "containers": ["/1.0/containers/x%2Fy?project=a%20b", "/1.0/containers/z?project=a%20b"],
     }
     await operation.wait(1)
-    assert operations.start(Kind("Testing", ()), "default", nothing).record().resources is None
+    assert operations.start(replace(PLAIN, entities=()), "default", nothing).record().resources is None

@@ -24,6 +24,7 @@ from utsuwa.core.errors import (
     PreconditionFailed,
 )
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import EVERYTHING, Policy
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
@@ -39,6 +40,7 @@ from utsuwa.wire.edits import any_state, merge, replace
 from utsuwa.wire.profiles import ProfilePatch, ProfilePut, ProfilesPost
 from utsuwa.wire.projects import ProjectPatch, ProjectPut, ProjectsPost
 
+FREE = EVERYTHING.policy
 ROOT = {"type": "disk", "path": "/", "pool": "p"}
 NIC = {"type": "nic", "nictype": "p2p"}
 
@@ -76,7 +78,9 @@ class Follow:
         self.inside = self.inside_at_undo = False
 
     @asynccontextmanager
-    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> AsyncIterator[None]:
+    async def __call__(
+        self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback
+    ) -> AsyncIterator[None]:
         self.changes.append((old, new))
         undo.push(self._undo, new.name)
         if self.refusal is not None:
@@ -138,11 +142,12 @@ async def use(database: Database, name: str, *names: str, **config: str) -> None
 
 async def test_a_profile_is_created_and_shown(profiles: ProfileManager, events: Events) -> None:
     url = await profiles.create(
+        FREE,
         "default",
         ProfilesPost(name="web", description="x", config={"user.a": "1", "user.b": ""}, devices={"n": NIC}),
     )
     assert url == "/1.0/profiles/web"
-    shown, row = await profiles.get("default", "web")
+    shown, row = await profiles.get(EVERYTHING, "default", "web")
     assert (shown.name, shown.config, shown.devices, shown.used_by) == (
         "web",
         {"user.a": "1"},
@@ -176,7 +181,7 @@ async def test_a_profile_that_cannot_be(
 ) -> None:
     request = ProfilesPost(**{"name": "web", **fields})
     with pytest.raises(error, match=why):
-        await profiles.create("default", request)
+        await profiles.create(FREE, "default", request)
     assert await profiles.names("default") == ["default"]
     assert events.seen == []
 
@@ -184,9 +189,9 @@ async def test_a_profile_that_cannot_be(
 async def test_an_unknown_project_has_no_profiles(profiles: ProfileManager) -> None:
     for call in (
         profiles.names("nope"),
-        profiles.list("nope"),
-        profiles.get("nope", "default"),
-        profiles.create("nope", ProfilesPost(name="x")),
+        profiles.list(EVERYTHING, "nope"),
+        profiles.get(EVERYTHING, "nope", "default"),
+        profiles.create(FREE, "nope", ProfilesPost(name="x")),
     ):
         with pytest.raises(NotFound, match="Project 'nope' not found"):
             await call
@@ -194,26 +199,26 @@ async def test_an_unknown_project_has_no_profiles(profiles: ProfileManager) -> N
 
 async def test_a_profile_names_its_users(profiles: ProfileManager, database: Database) -> None:
     await use(database, "c1", "default")
-    (shown,) = await profiles.list("default")
+    (shown,) = await profiles.list(EVERYTHING, "default")
     assert shown.used_by == ["/1.0/instances/c1"]
-    assert (await profiles.get("default", "default"))[0].used_by == ["/1.0/instances/c1"]
+    assert (await profiles.get(EVERYTHING, "default", "default"))[0].used_by == ["/1.0/instances/c1"]
 
 
 async def test_put_replaces_and_patch_merges(profiles: ProfileManager, events: Events) -> None:
     first = ProfilePut(description="x", config={"user.a": "1", "user.b": "2"}, devices={"n": NIC})
-    await profiles.edit("default", "default", replace(first), any_state)
+    await profiles.edit(FREE, "default", "default", replace(first), any_state)
     part = ProfilePatch(config={"user.b": "", "user.c": "3"}, devices={"root": ROOT})
-    await profiles.edit("default", "default", merge(part), any_state)
-    row = (await profiles.get("default", "default"))[1]
+    await profiles.edit(FREE, "default", "default", merge(part), any_state)
+    row = (await profiles.get(EVERYTHING, "default", "default"))[1]
     assert editable(row) == ProfilePut(
         config={"user.a": "1", "user.c": "3"}, description="x", devices={"n": NIC, "root": ROOT}
     )
-    await profiles.edit("default", "default", merge(ProfilePatch(description="y")), any_state)
-    await profiles.edit("default", "default", merge(ProfilePatch()), any_state)
-    row = (await profiles.get("default", "default"))[1]
+    await profiles.edit(FREE, "default", "default", merge(ProfilePatch(description="y")), any_state)
+    await profiles.edit(FREE, "default", "default", merge(ProfilePatch()), any_state)
+    row = (await profiles.get(EVERYTHING, "default", "default"))[1]
     assert (row.description, row.devices) == ("y", {"n": NIC, "root": ROOT})
-    await profiles.edit("default", "default", replace(ProfilePut()), any_state)
-    row = (await profiles.get("default", "default"))[1]
+    await profiles.edit(FREE, "default", "default", replace(ProfilePut()), any_state)
+    row = (await profiles.get(EVERYTHING, "default", "default"))[1]
     assert editable(row) == ProfilePut()
     assert events.seen == [("profile-updated", "/1.0/profiles/default", "default")] * 5
 
@@ -221,19 +226,19 @@ async def test_put_replaces_and_patch_merges(profiles: ProfileManager, events: E
 async def test_a_change_asks_for_the_etag_first(profiles: ProfileManager, events: Events) -> None:
     with pytest.raises(PreconditionFailed):
         await profiles.edit(
-            "default", "default", replace(ProfilePut(config={"user.a": "1"})), changed_meanwhile
+            FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), changed_meanwhile
         )
-    assert (await profiles.get("default", "default"))[1].config == {}
+    assert (await profiles.get(EVERYTHING, "default", "default"))[1].config == {}
     assert events.seen == []
     seen: list[Any] = []
-    await profiles.edit("default", "default", replace(ProfilePut()), seen.append)
+    await profiles.edit(FREE, "default", "default", replace(ProfilePut()), seen.append)
     assert seen == [ProfilePut(description="Default Utsuwa profile")]
 
 
 async def test_followers_see_both_states_before_anything_is_stored(profiles: ProfileManager) -> None:
     follow = Follow()
     profiles.on_change(follow)
-    await profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
+    await profiles.edit(FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     ((old, new),) = follow.changes
     assert (old.config, new.config) == ({}, {"user.a": "1"})
     assert (old.id, follow.undone) == (new.id, [])
@@ -245,11 +250,13 @@ async def test_a_follower_that_refuses_undoes_the_whole(profiles: ProfileManager
     profiles.on_change(first)
     profiles.on_change(second)
     with pytest.raises(InvalidConfig, match="cannot take it"):
-        await profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
+        await profiles.edit(
+            FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state
+        )
     assert (first.undone, second.undone) == (["default"], ["default"])
     assert first.inside_at_undo, "instances were let go before all was undone"
     assert not first.inside
-    assert (await profiles.get("default", "default"))[1].config == {}
+    assert (await profiles.get(EVERYTHING, "default", "default"))[1].config == {}
     assert events.seen == []
 
 
@@ -257,7 +264,9 @@ async def test_an_invalid_change_reaches_no_follower(profiles: ProfileManager) -
     follow = Follow()
     profiles.on_change(follow)
     with pytest.raises(InvalidConfig):
-        await profiles.edit("default", "default", replace(ProfilePut(config={"limits.cpu": "x"})), any_state)
+        await profiles.edit(
+            FREE, "default", "default", replace(ProfilePut(config={"limits.cpu": "x"})), any_state
+        )
     assert follow.changes == []
 
 
@@ -265,13 +274,15 @@ async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileMa
     started, go = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def follow(old: ProfileRow, new: ProfileRow, undo: Rollback, /) -> AsyncIterator[None]:
+    async def follow(
+        policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback, /
+    ) -> AsyncIterator[None]:
         started.set()
         await go.wait()
         yield
 
     profiles.on_change(follow)
-    change = profiles.edit("default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
+    change = profiles.edit(FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     task = asyncio.create_task(change)
     await started.wait()
     task.cancel()
@@ -279,21 +290,23 @@ async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileMa
     go.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await profiles.get("default", "default"))[1].config == {"user.a": "1"}
+    assert (await profiles.get(EVERYTHING, "default", "default"))[1].config == {"user.a": "1"}
 
 
 async def test_changes_at_once_lose_nothing(profiles: ProfileManager) -> None:
     parts = [ProfilePatch(config={f"user.{n}": "x"}) for n in range(15)]
-    await asyncio.gather(*[profiles.edit("default", "default", merge(part), any_state) for part in parts])
-    assert len((await profiles.get("default", "default"))[1].config) == 15
+    await asyncio.gather(
+        *[profiles.edit(FREE, "default", "default", merge(part), any_state) for part in parts]
+    )
+    assert len((await profiles.get(EVERYTHING, "default", "default"))[1].config) == 15
 
 
 async def test_renaming(profiles: ProfileManager, database: Database, events: Events) -> None:
-    await profiles.create("default", ProfilesPost(name="a"))
-    await profiles.create("default", ProfilesPost(name="b"))
+    await profiles.create(FREE, "default", ProfilesPost(name="a"))
+    await profiles.create(FREE, "default", ProfilesPost(name="b"))
     await use(database, "c1", "a")
     assert await profiles.rename("default", "a", "c") == "/1.0/profiles/c"
-    assert (await profiles.get("default", "c"))[0].used_by == ["/1.0/instances/c1"]
+    assert (await profiles.get(EVERYTHING, "default", "c"))[0].used_by == ["/1.0/instances/c1"]
     assert events.seen[-1] == ("profile-renamed", "/1.0/profiles/c", "default")
     assert events.contexts[-1] == {"old_name": "a"}
     for name, new, error in (
@@ -308,8 +321,8 @@ async def test_renaming(profiles: ProfileManager, database: Database, events: Ev
 
 
 async def test_deleting(profiles: ProfileManager, database: Database, events: Events) -> None:
-    await profiles.create("default", ProfilesPost(name="a"))
-    await profiles.create("default", ProfilesPost(name="b"))
+    await profiles.create(FREE, "default", ProfilesPost(name="a"))
+    await profiles.create(FREE, "default", ProfilesPost(name="b"))
     await use(database, "c1", "a")
     with pytest.raises(InUse, match="Profile is currently in use"):
         await profiles.delete("default", "a")
@@ -328,13 +341,13 @@ async def test_deleting(profiles: ProfileManager, database: Database, events: Ev
 async def test_the_default_project_is_shown(
     projects: ProjectManager, profiles: ProfileManager, database: Database
 ) -> None:
-    await profiles.create("default", ProfilesPost(name="a"))
+    await profiles.create(FREE, "default", ProfilesPost(name="a"))
     await use(database, "c1", "a")
     shown, row = await projects.get("default")
     assert shown.used_by == ["/1.0/instances/c1", "/1.0/profiles/a", "/1.0/profiles/default"]
     assert shown.config["features.images"] == "true"
-    assert await projects.list() == [shown]
-    assert await projects.names() == ["default"]
+    assert await projects.list(EVERYTHING) == [shown]
+    assert await projects.names(EVERYTHING) == ["default"]
     assert project_manager.editable(row) == ProjectPut(description=shown.description, config=shown.config)
 
 
@@ -386,7 +399,7 @@ async def test_the_state_sums_what_instances_may_take(
     projects: ProjectManager, profiles: ProfileManager, database: Database
 ) -> None:
     limits = {"limits.memory": "1GiB", "limits.cpu": "2"}
-    await profiles.create("default", ProfilesPost(name="a", config=limits))
+    await profiles.create(FREE, "default", ProfilesPost(name="a", config=limits))
     await use(database, "c1", "a", limits_processes="100")
     await use(database, "c2", "a", limits_memory="50%", limits_cpu="0-3")
     resources = (await projects.state("default")).resources

@@ -28,6 +28,7 @@ from utsuwa.core.errors import (
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
 from utsuwa.core.volumes import Volume, VolumeKind
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
@@ -696,13 +697,28 @@ async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> 
     with pytest.raises(NotFound):
         await setting.manager.volumes.create("q", container("c1"), IdMap(), None)
     with pytest.raises(NotFound):
-        await setting.manager.volumes.all("q", "default")
+        await setting.manager.volumes.all(EVERYTHING, "q", "default")
     with pytest.raises(NotFound):
-        await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "c1")
+        await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "c1")
     await setting.create()
-    assert (await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "c1")).name == "c1"
-    assert [v.name for v in await setting.manager.volumes.all("p", "other")] == [FINGERPRINT]
-    assert len(await setting.manager.volumes.all("p", None, VOLUME_CONTAINER)) == 1
+    assert (
+        await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "c1")
+    ).name == "c1"
+    assert [v.name for v in await setting.manager.volumes.all(EVERYTHING, "p", "other")] == [FINGERPRINT]
+    assert len(await setting.manager.volumes.all(EVERYTHING, "p", None, VOLUME_CONTAINER)) == 1
+
+
+async def test_volumes_of_other_projects_are_not_there(setting: Setting, pool: FakeDriver) -> None:
+    await setting.create()
+    await setting.write(image_rows.insert, image_row())
+    volumes = setting.manager.volumes
+    held = Scope(frozenset({"default"}))
+    assert {v.name for v in await volumes.all(held, "p", None)} == {"c1", FINGERPRINT}
+    assert (await volumes.get(held, "p", "default", VOLUME_IMAGE, FINGERPRINT)).name == FINGERPRINT
+    assert await volumes.all(NOTHING, "p", None) == []
+    for kind, name in ((VOLUME_CONTAINER, "c1"), (VOLUME_IMAGE, FINGERPRINT)):
+        with pytest.raises(NotFound, match="not found on pool"):
+            await volumes.get(NOTHING, "p", "default", kind, name)
 
 
 # ---- images

@@ -19,7 +19,7 @@ from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
 from utsuwa.operations.events import act_as
-from utsuwa.security.authorization import Caller, authorize
+from utsuwa.security.authorization import Access, Caller, authorize, require, scope_of
 from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,18 @@ _INTERNAL = "Internal error: the reason is in the daemon's log"
 class Application:
     """The API as a handler of aiohttp's low-level server, shared by all listeners."""
 
-    def __init__(self, services: Services, routes: Iterable[Route], identify: Identify) -> None:
+    def __init__(
+        self,
+        services: Services,
+        routes: Iterable[Route],
+        identify: Identify,
+        *,
+        unprivileged_only: bool = False,
+    ) -> None:
         self._services = services
         self._router = Router(routes)
         self._identify = identify
+        self._unprivileged_only = unprivileged_only
 
     def server(self) -> HttpServer:
         """A protocol factory for a listener; `shutdown()` it at the end."""
@@ -79,7 +87,10 @@ class Application:
         authorize(caller, route.access)
         if raw.headers.get("Expect", "").lower() == "100-continue":
             await _continue(raw)
-        request = Request(raw, self._services, route, params, caller)
+        scope = scope_of(caller, self._unprivileged_only)
+        request = Request(raw, self._services, route, params, caller, scope)
+        if scope.restricted and route.access is not Access.PUBLIC:
+            require(scope, route.concerns, route.needs, request.object_project)
         if "recursion" in raw.rel_url.raw_query_string:
             _ = request.recursion  # an invalid one is refused everywhere, also where it says nothing
         actor = act_as(request.requestor)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from utsuwa.api.http import Created, Empty, Handler, Request, Result, Route, Sync
+from utsuwa.api.http import Created, Empty, Handler, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
 from utsuwa.db.certificates import CertificateRow
-from utsuwa.security.authorization import NOT_AUTHORIZED, Access
+from utsuwa.security.authorization import NOT_AUTHORIZED, Access, require
 from utsuwa.security.certificates import (
     ClientCertificate,
     certificate_url,
-    check_supported,
+    check_type,
     default_name,
     editable,
     parse_certificate,
@@ -23,7 +24,7 @@ from utsuwa.wire.edits import merge, replace
 
 
 async def list_certificates(request: Request) -> Result:
-    rows = await request.services.certificates.list()
+    rows = await request.services.certificates.list(request.scope)
     if request.recursion:
         return Sync([_record(row) for row in rows])
     return Sync([certificate_url(row) for row in rows])
@@ -33,11 +34,13 @@ async def add_certificate(request: Request) -> Result:
     """Untrusted callers come with the trust password; it is judged before anything else is told."""
     body = await request.body(CertificatesPost)
     manager = request.services.certificates
-    if not request.caller.trusted:
+    if request.caller.trusted:
+        require(request.scope, Entity.CERTIFICATE, Entitlement.CAN_CREATE, None)
+    else:
         if not body.password:
             raise Forbidden(NOT_AUTHORIZED)
         await manager.check_password(body.password, request.caller.address)
-    check_supported(body.type, body.restricted, body.projects)
+    check_type(body.type)
     if body.token:
         raise NotSupportedYet(
             "Certificate tokens are not supported in this version: "
@@ -45,12 +48,12 @@ async def add_certificate(request: Request) -> Result:
         )
     certificate = parse_certificate(body.certificate) if body.certificate else _own(request)
     name = body.name or default_name(certificate, request.caller.address)
-    row = await manager.add(certificate, name)
+    row = await manager.add(certificate, name, restricted=body.restricted, projects=body.projects)
     return Created(certificate_url(row))
 
 
 async def show_certificate(request: Request) -> Result:
-    row = await request.services.certificates.get(request.params["fingerprint"])
+    row = await request.services.certificates.get(request.scope, request.params["fingerprint"])
     return Sync(_record(row), etag=editable(row))
 
 
@@ -97,7 +100,8 @@ def _route(method: str, path: str, handler: Handler, summary: str, **more: Any) 
     return Route(method, f"/1.0/certificates{path}", handler, summary, **more)
 
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.CERTIFICATE,
     _route("GET", "", list_certificates, "List trusted certificates", reply=list[str] | list[Certificate]),
     _route(
         "POST",

@@ -9,10 +9,9 @@ from aiohttp import WSCloseCode, web
 
 from utsuwa.api.http import Raw, Request, Result, Route
 from utsuwa.api.websockets import WebSocket, websocket_response
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.operations.events import EVENT_TYPES, Subscription
-from utsuwa.security.authorization import may_see
-from utsuwa.wire.events import Event
 
 _CLOSE_SECONDS = 5
 
@@ -31,13 +30,9 @@ async def listen(request: Request) -> Result:
     types = _types(request)
     project = None if request.all_projects else request.project
     caller = request.caller
-
-    def visible(event: Event) -> bool:
-        return may_see(caller, event.project) if event.project else caller.projects is None
-
     socket = websocket_response(request)
     subscription = request.services.events.subscribe(
-        types, project, visible=visible, name=f"{caller.protocol}/{caller.username}"
+        types, project, scope=request.scope, name=f"{caller.protocol}/{caller.username}"
     )
     with subscription:
         await socket.prepare(request.raw)
@@ -70,6 +65,8 @@ ROUTES: tuple[Route, ...] = (
         listen,
         "Listen to events",
         Raw,
+        entity=Entity.PROJECT,
+        lists_projects=True,
         description="A websocket. type takes operation, lifecycle and logging, joined by commas.",
     ),
 )

@@ -66,6 +66,7 @@ EXTENSIONS: tuple[str, ...] = (
     "container_syscall_filtering_allow_deny_syntax",
     "network_state_vlan",
     "instance_bulk_state_change",
+    "certificate_project",
     "server_instance_driver_operational",
     "server_supported_storage_drivers",
     "event_lifecycle_requestor_address",

@@ -17,6 +17,7 @@ from multidict import MultiMapping
 
 from utsuwa.api.cross_site import from_browser
 from utsuwa.api.services import Services
+from utsuwa.core.entitlements import OF_SERVER, Entitlement, Entity
 from utsuwa.core.errors import (
     InvalidRequest,
     NotSupportedYet,
@@ -27,6 +28,7 @@ from utsuwa.core.errors import (
 from utsuwa.core.filters import Filter
 from utsuwa.core.filters import parse as parse_filter
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import Access, Caller
 from utsuwa.wire.codec import InvalidBody, convert, decode_object, encode_stable
@@ -54,12 +56,14 @@ class Request:
         route: Route,
         params: Mapping[str, str],
         caller: Caller,
+        scope: Scope = EVERYTHING,
     ) -> None:
         self.raw = raw
         self.services = services
         self.route = route
         self.params = params
         self.caller = caller
+        self.scope = scope
         self._data: bytes | None = None
 
     @property
@@ -83,6 +87,16 @@ class Request:
         if wanted and self.query.get("project"):
             raise InvalidRequest("Give either project or all-projects, not both")
         return wanted
+
+    @property
+    def object_project(self) -> str | None:
+        """The project of what the route is about; None where the path does not tell, or all are meant."""
+        entity = self.route.concerns
+        if entity is Entity.PROJECT and "name" in self.params:
+            return self.params["name"]
+        if entity in OF_SERVER or entity is Entity.OPERATION:
+            return None
+        return None if self.route.lists_projects and self.all_projects else self.project
 
     @property
     def recursion(self) -> int:
@@ -221,6 +235,16 @@ class Raw:
     response: web.StreamResponse
 
 
+_CREATE = Entitlement.CAN_CREATE
+_USUAL = {
+    "GET": Entitlement.CAN_VIEW,
+    "HEAD": Entitlement.CAN_VIEW,
+    "PUT": Entitlement.CAN_EDIT,
+    "PATCH": Entitlement.CAN_EDIT,
+    "POST": Entitlement.CAN_EDIT,
+    "DELETE": Entitlement.CAN_DELETE,
+}
+
 Result = Sync | Empty | Created | Background | Raw
 Handler = Callable[[Request], Awaitable[Result]]
 
@@ -244,8 +268,32 @@ class Route:
     access: Access = Access.TRUSTED
     description: str = ""
     containers_api: bool = False
+    entity: Entity | None = None
+    """None for the server itself."""
+    entitlement: Entitlement | None = None
+    """None for what the method says."""
+    lists_projects: bool = False
+    """Whether the handler takes `?all-projects=true`, for all that the caller sees."""
+
+    @property
+    def concerns(self) -> Entity:
+        """The kind of the object that the route is about."""
+        return self.entity or Entity.SERVER
+
+    @property
+    def needs(self) -> Entitlement:
+        """What a caller must be entitled to on that object."""
+        if self.entitlement is not None:
+            return self.entitlement
+        collection = not self.path.endswith("}")
+        return _CREATE if self.method == "POST" and collection else _USUAL[self.method]
 
     def for_containers(self) -> Route:
         """The same route below `/1.0/containers`."""
         path = self.path.replace("/1.0/instances", "/1.0/containers", 1)
         return replace(self, path=path, containers_api=True)
+
+
+def about(entity: Entity, *routes: Route) -> tuple[Route, ...]:
+    """Routes that concern objects of one kind, unless they name another one."""
+    return tuple(route if route.entity else replace(route, entity=entity) for route in routes)

@@ -8,13 +8,14 @@ from typing import NoReturn
 import msgspec
 
 from utsuwa.api import image_transfer
-from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync
-from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entity
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.urls import object_url
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.images import records
-from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
+from utsuwa.security.authorization import Access
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.images import (
     Image,
@@ -38,34 +39,19 @@ _SOURCES = {
 }
 
 
-def _public_only(request: Request) -> bool:
-    """Whether the caller sees public images alone: also those that another project is none of theirs."""
-    return not may_see(request.caller, request.project)
-
-
-def _check_editor(request: Request) -> None:
-    """Seeing an image because it is public is not enough for changing it. Raises Forbidden."""
-    if _public_only(request):
-        raise Forbidden(NOT_AUTHORIZED)
-
-
 async def _image(request: Request) -> ImageRow:
-    fingerprint = request.params["fingerprint"]
-    return await request.services.images.get(request.project, fingerprint, public_only=_public_only(request))
+    return await request.services.images.get(request.scope, request.project, request.params["fingerprint"])
 
 
 async def _alias(request: Request) -> AliasRow:
-    return await request.services.images.aliases.get(
-        request.project, request.params["name"], public_only=_public_only(request)
-    )
+    return await request.services.images.aliases.get(request.scope, request.project, request.params["name"])
 
 
 async def list_images(request: Request) -> Result:
     wanted = request.filter
-    public_only = _public_only(request)
-    if not public_only:
+    if request.scope.sees(request.project):
         await request.services.projects.check(request.project)
-    found = await request.services.images.records(request.project, public_only=public_only)
+    found = await request.services.images.records(request.scope, request.project)
     if wanted is not None:
         found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion:
@@ -74,7 +60,6 @@ async def list_images(request: Request) -> Result:
 
 
 async def create_image(request: Request) -> Result:
-    _check_editor(request)
     await request.services.projects.check(request.project)
     if not image_transfer.is_upload(request):
         _refuse_source((await request.body(ImagesPost)).source.type)
@@ -101,7 +86,6 @@ async def get_image(request: Request) -> Result:
 
 
 async def put_image(request: Request) -> Result:
-    _check_editor(request)
     body = await request.body(ImagePut)
     await request.services.images.edit(
         request.project, request.params["fingerprint"], replace(body), request.if_match
@@ -110,7 +94,6 @@ async def put_image(request: Request) -> Result:
 
 
 async def patch_image(request: Request) -> Result:
-    _check_editor(request)
     body = await request.body(ImagePatch)
     await request.services.images.edit(
         request.project, request.params["fingerprint"], merge(body), request.if_match
@@ -119,7 +102,6 @@ async def patch_image(request: Request) -> Result:
 
 
 async def delete_image(request: Request) -> Result:
-    _check_editor(request)
     return Background(await request.services.images.delete(request.project, request.params["fingerprint"]))
 
 
@@ -130,32 +112,28 @@ async def export_image(request: Request) -> Result:
 
 
 async def push_image(request: Request) -> Result:
-    _check_editor(request)
     await _image(request)
     raise NotSupportedYet("Pushing images to other servers is not supported yet: export the image")
 
 
 async def refresh_image(request: Request) -> Result:
-    _check_editor(request)
     await _image(request)
     raise NotSupportedYet("Refreshing images from their servers is not supported yet: import the new one")
 
 
 async def make_secret(request: Request) -> Result:
-    _check_editor(request)
     await _image(request)
     raise NotSupportedYet("Secrets for private images are not supported yet: make the image public")
 
 
 async def list_aliases(request: Request) -> Result:
-    rows = await request.services.images.aliases.all(request.project, public_only=_public_only(request))
+    rows = await request.services.images.aliases.all(request.scope, request.project)
     if request.recursion:
         return Sync([records.alias_record(row) for row in rows])
     return Sync([records.alias_url(row) for row in rows])
 
 
 async def create_alias(request: Request) -> Result:
-    _check_editor(request)
     await request.services.projects.check(request.project)
     body = await request.body(ImageAliasesPost)
     row = await request.services.images.aliases.create(request.project, body)
@@ -168,7 +146,6 @@ async def get_alias(request: Request) -> Result:
 
 
 async def put_alias(request: Request) -> Result:
-    _check_editor(request)
     body = await request.body(ImageAliasesEntryPut)
     await request.services.images.aliases.edit(
         request.project, request.params["name"], replace(body), request.if_match
@@ -177,7 +154,6 @@ async def put_alias(request: Request) -> Result:
 
 
 async def patch_alias(request: Request) -> Result:
-    _check_editor(request)
     body = await request.body(ImageAliasesEntryPatch)
     await request.services.images.aliases.edit(
         request.project, request.params["name"], merge(body), request.if_match
@@ -186,14 +162,12 @@ async def patch_alias(request: Request) -> Result:
 
 
 async def rename_alias(request: Request) -> Result:
-    _check_editor(request)
     body = await request.body(ImageAliasesEntryPost)
     renamed = await request.services.images.aliases.rename(request.project, request.params["name"], body.name)
     return Created(records.alias_url(renamed))
 
 
 async def delete_alias(request: Request) -> Result:
-    _check_editor(request)
     await request.services.images.aliases.delete(request.project, request.params["name"])
     return Empty()
 
@@ -203,7 +177,8 @@ _ALIASES = "/1.0/images/aliases"
 _ALIAS = "/1.0/images/aliases/{name:path}"
 _PUBLIC = Access.PUBLIC
 
-ROUTES = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.IMAGE,
     Route("GET", "/1.0/images", list_images, "List images", list[str] | list[Image], access=_PUBLIC),
     Route("POST", "/1.0/images", create_image, "Import an image", Background),
     Route("GET", _ONE, get_image, "Show an image", Image, access=_PUBLIC),

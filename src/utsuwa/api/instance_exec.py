@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync
+from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.instances import logs
 from utsuwa.instances.commands import console
 from utsuwa.instances.commands.exec import ExecTarget
@@ -81,7 +82,8 @@ async def attach_console(request: Request) -> Result:
     return Background(request.services.console.start(target, body))
 
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.INSTANCE,
     Route(
         "POST",
         f"{_BASE}/exec",
@@ -89,6 +91,7 @@ ROUTES: tuple[Route, ...] = (
         "Run a command",
         Background,
         InstanceExecPost,
+        entitlement=Entitlement.CAN_EXEC,
         description="The operation's metadata has the exit code as `return`, and `output` where recorded.",
     ),
     Route("GET", f"{_BASE}/logs", list_logs, "List the log files", list[str]),
@@ -100,6 +103,12 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{_BASE}/console", get_console_log, "Get the console log", Raw),
     Route("DELETE", f"{_BASE}/console", clear_console_log, "Clear the console log"),
     Route(
-        "POST", f"{_BASE}/console", attach_console, "Attach to the console", Background, InstanceConsolePost
+        "POST",
+        f"{_BASE}/console",
+        attach_console,
+        "Attach to the console",
+        Background,
+        InstanceConsolePost,
+        entitlement=Entitlement.CAN_ACCESS_CONSOLE,
     ),
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync
+from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.urls import object_url
 from utsuwa.instances.lifecycle.update import editable
@@ -34,12 +35,12 @@ async def list_instances(request: Request) -> Result:
     if request.query.get("instance-type") == "virtual-machine":
         return Sync([])
     if request.recursion == 0 and wanted is None:
-        return Sync([_url(request, *key) for key in await instances.names(project)])
+        return Sync([_url(request, *key) for key in await instances.names(request.scope, project)])
     records: Sequence[Instance]
     if request.recursion == 2:
-        records = await instances.full_records(project)
+        records = await instances.full_records(request.scope, project)
     else:
-        records = await instances.records(project)
+        records = await instances.records(request.scope, project)
     if wanted is not None:
         records = [record for record in records if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion == 0:
@@ -60,7 +61,7 @@ def _url(request: Request, project: str, name: str) -> str:
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
     await request.services.projects.check(request.project)
-    return Background(await request.services.instances.create(request.project, body))
+    return Background(await request.services.instances.create(request.scope.policy, request.project, body))
 
 
 async def change_all_states(request: Request) -> Result:
@@ -80,7 +81,7 @@ async def put_instance(request: Request) -> Result:
     body = await request.body(InstancePut)
     return Background(
         await request.services.instances.edit_in_background(
-            request.project, request.params["name"], replace(body), request.if_match
+            request.scope.policy, request.project, request.params["name"], replace(body), request.if_match
         )
     )
 
@@ -88,7 +89,7 @@ async def put_instance(request: Request) -> Result:
 async def patch_instance(request: Request) -> Result:
     body = await request.body(InstancePatch)
     await request.services.instances.edit(
-        request.project, request.params["name"], merge(body), request.if_match
+        request.scope.policy, request.project, request.params["name"], merge(body), request.if_match
     )
     return Empty()
 
@@ -118,7 +119,8 @@ async def put_state(request: Request) -> Result:
     )
 
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.INSTANCE,
     Route(
         "GET",
         "/1.0/instances",
@@ -126,9 +128,18 @@ ROUTES: tuple[Route, ...] = (
         "List instances",
         reply=list[str] | list[Instance] | list[InstanceFull],
         description="recursion=1 gives the instances, recursion=2 also their states.",
+        lists_projects=True,
     ),
     Route("POST", "/1.0/instances", create_instance, "Create an instance", Background, InstancesPost),
-    Route("PUT", "/1.0/instances", change_all_states, "Change all instances' states", Background, BulkState),
+    Route(
+        "PUT",
+        "/1.0/instances",
+        change_all_states,
+        "Change all instances' states",
+        Background,
+        BulkState,
+        entitlement=Entitlement.CAN_UPDATE_STATE,
+    ),
     Route(
         "GET",
         "/1.0/instances/{name}",
@@ -149,5 +160,6 @@ ROUTES: tuple[Route, ...] = (
         "Change an instance's state",
         Background,
         InstanceStatePut,
+        entitlement=Entitlement.CAN_UPDATE_STATE,
     ),
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import NotFound
+from utsuwa.core.scope import Scope
 from utsuwa.core.urls import object_url
 from utsuwa.db.codes import PENDING
 from utsuwa.host.helper import rtnetlink
@@ -34,7 +36,7 @@ _KINDS = {"bridge": "bridge", "bond": "bond", "vlan": "vlan", "macvlan": "macvla
 async def list_networks(request: Request) -> Result:
     request.refuse_filter()
     found = await request.services.networks.reader.all(request.project)
-    records = [_record(one) for one in found]
+    records = [_record(request.scope, one) for one in found]
     if request.recursion:
         return Sync(records)
     return Sync([object_url("networks", record.name, project=request.project) for record in records])
@@ -47,7 +49,9 @@ async def create_network(request: Request) -> Result:
 
 async def show_network(request: Request) -> Result:
     found = await request.services.networks.reader.get(request.project, request.params["name"])
-    return Sync(_record(found), etag=editable(found.row) if isinstance(found, Network) else None)
+    return Sync(
+        _record(request.scope, found), etag=editable(found.row) if isinstance(found, Network) else None
+    )
 
 
 async def replace_network(request: Request) -> Result:
@@ -92,7 +96,7 @@ async def list_leases(request: Request) -> Result:
     )
 
 
-def _record(found: Network | Interface) -> NetworkRecord:
+def _record(scope: Scope, found: Network | Interface) -> NetworkRecord:
     if isinstance(found, Interface):
         kind = "loopback" if found.link.loopback else _KINDS.get(found.link.kind, "unknown")
         return NetworkRecord(
@@ -100,7 +104,7 @@ def _record(found: Network | Interface) -> NetworkRecord:
             description="",
             name=found.link.name,
             type=kind,
-            used_by=list(found.used_by),
+            used_by=scope.visible(found.used_by),
             managed=False,
             status="",
             locations=[],
@@ -110,7 +114,7 @@ def _record(found: Network | Interface) -> NetworkRecord:
         description=found.row.description,
         name=found.row.name,
         type=found.row.type,
-        used_by=list(found.used_by),
+        used_by=scope.visible(found.used_by),
         managed=True,
         status=_status(found),
         locations=list(found.row.locations),
@@ -160,7 +164,8 @@ def _state(name: str) -> NetworkState:
 
 _ONE = "/1.0/networks/{name}"
 
-ROUTES = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.NETWORK,
     Route("GET", "/1.0/networks", list_networks, "List the networks", list[str] | list[NetworkRecord]),
     Route("POST", "/1.0/networks", create_network, "Make a network", Created, NetworksPost),
     Route("GET", _ONE, show_network, "Show a network", NetworkRecord),

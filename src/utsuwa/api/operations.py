@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync
+from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync, about
 from utsuwa.api.websockets import websocket_response
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
 from utsuwa.operations.operations import Operation
-from utsuwa.security.authorization import NOT_AUTHORIZED, Access, may_see
+from utsuwa.security.authorization import NOT_AUTHORIZED, Access, require
 from utsuwa.wire import operations as wire
 
 
-def _visible(request: Request, operation: Operation) -> bool:
-    """Operations of no project are the server's own."""
-    caller = request.caller
-    return may_see(caller, operation.project) if operation.project else caller.projects is None
-
-
 def _find(request: Request) -> Operation:
-    operation = request.services.operations.get(request.params["id"])
-    if not _visible(request, operation):
-        raise NotFound("Operation not found")
-    return operation
+    return request.services.operations.get(request.scope, request.params["id"])
 
 
 async def list_operations(request: Request) -> Result:
@@ -30,10 +22,9 @@ async def list_operations(request: Request) -> Result:
     recursive = request.recursion > 0
     project = None if request.all_projects else request.project
     groups: dict[str, list[Any]] = {}
-    for operation in request.services.operations.all(project):
-        if _visible(request, operation):
-            shown = operation.record() if recursive else operation.url
-            groups.setdefault(operation.status.lower(), []).append(shown)
+    for operation in request.services.operations.all(request.scope, project):
+        shown = operation.record() if recursive else operation.url
+        groups.setdefault(operation.status.lower(), []).append(shown)
     return Sync(groups)
 
 
@@ -42,32 +33,35 @@ async def get_operation(request: Request) -> Result:
 
 
 async def cancel_operation(request: Request) -> Result:
-    _find(request).cancel()
+    operation = _find(request)
+    require(request.scope, Entity.OPERATION, operation.kind.entitlement, operation.project)
+    operation.cancel()
     return Empty()
 
 
 async def wait_for_operation(request: Request) -> Result:
     """Untrusted callers may wait with the operation's secret; a stranger learns nothing."""
-    operation = _find(request) if request.caller.trusted else _by_secret(request)
+    operation = _by_secret(request)
     timeout = request.number("timeout", -1)
     await operation.wait(None if timeout < 0 else timeout)
     return Sync(operation.record())
 
 
 def _by_secret(request: Request) -> Operation:
-    secret = request.query.get("secret", "")
+    """Whoever has a secret of the operation need not see it otherwise. Raises NotFound, Forbidden."""
     try:
-        operation = request.services.operations.get(request.params["id"])
+        return request.services.operations.get(
+            request.scope, request.params["id"], request.query.get("secret", "")
+        )
     except NotFound:
+        if request.caller.trusted:
+            raise
         raise Forbidden(NOT_AUTHORIZED) from None
-    if not secret or not operation.knows_secret(secret):
-        raise Forbidden(NOT_AUTHORIZED)
-    return operation
 
 
 async def connect_websocket(request: Request) -> Result:
     """The secret alone decides: it is what the creator of the operation may hand on."""
-    operation = _find(request) if request.caller.trusted else _by_secret(request)
+    operation = _by_secret(request)
     secret = request.query.get("secret", "")
     if not secret:
         raise InvalidRequest("Missing secret: give the one of the websocket from the operation's metadata")
@@ -81,13 +75,16 @@ async def connect_websocket(request: Request) -> Result:
     return Raw(socket)
 
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.OPERATION,
     Route(
         "GET",
         "/1.0/operations",
         list_operations,
         "List operations by their status",
         reply=dict[str, list[str]] | dict[str, list[wire.Operation]],
+        entity=Entity.PROJECT,
+        lists_projects=True,
         description="Ended ones stay visible for five seconds.",
     ),
     Route("GET", "/1.0/operations/{id}", get_operation, "Show an operation", wire.Operation),

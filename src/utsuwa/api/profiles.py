@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.urls import object_url
 from utsuwa.profiles.manager import editable
 from utsuwa.wire.edits import merge, replace
@@ -13,25 +14,25 @@ async def list_profiles(request: Request) -> Result:
     request.refuse_filter()
     manager = request.services.profiles
     if request.recursion:
-        return Sync(await manager.list(request.project))
+        return Sync(await manager.list(request.scope, request.project))
     names = await manager.names(request.project)
     return Sync([object_url("profiles", name, project=request.project) for name in names])
 
 
 async def create_profile(request: Request) -> Result:
     body = await request.body(ProfilesPost)
-    return Created(await request.services.profiles.create(request.project, body))
+    return Created(await request.services.profiles.create(request.scope.policy, request.project, body))
 
 
 async def get_profile(request: Request) -> Result:
-    shown, row = await request.services.profiles.get(request.project, request.params["name"])
+    shown, row = await request.services.profiles.get(request.scope, request.project, request.params["name"])
     return Sync(shown, etag=editable(row))
 
 
 async def put_profile(request: Request) -> Result:
     body = await request.body(ProfilePut)
     await request.services.profiles.edit(
-        request.project, request.params["name"], replace(body), request.if_match
+        request.scope.policy, request.project, request.params["name"], replace(body), request.if_match
     )
     return Empty()
 
@@ -39,7 +40,7 @@ async def put_profile(request: Request) -> Result:
 async def patch_profile(request: Request) -> Result:
     body = await request.body(ProfilePatch)
     await request.services.profiles.edit(
-        request.project, request.params["name"], merge(body), request.if_match
+        request.scope.policy, request.project, request.params["name"], merge(body), request.if_match
     )
     return Empty()
 
@@ -56,7 +57,8 @@ async def delete_profile(request: Request) -> Result:
 
 _ONE = "/1.0/profiles/{name}"
 
-ROUTES = (
+ROUTES: tuple[Route, ...] = about(
+    Entity.PROFILE,
     Route("GET", "/1.0/profiles", list_profiles, "List the profiles", list[str] | list[Profile]),
     Route("POST", "/1.0/profiles", create_profile, "Add a profile", Created, ProfilesPost),
     Route("GET", _ONE, get_profile, "Show a profile", Profile),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.urls import object_url
 from utsuwa.projects.manager import editable
-from utsuwa.security.authorization import may_see
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.projects import (
     Project,
@@ -21,9 +21,8 @@ async def list_projects(request: Request) -> Result:
     request.refuse_filter()
     manager = request.services.projects
     if request.recursion:
-        return Sync([p for p in await manager.list() if may_see(request.caller, p.name)])
-    names = [name for name in await manager.names() if may_see(request.caller, name)]
-    return Sync([object_url("projects", name) for name in names])
+        return Sync(await manager.list(request.scope))
+    return Sync([object_url("projects", name) for name in await manager.names(request.scope)])
 
 
 async def create_project(request: Request) -> Result:
@@ -64,9 +63,25 @@ async def get_state(request: Request) -> Result:
 
 _ONE = "/1.0/projects/{name}"
 
-ROUTES = (
-    Route("GET", "/1.0/projects", list_projects, "List the projects", list[str] | list[Project]),
-    Route("POST", "/1.0/projects", create_project, "Add a project", Created, ProjectsPost),
+ROUTES: tuple[Route, ...] = about(
+    Entity.PROJECT,
+    Route(
+        "GET",
+        "/1.0/projects",
+        list_projects,
+        "List the projects",
+        list[str] | list[Project],
+        entity=Entity.SERVER,
+    ),
+    Route(
+        "POST",
+        "/1.0/projects",
+        create_project,
+        "Add a project",
+        Created,
+        ProjectsPost,
+        entity=Entity.SERVER,
+    ),
     Route("GET", _ONE, get_project, "Show a project", Project),
     Route("PUT", _ONE, put_project, "Replace a project's content", Empty, ProjectPut),
     Route("PATCH", _ONE, patch_project, "Change a part of a project", Empty, ProjectPatch),

@@ -39,7 +39,7 @@ async def get_server(request: Request) -> Result:
         auth="trusted",
         public=False,
         auth_methods=_AUTH_METHODS,
-        config=config,
+        config={} if request.scope.restricted else config,
         # Clients look there for the project that they asked in, whether it is there or not.
         environment=msgspec.structs.replace(environment, project=request.project),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync
+from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, OtherMember
+from utsuwa.core.scope import Scope
 from utsuwa.core.urls import object_url
 from utsuwa.core.volumes import Volume
 from utsuwa.db.codes import PENDING, VOLUME_CONTAINER, VOLUME_IMAGE, VOLUME_TYPES, VOLUME_VIRTUAL_MACHINE
@@ -30,7 +32,7 @@ async def list_pools(request: Request) -> Result:
     request.refuse_filter()
     pools = await request.services.storage.pools.all()
     if request.recursion:
-        return Sync([_pool(pool) for pool in pools])
+        return Sync([_pool(request.scope, pool) for pool in pools])
     return Sync([object_url("storage-pools", pool.row.name) for pool in pools])
 
 
@@ -42,7 +44,7 @@ async def create_pool(request: Request) -> Result:
 
 async def show_pool(request: Request) -> Result:
     pool = await request.services.storage.pools.show(request.params["name"])
-    return Sync(_pool(pool), etag=editable(pool.row))
+    return Sync(_pool(request.scope, pool), etag=editable(pool.row))
 
 
 async def replace_pool(request: Request) -> Result:
@@ -78,7 +80,7 @@ async def list_volumes(request: Request) -> Result:
     kind = _type(request) if "type" in request.params else None
     await request.services.projects.check(request.project)
     project = None if request.all_projects else request.project
-    rows = await request.services.storage.volumes.all(request.params["name"], project, kind)
+    rows = await request.services.storage.volumes.all(request.scope, request.params["name"], project, kind)
     if request.recursion:
         return Sync([_volume(row) for row in rows])
     return Sync(list(dict.fromkeys(map(_volume_url, rows))))  # several members can have one
@@ -107,7 +109,7 @@ async def show_volume_state(request: Request) -> Result:
 async def _found(request: Request) -> VolumeRow:
     await request.services.projects.check(request.project)
     return await request.services.storage.volumes.get(
-        request.params["name"], request.project, _type(request), request.params["volume"]
+        request.scope, request.params["name"], request.project, _type(request), request.params["volume"]
     )
 
 
@@ -120,13 +122,14 @@ def _type(request: Request) -> int:
     return VOLUME_TYPES[name]
 
 
-def _pool(pool: Pool) -> StoragePool:
+def _pool(scope: Scope, pool: Pool) -> StoragePool:
+    """Its config tells of the host, which callers who are held to some projects need not know."""
     return StoragePool(
-        config=pool.row.config,
+        config={} if scope.restricted else pool.row.config,
         description=pool.row.description,
         name=pool.row.name,
         driver=pool.row.driver,
-        used_by=_users(pool.use),
+        used_by=scope.visible(_users(pool.use)),
         status=_status(pool),
         locations=list(pool.row.locations),
     )
@@ -171,7 +174,8 @@ def _volume_url(row: VolumeRow) -> str:
 _POOL = "/1.0/storage-pools/{name}"
 _VOLUME = f"{_POOL}/volumes/{{type}}/{{volume}}"
 
-ROUTES: tuple[Route, ...] = (
+_POOLS = about(
+    Entity.STORAGE_POOL,
     Route("GET", "/1.0/storage-pools", list_pools, "The storage pools", reply=list[str] | list[StoragePool]),
     Route(
         "POST", "/1.0/storage-pools", create_pool, "Make a storage pool", reply=Created, body=StoragePoolsPost
@@ -185,12 +189,17 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", f"{_POOL}/resources", show_resources, "Space and inodes of a pool", reply=StoragePoolResources
     ),
+)
+
+_VOLUMES = about(
+    Entity.STORAGE_VOLUME,
     Route(
         "GET",
         f"{_POOL}/volumes",
         list_volumes,
         "The volumes on a storage pool",
         reply=list[str] | list[StorageVolume],
+        lists_projects=True,
     ),
     Route("POST", f"{_POOL}/volumes", refuse_volume, "Make a custom volume (not supported yet)"),
     Route(
@@ -199,8 +208,11 @@ ROUTES: tuple[Route, ...] = (
         list_volumes,
         "The volumes of one type on a storage pool",
         reply=list[str] | list[StorageVolume],
+        lists_projects=True,
     ),
     Route("POST", f"{_POOL}/volumes/{{type}}", refuse_volume, "Make a volume of a type (not supported yet)"),
     Route("GET", _VOLUME, show_volume, "One storage volume", reply=StorageVolume),
     Route("GET", f"{_VOLUME}/state", show_volume_state, "The usage of a volume", reply=StorageVolumeState),
 )
+
+ROUTES: tuple[Route, ...] = _POOLS + _VOLUMES

@@ -20,6 +20,7 @@ from utsuwa.api.services import Services
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.scope import Policy
 from utsuwa.daemon import membership
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.following import Following
@@ -39,6 +40,7 @@ from utsuwa.images.manager import ImageManager
 from utsuwa.instances.commands.console_attach import ConsoleManager
 from utsuwa.instances.commands.exec import ExecManager
 from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle.update import judge_profile
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
@@ -56,6 +58,9 @@ from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
 
 log = logging.getLogger(__name__)
+
+UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
+"""Whether this daemon's operator allows unprivileged instances only."""
 
 _DATABASE_SECONDS = 2.0
 """Between two tries of a daemon that starts while its database is away."""
@@ -179,8 +184,10 @@ class Daemon:
             apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
             cgroup=owner,
             boot_id=facts.boot_id(),
+            policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),
         )
         self._instances = InstanceManager(context, links)
+        profiles.judge_by(judge_profile)
         profiles.on_change(self._instances.follow_profile)
         profiles.on_stored(self._networks.ports.refresh)
         stack.push_async_callback(self._instances.stop_watching)
@@ -250,7 +257,7 @@ class Daemon:
         def identify(transport: asyncio.BaseTransport) -> Caller:
             return unix_peer(transport) or trust.caller(transport)
 
-        application = Application(services, all_routes(), identify)
+        application = Application(services, all_routes(), identify, unprivileged_only=UNPRIVILEGED_ONLY)
         unix = self._unix or self._bind_socket(application.server())
         self._stack.push_async_callback(unix.close)
         self._https = HttpsListener(application.handle, self._tls_context, trust)

@@ -39,11 +39,15 @@ class VolumeRow:
     """The name that its files are being given; empty while they have that of the row."""
 
 
+def not_found(pool: str, name: str) -> NotFound:
+    return NotFound(f"Storage volume {name!r} not found on pool {pool!r}")
+
+
 def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
     """This member's, where several have one of that name. Raises NotFound."""
     found = _load(tx, _key(project, pool, type, name))
     if not found:
-        raise NotFound(f"Storage volume {name!r} not found on pool {pool!r}")
+        raise not_found(pool, name)
     return max(found, key=lambda row: row.here)
 
 

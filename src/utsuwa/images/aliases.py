@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from utsuwa.core.errors import InvalidRequest, NotFound
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.database import Database
@@ -25,22 +26,20 @@ class ImageAliases:
         self._database = database
         self._events = events
 
-    async def all(self, project: str, *, public_only: bool = False) -> list[AliasRow]:
-        """By name; with `public_only` those of public images."""
+    async def all(self, scope: Scope, project: str) -> list[AliasRow]:
+        """By name; of a project that is not in the scope those of public images."""
 
         def fetch(tx: Transaction) -> tuple[list[AliasRow], list[ImageRow]]:
             return alias_rows.get_all(tx, project), image_rows.get_all(tx, project)
 
         aliases, images = await self._database.read("image aliases", fetch)
-        visible = {
-            row.fingerprint for row in images if row.state == "ready" and (row.public or not public_only)
-        }
+        seen = scope.sees(project)
+        visible = {row.fingerprint for row in images if row.state == "ready" and (row.public or seen)}
         return [alias for alias in aliases if alias.fingerprint in visible]
 
-    async def get(self, project: str, name: str, *, public_only: bool = False) -> AliasRow:
+    async def get(self, scope: Scope, project: str, name: str) -> AliasRow:
         """Raises NotFound, also for the alias of an image that the caller may not see."""
-
-        return await self._database.read("image alias", _ready, project, name, public_only=public_only)
+        return await self._database.read("image alias", _ready, scope, project, name)
 
     async def create(self, project: str, request: wire.ImageAliasesPost) -> AliasRow:
         """Raises InvalidName, InvalidRequest, NotFound, AlreadyExists."""
@@ -66,7 +65,7 @@ class ImageAliases:
         """
 
         def update(tx: Transaction) -> AliasRow:
-            row = _ready(tx, project, name)
+            row = _ready(tx, EVERYTHING, project, name)
             wanted = edited(editable_alias(row), change, if_match)
             fingerprint = _target(tx, project, wanted.target)
             new = replace(row, description=wanted.description, fingerprint=fingerprint)
@@ -80,7 +79,7 @@ class ImageAliases:
         """Raises InvalidName, AlreadyExists, NotFound."""
 
         def rename(tx: Transaction) -> AliasRow:
-            row = _ready(tx, project, name)
+            row = _ready(tx, EVERYTHING, project, name)
             alias_rows.rename(tx, project, name, check_alias_name(new))
             return replace(row, name=new)
 
@@ -92,7 +91,7 @@ class ImageAliases:
         """Raises NotFound."""
 
         def delete(tx: Transaction) -> AliasRow:
-            row = _ready(tx, project, name)
+            row = _ready(tx, EVERYTHING, project, name)
             alias_rows.delete(tx, project, name)
             return row
 
@@ -108,11 +107,11 @@ class ImageAliases:
         self._events.publish_lifecycle(f"image-alias-{action}", url, row.project, context)
 
 
-def _ready(tx: Transaction, project: str, name: str, *, public_only: bool = False) -> AliasRow:
+def _ready(tx: Transaction, scope: Scope, project: str, name: str) -> AliasRow:
     """An alias whose image is there, and may be seen. Raises NotFound."""
     alias = alias_rows.get(tx, project, name)
     image = image_rows.get(tx, project, alias.fingerprint)
-    if image.state != "ready" or (public_only and not image.public):
+    if image.state != "ready" or not (image.public or scope.sees(project)):
         raise NotFound(f"Image alias {name!r} not found")
     return alias
 

@@ -26,6 +26,7 @@ from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.codes import HALF_MADE
@@ -160,36 +161,34 @@ class ImageManager:
             )
         return row
 
-    async def get(self, project: str, prefix: str, *, public_only: bool = False) -> ImageRow:
+    async def get(self, scope: Scope, project: str, prefix: str) -> ImageRow:
         """By fingerprint or a unique beginning of it. Raises NotFound, InvalidRequest.
 
-        With `public_only` no private image is there at all.
+        Of a project that is not in the scope only the public images are there.
         """
-        if public_only:
+        if not scope.sees(project):
             return await self._get_public(project, prefix)
         return await self._database.read("image", _named, project, prefix)
 
     async def _get_public(self, project: str, prefix: str) -> ImageRow:
-        found = [
-            row for row in await self.all(project, public_only=True) if row.fingerprint.startswith(prefix)
-        ]
+        found = [row for row in await self.all(NOTHING, project) if row.fingerprint.startswith(prefix)]
         if not prefix or not found:
             raise NotFound("Image not found")
         if len(found) > 1:
             raise InvalidRequest("More than one image has a fingerprint that begins so: give more of it")
         return found[0]
 
-    async def all(self, project: str, *, public_only: bool = False) -> list[ImageRow]:
-        return await self._database.read("images", _visible, project, public_only)
+    async def all(self, scope: Scope, project: str) -> list[ImageRow]:
+        return await self._database.read("images", _visible, scope, project)
 
     async def record(self, row: ImageRow) -> wire.Image:
         """The image as the API shows it."""
         aliases = await self._database.read("image aliases", alias_rows.get_all, row.project)
         return image_record(row, (alias for alias in aliases if alias.fingerprint == row.fingerprint))
 
-    async def records(self, project: str, *, public_only: bool = False) -> list[wire.Image]:
+    async def records(self, scope: Scope, project: str) -> list[wire.Image]:
         def fetch(tx: Transaction) -> tuple[list[ImageRow], list[AliasRow]]:
-            return _visible(tx, project, public_only), alias_rows.get_all(tx, project)
+            return _visible(tx, scope, project), alias_rows.get_all(tx, project)
 
         return image_records(*await self._database.read("images with aliases", fetch))
 
@@ -277,7 +276,7 @@ class ImageManager:
 
     async def delete(self, project: str, prefix: str) -> Operation:
         """Remove an image in the background. Raises NotFound, InvalidRequest."""
-        row = await self.get(project, prefix)
+        row = await self.get(EVERYTHING, project, prefix)
 
         async def run(_: Operation) -> None:
             await self.remove(row)
@@ -335,9 +334,9 @@ class ImageManager:
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def _visible(tx: Transaction, project: str, public_only: bool) -> list[ImageRow]:
+def _visible(tx: Transaction, scope: Scope, project: str) -> list[ImageRow]:
     rows = image_rows.get_all(tx, project)
-    return [row for row in rows if row.state == "ready" and (row.public or not public_only)]
+    return [row for row in rows if row.state == "ready" and (row.public or scope.sees(project))]
 
 
 def _remove_files(tx: Transaction, rows: Sequence[ImageRow]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from utsuwa.core.errors import NotFound, OtherMember
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.scope import Policy
 from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
@@ -39,6 +40,8 @@ class Context:
     images: ImageManager
     networks: Attachments
     apparmor: Profiles
+    policy: Policy
+    """What every instance is held to, whoever wants it."""
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""
     boot_id: str

@@ -7,6 +7,7 @@ from functools import partial
 
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import Policy, Scope
 from utsuwa.db import instances as instance_rows
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.instances import state
@@ -81,15 +82,20 @@ class InstanceManager:
         """Raises NotFound, UnknownCode."""
         return await find(self._ctx, project, name)
 
-    async def records(self, project: str | None) -> list[Instance]:
-        return [state.record(self._ctx, instance) for instance in await find_all(self._ctx, project)]
+    async def records(self, scope: Scope, project: str | None) -> list[Instance]:
+        """The instances of a project, or of all that the caller sees (None)."""
+        found = await find_all(self._ctx, project)
+        return [state.record(self._ctx, instance) for instance in found if scope.sees(instance.project)]
 
-    async def full_records(self, project: str | None) -> list[InstanceFull]:
-        return await state.full_of_all(self._ctx, project)
+    async def full_records(self, scope: Scope, project: str | None) -> list[InstanceFull]:
+        """The same with their states."""
+        found = await state.full_of_all(self._ctx, project)
+        return [record for record in found if scope.sees(record.project)]
 
-    async def names(self, project: str | None) -> list[tuple[str, str]]:
+    async def names(self, scope: Scope, project: str | None) -> list[tuple[str, str]]:
         """Project and name of each instance, in order."""
-        return await self._ctx.database.read("instance names", instance_rows.names, project)
+        found = await self._ctx.database.read("instance names", instance_rows.names, project)
+        return [key for key in found if scope.sees(key[0])]
 
     def record(self, instance: Loaded) -> Instance:
         return state.record(self._ctx, instance)
@@ -109,10 +115,10 @@ class InstanceManager:
 
     # Changing.
 
-    async def create(self, project: str, request: InstancesPost) -> Operation:
+    async def create(self, policy: Policy, project: str, request: InstancesPost) -> Operation:
         """Make an instance, and start it where the request says so. Raises as `create.reserve`."""
         ctx = self._ctx
-        instance, image = await create.reserve(ctx, project, request)
+        instance, image = await create.reserve(ctx, policy, project, request)
 
         async def build() -> None:
             await create.build(ctx, instance, image)
@@ -125,17 +131,19 @@ class InstanceManager:
             undo.keep()
         return operation
 
-    async def edit(self, project: str, name: str, change: update.Edit, if_match: IfMatch) -> None:
+    async def edit(
+        self, policy: Policy, project: str, name: str, change: update.Edit, if_match: IfMatch
+    ) -> None:
         """Raises as `update.edit`."""
-        await update.edit(self._ctx, project, name, change, if_match)
+        await update.edit(self._ctx, policy, project, name, change, if_match)
 
     async def edit_in_background(
-        self, project: str, name: str, change: update.Edit, if_match: IfMatch
+        self, policy: Policy, project: str, name: str, change: update.Edit, if_match: IfMatch
     ) -> Operation:
         """`edit`, checked at once, and again when its turn comes: another change may be before it."""
         ctx = self._ctx
-        await update.check(ctx, project, name, change, if_match)
-        work = partial(update.edit, ctx, project, name, change, if_match)
+        await update.check(ctx, policy, project, name, change, if_match)
+        work = partial(update.edit, ctx, policy, project, name, change, if_match)
         return ctx.in_background(kinds.INSTANCE_UPDATE, project, [name], work)
 
     async def rename(self, project: str, name: str, new: str) -> Operation:

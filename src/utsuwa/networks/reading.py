@@ -51,14 +51,16 @@ class NetworkReader:
 
         def fetch(tx: Transaction) -> tuple[list[NetworkRow], dict[str, list[str]]]:
             project_rows.get(tx, project)
-            return [row for row in rows.get_all(tx, project) if row.name == name], port_rows.uses(tx)
+            return [row for row in rows.get_all(tx, None) if row.name == name], port_rows.uses(tx)
 
-        found, use = await self._database.read("network", fetch)
+        everywhere, use = await self._database.read("network", fetch)
+        found = [row for row in everywhere if row.project == project]
         if found and found[0].state == UNKNOWN:
             raise unreadable(f"Network {name!r}")
         if found and found[0].state in _VISIBLE:
             return self._shown(found[0], use)
-        link = None if found else await asyncio.to_thread(bridges.find, name)
+        # The interface of another project's network is not there either.
+        link = None if everywhere else await asyncio.to_thread(bridges.find, name)
         if link is None:
             raise NotFound(f"Network {name!r} not found")
         return Interface(link, use.get(name, ()))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from typing import Any, Self
 
 from utsuwa.core import clock
 from utsuwa.core.names import LONE_MEMBER
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.wire.codec import encode
 from utsuwa.wire.events import Event, Lifecycle, Logging, Requestor
 
@@ -72,7 +73,7 @@ class Subscription:
         hub: EventHub,
         types: Collection[str],
         project: str | None,
-        visible: Callable[[Event], bool] | None,
+        scope: Scope,
         name: str,
     ) -> None:
         self.name = name
@@ -80,7 +81,7 @@ class Subscription:
         self._hub = hub
         self._types = frozenset(types)
         self._project = project
-        self._visible = visible
+        self._scope = scope
         self._buffer: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
@@ -91,7 +92,7 @@ class Subscription:
             return False
         if self._project is not None and event.project and event.project != self._project:
             return False
-        return self._visible is None or self._visible(event)
+        return self._scope.sees(event.project)
 
     def put(self, text: bytes) -> None:
         if len(self._buffer) >= BUFFER_EVENTS or self._bytes + len(text) > BUFFER_BYTES:
@@ -176,14 +177,14 @@ class EventHub:
         types: Collection[str] = EVENT_TYPES,
         project: str | None = None,
         *,
-        visible: Callable[[Event], bool] | None = None,
+        scope: Scope = EVERYTHING,
         name: str = "",
     ) -> Subscription:
         """Events from now on, of the given types and of one project, or of all where it is None.
 
-        `visible` decides event by event what the listener may see; `name` stands in the log.
+        The listener hears of what is in its scope alone; `name` stands in the log.
         """
-        subscription = Subscription(self, types, project, visible, name)
+        subscription = Subscription(self, types, project, scope, name)
         self._subscriptions.add(subscription)
         return subscription
 

@@ -19,6 +19,7 @@ from typing import Any
 from utsuwa.core import clock
 from utsuwa.core.errors import Cancelled as CancelledOperation
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable, UtsuwaError
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.core.urls import object_url
 from utsuwa.operations.events import EventHub, act_as, current_requestor
 from utsuwa.operations.kinds import Kind
@@ -301,15 +302,20 @@ class Operations:
         operation.start(run)
         return operation
 
-    def get(self, operation_id: str) -> Operation:
-        try:
-            return self._operations[operation_id]
-        except KeyError:
-            raise NotFound("Operation not found") from None
+    def get(self, scope: Scope, operation_id: str, secret: str = "") -> Operation:
+        """One in the scope, or one whose secret is known. Raises NotFound."""
+        operation = self._operations.get(operation_id)
+        if operation is None or not (scope.sees(operation.project) or operation.knows_secret(secret)):
+            raise NotFound("Operation not found")
+        return operation
 
-    def all(self, project: str | None = None) -> list[Operation]:
+    def all(self, scope: Scope, project: str | None = None) -> list[Operation]:
         """Oldest first; those of one project and those of none, or all where `project` is None."""
-        return [op for op in self._operations.values() if project is None or op.project in ("", project)]
+        return [
+            op
+            for op in self._operations.values()
+            if scope.sees(op.project) and (project is None or op.project in ("", project))
+        ]
 
     def ended(self, operation: Operation) -> None:
         """Called by an operation at its end: it goes out of sight a little later."""
@@ -323,7 +329,7 @@ class Operations:
     async def stop(self, timeout: float = 10) -> None:  # noqa: ASYNC109
         """Refuse new operations, cancel the running ones and wait for their undo steps."""
         self.refuse_new()
-        tasks = [task for op in self.all() if not op.ended and (task := op.stop()) is not None]
+        tasks = [task for op in self.all(EVERYTHING) if not op.ended and (task := op.stop()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout)
             for task in late:

@@ -12,6 +12,7 @@ from utsuwa.core.errors import Forbidden, InUse, InvalidConfig
 from utsuwa.core.instance_keys import PROFILE_KEYS
 from utsuwa.core.names import check_object_name
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import Policy, Scope
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import networks as network_rows
@@ -28,11 +29,15 @@ from utsuwa.wire.profiles import Profile, ProfilePut, ProfilesPost
 DEFAULT = "default"
 
 
+Judge = Callable[[Policy, ProfileRow], None]
+"""Refuses a profile that the policy does not allow, even while no instance uses it."""
+
+
 class Follower(Protocol):
     """What applies a changed profile to the instances that use it."""
 
     def __call__(
-        self, old: ProfileRow, new: ProfileRow, undo: Rollback, /
+        self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback, /
     ) -> AbstractAsyncContextManager[None]:
         """Entered before the new profile is stored; raising then refuses the change as a whole.
 
@@ -60,8 +65,13 @@ class ProfileManager:
     def __init__(self, database: Database, events: EventHub) -> None:
         self._database = database
         self._events = events
+        self._judges: list[Judge] = []
         self._followers: list[Follower] = []
         self._listeners: list[Callable[[], Awaitable[None]]] = []
+
+    def judge_by(self, judge: Judge) -> None:
+        """Have `judge` look at every new and every changed profile."""
+        self._judges.append(judge)
 
     def on_change(self, follower: Follower) -> None:
         self._followers.append(follower)
@@ -74,7 +84,7 @@ class ProfileManager:
         """Raises NotFound for an unknown project, as every method does."""
         return [row.name for row in await self._rows(project) if row.readable]
 
-    async def list(self, project: str) -> list[Profile]:
+    async def list(self, scope: Scope, project: str) -> list[Profile]:
         """All profiles with their users, in a constant number of queries."""
 
         def fetch(tx: Transaction) -> tuple[Collection[ProfileRow], rows.Users]:
@@ -82,9 +92,9 @@ class ProfileManager:
             return rows.get_all(tx, project), rows.used_by(tx, project, None)
 
         found, users = await self._database.read("profiles", fetch)
-        return [_shown(row, users) for row in found if row.readable]
+        return [_shown(scope, row, users) for row in found if row.readable]
 
-    async def get(self, project: str, name: str) -> tuple[Profile, ProfileRow]:
+    async def get(self, scope: Scope, project: str, name: str) -> tuple[Profile, ProfileRow]:
         """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""
 
         def fetch(tx: Transaction) -> tuple[ProfileRow, rows.Users]:
@@ -92,9 +102,9 @@ class ProfileManager:
             return rows.get(tx, project, name), rows.used_by(tx, project, (name,))
 
         row, users = await self._database.read("profile", fetch)
-        return _shown(row, users), row
+        return _shown(scope, row, users), row
 
-    async def create(self, project: str, request: ProfilesPost) -> str:
+    async def create(self, policy: Policy, project: str, request: ProfilesPost) -> str:
         """The URL of the new profile. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
         row = ProfileRow(
             id=0,
@@ -104,16 +114,18 @@ class ProfileManager:
             config=_set_only(request.config),
             devices=_copied(request.devices),
         )
-        await self._check(row)
+        await self._check(policy, row)
         await self._database.write("create profile", rows.insert, row)
         return self._tell("created", row)
 
-    async def edit(self, project: str, name: str, change: Change[ProfilePut], if_match: IfMatch) -> None:
+    async def edit(
+        self, policy: Policy, project: str, name: str, change: Change[ProfilePut], if_match: IfMatch
+    ) -> None:
         """Change the editable part, and with it the instances that use the profile.
 
         Raises NotFound, PreconditionFailed, InvalidConfig, or what a running instance objects.
         """
-        await finish(self._update(project, name, change, if_match))
+        await finish(self._update(policy, project, name, change, if_match))
 
     async def rename(self, project: str, name: str, new: str) -> str:
         """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
@@ -155,6 +167,7 @@ class ProfileManager:
 
     async def _update(
         self,
+        policy: Policy,
         project: str,
         name: str,
         change: Change[ProfilePut],
@@ -167,17 +180,19 @@ class ProfileManager:
         ):
             old = await self._database.read("profile", rows.get, project, name)
             new = _with(old, edited(editable(old), change, if_match))
-            await self._check(new)
+            await self._check(policy, new)
             for follower in self._followers:
-                await followed.enter_async_context(follower(old, new, undo))
+                await followed.enter_async_context(follower(policy, old, new, undo))
             await self._database.write("update profile", rows.update, new)
             undo.keep()
         for listener in self._listeners:
             await listener()
         self._tell("updated", new)
 
-    async def _check(self, row: ProfileRow) -> None:
+    async def _check(self, policy: Policy, row: ProfileRow) -> None:
         PROFILE_KEYS.check(row.config)
+        for judge in self._judges:
+            judge(policy, row)
         device_types.check_devices(row.devices, profile=True)
         await self._check_named(row, "pool", "storage pool")
         await self._check_named(row, "network", "network")
@@ -207,13 +222,15 @@ class ProfileManager:
         return url
 
 
-def _shown(row: ProfileRow, users: Mapping[str, Collection[tuple[str, str]]]) -> Profile:
+def _shown(scope: Scope, row: ProfileRow, users: Mapping[str, Collection[tuple[str, str]]]) -> Profile:
     return Profile(
         name=row.name,
         description=row.description,
         config=row.config,
         devices=row.devices,
-        used_by=[object_url("instances", name, project=project) for project, name in users.get(row.name, ())],
+        used_by=scope.visible(
+            object_url("instances", name, project=project) for project, name in users.get(row.name, ())
+        ),
     )
 
 

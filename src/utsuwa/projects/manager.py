@@ -8,6 +8,7 @@ from dataclasses import replace
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
 from utsuwa.core.project_keys import PROJECT_KEYS
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.core.urls import object_url
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
@@ -38,17 +39,18 @@ class ProjectManager:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def names(self) -> list[str]:
-        return [row.name for row in await self._database.read("projects", rows.get_all)]
+    async def names(self, scope: Scope) -> list[str]:
+        found = await self._database.read("projects", rows.get_all)
+        return [row.name for row in found if scope.sees(row.name)]
 
-    async def list(self) -> list[Project]:
+    async def list(self, scope: Scope) -> list[Project]:
         """All projects with what is in them, in a constant number of queries."""
 
         def fetch(tx: Transaction) -> tuple[Collection[ProjectRow], Mapping[str, rows.Contents]]:
             return rows.get_all(tx), rows.contents(tx)
 
         found, contents = await self._database.read("projects", fetch)
-        return [_shown(row, contents[row.name]) for row in found]
+        return [_shown(row, contents[row.name]) for row in found if scope.sees(row.name)]
 
     async def get(self, name: str) -> tuple[Project, ProjectRow]:
         """The project as it is shown, and as it is stored (for its ETag). Raises NotFound."""
@@ -66,7 +68,7 @@ class ProjectManager:
     async def create(self, request: ProjectsPost) -> str:
         """Raises InvalidName, AlreadyExists for a project that is there, else NotSupportedYet."""
         name = check_project_name(request.name)
-        if name in await self.names():
+        if name in await self.names(EVERYTHING):
             raise rows.already_exists(name)
         raise NotSupportedYet(f"Project {name!r} cannot be made: this version has the project 'default' only")
 

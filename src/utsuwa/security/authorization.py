@@ -1,7 +1,8 @@
 """Who asks, and the one place that decides what they may do and see.
 
-A list, its recursion, its single objects, operations, events and websocket secrets all ask here, so
-that a caller meets the same set everywhere.
+A route declares what it needs, and is reached only by callers who have it. What a list, its recursion, its
+single objects, operations, events and websocket secrets show of the rest is decided by the caller's `Scope`,
+which is made here: the same set everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from utsuwa.core.entitlements import OF_SERVER, Entitlement, Entity
 from utsuwa.core.errors import Forbidden
+from utsuwa.core.scope import NOTHING, Policy, Scope
 
 NOT_AUTHORIZED = "not authorized"
 """What LXD answers to everybody whom it does not trust; clients know the words."""
@@ -82,6 +85,25 @@ def _allowed(caller: Caller, access: Access) -> bool:
             return caller.trusted and caller.root
 
 
-def may_see(caller: Caller, project: str) -> bool:
-    """Whether objects of `project` are there at all for this caller."""
-    return caller.trusted and (caller.projects is None or project in caller.projects)
+def scope_of(caller: Caller, unprivileged_only: bool = False) -> Scope:
+    """How far a caller reaches on a server that may allow `unprivileged_only` instances."""
+    if not caller.trusted:
+        return NOTHING
+    restricted = caller.projects is not None
+    policy = Policy(restricted=restricted, unprivileged_only=unprivileged_only)
+    return Scope(caller.projects, policy, caller.fingerprint if restricted else None)
+
+
+def require(scope: Scope, entity: Entity, entitlement: Entitlement, project: str | None) -> None:
+    """Raises Forbidden unless the caller with this scope has the entitlement.
+
+    `project` is the one that the objects are in; None where the caller's own projects are meant, or where
+    only the object itself tells. Whoever is held to some projects does there what they like, looks at what
+    the server has for all, and changes neither that nor their projects.
+    """
+    if not scope.restricted:
+        return
+    viewing = entitlement is Entitlement.CAN_VIEW
+    shared = entity in OF_SERVER or entity is Entity.PROJECT
+    if (shared and not viewing) or (project is not None and not scope.sees(project)):
+        raise Forbidden(NOT_AUTHORIZED)

@@ -21,6 +21,7 @@ from utsuwa.core.errors import (
     NotSupportedYet,
     Unavailable,
 )
+from utsuwa.core.scope import Scope
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import certificates as rows
@@ -197,11 +198,16 @@ class CertificateManager:
         async with self._lock:
             await self.load()
 
-    async def list(self) -> list[CertificateRow]:
-        return await self._database.read("certificates", rows.get_all)
+    async def list(self, scope: Scope) -> list[CertificateRow]:
+        found = await self._database.read("certificates", rows.get_all)
+        return [row for row in found if scope.certificate in (None, row.fingerprint)]
 
-    async def get(self, prefix: str) -> CertificateRow:
+    async def get(self, scope: Scope, prefix: str) -> CertificateRow:
         """By the fingerprint or its beginning. Raises NotFound, InvalidRequest where several begin so."""
+        if scope.certificate is not None:
+            if not prefix or not scope.certificate.startswith(prefix.lower()):
+                raise NotFound("Certificate not found")
+            prefix = scope.certificate
         return await self._database.read("certificate", _named, prefix)
 
     async def check_password(self, password: str, address: str) -> None:
@@ -227,13 +233,29 @@ class CertificateManager:
         finally:
             self._waiting -= 1
 
-    async def add(self, certificate: ClientCertificate, name: str) -> CertificateRow:
-        """Trust a client's certificate. Raises AlreadyExists, InvalidRequest where it has expired."""
+    async def add(
+        self,
+        certificate: ClientCertificate,
+        name: str,
+        *,
+        restricted: bool = False,
+        projects: Sequence[str] = (),
+    ) -> CertificateRow:
+        """Trust a client's certificate; a restricted one in these projects alone.
+
+        Raises AlreadyExists, NotFound (project), InvalidRequest where it has expired.
+        """
         check_name(name)
         if certificate.valid_until < clock.now():
             raise InvalidRequest(f"The certificate expired on {clock.to_wire(certificate.valid_until)}")
         row = CertificateRow(
-            id=0, fingerprint=certificate.fingerprint, type=CLIENT, name=name, certificate=certificate.pem
+            id=0,
+            fingerprint=certificate.fingerprint,
+            type=CLIENT,
+            name=name,
+            certificate=certificate.pem,
+            restricted=restricted,
+            projects=list(projects),
         )
 
         def insert(tx: Transaction) -> CertificateRow:
@@ -303,20 +325,25 @@ def _named(tx: Transaction, prefix: str) -> CertificateRow:
 def _with(row: CertificateRow, wanted: CertificatePut) -> CertificateRow:
     if wanted.type != row.type:
         raise Forbidden("The certificate type cannot be changed")
-    check_supported(wanted.type, wanted.restricted, wanted.projects)
+    check_type(wanted.type)
     check_name(wanted.name)
     certificate = parse_certificate(wanted.certificate or row.certificate)
-    return replace(row, name=wanted.name, fingerprint=certificate.fingerprint, certificate=certificate.pem)
+    return replace(
+        row,
+        name=wanted.name,
+        restricted=wanted.restricted,
+        projects=list(wanted.projects),
+        fingerprint=certificate.fingerprint,
+        certificate=certificate.pem,
+    )
 
 
-def check_supported(kind: str, restricted: bool, projects: Sequence[str]) -> None:
+def check_type(kind: str) -> None:
     """Raises InvalidRequest, NotSupportedYet."""
     if kind not in _TYPES:
         raise InvalidRequest(f"Invalid certificate type {kind[:40]!r}: use {CLIENT!r}")
     if kind != CLIENT:
         raise NotSupportedYet(f"Certificates of type {kind!r} are not supported in this version")
-    if restricted or projects:
-        raise NotSupportedYet("Certificates restricted to projects are not supported in this version")
 
 
 def check_name(name: str) -> None:

@@ -15,9 +15,11 @@ from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import Scope
 from utsuwa.core.threads import Threads
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
+from utsuwa.db import images as image_rows
 from utsuwa.db import storage_volumes
 from utsuwa.db.codes import VOLUME_IMAGE, VOLUME_TYPES
 from utsuwa.db.database import Database
@@ -65,21 +67,34 @@ class VolumeManager:
 
     # Reading
 
-    async def all(self, pool: str, project: str | None, kind: int | None = None) -> list[VolumeRow]:
-        """The volumes of a project, or of all (None), on a pool of all members; images belong to every
-        project.
+    async def all(
+        self, scope: Scope, pool: str, project: str | None, kind: int | None = None
+    ) -> list[VolumeRow]:
+        """The volumes of a project, or of all (None), on a pool of all members; those of images belong to
+        every project.
 
         Raises NotFound (pool).
         """
         await self._pools.show(pool)
-        found = await self._database.read("storage volumes", storage_volumes.get_all, None, pool, kind)
+
+        def fetch(tx: Transaction) -> list[VolumeRow]:
+            return _visible(tx, scope, storage_volumes.get_all(tx, None, pool, kind))
+
+        found = await self._database.read("storage volumes", fetch)
         return [v for v in found if project is None or v.project == project or v.type == VOLUME_IMAGE]
 
-    async def get(self, pool: str, project: str, kind: int, name: str) -> VolumeRow:
+    async def get(self, scope: Scope, pool: str, project: str, kind: int, name: str) -> VolumeRow:
         """Raises NotFound."""
         await self._pools.show(pool)
         owner = DEFAULT_PROJECT if kind == VOLUME_IMAGE else project
-        return await self._database.read("storage volume", storage_volumes.get, owner, pool, kind, name)
+
+        def fetch(tx: Transaction) -> VolumeRow:
+            row = storage_volumes.get(tx, owner, pool, kind, name)
+            if not _visible(tx, scope, [row]):
+                raise storage_volumes.not_found(pool, name)
+            return row
+
+        return await self._database.read("storage volume", fetch)
 
     # Root volumes of instances
 
@@ -236,6 +251,14 @@ class VolumeManager:
 
     async def _remove_row(self, row_id: int) -> None:
         await self._database.write("discard storage volume", storage_volumes.delete, row_id)
+
+
+def _visible(tx: Transaction, scope: Scope, volumes: list[VolumeRow]) -> list[VolumeRow]:
+    """Those in the scope; an image's volume is in every project that has the image."""
+    if not scope.restricted:
+        return volumes
+    images = {image.fingerprint for image in image_rows.get_all(tx, None) if scope.sees(image.project)}
+    return [v for v in volumes if (v.name in images if v.type == VOLUME_IMAGE else scope.sees(v.project))]
 
 
 def _row_of(tx: Transaction, pool: str, volume: Volume) -> VolumeRow:

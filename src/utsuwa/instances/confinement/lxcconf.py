@@ -15,6 +15,7 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.core.scope import Policy
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.lxcentries import mount_entry
 
@@ -309,17 +310,17 @@ _UNPRIVILEGED_NEVER = ("lxc.idmap", "lxc.id_map", "lxc.include")
 _RESTRICTED_MAY = ("lxc.environment", "lxc.init.cwd", "lxc.signal.", "lxc.start.", "lxc.sysctl.")
 
 
-def check_raw_lxc(text: str, *, restricted: bool, unprivileged_only: bool = False) -> None:
-    """Refuse lines of `raw.lxc` that the caller may not have; liblxc's parser judges the rest.
+def check_raw_lxc(text: str, policy: Policy) -> None:
+    """Refuse lines of `raw.lxc` that the policy does not allow; liblxc's parser judges the rest.
 
-    A restricted caller gets a short list of harmless keys: no hooks, id maps, includes, AppArmor lines,
-    mounts or devices. `unprivileged_only` refuses id maps and includes to everybody.
+    Restricted callers get a short list of harmless keys: no hooks, id maps, includes, AppArmor lines,
+    mounts or devices. Where only unprivileged instances are allowed, nobody gets id maps and includes.
     """
     for key, value in _parse_raw(text):
-        refused = _NEVER + (_UNPRIVILEGED_NEVER if unprivileged_only else ())
+        refused = _NEVER + (_UNPRIVILEGED_NEVER if policy.unprivileged_only else ())
         if key.startswith(refused):
             raise InvalidConfig(f"The key {key!r} cannot be set in 'raw.lxc'")
-        if restricted and not key.startswith(_RESTRICTED_MAY):
+        if policy.restricted and not key.startswith(_RESTRICTED_MAY):
             raise InvalidConfig(f"The key {key!r} in 'raw.lxc' is not allowed for restricted callers")
         if key.startswith("lxc.hook") and not value:
             raise InvalidConfig(f"'raw.lxc' cannot clear {key!r}: the daemon has a hook of its own")

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utsuwa import devices as device_types
 from utsuwa.core import clock
 from utsuwa.core.architectures import canonical_architecture
-from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Forbidden, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
-from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import Policy
 from utsuwa.db import codes
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
@@ -28,10 +26,10 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances import allocations, identity
-from utsuwa.instances.confinement import limits, lxcconf
+from utsuwa.instances.confinement import limits
 from utsuwa.instances.context import Context, merge, profiles_named
 from utsuwa.instances.model import Loaded
-from utsuwa.security import apparmor, seccomp
+from utsuwa.instances.policy import judge
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
 _OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
@@ -65,7 +63,9 @@ def random_name() -> str:
     return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
 
 
-async def reserve(ctx: Context, project: str, request: InstancesPost) -> tuple[Loaded, ImageRow | None]:
+async def reserve(
+    ctx: Context, policy: Policy, project: str, request: InstancesPost
+) -> tuple[Loaded, ImageRow | None]:
     """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
 
     Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists or OutOfSpace, nothing being made.
@@ -74,22 +74,22 @@ async def reserve(ctx: Context, project: str, request: InstancesPost) -> tuple[L
     name = check_instance_name(request.name or random_name())
     image = await _find_image(ctx, project, request.source)
     row = _first_row(project, name, request, image)
-    instance = await _judged_and_stored(ctx, row)
+    instance = await _judged_and_stored(ctx, policy, row)
     await ctx.networks.refresh(instance.key)
     return instance, image
 
 
-async def _judged_and_stored(ctx: Context, row: InstanceRow) -> Loaded:
+async def _judged_and_stored(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
     """Judge by the profiles as they are when the row is stored."""
     while True:
-        instance = await _judged(ctx, row)
+        instance = await _judged(ctx, policy, row)
         async with allocations.hold(ctx, row.project, row.profiles):
             if await merged(ctx, row) == instance:
                 return await _insert(ctx, instance)
 
 
-async def _judged(ctx: Context, row: InstanceRow) -> Loaded:
-    loaded = check_whole(await merged(ctx, row))
+async def _judged(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
+    loaded = judge(await merged(ctx, row), policy)
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.pools.get(loaded.pool)
@@ -108,29 +108,6 @@ async def _insert(ctx: Context, instance: Loaded) -> Loaded:
 async def merged(ctx: Context, row: InstanceRow) -> Loaded:
     """The instance of a row as its profiles are stored now. Raises NotFound, UnknownCode."""
     return merge(row, await ctx.database.read("profiles", profiles_named, row.project, row.profiles))
-
-
-_UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
-"""Whether this daemon's operator allows unprivileged instances only."""
-
-
-def check_whole(instance: Loaded) -> Loaded:
-    """Refuse an instance whose own or merged config or devices are not valid; gives it back."""
-    if len(set(instance.row.profiles)) != len(instance.row.profiles):
-        raise InvalidRequest("A profile is named twice: an instance can have each profile once")
-    INSTANCE_KEYS.check(instance.row.config)
-    device_types.check_devices(instance.row.devices, profile=False)
-    INSTANCE_KEYS.check(instance.expanded_config)
-    lxcconf.check_raw_lxc(
-        instance.expanded_config.get("raw.lxc", ""), restricted=False, unprivileged_only=_UNPRIVILEGED_ONLY
-    )
-    if _UNPRIVILEGED_ONLY and parse_bool(instance.expanded_config.get("security.privileged", "")):
-        raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
-    seccomp.check(instance.expanded_config)
-    apparmor.check_raw(instance.expanded_config.get("raw.apparmor", ""))
-    device_types.check_devices(instance.expanded_devices, profile=False)
-    instance.root_disk()
-    return instance
 
 
 async def check_by_liblxc(ctx: Context, instance: Loaded, old: Loaded | None = None) -> None:

@@ -26,9 +26,10 @@ from utsuwa.instances.confinement import cpu_balance, limits, lxcconf, nodes
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import device_steps
-from utsuwa.instances.lifecycle.create import check_by_liblxc, check_whole
+from utsuwa.instances.lifecycle.create import check_by_liblxc
 from utsuwa.instances.lifecycle.end import Watch, read_target
 from utsuwa.instances.model import Comeback, Loaded, Running, RuntimePaths
+from utsuwa.instances.policy import judge
 
 
 class NotStartedAgain(UtsuwaError):
@@ -53,7 +54,7 @@ async def start(
             raise NotStartedAgain(
                 f"Another request stopped the instance {name!r}: this one does not start it again"
             )
-        instance = check_whole(await load(ctx, project, name))
+        instance = judge(await load(ctx, project, name), ctx.policy)
         if ctx.runtime.get(instance.key) is not None:
             raise InvalidRequest(f"The instance {name!r} is already running")
         async with Rollback() as undo:
@@ -68,7 +69,7 @@ async def start(
 async def check_again(ctx: Context, project: str, name: str) -> None:
     """Raise InvalidRequest where a running container could not start again, as far as that can be known."""
     try:
-        instance = check_whole(await load(ctx, project, name))
+        instance = judge(await load(ctx, project, name), ctx.policy)
         await ctx.storage.pools.ensure_available(instance.pool)
         if limits.limited(instance.expanded_config):
             limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.look_at_host))

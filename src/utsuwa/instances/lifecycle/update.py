@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from utsuwa import devices as device_types
 from utsuwa.core.errors import Busy, InvalidConfig, NotFound, NotSupportedYet
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.scope import Policy
 from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.codes import State
@@ -19,16 +20,17 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
 from utsuwa.instances import allocations, identity
 from utsuwa.instances.confinement import cpu_balance, limits
+from utsuwa.instances.confinement.lxcconf import check_raw_lxc
 from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
 from utsuwa.instances.lifecycle import device_steps
 from utsuwa.instances.lifecycle.create import (
     check_by_liblxc,
-    check_whole,
     is_own_volatile,
     known_architecture,
     merged,
 )
 from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.policy import judge
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.instances import InstancePut
 
@@ -47,13 +49,17 @@ def editable(instance: Loaded) -> InstancePut:
     )
 
 
-async def check(ctx: Context, project: str, name: str, wanted: Edit, if_match: IfMatch) -> None:
+async def check(
+    ctx: Context, policy: Policy, project: str, name: str, wanted: Edit, if_match: IfMatch
+) -> None:
     """Raise what `edit` would raise for what is asked, were it done now."""
     old = await load(ctx, project, name)
-    await _judged(ctx, old, _edited(old, wanted, if_match))
+    await _judged(ctx, policy, old, _edited(old, wanted, if_match))
 
 
-async def edit(ctx: Context, project: str, name: str, wanted: Edit, if_match: IfMatch) -> None:
+async def edit(
+    ctx: Context, policy: Policy, project: str, name: str, wanted: Edit, if_match: IfMatch
+) -> None:
     """Change the editable part of an instance; a container that runs is changed with it.
 
     Raises NotFound (instance, profiles), PreconditionFailed, InvalidConfig or InvalidRequest, all being as
@@ -61,7 +67,7 @@ async def edit(ctx: Context, project: str, name: str, wanted: Edit, if_match: If
     """
     async with ctx.locks.hold("instance", project, name):
         old = await load(ctx, project, name)
-        await _apply(ctx, old, _edited(old, wanted, if_match))
+        await _apply(ctx, policy, old, _edited(old, wanted, if_match))
     ctx.lifecycle("updated", project, name)
 
 
@@ -96,9 +102,9 @@ def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[s
     return {**others, **kept}
 
 
-async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
+async def _judged(ctx: Context, policy: Policy, old: Loaded, row: InstanceRow) -> Loaded:
     """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
-    new = check_whole(await merged(ctx, row))
+    new = judge(await merged(ctx, row), policy)
     _check_change(ctx, old, new)
     await limits.check_change(old.expanded_config, new.expanded_config)
     await allocations.check(ctx, [new])
@@ -106,9 +112,9 @@ async def _judged(ctx: Context, old: Loaded, row: InstanceRow) -> Loaded:
     return new
 
 
-async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
+async def _apply(ctx: Context, policy: Policy, old: Loaded, row: InstanceRow) -> None:
     async with Rollback() as undo:
-        plan = await _judged_and_reserved(ctx, old, row, undo)
+        plan = await _judged_and_reserved(ctx, policy, old, row, undo)
         changed = await _act(ctx, plan, undo)
         async with allocations.hold(ctx, row.project, row.profiles):
             if await merged(ctx, row) != plan.instances[0][1]:
@@ -118,10 +124,12 @@ async def _apply(ctx: Context, old: Loaded, row: InstanceRow) -> None:
     await ctx.networks.refresh(old.key)
 
 
-async def _judged_and_reserved(ctx: Context, old: Loaded, row: InstanceRow, undo: Rollback) -> Plan:
+async def _judged_and_reserved(
+    ctx: Context, policy: Policy, old: Loaded, row: InstanceRow, undo: Rollback
+) -> Plan:
     """Judge by the profiles as they are when the reservation is made."""
     while True:
-        new = await _judged(ctx, old, row)
+        new = await _judged(ctx, policy, old, row)
         async with allocations.hold(ctx, row.project, row.profiles):
             if await merged(ctx, row) == new:
                 return await _reserve(ctx, [(old, new)], undo)
@@ -245,6 +253,12 @@ def _remember(ctx: Context, new: Loaded) -> None:
         running.config = new.expanded_config
 
 
+def judge_profile(policy: Policy, profile: ProfileRow) -> None:
+    """Whoever is restricted cannot leave in a profile what others would give their instances."""
+    if policy.restricted:
+        check_raw_lxc(profile.config.get("raw.lxc", ""), policy)
+
+
 class ProfileFollower:
     """Applies changed profiles to the instances that use them; a change that one refuses is refused whole."""
 
@@ -252,12 +266,14 @@ class ProfileFollower:
         self._ctx = ctx
 
     @asynccontextmanager
-    async def __call__(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> AsyncIterator[None]:
+    async def __call__(
+        self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback
+    ) -> AsyncIterator[None]:
         """Entered before the new profile is stored, left after it, or after `undo` has run: nobody else
         changes or starts the instances meanwhile, or makes one with the old profile.
         """
         async with await self._locked(old):
-            await self._follow(old, new, undo)
+            await self._follow(policy, old, new, undo)
             yield
 
     async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
@@ -277,7 +293,7 @@ class ProfileFollower:
         """Those on this member. Those on others take the profile as it is stored when they start next."""
         return _using(profile, await load_all(self._ctx, states))
 
-    async def _follow(self, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
+    async def _follow(self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
         ctx = self._ctx
         # Those that are just being made as well: they are started with what is stored now.
         users = await self._users(old, ("ready", "creating"))
@@ -287,7 +303,7 @@ class ProfileFollower:
         wanted = []
         for before in users:
             with _naming(before):
-                after = check_whole(merge(before.row, [profiles[name] for name in before.row.profiles]))
+                after = judge(merge(before.row, [profiles[name] for name in before.row.profiles]), policy)
                 _check_change(ctx, before, after)
                 await limits.check_change(before.expanded_config, after.expanded_config)
                 await check_by_liblxc(ctx, after, before)

@@ -931,7 +931,7 @@ async def test_start_undoes_a_renaming_that_a_kill_cut_off(
     await setting.create("old", None)
     await setting.create("long-ago", None)
     await setting.manager.volumes.rename("p", container("long-ago"), "renamed")
-    row = await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "old")
+    row = await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "old")
     await setting.write(storage_volumes.set_new_name, row.id, "new")
     if moved:
         pool.rename_volume(container("old"), container("new"))
@@ -948,7 +948,7 @@ async def test_a_renaming_that_stayed_noted_moves_nothing_of_a_later_instance(
         await setting.write(instance_rows.insert, instance(name, "ready"))
         await setting.create(name, None)
     pool.delete_volume(container("old"))
-    row = await setting.manager.volumes.get("p", "default", VOLUME_CONTAINER, "old")
+    row = await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "old")
     await setting.write(storage_volumes.set_new_name, row.id, "new")
     await setting.again().start()
     assert pool.volumes("container") == ["new"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -114,8 +114,14 @@ def volume(name: str, type: int = codes.VOLUME_CONTAINER, **fields: Any) -> Volu
     return replace(row, **fields)
 
 
-def second_project(tx: Transaction, name: str = "other") -> None:
-    tx.execute(schema.projects.insert().values(name=name, description=""))
+def second_project(
+    tx: Transaction, name: str = "other", own: Collection[projects.Kind] = ("images", "networks", "profiles")
+) -> None:
+    """A project that has the kinds of `own` itself."""
+    project_id = tx.insert(schema.projects, {"name": name, "description": ""})
+    for kind in own:
+        row = {"project_id": project_id, "key": f"features.{kind}", "value": "true"}
+        tx.execute(schema.projects_config.insert().values(row))
 
 
 # ---- instances
@@ -411,6 +417,33 @@ def test_what_is_in_a_project(tx: Transaction) -> None:
         networks=["br0"],
     )
     assert found["other"] == projects.Contents()
+
+
+def test_what_a_project_lacks_is_that_of_the_default_one(tx: Transaction) -> None:
+    second_project(tx, own=("images",))
+    assert projects.effective(tx, "other", "images") == "other"
+    assert projects.effective(tx, "other", "profiles") == "default"
+    assert projects.effective(tx, "default", "networks") == "default"
+    with refused(tx, NotFound, match="Project 'nope' not found"):
+        projects.effective(tx, "nope", "images")
+    set_feature = schema.projects_config.update().values(value="false")
+    tx.execute(set_feature.where(schema.projects_config.c.key == "features.images"))
+    assert projects.effective(tx, "other", "images") == "default"
+
+
+def test_profiles_come_from_the_project_that_holds_them(tx: Transaction) -> None:
+    second_project(tx, own=())
+    second_project(tx, "own")
+    profiles.insert(tx, ProfileRow(0, "own", "default", "", {}, {}))
+    for project in ("other", "own"):
+        instances.insert(tx, instance(project=project, profiles=["default"]))
+        images.insert(tx, image(project=project, profiles=["default"]))
+    ids = {row.project: row.id for row in profiles.get_all(tx, None)}
+    assert instances.get(tx, "other", "c1").profile_ids == (ids["default"],)
+    assert instances.get(tx, "own", "c1").profile_ids == (ids["own"],)
+    assert profiles.used_by(tx, "default", None) == {"default": [("other", "c1")]}
+    with refused(tx, NotFound, match="Requested profile 'extra'"):
+        instances.insert(tx, instance("c2", project="other", profiles=["extra"]))
 
 
 def test_deleting_a_project_takes_all_that_is_in_it(tx: Transaction) -> None:

@@ -48,9 +48,9 @@ async def _reason(paths: StatePaths) -> str | None:
 def _find_reason(tx: Transaction) -> str | None:
     if config_rows.load(tx).get("core.https_address"):
         return "Daemon has core.https_address set"
-    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, None)}
+    profiles = {profile.id: profile for profile in profile_rows.get_all(tx, None)}
     for row in instance_rows.get_here(tx):
-        used = [profiles[row.project, name] for name in row.profiles]
+        used = [profiles[profile_id] for profile_id in row.profile_ids]
         config, _ = expand(used, row.config, row.devices)
         autostart = config.get("boot.autostart", "")
         ran = config.get("volatile.last_state.power") == "RUNNING"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import LONE_MEMBER, check_fingerprint_prefix
 from utsuwa.db import codes, rows
+from utsuwa.db.projects import effective
 from utsuwa.db.schema import (
     images,
     images_members,
@@ -32,7 +33,8 @@ _NOT_FOUND = "Image not found"
 class ImageRow:
     """`id` is 0 for a row that is not stored yet; `split` images have a root file system of their own file.
 
-    `trusted` says whether the kernel may mount its squashfs. `profiles` are names in the image's project.
+    `trusted` says whether the kernel may mount its squashfs. `profiles` are names in the project that holds
+    the profiles of the image's.
     Its files lie on the members of `locations`; `here` says whether this daemon's is one.
     """
 
@@ -115,7 +117,7 @@ def insert(tx: Transaction, row: ImageRow) -> int:
     with rows.unique("Image with same fingerprint already exists"):
         image_id = tx.insert(images, values)
     rows.insert_config(tx, images_properties, "image_id", image_id, row.properties)
-    _insert_profiles(tx, owner, image_id, row.profiles)
+    _insert_profiles(tx, image_id, row)
     add_files(tx, image_id)
     return image_id
 
@@ -137,15 +139,10 @@ def remove_files(tx: Transaction, image_id: int) -> None:
 
 def update(tx: Transaction, row: ImageRow) -> None:
     """Replace what is editable (also the times of creation and expiry). Raises NotFound."""
-    statement = (
-        images.update().where(images.c.id == row.id).values(**_editable(row)).returning(images.c.project_id)
-    )
-    owner = tx.execute(statement).scalar_one_or_none()
-    if owner is None:
-        raise NotFound(_NOT_FOUND)
+    _set(tx, row.id, _editable(row))
     rows.replace_config(tx, images_properties, "image_id", row.id, row.properties)
     tx.execute(images_profiles.delete().where(images_profiles.c.image_id == row.id))
-    _insert_profiles(tx, owner, row.id, row.profiles)
+    _insert_profiles(tx, row.id, row)
 
 
 def set_ready(tx: Transaction, image_id: int) -> None:
@@ -191,13 +188,13 @@ def _set(tx: Transaction, image_id: int, values: Mapping[str, Any]) -> None:
     rows.one_changed(result, _NOT_FOUND)
 
 
-def _insert_profiles(tx: Transaction, project_id: int, image_id: int, names: Sequence[str]) -> None:
-    if not names:
+def _insert_profiles(tx: Transaction, image_id: int, row: ImageRow) -> None:
+    if not row.profiles:
         return
-    rows.distinct(names, "A profile can stand only once in an image")
-    known = rows.profile_ids(tx, project_id, names)
+    rows.distinct(row.profiles, "A profile can stand only once in an image")
+    known = rows.profile_ids(tx, effective(tx, row.project, "profiles"), row.profiles)
     tx.execute(
-        images_profiles.insert(), [{"image_id": image_id, "profile_id": known[name]} for name in names]
+        images_profiles.insert(), [{"image_id": image_id, "profile_id": known[name]} for name in row.profiles]
     )
 
 

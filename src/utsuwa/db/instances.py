@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, cast
@@ -14,6 +14,7 @@ from utsuwa.core.errors import NotFound
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.db import codes, rows
 from utsuwa.db.profiles import DEVICES as PROFILE_DEVICES
+from utsuwa.db.projects import effective
 from utsuwa.db.schema import (
     instances,
     instances_config,
@@ -38,7 +39,8 @@ _NOT_FOUND = "Instance not found"
 
 @dataclass(frozen=True)
 class InstanceRow:
-    """`id` is 0 for a row that is not stored yet; `profiles` are names of the same project, in order.
+    """`id` is 0 for a row that is not stored yet; `profiles` are names in the project that holds the
+    profiles of the instance's, in order.
 
     `location` is the name of the member that it lives on, which is that of the transaction that inserts the
     row; `here` says whether that is this daemon's. The state is `codes.UNKNOWN` where the row cannot be read:
@@ -60,6 +62,8 @@ class InstanceRow:
     state: codes.State = "creating"
     location: str = LONE_MEMBER
     here: bool = True
+    profile_ids: tuple[int, ...] = field(default=(), compare=False)
+    """Those of the stored profiles, in order: what to find them by."""
 
 
 def get(tx: Transaction, project: str, name: str) -> InstanceRow:
@@ -132,25 +136,17 @@ def insert(tx: Transaction, row: InstanceRow) -> int:
         instance_id = tx.insert(instances, values)
     rows.insert_config(tx, instances_config, "instance_id", instance_id, row.config)
     rows.insert_devices(tx, DEVICES, instance_id, row.devices)
-    _insert_profiles(tx, owner, instance_id, row.profiles)
+    _insert_profiles(tx, instance_id, row)
     return instance_id
 
 
 def update(tx: Transaction, row: InstanceRow) -> None:
     """Replace all but name, times and state of the row with that id. Raises NotFound (also for a profile)."""
-    statement = (
-        instances.update()
-        .where(instances.c.id == row.id)
-        .values(**_editable(row))
-        .returning(instances.c.project_id)
-    )
-    owner = tx.execute(statement).scalar_one_or_none()
-    if owner is None:
-        raise NotFound(_NOT_FOUND)
+    _set(tx, row.id, **_editable(row))
     rows.replace_config(tx, instances_config, "instance_id", row.id, row.config)
     rows.replace_devices(tx, DEVICES, row.id, row.devices)
     tx.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
-    _insert_profiles(tx, owner, row.id, row.profiles)
+    _insert_profiles(tx, row.id, row)
 
 
 def patch_config(tx: Transaction, instance_id: int, changes: Mapping[str, str | None]) -> None:
@@ -200,14 +196,14 @@ def _set(tx: Transaction, instance_id: int, **values: Any) -> None:
     rows.one_changed(result, _NOT_FOUND)
 
 
-def _insert_profiles(tx: Transaction, project_id: int, instance_id: int, names: Sequence[str]) -> None:
-    if not names:
+def _insert_profiles(tx: Transaction, instance_id: int, row: InstanceRow) -> None:
+    if not row.profiles:
         return
-    rows.distinct(names, "A profile can be applied only once")
-    known = rows.profile_ids(tx, project_id, names)
+    rows.distinct(row.profiles, "A profile can be applied only once")
+    known = rows.profile_ids(tx, effective(tx, row.project, "profiles"), row.profiles)
     new = [
         {"instance_id": instance_id, "profile_id": known[name], "apply_order": order}
-        for order, name in enumerate(names, start=1)
+        for order, name in enumerate(row.profiles, start=1)
     ]
     tx.execute(instances_profiles.insert(), new)
 
@@ -237,7 +233,7 @@ def _queries(where: sa.ColumnElement[bool]) -> _Queries:
         config=Prepared(rows.config_query(instances_config, "instance_id", owners)),
         devices=Prepared(rows.devices_query(DEVICES, DEVICES.devices.c[DEVICES.owner].in_(owners))),
         profiles=Prepared(
-            sa.select(instances_profiles.c.instance_id, profiles.c.name)
+            sa.select(instances_profiles.c.instance_id, profiles.c.id, profiles.c.name)
             .join(profiles, profiles.c.id == instances_profiles.c.profile_id)
             .where(instances_profiles.c.instance_id.in_(owners))
             .order_by(instances_profiles.c.instance_id, instances_profiles.c.apply_order)
@@ -258,9 +254,9 @@ def _fetch(tx: Transaction, queries: _Queries, **values: str | int) -> list[Inst
         return []
     config = rows.configs(tx.fetch(queries.config, **values))
     devices = rows.devices_of(tx.fetch(queries.devices, **values))
-    applied: defaultdict[int, list[str]] = defaultdict(list)
-    for instance_id, profile in tx.fetch(queries.profiles, **values):
-        applied[instance_id].append(profile)
+    applied: defaultdict[int, dict[int, str]] = defaultdict(dict)
+    for instance_id, profile_id, name in tx.fetch(queries.profiles, **values):
+        applied[instance_id][profile_id] = name
     return [_row(columns, tx.member, config, devices, applied) for columns in found]
 
 
@@ -269,7 +265,7 @@ def _row(
     here: int,
     config: Mapping[int, rows.Config],
     devices: rows.DevicesByOwner,
-    applied: Mapping[int, list[str]],
+    applied: Mapping[int, Mapping[int, str]],
 ) -> InstanceRow:
     project, location, number, name, architecture, ephemeral, stateful, description, *rest = columns
     created, used, state, member = rest
@@ -286,8 +282,9 @@ def _row(
         last_used_at=read_time(used),
         config=config[number],
         devices=devices.read(number, reader),
-        profiles=applied[number],
+        profiles=list(applied[number].values()),
         state=reader.state(state),
         location=location,
         here=member == here,
+        profile_ids=tuple(applied[number]),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import AlreadyExists, NotFound
+from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.db import codes, rows
 from utsuwa.db.schema import (
     images,
@@ -22,7 +24,15 @@ from utsuwa.db.schema import (
 )
 from utsuwa.db.transaction import Prepared, Transaction
 
-_NAMED = Prepared(sa.select(projects.c.id).where(projects.c.name == sa.bindparam("name", type_=sa.Text)))
+Kind = Literal["images", "networks", "profiles", "storage.volumes"]
+"""What a project has of its own where its `features.<kind>` is true. Instances are always its own."""
+
+_FEATURES = Prepared(
+    sa.select(projects.c.id, rows.json_config(projects_config))
+    .select_from(projects.outerjoin(projects_config, projects_config.c.project_id == projects.c.id))
+    .where(projects.c.name == sa.bindparam("name", type_=sa.Text))
+    .group_by(projects.c.id)
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,24 @@ def get(tx: Transaction, name: str) -> ProjectRow:
     return found[0]
 
 
+def effective(tx: Transaction, name: str, kind: Kind) -> str:
+    """The project that holds the objects of a kind for a project: itself, or `default`. Raises NotFound."""
+    if name == DEFAULT_PROJECT:
+        return name
+    config = _features(tx, name)
+    return name if parse_bool(config.get(f"features.{kind}", "")) else DEFAULT_PROJECT
+
+
 def check(tx: Transaction, name: str) -> None:
     """Raises NotFound where there is no such project."""
-    if not tx.fetch(_NAMED, name=name):
+    _features(tx, name)
+
+
+def _features(tx: Transaction, name: str) -> rows.Config:
+    found = tx.fetch(_FEATURES, name=name)
+    if not found:
         raise NotFound(f"Project {name!r} not found")
+    return rows.read_config(found[0][1])
 
 
 def get_all(tx: Transaction) -> list[ProjectRow]:

@@ -59,11 +59,13 @@ def project_id(tx: Transaction, project: str) -> int:
     return int(found)
 
 
-def profile_ids(tx: Transaction, project_id: int, names: Sequence[str]) -> dict[str, int]:
+def profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str, int]:
     """The ids of a project's profiles by name; raises NotFound for the first that does not exist."""
-    table = schema.profiles
-    query = sa.select(table.c.name, table.c.id).where(
-        table.c.project_id == project_id, table.c.name.in_(names)
+    table, projects = schema.profiles, schema.projects
+    query = (
+        sa.select(table.c.name, table.c.id)
+        .join(projects, projects.c.id == table.c.project_id)
+        .where(projects.c.name == project, table.c.name.in_(names))
     )
     known = {name: profile_id for name, profile_id in tx.execute(query)}
     for name in names:

@@ -16,6 +16,7 @@ from utsuwa.db.codes import State
 from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
@@ -85,13 +86,14 @@ def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
 
 
 def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[ProfileRow]:
-    """The profiles in the order of `names`; raises NotFound for the first that does not exist, UnknownCode
-    for one that cannot be read.
+    """The profiles that an instance of `project` has by these names, in their order.
+
+    Raises NotFound for the first that does not exist, UnknownCode for one that cannot be read.
     """
     wanted = list(names)
     if not wanted:
         return []
-    known = {p.name: p for p in profile_rows.get_all(tx, project)}
+    known = {p.name: p for p in profile_rows.get_all(tx, effective(tx, project, "profiles"))}
     for name in wanted:
         if name not in known:
             raise NotFound(f"Requested profile {name!r} does not exist")
@@ -127,8 +129,8 @@ def _fetch(tx: Transaction, project: str, name: str) -> Loaded:
         raise not_found(name)
     found = profile_rows.get_applied(tx, row.id)
     profile_rows.refuse_unreadable(found)
-    applied = {p.name: p for p in found}
-    return merge(row, [applied[profile] for profile in row.profiles])
+    applied = {profile.id: profile for profile in found}
+    return merge(row, [applied[profile_id] for profile_id in row.profile_ids])
 
 
 async def find_all(ctx: Context, project: str | None) -> list[Loaded]:
@@ -155,6 +157,6 @@ async def load_all(ctx: Context, states: tuple[State, ...] = ("ready",)) -> list
 
 def _merged(tx: Transaction, found: Iterable[InstanceRow], states: tuple[State, ...]) -> list[Loaded]:
     rows = [row for row in found if row.state in states]
-    profiles = {(p.project, p.name): p for p in profile_rows.get_all(tx, None)}
-    applied = ((row, [profiles[row.project, name] for name in row.profiles]) for row in rows)
+    profiles = {profile.id: profile for profile in profile_rows.get_all(tx, None)}
+    applied = ((row, [profiles[profile_id] for profile_id in row.profile_ids]) for row in rows)
     return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]

@@ -14,15 +14,15 @@ from utsuwa.db.profiles import ProfileRow
 RESOURCES = ("cpu", "disk", "memory", "processes")
 
 
-def allocated(instances: Iterable[InstanceRow], profiles: Mapping[str, ProfileRow]) -> dict[str, int]:
+def allocated(instances: Iterable[InstanceRow], profiles: Mapping[int, ProfileRow]) -> dict[str, int]:
     """CPUs, bytes of disk and memory, and processes, summed over the instances that have such a limit.
 
-    `profiles` are those of the instances' project, by name. A limit that is no amount (a set of CPUs, a
+    `profiles` are those that the instances have, by id. A limit that is no amount (a set of CPUs, a
     percentage of memory) counts as none.
     """
     sums = dict.fromkeys(RESOURCES, 0)
     for instance in instances:
-        layers = [(profiles[name].config, profiles[name].devices) for name in instance.profiles]
+        layers = [(profiles[one].config, profiles[one].devices) for one in instance.profile_ids]
         config, devices = lay_over([*layers, (instance.config, instance.devices)])
         sums["cpu"] += _count(config.get("limits.cpu", ""))
         sums["processes"] += _count(config.get("limits.processes", ""))

@@ -111,7 +111,7 @@ class ProjectManager:
 def _counts(tx: Transaction, name: str) -> dict[str, int]:
     rows.get(tx, name)
     instances = instance_rows.get_all(tx, name)
-    profiles = {row.name: row for row in profile_rows.get_all(tx, name)}
+    profiles = {row.id: row for row in profile_rows.get_all(tx, None)}
     return {
         "containers": len(instances),
         "instances": len(instances),

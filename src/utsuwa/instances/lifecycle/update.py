@@ -322,7 +322,7 @@ class ProfileFollower:
 
 
 def _using(profile: ProfileRow, instances: Sequence[Loaded]) -> list[Loaded]:
-    return [i for i in instances if i.project == profile.project and profile.name in i.row.profiles]
+    return [instance for instance in instances if profile.id in instance.row.profile_ids]
 
 
 def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:

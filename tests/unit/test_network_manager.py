@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from tests.unit.test_ports import instance
 from utsuwa.core.errors import (
     AlreadyExists,
     HostError,
+    InUse,
     InvalidConfig,
     InvalidName,
     InvalidRequest,
     NotFound,
     NotSupportedYet,
+    OtherMember,
     PreconditionFailed,
 )
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import instances as instance_rows
+from utsuwa.db import members, schema
 from utsuwa.db import networks as rows
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
@@ -391,3 +395,85 @@ async def test_shut_down(networks: NetworkManager, host: Host) -> None:
     host.fails["stop"] = HostError("no")
     await networks.shut_down()
     assert host.done == ["stop br0"]
+
+
+# ---- projects and members
+
+
+async def test_a_project_without_networks_of_its_own_uses_the_default_ones(
+    networks: NetworkManager, database: Database
+) -> None:
+    await database.write("test", lambda tx: tx.insert(schema.projects, {"name": "other", "description": ""}))
+    assert await networks.create("other", NetworksPost(name="br0", config=FIXED)) == "/1.0/networks/br0"
+    assert (await stored(database))["br0"].project == "default"
+    found = await networks.reader.get("other", "br0")
+    assert isinstance(found, Network)
+    assert [one.row.name for one in await networks.reader.all("other") if isinstance(one, Network)] == ["br0"]
+    port = Port("other", "c1", "eth0", "br0", managed=True, mac="", ipv4="10.9.9.9", ipv6="")
+    with pytest.raises(InvalidConfig, match="outside of the network's subnet"):
+        await networks.ports.check({("other", "c1")}, [port])
+    await networks.delete("other", "br0")
+    assert await stored(database) == {}
+    with pytest.raises(NotFound, match="Project 'nope' not found"):
+        await networks.reader.all("nope")
+
+
+@asynccontextmanager
+async def second_member(database: Database) -> AsyncIterator[None]:
+    """What is done in the block is another member's work."""
+    first = database.member
+    if len(await database.read("test", members.get_all)) == 1:
+        await database.write("test", members.claim, "uuid-1", "host1")
+    database.act_as(await database.write("test", members.claim, "uuid-2", "host2"))
+    yield
+    database.act_as(first)
+
+
+async def test_a_network_of_another_member_is_pending_until_it_is_created_here(
+    networks: NetworkManager, database: Database, host: Host
+) -> None:
+    async with second_member(database):
+        await database.write(
+            "test", rows.insert, NetworkRow(0, "default", "br0", config=FIXED, state="ready")
+        )
+    await networks.start()
+    assert host.done == []
+    assert (await stored(database))["br0"].state == "pending"
+    for change in (
+        edit(networks),
+        networks.rename("default", "br0", "br1"),
+        networks.delete("default", "br0"),
+    ):
+        with pytest.raises(OtherMember, match="is on host2 only: create it on this member, too"):
+            await change
+    port = Port("default", "c1", "eth0", "br0", managed=True, mac="", ipv4="", ipv6="")
+    with pytest.raises(OtherMember, match="'br0' is on host2 only"):
+        await networks.ports.check({("default", "c1")}, [port])
+    with pytest.raises(InvalidConfig, match=r"ipv4\.address of network 'br0' is the same on all members"):
+        await make(networks, ipv4_address="10.88.0.1/24")
+    await networks.create("default", NetworksPost(name="br0", config={"bridge.external_interfaces": "eth7"}))
+    row = (await stored(database))["br0"]
+    assert row.config == {**FIXED, "bridge.external_interfaces": "eth7"}
+    assert (row.state, row.locations) == ("ready", ("host1", "host2"))
+    with pytest.raises(InUse, match="on host1 and host2"):
+        await networks.rename("default", "br0", "br1")
+    await networks.delete("default", "br0")
+    assert (await stored(database))["br0"].state == "pending"
+
+
+async def test_a_change_by_another_member_is_followed(
+    networks: NetworkManager, database: Database, host: Host
+) -> None:
+    await make(networks)
+    row = (await stored(database))["br0"]
+    await networks.follow_others()
+    async with second_member(database):
+        await database.write("test", rows.insert, replace(row, state="ready"))
+        changed = replace(row, config={**FIXED, "ipv4.address": "10.66.0.1/24"})
+        await database.write("test", rows.update, changed)
+    host.done.clear()
+    host.fails["change"] = HostError("not now")
+    await networks.follow_others()
+    await networks.follow_others()
+    await networks.follow_others()
+    assert host.done == ["change br0 to 10.66.0.1/24"] * 2

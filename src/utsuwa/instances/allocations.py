@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.db.projects import effective
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.ports import Port, ports_of
@@ -14,14 +16,22 @@ from utsuwa.networks.ports import Port, ports_of
 async def hold(ctx: Context, project: str = "", profiles: Iterable[str] = ()) -> AsyncIterator[None]:
     """Hold the lock under which these are chosen beside all others' and stored; nothing is done on the host.
 
-    It comes after the locks of instances, and those of the `profiles` of a project, which do not change
-    meanwhile.
+    It comes after the locks of instances, and those of the `profiles` of instances of a project, which do not
+    change meanwhile.
     """
     async with AsyncExitStack() as locks:
-        for name in sorted(set(profiles)):
-            await locks.enter_async_context(ctx.locks.hold("profile", project, name))
+        names = sorted(set(profiles))
+        holder = await _holder_of_profiles(ctx, project) if names else ""
+        for name in names:
+            await locks.enter_async_context(ctx.locks.hold("profile", holder, name))
         await locks.enter_async_context(ctx.database.locks.hold("allocations"))
         yield
+
+
+async def _holder_of_profiles(ctx: Context, project: str) -> str:
+    if project == DEFAULT_PROJECT:
+        return project
+    return await ctx.database.read("project of profiles", effective, project, "profiles")
 
 
 async def check(ctx: Context, instances: Sequence[Loaded], volatile: Mapping[str, str] | None = None) -> None:

@@ -13,6 +13,7 @@ from utsuwa.db import networks as rows
 from utsuwa.db.codes import PENDING
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.network import bridges
 from utsuwa.networks import port_rows
@@ -22,6 +23,21 @@ from utsuwa.networks.live import Live, LiveNetworks, check_here
 from utsuwa.networks.ports import Others, Port, refuse_addresses
 
 log = logging.getLogger(__name__)
+
+
+Known = dict[tuple[str, str], NetworkRow]
+"""Networks by the project that may use them, and their name."""
+
+
+def _known_to(tx: Transaction, projects: Collection[str]) -> Known:
+    networks = [row for row in rows.get_all(tx, None) if row.state in ("ready", PENDING)]
+    holders = {project: effective(tx, project, "networks") for project in projects}
+    return {
+        (project, row.name): row
+        for project, holder in holders.items()
+        for row in networks
+        if row.project == holder
+    }
 
 
 class Attachments:
@@ -42,11 +58,10 @@ class Attachments:
         if not ports:
             return
 
-        def fetch(tx: Transaction) -> tuple[list[NetworkRow], list[Port]]:
-            return rows.get_all(tx, None), port_rows.rivals(tx, ports)
+        def fetch(tx: Transaction) -> tuple[Known, list[Port]]:
+            return _known_to(tx, {port.project for port in ports}), port_rows.rivals(tx, ports)
 
-        networks, rivals = await self._database.read("rivals of ports", fetch)
-        known = {(row.project, row.name): row for row in networks if row.state in ("ready", PENDING)}
+        known, rivals = await self._database.read("rivals of ports", fetch)
         others = Others([*(port for port in rivals if port.owner not in instances), *ports])
         for port in ports:
             others.refuse_taken_routes(port)

@@ -18,10 +18,10 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import networks as rows
-from utsuwa.db import projects as project_rows
 from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.network import bridges
 from utsuwa.host.network.link_events import LinkEvents
@@ -114,7 +114,8 @@ class NetworkManager:
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
         """
-        return await finish(self._create(project, request))
+        holder = await self._database.read("project of networks", effective, project, "networks")
+        return await finish(self._create(holder, request))
 
     async def _create(self, project: str, request: NetworksPost) -> str:
         kind = network_type(request.type)
@@ -245,8 +246,7 @@ class NetworkManager:
 
     async def _row(self, project: str, name: str) -> NetworkRow:
         def fetch(tx: Transaction) -> NetworkRow:
-            project_rows.get(tx, project)
-            return rows.get(tx, project, name)
+            return rows.get(tx, effective(tx, project, "networks"), name)
 
         row = check_here(await self._database.read("network", fetch))
         if row.state != "ready":

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from utsuwa.core.errors import NotFound
 from utsuwa.db import networks as rows
-from utsuwa.db import projects as project_rows
 from utsuwa.db.codes import PENDING, UNKNOWN, unreadable
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.network import bridges
 from utsuwa.networks import port_rows
@@ -33,8 +33,7 @@ class NetworkReader:
         links = await asyncio.to_thread(bridges.links)
 
         def fetch(tx: Transaction) -> tuple[list[NetworkRow], set[str], dict[str, list[str]]]:
-            project_rows.get(tx, project)
-            found = rows.get_all(tx, project)
+            found = rows.get_all(tx, effective(tx, project, "networks"))
             return found, {row.name for row in rows.get_all(tx, None)}, port_rows.uses(tx)
 
         found, everywhere, use = await self._database.read("networks", fetch)
@@ -49,12 +48,12 @@ class NetworkReader:
     async def get(self, project: str, name: str) -> Network | Interface:
         """Raises NotFound."""
 
-        def fetch(tx: Transaction) -> tuple[list[NetworkRow], dict[str, list[str]]]:
-            project_rows.get(tx, project)
-            return [row for row in rows.get_all(tx, None) if row.name == name], port_rows.uses(tx)
+        def fetch(tx: Transaction) -> tuple[str, list[NetworkRow], dict[str, list[str]]]:
+            named = [row for row in rows.get_all(tx, None) if row.name == name]
+            return effective(tx, project, "networks"), named, port_rows.uses(tx)
 
-        everywhere, use = await self._database.read("network", fetch)
-        found = [row for row in everywhere if row.project == project]
+        holder, everywhere, use = await self._database.read("network", fetch)
+        found = [row for row in everywhere if row.project == holder]
         if found and found[0].state == UNKNOWN:
             raise unreadable(f"Network {name!r}")
         if found and found[0].state in _VISIBLE:
@@ -67,7 +66,11 @@ class NetworkReader:
 
     async def leases(self, project: str, name: str) -> list[LeaseView]:
         """The addresses in use on this member's part of a managed network. Raises NotFound, OtherMember."""
-        row = check_here(await self._database.read("network", rows.get, project, name))
+
+        def fetch(tx: Transaction) -> NetworkRow:
+            return rows.get(tx, effective(tx, project, "networks"), name)
+
+        row = check_here(await self._database.read("network", fetch))
         network = self._live.read(row)
         service = network.addresses
         if service is None:

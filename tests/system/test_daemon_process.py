@@ -22,6 +22,7 @@ import pytest
 from tests.support.api import UnixConnection
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from utsuwa._version import __version__
 
 pytestmark = pytest.mark.root
 
@@ -264,7 +265,7 @@ def test_what_is_not_there_yet_says_so(stopped_daemon: Daemon) -> None:
 
 def test_version_and_empty_arguments(stopped_daemon: Daemon) -> None:
     ended = utsuwad(stopped_daemon, "", "version", "")
-    assert (ended.returncode, ended.stdout) == (0, "0.1.0\n")
+    assert (ended.returncode, ended.stdout) == (0, f"{__version__}\n")
     assert utsuwad(stopped_daemon, "nonsense").returncode == 2
 
 

@@ -111,9 +111,15 @@ class Database:
             if seconds > _SLOW_SECONDS:
                 log.warning("transaction %r took %.2f s", name, seconds)
 
-    def check_room(self) -> None:
-        """For what may have to be taken back later, which needs space as well. Raises OutOfSpace."""
+    async def begin(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, for the first of several steps, whose undoing needs space in the database as well.
+
+        Raises OutOfSpace while little is left.
+        """
         self.engine.check_room()
+        return await self.write(name, fn, *args, **kwargs)
 
 
 def _call(fn: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object], tx: Transaction) -> T:

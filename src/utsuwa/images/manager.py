@@ -247,7 +247,7 @@ class ImageManager:
                 alias_rows.insert(tx, AliasRow(row.project, name, "", row.fingerprint))
             return row_id
 
-        return replace(row, id=await self._database.write("reserve image", insert))
+        return replace(row, id=await self._database.begin("reserve image", insert))
 
     async def _forget(self, row: ImageRow) -> None:
         await self._database.write("discard image", image_rows.delete, row.id)

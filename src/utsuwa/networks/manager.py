@@ -129,7 +129,7 @@ class NetworkManager:
             await self._check_subnets(network)
             if name not in self._live and await driver.exists(name):
                 raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
-            row = replace(row, id=await self._database.write("reserve network", _reserve, row))
+            row = replace(row, id=await self._database.begin("reserve network", _reserve, row))
             undo.push(self._remove_row, row)
             await driver.check(network.settings, network.external)
             undo.push(driver.down, name, network.external)

@@ -178,7 +178,7 @@ class PoolManager:
         async with self._locks.hold(name), Rollback() as undo:
             row = _joined(row, config or {}, await self._database.read("storage pool", _of_others, name))
             pool = self._of(row)
-            row = replace(row, id=await self._database.write("reserve storage pool", _reserve, row))
+            row = replace(row, id=await self._database.begin("reserve storage pool", _reserve, row))
             undo.push(self._remove_row, row)
             await self._threads.make(undo, pool.driver.delete, pool.driver.create)
             await self._set_state(row, "ready")
@@ -279,7 +279,7 @@ class PoolManager:
             undo.push(setattr, pool, "available", pool.available)
             pool.available = False
             row = await self._unused(pool.name)
-            await self._set_state(row, "deleting")
+            await self._database.begin("delete storage pool", storage_pools.set_state, row.id, "deleting")
             undo.keep()
         return row
 

@@ -192,7 +192,7 @@ class VolumeManager:
         new = replace(volume, name=new_name)
         first, second = sorted((volume, new), key=lambda volume: volume.name)
         async with self._locks.hold(pool, first), self._locks.hold(pool, second), Rollback() as undo:
-            row_id = await self._database.write("volume is renamed", _intended, pool, volume, new_name)
+            row_id = await self._database.begin("volume is renamed", _intended, pool, volume, new_name)
             undo.push(self._forget_intention, row_id)
             revert = partial(at.driver.rename_volume, new, volume)
             await self._threads.make(undo, revert, at.driver.rename_volume, volume, new)

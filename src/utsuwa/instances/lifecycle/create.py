@@ -93,7 +93,6 @@ async def _judged(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
     await limits.check_change({}, loaded.expanded_config)
     await check_by_liblxc(ctx, loaded)
     await ctx.storage.pools.get(loaded.pool)
-    ctx.database.check_room()
     return loaded
 
 
@@ -101,7 +100,7 @@ async def _insert(ctx: Context, instance: Loaded) -> Loaded:
     given = await identity.reserve(ctx, instance)
     await allocations.check(ctx, [instance], given)
     stored = replace(instance.row, config={**instance.row.config, **given})
-    row_id = await ctx.database.write("reserve instance", instance_rows.insert, stored)
+    row_id = await ctx.database.begin("reserve instance", instance_rows.insert, stored)
     return replace(instance, row=replace(stored, id=row_id))
 
 

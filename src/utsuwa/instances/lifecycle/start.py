@@ -246,15 +246,13 @@ async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, u
         "volatile.last_state.boot_id": ctx.boot_id,
         "volatile.apply_template": None,
     }
-    undo.push(_store, ctx, row.id, {key: row.config.get(key) for key in changes}, row.last_used_at)
-    await _store(ctx, row.id, changes, clock.now())
+    before = {key: row.config.get(key) for key in changes}
+    undo.push(ctx.database.write, "instance does not start", _note, row.id, before, row.last_used_at)
+    await ctx.database.begin("instance starts", _note, row.id, changes, clock.now())
 
 
-async def _store(
-    ctx: Context, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
+def _note(
+    tx: Transaction, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
 ) -> None:
-    def note(tx: Transaction) -> None:
-        instance_rows.patch_config(tx, row_id, changes)
-        instance_rows.set_last_used(tx, row_id, last_used)
-
-    await ctx.database.write("instance starts", note)
+    instance_rows.patch_config(tx, row_id, changes)
+    instance_rows.set_last_used(tx, row_id, last_used)

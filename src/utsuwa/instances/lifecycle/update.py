@@ -154,7 +154,7 @@ async def _reserve(ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], und
     }
     if devices:
         undo.push(ctx.database.write, "change taken back", device_changes.forget, list(devices))
-        await ctx.database.write("change begins", device_changes.note, devices)
+        await ctx.database.begin("change begins", device_changes.note, devices)
     return Plan(instances, devices)
 
 

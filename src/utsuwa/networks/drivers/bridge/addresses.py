@@ -54,12 +54,17 @@ class BridgeAddresses:
         else:
             change = await asyncio.to_thread(files.change, ports, owners, network.dns_mode)
         self._hosts[network.name] = files
-        await self._pass_on(network, change, whole=known is None)
+        static = any(port.static for port in ports)
+        await self._pass_on(network, change, whole=known is None, static=static)
         return Told(change.added or change.removed, change.gone)
 
-    async def _pass_on(self, network: BridgeSettings, change: Change, *, whole: bool) -> None:
-        """dnsmasq sees by itself what is new. A daemon that was killed may not have told it of the rest."""
-        if change.replaced or whole:
+    async def _pass_on(self, network: BridgeSettings, change: Change, *, whole: bool, static: bool) -> None:
+        """dnsmasq sees new files by itself, but refuses a static address of a host that it still knows.
+
+        A daemon that was killed may not have had it read what it had changed.
+        """
+        retaken = change.added and static and self._servers.will_reload(network.name)
+        if change.replaced or retaken or whole:
             await self._servers.reload(network.name)
         elif change.removed:
             self._servers.reload_soon(network.name)

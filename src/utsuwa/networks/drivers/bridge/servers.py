@@ -121,6 +121,10 @@ class Servers:
             waiting.cancel()
         await asyncio.to_thread(_reload, self.folder(network))
 
+    def will_reload(self, network: str) -> bool:
+        """Whether dnsmasq still knows hosts whose files are gone."""
+        return network in self._to_reload
+
     def reload_soon(self, network: str) -> None:
         """As `reload`, once for all that ask for it in a while: dnsmasq takes 20 us a host, and logs each."""
         if network not in self._to_reload:

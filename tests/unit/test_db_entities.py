@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -115,7 +115,7 @@ def volume(name: str, type: int = codes.VOLUME_CONTAINER, **fields: Any) -> Volu
 
 
 def second_project(
-    tx: Transaction, name: str = "other", own: Collection[projects.Kind] = ("images", "networks", "profiles")
+    tx: Transaction, name: str = "other", own: Sequence[projects.Kind] = ("images", "networks", "profiles")
 ) -> None:
     """A project that has the kinds of `own` itself."""
     project_id = tx.insert(schema.projects, {"name": name, "description": ""})

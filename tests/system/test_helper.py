@@ -425,7 +425,7 @@ async def test_a_closed_helper_says_so(box: Box) -> None:
     pid = helper_pid(helper)
     await helper.close()
     assert not Path(f"/proc/{pid}").exists()
-    with pytest.raises(HostError, match="the daemon is ending"):
+    with pytest.raises(HostError, match="the daemon is shutting down"):
         await helper.state(box.name, box.lxcpath)
 
 

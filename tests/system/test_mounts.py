@@ -200,7 +200,7 @@ def test_another_image_below_a_layer_is_refused(place: Path, overlay: OverlayFol
     mounts.unmount(overlay.rootfs)
     other = place / "other"
     other.mkdir()
-    with pytest.raises(HostError, match="not the one that it was made on"):
+    with pytest.raises(HostError, match="not the image that it was created on"):
         mounts.mount_overlay(overlay, other, MAP, OPTIONS)
     assert mounts.mounts_below(overlay.path) == []
 

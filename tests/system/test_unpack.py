@@ -199,12 +199,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "dots": (tar(META, (member("rootfs/../../evil"), b"x")), "leads out"),
     "behind a symlink": (
         tar(META, (member("rootfs/a", tarfile.SYMTYPE, linkname="/"), b""), (member("rootfs/a/evil"), b"x")),
-        "behind the symbolic link",
+        "below the symbolic link",
     ),
     "hard link": (tar(META, (member("rootfs/a", tarfile.LNKTYPE, linkname="../../x"), b"")), "leads out"),
     "absolute hard link": (
         tar(META, ROOTFS, (member("rootfs/a", tarfile.LNKTYPE, linkname="/etc/passwd"), b"")),
-        "leads out of the root file system",
+        "points outside the root file system",
     ),
     "device": (tar(META, ROOTFS, (member("sda", tarfile.BLKTYPE, devmajor=8), b"")), "device node"),
     "no metadata": (tar(ROOTFS), "no metadata.yaml"),

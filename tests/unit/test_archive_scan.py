@@ -1,4 +1,4 @@
-"""The scanner that judges archives while they are unpacked."""
+"""The scanner that checks archives while they are unpacked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utsuwa.host.archives.scan import (
-    Passage,
+    CountedStream,
     Refused,
     Rules,
     TooMuch,
@@ -49,7 +49,7 @@ def tar(*entries: tuple[str, str] | tuple[str, str, str | bytes]) -> bytes:
 def scan(data: bytes, tree: str = "metadata", entries: int = 1000, size: int = 10**9) -> bytes:
     """Scan a tar; what was passed on."""
     out = io.BytesIO()
-    scan_tar(Passage(io.BytesIO(data), out, size), Rules(tree, entries))
+    scan_tar(CountedStream(io.BytesIO(data), out, size), Rules(tree, entries))
     return out.getvalue()
 
 
@@ -83,24 +83,24 @@ def test_a_sound_image_passes_byte_for_byte() -> None:
     [
         ([("f", "rootfs/../../etc/passwd", b"x")], "leads out"),
         ([("f", "..", b"x")], "leads out"),
-        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/passwd", b"x")], "behind the symbolic link"),
-        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/c", b"x")], "behind the symbolic link"),
-        ([("f", "rootfs/a/b", b"x"), ("l", "rootfs/a", "/etc")], "there twice"),
-        ([("f", "rootfs/a/b/c", b"x"), ("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/d", b"x")], "twice"),
-        ([("l", "rootfs/a", "/etc/x"), ("f", "rootfs/a", b"x")], "there twice"),
-        ([("l", "rootfs/a", "/etc"), ("d", "rootfs/a")], "there twice"),
+        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/passwd", b"x")], "below the symbolic link"),
+        ([("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/c", b"x")], "below the symbolic link"),
+        ([("f", "rootfs/a/b", b"x"), ("l", "rootfs/a", "/etc")], "duplicate entry"),
+        ([("f", "rootfs/a/b/c", b"x"), ("l", "rootfs/a", "/etc"), ("f", "rootfs/a/b/d", b"x")], "duplicate"),
+        ([("l", "rootfs/a", "/etc/x"), ("f", "rootfs/a", b"x")], "duplicate entry"),
+        ([("l", "rootfs/a", "/etc"), ("d", "rootfs/a")], "duplicate entry"),
         ([("h", "rootfs/a", "../../etc/passwd")], "leads out"),
         ([("h", "rootfs/a", "metadata.yaml")], "hard link"),
         ([("h", "templates/a", "rootfs/a")], "hard link"),
         (
             [("l", "rootfs/l", "/etc"), ("h", "rootfs/h", "rootfs/l"), ("f", "rootfs/h/passwd", b"x")],
-            "behind the symbolic link",
+            "below the symbolic link",
         ),
         (
             [("f", "rootfs/h/x", b"x"), ("l", "rootfs/l", "/etc"), ("h", "rootfs/h", "rootfs/l")],
-            "there twice",
+            "duplicate entry",
         ),
-        ([("l", "rootfs/l", "/etc"), ("h", "rootfs/h", "rootfs/l/passwd")], "behind the symbolic link"),
+        ([("l", "rootfs/l", "/etc"), ("h", "rootfs/h", "rootfs/l/passwd")], "below the symbolic link"),
         ([("c", "null")], "device node"),
         ([("b", "dev/sda")], "device node"),
         ([("c", "templates/null")], "device node"),
@@ -108,15 +108,15 @@ def test_a_sound_image_passes_byte_for_byte() -> None:
         ([("d", "metadata.yaml")], "not a regular file"),
         ([("h", "metadata.yaml", "rootfs/x")], "hard link"),
         ([("f", "metadata.yaml/x", b"x")], "not a regular file"),
-        ([META, META], "there twice"),
-        ([("l", "rootfs", "/")], "rootfs is not a folder"),
-        ([("f", "rootfs", b"x")], "rootfs is not a folder"),
+        ([META, META], "duplicate entry"),
+        ([("l", "rootfs", "/")], "rootfs is not a directory"),
+        ([("f", "rootfs", b"x")], "rootfs is not a directory"),
         ([("l", "templates", "/etc")], "not a regular file"),
         ([("l", "templates/a", "/etc/shadow")], "not a regular file"),
         ([("p", "templates/a")], "not a regular file"),
         ([("f", "templates", b"x")], "not a regular file"),
         ([("f", f"templates/{n}", b"") for n in range(1001)], "templates"),
-        ([("l", ".", "/")], "root is not a folder"),
+        ([("l", ".", "/")], "root is not a directory"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(entries: list[tuple[str, str]], reason: str) -> None:
@@ -153,7 +153,7 @@ def test_what_is_no_tar_is_refused(data: bytes) -> None:
 
 
 def test_a_bad_header_in_the_middle_is_no_end() -> None:
-    """tarfile takes it for the end; tar would go on behind it, with entries that nobody judged."""
+    """tarfile treats it as the end; tar would continue after it, with unchecked entries."""
     hidden = tar(("f", "rootfs/a", b"x" * 512))[:1024] + b"\x01" * 512 + tar(("b", "rootfs/sda"))
     with pytest.raises(Refused, match="damaged"):
         scan(hidden)
@@ -174,7 +174,7 @@ def test_unknown_types_are_refused(kind: bytes) -> None:
 
 
 def metadata(data: bytes) -> bytes:
-    return scan_tar(Passage(io.BytesIO(data), None, 10**8), Rules("metadata", 50), keep_metadata=True)
+    return scan_tar(CountedStream(io.BytesIO(data), None, 10**8), Rules("metadata", 50), keep_metadata=True)
 
 
 def test_the_metadata_is_kept() -> None:
@@ -183,12 +183,12 @@ def test_the_metadata_is_kept() -> None:
 
 
 def test_what_must_be_there() -> None:
-    with pytest.raises(Refused, match=r"there is no metadata\.yaml"):
+    with pytest.raises(Refused, match=r"it contains no metadata\.yaml"):
         scan(tar(("f", "rootfs/metadata.yaml", b"x")))
-    with pytest.raises(Refused, match="there is no rootfs"):
+    with pytest.raises(Refused, match="it contains no rootfs"):
         scan(tar(META), tree="unified")
     scan(tar(META, ("f", "rootfs/a", b"x")), tree="unified")
-    with pytest.raises(Refused, match="there is no rootfs"):
+    with pytest.raises(Refused, match="it contains no rootfs"):
         scan_listing([ROOT.encode(), FILE.encode() + b"metadata.yaml"], Rules("unified", 5), 1000)
 
 
@@ -206,7 +206,7 @@ FILE = "-rw-r--r-- 0/0                       3 2026-11-24 06:43 squashfs-root/"
 ROOT = "drwxr-xr-x 0/0                      37 2026-11-24 06:43 squashfs-root"
 
 
-def test_a_squashfs_listing_is_judged() -> None:
+def test_a_squashfs_listing_is_checked() -> None:
     lines = listing(
         ROOT,
         "-rw-r--r-- 0/0                       3 2026-11-24 06:43 squashfs-root/bin/a",
@@ -258,7 +258,7 @@ def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[st
     for kind, name, target in entries:
         try:
             path = clean_path(name)
-            rules.judge(kind, path, clean_path(target) if kind == "h" else "")
+            rules.check(kind, path, clean_path(target) if kind == "h" else "")
         except Refused:
             return
         parts = path.split("/")

@@ -143,9 +143,9 @@ async def test_missing_ports_are_told_once_and_join_later(
         "network 'br0' does without its external interface for now: the host has no interface 'ext0'; "
         "it joins as soon as it can"
     ]
-    missing["ext0"] = "'ext0' belongs to something else"
+    missing["ext0"] = "'ext0' already has another master"
     await driver.join(here)
-    assert "belongs to something else" in caplog.records[-1].getMessage()
+    assert "already has another master" in caplog.records[-1].getMessage()
     missing.clear()
     await driver.join(here)
     await driver.join(here)

@@ -162,11 +162,11 @@ def test_what_is_valid() -> None:
         (P2P | {"name": "e"}, InvalidConfig, "'name'.*at least 2 characters"),
         (P2P | {"host_name": "h"}, InvalidConfig, "'host_name'.*at least 2 characters"),
         *(
-            (P2P | {key: name}, InvalidConfig, f"'{name}'.*the kernel has a meaning of its own")
+            (P2P | {key: name}, InvalidConfig, f"'{name}'.*it is reserved by the kernel")
             for key in ("name", "host_name")
             for name in ("all", "default")
         ),
-        (P2P | {"name": "lo"}, InvalidConfig, "'lo': every instance has one of its own"),
+        (P2P | {"name": "lo"}, InvalidConfig, "'lo': every instance has its own"),
         (P2P | {"host_name": "a\nb"}, InvalidConfig, "'host_name'"),
         (P2P | {"mtu": "67"}, InvalidConfig, "'mtu'"),
         (P2P | {"mtu": "x"}, InvalidConfig, "'mtu'"),

@@ -60,7 +60,7 @@ def test_refuses_what_is_no_filter(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["(a+)+$", "(a|a*)*b", r"(.*)\1"])
 def test_refuses_expressions_that_take_exponential_time(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="repeat"):
+    with pytest.raises(InvalidRequest, match="nested quantifiers"):
         parse(f"name eq {text}")
 
 

@@ -69,7 +69,7 @@ def test_what_is_higher_stays_as_it_is(host: Host) -> None:
     assert INSTANCES not in host.written()
     assert KEYS not in host.written()
     host.set(dict.fromkeys(kernel_limits.WANTED, 2**40))
-    assert sysctl_file.raise_limits() == ([f"removed {host.file}: all of it is set elsewhere"], True)
+    assert sysctl_file.raise_limits() == ([f"removed {host.file}: all values are set elsewhere"], True)
     assert not host.file.exists()
 
 
@@ -80,7 +80,7 @@ def test_a_file_of_debian_that_sets_less_is_overridden_and_an_administrators_is_
     assert host.written()[INSTANCES] == kernel_limits.WANTED[INSTANCES]
     assert KEYS not in host.written()
     assert kernel_limits.read(KEYS) == 1
-    assert f"{KEYS} stays 300 as set in {host.etc / AFTER.name}: raise it there" in said
+    assert f"{KEYS} is still 300, as set in {host.etc / AFTER.name}: raise it there" in said
     assert not done
 
 
@@ -178,7 +178,7 @@ def test_what_is_near(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(near_limits, "_inotify_instances_left", lambda count: False)
     host.set({INSTANCES: 128, "kernel.pty.max": 100, "kernel.pty.reserve": 50, "kernel.pty.nr": 40})
     host.set({"fs.aio-nr": 7, "fs.aio-max-nr": 10})
-    assert near_limits.look() == {
+    assert near_limits.check() == {
         INSTANCES: "fewer than 24 of 128 are left",
         KEYS: "160 of 200 are used by the user 1000000",
         "kernel.pty.max": "40 of 50 are used",
@@ -189,7 +189,7 @@ async def test_the_daemon_tells_of_each_limit_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = {KEYS: "160 of 200 are used"}
-    monkeypatch.setattr(near_limits, "look", lambda: found)
+    monkeypatch.setattr(near_limits, "check", lambda: found)
     watch = HostWatch(lambda: True)
     await watch.look()
     await watch.look()

@@ -65,7 +65,7 @@ async def test_missing_programs_name_their_package(runner: Runner, monkeypatch: 
 async def test_what_cannot_be_started_says_why(runner: Runner, tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match="Permission denied"):
         await runner([str(tmp_path)])
-    with pytest.raises(ProcessFailed, match="the folder .*missing is not there"):
+    with pytest.raises(ProcessFailed, match="the directory .*missing does not exist"):
         await runner(["true"], cwd=tmp_path / "missing")
 
 

@@ -72,9 +72,9 @@ async def test_from_the_guest_without_policing(kernel: Kernel) -> None:
 
 async def test_neither(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
-        raise HostError("the kernel can limit no traffic from instances")
+        raise HostError("the kernel cannot limit traffic from instances")
 
     kernel.polices = False
     monkeypatch.setattr(traffic, "_create", refuse)
-    with pytest.raises(HostError, match="limit no traffic"):
+    with pytest.raises(HostError, match="cannot limit traffic"):
         await traffic.limit("v0", to_guest=None, from_guest=10**6)

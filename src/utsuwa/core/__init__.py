@@ -1,1 +1,1 @@
-"""Errors, rollback, locks, names, units, config-key tables: what every layer uses."""
+"""Errors, rollback, locks, names, units, config-key tables: the base of every layer."""

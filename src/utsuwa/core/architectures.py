@@ -1,4 +1,4 @@
-"""CPU architectures: the kernel's names for them, and what distributions call them."""
+"""CPU architectures: the kernel's names and the aliases that distributions use."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ _BY_NAME = {name: known for known, aliases in _ALIASES.items() for name in (know
 
 
 def canonical_architecture(name: str) -> str | None:
-    """The kernel's name for an architecture (`amd64` is `x86_64`), None for an unknown one."""
+    """Return the kernel's name for an architecture (`x86_64` for `amd64`), or None if it is unknown."""
     return _BY_NAME.get(name.strip().lower())

@@ -1,11 +1,11 @@
-"""Times in UTC, as they are stored and as they travel."""
+"""Timestamps in UTC, in the forms used in the database and in the API."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
-"""What the API shows where there is no time, as LXD does."""
+"""The API's value for a missing timestamp, as in LXD."""
 
 
 def now() -> datetime:
@@ -13,7 +13,7 @@ def now() -> datetime:
 
 
 def to_wire(moment: datetime | None) -> str:
-    """RFC 3339 in UTC with microseconds; `ZERO_TIME` for None."""
+    """Format as RFC 3339 in UTC with microseconds; None becomes `ZERO_TIME`."""
     if moment is None:
         return ZERO_TIME
     if moment.tzinfo is None:

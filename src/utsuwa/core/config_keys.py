@@ -1,7 +1,7 @@
-"""Config keys as data: one record a key feeds validation, the API's metadata and the docs.
+"""Config keys as data: one record per key is the source of validation, the API's metadata and the docs.
 
-The tables themselves stand beside this module, one for each kind of object (`instance_keys`,
-`server_keys`, `pool_keys`); devices keep theirs beside their drivers.
+The tables are separate modules, one for each kind of object (`instance_keys`, `server_keys`,
+`pool_keys`); devices define their keys next to their drivers.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from utsuwa.core.units import parse_bytes
 
 KeyType = Literal["string", "bool", "integer", "size", "list"]
 Scope = Literal["", "container", "virtual-machine"]
-"""Whom a key is for; empty means every kind of instance, or what is no instance."""
+"""The instance type that a key applies to; empty means all types, or an object other than an instance."""
 Validator = Callable[[str], None]
-"""Raises InvalidConfig (or ValueError with a reason) for a value that is not acceptable."""
+"""Raises InvalidConfig (or ValueError with a reason) if the value is invalid."""
 
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One key. `name` may hold `*` for one free part (`environment.*`, `linux.sysctl.*`)."""
+    """One key. `name` may contain one `*` wildcard (`environment.*`, `linux.sysctl.*`)."""
 
     name: str
     type: KeyType = "string"
     default: str = ""
     live: bool = True
-    """Whether a change takes effect while the instance or daemon runs."""
+    """Whether a change takes effect without restarting the instance or daemon."""
     help: str = ""
     validate: Validator | None = None
     since: str = ""
-    """The API extension that brought the key, where there is one."""
+    """The API extension that introduced the key, if any."""
     scope: Scope = ""
     secret: bool = False
-    """Shown as `true` when set, never in full (LXD does so for trust passwords)."""
+    """Shown as `true` when set, never in clear text (as LXD does for trust passwords)."""
     part: str = r"[^\n\r\0]+"
-    """What the `*` of a name may stand for, as a regular expression."""
+    """Regular expression for what the `*` of the name matches."""
     multiline: bool = False
-    """Whether values may have line breaks, beyond the families of keys that always may."""
+    """Whether values may contain line breaks, in addition to the key families that always may."""
     in_force: bool = True
-    """False for a key that is checked and stored, but has no effect in this version."""
+    """False for a key that is validated and stored, but has no effect in this version."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class KeyTable:
     keys: tuple[ConfigKey, ...]
     free_prefixes: tuple[str, ...] = ("user.",)
     refused_scope: Scope = ""
-    """Keys of this scope are known, but not for this kind of object."""
+    """Keys of this scope are known, but rejected on this kind of object."""
     _exact: dict[str, ConfigKey] = field(default_factory=dict, compare=False, repr=False)
     _patterns: list[tuple[re.Pattern[str], ConfigKey]] = field(
         default_factory=list, compare=False, repr=False
@@ -74,7 +74,7 @@ class KeyTable:
         return next((key for pattern, key in self._patterns if pattern.match(name)), None)
 
     def check(self, config: Mapping[str, str]) -> None:
-        """Refuse unknown keys and invalid values; every problem of the whole config is named."""
+        """Raise InvalidConfig, listing every problem, if any key is unknown or any value is invalid."""
         problems = list(self._problems(config))
         if problems:
             raise InvalidConfig("; ".join(problems))
@@ -133,7 +133,7 @@ def _value_problem(key: ConfigKey, name: str, value: str) -> Iterable[str]:
 
 
 def parse_bool(value: str) -> bool:
-    """LXD's booleans: true/false, 1/0, yes/no, on/off, in any case; the empty string is false."""
+    """Parse an LXD boolean: true/false, 1/0, yes/no, on/off, case-insensitive; the empty string is false."""
     lowered = value.lower()
     if lowered in _TRUE:
         return True
@@ -148,11 +148,11 @@ def check_integer(value: str) -> None:
 
 
 VOLATILE = "volatile."
-"""How keys begin that the daemon sets for itself."""
+"""Prefix of the keys that the daemon sets itself."""
 
 
 def without_volatile(config: Mapping[str, str]) -> dict[str, str]:
-    """What somebody else may decide; a request may hold the rest, for it was shown."""
+    """Return the config without volatile keys, which clients send back because they were shown."""
     return {key: value for key, value in config.items() if not key.startswith(VOLATILE)}
 
 

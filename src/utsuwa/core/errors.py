@@ -1,4 +1,4 @@
-"""The tree of errors. Each class fixes a stable key and an HTTP status; the API maps nothing else.
+"""The exception hierarchy. Each class defines a stable key and its HTTP status.
 
 UtsuwaError                 500  internal
 ├── InvalidRequest          400  invalid-request
@@ -11,7 +11,7 @@ UtsuwaError                 500  internal
 ├── Conflict                409  conflict
 │   ├── AlreadyExists       409  already-exists
 │   ├── Busy                409  busy
-│   └── InUse               400  in-use            (400 is what LXD gives)
+│   └── InUse               400  in-use            (LXD returns 400)
 ├── OtherMember             421  other-member
 ├── PreconditionFailed      412  precondition-failed
 ├── TooLarge                413  too-large
@@ -27,14 +27,14 @@ UtsuwaError                 500  internal
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # the client imports this module, and `typing` would be a tenth of its time
+TYPE_CHECKING = False  # the client imports this module, and `typing` would take a tenth of its run time
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import ClassVar
 
 
 class UtsuwaError(Exception):
-    """Base of all errors that a caller may see; `str(error)` is the sentence that they read."""
+    """Base class of all errors that are reported to callers; `str(error)` is the message they see."""
 
     key: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
@@ -45,7 +45,7 @@ class UtsuwaError(Exception):
 
 
 class InvalidRequest(UtsuwaError):
-    """The request itself is wrong; repeating it unchanged cannot help."""
+    """The request itself is invalid; repeating it unchanged cannot succeed."""
 
     key = "invalid-request"
     status = 400
@@ -56,13 +56,13 @@ class InvalidName(InvalidRequest):
 
 
 class InvalidConfig(InvalidRequest):
-    """A config key, a device or one of their values."""
+    """A config key, a device or one of their values is invalid."""
 
     key = "invalid-config"
 
 
 class InvalidImage(InvalidRequest):
-    """An image archive or its metadata."""
+    """An image archive or its metadata is invalid."""
 
     key = "invalid-image"
 
@@ -92,7 +92,7 @@ class AlreadyExists(Conflict):
 
 
 class Busy(Conflict):
-    """Another operation holds what this one needs."""
+    """Another operation is using what this one needs."""
 
     key = "busy"
 
@@ -110,7 +110,7 @@ class PreconditionFailed(UtsuwaError):
 
 
 class OtherMember(UtsuwaError):
-    """What the request is about lies on the host of another daemon, which has to be asked instead."""
+    """The requested object is on the host of another member, whose daemon must be used instead."""
 
     key = "other-member"
     status = 421
@@ -122,7 +122,7 @@ class TooLarge(UtsuwaError):
 
 
 class UnsupportedMedia(UtsuwaError):
-    """A body of a type that the route does not read."""
+    """The route does not accept the body's content type."""
 
     key = "unsupported-media"
     status = 415
@@ -151,15 +151,15 @@ class Cancelled(UtsuwaError):
 
 
 class HostError(UtsuwaError):
-    """The host refused something that should have worked."""
+    """An operation on the host failed that should have succeeded."""
 
     key = "host"
 
 
 class ProcessFailed(HostError):
-    """A program ended with an exit code that was not accepted, or could not be started.
+    """A program exited with an unexpected status, or could not be started.
 
-    `code` is the exit code, `-N` for signal N, `None` where the program never ran.
+    `code` is the exit status, `-N` for signal N, `None` if the program never ran.
     """
 
     key = "process-failed"
@@ -173,6 +173,6 @@ class ProcessFailed(HostError):
 
 
 class StartFailed(HostError):
-    """A container did not start; the message carries the reason from liblxc's log."""
+    """A container failed to start; the message contains the reason from liblxc's log."""
 
     key = "start-failed"

@@ -1,9 +1,9 @@
-"""Fault points: named places at which tests kill the daemon, to see what its next start makes of it.
+"""Fault points: named places at which tests kill the daemon, to check how its next start recovers.
 
-With `UTSUWA_FAULTS` in the daemon's environment, which names a folder, each point that is reached adds a line
-to the file `reached` there. The file `kill` names the point at which the daemon kills itself, or holds the
-number of points that it still passes before it does. A thread that comes to the point which the file `hold`
-names stays there as long as the file does.
+If `UTSUWA_FAULTS` is set to a directory in the daemon's environment, each point that is reached appends a
+line to the file `reached` there. The file `kill` contains either the name of the point at which the daemon
+kills itself, or the number of points to pass before it does. A thread that reaches the point named in the
+file `hold` waits there as long as that file exists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _lock = threading.Lock()
 
 
 def point(name: str) -> None:
-    """This point is reached. Costs nothing where no test looks."""
+    """Record that this point was reached; kill the daemon or wait if the test asks for it."""
     if _FOLDER is not None:
         with _lock:
             _reach(Path(_FOLDER), name)

@@ -1,8 +1,8 @@
 """The language of `?filter=`: clauses such as `name eq web and config.image.os ne debian`.
 
-A clause is `[not] FIELD eq|ne VALUE`, clauses are joined by `and` and `or` and read from left to right,
-without precedence, as LXD reads them. A value with spaces stands in double quotes. Against text a value
-is a regular expression, whole and in any case; against numbers and booleans it is compared as written.
+A clause is `[not] FIELD eq|ne VALUE`; clauses are joined by `and` and `or` and evaluated from left to right,
+without precedence, as in LXD. A value with spaces is put in double quotes. For strings, the value is a
+regular expression that must match in full, ignoring case; numbers and booleans are compared as written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REPEATS = frozenset((sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT))
 
 @dataclass(frozen=True)
 class Clause:
-    """One comparison, and how it joins what stands before it."""
+    """One comparison, and whether it is joined to the preceding clauses by `or` (`either`) or `and`."""
 
     field: str
     value: str
@@ -60,7 +60,7 @@ class Filter:
     clauses: tuple[Clause, ...]
 
     def matches(self, record: Mapping[str, Any]) -> bool:
-        """Whether a record of plain values, as it goes over the wire, meets the filter."""
+        """Return whether a record of plain values, in its JSON form, matches the filter."""
         result = True
         for clause in self.clauses:
             held = clause.holds(record)
@@ -69,7 +69,7 @@ class Filter:
 
 
 def parse(text: str) -> Filter:
-    """Raises InvalidRequest for what is no filter, and for expressions that could take very long."""
+    """Parse a filter. Raises InvalidRequest if it is invalid or its regular expression could be very slow."""
     if len(text) > _LIMIT:
         raise InvalidRequest(f"The filter is longer than {_LIMIT} characters")
     tokens = _tokens(text)
@@ -90,7 +90,7 @@ def parse(text: str) -> Filter:
         if tokens:
             either = _joins(tokens.pop(0))
             if not tokens:
-                raise InvalidRequest(f"Incomplete filter {text[:80]!r}: a clause is missing at its end")
+                raise InvalidRequest(f"Incomplete filter {text[:80]!r}: a clause is missing at the end")
     if not clauses:
         raise InvalidRequest("The filter is empty")
     return Filter(tuple(clauses))
@@ -98,7 +98,7 @@ def parse(text: str) -> Filter:
 
 def _joins(word: str) -> bool:
     if word.lower() not in ("and", "or"):
-        raise InvalidRequest(f"Unexpected {word[:40]!r} in the filter: join clauses by and or or")
+        raise InvalidRequest(f"Unexpected {word[:40]!r} in the filter: join clauses with 'and' or 'or'")
     return word.lower() == "or"
 
 
@@ -116,7 +116,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _find(record: Mapping[str, Any], field: str) -> Any:
-    """The value at a dotted path, where a config key's own dots are not steps; None where there is none."""
+    """Return the value at a dotted path, or None; the dots within config keys are not path separators."""
     if field in record:
         return record[field]
     for at, character in enumerate(field):
@@ -138,14 +138,14 @@ def _as_written(value: object) -> str:
 
 
 def _refuse_slow(value: str) -> None:
-    """A repeat within a repeat can take a regular expression exponential time."""
+    """Reject nested quantifiers and backreferences, which can take exponential time."""
     try:
         tree = sre_parser.parse(value)
     except (re.error, OverflowError, RecursionError):
         return
     if _nested_repeat(tree, inside=False):
         raise InvalidRequest(
-            f"The filter's expression {value[:60]!r} repeats within a repeat: make it simpler"
+            f"The filter's expression {value[:60]!r} has nested quantifiers or a backreference: simplify it"
         )
 
 

@@ -1,4 +1,4 @@
-"""The user and group ids of a container, and how they stand for ids of the host."""
+"""The user and group ids of a container, and their mapping to ids of the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IdRange:
-    """`count` ids from `container` on inside are the ids from `host` on outside."""
+    """Maps `count` ids starting at `container` inside to the ids starting at `host` on the host."""
 
     container: int
     host: int
@@ -16,7 +16,7 @@ class IdRange:
 
 @dataclass(frozen=True)
 class IdMap:
-    """The user and group ids of a container; both empty means privileged: ids are the host's."""
+    """The id map of a container; both empty means privileged: ids are those of the host."""
 
     uids: tuple[IdRange, ...] = ()
     gids: tuple[IdRange, ...] = ()
@@ -33,7 +33,7 @@ class IdMap:
 
 
 def _host_id(ranges: tuple[IdRange, ...], container: int) -> int:
-    """The host's id for a container's; raises ValueError where the map has none."""
+    """Return the host's id for a container's. Raises ValueError if it is not mapped."""
     if not ranges:
         return container
     for r in ranges:

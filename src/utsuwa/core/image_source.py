@@ -1,4 +1,4 @@
-"""Where the files of an image lie: what the images' side tells the storage's side."""
+"""The location of an image's files, as the image manager passes it to the storage layer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The files of one image, as the images manager keeps them.
+    """The files of one image, as kept by the image manager.
 
-    `metadata` is a tar archive of any compression (or a squashfs); for unified images it holds the
-    rootfs too. Split images have their root file system in `rootfs` (squashfs or tar). `trusted` says
-    whether the kernel may mount its squashfs; else it is unpacked by a confined process.
+    `metadata` is a tar archive of any compression (or a squashfs); in unified images it also contains
+    the rootfs. Split images have their root file system in `rootfs` (squashfs or tar). `trusted` says
+    whether the kernel may mount its squashfs; if not, a confined process unpacks it.
     """
 
     fingerprint: str

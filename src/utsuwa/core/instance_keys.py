@@ -1,8 +1,8 @@
 """The config keys of instances and profiles.
 
-Names are LXD's; what Incus added later stands here under Incus' name. Groups are those of
-`GET /1.0/metadata/configuration`. Keys of virtual machines are known, so that a profile that is also
-used on other servers can be stored here, and are refused on instances, which are containers.
+Names are LXD's; keys that Incus added later have Incus' names. Groups are those of
+`GET /1.0/metadata/configuration`. Keys of virtual machines are accepted in profiles, so that a profile
+that is also used on other servers can be stored, and rejected on instances, which are containers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _later(
     part: str = ConfigKey.part,
     validate: Validator | None = None,
 ) -> ConfigKey:
-    """A key that is checked and stored, and takes effect in a later version."""
+    """Return a key that is validated and stored, but not yet in effect."""
     return ConfigKey(name, type, default, live, help, validate, scope=scope, part=part, in_force=False)
 
 
@@ -48,7 +48,7 @@ _BOOT = (
         "bool",
         live=False,
         help="Start with the daemon, or as soon as the host has what it needs: always, never, or (unset) if "
-        "it ran before.",
+        "it was running before.",
     ),
     ConfigKey(
         "boot.autostart.delay",
@@ -70,12 +70,12 @@ _BOOT = (
         "bool",
         default="false",
         live=False,
-        help="Start again when the instance ended without being asked to.",
+        help="Restart the instance when it ends unexpectedly.",
     ),
     _later(
         "boot.host_shutdown_action",
         default="stop",
-        help="What happens to the instance when the host shuts down.",
+        help="What to do with the instance when the host shuts down.",
         validate=one_of("stop", "force-stop", "stateful-stop"),
     ),
     ConfigKey(
@@ -97,9 +97,9 @@ _BOOT = (
 _CLOUD_INIT = tuple(
     _later(f"cloud-init.{name}", live=False, help=help)
     for name, help in (
-        ("network-config", "Network configuration that cloud-init gets inside."),
-        ("user-data", "User data that cloud-init gets inside."),
-        ("vendor-data", "Vendor data that cloud-init gets inside."),
+        ("network-config", "Network configuration for cloud-init."),
+        ("user-data", "User data for cloud-init."),
+        ("vendor-data", "Vendor data for cloud-init."),
     )
 )
 
@@ -109,14 +109,14 @@ _MIGRATION = (
         "bool",
         default="false",
         scope="container",
-        help="Send memory in rounds while the instance still runs.",
+        help="Transfer memory incrementally while the instance is running.",
     ),
     _later(
         "migration.incremental.memory.goal",
         "integer",
         default="70",
         scope="container",
-        help="Percentage of memory that has to be over before the instance is stopped.",
+        help="Percentage of memory to transfer before the instance is stopped.",
         validate=integer_between(0, 100),
     ),
     _later(
@@ -124,7 +124,7 @@ _MIGRATION = (
         "integer",
         default="10",
         scope="container",
-        help="Rounds of sending memory before the instance is stopped anyway.",
+        help="Maximum number of transfer rounds before the instance is stopped.",
         validate=checks.at_least(0),
     ),
     _later(
@@ -137,24 +137,24 @@ _MIGRATION = (
 )
 
 _MISCELLANEOUS = (
-    _for_vms("agent.nic_config", "bool", "false", help="Give the interfaces inside their names and MTU."),
+    _for_vms("agent.nic_config", "bool", "false", help="Set the names and MTU of the guest's interfaces."),
     _later(
         "cluster.evacuate",
         default="auto",
         live=False,
-        help="What happens to the instance when its server is evacuated.",
+        help="What to do with the instance when its server is evacuated.",
         validate=one_of("auto", "migrate", "live-migrate", "stop", "stateful-stop", "force-stop"),
     ),
     ConfigKey(
         "environment.*",
         part=r"[^\n\r\0=]+",
-        help="A variable for init and for everything that is run by exec.",
+        help="An environment variable for init and for commands run by exec.",
     ),
     _later(
         "linux.kernel_modules",
         "list",
         scope="container",
-        help="Kernel modules that the host loads before the instance starts.",
+        help="Kernel modules to load on the host before the instance starts.",
         validate=checks.kernel_modules,
     ),
     ConfigKey(
@@ -162,20 +162,20 @@ _MISCELLANEOUS = (
         part=r"[A-Za-z0-9_./-]+",
         live=False,
         scope="container",
-        help="A sysctl of the instance's namespaces, set at start.",
+        help="A sysctl of the instance's namespaces, set when it starts.",
     ),
-    _for_vms("smbios11.*", help="A string for the table that guests find in their firmware."),
+    _for_vms("smbios11.*", help="An SMBIOS type 11 string for the guest."),
     _later(
         "systemd.credential.*",
         part=r"[A-Za-z0-9_.@-]+",
         live=False,
-        help="A credential for the systemd inside.",
+        help="A credential for systemd in the instance.",
     ),
     _later(
         "systemd.credential-binary.*",
         part=r"[A-Za-z0-9_.@-]+",
         live=False,
-        help="A credential for the systemd inside, in base64.",
+        help="A credential for systemd in the instance, in base64.",
     ),
 )
 
@@ -186,7 +186,7 @@ _NVIDIA = (
         default="false",
         live=False,
         scope="container",
-        help="Bring the host's NVIDIA libraries into the instance.",
+        help="Make the host's NVIDIA libraries available in the instance.",
     ),
     _later(
         "nvidia.driver.capabilities",
@@ -194,13 +194,13 @@ _NVIDIA = (
         default="compute,utility",
         live=False,
         scope="container",
-        help="Which parts of the NVIDIA driver the instance gets.",
+        help="Capabilities of the NVIDIA driver to make available in the instance.",
         validate=checks.list_of(
             "all", "compute", "compat32", "display", "graphics", "ngx", "utility", "video"
         ),
     ),
-    _later("nvidia.require.cuda", live=False, scope="container", help="The CUDA version that is needed."),
-    _later("nvidia.require.driver", live=False, scope="container", help="The driver version that is needed."),
+    _later("nvidia.require.cuda", live=False, scope="container", help="Required CUDA version."),
+    _later("nvidia.require.driver", live=False, scope="container", help="Required driver version."),
 )
 
 _OCI = (
@@ -208,7 +208,7 @@ _OCI = (
         "oci.cwd",
         live=False,
         scope="container",
-        help="Working folder of an application container.",
+        help="Working directory of an application container.",
         validate=checks.absolute_path,
     ),
     _later("oci.entrypoint", live=False, scope="container", help="Command of an application container."),
@@ -231,29 +231,29 @@ _OCI = (
 )
 
 _RAW = (
-    ConfigKey("raw.apparmor", help="Lines that are added to the instance's AppArmor profile."),
+    ConfigKey("raw.apparmor", help="Lines to add to the instance's AppArmor profile."),
     ConfigKey(
         "raw.idmap",
         live=False,
         scope="container",
-        help="Ids of the host that are the same or others inside, as 'both 1000 1000' a line.",
+        help="Host ids to map into the instance, one entry such as 'both 1000 1000' per line.",
         validate=checks.raw_idmap,
     ),
     ConfigKey(
         "raw.lxc",
         live=False,
         scope="container",
-        help="Lines that are added to the configuration of liblxc.",
+        help="Lines to add to the liblxc configuration.",
         validate=checks.raw_lxc,
     ),
     ConfigKey(
         "raw.seccomp",
         live=False,
         scope="container",
-        help="A whole seccomp policy in place of the generated one.",
+        help="A complete seccomp policy that replaces the generated one.",
     ),
-    _for_vms("raw.qemu", help="Arguments added to the QEMU command."),
-    _for_vms("raw.qemu.conf", help="Lines that change the generated QEMU configuration."),
+    _for_vms("raw.qemu", help="Arguments to add to the QEMU command line."),
+    _for_vms("raw.qemu.conf", help="Changes to the generated QEMU configuration."),
     _for_vms("raw.qemu.qmp.early", help="QMP commands before the set-up."),
     _for_vms("raw.qemu.qmp.pre-start", help="QMP commands after the set-up, before the start."),
     _for_vms("raw.qemu.qmp.post-start", help="QMP commands after the start."),
@@ -261,28 +261,32 @@ _RAW = (
 )
 
 _LIMITS = (
-    ConfigKey("limits.cpu", help="How many CPUs the instance may use, or which.", validate=checks.cpus),
+    ConfigKey(
+        "limits.cpu",
+        help="Number of CPUs, or the set of CPUs, that the instance may use.",
+        validate=checks.cpus,
+    ),
     ConfigKey(
         "limits.cpu.allowance",
         default="100%",
         scope="container",
-        help="A share of CPU time when the host is busy, or a fixed time in each period.",
+        help="A share of CPU time when the host is busy, or a hard limit per period.",
         validate=checks.cpu_allowance,
     ),
-    _later("limits.cpu.nodes", help="NUMA nodes that the CPUs are taken from.", validate=checks.numa_nodes),
+    _later("limits.cpu.nodes", help="NUMA nodes to take the CPUs from.", validate=checks.numa_nodes),
     ConfigKey(
         "limits.cpu.priority",
         "integer",
         default="10",
         scope="container",
-        help="Who gets CPU time first among instances that share CPUs (0 to 10).",
+        help="CPU priority among instances that share CPUs (0 to 10).",
         validate=_priority,
     ),
     ConfigKey(
         "limits.disk.priority",
         "integer",
         default="5",
-        help="Weight of the instance's disk requests (0 to 10).",
+        help="Priority of the instance's disk I/O (0 to 10).",
         validate=_priority,
     ),
     *(
@@ -290,36 +294,36 @@ _LIMITS = (
             f"limits.hugepages.{size}",
             "size",
             scope="container",
-            help=f"How much memory in huge pages of {size} the instance may use.",
+            help=f"Limit on the memory in huge pages of {size}.",
         )
         for size in ("64KB", "1MB", "2MB", "1GB")
     ),
     ConfigKey(
         "limits.memory",
-        help="How much memory the instance may use, as a size or a share of the host's.",
+        help="Memory limit, as a size or a percentage of the host's memory.",
         validate=checks.size_or_percent,
     ),
     ConfigKey(
         "limits.memory.enforce",
         default="hard",
         scope="container",
-        help="Whether the memory limit always holds (hard) or only when the host runs short (soft).",
+        help="Whether the memory limit always applies (hard) or only when memory is short (soft).",
         validate=one_of("hard", "soft"),
     ),
     _for_vms("limits.memory.hugepages", "bool", "false", help="Use huge pages for the guest's memory."),
-    _for_vms("limits.memory.hotplug", help="How far the guest's memory may grow while it runs."),
+    _for_vms("limits.memory.hotplug", help="Limit up to which the guest's memory may grow while it runs."),
     _later(
         "limits.memory.oom_priority",
         "integer",
         default="0",
-        help="How willingly the kernel kills this instance when memory is short (-1000 to 1000).",
+        help="Adjustment of the OOM score of the instance's processes (-1000 to 1000).",
         validate=integer_between(-1000, 1000),
     ),
     ConfigKey(
         "limits.memory.swap",
         default="true",
         scope="container",
-        help="Whether the instance may use swap, or how much of it.",
+        help="Whether the instance may use swap, or the amount of swap.",
         validate=checks.swap,
     ),
     ConfigKey(
@@ -327,7 +331,7 @@ _LIMITS = (
         "integer",
         default="10",
         scope="container",
-        help="How late the instance is swapped out (0 to 10).",
+        help="Priority for staying in memory; higher is less likely to be swapped out (0 to 10).",
         validate=_priority,
     ),
     _later(
@@ -341,7 +345,7 @@ _LIMITS = (
         "limits.processes",
         "integer",
         scope="container",
-        help="How many processes the instance may have.",
+        help="Maximum number of processes.",
         validate=checks.at_least(1),
     ),
 )
@@ -358,9 +362,9 @@ _KERNEL = tuple(
         ("core", "bytes of a core dump"),
         ("cpu", "seconds of CPU time"),
         ("data", "bytes of data segment"),
-        ("fsize", "bytes of a file that is written"),
+        ("fsize", "bytes of a file that it writes"),
         ("locks", "file locks"),
-        ("memlock", "bytes that are locked into memory"),
+        ("memlock", "bytes locked in memory"),
         ("msgqueue", "bytes in POSIX message queues"),
         ("nice", "highest nice value, as 20 minus it"),
         ("nofile", "open files"),
@@ -368,7 +372,7 @@ _KERNEL = tuple(
         ("rss", "bytes of resident memory"),
         ("rtprio", "highest real-time priority"),
         ("rttime", "microseconds of real-time CPU without a pause"),
-        ("sigpending", "signals that wait"),
+        ("sigpending", "pending signals"),
         ("stack", "bytes of stack"),
     )
 )
@@ -390,91 +394,91 @@ def _interception(name: str, help: str) -> ConfigKey:
 
 
 _SECURITY = (
-    _later("security.devlxd", "bool", default="true", live=False, help="Offer /dev/lxd inside."),
+    _later("security.devlxd", "bool", default="true", live=False, help="Provide /dev/lxd in the instance."),
     _later(
         "security.devlxd.images",
         "bool",
         default="false",
         live=False,
         scope="container",
-        help="Let the instance fetch images of the host through /dev/lxd.",
+        help="Let the instance fetch the host's images through /dev/lxd.",
     ),
     ConfigKey(
         "security.idmap.base",
         "integer",
         live=False,
         scope="container",
-        help="First id of the host that an isolated id map uses.",
+        help="First host id of an isolated id map.",
         validate=checks.user_id,
     ),
-    _bool_now("security.idmap.isolated", "false", "Use ids of the host that no other isolated instance has."),
+    _bool_now("security.idmap.isolated", "false", "Use host ids that no other isolated instance uses."),
     ConfigKey(
         "security.idmap.size",
         "integer",
         live=False,
         scope="container",
-        help="How many ids an isolated id map has.",
+        help="Number of ids of an isolated id map.",
         validate=checks.idmap_size,
     ),
-    _bool_now("security.nesting", "false", "Allow containers inside.", live=True),
+    _bool_now("security.nesting", "false", "Allow nested containers.", live=True),
     _bool_now("security.privileged", "false", "Run without an id map: root inside is root outside."),
-    ConfigKey("security.protection.delete", "bool", "false", help="Refuse to delete the instance."),
+    ConfigKey("security.protection.delete", "bool", "false", help="Prevent the instance from being deleted."),
     _later(
         "security.protection.shift",
         "bool",
         default="false",
         scope="container",
-        help="Refuse to change the owners of the instance's files.",
+        help="Prevent the owners of the instance's files from being shifted.",
     ),
     ConfigKey(
         "security.syscalls.allow",
         live=False,
         scope="container",
-        help="The only system calls that are allowed, one a line.",
+        help="The only system calls to allow, one per line.",
         validate=checks.syscalls,
     ),
     ConfigKey(
         "security.syscalls.deny",
         live=False,
         scope="container",
-        help="System calls that are refused as well, one a line.",
+        help="Additional system calls to deny, one per line.",
         validate=checks.syscalls,
     ),
-    _bool_now("security.syscalls.deny_compat", "false", "Refuse the system calls of 32-bit programs."),
-    _bool_now("security.syscalls.deny_default", "true", "Refuse the system calls that no container needs."),
+    _bool_now("security.syscalls.deny_compat", "false", "Deny system calls of 32-bit programs."),
+    _bool_now("security.syscalls.deny_default", "true", "Deny the system calls that no container needs."),
     _interception("bpf", "Handle bpf() for the instance."),
     _interception("bpf.devices", "Let the instance load device programs of cgroup v2."),
-    _interception("mknod", "Make harmless device nodes for the instance."),
-    _interception("mount", "Mount chosen file systems for the instance."),
+    _interception("mknod", "Create harmless device nodes for the instance."),
+    _interception("mount", "Mount the allowed file systems for the instance."),
     _later(
         "security.syscalls.intercept.mount.allowed",
         "list",
         scope="container",
-        help="File systems that are mounted for the instance.",
+        help="File systems that may be mounted for the instance.",
     ),
     _later(
         "security.syscalls.intercept.mount.fuse",
         "list",
         scope="container",
-        help="File systems that a FUSE program mounts instead, as ext4=fuse2fs.",
+        help="File systems to mount with a FUSE program instead, such as ext4=fuse2fs.",
     ),
     _later(
         "security.syscalls.intercept.mount.shift",
         "bool",
         default="false",
         scope="container",
-        help="Mount them through the instance's id map.",
+        help="Mount them with the instance's id map.",
     ),
-    _interception("sched_setscheduler", "Let the instance raise priorities of its processes."),
-    _interception("setxattr", "Set chosen extended attributes for the instance."),
+    _interception("sched_setscheduler", "Let the instance raise the priority of its processes."),
+    _interception("setxattr", "Set the allowed extended attributes for the instance."),
     _interception("sysinfo", "Answer sysinfo() with the instance's limits."),
     *(
         _later(f"security.bpffs.delegate_{name}", "list", live=False, scope="container", help=help)
         for name, help in (
-            ("attachs", "Ways to attach BPF programs that the instance may use."),
-            ("cmds", "Commands of bpf() that the instance may use."),
-            ("maps", "Kinds of BPF maps that the instance may use."),
-            ("progs", "Kinds of BPF programs that the instance may use."),
+            ("attachs", "Attach types of BPF programs that the instance may use."),
+            ("cmds", "bpf() commands that the instance may use."),
+            ("maps", "Types of BPF maps that the instance may use."),
+            ("progs", "Types of BPF programs that the instance may use."),
         )
     ),
     _later(
@@ -482,13 +486,13 @@ _SECURITY = (
         default="/sys/fs/bpf",
         live=False,
         scope="container",
-        help="Where the BPF file system is mounted inside.",
+        help="Mount point of the BPF file system in the instance.",
         validate=checks.absolute_path,
     ),
-    _for_vms("security.agent.metrics", "bool", "true", help="Ask the agent inside for metrics."),
-    _for_vms("security.csm", "bool", "false", help="Use firmware for systems that know no UEFI."),
+    _for_vms("security.agent.metrics", "bool", "true", help="Query the guest agent for metrics."),
+    _for_vms("security.csm", "bool", "false", help="Use firmware for guests without UEFI support."),
     _for_vms("security.iommu", "bool", "false", help="Give the guest an IOMMU."),
-    _for_vms("security.secureboot", "bool", "true", help="Boot only what is signed."),
+    _for_vms("security.secureboot", "bool", "true", help="Boot only signed images."),
     _for_vms("security.sev", "bool", "false", help="Encrypt the guest's memory."),
     _for_vms("security.sev.policy.es", "bool", "false", help="Encrypt the guest's registers too."),
     _for_vms("security.sev.session.data", help="Session data of the guest's owner, in base64."),
@@ -499,7 +503,7 @@ _SNAPSHOTS = (
     _later(
         "snapshots.schedule",
         live=False,
-        help="When snapshots are made: a cron expression, or aliases such as @daily.",
+        help="When to take snapshots: a cron expression, or aliases such as @daily.",
         validate=checks.schedule,
     ),
     _later(
@@ -507,51 +511,51 @@ _SNAPSHOTS = (
         "bool",
         default="false",
         live=False,
-        help="Make the scheduled snapshots of a stopped instance as well.",
+        help="Take scheduled snapshots of a stopped instance as well.",
     ),
-    _later("snapshots.pattern", default="snap%d", live=False, help="How scheduled snapshots are named."),
+    _later("snapshots.pattern", default="snap%d", live=False, help="Name pattern of scheduled snapshots."),
     _later(
         "snapshots.expiry",
         live=False,
-        help="How long snapshots are kept, as 3d or 1w.",
+        help="How long to keep snapshots, such as 3d or 1w.",
         validate=checks.expiry,
     ),
     _later(
         "snapshots.expiry.manual",
         live=False,
-        help="How long snapshots that were made by hand are kept.",
+        help="How long to keep manually taken snapshots.",
         validate=checks.expiry,
     ),
 )
 
 _IMAGE_STATE = (
-    ConfigKey("volatile.apply_template", help="Trigger of the templates that the next start applies."),
-    ConfigKey("volatile.base_image", help="Fingerprint of the image that the instance was made from."),
+    ConfigKey("volatile.apply_template", help="Trigger of the templates to apply at the next start."),
+    ConfigKey("volatile.base_image", help="Fingerprint of the image that the instance was created from."),
     ConfigKey(
         "volatile.cloud-init.instance-id",
-        help="The instance's id for cloud-init; a new one makes it run again.",
+        help="Instance id for cloud-init, which runs again when it changes.",
         validate=checks.is_uuid,
     ),
     ConfigKey("volatile.container.oci", "bool", "false", help="Whether this is an application container."),
 )
 
 _HOST_STATE = (
-    ConfigKey("volatile.cluster.group", help="Cluster group that the instance was placed by."),
+    ConfigKey("volatile.cluster.group", help="Cluster group that the instance was placed in."),
     ConfigKey("volatile.cpu.nodes", help="NUMA nodes that were chosen."),
     ConfigKey("volatile.evacuate.origin", help="Server that the instance was evacuated from."),
     ConfigKey("volatile.idmap.base", "integer", help="First host id of the instance's id map."),
-    ConfigKey("volatile.idmap.current", help="Id map that the instance runs with, as JSON."),
+    ConfigKey("volatile.idmap.current", help="Id map of the running instance, as JSON."),
     ConfigKey("volatile.idmap.next", help="Id map of the next start, as JSON."),
-    ConfigKey("volatile.last_state.boot_id", help="Boot of the host that the instance last ran in."),
-    ConfigKey("volatile.last_state.change", help="Devices that are being changed just now, as JSON."),
-    ConfigKey("volatile.last_state.idmap", help="Id map that the files on disk are owned by, as JSON."),
-    ConfigKey("volatile.last_state.power", help="Whether the instance ran when the daemon last looked."),
-    ConfigKey("volatile.last_state.ready", help="Whether the instance has said that it is ready."),
+    ConfigKey("volatile.last_state.boot_id", help="Boot id of the host when the instance last ran."),
+    ConfigKey("volatile.last_state.change", help="Devices that are currently being changed, as JSON."),
+    ConfigKey("volatile.last_state.idmap", help="Id map of the owners of the files on disk, as JSON."),
+    ConfigKey("volatile.last_state.power", help="Last power state seen by the daemon."),
+    ConfigKey("volatile.last_state.ready", help="Whether the instance has reported that it is ready."),
     ConfigKey("volatile.rebalance.last_move", "integer", help="When the instance was last moved."),
-    ConfigKey("volatile.uuid", help="The instance's own id.", validate=checks.is_uuid),
+    ConfigKey("volatile.uuid", help="UUID of the instance.", validate=checks.is_uuid),
     ConfigKey(
         "volatile.uuid.generation",
-        help="Another id when the instance went back in time.",
+        help="Generation id, which changes when the instance is rolled back.",
         validate=checks.is_uuid,
     ),
 )
@@ -559,12 +563,12 @@ _HOST_STATE = (
 _DEVICE_STATE = tuple(
     ConfigKey(f"volatile.*.{name}", help=help)
     for name, help in (
-        ("apply_quota", "Disk quota that the next start sets."),
+        ("apply_quota", "Disk quota to set at the next start."),
         ("ceph_rbd", "RBD device on the host."),
         ("host_name", "Interface on the host."),
         ("hwaddr", "MAC address of the interface."),
-        ("io.bus", "Bus that the disk is on."),
-        ("last_state.created", "Whether the host's interface was made for the instance."),
+        ("io.bus", "Bus of the disk."),
+        ("last_state.created", "Whether the host's interface was created for the instance."),
         ("last_state.hwaddr", "MAC address that the host's interface had."),
         ("last_state.ip_addresses", "IP addresses of the last start."),
         ("last_state.mtu", "MTU that the host's interface had."),
@@ -580,17 +584,17 @@ _DEVICE_STATE = tuple(
         ("last_state.vf.spoofcheck", "Spoof check that the virtual function had."),
         ("last_state.vf.trusted", "Trust that the virtual function had."),
         ("last_state.vf.vlan", "VLAN that the virtual function had."),
-        ("mig.uuid", "Id of the MIG device."),
+        ("mig.uuid", "UUID of the MIG device."),
         ("name", "Interface inside the instance."),
-        ("vgpu.uuid", "Id of the virtual GPU."),
+        ("vgpu.uuid", "UUID of the virtual GPU."),
     )
 )
 
 _VM_STATE = (
-    _for_vms("volatile.apply_nvram", "bool", help="Whether the next start makes the firmware's memory anew."),
-    _for_vms("volatile.vm.boot_state", help="Properties that must stay the same while it moves, as JSON."),
-    _for_vms("volatile.vm.needs_reset", "bool", help="Whether the next reboot has to be a whole start."),
-    _for_vms("volatile.vm.rtc_adjustment", "integer", help="Change of the guest's clock."),
+    _for_vms("volatile.apply_nvram", "bool", help="Whether the next start recreates the firmware's NVRAM."),
+    _for_vms("volatile.vm.boot_state", help="Properties to preserve during migration, as JSON."),
+    _for_vms("volatile.vm.needs_reset", "bool", help="Whether the next reboot must be a full restart."),
+    _for_vms("volatile.vm.rtc_adjustment", "integer", help="Adjustment of the guest's clock."),
     _for_vms("volatile.vm.rtc_offset", "integer", help="Offset of the guest's clock."),
     _for_vms("volatile.vsock_id", help="The guest's vsock address."),
 )
@@ -618,7 +622,7 @@ INSTANCE_KEYS = KeyTable(
     _FREE,
     refused_scope="virtual-machine",
 )
-"""For an instance's own config and for the merged one: volatile keys included, virtual machines' refused."""
+"""For an instance's own and expanded config: with volatile keys, without those of virtual machines."""
 
 PROFILE_KEYS = KeyTable(
     "profiles",

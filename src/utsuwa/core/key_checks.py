@@ -1,4 +1,4 @@
-"""Validators for the values of config keys: each takes a value that is not empty, and says what is wrong."""
+"""Validators of config values: each takes a non-empty value and raises InvalidConfig if it is invalid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utsuwa.core.origins import ANY, parse_origin
 from utsuwa.core.units import parse_bytes
 
 MAX_CPUS = 8192
-"""The most CPUs that a Linux kernel can be built for."""
+"""The largest number of CPUs that a Linux kernel can be built for."""
 MAX_ID = 2**32 - 2
 """The highest user or group id; the one above it means "no id"."""
 
@@ -40,7 +40,7 @@ _BARE_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\Z")
 
 
 def number_set(value: str) -> None:
-    """Numbers and ranges with commas between them, each number once: `0-3,7`."""
+    """Comma-separated numbers and ranges without duplicates: `0-3,7`."""
     seen: set[int] = set()
     for part in value.split(","):
         match = _SET_PART.match(part.strip())
@@ -50,12 +50,12 @@ def number_set(value: str) -> None:
         if not numbers:
             raise InvalidConfig(f"the range {part.strip()} runs backwards")
         if not seen.isdisjoint(numbers):
-            raise InvalidConfig(f"{part.strip()} is named twice")
+            raise InvalidConfig(f"{part.strip()} appears more than once")
         seen.update(numbers)
 
 
 def cpus(value: str) -> None:
-    """How many CPUs, or which: `2`, `0-3,7`."""
+    """A number of CPUs, or a set: `2`, `0-3,7`."""
     if re.fullmatch(r"[0-9]{1,9}", value):
         if not 1 <= int(value) <= MAX_CPUS:
             raise InvalidConfig(f"must be between 1 and {MAX_CPUS} CPUs, or a set such as 0-3,7")
@@ -69,7 +69,7 @@ def numa_nodes(value: str) -> None:
 
 
 def cpu_allowance(value: str) -> None:
-    """A share when the machine is busy (`50%`), or time in each period (`25ms/100ms`)."""
+    """A share when the host is busy (`50%`), or time per period (`25ms/100ms`)."""
     match = _ALLOWANCE.match(value)
     if not match:
         raise InvalidConfig("must be a percentage such as 50%, or times such as 25ms/100ms")
@@ -87,7 +87,7 @@ def size_or_percent(value: str) -> None:
 
 
 def swap(value: str) -> None:
-    """Whether swap may be used, or how much."""
+    """A boolean, or the amount of swap."""
     try:
         parse_bool(value)
     except InvalidConfig:
@@ -95,13 +95,13 @@ def swap(value: str) -> None:
 
 
 def kernel_limit(value: str) -> None:
-    """`soft:hard` or one value for both; numbers or `unlimited`."""
+    """`soft:hard`, or one value for both; numbers or `unlimited`."""
     match = _KERNEL_LIMIT.match(value)
     if not match:
         raise InvalidConfig("must be a number, unlimited, or soft:hard of these")
     soft, hard = match[1], match[2] or match[1]
     if hard != "unlimited" and (soft == "unlimited" or int(soft) > int(hard)):
-        raise InvalidConfig("the soft limit is above the hard one")
+        raise InvalidConfig("the soft limit exceeds the hard limit")
 
 
 def user_id(value: str) -> None:
@@ -117,7 +117,7 @@ def idmap_size(value: str) -> None:
 
 
 def raw_idmap(value: str) -> None:
-    """Lines of `uid|gid|both HOST CONTAINER`, each an id or a range of the same length."""
+    """Lines of `uid|gid|both HOST CONTAINER`, each an id or a range; both ranges have the same length."""
     for line in _lines(value):
         match = _IDMAP_LINE.match(line)
         if not match:
@@ -136,14 +136,14 @@ def _range(first: str, last: str | None) -> range:
 
 
 def syscalls(value: str) -> None:
-    """One system call a line, each with what liblxc's policy format allows behind it."""
+    """One system call per line, each optionally followed by what liblxc's policy format allows."""
     for line in _lines(value):
         if not _SYSCALL_LINE.match(line):
             raise InvalidConfig(f"the line {line[:60]!r} does not begin with a system call's name")
 
 
 def raw_lxc(value: str) -> None:
-    """Lines of `lxc.KEY = VALUE`; liblxc's own parser judges them with the rest of the config."""
+    """Lines of `lxc.KEY = VALUE`; liblxc's own parser checks them with the rest of the config."""
     for line in _lines(value):
         if not line.startswith("#") and not _LXC_LINE.match(line):
             raise InvalidConfig(f"the line {line[:60]!r} is not of the form lxc.KEY = VALUE")
@@ -152,19 +152,19 @@ def raw_lxc(value: str) -> None:
 def kernel_modules(value: str) -> None:
     for name in value.split(","):
         if not _MODULE.match(name.strip()):
-            raise InvalidConfig(f"{name.strip()[:40]!r} is not a module's name; separate names by commas")
+            raise InvalidConfig(f"{name.strip()[:40]!r} is not a module name; separate names by commas")
 
 
 def expiry(value: str) -> None:
-    """A time span of parts such as `1H 30M`: S, M(inutes), H, d, w, m(onths), y."""
+    """A time span such as `1H 30M`, with the units S, M(inutes), H, d, w, m(onths), y."""
     if not _EXPIRY.match(value.strip()):
         raise InvalidConfig("must be a time span such as 3d or '1w 12H' (S, M, H, d, w, m, y)")
 
 
 def schedule(value: str) -> None:
-    """Cron expressions of five fields and aliases such as @daily, with commas between several.
+    """Comma-separated cron expressions of five fields and aliases such as @daily.
 
-    A comma inside a field has no space behind it.
+    A comma within a field is not followed by a space.
     """
     if not all(map(_is_schedule, re.split(r",\s+|,(?=@)", value.strip()))):
         raise InvalidConfig(
@@ -180,7 +180,7 @@ def _is_schedule(text: str) -> bool:
 
 
 def compression(value: str) -> None:
-    """A compressor's name and level; nothing else gets onto its command line but `--rsyncable`."""
+    """A compressor's name and level, and `--rsyncable`: nothing else may reach its command line."""
     if not _COMPRESSOR.match(value) and not _RSYNCABLE.match(value):
         raise InvalidConfig(
             "must be none, or one of bzip2, gzip, lz4, lzma, pigz, xz, zstd with a level, as in 'zstd -3'"
@@ -188,7 +188,7 @@ def compression(value: str) -> None:
 
 
 def listen_address(value: str) -> None:
-    """`ADDRESS`, `ADDRESS:PORT` or `:PORT`; IPv6 in brackets where a port follows."""
+    """`ADDRESS`, `ADDRESS:PORT` or `:PORT`; IPv6 addresses are in brackets if a port follows."""
     if _BARE_IPV6.match(value):
         return
     match = _ADDRESS.match(value)
@@ -206,7 +206,7 @@ def at_least(low: int) -> Validator:
 
 
 def list_of(*allowed: str) -> Validator:
-    """Words with commas between them."""
+    """Return a validator of comma-separated words out of `allowed`."""
 
     def check(value: str) -> None:
         for word in value.split(","):
@@ -229,17 +229,17 @@ def is_uuid(value: str) -> None:
 
 
 def _lines(value: str) -> list[str]:
-    """The lines of a text, without the empty ones."""
+    """Return the non-empty lines of a text."""
     return [line for line in map(str.strip, value.split("\n")) if line]
 
 
 def allowed_origin(value: str) -> None:
-    """The origin of web pages, as a browser sends it, or `*`."""
+    """An origin as browsers send it, or `*`."""
     if value != ANY and parse_origin(value) is None:
         raise InvalidConfig("must be an origin such as https://panel.example:8443 (without a path), or *")
 
 
 def tokens(value: str) -> None:
-    """Names of methods or headers with commas between them."""
+    """Comma-separated names of methods or headers."""
     if not _TOKENS.match(value):
-        raise InvalidConfig("must be names with commas between them")
+        raise InvalidConfig("must be comma-separated names")

@@ -1,4 +1,4 @@
-"""Laying config and devices over each other: profiles in their order, the instance's own on top."""
+"""Expansion of config and devices: profiles in order, then the instance's own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Layer = tuple[Mapping[str, str], Mapping[str, Mapping[str, str]]]
 
 
 def lay_over(layers: Iterable[Layer]) -> tuple[Config, Devices]:
-    """What holds in the end, later layers winning. Config is merged key by key, a device replaces one of
-    the same name as a whole. The layers are left as they are, and share nothing with the result."""
+    """Return the expanded config and devices; later layers take precedence. Config is merged by key, a device
+    replaces the one of the same name completely. The layers are not modified or shared with the result."""
     config: Config = {}
     devices: Devices = {}
     for layer_config, layer_devices in layers:

@@ -1,4 +1,4 @@
-"""Named locks, made on demand and forgotten when nobody holds or awaits them."""
+"""Named locks, created on demand and discarded when no task holds or awaits them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Protocol
 
 
 class ClusterLocks(Protocol):
-    """Locks on what all members have in common: `async with locks.hold("networks"): ...`.
+    """Locks on what all members share: `async with locks.hold("networks"): ...`.
 
-    Who holds one excludes everybody on every member. It is held over what is judged beside all others and
-    then stored, such as addresses; what one member's host alone has is under a `NamedLocks` of its daemon.
-    Raises Unavailable where the lock cannot be had.
+    A lock excludes all other tasks on every member. Hold it while checking a value against all others and
+    storing it, such as an address; resources of one member's host are protected by a `NamedLocks` of its
+    daemon. Raises Unavailable if the lock cannot be acquired.
     """
 
     def hold(self, *name: str) -> AbstractAsyncContextManager[None]: ...
 
 
 class NamedLocks:
-    """`async with locks.hold("instance", project, name): ...`; waiters are served in order."""
+    """`async with locks.hold("instance", project, name): ...`; waiters acquire it in order."""
 
     def __init__(self) -> None:
         self._locks: dict[tuple[Hashable, ...], tuple[asyncio.Lock, int]] = {}

@@ -1,4 +1,4 @@
-"""Names from outside are judged here before they become part of a path, a query or a config line."""
+"""Validation of external names before they become part of a path, a query or a config line."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from utsuwa.core.errors import InvalidName
 
 DEFAULT_PROJECT = "default"
 LONE_MEMBER = "none"
-"""The name of a member that nobody has named: the location that LXD shows where there is no cluster."""
+"""Default name of a member: the location that LXD shows on a server that is not clustered."""
 
 _INSTANCE = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
 _FINGERPRINT = re.compile(r"[0-9a-f]{1,64}\Z")
 _RESERVED_INTERFACES = frozenset({"all", "default"})
-"""The kernel's switches for all interfaces together have these names."""
+"""Names that the kernel uses for settings of all interfaces."""
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 
 
 def check_instance_name(name: str) -> str:
-    """1 to 63 letters, digits and dashes, starting with a letter, not ending with a dash (a DNS label)."""
+    """Accept 1 to 63 letters, digits and dashes, starting with a letter, not ending with a dash (a DNS
+    label)."""
     if not name:
         raise InvalidName("Instance name cannot be empty")
     if len(name) > 63:
@@ -32,7 +33,10 @@ def check_instance_name(name: str) -> str:
 
 
 def check_object_name(kind: str, name: str) -> str:
-    """A profile, pool, project, network or device name: printable, no slash, no leading dot or dash, ≤ 64."""
+    """Check the name of a profile, pool, project, network or device.
+
+    At most 64 printable characters, no slash, no leading dot or dash.
+    """
     if not name:
         raise InvalidName(f"{kind} name cannot be empty")
     if len(name) > 64:
@@ -45,7 +49,7 @@ def check_object_name(kind: str, name: str) -> str:
 
 
 def check_project_name(name: str) -> str:
-    """Project names become part of storage names (`<project>_<name>`): no underscore either."""
+    """Project names are part of storage names (`<project>_<name>`), so underscores are not allowed either."""
     check_object_name("Project", name)
     if "_" in name:
         raise InvalidName(f"Invalid project name {name!r}: no underscores")
@@ -53,46 +57,46 @@ def check_project_name(name: str) -> str:
 
 
 def check_member_name(name: str) -> str:
-    """The name of a daemon among those that share a database, which is the location of its instances."""
+    """Check the name of a member: a daemon that shares a database, and the location of its instances."""
     return check_object_name("Member", name)
 
 
 def check_fingerprint_prefix(text: str) -> str:
-    """A whole sha256 fingerprint, or its beginning, in lower-case hexadecimal."""
+    """Accept a full SHA-256 fingerprint or a prefix, in lower-case hexadecimal."""
     if not _FINGERPRINT.match(text):
         raise InvalidName(f"Invalid image fingerprint {text[:70]!r}")
     return text
 
 
 def check_interface_name(name: str) -> str:
-    """A network interface: 1 to 15 characters that the kernel and config files take."""
+    """Check an interface name: 1 to 15 characters that are valid for the kernel and in config files."""
     if not _INTERFACE.match(name) or name in (".", ".."):
         raise InvalidName(f"Invalid interface name {name[:40]!r}: up to 15 letters, digits, '.', '_' and '-'")
     return name
 
 
 def check_new_interface_name(name: str) -> str:
-    """An interface that is going to be made, on the host or in a container."""
+    """Check the name of an interface to be created, on the host or in a container."""
     check_interface_name(name)
     if name in _RESERVED_INTERFACES:
-        raise InvalidName(f"Invalid interface name {name!r}: the kernel has a meaning of its own for it")
+        raise InvalidName(f"Invalid interface name {name!r}: it is reserved by the kernel")
     return name
 
 
 def check_veth_name(name: str) -> str:
-    """One end of a pair that liblxc may make; it refuses names of one character."""
+    """Check the name of one end of a veth pair that liblxc may create; it rejects names of one character."""
     if len(name) == 1:
         raise InvalidName(f"Invalid interface name {name!r}: use at least 2 characters")
     return check_new_interface_name(name)
 
 
 def check_inner_interface_name(name: str) -> str:
-    """The end of such a pair inside a container, which has a `lo` of its own."""
+    """Check the name of the end inside a container, which has its own `lo`."""
     if name == "lo":
-        raise InvalidName(f"Invalid interface name {name!r}: every instance has one of its own")
+        raise InvalidName(f"Invalid interface name {name!r}: every instance has its own")
     return check_veth_name(name)
 
 
 def storage_name(project: str, name: str) -> str:
-    """The name on disk and in liblxc: `<project>_<name>`, in the project `default` just `<name>`."""
+    """Return the name on disk and in liblxc: `<project>_<name>`, or `<name>` in the project `default`."""
     return name if project == DEFAULT_PROJECT else f"{project}_{name}"

@@ -1,4 +1,4 @@
-"""Checks of single values that config keys of networks and their devices have: addresses, subnets, names."""
+"""Validators of the values of network and NIC config keys: addresses, subnets, names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utsuwa.core.errors import InvalidConfig, InvalidName
 from utsuwa.core.names import check_interface_name
 
 MEMBER_KEYS = frozenset({"bridge.external_interfaces"})
-"""Keys that each member has itself; it has the others in common with all."""
+"""Keys that are set per member; the others are the same on all members."""
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}\Z")
 _EXPIRY = re.compile(r"(?:[0-9]{1,9}[smhdw]?|infinite)\Z")
@@ -26,7 +26,7 @@ def mac_address(value: str) -> None:
 
 
 def ipv4_interface(value: str) -> None:
-    """`auto`, `none`, or an address with its prefix."""
+    """`auto`, `none`, or an address with its prefix length."""
     _interface(value, ipaddress.IPv4Interface, "10.1.2.1/24")
 
 
@@ -47,9 +47,11 @@ def _interface(
     if "/" not in value or network.num_addresses < 4 or network.prefixlen < 8:
         raise InvalidConfig(f"must have a prefix that leaves room for instances, such as {example}")
     if address.ip.is_loopback or address.ip.is_multicast or address.ip.is_unspecified:
-        raise InvalidConfig("must be an address that hosts can have")
+        raise InvalidConfig("must be a valid host address")
     if address.ip == network.network_address or (kind is ipaddress.IPv4Interface and _is_last(address)):
-        raise InvalidConfig(f"must be the address of a host: {address.ip} stands for the whole subnet")
+        raise InvalidConfig(
+            f"must be the address of a host: {address.ip} is the network or broadcast address"
+        )
 
 
 def _is_last(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
@@ -90,7 +92,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_ranges(value: str, version: int) -> list[tuple[Address, Address]]:
-    """`FIRST-LAST` with commas between several, each from a lower to a higher address."""
+    """Parse comma-separated `FIRST-LAST` ranges, each from a lower to a higher address."""
     found = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
@@ -124,10 +126,10 @@ def _subnets(value: str, version: int) -> None:
 
 
 def ipv4_dhcp_routes(value: str) -> None:
-    """Subnets and gateways by turns: `10.9.0.0/24,10.1.2.9`."""
+    """Alternating subnets and gateways: `10.9.0.0/24,10.1.2.9`."""
     parts = [part.strip() for part in value.split(",")]
     if len(parts) % 2:
-        raise InvalidConfig("must be pairs of a subnet and a gateway, all with commas between them")
+        raise InvalidConfig("must be comma-separated pairs of a subnet and a gateway")
     for subnet, gateway in zip(parts[::2], parts[1::2], strict=True):
         _subnets(subnet, 4)
         ipv4_address(gateway)

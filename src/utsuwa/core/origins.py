@@ -1,4 +1,4 @@
-"""Origins of web pages, as browsers name them: `https://panel.example:8443`."""
+"""Web origins, as sent by browsers: `https://panel.example:8443`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 ANY = "*"
-"""In place of an origin: every one."""
+"""Matches every origin."""
 
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]\\,]+)(?::([0-9]{1,5}))?\Z"
 _HOST_AND_PORT = re.compile(_HOST)
@@ -15,7 +15,7 @@ _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 class Origin(NamedTuple):
-    """`scheme` and `host` are in lower case; `port` is the scheme's own where none is given, 0 for none."""
+    """`scheme` and `host` are in lower case; `port` defaults to that of the scheme, or 0 if it has none."""
 
     scheme: str
     host: str
@@ -23,7 +23,7 @@ class Origin(NamedTuple):
 
 
 def parse_origin(text: str) -> Origin | None:
-    """None for what is no origin with a host, as the `null` of sandboxed pages."""
+    """Parse an origin; return None if it has no host, such as the `null` of sandboxed pages."""
     found = _ORIGIN.match(text)
     if found is None:
         return None
@@ -32,7 +32,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def parse_host(text: str, scheme: str) -> tuple[str, int] | None:
-    """Host and port of a `Host` header, with the port of `scheme` where it has none; None where malformed."""
+    """Return host and port of a `Host` header, the port defaulting to that of `scheme`; None if malformed."""
     found = _HOST_AND_PORT.match(text)
     if found is None:
         return None

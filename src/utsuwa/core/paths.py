@@ -1,4 +1,4 @@
-"""Where things lie in the state folder; laid out as people know it from LXD."""
+"""Paths below the state directory, which has the same layout as LXD's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ DEFAULT_ROOT = Path("/var/lib/utsuwa")
 
 @dataclass(frozen=True)
 class StatePaths:
-    """All paths below the state folder. `name` arguments are storage names (see `core.names`)."""
+    """All paths below the state directory. `name` arguments are storage names (see `core.names`)."""
 
     root: Path
 
     @classmethod
     def from_environment(cls) -> StatePaths:
-        """`$UTSUWA_DIR`, else `/var/lib/utsuwa`, as an absolute path without symlinks."""
+        """Return those of `$UTSUWA_DIR`, or `/var/lib/utsuwa`, as an absolute path without symlinks."""
         return cls(Path(os.environ.get("UTSUWA_DIR") or DEFAULT_ROOT).resolve())
 
     @property
@@ -42,12 +42,12 @@ class StatePaths:
 
     @property
     def database_settings(self) -> Path:
-        """Where the database is, for a daemon that does not keep it in a file of its own."""
+        """Location of the database, if it is not the default SQLite file."""
         return self.root / "database.yaml"
 
     @property
     def member(self) -> Path:
-        """The id by which a database that daemons share knows the one of this state folder."""
+        """The id of this state directory's daemon in a shared database."""
         return self.root / "database" / "member"
 
     @property
@@ -56,7 +56,7 @@ class StatePaths:
 
     @property
     def containers(self) -> Path:
-        """Symlinks `<storage name>` to the instance's folder in its pool; liblxc's lxcpath."""
+        """Symlinks `<storage name>` to the instance's directory in its pool; liblxc's lxcpath."""
         return self.root / "containers"
 
     @property
@@ -107,11 +107,11 @@ class StatePaths:
 
     @property
     def post_stop(self) -> Path:
-        """The script that liblxc runs when a container has ended."""
+        """The hook script that liblxc runs when a container has stopped."""
         return self.root / "security" / "post-stop"
 
     def create_folders(self) -> None:
-        """Make every folder with its final mode; others may pass through, but not list."""
+        """Create every directory with its final mode; other users may traverse, but not list them."""
         modes = {
             self.root: 0o711,
             self.root / "database": 0o700,

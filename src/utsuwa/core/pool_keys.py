@@ -11,11 +11,11 @@ from utsuwa.core.units import parse_bytes
 
 def _source(value: str) -> None:
     if not value.startswith("/") or any(part in (".", "..") for part in value.split("/")):
-        raise InvalidConfig("must be the absolute path of a folder, without '.' and '..'")
+        raise InvalidConfig("must be the absolute path of a directory, without '.' and '..'")
 
 
 def _rate(value: str) -> None:
-    """rsync's limit: a number of KiB a second, or a size with a unit."""
+    """An rsync bandwidth limit: a number of KiB per second, or a size with a unit."""
     if not value.isascii() or not value.isdigit():
         parse_bytes(value)
 
@@ -29,25 +29,25 @@ POOL_KEYS = (
     ConfigKey(
         "source",
         live=False,
-        help="The folder that holds the pool; without one it lies in the state folder. Fixed at creation.",
+        help="Directory of the pool; by default below the state directory. Fixed at creation.",
         validate=_source,
     ),
     ConfigKey(
         "volatile.initial_source",
         live=False,
-        help="The source as it was given when the pool was made.",
+        help="The source as specified when the pool was created.",
     ),
     ConfigKey(
         "rsync.bwlimit",
         default="0",
-        help="How much data a second rsync may move between servers; 0 is without a limit.",
+        help="Bandwidth limit per second of rsync between servers; 0 means no limit.",
         validate=_rate,
     ),
     ConfigKey(
         "rsync.compression",
         type="bool",
         default="true",
-        help="Whether rsync compresses what it moves between servers.",
+        help="Whether rsync compresses transfers between servers.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The config keys of projects: so far what a project has of its own. Limits and restrictions come later."""
+"""The config keys of projects: so far `features.*`. Limits and restrictions are not supported yet."""
 
 from __future__ import annotations
 

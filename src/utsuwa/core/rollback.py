@@ -1,4 +1,4 @@
-"""Undo steps for changes of several steps: pushed right after each step, dropped on success."""
+"""Undo steps for changes of several steps: pushed right after each step, discarded on success."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Rollback:
-    """An async context manager that runs what was pushed, last first, unless `keep()` was called.
+    """An async context manager that runs the pushed steps, last first, unless `keep()` was called.
 
         async with Rollback() as undo:
             path.mkdir()
@@ -22,7 +22,7 @@ class Rollback:
             undo.keep()
 
     A failing undo step is logged and does not stop the others: the sweep at the next start-up
-    takes what it left. Cancellation runs the undo steps as well.
+    removes what it left behind. Cancellation runs the undo steps as well.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Rollback:
         self._steps.append(lambda: step(*args, **kwargs))
 
     def keep(self) -> None:
-        """Drop every undo step: the change is whole."""
+        """Discard all undo steps: the change is complete."""
         self._steps.clear()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Work that goes on to its end, whatever becomes of the task that waits for it."""
+"""Work that runs to completion even if the task that awaits it is cancelled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 async def finish(work: Awaitable[T]) -> T:
-    """Wait for `work` to end, and return its result.
+    """Wait for `work` to finish, and return its result.
 
-    A caller that is cancelled meanwhile, however often, is told of it only then: what it undoes never meets
-    work that still goes on.
+    If the caller is cancelled meanwhile, however often, CancelledError is raised only then: its undo steps
+    never run concurrently with the work.
     """
     running = asyncio.ensure_future(work)
     try:
@@ -27,5 +27,5 @@ async def finish(work: Awaitable[T]) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([running])
         if not running.cancelled() and (error := running.exception()) is not None:
-            log.info("work whose caller was cancelled failed: %s", error)
+            log.info("work of a cancelled caller failed: %s", error)
         raise

@@ -1,4 +1,4 @@
-"""Blocking work in threads, always awaited to its end."""
+"""Blocking work in threads, always awaited until it has finished."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 
 class Threads:
-    """The threads in which one kind of work is done."""
+    """A thread pool for one kind of work."""
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run `work` in a thread and wait for its end, also when the caller is cancelled meanwhile."""
+        """Run `work` in a thread and wait until it has finished, even if the caller is cancelled."""
         return await finish(asyncio.to_thread(lambda: _step(work, *args, **kwargs)))
 
     async def make(
@@ -29,7 +29,7 @@ class Threads:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run `work`, which leaves nothing where it fails, and have `revert` undo it from its end on."""
+        """Run `work`, which leaves nothing behind on failure, and push `revert` when it has finished."""
 
         def noted() -> R:
             result = _step(work, *args, **kwargs)

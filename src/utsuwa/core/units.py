@@ -1,4 +1,4 @@
-"""Sizes and amounts as people write them in config values."""
+"""Parsing of sizes and rates in config values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _UNITS["KiB"] = 1024
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from `1048576`, `512MiB`, `10GB`; LXD's units (decimal kB…EB, binary KiB…EiB).
+    """Parse `1048576`, `512MiB`, `10GB` into bytes; LXD's units (decimal kB…EB, binary KiB…EiB).
 
-    Raises InvalidConfig for anything else and for what does not fit into 63 bits.
+    Raises InvalidConfig for anything else and for values that exceed 63 bits.
     """
     match = _BYTES.match(text.strip())
     if not match or match[2] not in _UNITS or match[2].endswith("bit"):
@@ -38,14 +38,14 @@ for _power, _letter in enumerate("kMGTPE", start=1):
 
 
 def parse_bits(text: str) -> int:
-    """Bits a second from `1000000`, `10Mbit`, `1Gbit` (decimal kbit…Ebit, binary Kibit…Eibit).
+    """Parse `1000000`, `10Mbit`, `1Gbit` into bits per second (decimal kbit…Ebit, binary Kibit…Eibit).
 
-    Raises InvalidConfig for anything else, for 0, and for what does not fit into 63 bits.
+    Raises InvalidConfig for anything else, for 0, and for values that exceed 63 bits.
     """
     match = _BYTES.match(text.strip())
     unit = {"Kbit": "kbit", "Kibit": "kibit"}.get(match[2], match[2]) if match else ""
     if not match or unit not in _BIT_UNITS:
-        raise InvalidConfig(f"Invalid rate {text[:40]!r}: use bits a second with a unit such as 10Mbit")
+        raise InvalidConfig(f"Invalid rate {text[:40]!r}: use bits per second with a unit such as 10Mbit")
     value = int(match[1]) * _BIT_UNITS[unit]
     if not 8 <= value < 2**63:
         raise InvalidConfig(f"Rate {text[:40]!r} is out of range")

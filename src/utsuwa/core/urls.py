@@ -1,4 +1,4 @@
-"""URLs of objects as `used_by` lists and events name them."""
+"""URLs of objects, as used in `used_by` lists and events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utsuwa.core.names import DEFAULT_PROJECT
 
 
 def object_url(*path: str, project: str = DEFAULT_PROJECT) -> str:
-    """`/1.0/` and the path's parts, escaped; the project is named where it is not `default`."""
+    """Return `/1.0/` and the escaped path parts, with `?project=` unless it is `default`."""
     suffix = "" if project == DEFAULT_PROJECT else f"?project={quote(project, safe='')}"
     return "/1.0/" + "/".join(quote(part, safe="") for part in path) + suffix
 

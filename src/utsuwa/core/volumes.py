@@ -1,4 +1,4 @@
-"""What lies on a storage pool, and the names that it has there."""
+"""The volumes of storage pools, and their names on disk."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Volume:
 
     @property
     def storage_name(self) -> str:
-        """The name on disk: that of an instance in liblxc, of an image its fingerprint.
+        """The name on disk: an instance's name in liblxc, an image's fingerprint.
 
-        The volumes of users' own bear the project `default` in their names too.
+        For custom volumes it includes the project even if that is `default`.
         """
         if self.kind == "image":
             return self.name
@@ -49,5 +49,5 @@ class Volume:
 
 
 def image_volume(fingerprint: str) -> Volume:
-    """The volume of an image: one for all projects that have it."""
+    """Return the volume of an image, which all its projects share."""
     return Volume("image", DEFAULT_PROJECT, fingerprint)

@@ -38,7 +38,7 @@ class HostWatch:
     async def look(self) -> None:
         """Warn of each limit that is nearly reached, once in a long time."""
         now = time.monotonic()
-        for name, use in (await asyncio.to_thread(near_limits.look)).items():
+        for name, use in (await asyncio.to_thread(near_limits.check)).items():
             if now - self._told.get(name, -_AGAIN) >= _AGAIN:
                 self._told[name] = now
                 log.warning(

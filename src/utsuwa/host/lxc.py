@@ -1,4 +1,4 @@
-"""Starting containers by `lxc-start`, and reading from liblxc's log why one did not start."""
+"""Starting of containers by `lxc-start`, and extracting the reason from liblxc's log if that fails."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import PATH, run
 
 START_TIMEOUT = 120.0
-"""Seconds that liblxc gets until the container runs; its hooks and mounts are within."""
+"""Timeout in seconds until the container runs, including its hooks and mounts."""
 
 END_TIMEOUT = 10.0
-"""Seconds that a monitor gets to end by itself."""
+"""Seconds to wait for a monitor to exit by itself."""
 _LABEL = Path("/proc/self/attr/apparmor/current")
 _LOG_TAIL = 128 * 1024
 _MAX_REASONS = 4
 
 # `lxc-start web 20240101120000.000 ERROR    start - ../src/lxc/start.c:start:2197 - the reason`
 _LINE = re.compile(r"\S+ (?:.* )?[0-9]{14}\.[0-9]{3} (?P<level>[A-Z]+) +\S+ - \S+:\S+:[0-9]+ - (?P<text>.*)")
-# What liblxc says on every failure, whatever its reason.
+# Messages that liblxc logs on every failure, regardless of the reason.
 _NOISE = (
     "An error occurred in another process",
     "Failed to spawn container",
@@ -38,7 +38,7 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class Pids:
-    """Of a container that runs."""
+    """Processes of a running container."""
 
     init: int
     monitor: int
@@ -47,13 +47,12 @@ class Pids:
 async def start(
     name: str, lxcpath: Path, conf: Path, log: Path, *, level: str = "ERROR", own_hooks: bool = False
 ) -> Pids | None:
-    """Start a container and return once it runs; a monitor process of liblxc stays with it.
+    """Start a container and return once it runs; liblxc's monitor process stays with it.
 
-    Gives its processes; None where they are not plain to see, or have ended at once. `log` is written anew.
-    `own_hooks` says that the configuration has programs of others in it, which get a PATH. Without one
-    liblxc writes the id maps itself, in place of four programs that it would start for that; a shell then
-    takes its own default.
-    Raises StartFailed with the reason from the log, HostError where lxc is missing.
+    Returns its processes, or None if they cannot be determined or have ended already. `log` is overwritten.
+    `own_hooks` means that the configuration contains hooks of the user, which need a PATH. Without PATH,
+    liblxc writes the id maps itself instead of starting four programs; shells use their default PATH then.
+    Raises StartFailed with the reason from the log, HostError if lxc is missing.
     """
     pidfile = conf.with_name("lxc.pid")
     program = await asyncio.to_thread(_prepare, log, pidfile)
@@ -67,7 +66,7 @@ async def start(
 
 
 def _prepare(log: Path, pidfile: Path) -> list[str]:
-    """Forget the last start's files; gives the program, with what comes before it. HostError without it."""
+    """Remove the files of the last start; return the program to run. Raises HostError if it is missing."""
     program = shutil.which("lxc-start", path=PATH)
     if program is None:
         raise HostError("lxc-start is missing: install Debian's package 'lxc'")
@@ -77,7 +76,7 @@ def _prepare(log: Path, pidfile: Path) -> list[str]:
 
 
 def _started(pidfile: Path, name: str, lxcpath: Path) -> Pids | None:
-    """The monitor has written its own pid; init is its child that is the first in a pid namespace."""
+    """The monitor has written its own pid; init is its child with pid 1 in its own PID namespace."""
     try:
         monitor = int(pidfile.read_text())
         process = Path(f"/proc/{monitor}")
@@ -87,26 +86,26 @@ def _started(pidfile: Path, name: str, lxcpath: Path) -> Pids | None:
             status = Path(f"/proc/{child}/status").read_text()
             if re.search(r"^NSpid:.*\s1$", status, re.MULTILINE):
                 return Pids(int(child), monitor)
-    except (OSError, ValueError):  # it has just ended, or the kernel does not tell
+    except (OSError, ValueError):  # it has just ended, or the kernel does not show it
         return None
     return None
 
 
 def _outside_profiles() -> list[str]:
-    """What comes before `lxc-start` so that it runs without an AppArmor profile; empty where it does anyway.
+    """Return the prefix of `lxc-start` for running without an AppArmor profile; empty if not needed.
 
-    Debian and Ubuntu have one for it, which lets it put containers under profiles of its own names alone.
+    Debian and Ubuntu ship a profile for it that only allows changing to their own container profiles.
     """
     try:
         label = _LABEL.read_bytes()
     except OSError:
-        return []  # no AppArmor, or not switched on
+        return []  # no AppArmor, or not enabled
     program = shutil.which("aa-exec", path=PATH)
     return [program, "-p", "unconfined", "--"] if program and label.rstrip(b"\n\0") == b"unconfined" else []
 
 
 async def wait_until_gone(name: str, lxcpath: Path) -> None:
-    """Until liblxc has no process for a container any more; what does not end by itself is killed."""
+    """Wait until liblxc has no more processes for a container, and kill those that do not exit."""
     pids = (await asyncio.to_thread(active, lxcpath)).get(name, [])
     try:
         async with asyncio.timeout(END_TIMEOUT):
@@ -119,9 +118,9 @@ async def wait_until_gone(name: str, lxcpath: Path) -> None:
 
 
 def active(lxcpath: Path) -> dict[str, list[int]]:
-    """Names of containers below `lxcpath` with the pids of liblxc's processes for them.
+    """Return the names of containers below `lxcpath` with the pids of liblxc's processes for them.
 
-    A container that is just starting or ending has such processes, and no init yet or any more.
+    A container that is starting or stopping has such processes, but possibly no init.
     """
     found: dict[str, list[int]] = {}
     for entry in Path("/proc").iterdir():
@@ -131,7 +130,7 @@ def active(lxcpath: Path) -> dict[str, list[int]]:
 
 
 def _container_of(cmdline: Path, lxcpath: str) -> str | None:
-    """The container that a process of liblxc is for: the monitor has a title, `lxc-start` arguments."""
+    """Return the container of a liblxc process, from the monitor's title or the arguments of `lxc-start`."""
     try:
         argv = cmdline.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:
@@ -145,12 +144,12 @@ def _container_of(cmdline: Path, lxcpath: str) -> str | None:
 
 
 def logged(log: Path) -> str:
-    """The reasons at the end of a log, empty where it has none. Blocking."""
+    """Return the reasons at the end of a log, empty if there are none. Blocking."""
     return reasons(_tail(log))
 
 
 def reasons(log: str) -> str:
-    """The errors of a liblxc log as one sentence: the last ones, each once, without where they arose."""
+    """Return the last errors of a liblxc log as one sentence, without duplicates and source locations."""
     found: dict[str, None] = {}
     for line in log.splitlines():
         match = _LINE.match(line)
@@ -162,7 +161,7 @@ def reasons(log: str) -> str:
 
 
 def monitor_pid(init_pid: int) -> int | None:
-    """The pid of liblxc's monitor, the parent of the container's init; None where init is gone."""
+    """Return the pid of liblxc's monitor, the parent of the container's init; None if init is gone."""
     try:
         stat = Path(f"/proc/{init_pid}/stat").read_bytes()
     except OSError:
@@ -172,7 +171,7 @@ def monitor_pid(init_pid: int) -> int | None:
 
 
 def _tail(path: Path) -> str:
-    """The end of a log, which its size does not bound."""
+    """Return the end of a log of any size."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _LOG_TAIL))

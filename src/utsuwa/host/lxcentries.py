@@ -1,4 +1,4 @@
-"""Lines of lxc.conf that more than one part writes."""
+"""Lines of lxc.conf that several modules write."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 
 def mount_entry(source: str, target: str, kind: str, options: str) -> tuple[str, str]:
-    """A `lxc.mount.entry` pair; `target` is relative to the container's root."""
+    """Return a `lxc.mount.entry` pair; `target` is relative to the container's root."""
     fields = (_escape(source), _escape(target), kind, options)
     return "lxc.mount.entry", " ".join((*fields, "0", "0"))
 
 
 def _escape(path: str) -> str:
-    """White space and backslashes as fstab writes them."""
+    """Escape white space and backslashes as in fstab."""
     return re.sub(r"[ \t\\]", lambda match: f"\\{ord(match[0]):03o}", path)

@@ -1,7 +1,7 @@
 """System calls that Python lacks, each a thin wrapper without policy.
 
-A failure is an OSError with errno and the path it was about; callers decide what an errno means.
-All of them release the interpreter lock, so they run well in worker threads.
+Failures raise OSError with errno and path; callers decide what an errno means. All of them release the
+GIL, so they run well in worker threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Numbers that all architectures share (calls that came after Linux 5.0).
+# Numbers that are the same on all architectures (system calls added after Linux 5.0).
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
@@ -66,7 +66,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 class _Statx(ctypes.Structure):
-    """`struct statx`: 256 bytes, of which only what is asked here has a name."""
+    """`struct statx`: 256 bytes, of which only the fields used here are named."""
 
     _fields_ = (
         ("mask", ctypes.c_uint32),
@@ -134,12 +134,12 @@ def _raise(path: str | os.PathLike[str] | None = None) -> None:
 def _encode(path: str | os.PathLike[str]) -> bytes:
     encoded = os.fsencode(path)
     if b"\0" in encoded:
-        raise ValueError(f"a path cannot hold a NUL: {path!r}")
+        raise ValueError(f"a path cannot contain a NUL: {path!r}")
     return encoded
 
 
 def _call(number: int, *arguments: object, path: str | os.PathLike[str] | None = None) -> int:
-    """A system call by its number; integers are passed as 64-bit values."""
+    """Make a system call by number; integers are passed as 64-bit values."""
     widened = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     result = int(_libc.syscall(ctypes.c_long(number), *widened))
     if result < 0:
@@ -164,14 +164,14 @@ def umount2(target: Path, flags: int = 0) -> None:
 
 
 def open_tree(path: Path | int, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC) -> int:
-    """A descriptor of the mount at `path` (or of an open descriptor), by default of a detached copy."""
+    """Open the mount at `path` (or at a descriptor), by default a detached copy of it."""
     if isinstance(path, int):
         return _call(_NR_OPEN_TREE, path, b"", flags | AT_EMPTY_PATH)
     return _call(_NR_OPEN_TREE, AT_FDCWD, _encode(path), flags, path=path)
 
 
 def move_mount(mount_fd: int, target: Path | int) -> None:
-    """Attach a detached mount at a path or at an open folder."""
+    """Attach a detached mount at a path or at an open directory."""
     if isinstance(target, int):
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         _call(_NR_MOVE_MOUNT, mount_fd, b"", target, b"", flags)
@@ -198,7 +198,7 @@ def mount_setattr(
 
 
 def is_mount_root(path: Path) -> bool:
-    """Whether something is mounted right at `path` (binds included); symlinks are not followed."""
+    """Return whether `path` is a mount point (bind mounts included); symlinks are not followed."""
     found = _Statx()
     if _libc.statx(AT_FDCWD, _encode(path), _AT_SYMLINK_NOFOLLOW, _STATX_MNT_ID, ctypes.byref(found)):
         _raise(path)
@@ -218,12 +218,12 @@ def fsconfig_create(fs_fd: int) -> None:
 
 
 def fsmount(fs_fd: int, attributes: int = 0) -> int:
-    """A detached mount of a file system that `fsconfig_create` made."""
+    """Create a detached mount of a file system created by `fsconfig_create`."""
     return _call(_NR_FSMOUNT, fs_fd, FSMOUNT_CLOEXEC, attributes)
 
 
 def fs_messages(fs_fd: int) -> list[str]:
-    """What the kernel said about a file system that is being configured."""
+    """Return the kernel's messages about a file system that is being configured."""
     messages = []
     while True:
         try:
@@ -233,23 +233,23 @@ def fs_messages(fs_fd: int) -> list[str]:
 
 
 def openat2(folder_fd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int) -> int:
-    """Open below `folder_fd` under the given `RESOLVE_*` rules; always close-on-exec."""
+    """Open a path relative to `folder_fd` with the given `RESOLVE_*` flags; always close-on-exec."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return _call(_NR_OPENAT2, folder_fd, _encode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
 
 
 def setfsuid(uid: int) -> None:
-    """Set the calling thread's file-system user id; raises PermissionError where it did not take."""
+    """Set the calling thread's file-system user id. Raises PermissionError if that fails."""
     _libc.setfsuid(ctypes.c_uint32(uid))
     if _libc.setfsuid(ctypes.c_uint32(0xFFFFFFFF)) != ctypes.c_int32(uid).value:
-        raise PermissionError(f"the file-system user id {uid} cannot be taken")
+        raise PermissionError(f"cannot set the file-system user id {uid}")
 
 
 def setfsgid(gid: int) -> None:
-    """Set the calling thread's file-system group id; raises PermissionError where it did not take."""
+    """Set the calling thread's file-system group id. Raises PermissionError if that fails."""
     _libc.setfsgid(ctypes.c_uint32(gid))
     if _libc.setfsgid(ctypes.c_uint32(0xFFFFFFFF)) != ctypes.c_int32(gid).value:
-        raise PermissionError(f"the file-system group id {gid} cannot be taken")
+        raise PermissionError(f"cannot set the file-system group id {gid}")
 
 
 def raise_capabilities() -> None:
@@ -265,12 +265,12 @@ def raise_capabilities() -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Write everything of the file system of an open file or folder to its disk."""
+    """Write the file system of an open file or directory to disk."""
     if _libc.syncfs(fd):
         _raise()
 
 
 def unshare(flags: int) -> None:
-    """Take something of the calling thread apart from the rest of the process."""
+    """Dissociate parts of the calling thread's execution context."""
     if _libc.unshare(flags):
         _raise()

@@ -1,1 +1,1 @@
-"""Records of the REST API as they travel: requests and responses."""
+"""Request and response records of the REST API."""

@@ -1,4 +1,4 @@
-"""`/1.0/certificates`: the trust store as it travels."""
+"""Records of `/1.0/certificates`, the trust store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Certificate(msgspec.Struct, kw_only=True):
 
 
 class CertificatesPost(msgspec.Struct, kw_only=True):
-    """What adds a certificate; without `certificate` it is the one of the connection."""
+    """Adds a certificate; without `certificate`, that of the connection."""
 
     name: str = ""
     type: str = ""
@@ -29,12 +29,12 @@ class CertificatesPost(msgspec.Struct, kw_only=True):
     token: bool = False
 
     def __repr__(self) -> str:
-        """Without the password: records end up in logs and tracebacks."""
+        """Omit the password: records end up in logs and tracebacks."""
         return f"CertificatesPost(name={self.name!r}, type={self.type!r})"
 
 
 class CertificatePut(msgspec.Struct, kw_only=True):
-    """What replaces a certificate's editable part; an empty `certificate` keeps the one that is there."""
+    """Replaces a certificate's editable part; an empty `certificate` keeps the current one."""
 
     name: str = ""
     type: str = ""
@@ -44,7 +44,7 @@ class CertificatePut(msgspec.Struct, kw_only=True):
 
 
 class CertificatePatch(msgspec.Struct, kw_only=True):
-    """What changes some of it; what is absent stays."""
+    """Changes a part of it; absent fields keep their values."""
 
     name: str | UnsetType = UNSET
     type: str | UnsetType = UNSET

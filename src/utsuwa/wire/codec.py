@@ -1,8 +1,8 @@
-"""JSON from outside into records and back, with limits that hold before anything is decoded.
+"""Decoding of untrusted JSON into records and encoding, with limits that are checked before decoding.
 
-`null` counts as absent where a field of a record is null, and as the empty value inside a map of
-strings (so `{"config": {"user.x": null}}` removes a key), as LXD's clients expect of its server.
-Unknown fields are ignored. Wrong types name the field.
+A `null` field of a record counts as absent, and a `null` in a map of strings as the empty string
+(so `{"config": {"user.x": null}}` removes a key), as LXD's clients expect. Unknown fields are ignored.
+Errors about types name the field.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class InvalidBody(ValueError):
-    """JSON that is none, is nested too deep, or does not fit the record; the text says what is wrong."""
+    """The body is not valid JSON, nested too deeply, or does not match the record."""
 
 
 MAX_DEPTH = 64
-"""Levels of nested objects and arrays; no request of the API needs more than a handful."""
+"""Maximum depth of nested objects and arrays; no request of the API needs more than a few levels."""
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -35,17 +35,17 @@ _sorted_encoder = msgspec.json.Encoder(order="deterministic")
 
 
 def encode(value: Any) -> bytes:
-    """Compact JSON of records and plain values."""
+    """Encode records and plain values as compact JSON."""
     return _encoder.encode(value)
 
 
 def encode_stable(value: Any) -> bytes:
-    """JSON that is equal for equal values, whatever the order of their keys."""
+    """Encode as JSON that is identical for equal values, regardless of the order of their keys."""
     return _sorted_encoder.encode(value)
 
 
 def decode_json(data: bytes) -> Any:
-    """Any JSON value; InvalidBody where it is not JSON or nested too deep."""
+    """Decode any JSON value. Raises InvalidBody if it is invalid or nested too deeply."""
     check_depth(data)
     try:
         return msgspec.json.decode(data)
@@ -54,7 +54,7 @@ def decode_json(data: bytes) -> Any:
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """A JSON object as plain values."""
+    """Decode a JSON object into plain values."""
     value = decode_json(data)
     if not isinstance(value, dict):
         raise InvalidBody("The request body must be a JSON object")
@@ -62,12 +62,12 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 
 def decode(data: bytes, record: type[T]) -> T:
-    """A JSON object as a record (a msgspec Struct)."""
+    """Decode a JSON object into a record (a msgspec Struct)."""
     return convert(decode_object(data), record)
 
 
 def convert(value: dict[str, Any], record: type[T]) -> T:
-    """A decoded object as a record; InvalidBody names the first field of a wrong type."""
+    """Convert a decoded object to a record. Raises InvalidBody, naming the first field of a wrong type."""
     clean = _without_nulls(value, record)
     try:
         return msgspec.convert(clean, record)
@@ -81,9 +81,9 @@ def convert(value: dict[str, Any], record: type[T]) -> T:
 
 
 def explain(error: msgspec.ValidationError, value: Any, record: Any) -> tuple[str | None, str]:
-    """Where `value` is no `record`, and why; no place where msgspec names none.
+    """Return the place where `value` does not match `record` (None if msgspec names none), and the reason.
 
-    msgspec itself leaves the keys of maps out, which are what the reader has to look for.
+    msgspec itself omits the keys of maps, which the reader needs to find the error.
     """
     reason, found, path = str(error).partition(" - at `$")
     if not found:
@@ -98,7 +98,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\[([0-9]+|\.\.\.)\]")
 
 
 def _place(path: str, value: Any, kind: Any) -> tuple[str, Any]:
-    """The path with the keys of maps in it, and what lies there."""
+    """Return the path including the keys of maps, and the value there."""
     place = ""
     for name, index in _STEP.findall(path):
         kind = _container(kind)
@@ -122,7 +122,7 @@ _MAX_KEY = 60
 
 
 def _container(kind: Any) -> Any:
-    """The record, map or list of a union: at most one of its members is one."""
+    """Return the record, map or list of a union, which has at most one such member."""
     members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next(
         m for m in members if typing.get_origin(m) in (dict, list) or msgspec.inspect.is_struct_type(m)
@@ -138,7 +138,7 @@ def _fits(item: Any, kind: Any) -> bool:
 
 
 def check_depth(data: bytes, limit: int = MAX_DEPTH) -> None:
-    """Refuse nesting beyond `limit` without recursion; brackets inside strings do not count."""
+    """Raise InvalidBody if nesting exceeds `limit`; not recursive, and ignores brackets inside strings."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return
     depth = 0
@@ -165,7 +165,7 @@ def _cleaner(record: Any) -> Cleaner | None:
 
 
 def _cleaner_of(info: msgspec.inspect.Type) -> Cleaner | None:
-    """What takes nulls out of a value of this type; None where there is nothing to take out."""
+    """Return a function that removes nulls from a value of this type, or None if it cannot contain any."""
     match info:
         case msgspec.inspect.StructType(fields=fields):
             return _struct_cleaner({field.encode_name: _cleaner_of(field.type) for field in fields})

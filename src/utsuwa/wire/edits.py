@@ -1,10 +1,10 @@
-"""How the body of a PUT or PATCH changes an object: as a function of what can be edited of it.
+"""Changes by PUT and PATCH, as functions of an object's editable part.
 
-The editable part of a kind of object is the record of its PUT. A handler makes a `Change` of the body; the
-manager applies it where nobody else can change the object meanwhile: in the transaction, or under the lock,
-in which the result is stored. There the caller's If-Match is compared as well, so no update is lost.
+The editable part of an object is the record of its PUT. A handler turns the body into a `Change`; the manager
+applies it in the transaction or under the lock in which it stores the result, so that nothing else can change
+the object meanwhile. The caller's If-Match is compared there as well, so no update is lost.
 
-In the records of PATCH a field that is absent (or null) is UNSET.
+In the records of PATCH, an absent (or null) field is UNSET.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import msgspec
 R = TypeVar("R", bound=msgspec.Struct)
 
 Change = Callable[[R], R]
-"""From the editable part as it is to the one that is wanted. It may be called again, and changes nothing."""
+"""Returns the new editable part for the current one, which it does not modify; may be called again."""
 
 IfMatch = Callable[[Any], None]
-"""Given the editable part as it is; raises PreconditionFailed where the caller's If-Match is not its ETag."""
+"""Called with the current editable part; raises PreconditionFailed if its ETag does not match If-Match."""
 
 
 def any_state(_: Any) -> None:
-    """The IfMatch of a caller who sets no condition."""
+    """The IfMatch of a request without a condition."""
 
 
 def edited(current: R, change: Change[R], if_match: IfMatch) -> R:
-    """What `current` becomes. Raises PreconditionFailed."""
+    """Return the changed `current`. Raises PreconditionFailed."""
     if_match(current)
     return change(current)
 
 
 def replace(body: R) -> Change[R]:
-    """PUT: the body is what the object becomes; fields that are UNSET stay as they are."""
+    """Return the change of a PUT: the body replaces the object; UNSET fields keep their values."""
 
     def change(current: R) -> R:
         kept = {name: getattr(current, name) for name, value in _fields(body) if value is msgspec.UNSET}
@@ -44,7 +44,8 @@ def replace(body: R) -> Change[R]:
 
 
 def merge(body: msgspec.Struct) -> Change[Any]:
-    """PATCH: maps are merged by key, where an empty text removes one; other fields that are given replace."""
+    """Return the change of a PATCH: merge maps by key, where an empty value removes one, replace other
+    fields."""
 
     def change(current: R) -> R:
         given = {

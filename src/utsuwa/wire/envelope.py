@@ -1,4 +1,4 @@
-"""The three envelopes of the API: sync, async and error."""
+"""The three response envelopes of the API: sync, async and error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SYNC = (
 
 
 class SyncReply(msgspec.Struct, kw_only=True):
-    """What a finished request answers; `metadata` is the payload."""
+    """The response of a completed request; `metadata` is the payload."""
 
     type: str = "sync"
     status: str = "Success"
@@ -28,7 +28,7 @@ class SyncReply(msgspec.Struct, kw_only=True):
 
 
 class AsyncReply(msgspec.Struct, kw_only=True):
-    """What a request answers that goes on in the background; `operation` is its URL."""
+    """The response of a request that continues in the background; `operation` is its URL."""
 
     type: str = "async"
     status: str = "Operation created"
@@ -40,7 +40,7 @@ class AsyncReply(msgspec.Struct, kw_only=True):
 
 
 class ErrorReply(msgspec.Struct, kw_only=True):
-    """What a failed request answers; `error_key` is the stable name of the kind of error."""
+    """The response of a failed request; `error_key` is the stable key of the error's class."""
 
     type: str = "error"
     status: str = ""
@@ -53,7 +53,7 @@ class ErrorReply(msgspec.Struct, kw_only=True):
 
 
 def sync_reply(metadata: Any) -> bytes:
-    """The JSON of a SyncReply; its constant part is not encoded again for each request."""
+    """Return the JSON of a SyncReply, without encoding its constant part for each request."""
     return b"%b%b}\n" % (_SYNC, encode(metadata))
 
 

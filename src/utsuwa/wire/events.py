@@ -1,4 +1,4 @@
-"""Events as they travel over the events websocket."""
+"""Records of the events websocket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Requestor(msgspec.Struct, kw_only=True):
-    """Who asked for what an event tells of."""
+    """The caller whose request caused an event."""
 
     username: str
     protocol: str

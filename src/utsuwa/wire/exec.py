@@ -1,4 +1,4 @@
-"""The requests that run a command inside an instance, or attach to its console."""
+"""Requests that run a command in an instance, or attach to its console."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import msgspec
 
 
 class InstanceExecPost(msgspec.Struct, kw_only=True):
-    """A command, and how its streams are wanted."""
+    """A command, and how to connect its streams."""
 
     command: list[str]
     environment: dict[str, str] = {}
     wait_for_websocket: bool = msgspec.field(name="wait-for-websocket", default=False)
     record_output: bool = msgspec.field(name="record-output", default=False)
     interactive: bool = False
-    """One pty in place of three pipes; only with websockets."""
+    """A single pty instead of three pipes; only with websockets."""
     width: int = 0
     height: int = 0
     user: int = 0
@@ -22,14 +22,14 @@ class InstanceExecPost(msgspec.Struct, kw_only=True):
 
 
 class InstanceConsolePost(msgspec.Struct, kw_only=True):
-    """How the console is wanted."""
+    """How to attach to the console."""
 
     type: str = "console"
     width: int = 0
-    """The sizes are taken and not passed on: a console has the size that the instance gives it."""
+    """The size is accepted but ignored: the instance determines the size of its console."""
     height: int = 0
     force: bool = False
-    """Take it over where another session has it."""
+    """Take over the console from another session."""
 
 
 class ExecControl(msgspec.Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""Records of `/1.0/images` as they travel; field names are the JSON's."""
+"""Records of `/1.0/images`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 
 class ImageAlias(msgspec.Struct, kw_only=True):
-    """A name of an image, as the image shows it."""
+    """An alias, as shown in its image."""
 
     name: str
     description: str
@@ -29,7 +29,7 @@ class Image(msgspec.Struct, kw_only=True):
     filename: str
     fingerprint: str
     size: int
-    """Bytes of its files."""
+    """Size of its files in bytes."""
     type: str
     created_at: str
     last_used_at: str
@@ -38,7 +38,7 @@ class Image(msgspec.Struct, kw_only=True):
 
 
 class ImagePut(msgspec.Struct, kw_only=True):
-    """The whole editable part of an image; absent `profiles` stay as they are."""
+    """The complete editable part of an image; absent `profiles` are kept."""
 
     auto_update: bool = False
     properties: dict[str, str] = {}
@@ -48,7 +48,7 @@ class ImagePut(msgspec.Struct, kw_only=True):
 
 
 class ImagePatch(msgspec.Struct, kw_only=True):
-    """A part of an image to merge: properties by name (an empty value removes one), the rest as it stands."""
+    """A part of an image to merge: properties by name (an empty value removes one), other fields as given."""
 
     auto_update: bool | UnsetType = UNSET
     properties: dict[str, str] | UnsetType = UNSET
@@ -58,7 +58,7 @@ class ImagePatch(msgspec.Struct, kw_only=True):
 
 
 class ImagesPostSource(msgspec.Struct, kw_only=True):
-    """Where a new image comes from when it is not uploaded."""
+    """The source of a new image that is not uploaded."""
 
     type: str = ""
 
@@ -70,7 +70,7 @@ class ImagesPost(msgspec.Struct, kw_only=True):
 
 
 class ImageAliasesEntry(msgspec.Struct, kw_only=True):
-    """A name of an image; `target` is the image's fingerprint."""
+    """An alias; `target` is the image's fingerprint."""
 
     description: str
     target: str
@@ -79,7 +79,7 @@ class ImageAliasesEntry(msgspec.Struct, kw_only=True):
 
 
 class ImageAliasesPost(msgspec.Struct, kw_only=True):
-    """A new name for the image whose fingerprint is, or begins with, `target`."""
+    """A new alias for the image whose fingerprint equals or starts with `target`."""
 
     name: str = ""
     description: str = ""

@@ -1,4 +1,4 @@
-"""Records of `/1.0/instances` as they travel; field names are the JSON's."""
+"""Records of `/1.0/instances`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 
 class InstanceSource(msgspec.Struct, kw_only=True):
-    """Where a new instance comes from. `type` is `image` or `none`; `copy` and `migration` come later."""
+    """The source of a new instance. `type` is `image` or `none`; there is no `copy` or `migration` yet."""
 
     type: str = ""
     alias: str = ""
@@ -22,7 +22,7 @@ class InstanceSource(msgspec.Struct, kw_only=True):
 
 
 class InstancesPost(msgspec.Struct, kw_only=True):
-    """A request for a new instance; absent `profiles` means `["default"]`, an empty list none."""
+    """A request for a new instance; absent `profiles` means `["default"]`, an empty list means none."""
 
     name: str = ""
     source: InstanceSource = msgspec.field(default_factory=InstanceSource)
@@ -39,7 +39,7 @@ class InstancesPost(msgspec.Struct, kw_only=True):
 
 
 class InstancePut(msgspec.Struct, kw_only=True):
-    """The whole editable part of an instance: what is absent becomes empty."""
+    """The complete editable part of an instance: absent fields become empty."""
 
     architecture: str = ""
     config: dict[str, str] = {}
@@ -52,7 +52,7 @@ class InstancePut(msgspec.Struct, kw_only=True):
 
 
 class InstancePatch(msgspec.Struct, kw_only=True):
-    """A part of an instance to merge: config key by key, devices by name, the rest as it stands."""
+    """A part of an instance to merge: config by key, devices by name, other fields as given."""
 
     architecture: str | UnsetType = UNSET
     config: dict[str, str] | UnsetType = UNSET
@@ -63,7 +63,7 @@ class InstancePatch(msgspec.Struct, kw_only=True):
 
 
 class InstancePost(msgspec.Struct, kw_only=True):
-    """A rename (`name`), or a move, which comes later (`migration`, `pool`, `project`)."""
+    """A rename (`name`), or a move, which is not supported yet (`migration`, `pool`, `project`)."""
 
     name: str = ""
     migration: bool = False
@@ -154,7 +154,7 @@ class StateNetwork(msgspec.Struct, kw_only=True):
 
 
 class InstanceState(msgspec.Struct, kw_only=True):
-    """What an instance uses right now; all zero where it is stopped."""
+    """The current resource usage of an instance; all zero if it is stopped."""
 
     status: str
     status_code: int
@@ -167,7 +167,7 @@ class InstanceState(msgspec.Struct, kw_only=True):
 
 
 class InstanceFull(Instance, kw_only=True):
-    """An instance with everything below it, as recursion=2 gives it."""
+    """An instance with everything below it, as returned for recursion=2."""
 
     backups: list[Any] | None
     state: InstanceState

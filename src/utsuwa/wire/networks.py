@@ -1,4 +1,4 @@
-"""Records of `/1.0/networks` as they travel; field names are the JSON's."""
+"""Records of `/1.0/networks`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 
 class NetworkPut(msgspec.Struct, kw_only=True):
-    """The editable part of a network: what is absent becomes empty."""
+    """The editable part of a network: absent fields become empty."""
 
     config: dict[str, str] = {}
     description: str = ""
@@ -21,7 +21,7 @@ class NetworkPatch(msgspec.Struct, kw_only=True):
 
 
 class NetworksPost(NetworkPut, kw_only=True):
-    """A new network. Without a name it gets the first free one of `utsuwabrN`; the type is `bridge`."""
+    """A new network. The name defaults to the first free `utsuwabrN`; the type is `bridge`."""
 
     name: str = ""
     type: str = ""
@@ -36,7 +36,7 @@ class NetworkPost(msgspec.Struct, kw_only=True):
 class Network(msgspec.Struct, kw_only=True):
     """A network, or an interface of the host that the daemon does not manage (`status` is empty then).
 
-    `status` of a managed one is `Created`, `Pending` while it is being made, or `Unavailable`.
+    `status` of a managed one is `Created`, `Pending` while it is being created, or `Unavailable`.
     """
 
     config: dict[str, str]
@@ -69,7 +69,7 @@ class NetworkStateAddress(msgspec.Struct, kw_only=True):
 
 
 class NetworkStateCounters(msgspec.Struct, kw_only=True):
-    """Bytes and packets since the interface was made."""
+    """Bytes and packets since the interface was created."""
 
     bytes_received: int = 0
     bytes_sent: int = 0
@@ -89,14 +89,14 @@ class NetworkStateBridge(msgspec.Struct, kw_only=True):
 
 
 class NetworkStateVlan(msgspec.Struct, kw_only=True):
-    """The interface that a VLAN is on, and its number."""
+    """The parent interface of a VLAN, and its id."""
 
     lower_device: str
     vid: int
 
 
 class NetworkState(msgspec.Struct, kw_only=True):
-    """An interface as it is now; `bond` and `ovn` are always null here."""
+    """The state of an interface; `bond` and `ovn` are always null."""
 
     addresses: list[NetworkStateAddress]
     counters: NetworkStateCounters

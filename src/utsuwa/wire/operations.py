@@ -1,4 +1,4 @@
-"""Background operations as they travel."""
+"""Records of `/1.0/operations`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Operation(msgspec.Struct, kw_only=True):
-    """One background operation, field for field as LXD shows it."""
+    """One background operation, with the same fields as in LXD."""
 
     id: str
     class_: str = msgspec.field(name="class")

@@ -1,4 +1,4 @@
-"""Records of `/1.0/profiles` as they travel; field names are the JSON's."""
+"""Records of `/1.0/profiles`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 
 class ProfilePut(msgspec.Struct, kw_only=True):
-    """The whole editable part: what is absent becomes empty."""
+    """The complete editable part: absent fields become empty."""
 
     description: str = ""
     config: dict[str, str] = {}
@@ -38,7 +38,7 @@ class ProfilePost(msgspec.Struct, kw_only=True):
 
 
 class Profile(msgspec.Struct, kw_only=True):
-    """A profile as it is shown; `used_by` are URLs of instances."""
+    """A profile; `used_by` are URLs of instances."""
 
     name: str
     description: str

@@ -1,4 +1,4 @@
-"""Records of `/1.0/projects` as they travel; field names are the JSON's."""
+"""Records of `/1.0/projects`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 
 class ProjectPut(msgspec.Struct, kw_only=True):
-    """The whole editable part: what is absent becomes empty."""
+    """The complete editable part: absent fields become empty."""
 
     description: str = ""
     config: dict[str, str] = {}
@@ -35,7 +35,7 @@ class ProjectPost(msgspec.Struct, kw_only=True):
 
 
 class Project(msgspec.Struct, kw_only=True):
-    """A project as it is shown; `used_by` are URLs of what is in it."""
+    """A project; `used_by` are URLs of the objects in it."""
 
     name: str
     description: str
@@ -44,13 +44,13 @@ class Project(msgspec.Struct, kw_only=True):
 
 
 class ProjectResource(msgspec.Struct, kw_only=True, rename={"limit": "Limit", "usage": "Usage"}):
-    """How much of one thing a project has; a limit of -1 is none."""
+    """A project's usage and limit of one resource; -1 means no limit."""
 
     limit: int
     usage: int
 
 
 class ProjectState(msgspec.Struct, kw_only=True):
-    """What a project's instances take: counts, and the sums of the limits that they were given."""
+    """Resource usage of a project: numbers of objects, and the sums of its instances' limits."""
 
     resources: dict[str, ProjectResource]

@@ -1,6 +1,6 @@
-"""`/1.0/resources`: what the host has, in LXD's shape.
+"""Records of `/1.0/resources`, the host's hardware, in LXD's format.
 
-Every part is there, because clients read them all; what this version does not look at is empty.
+Every part is present, because clients read them all; those that this version does not inspect are empty.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import msgspec
 
 
 class Thread(msgspec.Struct, kw_only=True):
-    """One hardware thread; `id` is the kernel's number of the processor."""
+    """One hardware thread; `id` is the kernel's processor number."""
 
     id: int
     thread: int

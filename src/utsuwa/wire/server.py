@@ -1,4 +1,4 @@
-"""`/1.0`: the server, its environment and its config."""
+"""Records of `/1.0`: the server, its environment and its config."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SupportedDriver(msgspec.Struct, kw_only=True):
 
 
 class UntrustedServer(msgspec.Struct, kw_only=True):
-    """What `GET /1.0` shows to everybody."""
+    """What `GET /1.0` returns to untrusted callers."""
 
     api_extensions: tuple[str, ...]
     api_status: str
@@ -54,13 +54,13 @@ class UntrustedServer(msgspec.Struct, kw_only=True):
 
 
 class Server(UntrustedServer, kw_only=True):
-    """What `GET /1.0` shows to trusted callers."""
+    """What `GET /1.0` returns to trusted callers."""
 
     config: dict[str, str | bool]
     environment: Environment
 
 
 class ServerPut(msgspec.Struct, kw_only=True):
-    """The server's config, as PUT and PATCH take it; numbers and booleans count as their text."""
+    """The server's config in PUT and PATCH; numbers and booleans are converted to strings."""
 
     config: dict[str, str | int | float | bool | None] = {}

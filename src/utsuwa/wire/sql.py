@@ -6,14 +6,14 @@ import msgspec
 
 
 class SqlQuery(msgspec.Struct, kw_only=True):
-    """`database` is `global` or `local`, which are one here."""
+    """`database` is `global` or `local`, which are the same database."""
 
     database: str = "global"
     query: str = ""
 
 
 class SqlResult(msgspec.Struct, kw_only=True):
-    """One statement's rows (`select`), or how many it changed (`exec`)."""
+    """The rows of one statement (`select`), or the number of rows it changed (`exec`)."""
 
     type: str
     columns: list[str] = []
@@ -22,12 +22,12 @@ class SqlResult(msgspec.Struct, kw_only=True):
 
 
 class SqlBatch(msgspec.Struct, kw_only=True):
-    """A result for each statement, in order."""
+    """The results of the statements, in order."""
 
     results: list[SqlResult]
 
 
 class SqlDump(msgspec.Struct, kw_only=True):
-    """A database as SQL."""
+    """A database dump as SQL."""
 
     text: str

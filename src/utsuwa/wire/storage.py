@@ -1,4 +1,4 @@
-"""Records of `/1.0/storage-pools` as they travel; field names are the JSON's."""
+"""Records of `/1.0/storage-pools`; fields are named as in JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from msgspec import UNSET, UnsetType
 
 
 class StoragePoolPut(msgspec.Struct, kw_only=True):
-    """The editable part of a pool: what is absent becomes empty."""
+    """The editable part of a pool: absent fields become empty."""
 
     config: dict[str, str] = {}
     description: str = ""
 
 
 class StoragePoolPatch(msgspec.Struct, kw_only=True):
-    """A part of a pool to merge: config key by key, an empty value removes one."""
+    """A part of a pool to merge: config by key, an empty value removes one."""
 
     config: dict[str, str] | UnsetType = UNSET
     description: str | UnsetType = UNSET
 
 
 class StoragePoolsPost(StoragePoolPut, kw_only=True):
-    """A request for a new pool; without a driver it becomes an `overlay` pool."""
+    """A request for a new pool; the driver defaults to `overlay`."""
 
     name: str = ""
     driver: str = ""
@@ -42,21 +42,21 @@ class StoragePool(msgspec.Struct, kw_only=True):
 
 
 class Amount(msgspec.Struct, kw_only=True):
-    """How much there is of something, and how much of it is used."""
+    """The total amount of a resource, and the used part."""
 
     used: int = 0
     total: int = 0
 
 
 class StoragePoolResources(msgspec.Struct, kw_only=True):
-    """Bytes and inodes of the file system below a pool."""
+    """Bytes and inodes of the file system that holds a pool."""
 
     space: Amount
     inodes: Amount
 
 
 class StorageVolume(msgspec.Struct, kw_only=True):
-    """A volume: an instance's root (`container`) or an image that the pool keeps (`image`)."""
+    """A volume: an instance's root (`container`) or an image on the pool (`image`)."""
 
     config: dict[str, str]
     description: str
@@ -70,12 +70,12 @@ class StorageVolume(msgspec.Struct, kw_only=True):
 
 
 class VolumeUsage(msgspec.Struct, kw_only=True):
-    """Bytes that a volume takes for itself."""
+    """Bytes used by a volume alone."""
 
     used: int
 
 
 class StorageVolumeState(msgspec.Struct, kw_only=True):
-    """`usage` is null where the driver cannot tell."""
+    """`usage` is null if the driver cannot determine it."""
 
     usage: VolumeUsage | None

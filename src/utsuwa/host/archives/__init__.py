@@ -1,1 +1,1 @@
-"""Unpacking archives that anybody may have made."""
+"""Unpacking of untrusted archives."""

@@ -1,17 +1,17 @@
-"""Judges archives while they are unpacked; runs as a program of its own inside the sandbox.
+"""Checks archives while they are unpacked; runs as a separate program inside the sandbox.
 
-It stands between a decompressor and `tar` (or behind a listing of `unsquashfs`), reads each byte
-once, passes it on, and ends with exit status 3 and one sentence on stderr where the archive breaks a
-rule. What was unpacked up to there is thrown away by the caller. Only the standard library is used:
-the sandbox holds no more.
+It sits in a pipeline between a decompressor and `tar` (or after a listing of `unsquashfs`), reads each
+byte once, passes it on, and exits with status 3 and a message on stderr if the archive breaks a rule.
+The caller then discards what was unpacked so far. It uses only the standard library, as nothing else
+is available in the sandbox.
 
     archive_scan.py check TREE ENTRIES SIZE        tar on stdin, its metadata.yaml on stdout
     archive_scan.py tar TREE ENTRIES SIZE          tar on stdin, the same bytes on stdout
     archive_scan.py squashfs TREE ENTRIES SIZE     listing (`unsquashfs -lln`) on stdin, no output
 
-TREE is `unified` for an archive with metadata.yaml, templates/ and rootfs/, `metadata` for one that may
-lack rootfs/, `rootfs` for one that is the root file system itself. ENTRIES and SIZE (bytes, unpacked)
-are limits.
+TREE is `unified` for an archive with metadata.yaml, templates/ and rootfs/, `metadata` if rootfs/ is
+optional, `rootfs` if the archive is the root file system itself. ENTRIES and SIZE (unpacked bytes) are
+upper limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOO_LARGE = 4
 """Exit status for an archive whose content exceeds SIZE."""
 
 VERDICT = "verdict: "
-"""What a refusal's line on stderr begins with: decompressor and tar write there as well."""
+"""Prefix of the error line on stderr, to which decompressor and tar write as well."""
 
 METADATA = "metadata.yaml"
 MAX_METADATA = 1024 * 1024
@@ -44,7 +44,7 @@ _LISTED = re.compile(
 
 
 class Refused(Exception):
-    """The archive breaks a rule; the text says which."""
+    """The archive breaks a rule; the message says which."""
 
 
 class TooMuch(Exception):
@@ -52,10 +52,10 @@ class TooMuch(Exception):
 
 
 def clean_path(name: str) -> str:
-    """A member's name as a path relative to the archive's root: no `.`, no double or outer slashes.
+    """Return a member's name as a path relative to the archive's root, without `.` and redundant slashes.
 
-    A leading slash is dropped, as tar does on unpacking. Raises Refused for `..` and for an empty or
-    over-long name.
+    A leading slash is dropped, as tar does when unpacking. Raises Refused if the name contains `..`, is
+    empty or too long.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
@@ -66,7 +66,7 @@ def clean_path(name: str) -> str:
 
 
 class Rules:
-    """What may stand in an archive, judged entry by entry in the archive's order."""
+    """The rules for an archive's content, checked entry by entry in the archive's order."""
 
     def __init__(self, tree: str, entries: int) -> None:
         self._tree = tree
@@ -78,76 +78,76 @@ class Rules:
         self._seen_metadata = self._seen_rootfs = False
         self._templates = 0
 
-    def judge(self, kind: str, path: str, target: str = "") -> None:
-        """One entry. `kind`: f(ile), d(irectory), l (symlink), h(ard link), b, c, p(ipe), s(ocket);
+    def check(self, kind: str, path: str, target: str = "") -> None:
+        """Check one entry. `kind`: f(ile), d(irectory), l (symlink), h(ard link), b, c, p(ipe), s(ocket);
         `path` and a hard link's `target` are clean paths. Raises Refused."""
         self._left -= 1
         if self._left < 0:
-            raise Refused(f"it holds more than {self._limit} files")
+            raise Refused(f"it contains more than {self._limit} files")
         if not path:
             if kind != "d":
-                raise Refused("its root is not a folder")
+                raise Refused("its root is not a directory")
             return
-        self._judge_parents(path)
+        self._check_parents(path)
         if kind == "h":
-            self._judge_hard_link(path, target)
+            self._check_hard_link(path, target)
             if target in self._symlinks:
                 kind = "l"  # the same inode under another name
         if path in self._symlinks and kind != "l":
-            raise Refused(f"{_shown(path)} is there twice, once as a symbolic link")
+            raise Refused(f"duplicate entry {_shown(path)}, one of them a symbolic link")
         if kind == "l":
             if path in self._folders:
-                raise Refused(f"{_shown(path)} is there twice, as a folder and as a symbolic link")
+                raise Refused(f"duplicate entry {_shown(path)}, a directory and a symbolic link")
             self._symlinks.add(path)
         if self._image:
-            self._judge_layout(kind, path)
+            self._check_layout(kind, path)
 
-    def judge_end(self) -> None:
-        """No more entries come: what must be there has been seen, or Refused is raised."""
+    def check_end(self) -> None:
+        """Check after the last entry that the required entries were present. Raises Refused."""
         if self._image and not self._seen_metadata:
-            raise Refused(f"there is no {METADATA} in it")
+            raise Refused(f"it contains no {METADATA}")
         if self._tree == "unified" and not self._seen_rootfs:
-            raise Refused("there is no rootfs in it (the root file system of a split image is a second file)")
+            raise Refused("it contains no rootfs (the root file system of a split image is a second file)")
 
-    def _judge_parents(self, path: str) -> None:
+    def _check_parents(self, path: str) -> None:
         at = path.rpartition("/")[0]
         passed = []
         while at and at not in self._folders:
             if at in self._symlinks:
-                raise Refused(f"{_shown(path)} lies behind the symbolic link {_shown(at)}")
+                raise Refused(f"{_shown(path)} is below the symbolic link {_shown(at)}")
             passed.append(at)
             at = at.rpartition("/")[0]
         self._folders.update(passed)
 
-    def _judge_hard_link(self, path: str, target: str) -> None:
-        self._judge_parents(target)
+    def _check_hard_link(self, path: str, target: str) -> None:
+        self._check_parents(target)
         if self._image and (not path.startswith("rootfs/") or not target.startswith("rootfs/")):
-            raise Refused(f"the hard link {_shown(path)} leads out of the root file system")
+            raise Refused(f"the hard link {_shown(path)} points outside the root file system")
 
-    def _judge_layout(self, kind: str, path: str) -> None:
+    def _check_layout(self, kind: str, path: str) -> None:
         top, inner, _ = path.partition("/")
         if top == METADATA:
             if inner or kind != "f":
                 raise Refused(f"{METADATA} is not a regular file")
             if self._seen_metadata:
-                raise Refused(f"{METADATA} is there twice")
+                raise Refused(f"duplicate entry {METADATA}")
             self._seen_metadata = True
         elif kind in "bc" and top != "rootfs":
-            raise Refused(f"{_shown(path)} is a device node outside of rootfs/")
+            raise Refused(f"{_shown(path)} is a device node outside rootfs/")
         elif top == "rootfs":
             if not inner and kind != "d":
-                raise Refused("rootfs is not a folder")
+                raise Refused("rootfs is not a directory")
             self._seen_rootfs = True
         elif top == "templates":
             self._templates += 1
             if self._templates > MAX_TEMPLATES:
-                raise Refused(f"it holds more than {MAX_TEMPLATES} templates")
+                raise Refused(f"it contains more than {MAX_TEMPLATES} templates")
             if kind != "d" and (not inner or kind != "f"):
                 raise Refused(f"{_shown(path)} is not a regular file")
 
 
-class Passage:
-    """A stream that `tarfile` reads from: counts what passes, and hands it on to `out`."""
+class CountedStream:
+    """A stream for `tarfile` to read from: counts the bytes and copies them to `out`."""
 
     def __init__(self, source: BinaryIO, out: BinaryIO | None, limit: int) -> None:
         self._source = source
@@ -155,9 +155,9 @@ class Passage:
         self._limit = self._left = limit
 
     def expect(self, end: int) -> None:
-        """TooMuch for an entry that says to end at byte `end` beyond the limit.
+        """Raise TooMuch if an entry claims to end at a byte beyond the limit.
 
-        `tarfile` would go there in steps of a buffer, even where the stream has long ended.
+        `tarfile` would seek there in steps of its buffer size, even if the stream ends long before.
         """
         if end > self._limit:
             raise TooMuch
@@ -172,29 +172,29 @@ class Passage:
         return data
 
     def drain(self) -> None:
-        """Read the rest, so that the decompressor checks its sums; none of it is passed on."""
+        """Read the rest, so that the decompressor verifies its checksums; it is not passed on."""
         self._out = None
         while self.read(_BUFFER):
             pass
 
 
-def scan_tar(passage: Passage, rules: Rules, *, keep_metadata: bool = False) -> bytes:
-    """Judge every entry of a tar stream; gives the content of metadata.yaml where it is wanted.
+def scan_tar(stream: CountedStream, rules: Rules, *, keep_metadata: bool = False) -> bytes:
+    """Check every entry of a tar stream; return the content of metadata.yaml if `keep_metadata`.
 
     Raises Refused, TooMuch, tarfile.TarError.
     """
     kept = b""
-    with _open(passage) as archive:
+    with _open(stream) as archive:
         for member in archive:
             archive.members.clear()
-            passage.expect(archive.offset)
+            stream.expect(archive.offset)
             path = clean_path(member.name)
             target = clean_path(member.linkname) if member.islnk() else ""
-            rules.judge(_kind(member), path, target)
+            rules.check(_kind(member), path, target)
             if keep_metadata and path == METADATA:
                 kept = _content(archive, member)
-    rules.judge_end()
-    passage.drain()
+    rules.check_end()
+    stream.drain()
     return kept
 
 
@@ -205,10 +205,10 @@ def _content(archive: Any, member: tarfile.TarInfo) -> bytes:
 
 
 def scan_listing(lines: Iterable[bytes], rules: Rules, limit: int) -> None:
-    """Judge the listing of a squashfs.
+    """Check the listing of a squashfs.
 
-    A name with a line break gives lines that are none of an entry's: those that look like one are
-    counted, the others passed over. So nothing can hide, and a forged line can only be refused.
+    A name with a line break produces extra lines: those that look like an entry are checked as one, others
+    are skipped. So no entry can be hidden, and a forged line can only cause a rejection.
     """
     for line in lines:
         match = _LISTED.match(line.rstrip(b"\n"))
@@ -221,12 +221,12 @@ def scan_listing(lines: Iterable[bytes], rules: Rules, limit: int) -> None:
         limit -= int(match["size"] or 0)
         if limit < 0:
             raise TooMuch
-        rules.judge("f" if kind == "-" else kind, clean_path(path))
-    rules.judge_end()
+        rules.check("f" if kind == "-" else kind, clean_path(path))
+    rules.check_end()
 
 
 class _Header(tarfile.TarInfo):
-    """A header that must be whole: `tarfile` takes a bad one for the end, and tar reads on behind it."""
+    """A header that must be valid: `tarfile` treats an invalid one as the end, but tar continues after it."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -239,18 +239,18 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """With its extended headers, in which `tarfile` expects that numbers are numbers."""
+        """Includes extended headers, whose numbers `tarfile` does not validate."""
         try:
             return super().fromtarfile(archive)
         except (ValueError, LookupError, OverflowError) as error:
             raise Refused(f"its headers are damaged ({type(error).__name__})") from error
 
 
-def _open(passage: Passage) -> Any:
-    # Any, for `tarfile` takes everything that has `read`, and type stubs do not know `members`.
-    stream: Any = passage
+def _open(stream: CountedStream) -> Any:
+    # Any, because `tarfile` accepts anything with `read`, and the type stubs lack `members`.
+    untyped: Any = stream
     return tarfile.open(
-        fileobj=stream,
+        fileobj=untyped,
         mode="r|",
         bufsize=_BUFFER,
         tarinfo=_Header,
@@ -285,9 +285,9 @@ def _run(arguments: list[str]) -> None:
     verb, tree, entries, size = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
     source, out, rules = sys.stdin.buffer, sys.stdout.buffer, Rules(tree, entries)
     if verb == "check":
-        out.write(scan_tar(Passage(source, None, size), rules, keep_metadata=tree != "rootfs"))
+        out.write(scan_tar(CountedStream(source, None, size), rules, keep_metadata=tree != "rootfs"))
     elif verb == "tar":
-        scan_tar(Passage(source, out, size), rules)
+        scan_tar(CountedStream(source, out, size), rules)
     else:
         scan_listing(source, rules, size)
     out.flush()
@@ -301,7 +301,7 @@ def main(arguments: list[str]) -> int:
     try:
         _run(arguments)
     except BrokenPipeError:
-        return 0  # tar has ended and says why itself
+        return 0  # tar has ended and reports why itself
     except TooMuch:
         return TOO_LARGE
     except Refused as error:

@@ -1,18 +1,19 @@
-"""Unpacks image archives that anybody may have made.
+"""Unpacking of untrusted image archives.
 
-The work is done by `tar`, `unsquashfs` and the decompressors, in a sandbox: namespaces of their own
-for mounts, processes, network and IPC; a root that holds the system's programs (read-only), the
-archive and the target, and nothing else; no capabilities but those that owners, modes and file
-capabilities need; limits on time, memory and file size. On the way `archive_scan` judges each entry.
-What an archive can do at worst is to fill the target, which is removed then.
+`tar`, `unsquashfs` and the decompressors run in a sandbox: separate mount, PID, network and IPC
+namespaces; a root that contains only the system's programs (read-only), the archive and the target;
+only the capabilities needed to set owners, modes and file capabilities; limits on time, memory and
+file size. `scan` checks each entry in the pipeline. The worst that an archive can do is to fill the
+target, which is then removed.
 
-What is in `dev/` is left out: a container's is a tmpfs that liblxc fills. Other nodes of character
-devices come in: an unprivileged container cannot open them, for its root is mounted with `nodev`, and a
-privileged one only those that its device cgroup allows. Block devices are left out everywhere: no cgroup
-is asked when a file system is mounted that the host has mounted already. Extended attributes are kept for
-`user.*`, `security.capability` and POSIX ACLs only: `trusted.overlay.*` would steer the overlay above.
+The content of `dev/` is skipped: a container's `/dev` is a tmpfs that liblxc populates. Other character
+device nodes are unpacked: an unprivileged container cannot open them, as its root is mounted with `nodev`,
+and a privileged one only those that its device cgroup allows. Block device nodes are skipped everywhere:
+mounting a file system that the host has mounted already bypasses the device cgroup. Of the extended
+attributes only `user.*`, `security.capability` and POSIX ACLs are kept: `trusted.overlay.*` would
+control the overlay on top.
 
-All functions block and belong into worker threads.
+All functions block and must run in worker threads.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class UnpackLimits:
-    """What one archive may take: bytes once unpacked, entries, seconds."""
+    """Limits of one archive: unpacked bytes, entries, seconds."""
 
     size: int = 256 * 2**30
     entries: int = 2_000_000
@@ -76,13 +77,13 @@ class UnpackLimits:
 DEFAULT_LIMITS = UnpackLimits()
 
 _MEMORY = 4 * 2**30
-"""Bytes of address space for each program in the sandbox."""
+"""Address space limit of each program in the sandbox, in bytes."""
 _SIGPIPE = 128 + 13
 _KEPT_CAPABILITIES = "-all,+chown,+dac_override,+dac_read_search,+fowner,+fsetid,+mknod,+setfcap"
 
-# Arguments: the archive, the target (empty for none), the scanner's file, the limit of a file's size
-# in KiB, of the address space in KiB, and then the job: a name and its arguments. /sys gives a place
-# to build the new root that is in nobody's way: no archive and no target lies below it.
+# Arguments: the archive, the target (empty for none), the scanner's file, the limits of file size and
+# address space in KiB, and then the job: a name and its arguments. The new root is built at /sys, as no
+# archive and no target can be below it.
 _SANDBOX = r"""
 set -eu
 umask 022
@@ -112,7 +113,7 @@ if [ -n "$target" ]; then
     mount -o remount,bind,nodev /sys/target
 fi
 cd /sys
-mount -t proc proc proc # umount reads it; it is gone before the archive is looked at
+mount -t proc proc proc # umount reads it; it is gone before the archive is read
 pivot_root . old
 umount -l /old
 umount -l /proc
@@ -157,9 +158,9 @@ echo "status $status" >&2
 
 
 def archive_format(path: Path) -> str:
-    """`squashfs`, `tar` (plain) or the name of the compression of a tar archive, by its first bytes.
+    """Return `squashfs`, `tar` (uncompressed) or the compression of a tar archive, by its magic number.
 
-    Raises InvalidImage where it is none of them.
+    Raises InvalidImage if the format is unknown.
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -167,21 +168,21 @@ def archive_format(path: Path) -> str:
         if start[offset : offset + len(magic)] == magic:
             return name
     raise InvalidImage(
-        "The image is of an unknown format: it must be a squashfs, or a tar archive that is plain "
+        "The image has an unknown format: it must be a squashfs or a tar archive, uncompressed "
         "or compressed with xz, gzip, zstd, bzip2 or lzma"
     )
 
 
 def archive_suffix(path: Path) -> str:
-    """What a file name for this archive ends with, such as `.tar.xz`."""
+    """Return the file name extension for this archive, such as `.tar.xz`."""
     return _SUFFIXES[archive_format(path)]
 
 
 def check_image(metadata: Path, rootfs: Path | None, *, limits: UnpackLimits = DEFAULT_LIMITS) -> bytes:
-    """Read a whole image as unpacking it would, without writing anything; gives its metadata.yaml.
+    """Check a complete image without unpacking it; return its metadata.yaml.
 
-    A tar archive is decompressed for that, of a squashfs only the tables are read. Raises InvalidImage,
-    OutOfSpace (for one beyond the limits). The two files of a split image are read side by side.
+    A tar archive is decompressed for this; only the tables of a squashfs are read. The two files of a split
+    image are read in parallel. Raises InvalidImage, or OutOfSpace if it exceeds the limits.
     """
     if rootfs is None:
         return _check(metadata, "unified", limits)
@@ -220,12 +221,11 @@ def unpack_image(
     limits: UnpackLimits = DEFAULT_LIMITS,
     stopper: Stopper | None = None,
 ) -> None:
-    """Lay out `target/{metadata.yaml,templates/,rootfs/}` from a unified or a split image.
+    """Unpack a unified or a split image into `target/{metadata.yaml,templates/,rootfs/}`.
 
-    `target` must not be there or be an empty folder; its parent must be there. Owners, modes, hard
-    links and file capabilities are kept, `dev/` and nodes of block devices left out. On failure nothing
-    is left behind.
-    Raises InvalidImage, OutOfSpace and ProcessFailed, which is also how `stopper` ends it.
+    `target` must not exist or be an empty directory; its parent must exist. Owners, modes, hard links and
+    file capabilities are kept; `dev/` and block device nodes are skipped. Nothing is left behind on failure.
+    Raises InvalidImage, OutOfSpace and ProcessFailed, the last also when stopped by `stopper`.
     """
     with _Target(target), ThreadPoolExecutor(1, thread_name_prefix="judge-image") as beside:
         if rootfs is None:
@@ -241,9 +241,9 @@ def unpack_image(
 
 
 def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
-    """Lay out only `target/{metadata.yaml,templates/}`, for images whose root file system is mounted.
+    """Unpack only `target/{metadata.yaml,templates/}`, for images whose root file system is mounted.
 
-    As `unpack_image` otherwise.
+    Otherwise the same as `unpack_image`.
     """
     with _Target(target):
         _unpack(metadata, target, "metadata", limits, None, without_rootfs=True)
@@ -251,7 +251,7 @@ def unpack_metadata(metadata: Path, target: Path, *, limits: UnpackLimits = DEFA
 
 
 class _Target:
-    """The folder that is unpacked into: private meanwhile, gone when the block fails."""
+    """The target directory: private while in use, removed if the block fails."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -315,7 +315,7 @@ def _unpack(
 
 
 def _judge_ahead(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Stopper | None) -> None:
-    """Judge an archive where that takes a pass of its own; a tar is judged while it is unpacked."""
+    """Check a squashfs, which takes a separate pass; a tar is checked while it is unpacked."""
     if archive_format(archive) == "squashfs":
         _list_squashfs(archive, tree, limits, stopper)
 
@@ -328,7 +328,7 @@ def _list_squashfs(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Sto
 
 
 def _room(target: Path, limits: UnpackLimits) -> UnpackLimits:
-    """The limits, lowered to the space that the target's file system has left."""
+    """Return the limits, reduced to the free space of the target's file system."""
     disk = os.statvfs(target)
     return UnpackLimits(min(limits.size, disk.f_bavail * disk.f_frsize), limits.entries, limits.seconds)
 
@@ -341,9 +341,9 @@ def _sandbox(
     *arguments: str,
     stopper: Stopper | None = None,
 ) -> Completed:
-    """Run one job of the script; its exit statuses are on the last line of stderr.
+    """Run one job of the script, which writes the exit statuses to the last line of stderr.
 
-    It ends with the daemon: the next one takes away what it has unpacked so far.
+    It is killed when the daemon ends; the next start removes what it has unpacked so far.
     """
     return run_blocking(
         [
@@ -360,9 +360,9 @@ def _sandbox(
 
 
 def _judge(result: Completed, *stages: str) -> None:
-    """Raise what the stages of a pipeline ended with.
+    """Raise the error that a stage of the pipeline reported, if any.
 
-    A stage that the next one would not listen to any more died by SIGPIPE, which is no failure.
+    A stage killed by SIGPIPE because the next one had exited is not considered a failure.
     """
     text, _, last = result.stderr.decode(errors="replace").rstrip("\n").rpartition("\n")
     codes = dict(zip(stages, map(int, last.split()[1:]), strict=True))
@@ -376,22 +376,20 @@ def _judge(result: Completed, *stages: str) -> None:
         _raise_verdict(codes["scan"], text)
     reasons = [line for line in said if archive_scan.VERDICT not in line]
     reason = reasons[-1] if reasons else f"{failed[0]} ended with status {codes[failed[0]]}"
-    raise InvalidImage(f"The image cannot be unpacked, it may be damaged: {reason[:300]}")
+    raise InvalidImage(f"The image cannot be unpacked and may be damaged: {reason[:300]}")
 
 
 def _raise_verdict(code: int, text: str) -> None:
     if code == archive_scan.TOO_LARGE:
-        raise OutOfSpace(
-            "The image is too large for the space that is left: free some space or use another pool"
-        )
-    # Not at the beginning of a line: tar writes its own lines piece by piece into the same pipe.
+        raise OutOfSpace("The image does not fit into the free space: free some space or use another pool")
+    # Not necessarily at the beginning of a line: tar writes its own lines in pieces to the same pipe.
     _, found, verdict = text.partition(archive_scan.VERDICT)
     if found:
         raise InvalidImage(f"The image is invalid: {verdict.partition(chr(10))[0]}")
 
 
 def _tidy(target: Path) -> None:
-    """Judge what came out, and drop what is no part of an image."""
+    """Check the result, and remove what is not part of an image."""
     for entry in target.iterdir():
         if entry.name not in (METADATA, "templates", "rootfs"):
             _remove(entry)
@@ -404,14 +402,14 @@ def _tidy(target: Path) -> None:
 
 
 def holds_block_devices(tree: Path) -> bool:
-    """Whether a tree that has not been unpacked here has nodes which unpacking leaves out."""
+    """Return whether a tree that was unpacked elsewhere contains block device nodes."""
     return bool(run_blocking(["find", str(tree), "-xdev", "-type", "b", "-print", "-quit"]).stdout)
 
 
 def _own_tree(folder: Path) -> None:
-    """Templates are read by the daemon: plain files of root's in plain folders."""
+    """Make templates regular files in directories owned by root, as the daemon reads them."""
     if not stat.S_ISDIR(folder.lstat().st_mode):
-        raise InvalidImage("The image is invalid: templates is not a folder")
+        raise InvalidImage("The image is invalid: templates is not a directory")
     os.chown(folder, 0, 0)
     folder.chmod(0o755)
     for entry in folder.iterdir():
@@ -424,7 +422,7 @@ def _own_tree(folder: Path) -> None:
 def _own_file(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise InvalidImage(f"The image is invalid: {path.name} is not a regular file of its own")
+        raise InvalidImage(f"The image is invalid: {path.name} is not a regular file with a single link")
     os.chown(path, 0, 0)
     path.chmod(0o644)
 

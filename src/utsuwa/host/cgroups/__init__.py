@@ -1,1 +1,1 @@
-"""Control groups of containers: what they tell, their limits, moving processes between them."""
+"""Control groups of containers: usage, limits, and moving processes."""

@@ -1,7 +1,7 @@
-"""Limits of running containers: what the host can limit, and writes to a container's own cgroups.
+"""Resource limits of running containers: what the host supports, and writing them to cgroups.
 
-The container's own folder is written, not that of its init, so that a limit also binds what a systemd
-inside makes below it. Blocking, but only cgroupfs is touched.
+Limits are written to the container's cgroup, not that of its init, so that they also apply to the cgroups
+that systemd creates in the container. Blocking, but only accesses cgroupfs.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _MEMORY_MAX = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.m
 
 @dataclass(frozen=True)
 class LimitFacts:
-    """What of the host decides which limits can be set, and how."""
+    """Facts about the host that determine which limits can be set, and how."""
 
     cpus: frozenset[int]
-    """The CPUs that are online and that this host's cgroups may use."""
+    """The CPUs that are online and available to this host's cgroups."""
     isolated: frozenset[int] = frozenset()
-    """Those that the kernel's command line keeps from ordinary processes."""
+    """CPUs that the kernel's command line isolates."""
     memory: int = 0
-    """Bytes of memory in all."""
+    """Total memory in bytes."""
     controllers: Mapping[str, int] = field(default_factory=dict)
-    """Controllers and the version (1 or 2) of the hierarchy that has them."""
+    """Controllers and the cgroup version (1 or 2) of their hierarchy."""
     swap: bool = False
-    """Whether swap is accounted for."""
+    """Whether swap accounting is enabled."""
     swappiness: int = 60
-    """How readily the kernel swaps where nothing else is said."""
+    """The default swappiness."""
     huge_pages: frozenset[str] = frozenset()
-    """Sizes of huge pages as cgroups name them: `2MB`."""
+    """Sizes of huge pages in the spelling of cgroup files: `2MB`."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One file of a controller, and the config key that it is written for."""
+    """One file of a controller, and the config key that determines its value."""
 
     key: str
     controller: str
@@ -53,19 +53,19 @@ class Knob:
 
     @property
     def lxc(self) -> str:
-        """Its name in a container's lxc.conf."""
+        """The key for it in lxc.conf."""
         return f"lxc.cgroup2.{self.file}" if self.version == 2 else f"lxc.cgroup.{self.file}"
 
 
 Plan = Mapping[Knob, str]
-"""What each file shall hold, in the order of writing."""
+"""The value of each file, in the order of writing."""
 
 Written = list[tuple[Path, str]]
-"""Files that were written, with what they held before."""
+"""Files that were written, with their previous values."""
 
 
 def look_at_host(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
-    """The host as it is now: CPUs come and go."""
+    """Return the host's current facts; CPUs may be hot-plugged."""
     mounts = cgroups.controllers(proc)
     controllers = {name: version for name, (version, _) in mounts.items()}
     online = parse_cpu_list(_text(sys / "devices/system/cpu/online") or "0")
@@ -81,7 +81,7 @@ def look_at_host(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
 
 
 def _allowed(mounts: Mapping[str, tuple[int, Path]]) -> set[int]:
-    """The CPUs of the uppermost cgroup; empty where there are no cpusets."""
+    """Return the CPUs of the root cgroup; empty without cpusets."""
     if "cpuset" not in mounts:
         return set()
     version, mount = mounts["cpuset"]
@@ -90,14 +90,14 @@ def _allowed(mounts: Mapping[str, tuple[int, Path]]) -> set[int]:
 
 
 def _swap_accounted(mounts: Mapping[str, tuple[int, Path]], proc: Path) -> bool:
-    """On version 2 the uppermost cgroup has no such file, so those below it are asked."""
+    """On version 2 the root cgroup does not have this file, so its children are checked."""
     if "memory" not in mounts:
         return False
     version, mount = mounts["memory"]
     if version == 1:
         return (mount / "memory.memsw.limit_in_bytes").exists()
     folders = [folder for folder in mount.iterdir() if (folder / "memory.max").exists()]
-    if not folders:  # the controller is handed on to none yet: what can swap accounts for it by default
+    if not folders:  # no child has the controller yet: accounting is the default where swap is supported
         return (proc / "swaps").exists()
     return any((folder / "memory.swap.max").exists() for folder in folders)
 
@@ -110,7 +110,7 @@ def _total_memory(proc: Path) -> int:
 
 
 def _huge_page_sizes(folder: Path) -> Iterable[str]:
-    """The kernel's folders are in kB, cgroups' names in the largest unit."""
+    """The kernel names its directories in kB, cgroup files use the largest unit."""
     for entry in folder.glob("hugepages-*kB"):
         kilobytes = int(entry.name.removeprefix("hugepages-").removesuffix("kB"))
         for unit, size in (("GB", 1024 * 1024), ("MB", 1024), ("KB", 1)):
@@ -123,10 +123,10 @@ def _huge_page_sizes(folder: Path) -> Iterable[str]:
 
 
 def change(pid: int, plan: Plan, proc: Path = _PROC) -> Written:
-    """Write the files of the container whose init is `pid`; all of them, or none.
+    """Write the files of the container whose init is `pid`; all or none.
 
-    Raises InvalidConfig, naming the key, where the kernel refuses one or the container uses more than
-    it would be left. A container that has ended in the meantime takes everything.
+    Raises InvalidConfig, naming the key, if the kernel rejects a value or the container's usage exceeds
+    the new limit. Does nothing if the container has ended.
     """
     folders = cgroups.folders_of(pid, proc)
     if not folders:
@@ -145,7 +145,7 @@ def change(pid: int, plan: Plan, proc: Path = _PROC) -> Written:
 
 
 def restore(written: Written) -> None:
-    """Put back what `change` wrote over, as far as the container is still there."""
+    """Restore the values that `change` overwrote, if the container still exists."""
     for path, before in reversed(written):
         try:
             cgroups.write(path, before)
@@ -155,8 +155,8 @@ def restore(written: Written) -> None:
 
 
 def _in_order(plan: Plan, folders: Mapping[str, Path]) -> list[tuple[Knob, Path, str]]:
-    """With their files. On version 1 the limit of memory and swap together never is the lower one:
-    what rises is written before the limit of memory alone, what falls after it."""
+    """Add the paths and order the writes. On version 1 the limit of memory and swap together may never be
+    below that of memory: it is written first if raised, and last if lowered."""
     steps = [(knob, _path(knob, folders), value) for knob, value in plan.items()]
     for knob, path, value in steps:
         if knob.file == "memory.memsw.limit_in_bytes" and _rises(path, value):
@@ -177,7 +177,7 @@ def _rises(path: Path, value: str) -> bool:
 
 
 def _check_use(knob: Knob, folder: Path, value: str) -> None:
-    """Refuse what the kernel would take, but at the container's cost."""
+    """Reject values that the kernel would accept, but at the expense of the container's processes."""
     if not value.isdecimal():
         return
     if knob.file == "pids.max":
@@ -191,7 +191,7 @@ def _check_use(knob: Knob, folder: Path, value: str) -> None:
 
 
 def _make_room(knob: Knob, folder: Path, limit: int) -> None:
-    """Version 2 would kill until the limit holds: take away what can be had without that first."""
+    """Reclaim memory first: on version 2, lowering the limit would kill processes until usage is below it."""
     if _number(folder / "memory.current") <= limit:
         return
     high = folder / "memory.high"
@@ -207,8 +207,8 @@ def _make_room(knob: Knob, folder: Path, limit: int) -> None:
 
 def _memory_in_use(knob: Knob, limit: int, used: int) -> InvalidConfig:
     return InvalidConfig(
-        f"Cannot set {knob.key!r} to {limit} bytes: the instance uses {used} bytes now, and they cannot "
-        "be taken from it; end something inside first, or choose a higher limit"
+        f"Cannot set {knob.key!r} to {limit} bytes: the instance uses {used} bytes, which cannot "
+        "be reclaimed; stop something inside first, or choose a higher limit"
     )
 
 
@@ -242,9 +242,9 @@ _DISK_WEIGHTS = (
 
 
 def disk_weights(pid: int, proc: Path = _PROC) -> list[tuple[int, str, str, int]]:
-    """Version, controller, name and usual value of the files that weigh a container's disk requests.
+    """Return version, controller, name and default value of the files for a container's I/O weight.
 
-    There is one for each scheduler that the kernel was built with; which of them counts is the disk's choice.
+    There is one for each I/O scheduler of the kernel; the disk's scheduler determines which one applies.
     """
     folders = cgroups.folders_of(pid, proc)
     return [
@@ -258,15 +258,15 @@ def disk_weights(pid: int, proc: Path = _PROC) -> list[tuple[int, str, str, int]
 
 
 def pinned(pid: int, proc: Path = _PROC) -> frozenset[int]:
-    """The CPUs that the container is held to; empty where it is to none, or has ended."""
+    """Return the CPUs that the container is pinned to; empty if it is not pinned or has ended."""
     path = _cpuset(pid, proc)
     return frozenset(parse_cpu_list(_text(path))) if path else frozenset()
 
 
 def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
-    """Hold a container to these CPUs, None for all that its parent has; raises OSError.
+    """Pin a container to these CPUs, or to all of its parent for None. Raises OSError.
 
-    A container that has ended takes anything.
+    Does nothing if the container has ended.
     """
     path = _cpuset(pid, proc)
     if path is None:
@@ -282,7 +282,7 @@ def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
 
 
 def _pin_v1(path: Path, cpus: Iterable[int]) -> None:
-    """Version 1 refuses to take from a cgroup what one below it still has: those give way first."""
+    """Version 1 rejects removing CPUs that a descendant still has: change descendants first."""
     wanted = frozenset(cpus)
     cgroups.write(path, cpu_list(wanted | parse_cpu_list(_text(path))))
     for child in path.parent.iterdir():
@@ -299,7 +299,7 @@ def _cpuset(pid: int, proc: Path) -> Path | None:
 
 
 def cpu_list(cpus: Iterable[int]) -> str:
-    """`0-3,8`, as the kernel writes it."""
+    """Format as the kernel does: `0-3,8`."""
     ranges: list[list[int]] = []
     for cpu in sorted(cpus):
         if ranges and ranges[-1][1] == cpu - 1:
@@ -313,11 +313,11 @@ def cpu_list(cpus: Iterable[int]) -> str:
 
 
 Rlimit = tuple[int, int]
-"""Soft and hard; -1 is unlimited."""
+"""Soft and hard limit; -1 is unlimited."""
 
 
 def rlimits(pid: int, names: Iterable[str]) -> dict[str, Rlimit]:
-    """Limits of a process by their names in small letters (`nofile`); none where it has ended."""
+    """Return limits of a process by lower-case name (`nofile`); empty if it has ended."""
     try:
         return {name: resource.prlimit(pid, _number_of(name)) for name in names}
     except ProcessLookupError:
@@ -325,7 +325,7 @@ def rlimits(pid: int, names: Iterable[str]) -> dict[str, Rlimit]:
 
 
 def set_rlimits(pid: int, limits: Mapping[str, Rlimit]) -> dict[str, Rlimit]:
-    """Set limits of a process and give those it had; all or none. Raises InvalidConfig."""
+    """Set limits of a process, all or none, and return the previous ones. Raises InvalidConfig."""
     before: dict[str, Rlimit] = {}
     for name, limit in limits.items():
         try:
@@ -341,7 +341,7 @@ def set_rlimits(pid: int, limits: Mapping[str, Rlimit]) -> dict[str, Rlimit]:
 
 
 def numbered(limits: Mapping[str, Rlimit]) -> list[tuple[int, int, int]]:
-    """With the kernel's numbers in place of the names."""
+    """Return the limits with the kernel's numbers instead of names."""
     return [(_number_of(name), soft, hard) for name, (soft, hard) in limits.items()]
 
 
@@ -358,7 +358,7 @@ _RLIMITS = {
         )
     )
 }
-"""The kernel's numbers; Python has no names for all of them. The same on all architectures but
+"""The kernel's numbers, as Python does not define all of them. The same on all architectures except
 alpha, mips and sparc."""
 
 

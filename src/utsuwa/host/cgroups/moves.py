@@ -1,9 +1,9 @@
-"""What the kernel makes wait for around cgroups: moving a process into one, and killing all that is in one.
+"""Slow cgroup operations of the kernel: moving a process into a cgroup, and killing all processes of one.
 
-Before a process moves, the kernel waits until every fork and exit in the whole system goes by a slower
-way (an RCU grace period: 8 to 20 ms); further moves within about 15 ms do not wait again. liblxc's
-monitor moves once when a container starts and once when it ends. So whoever knows that such a move
-is near asks for one ahead, while other work goes on.
+Before a process moves, the kernel waits until every fork and exit in the whole system takes a slower path
+(an RCU grace period: 8 to 20 ms); further moves within about 15 ms do not wait again. liblxc's monitor
+moves once when a container starts and once when it ends. So code that expects such a move performs
+another one in advance, in parallel with other work.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from utsuwa.host.cgroups import tree as cgroups
 
 _STAYS_WARM = 0.008
-"""Seconds after one move in which the next one surely does not wait."""
+"""Seconds after a move in which the next one certainly does not wait."""
 _KEPT_WARM = 0.5
-"""Seconds for which `kept_warm` goes on at most."""
+"""Maximum duration of `kept_warm` in seconds."""
 
 _PROC = Path("/proc")
 _warmed = 0.0
@@ -27,9 +27,9 @@ _running: set[asyncio.Future[None]] = set()
 
 
 def warm(proc: Path = _PROC) -> None:
-    """Have the kernel get ready for a move, by moving this process to where it is. Blocking.
+    """Prepare the kernel for a move by moving this process to its current cgroup. Blocking.
 
-    Nothing changes by that, and nothing is lost where it cannot be done.
+    This changes nothing, and a failure is harmless.
     """
     global _warmed
     _warmed = time.monotonic()
@@ -41,7 +41,7 @@ def warm(proc: Path = _PROC) -> None:
 
 
 def warm_soon() -> None:
-    """`warm` beside what else goes on; does nothing where that has just been done."""
+    """Run `warm` in the background, unless that has just been done."""
     if time.monotonic() - _warmed < _STAYS_WARM:
         return
     future = asyncio.get_running_loop().run_in_executor(None, warm)
@@ -50,14 +50,14 @@ def warm_soon() -> None:
 
 
 def moved() -> None:
-    """A process has just been moved by somebody else, a helper or liblxc: as good as `warm`."""
+    """Note that the helper or liblxc has just moved a process, which has the same effect as `warm`."""
     global _warmed
     _warmed = time.monotonic()
 
 
 @contextlib.asynccontextmanager
 async def kept_warm() -> AsyncIterator[None]:
-    """Moves in the block, or near its end, do not wait; for half a second at most."""
+    """Keep moves from waiting during the block and shortly after it; for half a second at most."""
     task = asyncio.create_task(_keep_warm())
     try:
         yield
@@ -72,18 +72,18 @@ async def _keep_warm() -> None:
 
 
 def container_folder(init_pid: int, name: str, proc: Path = _PROC) -> Path | None:
-    """The cgroup of a running container in version 2's hierarchy, for `kill_all`; None without one.
+    """Return the cgroup v2 of a running container, for `kill_all`; None if it has none.
 
-    `name` is the container's for liblxc: a cgroup that is not named after it is not given.
+    `name` is the container's name in liblxc: a cgroup that is not named after it is not returned.
     """
     folder = cgroups.folders_of(init_pid, proc).get(cgroups.UNIFIED)
     return folder if folder is not None and cgroups.is_payload_of(folder, name) else None
 
 
 def kill_all(folder: Path) -> None:
-    """Kill all processes in a cgroup at once, where the kernel can (5.14). Blocking: it waits for moves.
+    """Kill all processes in a cgroup at once, if the kernel can (5.14). Blocking: it waits for moves.
 
-    An init that is killed takes its time before it kills the others.
+    An init that is killed on its own takes time to kill the others.
     """
     with contextlib.suppress(OSError):  # an older kernel, or all have just ended
         cgroups.write(folder / "cgroup.kill", "1")

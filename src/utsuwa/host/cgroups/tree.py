@@ -1,7 +1,7 @@
-"""What the cgroups of containers tell, on v1, v2 and hybrids of both. Blocking, but cgroupfs alone is asked.
+"""The cgroups of containers on v1, v2 and hybrid hosts. Blocking, but only accesses cgroupfs.
 
-A container's cgroup is found by its init. A systemd inside moves itself into `init.scope`, so the
-path is cut back to the container's own folder, which liblxc names `lxc.payload.<storage name>`.
+A container's cgroup is found by its init. systemd moves itself into `init.scope`, so the path is truncated to
+the container's own cgroup, which liblxc names `lxc.payload.<storage name>`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAYLOAD_PREFIX = "lxc.payload."
-"""How liblxc names a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
+"""Prefix of a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
 
 UNIFIED = ""
-"""The name under which version 2 stands beside the controllers of version 1."""
+"""The key of the version 2 hierarchy among the controllers of version 1."""
 _V1_CONTROLLERS = (
     *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc"),
     *("net_cls", "net_prio", "perf_event", "pids", "rdma"),
 )
-"""Among a hierarchy's mount options, these are controllers."""
+"""The mount options of a hierarchy that are controllers."""
 _PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted hierarchy: where, and which of its cgroups is visible as its root."""
+    """A mounted hierarchy: its mount point, and the cgroup that is visible as its root."""
 
     mount: Path
     root: str
 
 
 def frozen(pid: int, proc: Path = _PROC) -> bool:
-    """Whether the container of this init is frozen, or about to be; False where it has ended."""
+    """Return whether the container of this init is frozen or being frozen; False if it has ended."""
     folders = folders_of(pid, proc)
     if "freezer" in folders and _text(folders["freezer"] / "freezer.state") in ("FROZEN", "FREEZING"):
         return True
@@ -44,7 +44,7 @@ def frozen(pid: int, proc: Path = _PROC) -> bool:
 
 
 def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
-    """The container's own folder in each hierarchy by controller; v2 under the empty name."""
+    """Return the container's cgroup in each hierarchy by controller; v2 under the empty name."""
     hierarchies = _hierarchies(proc)
     own = dict(_paths(proc / "self" / "cgroup"))
     folders = {}
@@ -57,7 +57,7 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
 
 
 def own_folder(proc: Path = _PROC) -> Path | None:
-    """The folder of this process's cgroup in one of the hierarchies; None where no hierarchy is mounted."""
+    """Return this process's cgroup in one of the hierarchies; None if no hierarchy is mounted."""
     hierarchies = _hierarchies(proc)
     for names, path in _paths(proc / "self" / "cgroup"):
         for name in names.split(","):
@@ -67,10 +67,10 @@ def own_folder(proc: Path = _PROC) -> Path | None:
 
 
 def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
-    """The controllers that containers can have: version (1 or 2) and mount point of their hierarchy.
+    """Return the controllers available to containers: version (1 or 2) and mount point of their hierarchy.
 
-    Beside version 1 what version 2 still has does not count: liblxc hands it on to containers only
-    where there is nothing else.
+    On a hybrid host, controllers of version 2 are ignored: liblxc delegates them to containers only if
+    there is no other hierarchy.
     """
     hierarchies = _hierarchies(proc)
     found = {name: (1, hierarchies[name].mount) for name in _V1_CONTROLLERS if name in hierarchies}
@@ -81,9 +81,9 @@ def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
 
 
 def container_path(path: str, own: str = "/") -> str:
-    """The container's own cgroup, where `path` is that of its init and `own` that of the daemon.
+    """Return the container's cgroup, given those of its init (`path`) and of the daemon (`own`).
 
-    A daemon that runs in such a container itself has that one's name on the way: it is passed over.
+    If the daemon itself runs in a container, that container's name in the path is skipped.
     """
     passed_over = sum(part.startswith(PAYLOAD_PREFIX) for part in own.split("/"))
     parts = path.split("/")
@@ -96,32 +96,32 @@ def container_path(path: str, own: str = "/") -> str:
 
 
 def payloads(name: str, proc: Path = _PROC) -> list[Path]:
-    """The cgroups of all containers of the daemon whose cgroup is `name`, in every hierarchy."""
+    """Return the cgroups, in every hierarchy, of all containers of the daemon whose cgroup is `name`."""
     parents = _places(proc)
     found = [folder for parent in parents for folder in _folders_in(parent / name)]
     return [folder for folder in found if folder.name.startswith(PAYLOAD_PREFIX)]
 
 
 def is_payload_of(folder: Path, container: str) -> bool:
-    """Whether a cgroup has the name that a container's own gets."""
+    """Return whether a cgroup is named as that of the container."""
     return re.fullmatch(rf"{re.escape(PAYLOAD_PREFIX + container)}(?:-[0-9]+)?", folder.name) is not None
 
 
 def processes(folder: Path) -> set[int]:
-    """The processes in a cgroup and below it."""
+    """Return the processes in a cgroup and its descendants."""
     found = {int(pid) for pid in _lines(folder / "cgroup.procs") if pid.isdigit()}
     return found.union(*(processes(below) for below in _folders_in(folder)))
 
 
 def thaw(folder: Path) -> None:
-    """Let frozen processes of a cgroup go on, without liblxc; does nothing where they are not frozen."""
+    """Thaw a cgroup without liblxc; does nothing if it is not frozen."""
     for file, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-        with contextlib.suppress(OSError):  # not of this hierarchy
+        with contextlib.suppress(OSError):  # not in this hierarchy
             write(folder / file, text)
 
 
 def write(file: Path, text: str) -> None:
-    """In one system call, as cgroupfs wants it; never makes a file."""
+    """Write in one system call, as cgroupfs requires; never creates a file."""
     descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(descriptor, text.encode())
@@ -130,11 +130,11 @@ def write(file: Path, text: str) -> None:
 
 
 def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None) -> bool:
-    """Take away the cgroup `name` of a daemon (its `lxc.cgroup.dir`) wherever nothing is left in it.
+    """Remove the cgroup `name` of a daemon (its `lxc.cgroup.dir`) in all hierarchies where it is unused.
 
-    liblxc makes it at the root of a hierarchy or below the cgroup in which the daemon runs itself.
-    With `container` only what liblxc made for that one goes: a monitor that was killed, or whose
-    container did not start, leaves its cgroups. What still has processes stays, which gives False.
+    liblxc creates it at the root of a hierarchy or below the daemon's own cgroup. With `container`, only the
+    cgroups that liblxc created for that container are removed: a monitor that was killed, or whose container
+    did not start, leaves them behind. Cgroups with processes are kept; returns False if there are any.
     """
     wanted = re.compile(rf"lxc\.(?:monitor|payload)\.{re.escape(container or '')}(?:-[0-9]+)?")
     gone = True
@@ -149,7 +149,7 @@ def remove_unused(name: str, proc: Path = _PROC, *, container: str | None = None
 
 
 def _places(proc: Path) -> set[Path]:
-    """Where liblxc may have made a daemon's cgroup."""
+    """Return where liblxc may have created a daemon's cgroup."""
     hierarchies = _hierarchies(proc)
     parents = {hierarchy.mount for hierarchy in hierarchies.values()}
     for controllers, path in _paths(proc / "self" / "cgroup"):
@@ -160,7 +160,7 @@ def _places(proc: Path) -> set[Path]:
 
 
 def _remove_empty(cgroup: Path) -> bool:
-    """Remove a cgroup with all below it, but for those that have processes and the way to them."""
+    """Remove a cgroup and its descendants, except those with processes and their ancestors."""
     for folder in _folders_in(cgroup):
         _remove_empty(folder)
     try:
@@ -188,7 +188,7 @@ def _folder(hierarchy: Hierarchy, path: str) -> Path:
 
 @functools.cache
 def _hierarchies(proc: Path) -> dict[str, Hierarchy]:
-    """The mounted hierarchies by controller, v2 under the empty name; the host's do not change."""
+    """Return the mounted hierarchies by controller, v2 under the empty name (cached)."""
     found: dict[str, Hierarchy] = {}
     for line in _lines(proc / "self" / "mountinfo"):
         before, _, after = line.partition(" - ")
@@ -203,7 +203,7 @@ def _hierarchies(proc: Path) -> dict[str, Hierarchy]:
 
 
 def _paths(file: Path) -> Iterator[tuple[str, str]]:
-    """Controllers and path of each line of a `cgroup` file of /proc; nothing where the process is gone."""
+    """Yield controllers and path of each line of a `cgroup` file of /proc; nothing if the process is gone."""
     for line in _lines(file):
         _hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -222,6 +222,6 @@ def _text(file: Path) -> str | None:
 
 
 def _fields(file: Path) -> dict[str, int]:
-    """The `name number` lines of a file."""
+    """Parse the `name number` lines of a file."""
     pairs = (line.split() for line in _lines(file))
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

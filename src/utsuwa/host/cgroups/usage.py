@@ -1,4 +1,4 @@
-"""What running containers use, read from their cgroups. Blocking, but only reads of cgroupfs."""
+"""Resource usage of running containers, read from their cgroups. Blocking, but only reads cgroupfs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from utsuwa.host.cgroups.tree import UNIFIED, folders_of
 
 _PROC = Path("/proc")
 _NUMBER = 32
-"""Bytes that hold a number of the kernel."""
+"""Bytes that are enough for one number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a container uses; 0 where the host does not account for it."""
+    """Resource usage of a container; 0 where the host has no accounting for it."""
 
     cpu_ns: int = 0
     memory: int = 0
@@ -27,15 +27,15 @@ class Usage:
 
 
 class Meter:
-    """Reads what one container uses. Its cgroups are looked up once: they stay the same while it runs.
+    """Reads the usage of one container. Its cgroups are looked up once, as they do not change while it runs.
 
-    The files are opened for each reading: kept open, they would hold a page of the kernel's each.
+    The files are opened for each reading: each open file would occupy a page of kernel memory.
     """
 
     __slots__ = ("_cpu", "_cpu_stat", "_memory", "_memory_and_swap", "_processes", "_swap")
 
     def __init__(self, pid: int, proc: Path = _PROC) -> None:
-        """`pid` is that of the container's init; ProcessLookupError where it has ended."""
+        """`pid` is the container's init. Raises ProcessLookupError if it has ended."""
         folders = folders_of(pid, proc)
         if not folders:
             raise ProcessLookupError(f"No process {pid} with cgroups")
@@ -48,7 +48,7 @@ class Meter:
         self._memory_and_swap: tuple[str, ...] = ()
         if memory is not None:
             self._memory = (f"{memory}/memory.usage_in_bytes", f"{memory}/memory.max_usage_in_bytes")
-            # Version 1 counts memory, and memory and swap together.
+            # Version 1 counts memory alone, and memory and swap together.
             self._memory_and_swap = (
                 f"{memory}/memory.memsw.usage_in_bytes",
                 f"{memory}/memory.memsw.max_usage_in_bytes",

@@ -1,1 +1,1 @@
-"""Files of the daemon's own and of containers, reached by handles that cannot be left."""
+"""Access to files of the daemon and of containers that cannot escape from a given directory."""

@@ -1,4 +1,4 @@
-"""Small files of the daemon's own, written whole or not at all and with their final mode."""
+"""Small files of the daemon, written atomically and with their final mode."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from utsuwa.host import syscalls
 
 
 def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write `path` in place of what is there; its folder belongs to the daemon alone. Blocking.
+    """Replace the file `path` atomically; its directory must belong to the daemon alone. Blocking.
 
-    A reader sees the old or the new text, never a part. Raises OSError.
+    Readers see either the old or the new text. Raises OSError.
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
@@ -26,9 +26,9 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def read_below(folder: Path, name: str, limit: int) -> bytes | None:
-    """The regular file `name` somewhere below `folder`, no symlink on the way; None where it is not there.
+    """Read the regular file `name` below `folder`, without following symlinks; None if it does not exist.
 
-    Blocking. Raises OSError for links and other kinds of files, TooLarge for more than `limit` bytes.
+    Blocking. Raises OSError for symlinks and other types of files, TooLarge for more than `limit` bytes.
     """
     try:
         root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

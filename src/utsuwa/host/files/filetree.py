@@ -1,8 +1,8 @@
-"""Files of a container, reached from the host by ways that cannot lead out of it.
+"""Access from the host to files of a container, confined to its root.
 
-Paths are resolved by the kernel as if the tree were the root (`openat2` with RESOLVE_IN_ROOT and no
-magic links): absolute symlinks and `..` stay inside, mounts are crossed. Only regular files are
-opened, after a look at what a path is, so that no FIFO or device holds the caller up.
+The kernel resolves paths as if the tree were the root (`openat2` with RESOLVE_IN_ROOT and no magic
+links): absolute symlinks and `..` stay inside, mounts are crossed. Only regular files are opened, after
+checking the file type, so that no FIFO or device blocks the caller.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 _ATTEMPTS = 100
-"""How often a look-up is repeated that something raced with (EAGAIN)."""
+"""Maximum number of retries of a lookup that raced with a rename (EAGAIN)."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SMALL = 200
-"""Entries of a tree that is removed here; starting a program takes longer than that."""
+"""Largest number of entries that are removed in this process; starting a program takes longer."""
 _DEEP = 50
-"""Levels of folders, each of which holds a descriptor meanwhile."""
+"""Maximum depth of directories, each of which needs an open descriptor."""
 
 
 class FileTree:
     """The tree below `root`: a mounted rootfs, or `/proc/<init>/root`. Blocking; a context manager.
 
-    `idmap` is the map through which the tree is seen: ids that methods take are the container's.
-    Paths are absolute inside or relative to the root. Raises NotFound, InvalidRequest (not a regular
-    file), TooLarge, OutOfSpace or HostError.
+    `idmap` is the id map of the tree's mount: ids in arguments are the container's. Paths are relative to the
+    root, or absolute as seen inside. Raises NotFound, InvalidRequest (not a regular file), TooLarge,
+    OutOfSpace or HostError.
     """
 
     def __init__(self, root: Path, idmap: IdMap) -> None:
@@ -58,7 +58,7 @@ class FileTree:
         self.close()
 
     def exists(self, path: str) -> bool:
-        """Whether the path leads to anything, symlinks followed."""
+        """Return whether the path exists, following symlinks."""
         try:
             os.close(self._open(path, os.O_PATH))
         except FileNotFoundError:
@@ -68,15 +68,15 @@ class FileTree:
         return True
 
     def read(self, path: str, limit: int) -> bytes:
-        """The whole file, at most `limit` bytes."""
+        """Return the content of a file of at most `limit` bytes."""
         return self._inside(path, lambda: self._read(path, limit))
 
     def write(
         self, path: str, data: bytes, *, mode: int = 0o644, uid: int = 0, gid: int = 0, parents: bool = False
     ) -> None:
-        """Make the file hold `data`. A new one gets `mode` and the owner; one that is there keeps its own.
+        """Write `data` to the file. A new file gets `mode` and `owner`; an existing one keeps its own.
 
-        `parents` makes missing folders (0755, owned by the container's root).
+        With `parents`, missing directories are created (0755, owned by the container's root).
         """
         owner = (self._idmap.host_uid(uid), self._idmap.host_gid(gid))
 
@@ -88,7 +88,7 @@ class FileTree:
         self._inside(path, work)
 
     def make_folder(self, path: str) -> None:
-        """Make a folder that is not there, with those above it (0755, owned by the container's root)."""
+        """Create a directory and its missing parents (0755, owned by the container's root)."""
 
         def work() -> None:
             self._make_parents(f"{path}/inside")
@@ -108,10 +108,10 @@ class FileTree:
             except OSError as error:
                 if error.errno != errno.EAGAIN:
                     raise
-        raise OSError(errno.EAGAIN, "something keeps moving folders on the way", path)
+        raise OSError(errno.EAGAIN, "directories in the path keep being renamed", path)
 
     def _open_regular(self, path: str, flags: int) -> int:
-        """Look what it is first, then open exactly that."""
+        """Check the file type first, then open the same inode."""
         looked = self._open(path, os.O_PATH)
         try:
             if not stat.S_ISREG(os.fstat(looked).st_mode):
@@ -134,7 +134,7 @@ class FileTree:
         try:
             fd = self._open_regular(path, os.O_WRONLY | os.O_TRUNC)
         except FileNotFoundError:
-            # A symlink that leads nowhere yet is followed here too: its target is made, inside the tree.
+            # A dangling symlink is followed too: its target is created, inside the tree.
             fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600)
             with os.fdopen(fd, "wb") as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -159,13 +159,13 @@ class FileTree:
         above = self._open(str(folder.parent), os.O_PATH | os.O_DIRECTORY)
         try:
             os.mkdir(folder.name, 0o755, dir_fd=above)
-            os.chmod(folder.name, 0o755, dir_fd=above)  # whatever the umask
+            os.chmod(folder.name, 0o755, dir_fd=above)  # regardless of the umask
         finally:
             os.close(above)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of the daemon's with all that is in it, or do nothing where it is not there.
+    """Remove a directory of the daemon and its content; does nothing if it does not exist.
 
     Symlinks are removed, not followed; other file systems are not entered. Raises ProcessFailed.
     """
@@ -173,12 +173,12 @@ def remove_tree(path: Path) -> None:
         if _removed(path):
             return
     except OSError:
-        pass  # `rm` says what is in the way, and goes on behind it
+        pass  # `rm` reports the reason, and continues with the rest
     run_blocking(["rm", "-rf", "--one-file-system", "--", str(path.absolute())], timeout=3600)
 
 
 def _removed(path: Path) -> bool:
-    """Remove a small tree without a program for it; False where there is more of it than is quick."""
+    """Remove a small tree in this process; return False if it is too large for that."""
     try:
         folder = os.open(path, _FOLDER)
     except FileNotFoundError:
@@ -193,7 +193,7 @@ def _removed(path: Path) -> bool:
 
 
 def _emptied(folder: int, device: int, left: list[int], depth: int) -> bool:
-    """Empty a folder of at most `left` entries; False where there are more, or what is not removed here."""
+    """Empty a directory of at most `left` entries; return False if that is left to `rm`."""
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     left[0] -= len(found)
@@ -216,7 +216,7 @@ def _emptied(folder: int, device: int, left: list[int], depth: int) -> bool:
 def _translated(error: OSError, path: str) -> Exception:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
-            return NotFound(f"{path} is not there")
+            return NotFound(f"{path} does not exist")
         case errno.ENOSPC | errno.EDQUOT:
             return OutOfSpace(f"No space left while writing {path}")
         case errno.EISDIR | errno.ENXIO | errno.ELOOP:

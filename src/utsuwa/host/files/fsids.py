@@ -1,8 +1,8 @@
-"""Work that must be done with the file-system ids of a container's root.
+"""Work that must run with the file-system ids of a container's root.
 
-The kernel creates files below an idmapped mount only for ids that the map knows, and gives an
-overlay of idmapped layers the ids of the thread that mounts it. Such work runs in a thread of its
-own that ends with it, so that no thread of a pool keeps changed credentials.
+The kernel creates files below an idmapped mount only for mapped ids, and an overlay of idmapped layers
+uses the ids of the thread that mounts it. Such work runs in a dedicated thread, so that no thread of a
+pool keeps changed credentials.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def as_container_root(idmap: IdMap, work: Callable[[], T]) -> T:
     """Run `work` in a thread with the host ids of the container's root and all capabilities. Blocking.
 
-    The thread's working directory and umask are its own. What `work` raises is raised here.
+    The thread has its own working directory and umask. Exceptions of `work` are raised here.
     """
     result: list[T] = []
     failure: list[BaseException] = []
@@ -30,7 +30,7 @@ def as_container_root(idmap: IdMap, work: Callable[[], T]) -> T:
             syscalls.unshare(syscalls.CLONE_FS)
             syscalls.setfsgid(idmap.host_gid(0))
             syscalls.setfsuid(idmap.host_uid(0))
-            syscalls.raise_capabilities()  # a change of the file-system uid took some away
+            syscalls.raise_capabilities()  # changing the file-system uid dropped some
             result.append(work())
         except BaseException as error:
             failure.append(error)

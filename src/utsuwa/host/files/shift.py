@@ -1,7 +1,7 @@
-"""Owners moved from one id map to another, on disk: only where the kernel cannot map mounts.
+"""Shifting of owners on disk from one id map to another, where the kernel does not support idmapped mounts.
 
-Everything that holds an id is moved: owner and group, the ids in POSIX ACLs, and the root id of file
-capabilities. Modes are kept (a change of owner would clear the setuid bits).
+Shifts owner and group, the ids in POSIX ACLs, and the root id of file capabilities. Modes are kept
+(changing the owner would clear the setuid bits).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _CAP_REVISION_2, _CAP_REVISION_3 = 0x02000000, 0x03000000
 
 @dataclass(frozen=True)
 class Shift:
-    """From the ids that `old` gives on disk to those that `new` gives; privileged means unshifted.
+    """A shift from the on-disk ids of `old` to those of `new`; a privileged map means unshifted ids.
 
-    `resumed` says that an earlier pass was cut off: ids that `new` gives already are left then.
+    `resumed` means that an earlier pass was interrupted: ids that already belong to `new` are left unchanged.
     """
 
     old: IdMap
@@ -41,7 +41,7 @@ class Shift:
 
 
 def _moved(old: tuple[IdRange, ...], new: tuple[IdRange, ...], on_disk: int, resumed: bool) -> int:
-    """The new id on disk; an id that one of the maps does not have stays as it is."""
+    """Return the new id on disk; an id that is not in both maps is unchanged."""
     if resumed and new and _inside(new, on_disk) is not None:
         return on_disk
     inside = _inside(old, on_disk)
@@ -56,7 +56,7 @@ def _moved(old: tuple[IdRange, ...], new: tuple[IdRange, ...], on_disk: int, res
 
 
 def _inside(ranges: tuple[IdRange, ...], host: int) -> int | None:
-    """The container's id behind a host's, None where there is none."""
+    """Return the container's id for a host's, or None if it is not mapped."""
     if not ranges:
         return host
     for r in ranges:
@@ -66,10 +66,10 @@ def _inside(ranges: tuple[IdRange, ...], host: int) -> int | None:
 
 
 def shift_owners(root: str | os.PathLike[str], shift: Shift) -> None:
-    """Move the owners of a tree that nothing else changes meanwhile, without leaving its file system.
+    """Shift the owners of a tree, which nothing else may change meanwhile, within its file system.
 
-    Blocking. Symlinks are changed, never followed. A tree that is cut off in between is finished by
-    another pass with `resumed` set. Raises OSError.
+    Blocking. Symlinks are changed, never followed. After an interruption, another pass with `resumed` set
+    completes the shift. Raises OSError.
     """
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -90,7 +90,7 @@ def _walk(top: int) -> Iterator[tuple[str, list[str], list[str], int]]:
 
 
 def _first_sight(status: os.stat_result, linked: set[int]) -> bool:
-    """Whether this inode comes for the first time: moved twice, an id would end up elsewhere."""
+    """Return whether this inode is seen for the first time: shifted twice, an id would be wrong."""
     if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
         return True
     if status.st_ino in linked:
@@ -131,7 +131,7 @@ def _shift_open(fd: int, shift: Shift) -> None:
 
 
 def shifted_acl(value: bytes, shift: Shift) -> bytes:
-    """A POSIX ACL attribute with its ids moved; one of an unknown form is left as it is."""
+    """Return a POSIX ACL attribute with shifted ids; an unknown format is returned unchanged."""
     if len(value) < 4 or (len(value) - 4) % 8 or struct.unpack_from("<I", value)[0] != _ACL_VERSION:
         return value
     parts = [value[:4]]
@@ -145,7 +145,8 @@ def shifted_acl(value: bytes, shift: Shift) -> bytes:
 
 
 def shifted_capability(value: bytes, shift: Shift) -> bytes:
-    """A file capability for the container's root under the new map (revision 3, or 2 for the host's root)."""
+    """Return a file capability for the container's root in the new map (revision 3, or 2 for the host's
+    root)."""
     if len(value) not in (20, 24):
         return value
     (magic,) = struct.unpack_from("<I", value)

@@ -1,16 +1,16 @@
-"""What must run inside a container's namespaces: a small process of its own, and the daemon's side of it.
+"""The helper: a small process that runs code in containers' namespaces, and the daemon's client for it.
 
-The daemon has threads and an event loop, so it never forks itself into a container. It starts one
-small, single-threaded process that holds liblxc by ctypes and keeps workers forked ahead:
+The daemon has threads and an event loop, so it never forks into a container itself. It starts one small,
+single-threaded process that loads liblxc with ctypes and keeps a number of pre-forked workers:
 
-    daemon ── one SOCK_SEQPACKET socket ──> idle workers, whoever is first takes a request
-       └───── one socketpair a request ───> that worker: replies, signals
+    daemon ── one SOCK_SEQPACKET socket ──> idle workers, the first to receive takes the request
+       └──── one socketpair per request ──> that worker: replies, signals
 
-A request is one message of JSON with file descriptors beside it, the first being the worker's end
-of the request's own socketpair. When that socket closes (the caller gave up, or the daemon died) the
-worker kills what it runs and ends. When the daemon's end of the shared socket closes, all that is
-idle ends.
+A request is a JSON message accompanied by file descriptors, the first of which is the worker's end of the
+request's socketpair. When that socket is closed (the caller gave up, or the daemon died), the worker kills
+the command it runs and exits. When the daemon's end of the shared socket is closed, the idle workers and
+their parent exit.
 
-`client` is the daemon's side. All other modules run in the small process, and so import nothing
-that takes time or memory: no asyncio, no dataclasses, nothing of the rest of Utsuwa.
+`client` is the daemon's side. All other modules run in the helper process, and so must not import
+anything that takes time or memory: no asyncio, no dataclasses, no other part of Utsuwa.
 """

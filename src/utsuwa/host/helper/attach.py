@@ -1,4 +1,4 @@
-"""Running one command inside a container, and ending its session when nobody wants it any more."""
+"""Runs one command inside a container, and kills its session when the caller gives up."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _PTMX_DEVICE = os.makedev(5, 2)
 _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
 _CONTAINER = b"container=lxc"
-"""What liblxc puts into each environment."""
+"""The variable that liblxc adds to every environment."""
 
 
 class Command:
-    """What the request asks for, everything prepared that the new process will need."""
+    """A requested command, with everything prepared that the new process will need."""
 
     def __init__(self, spec: CommandRequest) -> None:
         self.env = [os.fsencode(f"{name}={value}") for name, value in spec["env"].items()]
@@ -44,8 +44,8 @@ class Command:
         self.gid = int(spec["gid"])
         self.terminal = spec["terminal"]
         self.slave = -1
-        """The terminal's slave, kept open until the command ends: a command may let go of its terminal, and
-        open it again by its name. A pty that nobody has open would look like one whose users are all gone."""
+        """The terminal's slave, kept open until the command ends: a command may close its terminal and reopen
+        it by name, while a pty without any open slave looks as if all its users were gone."""
         self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec["rlimits"]]
         self._allow_rlimits()
         self._worker = os.pidfd_open(os.getpid())
@@ -55,20 +55,20 @@ class Command:
         self._program = kernel.Program([os.fsencode(word) for word in spec["argv"]])
 
     def run(self, prepare: Callable[[], None] | None = None) -> int:
-        """In the new process: become the leader of a session and turn into the command."""
+        """In the new process: become a session leader and execute the command."""
         try:
             if self._hold is not None:
                 self._wait_until_released(*self._hold)
             if prepare is not None:
                 prepare()
-            if os.getsid(0) != os.getpid():  # liblxc may have done this for a terminal
+            if os.getsid(0) != os.getpid():  # liblxc may have done this already for a terminal
                 os.setsid()
                 if self.terminal:
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             kernel.set_death_signal(signal.SIGKILL)
-            if self._worker_has_ended():  # before it could be asked for that signal
+            if self._worker_has_ended():  # before the death signal was set
                 return NOT_EXECUTABLE
-            # Python ignores these, and what is ignored stays so across exec.
+            # Python ignores these, and ignored signals stay ignored across exec.
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             os.umask(_DEFAULT_UMASK)
@@ -82,36 +82,36 @@ class Command:
         return NOT_FOUND if failure in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
     def _worker_has_ended(self) -> bool:
-        """The parent's pid says nothing here: seen from inside the container it is 0 either way."""
+        """The parent's pid cannot tell: inside the container it is always 0."""
         poller = select.poll()
         poller.register(self._worker, select.POLLIN)
         return bool(poller.poll(0))
 
     def _allow_rlimits(self) -> None:
-        """In the worker, where there is still the right to raise the hard ones."""
+        """Raise the hard limits, in the worker, which still has the privilege to do so."""
         for number, _soft, hard in self.rlimits:
             soft_now, hard_now = resource.getrlimit(number)
             if _lower(hard_now, hard) != hard:
                 try:
                     resource.setrlimit(number, (soft_now, hard))
                 except (OSError, ValueError):
-                    continue  # without CAP_SYS_RESOURCE: the command gets what there is
+                    continue  # without CAP_SYS_RESOURCE: the command keeps the current limits
 
     def _set_rlimits(self) -> None:
-        """Last of all, for they might be too low for what else is to do."""
+        """Set the limits, as the last step, because they might be too low for other steps."""
         for number, soft, hard in self.rlimits:
             hard = _lower(hard, resource.getrlimit(number)[1])
             resource.setrlimit(number, (_lower(soft, hard), hard))
 
     def _enter_folder(self) -> None:
-        """The working directory, or the root where the container has no such folder."""
+        """Change to the working directory, or to the root if it does not exist in the container."""
         try:
             os.chdir(self.cwd)
         except OSError:
             os.chdir("/")
 
     def run_confined(self, stdio: Sequence[int], confine: Callable[[], None]) -> int:
-        """As `run`, where no liblxc has given the process its streams, its environment and its ids."""
+        """As `run`, but also set up streams, environment and ids, which is otherwise done by liblxc."""
 
         def prepare() -> None:
             confine()
@@ -123,7 +123,7 @@ class Command:
         return self.run(prepare)
 
     def hold(self) -> None:
-        """Before the process is there: have it stop in `run`, where liblxc has done all it does."""
+        """Have the process, which is not created yet, stop in `run` once liblxc has completed its part."""
         self._hold = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def _wait_until_released(self, ours: socket.socket, theirs: socket.socket) -> None:
@@ -132,38 +132,38 @@ class Command:
         ours.recv(1)
 
     def held(self) -> bool:
-        """Wait until the process has got there; False where it has ended instead."""
+        """Wait until the process has stopped there; return False if it has ended instead."""
         assert self._hold is not None
         self._hold[0].close()
         return bool(self._hold[1].recv(8))
 
     def release(self) -> None:
-        """Let it go on. Nothing happens where it has ended."""
+        """Let the process continue; does nothing if it has ended."""
         assert self._hold is not None
         with contextlib.suppress(OSError):
             self._hold[1].send(b"1")
         self._hold[1].close()
 
     def set_environment(self) -> None:
-        """Make this process's environment, which its children inherit, that of the command."""
+        """Set this process's environment, which its children inherit, to that of the command."""
         kernel.set_environment((_CONTAINER, *self.env))
 
     def discard(self) -> None:
-        """Let go of what was prepared, in place of running it."""
+        """Release the prepared resources without running the command."""
         for fd in (self._worker, self.failure, self._tell_failure, self.proc):
             os.close(fd)
 
     def started(self) -> None:
-        """In the worker, once the process is there."""
+        """In the worker: release what only the new process needs, once that exists."""
         os.close(self._tell_failure)
 
-    def let_go_of_terminal(self) -> None:
+    def release_terminal(self) -> None:
         if self.slave >= 0:
             os.close(self.slave)
             self.slave = -1
 
-    def why_not_executed(self) -> int | None:
-        """The errno where the command could not be executed; asked after the process has ended."""
+    def exec_errno(self) -> int | None:
+        """Return the errno if the command could not be executed; to be called after the process has ended."""
         os.set_blocking(self.failure, False)
         try:
             said = os.read(self.failure, 16)
@@ -173,12 +173,12 @@ class Command:
 
 
 def _lower(one: int, other: int) -> int:
-    """The lower of two limits, of which -1 is the highest."""
+    """Return the lower of two limits, where -1 means unlimited."""
     return min((one, other), key=lambda limit: limit & (2**64 - 1))
 
 
 def open_terminal(container: Container, size: TerminalSize) -> tuple[int, int]:
-    """Both ends of a pty: in the container's own devpts where that can be had, else of the host."""
+    """Return both ends of a pty, in the container's devpts if that is accessible, otherwise in the host's."""
     devpts = container.devpts_fd()
     pair = None if devpts is None else _open_in_devpts(devpts)
     master, slave = pair or os.openpty()
@@ -188,7 +188,7 @@ def open_terminal(container: Container, size: TerminalSize) -> tuple[int, int]:
 
 
 def _open_in_devpts(devpts: int) -> tuple[int, int] | None:
-    """The container's root may have put anything in the way: only the real ptmx is taken."""
+    """Open ptmx, verifying that it is genuine: the container's root may have replaced it."""
     try:
         path = kernel.open_beside(devpts, b"ptmx")
     except OSError:
@@ -209,7 +209,7 @@ def _open_in_devpts(devpts: int) -> tuple[int, int] | None:
 
 
 def follow(reply: socket.socket, pid: int, command: Command) -> None:
-    """From the command's start to its end: pass signals on, tell how it ended, or end it."""
+    """Forward signals until the command ends and report how it ended, or kill it if the caller goes away."""
     pidfd = os.pidfd_open(pid)
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
@@ -224,8 +224,8 @@ def follow(reply: socket.socket, pid: int, command: Command) -> None:
             break
         _send_signal(pidfd, int(message.get("signal", 0)))
     _pid, status = os.waitpid(pid, 0)
-    command.let_go_of_terminal()  # before its end is told: only background processes keep it open from now on
-    ended: Ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.why_not_executed()}
+    command.release_terminal()  # before reporting the end: only background processes keep it open now
+    ended: Ended = {"code": os.waitstatus_to_exitcode(status), "errno": command.exec_errno()}
     try:
         protocol.send(reply, ended)
     except OSError:
@@ -248,13 +248,13 @@ def _send_signal(pidfd: int, number: int) -> None:
 
 
 def kill_session(proc: int, leader: int) -> None:
-    """Kill every process of a session; the leader is not reaped yet, so its id is still its own.
+    """Kill every process of a session; the leader is not reaped yet, so its pid cannot have been reused.
 
-    `proc` is a descriptor of the host's /proc, which may be out of sight by now.
+    `proc` is a descriptor of the host's /proc, which may not be reachable by path any more.
 
-    Repeated, for a process may fork while it is looked for. A frozen or hanging one dies later.
+    Repeats the search, because processes may fork meanwhile. Frozen or hanging processes die later.
     """
-    os.kill(leader, signal.SIGKILL)  # in any case: it may not lead its session yet
+    os.kill(leader, signal.SIGKILL)  # in any case: it may not be a session leader yet
     for _ in range(_KILL_ROUNDS):
         members = session_members(proc, leader)
         if not members:
@@ -268,7 +268,7 @@ def kill_session(proc: int, leader: int) -> None:
 
 
 def session_members(proc: int, leader: int) -> list[int]:
-    """The processes of a session that are not zombies."""
+    """Return the processes of a session, except zombies."""
     found = []
     for entry in os.listdir(proc):
         if entry.isdigit():

@@ -20,9 +20,9 @@ from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper import protocol
 from utsuwa.host.helper.messages import (
-    AttachAgainRequest,
     AttachRequest,
     CommandRequest,
+    ConfinedAttachRequest,
     Confinement,
     TerminalSize,
 )
@@ -41,12 +41,12 @@ _END_GRACE = 2.0
 _KILL_GRACE = 5.0
 _SHORT_LIFE = 5.0
 _RESTART_DELAY = 1.0
-"""Seconds to wait where the helper did not live long: something is wrong with liblxc or memory."""
+"""Delay in seconds before restarting a helper that died early, for lack of memory or a problem of liblxc."""
 _ANSWER_TIMEOUT = 30.0
 
 
 class HelperGone(HostError):
-    """The helper or its worker ended before it answered."""
+    """The helper or its worker ended before it replied."""
 
     key = "helper-gone"
 
@@ -56,7 +56,7 @@ class HelperGone(HostError):
 
 @dataclass(frozen=True)
 class Terminal:
-    """A pty for the command: its size, and the host ids that own its slave."""
+    """A pty for a command: its size, and the host ids of the slave's owner."""
 
     width: int
     height: int
@@ -68,10 +68,10 @@ class Terminal:
 
 
 class AttachCache:
-    """The confinement of one running container's commands, for as long as that runs.
+    """The cached confinement of commands in one container, valid as long as it runs.
 
-    What is read back of the first command is applied to the later ones (see `confinement`); without a cache
-    each is attached by liblxc.
+    The confinement read back from the first command is applied to later ones (see `confinement`); without a
+    cache, liblxc attaches every command.
     """
 
     def __init__(self, init: Process) -> None:
@@ -82,31 +82,31 @@ class AttachCache:
 
 @dataclass(frozen=True)
 class AttachSpec:
-    """A command to run inside a container. `uid` and `gid` are the container's own ids."""
+    """A command to run inside a container. `uid` and `gid` are ids in the container."""
 
     name: str
     lxcpath: Path
     argv: Sequence[str]
     env: Mapping[str, str]
-    """The whole environment; liblxc adds `container=lxc`."""
+    """The complete environment; liblxc adds `container=lxc`."""
     cwd: str = "/"
     uid: int = 0
     gid: int = 0
     terminal: Terminal | None = None
     rlimits: Sequence[tuple[int, int, int]] = ()
-    """Resource limits by the kernel's number: soft and hard, -1 for none. The others are the daemon's."""
+    """Resource limits as (kernel's number, soft, hard), -1 for unlimited; others are the daemon's."""
     cache: AttachCache | None = None
 
 
 class Console:
-    """A container's console, kept for this holder until `close`."""
+    """A container's console, reserved for this client until `close`."""
 
     def __init__(self, held: int, master: int) -> None:
         self._held = held
         self.master = master
-        """A pty's master: what the container says can be read there, and what is written it hears."""
+        """The pty's master, connected to the container's console."""
         os.set_blocking(master, False)
-        tty.setraw(master)  # the container's own terminal has treated every line already
+        tty.setraw(master)  # the container's own terminal already does line processing
 
     def close(self) -> None:
         for fd in (self.master, self._held):
@@ -114,15 +114,15 @@ class Console:
 
 
 class Attached:
-    """A command that runs inside a container. `close` it in any case: what still runs then is killed."""
+    """A command that runs inside a container. Always `close` it, which kills the command if it still runs."""
 
     def __init__(self, reply: socket.socket, pid: int, master: int | None) -> None:
         self.pid = pid
-        """As the host sees it."""
+        """The pid on the host."""
         self.master = master
-        """The pty's master where a terminal was asked for; closed with this object."""
+        """The pty's master if a terminal was requested; closed with this object."""
         self.failure: int | None = None
-        """The errno where the command could not be executed, set once it has ended."""
+        """The errno if the command could not be executed, set once it has ended."""
         self._reply = reply
         self._closed = False
         self._ended = asyncio.get_running_loop().create_task(self._follow())
@@ -134,34 +134,35 @@ class Attached:
 
     @property
     def end(self) -> asyncio.Future[int]:
-        """Done when the command has ended; to be waited for beside other things, not awaited itself."""
+        """A future that is done when the command has ended; pass it to `asyncio.wait`, do not await it."""
         return self._ended
 
     async def wait(self) -> int:
-        """The exit code: 128+N where signal N ended it, 127 for not found, 126 for not executable.
+        """Wait for the command and return its exit code: 128+N if killed by signal N, 127 if not found, 126
+        if not executable.
 
-        Raises HelperGone where the helper was killed; the command is dead then too.
+        Raises HelperGone if the helper was killed, which kills the command as well.
         """
         return await asyncio.shield(self._ended)
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the command's first process; nothing happens where it has ended."""
+        """Send a signal to the command's first process; does nothing if it has ended."""
         await self._send({"signal": number})
 
     async def kill(self) -> None:
-        """Kill the command and all of its session, and wait for its end."""
+        """Kill the command and its session, and wait until it has ended."""
         await self._send({"kill": True})
         with contextlib.suppress(TimeoutError, HelperGone):
             await asyncio.wait_for(self.wait(), _KILL_GRACE)
 
     def close(self) -> None:
-        """Give the command up: its session is killed where it still runs."""
+        """Release the command; its session is killed if it still runs."""
         if not self._closed:
             self._closed = True
             if self._ended.done():
                 self._reply.close()
             else:
-                # The descriptor may be given out anew at once, so nothing may be waiting for it by then.
+                # The descriptor number may be reused at once, so nothing may be waiting for it by then.
                 self._ended.cancel()
                 self._ended.add_done_callback(lambda _task: self._reply.close())
         if self.master is not None:
@@ -181,25 +182,25 @@ class Attached:
 
 
 class Helper:
-    """The helper process, started again where it dies."""
+    """The helper process, restarted if it dies."""
 
     def __init__(self, *, always_by_liblxc: bool = False) -> None:
-        """With `always_by_liblxc` no confinement is read back: liblxc attaches every command."""
+        """With `always_by_liblxc`, no confinement is read back: liblxc attaches every command."""
         self._always_by_liblxc = always_by_liblxc
         self._process: Spawned | None = None
         self._shared: socket.socket | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-        """Held while a request is sent, and while the process is started or given up."""
+        """Held while sending a request, and while starting or closing the process."""
         self._closed = False
 
     async def start(self) -> None:
-        """Start the process; it loads liblxc meanwhile and takes requests as soon as it can."""
+        """Start the process, without waiting until it has loaded liblxc; requests are queued until then."""
         async with self._lock:
             self._start()
 
     async def close(self) -> None:
-        """End the process and its idle workers; commands that run go on until they are closed."""
+        """Stop the process and its idle workers; running commands continue until they are closed."""
         self._closed = True
         if self._watcher is not None:
             self._watcher.cancel()
@@ -231,10 +232,10 @@ class Helper:
             self._shared = None
 
     async def _watch(self, process: Spawned) -> None:
-        """Start the helper again when it has ended by itself; requests wait meanwhile."""
+        """Restart the helper if it ends unexpectedly; requests wait meanwhile."""
         began = asyncio.get_running_loop().time()
         code = await process.wait()
-        log.error("the container helper ended with status %d: it is started again", code)
+        log.error("the container helper ended with status %d: restarting it", code)
         async with self._lock:
             self._process = None
             self._drop_socket()
@@ -244,26 +245,26 @@ class Helper:
             self._start()
 
     async def init_pid(self, name: str, lxcpath: Path, conf: Path | None = None) -> int | None:
-        """The pid of a container's init; None where the container does not run.
+        """Return the pid of a container's init; None if the container is not running.
 
-        liblxc asks the monitor over its socket, so `conf` is not looked at.
+        liblxc asks the monitor over its socket, so `conf` is ignored.
         """
         pid: int | None = await self._ask("init_pid", name=name, lxcpath=str(lxcpath))
         return pid
 
     async def state(self, name: str, lxcpath: Path) -> str:
-        """liblxc's own state: `RUNNING`, `FROZEN`, `STOPPED`, `STARTING` and so on."""
+        """Return liblxc's state: `RUNNING`, `FROZEN`, `STOPPED`, `STARTING` etc."""
         state: str = await self._ask("state", name=name, lxcpath=str(lxcpath))
         return state
 
     async def console(self, name: str, lxcpath: Path) -> Console:
-        """A running container's console, for one holder at a time. HostError where liblxc refuses."""
+        """Open a running container's console, for one client at a time. Raises HostError on failure."""
         answer, fds = await self._answer("console", name=name, lxcpath=str(lxcpath))
         _judge(answer)
         return Console(*fds)
 
     async def check_config(self, conf: Path) -> None:
-        """Have liblxc parse a config file; raises InvalidConfig with its reason."""
+        """Have liblxc parse a config file. Raises InvalidConfig with its reason."""
         try:
             await self._ask("check_config", conf=str(conf))
         except HelperGone:
@@ -272,7 +273,7 @@ class Helper:
             raise InvalidConfig(f"Invalid liblxc configuration: {error.message}") from error
 
     async def config(self, conf: Path, keys: Sequence[str]) -> list[str]:
-        """The values of some keys of a config file, in liblxc's own spelling."""
+        """Return the values of keys of a config file, as normalized by liblxc."""
         values: list[str] = await self._ask("config", conf=str(conf), keys=list(keys))
         return values
 
@@ -283,13 +284,13 @@ class Helper:
         await self._freeze(name, lxcpath, conf, frozen=False)
 
     async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
-        """The interfaces of many containers in one request, by the pid of their init; the ended left out."""
+        """Return the interfaces of containers by the pid of their init, without those that have ended."""
         found = msgspec.convert(await self._ask("network", pids=list(init_pids)), _Networks)
         return {pid: links for pid, links in zip(init_pids, found, strict=True) if links}
 
     async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:
-        """Run a command inside a container. The three descriptors stay the caller's; with a terminal
-        they are not looked at and the result has `master`. HostError where liblxc refuses.
+        """Run a command inside a container. The three descriptors still belong to the caller; with a terminal
+        they are ignored and the result has `master`. Raises HostError if liblxc refuses.
         """
         request: CommandRequest = {
             "name": spec.name,
@@ -309,9 +310,11 @@ class Helper:
             return await self._attach(request, streams)
         if cache.confinement is not None:
             try:
-                return await self._attach_again(request, streams, cache.confinement, cache.init)
+                return await self._attach_confined(request, streams, cache.confinement, cache.init)
             except (HostError, ProcessLookupError) as error:
-                log.info("container %s: liblxc is asked again: %s", spec.name, error)
+                log.info(
+                    "container %s: cannot reuse the confinement, attaching with liblxc: %s", spec.name, error
+                )
                 cache.confinement = None
         return await self._attach(request, streams, cache)
 
@@ -326,15 +329,15 @@ class Helper:
             cache.confinement = answer["confinement"]
         return attached
 
-    async def _attach_again(
+    async def _attach_confined(
         self, command: CommandRequest, fds: Sequence[int], confinement: Confinement, init: Process
     ) -> Attached:
-        request: AttachAgainRequest = {**command, "confinement": confinement}
-        reply = await self._send("attach_again", request, (*fds, init.fileno()))
+        request: ConfinedAttachRequest = {**command, "confinement": confinement}
+        reply = await self._send("attach_confined", request, (*fds, init.fileno()))
         return (await self._attached(reply))[1]
 
     async def _attached(self, reply: socket.socket) -> tuple[Mapping[str, Any], Attached]:
-        """Wait for the answer to a command; closes `reply` where it was refused."""
+        """Wait for the reply to a command; closes `reply` on failure."""
         try:
             answer, fds = await _receive(reply)
             pid = _judge(answer)
@@ -360,11 +363,11 @@ class Helper:
                     return await _receive(reply)
             except TimeoutError:
                 raise HostError(
-                    f"liblxc did not answer within {_ANSWER_TIMEOUT:g} seconds ({operation})"
+                    f"liblxc did not respond within {_ANSWER_TIMEOUT:g} seconds ({operation})"
                 ) from None
 
     async def _send(self, operation: str, request: Mapping[str, object], fds: Sequence[int]) -> socket.socket:
-        """Hand a request to the next idle worker; gives the socket on which it answers."""
+        """Send a request to the next idle worker; return the socket for its replies."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
@@ -378,7 +381,7 @@ class Helper:
 
     async def _send_when_possible(self, message: dict[str, object], fds: list[int]) -> None:
         if self._closed:
-            raise HostError("The container helper has been stopped: the daemon is ending")
+            raise HostError("The container helper has been stopped: the daemon is shutting down")
         if self._shared is None:
             self._start()
             assert self._shared is not None
@@ -401,7 +404,7 @@ async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:
             await pipes.readable(reply.fileno())
             continue
         except ConnectionResetError:
-            continue  # it ended without reading all: told once, ahead of the answers that it left
+            continue  # it ended without reading everything: reported once, before the replies that it sent
         if received is None:
             raise HelperGone
         return received
@@ -414,6 +417,6 @@ def _judge(answer: Mapping[str, Any]) -> Any:
 
 
 def _retrieve(task: asyncio.Task[int]) -> None:
-    """An end that nobody waited for is no news."""
+    """Retrieve the result of a command that nobody awaited, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()

@@ -1,10 +1,10 @@
 """The confinement of a container's processes, read back from the kernel and applied again.
 
-liblxc's attach asks the monitor five questions, parses the seccomp policy and forks twice, each time.
-So the first command of a container is attached by liblxc, and what the kernel then holds of that
-process - its namespaces, cgroups, bounding set, personality, seccomp filters and AppArmor profile - is
-read back (`read_back`) and applied to the later ones (`ConfinedProcess`). Nothing is computed from the
-configuration: a later command gets just what liblxc gave, or none of it and liblxc is asked again.
+Each time, liblxc's attach sends five requests to the monitor, parses the seccomp policy and forks twice.
+So liblxc attaches only the first command of a container; the confinement of that process - its namespaces,
+cgroups, bounding set, personality, seccomp filters and AppArmor profile - is then read back from the
+kernel (`read_back`) and applied to later commands (`ConfinedProcess`). Nothing is derived from the
+configuration: a later command gets exactly what liblxc has set up, or else liblxc attaches it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _NOT_RUN = 126
 
 
 def read_back(pid: int) -> Confinement | None:
-    """The confinement of a process that liblxc has attached and that is held, a child of this one.
+    """Return the confinement of a child process that liblxc has attached and that is stopped.
 
-    None where it cannot all be read, or where it could not be applied: commands go on through liblxc.
+    Return None if any part cannot be read or applied: commands are then attached by liblxc.
     """
     try:
         ours, theirs = _status("self"), _status(str(pid))
@@ -66,12 +66,12 @@ def _differs(pid: int, namespace: str) -> bool:
 
 
 def _cgroups(pid: int) -> list[str]:
-    """The folder of a process in each mounted hierarchy. ValueError where one cannot be seen from here."""
+    """Return the cgroups of a process in all mounted hierarchies. Raises ValueError if one is not visible."""
     paths: dict[frozenset[str], str] = {}
     for line in _read(f"/proc/{pid}/cgroup").splitlines():
         _number, controllers, path = line.split(":", 2)
         if "/.." in path:
-            raise ValueError("outside of this cgroup namespace")
+            raise ValueError("outside this cgroup namespace")
         paths[frozenset(controllers.split(",")) - {""}] = path
     folders: dict[frozenset[str], str] = {}
     for line in _read("/proc/self/mountinfo").splitlines():
@@ -89,7 +89,7 @@ def _cgroups(pid: int) -> list[str]:
 
 
 def _label(pid: int) -> str | None:
-    """The AppArmor profile that the process takes on when it executes; None where it takes on none."""
+    """Return the AppArmor profile to which the process changes on exec; None if there is none."""
     try:
         label = _read(f"/proc/{pid}/attr/apparmor/exec").rstrip("\0\n")
     except FileNotFoundError:
@@ -110,10 +110,10 @@ def _filters(pid: int) -> list[str]:
 
 
 class ConfinedProcess:
-    """A confinement for one process: prepared in the worker while that still has the host's rights."""
+    """The confinement of one process, prepared in the worker while that still has privileges on the host."""
 
     def __init__(self, confinement: Confinement, init: int) -> None:
-        """`init` is a pidfd of the container's init. OSError where a cgroup has gone."""
+        """`init` is a pidfd of the container's init. Raises OSError if a cgroup no longer exists."""
         self._confinement = confinement
         self._init = init
         self._filters = [bytes.fromhex(program) for program in confinement["filters"]]
@@ -123,15 +123,14 @@ class ConfinedProcess:
         ]
 
     def fork(self, run: Callable[[Callable[[], None]], int]) -> int:
-        """Call `run` in a new process inside; gives its pid, a child of this process.
+        """Call `run` in a new child process inside the container; return its pid.
 
-        Its argument is to be called first: it puts all that confines in force and makes the process
-        the container's root; OSError. The result of `run` is the exit code. This process is in the
-        container's namespaces from then on too, but for that of pids. OSError where the container has
-        ended.
+        `run` must first call its argument, which applies the confinement and makes the process the
+        container's root, or raises OSError. The result of `run` is the exit code. Afterwards this process is
+        in the container's namespaces too, except for PIDs. Raises OSError if the container has ended.
         """
         _stay_out_of_files()
-        # They get the container's user namespace: without this its root could look into both.
+        # They get the container's user namespace: without this its root could inspect both.
         kernel.set_not_dumpable()
         kernel.setns(self._init, self._confinement["namespaces"])
         go, tell = os.pipe2(os.O_CLOEXEC)
@@ -157,7 +156,7 @@ class ConfinedProcess:
         return pid
 
     def _confine(self) -> None:
-        """The profile comes before other credentials, the filters while there is the right to set them."""
+        """The profile is set before other credentials, the filters while the process may still set them."""
         confinement = self._confinement
         if confinement["label"] is not None:
             self._take_on(confinement["label"])
@@ -173,14 +172,14 @@ class ConfinedProcess:
             kernel.add_seccomp_filter(program)
 
     def _take_on(self, label: str) -> None:
-        """Written by the process itself, through the host's /proc: there may be none inside."""
+        """Set the profile through the host's /proc: the container may not have one."""
         file = os.open("self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc)
         os.write(file, os.fsencode(f"exec {label}"))
         os.close(file)
 
 
 def _stay_out_of_files() -> None:
-    """From here on what lies at a path is the container's: no code and no text is taken from there."""
+    """Prevent loading of code and text by path, as paths now lead to the container's files."""
     sys.meta_path.clear()
     sys.path.clear()
     sys.tracebacklimit = 0

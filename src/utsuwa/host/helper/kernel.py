@@ -1,6 +1,6 @@
-"""What the helper asks of the C library and the kernel past Python's `os`, with the constants for it.
+"""Functions of the C library and the kernel that Python's `os` lacks, with their constants, for the helper.
 
-A failure is an OSError. Nothing here takes time to import.
+Failures raise OSError. This module must be quick to import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMESPACES = {
     "pid": 0x20000000,
     "net": 0x40000000,
 }
-"""The flags of `setns`, by the names below /proc/PID/ns."""
+"""The flags of `setns`, by name in /proc/PID/ns."""
 DEVPTS_MAGIC = 0x1CD1
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
@@ -29,7 +29,7 @@ _PTRACE_INTERRUPT = 0x4207
 _PTRACE_DETACH = 17
 _PTRACE_SECCOMP_GET_FILTER = 0x420C
 _WAIT = os.WSTOPPED | os.WEXITED | os.WNOWAIT | 0x40000000
-"""For the stop of any kind of child; its end is left to whoever waits for that."""
+"""Wait for the stop of any kind of child, without reaping it."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -41,7 +41,7 @@ _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "
 _RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
 _SECCOMP_SET_MODE_FILTER = 1
 _INSTRUCTION = 8
-"""Bytes of one instruction of a seccomp filter."""
+"""Size of an instruction of a seccomp filter in bytes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -60,23 +60,23 @@ def _error() -> OSError:
 
 
 def setns(fd: int, namespaces: int) -> None:
-    """Move this process into namespaces; `fd` is a pidfd, or that of the one namespace."""
+    """Move this process into namespaces; `fd` is a pidfd, or the descriptor of a single namespace."""
     if _libc.setns(fd, ctypes.c_int(namespaces)):
         raise _error()
 
 
 def set_death_signal(number: int) -> None:
-    """The signal that this process gets when its parent dies; 0 for none."""
+    """Set the signal that this process receives when its parent dies; 0 for none."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def set_not_dumpable() -> None:
-    """Nobody but the host's root may look into this process, whatever namespaces it shares."""
+    """Let only the host's root inspect this process, regardless of the namespaces it shares."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def drop_capability(number: int) -> None:
-    """Take a capability out of the bounding set."""
+    """Remove a capability from the bounding set."""
     _prctl(_PR_CAPBSET_DROP, number)
 
 
@@ -94,16 +94,16 @@ def set_personality(persona: int) -> None:
 
 
 def add_seccomp_filter(program: bytes) -> None:
-    """Put a filter in force for this process, over those that it has."""
+    """Install an additional filter for this process."""
     argument = _Program(len(program) // _INSTRUCTION, program)
     if _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(argument)):
         raise _error()
 
 
 def seccomp_filters(pid: int, most: int) -> list[bytes]:
-    """The seccomp filters of a child, the oldest first, read by stopping it for a moment.
+    """Return the seccomp filters of a child, the oldest first, by briefly stopping it.
 
-    ValueError where there are more than `most`.
+    Raises ValueError if there are more than `most`.
     """
     _ptrace(_PTRACE_SEIZE, pid)
     try:
@@ -113,7 +113,7 @@ def seccomp_filters(pid: int, most: int) -> list[bytes]:
         for index in range(most + 1):
             try:
                 length = _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index)
-            except FileNotFoundError:  # there are no more
+            except FileNotFoundError:  # no more filters
                 return found
             buffer = ctypes.create_string_buffer(length * _INSTRUCTION)
             _ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index, ctypes.addressof(buffer))
@@ -131,7 +131,7 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def open_beside(folder_fd: int, name: bytes) -> int:
-    """An O_PATH descriptor of what is right in a folder: no link is followed, and no mount is crossed."""
+    """Open a directory entry with O_PATH, without following symlinks or crossing mounts."""
     how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV_NO_LINKS)
     fd = int(_libc.syscall(_SYS_OPENAT2, folder_fd, name, how, len(how)))
     if fd < 0:
@@ -140,7 +140,7 @@ def open_beside(folder_fd: int, name: bytes) -> int:
 
 
 def filesystem_magic(fd: int) -> int:
-    """The magic number of the file system behind a descriptor."""
+    """Return the magic number of a descriptor's file system."""
     buffer = (ctypes.c_long * 32)()
     if _libc.fstatfs(fd, buffer):
         raise _error()
@@ -148,19 +148,19 @@ def filesystem_magic(fd: int) -> int:
 
 
 def set_environment(variables: Sequence[bytes]) -> None:
-    """Make `NAME=value`s all of this process's environment; they must live as long as it does."""
+    """Replace this process's environment by `NAME=value` strings, which must be kept alive."""
     _libc.clearenv()
     for variable in variables:
         _libc.putenv(variable)  # keeps the pointer
 
 
 class Program:
-    """An argument list that was made ready before it is executed."""
+    """An argument list that is prepared in advance."""
 
     def __init__(self, argv: Sequence[bytes]) -> None:
         self._argv = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
 
     def execute(self) -> OSError:
-        """Turn this process into the program, found on PATH; gives the reason where that fails."""
+        """Execute the program, searching PATH; return the reason if that fails."""
         _libc.execvp(self._argv[0], self._argv)
         return _error()

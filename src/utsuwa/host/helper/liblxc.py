@@ -1,6 +1,7 @@
-"""liblxc by ctypes: the few calls that are needed, with the layout of `struct lxc_container` (liblxc 5).
+"""Bindings for liblxc with ctypes: the functions needed, with the layout of `struct lxc_container` (liblxc
+5).
 
-liblxc only ever appends members to the struct, so newer versions fit too.
+liblxc only appends members to the struct, so newer versions are compatible.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 _POINTER = ctypes.c_void_p
 _STRINGS = ctypes.POINTER(ctypes.c_char_p)
 
-# The members of `struct lxc_container` behind its data, all of them functions, in their order.
+# The function pointers of `struct lxc_container`, which follow its data members, in order.
 _FUNCTIONS = """
     is_defined state is_running freeze unfreeze init_pid load_config start startl stop want_daemonize
     want_close_all_fds config_file_name wait set_config_item destroy save_config create createl rename
@@ -100,15 +101,15 @@ _CONSOLE_FUNCTION = ctypes.CFUNCTYPE(
 )
 _LONGEST_VALUE = 4096
 _CONSOLE = 0
-"""The number of `/dev/console` among a container's terminals."""
+"""The number of `/dev/console` among a container's ttys."""
 
 
 class LiblxcError(Exception):
-    """liblxc refused; what it said about it is in its log."""
+    """A call of liblxc failed; the reason is in its log."""
 
 
 class Liblxc:
-    """The loaded library. OSError where it is not installed."""
+    """The loaded library. Raises OSError if it is not installed."""
 
     def __init__(self) -> None:
         self._lib = ctypes.CDLL("liblxc.so.1", use_errno=True)
@@ -117,7 +118,7 @@ class Liblxc:
         self._lib.lxc_log_init.argtypes = (ctypes.POINTER(_Log),)
 
     def log_to(self, fd: int) -> None:
-        """Have liblxc's errors written to a file, once in the life of a process."""
+        """Have liblxc write errors to a file; may be called once per process."""
         log = _Log(b"utsuwa", None, f"/proc/self/fd/{fd}".encode(), b"ERROR", b"utsuwa", True)
         if self._lib.lxc_log_init(ctypes.byref(log)):
             raise LiblxcError("liblxc's log could not be opened")
@@ -125,19 +126,19 @@ class Liblxc:
     def container(self, name: str, lxcpath: str) -> Container:
         pointer = self._lib.lxc_container_new(os.fsencode(name), os.fsencode(lxcpath))
         if not pointer:
-            raise LiblxcError(f"liblxc has no handle for container {name!r}")
+            raise LiblxcError(f"liblxc cannot create a handle for container {name!r}")
         return Container(pointer)
 
 
 class Container:
-    """A handle; it lives as long as the worker, which serves one request."""
+    """A container handle, valid for the lifetime of the worker, which serves one request."""
 
     def __init__(self, pointer: ctypes._Pointer[_Container]) -> None:
         self._pointer = ctypes.cast(pointer, _POINTER)
         self._members = pointer.contents
 
     def state(self) -> str:
-        """`STOPPED`, `RUNNING`, `FROZEN` and so on."""
+        """`STOPPED`, `RUNNING`, `FROZEN` etc."""
         found = _STATE_FUNCTION(self._members.state)(self._pointer)
         return found.decode() if found else "STOPPED"
 
@@ -146,17 +147,19 @@ class Container:
         return pid if pid > 0 else None
 
     def devpts_fd(self) -> int | None:
-        """A descriptor of the container's devpts mount, where the kernel and liblxc give one."""
+        """Return a descriptor of the container's devpts mount; None without support in kernel and liblxc."""
         fd = int(_INT_FUNCTION(self._members.devpts_fd)(self._pointer))
         return fd if fd >= 0 else None
 
     def console(self) -> tuple[int, int]:
-        """A connection that keeps the container's console for its holder, and a pty's master to it."""
+        """Return a connection that reserves the container's console, and the pty's master."""
         number, master = ctypes.c_int(_CONSOLE), ctypes.c_int(-1)
         call = _CONSOLE_FUNCTION(self._members.console_getfd)
         held = int(call(self._pointer, ctypes.byref(number), ctypes.byref(master)))
         if held < 0 or master.value < 0:
-            raise LiblxcError("the console of the container cannot be had: another program may hold it")
+            raise LiblxcError(
+                "the console of the container is not available: another program may be using it"
+            )
         return held, master.value
 
     def load_config(self, path: str) -> None:
@@ -168,7 +171,7 @@ class Container:
             raise LiblxcError(f"{key} cannot be set")
 
     def config(self, key: str) -> str:
-        """A value of the loaded configuration as liblxc spells it: signals are numbers, 0 for none."""
+        """Return a loaded config value as normalized by liblxc: signals are numbers, 0 for none."""
         value = ctypes.create_string_buffer(_LONGEST_VALUE)
         get = _GET_FUNCTION(self._members.get_config_item)
         if get(self._pointer, key.encode(), value, _LONGEST_VALUE) < 0:
@@ -186,11 +189,11 @@ class Container:
     def attach(
         self, run: Callable[[], int], *, uid: int, gid: int, env: list[bytes], stdio: tuple[int, int, int]
     ) -> int:
-        """Call `run` in a new process inside the container; gives its pid, a child of this process.
+        """Call `run` in a new child process inside the container; return its pid.
 
-        `uid` and `gid` are the container's; other groups are dropped. `env` (`NAME=value`) becomes the
-        whole environment, with `container=lxc` added. `run` gets `stdio` as 0, 1 and 2, and its result
-        is the exit code.
+        `uid` and `gid` are ids in the container; supplementary groups are dropped. `env` (`NAME=value`)
+        becomes the complete environment, with `container=lxc` added. `run` gets `stdio` as 0, 1 and 2, and
+        its result is the exit code.
         """
         callback = _CALLBACK(lambda _payload: run())
         strings = (ctypes.c_char_p * (len(env) + 1))(*env, None)

@@ -1,4 +1,4 @@
-"""The messages between daemon and helper, for the type checker alone: at run time they are plain JSON."""
+"""The messages between daemon and helper, for type checking only: at run time they are plain JSON."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import NotRequired, TypedDict
 
 
 class Confinement(TypedDict):
-    """What the kernel holds of a process inside a container."""
+    """The confinement of a process inside a container."""
 
     namespaces: int
     """Flags of `setns`."""
     cgroups: list[str]
-    """The process's folder in each hierarchy."""
+    """The process's cgroup directory in each hierarchy."""
     dropped: list[int]
-    """Capabilities that the bounding set lacks."""
+    """Capabilities that are not in the bounding set."""
     personality: int
     no_new_privs: int
     filters: list[str]
     """Seccomp programs in hexadecimal, the oldest first."""
     label: str | None
-    """The AppArmor profile, where there is one."""
+    """The AppArmor profile, if any."""
 
 
 class ContainerRequest(TypedDict):
@@ -37,20 +37,20 @@ class FreezeRequest(ContainerRequest):
 
 
 class ConfigRequest(TypedDict):
-    """`check_config` parses a file of liblxc; `config` also reads the values of `keys`."""
+    """`check_config` parses a liblxc config file; `config` also reads the values of `keys`."""
 
     conf: str
     keys: NotRequired[list[str]]
 
 
 class NetworkRequest(TypedDict):
-    """`network`: the interfaces inside of containers, by the pids of their inits."""
+    """`network`: the interfaces inside containers, by the pids of their inits."""
 
     pids: list[int]
 
 
 class TerminalSize(TypedDict):
-    """A pty to make: its size, and the host ids that are to own its slave."""
+    """A pty to create: its size, and the host ids of the slave's owner."""
 
     width: int
     height: int
@@ -59,7 +59,7 @@ class TerminalSize(TypedDict):
 
 
 class CommandRequest(ContainerRequest):
-    """What `attach` and `attach_again` run. Beside it: three streams where there is no terminal."""
+    """The command of `attach` and `attach_confined`. Without a terminal, three streams are passed."""
 
     argv: list[str]
     env: dict[str, str]
@@ -71,26 +71,26 @@ class CommandRequest(ContainerRequest):
 
 
 class AttachRequest(CommandRequest):
-    """`attach`: by liblxc; with `read_back` the answer tells the confinement of the command."""
+    """`attach`: by liblxc; with `read_back`, the reply contains the confinement of the command."""
 
     read_back: bool
 
 
-class AttachAgainRequest(CommandRequest):
-    """`attach_again`: with a confinement that was read back. Beside it, last: a pidfd of the init."""
+class ConfinedAttachRequest(CommandRequest):
+    """`attach_confined`: with a confinement that was read back; the last descriptor is init's pidfd."""
 
     confinement: Confinement
 
 
 class Refused(TypedDict):
-    """The answer to a request that failed: a reason, and what liblxc wrote into its log."""
+    """The reply to a request that failed: the reason, and liblxc's log."""
 
     error: str
     log: str
 
 
 class Ended(TypedDict):
-    """Sent when a command has ended: -N where signal N ended it; the errno where it could not be executed."""
+    """Sent when a command has ended: -N if killed by signal N; the errno if it could not be executed."""
 
     code: int
     errno: int | None

@@ -1,7 +1,7 @@
-"""Messages between daemon and helper: JSON in one packet, file descriptors beside it.
+"""Encoding of messages between daemon and helper: one packet of JSON with file descriptors.
 
-What is too large for a packet (arguments and environment may be megabytes) lies in a memory file
-whose descriptor comes last.
+Messages too large for a packet (arguments and environment may be megabytes) are passed in a memfd, whose
+descriptor comes last.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 PACKET = 60_000
-"""Bytes of JSON that go into the packet itself."""
+"""Maximum size of JSON in the packet itself, in bytes."""
 LIMIT = 64 * 1024 * 1024
-"""Bytes of JSON in a memory file; more is not read."""
+"""Maximum size of JSON in a memfd, in bytes."""
 MAX_FDS = 8
 
 _INLINE = b"J"
@@ -28,7 +28,7 @@ def encode(value: object) -> bytes:
 
 
 def send(sock: socket.socket, value: object, fds: Sequence[int] = ()) -> None:
-    """Send one message; OSError as `sendmsg` gives it. The descriptors stay open on this side."""
+    """Send one message. Raises OSError as `sendmsg` does. The descriptors stay open on this side."""
     data = encode(value)
     if len(data) <= PACKET:
         send_packet(sock, _INLINE + data, fds)
@@ -49,7 +49,7 @@ def send_packet(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 
 def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
-    """One message and its descriptors (close-on-exec, the caller's to close); None at the end."""
+    """Receive a message and its descriptors (close-on-exec, to be closed by the caller); None at the end."""
     space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     data, ancillary, _flags, _address = sock.recvmsg(PACKET + 1, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")

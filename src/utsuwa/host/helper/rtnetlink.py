@@ -1,4 +1,4 @@
-"""The interfaces and addresses of a network namespace, by dumps over a netlink socket of our own."""
+"""The interfaces and addresses of a network namespace, read by netlink dumps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GETADDR, _NEWADDR = 22, 20
 _DONE, _ERROR = 3, 2
 _REQUEST, _REQUEST_DUMP = 0x1, 0x1 | 0x300
 _BUFFER = 1 << 16
-"""Bytes; the kernel puts at most half of it into one message of a dump."""
+"""Receive buffer size in bytes; the kernel uses at most half of it for one message of a dump."""
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64 = 1, 3, 4, 5, 23
 _OF_LINK = frozenset((_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64))
@@ -35,7 +35,7 @@ Interface = dict[str, Any]
 
 
 def connect() -> socket.socket:
-    """A socket that stays with the network namespace in which it was made."""
+    """Open a socket, which stays in the network namespace in which it was created."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         sock.bind((0, 0))
@@ -46,9 +46,9 @@ def connect() -> socket.socket:
 
 
 def interfaces() -> list[Interface]:
-    """Every interface of this process's network namespace, with addresses and counters.
+    """Return every interface of this process's network namespace, with addresses and counters.
 
-    Keys: name, index, peer (the index that it is linked to, else None), hwaddr, mtu, state, type,
+    Keys: name, index, peer (the index of the linked interface, or None), hwaddr, mtu, state, type,
     counters (name to number), addresses (family, address, netmask as prefix length, scope).
     """
     with connect() as sock:
@@ -61,7 +61,7 @@ def interfaces() -> list[Interface]:
 
 
 def name_of_peer(sock: socket.socket, link: Interface) -> str:
-    """The name of the other end of a veth pair that lies where `sock` was made; empty for all other links."""
+    """Return the name of a veth's peer if it is in the namespace of `sock`; empty for all other links."""
     if link["peer"] is None:
         return ""
     body = _LINK.pack(0, 0, link["peer"], 0, 0) + _WITHOUT_COUNTERS
@@ -74,7 +74,7 @@ def name_of_peer(sock: socket.socket, link: Interface) -> str:
 
 
 def _dump(sock: socket.socket, request: int, answer: int) -> Iterator[bytes]:
-    """The payloads of one dump."""
+    """Yield the payloads of one dump."""
     body = bytes(_LINK.size if request == _GETLINK else _ADDRESS.size)
     sock.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, 1, 0) + body)
     while True:
@@ -89,7 +89,7 @@ def _dump(sock: socket.socket, request: int, answer: int) -> Iterator[bytes]:
 
 
 def parse_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and payload of each netlink message; what is cut off or malformed ends it."""
+    """Yield type and payload of each netlink message, stopping at a truncated or malformed one."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, offset)
@@ -100,7 +100,7 @@ def parse_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_attributes(data: bytes, wanted: Container[int], offset: int = 0) -> dict[int, bytes]:
-    """The attributes of these kinds that begin at `offset`; a link has dozens that nobody asks for."""
+    """Return the attributes of the `wanted` types, starting at `offset`; a link has dozens of others."""
     found: dict[int, bytes] = {}
     end, header = len(data), _ATTRIBUTE.unpack_from
     while offset + 4 <= end:
@@ -136,7 +136,7 @@ def parse_link(payload: bytes) -> Interface | None:
 
 
 def parse_address(payload: bytes) -> tuple[int, dict[str, str]] | None:
-    """The index of the interface and its address; None for families that are not shown."""
+    """Return the index of the interface and its address; None for families that are not shown."""
     if len(payload) < _ADDRESS.size:
         return None
     family, prefix, _flags, scope, index = _ADDRESS.unpack_from(payload)

@@ -1,6 +1,6 @@
-"""The helper's own process: keeps workers forked ahead and does nothing else itself.
+"""The helper's main process, which only keeps a number of pre-forked workers.
 
-Each worker serves one request and ends, so nothing that liblxc or a namespace left in it lives on.
+Each worker serves one request and exits, so no state of liblxc or of namespaces is carried over.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from utsuwa.host.helper import messages
 
 IDLE_WORKERS = 2
-"""How many workers wait for requests."""
+"""Number of idle workers."""
 
 _FORK_DELAY = 4
-"""Milliseconds until another worker is forked while one is idle: a fork at once would take a processor
-from the request that has just come."""
+"""Delay in milliseconds before forking another worker while one is idle: an immediate fork would compete with
+the request that has just arrived for a CPU."""
 
 _REHEARSAL = '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"terminal":null,"rlimits":[]}'
 
@@ -46,7 +46,7 @@ _PID = struct.Struct("=i")
 
 
 def main(shared_fd: int) -> int:
-    """Serve until the daemon's end of the socket is gone."""
+    """Serve until the daemon's end of the socket is closed."""
     try:
         liblxc = Liblxc()
     except OSError as error:
@@ -55,7 +55,7 @@ def main(shared_fd: int) -> int:
     os.umask(0o077)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Collecting garbage would only copy memory that the workers share with this process.
+    # Garbage collection would only copy memory that the workers share with this process.
     gc.disable()
     gc.freeze()
     Parent(socket.socket(fileno=shared_fd), liblxc).serve()
@@ -76,7 +76,7 @@ class Parent:
 
     def serve(self) -> None:
         poller = select.poll()
-        poller.register(self._shared, 0)  # only its end is of interest here
+        poller.register(self._shared, 0)  # only its closing is of interest here
         poller.register(self._taken_read, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
@@ -117,7 +117,7 @@ class Parent:
                 return
             if pid in self._idle:
                 self._idle.discard(pid)
-                time.sleep(0.05)  # it should not have ended: do not fork in a tight circle
+                time.sleep(0.05)  # it should not have ended: do not fork in a tight loop
 
 
 class Worker:
@@ -127,16 +127,16 @@ class Worker:
         self._shared = shared
         self._liblxc = liblxc
         self._taken = taken
-        # While it is idle nobody needs this process once its parent is gone.
+        # While idle, this process is not needed once its parent is gone.
         kernel.set_death_signal(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
-        # liblxc repeats its log on stderr whatever it is told; what Python has to say stays on the old one.
+        # liblxc always copies its log to stderr; Python's messages still go to the original one.
         sys.stderr = os.fdopen(os.dup(2), "w")
         os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 2)
         self._log = os.memfd_create("liblxc-log", os.MFD_CLOEXEC)
         liblxc.log_to(self._log)
-        # What a fork shares is copied when it is first touched: now, not when a request has come.
+        # Shared pages are copied when first written: do that now, not when a request has arrived.
         Command(json.loads(_REHEARSAL)).discard()
 
     def serve(self) -> None:
@@ -191,7 +191,7 @@ class Worker:
         protocol.send(reply, {"ok": None}, container.console())
 
     def network(self, reply: socket.socket, request: messages.NetworkRequest, _fds: list[int]) -> None:
-        """The interfaces of each container by name, with that of a veth's end on the host."""
+        """Reply with the interfaces of each container, including the names of their veth ends on the host."""
         found = []
         with rtnetlink.connect() as host:
             for pid in request["pids"]:
@@ -223,10 +223,10 @@ class Worker:
             command.release()
         self._follow(reply, answer, command, {*fds} - {command.slave}, master)
 
-    def attach_again(
-        self, reply: socket.socket, request: messages.AttachAgainRequest, fds: list[int]
+    def attach_confined(
+        self, reply: socket.socket, request: messages.ConfinedAttachRequest, fds: list[int]
     ) -> None:
-        """As `attach`, with what was read back then; the last descriptor is a pidfd of the init."""
+        """As `attach`, with a confinement that was read back; the last descriptor is a pidfd of the init."""
         command = Command(request)
         process = ConfinedProcess(request["confinement"], fds[3])
         command.set_environment()
@@ -241,12 +241,12 @@ class Worker:
         fds: Iterable[int],
         master: Sequence[int] = (),
     ) -> None:
-        """The command runs: say so, let go of what is its own, and stay with it to its end."""
+        """Report that the command runs, release its resources, and follow it until it ends."""
         for fd in fds:
             os.close(fd)
         command.started()
         _die_with(reply, on=False)
-        with contextlib.suppress(OSError):  # the caller has gone: seen again where replies are read
+        with contextlib.suppress(OSError):  # the caller is gone: noticed again where replies are read
             protocol.send(reply, answer, master)
         for fd in master:
             os.close(fd)
@@ -255,7 +255,7 @@ class Worker:
 
 _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] = {
     "attach": Worker.attach,
-    "attach_again": Worker.attach_again,
+    "attach_confined": Worker.attach_confined,
     "check_config": Worker.check_config,
     "config": Worker.config,
     "console": Worker.console,
@@ -267,7 +267,7 @@ _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] 
 
 
 def _die_with(reply: socket.socket, *, on: bool = True) -> None:
-    """Let the kernel end this process when the caller goes away, whatever call into liblxc it hangs in."""
+    """Have the kernel kill this process when the caller goes away, even if it hangs in a call of liblxc."""
     flags = fcntl.fcntl(reply, fcntl.F_GETFL)
     if not on:
         fcntl.fcntl(reply, fcntl.F_SETFL, flags & ~os.O_ASYNC)

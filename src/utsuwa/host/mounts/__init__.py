@@ -1,1 +1,1 @@
-"""Mounts, loop devices and the user namespaces that id-mapped mounts need."""
+"""Mounts, loop devices and the user namespaces for idmapped mounts."""

@@ -1,4 +1,4 @@
-"""Loop devices for image files: read-only, and gone by themselves with their last mount."""
+"""Read-only loop devices for image files, detached automatically when unmounted."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _ATTEMPTS = 50
 
 
 def mount_squashfs(file: Path, target: Path) -> None:
-    """Mount a squashfs file read-only at a folder; the loop device goes when it is unmounted. Blocking.
+    """Mount a squashfs file read-only; the loop device is detached when it is unmounted. Blocking.
 
-    Raises OSError where the kernel refuses the file system, HostError where no loop device is to be had.
+    Raises OSError if the kernel rejects the file system, HostError if no loop device is available.
     """
     device, fd = _attach(file)
     try:
         syscalls.mount(device, target, "squashfs", syscalls.MS_RDONLY)
     finally:
-        os.close(fd)  # the mount holds the device now; without one it is cleared here
+        os.close(fd)  # the mount keeps the device; if mounting failed, this detaches it
 
 
 def _attach(file: Path) -> tuple[str, int]:
-    """A loop device that shows `file`: its path and a descriptor that keeps it."""
+    """Attach `file` to a loop device; return its path and a descriptor that keeps it attached."""
     backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for _ in range(_ATTEMPTS):
@@ -36,7 +36,7 @@ def _attach(file: Path) -> tuple[str, int]:
                 _configure(fd, backing, file)
             except OSError as error:
                 os.close(fd)
-                if error.errno != errno.EBUSY:  # else somebody was quicker with this number
+                if error.errno != errno.EBUSY:  # otherwise another process was quicker to use this device
                     raise
                 continue
             return device, fd
@@ -44,7 +44,7 @@ def _attach(file: Path) -> tuple[str, int]:
         raise HostError(f"Cannot set up a loop device for {file}: {error}") from error
     finally:
         os.close(backing)
-    raise HostError(f"Cannot set up a loop device for {file}: others took every free one")
+    raise HostError(f"Cannot set up a loop device for {file}: every free device was taken by another process")
 
 
 def _free_number() -> int:

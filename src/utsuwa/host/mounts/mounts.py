@@ -1,7 +1,7 @@
-"""Mounts: idmapped binds, overlays of idmapped layers, unmounting, and what is mounted now.
+"""Mounts: idmapped bind mounts, overlays of idmapped layers, unmounting, and the mount table.
 
-All functions block and run in worker threads. Failures are OSError (with errno, so that callers can
-tell a full disk) or HostError with a sentence.
+All functions block and run in worker threads. Failures raise OSError (with errno, so that callers can
+recognize a full disk) or HostError with a message.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from utsuwa.host.mounts.userns import user_namespace
 log = logging.getLogger(__name__)
 
 UNMOUNT_PATIENCE = 2.0
-"""Seconds that a busy mount gets before it is taken from the tree lazily."""
+"""Seconds to retry unmounting a busy mount before it is detached lazily."""
 
 BUSY_PATIENCE = 3.0
-"""Seconds that the layers of a container that has just ended may still be held by its mounts."""
+"""Seconds to wait for layers that are still in use by mounts of a container that has just stopped."""
 
 _PROBE_RANGES = (IdRange(0, 100_000, 65_536),)
 _PROBE_MAP = IdMap(_PROBE_RANGES, _PROBE_RANGES)
@@ -43,7 +43,7 @@ class Mount:
     id: int
     parent: int
     root: str
-    """The folder of the file system that is shown at `target`."""
+    """The directory within the file system that is mounted at `target`."""
     target: Path
     fstype: str
     source: str
@@ -52,9 +52,9 @@ class Mount:
 
 
 def mounts_below(folder: Path) -> list[Mount]:
-    """What is mounted at or below a folder, in the order in which it was mounted."""
+    """Return the mounts at or below a directory, in mount order."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    # The name occurs in its line whatever is escaped in the way to it, so few lines are looked at closely.
+    # The name is found even if parts of the path are escaped, so only few lines need to be parsed.
     name = os.fsencode(folder.name)
     if not re.search(rb"[\s\\#]", name):
         lines = [line for line in lines if name in line]
@@ -62,7 +62,7 @@ def mounts_below(folder: Path) -> list[Mount]:
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
-    """The mounts of a `mountinfo` file; lines that are cut off are left out."""
+    """Parse a `mountinfo` file; truncated lines are skipped."""
     mounts = []
     for line in text.splitlines():
         before, found, after = line.partition(b" - ")
@@ -89,7 +89,7 @@ def _unescape(field: bytes) -> str:
 
 
 def mounted(path: Path) -> bool:
-    """Whether something is mounted right at `path`; False where there is no such path."""
+    """Return whether `path` is a mount point; False if it does not exist."""
     try:
         return syscalls.is_mount_root(path)
     except FileNotFoundError:
@@ -97,9 +97,9 @@ def mounted(path: Path) -> bool:
 
 
 def unmount(target: Path, patience: float = UNMOUNT_PATIENCE) -> bool:
-    """Unmount what is on top at `target`; says whether there was anything.
+    """Unmount the topmost mount at `target`; return whether there was one.
 
-    A busy mount is tried again for `patience` seconds, then taken away lazily with a warning.
+    A busy mount is retried for `patience` seconds, then detached lazily with a warning.
     """
     deadline = time.monotonic() + patience
     pause = 0.01
@@ -111,7 +111,7 @@ def unmount(target: Path, patience: float = UNMOUNT_PATIENCE) -> bool:
             if error.errno != errno.EBUSY:
                 raise
         if time.monotonic() > deadline:
-            log.warning("%s is still in use: it is unmounted lazily", target)
+            log.warning("%s is still in use: unmounting it lazily", target)
             syscalls.umount2(target, syscalls.UMOUNT_NOFOLLOW | syscalls.MNT_DETACH)
             return True
         time.sleep(pause)
@@ -120,13 +120,13 @@ def unmount(target: Path, patience: float = UNMOUNT_PATIENCE) -> bool:
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmount everything at and below a folder, last mounted first."""
+    """Unmount everything at and below a directory, last mounted first."""
     for mount in reversed(mounts_below(folder)):
         unmount(mount.target)
 
 
 def bind(source: Path, target: Path) -> None:
-    """Show `source` at `target` too; what is mounted below one later does not appear below the other."""
+    """Bind-mount `source` at `target`; later mounts below either do not propagate to the other."""
     tree = syscalls.open_tree(source)
     try:
         syscalls.mount_setattr(tree, propagation=syscalls.MS_PRIVATE)
@@ -137,14 +137,14 @@ def bind(source: Path, target: Path) -> None:
 
 
 def bind_idmapped(source: Path, target: Path, idmap: IdMap) -> None:
-    """Mount `source` at `target` (they may be the same) with the container's ids shown as the host's."""
+    """Bind-mount `source` at `target` (which may be the same), mapping the container's ids to the host's."""
     with _tree(source, idmap) as tree:
         _without_devices(tree, idmap)
         syscalls.move_mount(tree, target)
 
 
 def bind_without_devices(source: Path, target: Path) -> None:
-    """Show `source` at `target`, where the owners on disk are the container's already."""
+    """Bind-mount `source` at `target` with `nodev`; the owners on disk are already shifted."""
     tree = syscalls.open_tree(source)
     try:
         syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_NODEV)
@@ -154,9 +154,9 @@ def bind_without_devices(source: Path, target: Path) -> None:
 
 
 def _without_devices(mount: int, idmap: IdMap) -> None:
-    """An unprivileged container cannot make device nodes, but its image may bring some.
+    """An unprivileged container cannot create device nodes, but its image may contain some.
 
-    No device cgroup stands in its way, so the nodes must not open: `/dev` is a file system of its own.
+    It has no device cgroup, so opening them is prevented by `nodev`; `/dev` is a separate file system.
     """
     if not idmap.privileged:
         syscalls.mount_setattr(mount, attr_set=syscalls.MOUNT_ATTR_NODEV)
@@ -164,7 +164,7 @@ def _without_devices(mount: int, idmap: IdMap) -> None:
 
 @contextmanager
 def _tree(source: Path, idmap: IdMap) -> Iterator[int]:
-    """A detached copy of the mount at `source`, with its ids mapped where there is a map."""
+    """Create a detached copy of the mount at `source`, with its ids mapped unless privileged."""
     tree = syscalls.open_tree(source)
     try:
         if not idmap.privileged:
@@ -176,7 +176,7 @@ def _tree(source: Path, idmap: IdMap) -> Iterator[int]:
 
 
 def idmapping_disabled() -> bool:
-    """Whether `UTSUWA_IDMAPPED_MOUNTS_DISABLE` forbids idmapped mounts."""
+    """Return whether `UTSUWA_IDMAPPED_MOUNTS_DISABLE` is set."""
     try:
         return parse_bool(os.environ.get("UTSUWA_IDMAPPED_MOUNTS_DISABLE", ""))
     except InvalidConfig:
@@ -184,23 +184,23 @@ def idmapping_disabled() -> bool:
 
 
 def can_idmap(path: Path) -> bool:
-    """Whether the kernel maps ids on the file system at `path` (asked anew: it costs 20 µs)."""
+    """Return whether the file system at `path` supports idmapped mounts (not cached: it costs 20 µs)."""
     if idmapping_disabled():
         return False
     try:
         with _tree(path, _PROBE_MAP):
             return True
     except (OSError, HostError) as error:
-        log.info("ids cannot be mapped at %s: %s", path, error)
+        log.info("idmapped mounts are not possible at %s: %s", path, error)
         return False
 
 
 @dataclass(frozen=True)
 class OverlayFolder:
-    """An instance's folder as `mount_overlay` needs it.
+    """An instance's directory, as needed by `mount_overlay`.
 
-    `layer/` holds `upper/` and `work/` and is owned by id 0 on disk; `lower/` is an empty folder where
-    the image is attached for a moment; `rootfs/` is where the overlay comes.
+    `layer/` contains `upper/` and `work/` and is owned by id 0 on disk; `lower/` is an empty directory to
+    which the image is briefly attached; `rootfs/` is the mount point of the overlay.
     """
 
     path: Path
@@ -226,7 +226,7 @@ class OverlayFolder:
         return self.layer / "work"
 
     def make(self) -> None:
-        """Make the folders, with their modes, below an existing `path`."""
+        """Create the directories, with their modes, below an existing `path`."""
         for folder, mode in (
             (self.rootfs, 0o755),
             (self.lower, 0o700),
@@ -238,11 +238,11 @@ class OverlayFolder:
 
 
 def mount_overlay(folder: OverlayFolder, image: Path, idmap: IdMap, options: Mapping[str, str]) -> None:
-    """Mount an overlay of `image` (below) and `folder.upper` at `folder.rootfs`.
+    """Mount an overlay of `image` (lower) and `folder.upper` at `folder.rootfs`.
 
-    With a map both layers enter through idmapped mounts, attached only until the overlay holds its
-    own copies of them; without one (privileged) the same way unmapped. The layers are named relative to
-    the working directory of the mounting thread, so no path needs escaping in the options.
+    Both layers are idmapped mounts (unmapped if privileged), which are attached only until the overlay holds
+    its own copies of them. The layers are named relative to the working directory of the mounting thread, so
+    no path needs escaping in the options.
     """
 
     with _tree(image, idmap) as lower, _tree(folder.layer, idmap) as layer:
@@ -260,7 +260,7 @@ def mount_overlay(folder: OverlayFolder, image: Path, idmap: IdMap, options: Map
 
 
 def _attached_for_a_moment(trees: Mapping[Path, int], options: Mapping[str, str]) -> int:
-    """Attach the layers, make the overlay, which takes its own copies of their mounts, and detach them."""
+    """Attach the layers, create the overlay, which makes its own copies of their mounts, and detach them."""
     attached: list[Path] = []
     try:
         for target, tree in trees.items():
@@ -273,10 +273,9 @@ def _attached_for_a_moment(trees: Mapping[Path, int], options: Mapping[str, str]
 
 
 def _overlay_tree(options: Mapping[str, str]) -> int:
-    """A detached overlay of the layers in the working directory.
+    """Create a detached overlay of the layers in the working directory.
 
-    The kernel takes the mounts of an ended container away after its processes: until then the upper
-    layer is busy.
+    The kernel removes a stopped container's mounts after its processes: until then its upper layer is busy.
     """
     deadline = time.monotonic() + BUSY_PATIENCE
     while True:
@@ -301,40 +300,40 @@ def _explained(error: OSError, messages: list[str]) -> OSError | HostError:
     if error.errno == errno.EBUSY:
         return HostError(
             "Cannot mount the overlay: its upper layer is still in use by another mount, "
-            "perhaps in the mount namespace of another program: try again when that has ended"
+            "possibly in the mount namespace of another program: try again when that has ended"
         )
     if error.errno == errno.ESTALE:
-        return HostError("Cannot mount the overlay: the image below it is not the one that it was made on")
+        return HostError("Cannot mount the overlay: its lower layer is not the image that it was created on")
     said = "; ".join(messages) or os.strerror(error.errno or 0)
     return HostError(f"Cannot mount the overlay: {said}")
 
 
 def can_overlay(folder: Path, options: Mapping[str, str]) -> bool:
-    """Whether the file system of `folder` can hold the upper layer of an overlay; tried out in it.
+    """Test whether the file system of `folder` can hold the upper layer of an overlay.
 
-    `folder` is an empty folder of the caller's and is left with the trial's folders in it.
+    `folder` is an empty directory of the caller; the directories of the test are left in it.
     """
     return _trial(folder, IdMap(), options) == 0
 
 
 def can_overlay_idmapped(folder: Path, options: Mapping[str, str]) -> bool:
-    """Whether an overlay of idmapped layers works on the file system of `folder`; as `can_overlay`."""
+    """Test whether an overlay of idmapped layers works on the file system of `folder`; as `can_overlay`."""
     return can_idmap(folder) and _trial(folder, _PROBE_MAP, options) == _PROBE_MAP.host_uid(0)
 
 
 def _try_out(rootfs: Path) -> None:
-    """Write, and remove and make again a folder of the lower layer: without extended attributes on the
-    upper one, in which overlayfs notes that, the mount succeeds and this fails."""
+    """Write, and remove and recreate a directory of the lower layer: without support for extended attributes
+    in the upper layer, where overlayfs records this, mounting succeeds but this fails."""
     (rootfs / "written").touch()
     (rootfs / "folder/file").unlink()
     (rootfs / "folder").rmdir()
     (rootfs / "folder").mkdir()
     if any((rootfs / "folder").iterdir()):
-        raise HostError("a folder of the lower layer comes back after its removal")
+        raise HostError("a directory of the lower layer reappears after its removal")
 
 
 def _trial(folder: Path, idmap: IdMap, options: Mapping[str, str]) -> int | None:
-    """The owner that the top of a trial's overlay shows; None where the overlay does not take files."""
+    """Return the owner of a test overlay's root; None if the overlay is not writable."""
     trial = OverlayFolder(folder)
     trial.make()
     image = folder / "image"

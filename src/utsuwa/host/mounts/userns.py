@@ -1,6 +1,6 @@
-"""User namespaces that stand for id maps: what the kernel wants told when it maps a mount.
+"""User namespaces for id maps: the kernel takes the map of an idmapped mount from one.
 
-A namespace lives as long as a descriptor of it is open; no process stays in it.
+A namespace exists as long as a descriptor of it is open; no process stays in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host.processes.run import run_blocking
 
 KEPT = 64
-"""Namespaces kept open for maps used last; more would only hold descriptors."""
+"""Number of most recently used namespaces to keep open; more would only occupy descriptors."""
 
 _lock = threading.Lock()
 _cache: OrderedDict[IdMap, int] = OrderedDict()
@@ -25,9 +25,9 @@ _cache: OrderedDict[IdMap, int] = OrderedDict()
 
 @contextmanager
 def user_namespace(idmap: IdMap) -> Iterator[int]:
-    """A descriptor of a user namespace with this map, for the time of the block. Blocking.
+    """Yield a descriptor of a user namespace with this map, valid within the block. Blocking.
 
-    Raises HostError where the kernel or the host's limits refuse one, ValueError for an empty map.
+    Raises HostError if the kernel or the host's limits prevent it, ValueError for an empty map.
     """
     if idmap.privileged or not idmap.gids:
         raise ValueError("a privileged container has no id map")
@@ -39,7 +39,7 @@ def user_namespace(idmap: IdMap) -> Iterator[int]:
 
 
 def close_user_namespaces() -> None:
-    """Close every kept descriptor, at the end of the daemon."""
+    """Close all cached descriptors, when the daemon ends."""
     with _lock:
         while _cache:
             os.close(_cache.popitem()[1])
@@ -57,16 +57,16 @@ def _kept(idmap: IdMap) -> int:
 
 
 def _create(idmap: IdMap) -> int:
-    """Let a small process enter a new user namespace, map it from here and take hold of it.
+    """Have a small process enter a new user namespace, write its map from here and open it.
 
-    The process tells its pid through one pipe and ends when the other is closed.
+    The process reports its pid through one pipe and exits when the other is closed.
     """
     tell_read, tell_write = os.pipe()
     hold_read, hold_write = os.pipe()
     failure: list[Exception] = []
 
     def hold() -> None:
-        # bash, for sh need not know descriptors above 9.
+        # bash, because sh need not support descriptors above 9.
         script = f"echo $$; read -ru {hold_read} end"
         try:
             run_blocking(
@@ -102,12 +102,12 @@ def _map_and_open(process: Path, idmap: IdMap) -> int:
     for file, ranges in (("uid_map", idmap.uids), ("gid_map", idmap.gids)):
         fd = os.open(process / file, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, map_lines(ranges))  # the kernel takes a map in one write only
+            os.write(fd, map_lines(ranges))  # the kernel accepts a map in a single write only
         finally:
             os.close(fd)
     return os.open(process / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def map_lines(ranges: Sequence[IdRange]) -> bytes:
-    """The kernel's `uid_map` format: `inside outside count`, a line a range."""
+    """Format for the kernel's `uid_map`: `inside outside count`, one line per range."""
     return "".join(f"{r.container} {r.host} {r.count}\n" for r in ranges).encode()

@@ -1,4 +1,4 @@
-"""Bridges and the interfaces beside them, by netlink. Blocking: call in threads."""
+"""Bridges and other host interfaces, by netlink. Blocking: call in threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Link:
     index: int
     name: str
     kind: str
-    """The kernel's word: `bridge`, `veth`, `vlan`, `bond`...; empty for hardware."""
+    """The kernel's kind of link: `bridge`, `veth`, `vlan`, `bond`...; empty for hardware."""
     mac: str
     mtu: int
     loopback: bool
@@ -43,7 +43,7 @@ class Link:
 
 @dataclass(frozen=True)
 class BridgeFacts:
-    """What a bridge says of itself; times in hundredths of a second."""
+    """Properties of a bridge; times in hundredths of a second."""
 
     id: str
     stp: bool
@@ -60,7 +60,7 @@ class VlanFacts:
 
 
 def exists(name: str) -> bool:
-    """Whether this network namespace has an interface of that name."""
+    """Return whether this network namespace has an interface of that name."""
     try:
         socket.if_nametoindex(name)
     except OSError:
@@ -69,7 +69,7 @@ def exists(name: str) -> bool:
 
 
 def links() -> list[Link]:
-    """All interfaces by name."""
+    """Return all interfaces, sorted by name."""
     with IPRoute() as netlink:
         return sorted((_link(message) for message in netlink.get_links()), key=lambda link: link.name)
 
@@ -81,7 +81,7 @@ def find(name: str) -> Link | None:
 
 
 def taken_subnets() -> dict[str, list[Subnet]]:
-    """The subnets that each interface has an address in, by its name."""
+    """Return the subnets of the addresses of each interface, by its name."""
     found: dict[str, list[Subnet]] = {}
     with IPRoute() as netlink:
         names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in netlink.get_links()}
@@ -94,7 +94,7 @@ def taken_subnets() -> dict[str, list[Subnet]]:
 
 
 def routed_subnets() -> list[Subnet]:
-    """Where the host has routes to, but for the default ones."""
+    """Return the destinations of the host's routes, except default routes."""
     found: list[Subnet] = []
     with IPRoute() as netlink:
         for message in netlink.get_routes():
@@ -112,9 +112,9 @@ def configure(
     addresses: Collection[Interface],
     routes: Collection[Subnet] = (),
 ) -> None:
-    """Make the bridge, or bring the one that is there to this state without losing its ports; it is up.
+    """Create the bridge, or change the existing one without losing its ports, and set it up.
 
-    Raises InvalidConfig where an interface of that name is none, HostError for what the kernel refuses.
+    Raises InvalidConfig if the interface of that name is not a bridge, HostError if the kernel refuses.
     """
     with IPRoute() as netlink, _refusals(f"cannot set up the bridge {name!r}"):
         message = _get(netlink, name)
@@ -123,7 +123,9 @@ def configure(
             message = _get(netlink, name)
         link = _link(message)
         if link.kind != "bridge":
-            raise InvalidConfig(f"The host has an interface {name!r} that is no bridge: choose another name")
+            raise InvalidConfig(
+                f"The host has an interface {name!r} that is not a bridge: choose another name"
+            )
         if link.mac != mac.lower():
             netlink.link("set", index=link.index, address=mac)
         if link.mtu != mtu:
@@ -135,7 +137,7 @@ def configure(
 
 
 def _set_addresses(netlink: Any, index: int, wanted: Collection[Interface]) -> None:
-    """Take away what is not wanted, then add what is missing; what stays is not touched."""
+    """Remove unwanted addresses, then add missing ones; others are not touched."""
     have = {
         ipaddress.ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
         for message in netlink.get_addr(index=index)
@@ -144,7 +146,8 @@ def _set_addresses(netlink: Any, index: int, wanted: Collection[Interface]) -> N
     for address in have - set(wanted):
         netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
     for address in [one for one in wanted if one not in have]:
-        # Without ports the bridge has no carrier, and an address under detection could not be bound.
+        # Without ports the bridge has no carrier, and an address under duplicate detection could not be
+        # bound.
         more: dict[str, Any] = {"flags": _NODAD} if address.version == 6 else {}
         if address.version == 4 and address.network.prefixlen < 31:
             more["broadcast"] = str(address.network.broadcast_address)
@@ -156,7 +159,7 @@ def _set_routes(netlink: Any, index: int, wanted: Collection[Subnet]) -> None:
         have: set[Subnet] = set()
         for message in netlink.get_routes(family=family, oif=index, table=_TABLE_MAIN):
             target = message.get_attr("RTA_DST")
-            # A kernel without IPv6 answers the question for its routes with those of IPv4.
+            # A kernel without IPv6 returns IPv4 routes when asked for those of IPv6.
             mine = message["family"] == family and message["proto"] == _PROTO_STATIC
             if mine and target is not None:
                 have.add(ipaddress.ip_network(f"{target}/{message['dst_len']}"))
@@ -169,7 +172,7 @@ def _set_routes(netlink: Any, index: int, wanted: Collection[Subnet]) -> None:
 
 
 def join(name: str, external: Collection[str]) -> dict[str, str]:
-    """Make interfaces of the host ports of the bridge; gives those that cannot be, with the reason."""
+    """Make host interfaces ports of the bridge; return those that cannot be, with the reason."""
     problems = {}
     with IPRoute() as netlink, _refusals(f"cannot add ports to the bridge {name!r}"):
         bridge = _get(netlink, name)
@@ -186,8 +189,8 @@ def join(name: str, external: Collection[str]) -> dict[str, str]:
 
 
 def check_ports(name: str, external: Collection[str]) -> None:
-    """Refuse interfaces that cannot be ports of the bridge as they are now (InvalidConfig)."""
-    with IPRoute() as netlink, _refusals(f"cannot look at the ports of {name!r}"):
+    """Raise InvalidConfig if an interface cannot become a port of the bridge in its current state."""
+    with IPRoute() as netlink, _refusals(f"cannot inspect the ports of {name!r}"):
         bridge = _get(netlink, name)
         for port in external:
             message = _get(netlink, port)
@@ -198,20 +201,20 @@ def check_ports(name: str, external: Collection[str]) -> None:
 
 
 def _unfit(netlink: Any, name: str, bridge: int | None, message: Any) -> str:
-    """Why an interface cannot become a port; empty where it can."""
+    """Return why an interface cannot become a port; empty if it can."""
     if message is None:
         return f"the host has no interface {name!r}"
     link = _link(message)
     if link.master is not None or link.loopback or link.index == bridge:
-        return f"{name!r} belongs to something else"
+        return f"{name!r} already has another master"
     if any(a["scope"] == _SCOPE_GLOBAL for a in netlink.get_addr(index=link.index)):
-        return f"{name!r} has addresses of its own: take them away first"
+        return f"{name!r} has addresses: remove them first"
     return ""
 
 
 def release(name: str, external: Collection[str]) -> None:
-    """Make the named interfaces of the host ports of this bridge no longer."""
-    with IPRoute() as netlink, _refusals(f"cannot take the ports from {name!r}"):
+    """Remove host interfaces from this bridge."""
+    with IPRoute() as netlink, _refusals(f"cannot remove the ports of {name!r}"):
         bridge = _get(netlink, name)
         for port in external:
             message = _get(netlink, port)
@@ -220,7 +223,7 @@ def release(name: str, external: Collection[str]) -> None:
 
 
 def attach(name: str, bridge: str) -> None:
-    """Make an interface a port of a bridge, and up. Raises NotFound where either is gone."""
+    """Make an interface a port of a bridge and set it up. Raises NotFound if either does not exist."""
     with IPRoute() as netlink, _refusals(f"cannot add {name!r} to the bridge {bridge!r}"):
         port, to = _get(netlink, name), _get(netlink, bridge)
         if port is None or to is None:
@@ -229,7 +232,7 @@ def attach(name: str, bridge: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove a bridge; does nothing where there is none of that name."""
+    """Remove a bridge; does nothing if it does not exist."""
     with IPRoute() as netlink, _refusals(f"cannot remove the bridge {name!r}"):
         message = _get(netlink, name)
         if message is not None and _link(message).kind == "bridge":
@@ -237,7 +240,7 @@ def delete(name: str) -> None:
 
 
 def facts(name: str) -> BridgeFacts | None:
-    """What is special to a bridge; None where the interface is none."""
+    """Return the properties of a bridge; None if the interface is not a bridge."""
     with IPRoute() as netlink:
         message = _get(netlink, name)
         if message is None or _link(message).kind != "bridge":
@@ -260,7 +263,7 @@ def facts(name: str) -> BridgeFacts | None:
 
 
 def _bridge_id(identity: Any, mac: str) -> str:
-    """Priority and address, as `brctl` prints them."""
+    """Return priority and address in the format of `brctl`."""
     priority = 0x8000
     if isinstance(identity, dict) and isinstance(identity.get("prio"), int):
         priority = socket.ntohs(identity["prio"]) if identity["prio"] & 0xFF else identity["prio"]
@@ -268,7 +271,7 @@ def _bridge_id(identity: Any, mac: str) -> str:
 
 
 def vlan(name: str) -> VlanFacts | None:
-    """What is special to a VLAN interface; None where the interface is none."""
+    """Return the properties of a VLAN interface; None if it is not one."""
     with IPRoute() as netlink:
         message = _get(netlink, name)
         if message is None or _link(message).kind != "vlan":

@@ -1,4 +1,4 @@
-"""Giving a DHCP lease back in the name of a client that is gone, to a server on this host. Blocking."""
+"""Release of DHCP leases on behalf of clients that are gone, to a server on this host. Blocking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PORT = 67
 
 
 def release_packet(server: str, address: str, mac: str, client_id: bytes = b"") -> bytes:
-    """A DHCPRELEASE of `address` by the client with this MAC address and identifier."""
+    """Return a DHCPRELEASE of `address` by the client with this MAC address and identifier."""
     head = struct.pack(
         "!BBBBIHH4s4s4s4s16s192x",
         _BOOTREQUEST,
@@ -38,9 +38,9 @@ def release_packet(server: str, address: str, mac: str, client_id: bytes = b"") 
 
 
 def release(interface: str, server: str, address: str, mac: str, client_id: bytes = b"") -> None:
-    """Tell the server at `server` on `interface` that the address is free. Raises OSError."""
+    """Release the address at the server `server` on `interface`. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        # The server takes only what seems to come from its interface, though this never leaves the host.
+        # The server accepts only packets from its interface, although this one never leaves the host.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         sock.sendto(release_packet(server, address, mac, client_id), (server, _PORT))
 
@@ -52,7 +52,7 @@ _CLIENT6, _SERVER6, _IA_NA, _IA_TA, _ADDRESS6 = 1, 2, 3, 4, 5
 
 
 def release6_packet(server: bytes, address: str, client: bytes, iaid: int, *, temporary: bool) -> bytes:
-    """A DHCPv6 release of `address`; server and client are told by their DUIDs."""
+    """Return a DHCPv6 release of `address`; server and client are identified by their DUIDs."""
     leased = _option6(_ADDRESS6, ipaddress.IPv6Address(address).packed + bytes(8))
     number = iaid.to_bytes(4, "big")
     association = (
@@ -67,6 +67,6 @@ def _option6(code: int, data: bytes) -> bytes:
 
 
 def release6(interface: str, packet: bytes) -> None:
-    """Send a release to the servers on `interface`, where this host's own hears it too. Raises OSError."""
+    """Send a release to the servers on `interface`, including the one on this host. Raises OSError."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.sendto(packet, (_SERVERS6, _PORT6, 0, socket.if_nametoindex(interface)))

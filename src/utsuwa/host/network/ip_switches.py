@@ -1,4 +1,4 @@
-"""The kernel's switches for IPv4 and IPv6 below /proc/sys/net. Blocking: call in threads."""
+"""Sysctls of IPv4 and IPv6 below /proc/sys/net. Blocking: call in threads."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from utsuwa.core.errors import HostError
 
 _SYSCTL = Path("/proc/sys/net")
 NEW = "default"
-"""The kernel's name for the settings that an interface is made with."""
+"""The kernel's name for the settings of new interfaces."""
 
 
 def ipv6_lack(interface: str = NEW) -> str:
-    """Why an interface has no IPv6; empty where it has.
+    """Return why IPv6 is not available on an interface; empty if it is.
 
-    Hosts lack it in two ways: the kernel has none (`ipv6.disable=1` at boot), or a sysctl turns it off,
-    for all interfaces or for one. Addresses and routes are refused in either case.
+    Either the kernel has no IPv6 (`ipv6.disable=1` at boot), or a sysctl disables it for all interfaces or
+    for one. The kernel rejects addresses and routes in both cases.
     """
     if not (_SYSCTL / "ipv6/conf").is_dir():
         return "the kernel of this host has no IPv6"
-    # An interface that does not exist (yet) has no folder of its own.
+    # An interface that does not exist (yet) has no directory.
     for name in (interface, NEW):
         switch = _SYSCTL / "ipv6/conf" / name / "disable_ipv6"
         try:
@@ -31,7 +31,7 @@ def ipv6_lack(interface: str = NEW) -> str:
 
 
 def ignore_router_advertisements(interface: str) -> None:
-    """A bridge is a router: it takes no addresses and no routes from announcements on it."""
+    """Disable router advertisements on a bridge: as a router it must not accept addresses and routes."""
     folder = _SYSCTL / "ipv6/conf" / interface
     if folder.is_dir() and not ipv6_lack(interface):
         for switch in ("accept_ra", "autoconf"):
@@ -39,9 +39,9 @@ def ignore_router_advertisements(interface: str) -> None:
 
 
 def allow_forwarding(version: int) -> None:
-    """Let the host pass packets on; written only where it does not already.
+    """Enable IP forwarding on the host, unless it is already enabled.
 
-    A router ignores router advertisements unless told otherwise: interfaces that heard them go on to.
+    A router ignores router advertisements by default: keep them enabled on interfaces that accepted them.
     """
     if version == 4:
         _write(_SYSCTL / "ipv4/ip_forward", "1")

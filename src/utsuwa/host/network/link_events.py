@@ -1,4 +1,4 @@
-"""Interfaces of the host that appear, come free or get a name: told by the kernel while somebody listens."""
+"""The kernel's events of host interfaces that appear, become free or are renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 Listener = Callable[[str | None], None]
-"""Told the name of an interface that has changed; None where any may have."""
+"""Called with the name of an interface that has changed; None if any may have changed."""
 
 _GROUPS = 0x1 | 0x10 | 0x100
 """Changes of links, of IPv4 addresses and of IPv6 addresses (RTMGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR)."""
@@ -27,21 +27,21 @@ _SIZE = 65536
 
 
 class LinkEvents:
-    """One netlink socket for all listeners; there is none while nobody listens."""
+    """One netlink socket for all listeners, open only while there are any."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
         self._socket: socket.socket | None = None
 
     def listen(self, listener: Listener) -> None:
-        """Tell `listener` of each interface that appears or may have come free. Raises OSError."""
+        """Call `listener` for each interface that appears or may have become free. Raises OSError."""
         if self._socket is None:
             self._socket = _open()
             asyncio.get_running_loop().add_reader(self._socket, self._read)
         self._listeners.append(listener)
 
     def leave(self, listener: Listener) -> None:
-        """No longer tell `listener`; does nothing where it does not listen."""
+        """Remove `listener`; does nothing if it is not registered."""
         with contextlib.suppress(ValueError):
             self._listeners.remove(listener)
         if self._socket is not None and not self._listeners:
@@ -50,7 +50,7 @@ class LinkEvents:
             self._socket = None
 
     def _read(self) -> None:
-        """Take all that is there now: a host that starts many containers sends some messages for each."""
+        """Read all pending messages: starting a container causes several."""
         names: set[str | None] = set()
         while self._socket is not None:
             try:
@@ -59,7 +59,7 @@ class LinkEvents:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    log.error("changes of network interfaces are not heard of any more: %s", error)
+                    log.error("no longer receiving changes of network interfaces: %s", error)
                     asyncio.get_running_loop().remove_reader(self._socket)
                     return
                 names.add(None)  # the kernel has dropped messages
@@ -80,7 +80,7 @@ def _open() -> socket.socket:
 
 
 def changed(messages: bytes) -> Iterator[str]:
-    """The names of interfaces that a netlink datagram tells of: without a master, or with an address less."""
+    """Yield the interfaces in a netlink datagram that have no master or have lost an address."""
     start = 0
     while start + _HEADER.size <= len(messages):
         length, kind, *_ = _HEADER.unpack_from(messages, start)
@@ -98,7 +98,7 @@ def _name(kind: int, body: bytes) -> str:
         if _MASTER not in attributes:
             return attributes.get(_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     elif kind == _DELADDR and len(body) >= _ADDRESS.size:
-        with contextlib.suppress(OSError):  # it is gone meanwhile
+        with contextlib.suppress(OSError):  # it has been removed meanwhile
             return socket.if_indextoname(_ADDRESS.unpack_from(body)[-1])
     return ""
 

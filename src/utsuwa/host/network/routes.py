@@ -1,4 +1,4 @@
-"""Routes of the host to subnets that lie behind an instance, by netlink. Blocking: call in threads."""
+"""Host routes to subnets behind an instance, by netlink. Blocking: call in threads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from utsuwa.host.network import ip_switches
 log = logging.getLogger(__name__)
 
 _PROTO_BOOT = 3
-"""As `ip route add` marks a route; those of a network itself are static ones."""
+"""The protocol that `ip route add` sets; routes of a network itself are static."""
 _SCOPE_LINK = 253
 
 
 def add(interface: str, subnets: Iterable[str]) -> None:
-    """Send what goes to the subnets out of the interface; a route that is there already is right.
+    """Route the subnets to the interface; existing routes are kept.
 
-    Without IPv6 on the interface its subnets are left out, with a warning.
+    If IPv6 is not available on the interface, IPv6 subnets are skipped with a warning.
     """
     for subnet in subnets:
         if ":" in subnet and (lack := ip_switches.ipv6_lack(interface)):
@@ -34,7 +34,7 @@ def add(interface: str, subnets: Iterable[str]) -> None:
 
 
 def remove(interface: str, subnets: Iterable[str]) -> None:
-    """Take such routes away; does nothing where they, or the interface, are gone."""
+    """Remove such routes; does nothing if they or the interface do not exist."""
     for subnet in subnets:
         if ":" not in subnet or not ip_switches.ipv6_lack(interface):
             _change("del", interface, subnet, errno.ESRCH)

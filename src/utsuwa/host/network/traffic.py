@@ -1,4 +1,4 @@
-"""Limits of what an interface passes on, by the kernel's traffic control (`tc`)."""
+"""Bandwidth limits of interfaces, by the kernel's traffic control (`tc`)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from utsuwa.host.network import bridges
 from utsuwa.host.processes.run import run
 
 _BURST = 128 * 1024
-"""Bytes that may pass at once above the rate: at least one aggregated packet must fit."""
+"""Burst size in bytes: at least one aggregated packet must fit."""
 
 
 async def limit(interface: str, *, to_guest: int | None, from_guest: int | None) -> None:
-    """Limit a veth's host end to bits a second each way, in place of any limits before; None is none.
+    """Limit the traffic of a veth's host end, in bits per second; None means no limit.
 
-    What goes into the container leaves this end, and is queued. What comes from it is policed where the
-    kernel can, else queued on a helper interface. Raises HostError, ProcessFailed.
+    Replaces previous limits. Traffic to the container is egress here, and is queued. Traffic from it is
+    policed if the kernel supports that, else queued on a helper interface. Raises HostError, ProcessFailed.
     """
     await clear(interface)
     if to_guest is not None:
@@ -37,19 +37,19 @@ async def limit(interface: str, *, to_guest: int | None, from_guest: int | None)
 
 
 async def clear(interface: str) -> None:
-    """Take all limits away; does nothing where there are none or the interface is gone."""
+    """Remove all limits; does nothing if there are none or the interface does not exist."""
     for place in ("root", "ingress"):
         await run(["tc", "qdisc", "del", "dev", interface, place], accept=(0, 1, 2))
     await remove_helper(interface)
 
 
 async def remove_helper(interface: str) -> None:
-    """Take away what outlives an interface that is removed; does nothing where there is nothing."""
+    """Remove the helper interface, which outlives the interface itself; does nothing if there is none."""
     await asyncio.to_thread(_delete, helper_name(interface))
 
 
 def helper_name(interface: str) -> str:
-    """The interface on which what arrives at another one is queued."""
+    """Return the name of the helper interface on which an interface's incoming traffic is queued."""
     return f"ifb{hashlib.sha256(interface.encode()).hexdigest()[:8]}"
 
 
@@ -84,7 +84,7 @@ def _create(name: str) -> None:
         try:
             netlink.link("add", ifname=name, kind="ifb", state="up")
         except NetlinkError as error:
-            raise HostError(f"the kernel can limit no traffic from instances: {error}") from error
+            raise HostError(f"the kernel cannot limit traffic from instances: {error}") from error
 
 
 def _delete(name: str) -> None:

@@ -1,6 +1,6 @@
 """Veth pairs between the host and a running container, by netlink.
 
-What is not async blocks: call it in threads.
+Functions that are not async block: call them in threads.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Pair:
     mac: str
     mtu: int | None = None
     bridge: str = ""
-    """The bridge that the host's end becomes a port of, where there is one."""
+    """The bridge of which the host's end becomes a port, if any."""
 
 
 def exists(name: str) -> bool:
-    """Whether this network namespace has an interface of that name."""
+    """Return whether this network namespace has an interface of that name."""
     return index_of(name) is not None
 
 
 def create(pair: Pair, pid: int) -> None:
-    """Make the pair with its inner end in the network namespace of `pid`, down; the host's end is up.
+    """Create the pair with its inner end in the network namespace of `pid`, down; the host's end is up.
 
-    The inner end is made where it belongs, under its own name: nothing is moved or renamed, and nothing
-    is left when a name is taken (InvalidConfig). Other refusals are HostError.
+    The inner end is created in its namespace with its final name: nothing is moved or renamed, and nothing is
+    left behind if a name is taken (InvalidConfig). Other failures raise HostError.
     """
     peer: dict[str, object] = {"ifname": pair.name, "net_ns_pid": pid, "address": pair.mac}
     settings: dict[str, object] = {}
@@ -61,7 +61,7 @@ def create(pair: Pair, pid: int) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove a veth pair by its end on the host; does nothing where it is gone or is no veth."""
+    """Remove a veth pair by its end on the host; does nothing if it does not exist or is not a veth."""
     index = index_of(name)
     if index is None:
         return
@@ -80,8 +80,8 @@ def delete(name: str) -> None:
 
 
 async def delete_early(name: str) -> None:
-    """As `delete`, but wait no longer than until the interface is gone: the kernel takes some 20 ms more
-    until it answers, in which it waits for what other processors may still do with it.
+    """As `delete`, but only wait until the interface is gone: the kernel takes some 20 ms more to reply,
+    waiting for other CPUs that may still use it.
     """
     index = await asyncio.to_thread(index_of, name)
     if index is None:
@@ -95,7 +95,7 @@ async def delete_early(name: str) -> None:
 
 
 def index_of(name: str) -> int | None:
-    """The number of an interface; None where there is none of that name."""
+    """Return the index of an interface; None if it does not exist."""
     try:
         return socket.if_nametoindex(name)
     except OSError:

@@ -1,1 +1,1 @@
-"""Starting programs, watching processes, and descriptors on the event loop."""
+"""Starting programs, watching processes, and waiting for descriptors on the event loop."""

@@ -1,4 +1,4 @@
-"""Processes that are not ours to reap: their end, and signals to them, by pidfds."""
+"""Processes that are not children of the daemon: waiting for them and signalling them by pidfds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utsuwa.host.processes import pipes
 
 
 async def wait(pid: int) -> None:
-    """Until a process has ended; returns at once where there is none (any more)."""
+    """Wait until a process has ended; returns at once if it does not exist."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -23,7 +23,7 @@ async def wait(pid: int) -> None:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Send a signal; nothing happens where the process has ended."""
+    """Send a signal; does nothing if the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid)
         try:
@@ -37,9 +37,9 @@ def kill(pid: int) -> None:
 
 
 class Process:
-    """A process held by its pidfd: what is sent reaches that one or nobody, whoever has its id by now.
+    """A process identified by a pidfd: signals never reach another process that has reused its pid.
 
-    One that is gone already counts as ended. OSError where no descriptor is left.
+    A process that does not exist counts as ended. Raises OSError if no descriptor is available.
     """
 
     def __init__(self, pid: int) -> None:
@@ -48,29 +48,29 @@ class Process:
         try:
             self._fd = os.pidfd_open(pid)
         except OSError as error:
-            # The last two: the id is now that of a thread.
+            # The last two: the pid is now the id of a thread.
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
 
     def fileno(self) -> int:
-        """The pidfd, still this object's own; ProcessLookupError where it counts as ended."""
+        """Return the pidfd, still owned by this object. Raises ProcessLookupError if it has ended."""
         if self._fd is None:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return self._fd
 
     async def wait(self) -> None:
-        """Until it has ended; by one caller at a time."""
+        """Wait until it has ended; one caller at a time."""
         if self._fd is not None:
             await pipes.readable(self._fd)
 
     def send_signal(self, number: int) -> None:
-        """Nothing happens where it has ended."""
+        """Send a signal; does nothing if it has ended."""
         if self._fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._fd, number)
 
     def close(self) -> None:
-        """Let go of it: from now on it counts as ended."""
+        """Release the pidfd: from now on the process counts as ended."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

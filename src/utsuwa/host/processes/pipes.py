@@ -1,6 +1,6 @@
-"""Descriptors on the event loop: wait until one is ready, read and write without blocking.
+"""File descriptors on the event loop: wait until one is ready, read and write without blocking.
 
-For pipes, ptys, sockets and pidfds. One waiter a descriptor and direction.
+For pipes, ptys, sockets and pidfds. One waiter per descriptor and direction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PIPE_SIZE = 1024 * 1024
 
 @contextlib.contextmanager
 def watched(fd: int, *, writing: bool = False) -> Iterator[asyncio.Future[None]]:
-    """A future that is done once `fd` can be read (or written, or has ended)."""
+    """Yield a future that is done once `fd` is readable (or writable, or at its end)."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -44,7 +44,7 @@ async def writable(fd: int) -> None:
 
 
 async def read(fd: int, size: int = CHUNK) -> bytes:
-    """What is there, at least a byte; empty at the end."""
+    """Return the available bytes, at least one; empty at the end."""
     while True:
         try:
             return os.read(fd, size)
@@ -53,7 +53,7 @@ async def read(fd: int, size: int = CHUNK) -> bytes:
 
 
 async def write(fd: int, data: bytes | bytearray | memoryview) -> None:
-    """All of `data`; OSError (EPIPE, EIO) where the other side has gone."""
+    """Write all of `data`. Raises OSError (EPIPE, EIO) if the other end is closed."""
     view = memoryview(data)
     while view:
         try:
@@ -63,7 +63,7 @@ async def write(fd: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def pipe() -> tuple[int, int]:
-    """A pipe with a large buffer where the host allows it: the reading and the writing end."""
+    """Create a pipe, with a large buffer if the host allows it; return its read and write ends."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with contextlib.suppress(PermissionError):
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_SIZE)

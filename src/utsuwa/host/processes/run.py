@@ -1,7 +1,7 @@
-"""The one place that starts programs: argument lists only, closed stdin, a rebuilt environment.
+"""The only module that starts programs: argument lists only, closed stdin, a clean environment.
 
-Every program is the leader of a session of its own, so that ending it ends what it started too.
-Failures are `ProcessFailed` with argv, exit code and stderr.
+Every program becomes a session leader, so that killing it kills its children too. Failures raise
+`ProcessFailed` with argv, exit code and stderr.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from utsuwa.host.processes import pipes, spawning
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 2.0
-"""Seconds between SIGTERM and SIGKILL for a program that is stopped before its end."""
+"""Seconds between SIGTERM and SIGKILL for a program that is stopped early."""
 OUTPUT_LIMIT = 64 * 1024 * 1024
-"""Bytes of output that are kept of one stream; a program that says more is stopped."""
+"""Maximum output per stream in bytes; a program that writes more is stopped."""
 
 _PACKAGES = {
     "apparmor_parser": "apparmor",
@@ -49,7 +49,7 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Completed:
-    """A program that ended with an accepted exit code; `code` is -N where signal N ended it."""
+    """A program that ended with an accepted exit code; `code` is -N if killed by signal N."""
 
     argv: tuple[str, ...]
     code: int
@@ -58,7 +58,7 @@ class Completed:
 
     @property
     def text(self) -> str:
-        """stdout as text; bytes that are not UTF-8 are replaced."""
+        """Return stdout as text; invalid UTF-8 is replaced."""
         return self.stdout.decode(errors="replace")
 
 
@@ -67,18 +67,17 @@ async def run(
     *,
     stdin: bytes | None = None,
     accept: Container[int] = (0,),
-    timeout: float = 60,  # noqa: ASYNC109 - ends the program, which asyncio.timeout cannot
+    timeout: float = 60,  # noqa: ASYNC109 - stops the program, which asyncio.timeout cannot
     env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
 ) -> Completed:
-    """Run a program to its end without blocking the event loop.
+    """Run a program to completion without blocking the event loop.
 
-    `env` is added to the rebuilt environment (None takes a variable out); `stdout_fd` receives stdout
-    in place of the result. Cancelled or past `timeout` seconds, the program is ended (SIGTERM, then
-    SIGKILL) and reaped.
-    Raises ProcessFailed, for a missing program as well.
+    `env` is added to the clean environment (None removes a variable); `stdout_fd` receives stdout instead of
+    the result. If cancelled or after `timeout` seconds, the program is killed (SIGTERM, SIGKILL) and reaped.
+    Raises ProcessFailed, also for a missing program.
     """
     child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
     try:
@@ -102,7 +101,7 @@ async def run(
 
 
 class Stopper:
-    """Ends programs that `run_blocking` runs in other threads; one that is started later ends at once."""
+    """Stops programs that `run_blocking` runs in other threads; later ones are stopped at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -118,7 +117,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """End `process` if `stop` is called, or was called, before the end of the block."""
+        """Stop `process` if `stop` is called, or was called, before the end of the block."""
         with self._lock:
             self._running.append(process)
             if self.stopped:
@@ -142,7 +141,7 @@ def run_blocking(
     stdout_fd: int | None = None,
     stopper: Stopper | None = None,
 ) -> Completed:
-    """`run` for code that runs in a worker thread, where `stopper` takes the place of cancellation."""
+    """`run` for worker threads, with `stopper` instead of cancellation."""
     streams = (
         subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         subprocess.PIPE if stdout_fd is None else stdout_fd,
@@ -163,7 +162,7 @@ def run_blocking(
 
 
 class _Child:
-    """A program that `run` waits for, with the daemon's ends of its pipes."""
+    """A program run by `run`, with the daemon's ends of its pipes."""
 
     def __init__(self, pid: int, stdin: int | None, stdout: int | None, stderr: int) -> None:
         self.pid = pid
@@ -173,19 +172,19 @@ class _Child:
         self.code: int | None = None
 
     def wait(self) -> int:
-        """Reap it; its exit code, -N where signal N ended it."""
+        """Reap it and return its exit code, -N if killed by signal N."""
         if self.code is None:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the program and what it started."""
+        """Signal the program and its children."""
         if self.code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """End and reap it."""
+        """Kill and reap it."""
         self.send_signal(signal.SIGKILL)
         self.wait()
 
@@ -209,7 +208,7 @@ def _start_child(
     pass_fds: Sequence[int],
     stdout_fd: int | None,
 ) -> _Child:
-    """Start a program while other threads go on; without its stdout where `stdout_fd` gets that."""
+    """Start a program without blocking other threads; stdout is not captured if `stdout_fd` receives it."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         stdin = None
         if with_stdin:
@@ -230,7 +229,7 @@ def _start_child(
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed by one stack each."""
+    """Create a pipe whose ends are each closed by one stack."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     reader.callback(os.close, reading)
     writer.callback(os.close, writing)
@@ -238,7 +237,7 @@ def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[i
 
 
 class Spawned:
-    """A program that runs beside the daemon until it ends or is killed; `close` when done with it."""
+    """A long-running program, which runs until it ends or is killed; call `close` when done with it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -246,18 +245,18 @@ class Spawned:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait(self) -> int:
-        """Its exit code, -N where signal N ended it."""
+        """Wait for it and return its exit code, -N if killed by signal N."""
         if self._process.returncode is None:
             await pipes.readable(self._pidfd)
         return self._process.wait()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signal the program and what it started."""
+        """Signal the program and its children."""
         if self._process.returncode is None:
             _kill_group(self._process, number)
 
     def close(self) -> None:
-        """Kill it where it still runs, and reap it."""
+        """Kill it if it still runs, and reap it."""
         if self._process.returncode is None:
             _kill_and_reap(self._process)
         if self._pidfd >= 0:
@@ -273,16 +272,16 @@ def spawn(
     pass_fds: Sequence[int] = (),
     output_fd: int | None = None,
 ) -> Spawned:
-    """Start a program that is to run on; both outputs go to `output_fd`, by default to the daemon's stderr.
+    """Start a long-running program; its output goes to `output_fd`, by default the daemon's stderr.
 
-    It does not end with the daemon by itself. Raises ProcessFailed where it cannot be started.
+    It is not killed when the daemon ends. Raises ProcessFailed if it cannot be started.
     """
     output = sys.stderr.fileno() if output_fd is None else output_fd
     return Spawned(_popen(argv, (subprocess.DEVNULL, output, output), env, cwd, pass_fds))
 
 
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """The environment that programs get: nothing of the daemon's own."""
+    """Return the environment for programs, which inherits nothing from the daemon."""
     merged: dict[str, str | None] = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **(extra or {})}
     return {name: value for name, value in merged.items() if value is not None}
 
@@ -312,7 +311,7 @@ def _popen(
 
 def _why_not_started(program: str, cwd: Path | None, error: OSError) -> str:
     if cwd is not None and not cwd.is_dir():
-        return f"the folder {cwd} is not there"
+        return f"the directory {cwd} does not exist"
     if error.errno != errno.ENOENT:
         return f"cannot be started: {error.strerror}"
     package = _PACKAGES.get(Path(program).name)
@@ -338,7 +337,7 @@ async def _communicate(child: _Child, stdin: bytes | None) -> tuple[bytes, bytes
 
 
 async def _read(fd: int) -> bytes:
-    """Everything up to the end of a pipe; raises OverflowError past the limit."""
+    """Read up to the end of a pipe. Raises OverflowError if it exceeds the limit."""
     os.set_blocking(fd, False)
     parts: list[bytes] = []
     size = 0
@@ -351,7 +350,7 @@ async def _read(fd: int) -> bytes:
 
 
 async def _write(fd: int, child: _Child, data: bytes) -> None:
-    """Write all of `data` and close the pipe; a program that does not want it may close it first."""
+    """Write all of `data` and close the pipe; the program may close it earlier."""
     os.set_blocking(fd, False)
     try:
         await pipes.write(fd, data)
@@ -362,7 +361,7 @@ async def _write(fd: int, child: _Child, data: bytes) -> None:
 
 
 async def _end(child: _Child, pidfd: int) -> None:
-    """Stop what still runs and close everything; never leaves a zombie."""
+    """Stop the program if it still runs and close everything; never leaves a zombie."""
     try:
         if child.code is None:
             child.send_signal(signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Starting programs by the C library's `posix_spawn`, while the daemon's other threads go on.
+"""Starting programs with the C library's `posix_spawn` without blocking the daemon's other threads.
 
-`subprocess` holds the interpreter lock from the fork until the program has been loaded, which takes 2 ms
-with a daemon's memory; here the lock is free meanwhile.
+`subprocess` holds the GIL from the fork until exec has completed, which takes 2 ms with a daemon's memory;
+here the GIL is released.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 _libc = ctypes.CDLL(None)
 _ROOM = 1024
-"""Bytes for the C library's objects, whose sizes are its own: 336 and 80 for glibc on x86_64."""
+"""Bytes for opaque objects of the C library: 336 and 80 for glibc on x86_64."""
 _SETSIGDEF, _SETSIGMASK, _SETSID = 0x04, 0x08, 0x80
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, 32, 33)
-"""Signals that Python, the C library or who started the daemon (a shell in the background, nohup) ignore,
-and with them all that they start, if nobody minds."""
+"""Signals that may be ignored by Python, the C library or the parent (a background shell, nohup), which new
+processes would inherit."""
 _WORD = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 
@@ -34,10 +34,10 @@ def start(
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> int:
-    """Start a program as the leader of a session of its own; gives its pid, to be reaped by the caller.
+    """Start a program as a session leader; return its pid, to be reaped by the caller.
 
-    It gets the descriptors `streams` as 0, 1 and 2, of others `pass_fds` alone; a name without a slash is
-    looked for in `env`'s PATH. Raises OSError where it cannot be started.
+    It gets the descriptors `streams` as 0, 1 and 2, and `pass_fds`; a name without a slash is searched in
+    `env`'s PATH. Raises OSError if it cannot be started.
     """
     program = argv[0] if "/" in argv[0] else shutil.which(argv[0], path=env.get("PATH", os.defpath))
     if program is None:
@@ -66,16 +66,16 @@ def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 
 @contextlib.contextmanager
 def _actions(streams: tuple[int, int, int], cwd: Path | None, pass_fds: Sequence[int]) -> Iterator[Any]:
-    """What the new process does with descriptors and its folder.
+    """Yield the file actions: what the new process does with descriptors and its working directory.
 
-    All descriptors of the daemon's close by themselves; where none is passed on, any other is closed too.
+    All descriptors of the daemon are close-on-exec; if none is passed on, any others are closed too.
     """
     actions = ctypes.create_string_buffer(_ROOM)
     _check(_libc.posix_spawn_file_actions_init(actions))
     try:
         for target, descriptor in enumerate(streams):
             _check(_libc.posix_spawn_file_actions_adddup2(actions, descriptor, target))
-        for descriptor in pass_fds:  # onto itself: it is not closed any more
+        for descriptor in pass_fds:  # onto itself, which clears close-on-exec
             _check(_libc.posix_spawn_file_actions_adddup2(actions, descriptor, descriptor))
         if cwd is not None:
             _check(_libc.posix_spawn_file_actions_addchdir_np(actions, os.fsencode(cwd)))
@@ -88,14 +88,14 @@ def _actions(streams: tuple[int, int, int], cwd: Path | None, pass_fds: Sequence
 
 @contextlib.contextmanager
 def _attributes() -> Iterator[Any]:
-    """A session of its own, no signal blocked, none ignored."""
+    """Yield the attributes: a new session, no signals blocked or ignored."""
     attributes = ctypes.create_string_buffer(_ROOM)
     signals = (ctypes.c_ulong * (_ROOM // _WORD))()
     _check(_libc.posix_spawnattr_init(attributes))
     try:
         _check(_libc.posix_spawnattr_setsigmask(attributes, signals))
         for number in _IGNORED:
-            # sigaddset refuses the C library's own
+            # sigaddset rejects the C library's internal signals
             signals[(number - 1) // _WORD] |= 1 << (number - 1) % _WORD
         _check(_libc.posix_spawnattr_setsigdefault(attributes, signals))
         flags = ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)

@@ -1,1 +1,1 @@
-"""What the host is, what it can do, and the limits that all of its containers share."""
+"""Properties and capabilities of the host, and the limits that all its containers share."""

@@ -1,4 +1,4 @@
-"""How many descriptors may be open: the daemon keeps two for each container that runs, and sockets."""
+"""The limit on open descriptors: the daemon keeps two per running container, and sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _given: list[tuple[int, int]] = []
 
 
 def raise_limit() -> None:
-    """Let this process have as many as it may; what it was given before stays known for others."""
+    """Raise this process's limit to the maximum; the original one is remembered for child processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -16,5 +16,5 @@ def raise_limit() -> None:
 
 
 def given() -> tuple[int, int] | None:
-    """The soft and the hard limit from before; None where they are in force."""
+    """Return the original soft and hard limit; None if they are unchanged."""
     return _given[0] if _given else None

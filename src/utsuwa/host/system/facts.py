@@ -1,4 +1,4 @@
-"""What the host is: kernel, distribution, liblxc, processors and memory. Reading only; blocking."""
+"""Facts about the host: kernel, distribution, liblxc, processors and memory. Read-only; blocking."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KERNEL_SINCE = {
     "uevent_injection": (4, 18),
     "unpriv_fscaps": (4, 14),
 }
-"""Kernel features that LXD reports and that came with a version; clients only show them."""
+"""Kernel features that LXD reports and that depend on the kernel's version; clients only show them."""
 
 _PERSONALITIES = {"x86_64": ["i686"], "aarch64": ["armv8l"], "ppc64le": [], "s390x": []}
 _CPUS = Path("/sys/devices/system/cpu")
@@ -45,7 +45,7 @@ _KILOBYTES = " kB"
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What does not change while the host runs."""
+    """Facts that do not change while the host runs."""
 
     kernel: str
     kernel_version: str
@@ -76,7 +76,7 @@ def host_facts() -> HostFacts:
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot."""
+    """Return the kernel's boot id."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -96,7 +96,7 @@ def _kernel_features(release: str) -> dict[str, str]:
 
 
 def _liblxc() -> tuple[str, dict[str, str]]:
-    """The library's version and its features; empty where it is not installed."""
+    """Return the library's version and features; empty if it is not installed."""
     try:
         library = ctypes.CDLL("liblxc.so.1")
     except OSError:
@@ -116,7 +116,7 @@ def _yes(value: bool) -> str:
 
 
 def resources() -> Resources:
-    """Processors and memory as the kernel shows them now; the other parts are empty."""
+    """Return the current processors and memory; the other parts are empty."""
     return Resources(
         cpu=_cpu(),
         memory=_memory(),
@@ -134,7 +134,7 @@ def _cpu() -> CPU:
     sockets: dict[int, dict[int, list[int]]] = {}
     for folder in sorted(_CPUS.glob("cpu[0-9]*"), key=lambda p: int(p.name[3:])):
         topology = folder / "topology"
-        if topology.is_dir():  # offline ones have none
+        if topology.is_dir():  # offline CPUs have none
             package = max(_number(topology / "physical_package_id"), 0)
             core = _number(topology / "core_id")
             sockets.setdefault(package, {}).setdefault(core, []).append(int(folder.name[3:]))
@@ -162,7 +162,7 @@ def _cores(cores: Mapping[int, list[int]]) -> list[Core]:
 
 
 def _cpu_names() -> tuple[str, str]:
-    """Model and vendor; empty on architectures whose kernel does not tell."""
+    """Return model and vendor; empty on architectures whose kernel does not report them."""
     found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -178,7 +178,7 @@ def _isolated() -> set[int]:
 
 
 def parse_cpu_list(text: str) -> set[int]:
-    """The numbers of `0-3,8`, as the kernel writes lists of processors."""
+    """Parse the kernel's format of CPU lists: `0-3,8`."""
     numbers: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -224,13 +224,13 @@ _LOCAL_HOST = "/32 host LOCAL"
 
 
 def host_addresses() -> list[str]:
-    """The addresses by which others may reach this host: no loopback, no link-local ones."""
+    """Return the host's addresses, except loopback and link-local ones."""
     found = [ipaddress.ip_address(text) for text in (*_ipv4_addresses(), *_ipv6_addresses())]
     return [str(a) for a in found if not (a.is_loopback or a.is_link_local)]
 
 
 def _ipv4_addresses() -> list[str]:
-    """From the kernel's routing table, where each of its own addresses stands once a table."""
+    """Return the local addresses in the kernel's routing tables, where each may appear several times."""
     found: dict[str, None] = {}
     candidate = ""
     for line in _lines(_NET / "fib_trie"):

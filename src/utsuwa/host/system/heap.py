@@ -1,4 +1,4 @@
-"""How the C library keeps memory that is free."""
+"""Handling of free memory by the C library."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ _ARENA_MAX = -8
 _KEPT = 256 * 1024
 
 TRIM_SECONDS = 15.0
-"""From one trimming to the next, where there was work in between."""
+"""Seconds between trimmings, if there was work in between."""
 _WORK = 0.1
-"""Seconds of processor time that count as work."""
+"""Seconds of CPU time that count as work."""
 
 
 def keep_small() -> None:
-    """One arena for all threads, and what is free at its end goes back to the system.
+    """Use one arena for all threads, and return free memory at its end to the system.
 
-    By default each thread may get an arena of its own, and what many requests at once have taken stays.
-    Python's own lock lets threads wait for each other anyway. Call it before there are threads.
+    By default each thread may get its own arena, which keeps the memory that many concurrent requests needed.
+    Because of the GIL, threads do not benefit from it. Must be called before threads are started.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 async def keep_trimmed() -> None:
-    """Give free memory back to the system from time to time; runs until it is cancelled.
+    """Return free memory to the system periodically; runs until cancelled.
 
-    After many clients at once the heap is free but for a few small objects, of which one at its end keeps
-    glibc from giving any of it back by itself.
+    After many concurrent clients, the heap is free except for a few small objects; a single one at its end
+    keeps glibc from returning any of it on its own.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is None:
         return
     worked = time.process_time()

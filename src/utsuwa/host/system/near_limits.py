@@ -1,4 +1,4 @@
-"""Whether this host is about to run out of what all containers share. Blocking, for a millisecond or less."""
+"""Shared resources that this host is about to run out of. Blocking, for a millisecond or less."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from utsuwa.host.system import kernel_limits
 
 _PROC = Path("/proc")
 _INOTIFY_SPARE = 24
-"""What two more containers with Debian's systemd need."""
+"""Enough for two more containers with Debian's systemd."""
 _NEAR = 0.8
 _IN_CLOEXEC = 0o2000000
 
 
-def look() -> dict[str, str]:
-    """The limits that are nearly reached, by sysctl (or resource), with how much is used."""
+def check() -> dict[str, str]:
+    """Return the limits that are nearly reached, by sysctl (or resource), with their usage."""
     found: dict[str, str] = {}
     instances = kernel_limits.read("fs.inotify.max_user_instances")
     if not _inotify_instances_left(_INOTIFY_SPARE):
@@ -30,9 +30,9 @@ def look() -> dict[str, str]:
 
 
 def _inotify_instances_left(count: int) -> bool:
-    """Whether as many could be made just now, which is told by making them: nothing counts them.
+    """Return whether `count` more can be created, by creating them, as the kernel does not report the usage.
 
-    Those of all containers count for root, who made their user namespaces.
+    Those of all containers count for root, who created their user namespaces.
     """
     library = ctypes.CDLL(None)
     made: list[int] = []
@@ -46,13 +46,13 @@ def _inotify_instances_left(count: int) -> bool:
 
 
 def _counted() -> Iterator[tuple[str, int, int, str]]:
-    """Limits whose use the kernel shows: the name, the use, the limit, and a word on whose it is."""
+    """Yield the limits whose usage the kernel reports: name, usage, limit, and a note on the user."""
     yield from keys(_text(_PROC / "key-users"))
     for family, cache in (("ipv4", "arp_cache"), ("ipv6", "ndisc_cache")):
         key = f"net.{family}.neigh.default.gc_thresh3"
         entries = neighbours(_text(_PROC / "net/stat" / cache))
         yield from _against(key, entries, kernel_limits.read(key))
-    # Ptys of containers leave a part of the limit to the host.
+    # A part of the limit is reserved for ptys of the host.
     most, reserved = kernel_limits.read("kernel.pty.max"), kernel_limits.read("kernel.pty.reserve")
     if most is not None and reserved is not None:
         yield from _against("kernel.pty.max", kernel_limits.read("kernel.pty.nr"), most - reserved)
@@ -71,7 +71,7 @@ def _against(key: str, used: int | None, limit: int | None) -> Iterator[tuple[st
 
 
 def keys(text: str) -> Iterator[tuple[str, int, int, str]]:
-    """From /proc/key-users: each user's keys, and the bytes of them, beside the quota."""
+    """Parse /proc/key-users: the number and size of each user's keys, with the quotas."""
     for line in text.splitlines():
         user, _, rest = line.partition(":")
         fields = rest.split()
@@ -84,13 +84,13 @@ def keys(text: str) -> Iterator[tuple[str, int, int, str]]:
 
 
 def neighbours(text: str) -> int | None:
-    """From /proc/net/stat/*_cache: the entries in the table of the whole host."""
+    """Parse /proc/net/stat/*_cache: the number of entries in the host's table."""
     lines = text.splitlines()
     return int(lines[1].split()[0], 16) if len(lines) > 1 else None
 
 
 def threads(text: str) -> int | None:
-    """From /proc/loadavg: all processes and threads."""
+    """Parse /proc/loadavg: the number of processes and threads."""
     fields = text.split()
     return int(fields[3].partition("/")[2]) if len(fields) > 3 else None
 

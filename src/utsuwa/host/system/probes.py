@@ -1,7 +1,7 @@
-"""What a host can do for containers, found by trying it. Blocking, and for a process of its own.
+"""Probes of what a host can do for containers. Blocking, and to be run in a separate process.
 
-`gather` moves the calling process into a mount namespace of its own, so that no trial can stay on the
-host. Only the standard library is needed, for the question comes before anything is installed.
+`gather` moves the calling process into a new mount namespace, so that no probe can leave mounts on the
+host. Uses only the standard library, as it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -46,60 +46,60 @@ _EMPTY_SQUASHFS = bytes.fromhex(
     "8100000000000000150078da636478cbc8000530061310334369001c6f00f808800000000000000000770000"
     "00000000000480000000008900000000000000"
 )
-"""An empty folder as squashfs (gzip)."""
+"""An empty directory as squashfs (gzip)."""
 
 
 @dataclass(frozen=True)
 class Mounting:
-    """What mounts are possible. `fstype` is that of the state folder."""
+    """Which mounts are possible. `fstype` is that of the state directory."""
 
     allowed: bool = True
     """Whether this process may mount at all."""
     fstype: str = ""
     idmapping_disabled: bool = False
-    """By `UTSUWA_IDMAPPED_MOUNTS_DISABLE`; then nothing can be mapped below."""
+    """By `UTSUWA_IDMAPPED_MOUNTS_DISABLE`; all `*_idmapped` are False then."""
     folder_idmapped: bool = True
     loop: bool = True
     squashfs: bool = True
     squashfs_idmapped: bool = True
     overlay: bool = True
-    """Whether the state folder can hold the upper layer of an overlay."""
+    """Whether the state directory can hold the upper layer of an overlay."""
     overlay_idmapped: bool = True
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `gather` finds; the defaults are a host that lacks nothing but programs."""
+    """The results of `gather`; the defaults describe a host that lacks only programs."""
 
     kernel: str = ""
     namespaces: frozenset[str] = frozenset()
     user_namespace_error: str = ""
-    """Why no user namespace could be made; empty where one could."""
+    """Why no user namespace could be created; empty on success."""
     mounting: Mounting = field(default_factory=Mounting)
     controllers: Mapping[str, int] = field(default_factory=dict)
-    """Controllers of cgroups with the version (1, 2) of their hierarchy."""
+    """Cgroup controllers with the version (1, 2) of their hierarchy."""
     cgroup2: bool = True
     """Whether a cgroup v2 hierarchy is mounted, with controllers or without."""
     cgroups_writable: bool = True
     seccomp_actions: frozenset[str] = frozenset()
     lxcfs: bool = True
     liblxc: str = ""
-    """The library's version; empty where it is not installed."""
+    """The library's version; empty if it is not installed."""
     programs: Mapping[str, str] = field(default_factory=dict)
-    """The version of each installed one of `PROGRAMS`, `?` where it tells none."""
+    """The version of each installed one of `PROGRAMS`, `?` if unknown."""
     links: Mapping[str, bool] = field(default_factory=dict)
-    """Which kinds of network interfaces could be made; empty where there is no `ip` to try it."""
+    """Which kinds of network interfaces could be created; empty if `ip` is missing."""
     nft_error: str = ""
-    """Why rules for NAT could not be loaded; empty where they could, or where `nft` is missing."""
+    """Why NAT rules could not be loaded; empty on success, or if `nft` is missing."""
     ipv6_lack: str = ""
-    """Why interfaces have no IPv6; empty where they have."""
+    """Why IPv6 is not available; empty if it is."""
     limits: Mapping[str, int] = field(default_factory=dict)
-    """The kernel's limits that it has, of those that are judged."""
+    """The kernel's values of the limits that are checked."""
     limits_writable: bool = True
 
 
 def gather(state_folder: Path) -> Facts:
-    """Try everything. `state_folder` need not exist: then its file system is that of what exists above it."""
+    """Run all probes. If `state_folder` does not exist, its nearest existing parent is used."""
     programs = {name: version for name in PROGRAMS if (version := _program_version(name)) is not None}
     controllers = cgroups.controllers()
     return Facts(
@@ -166,7 +166,7 @@ def _user_namespace_error() -> str:
 
 
 def _cgroups_writable() -> bool:
-    """Whether the hierarchies are mounted for writing (the access check minds read-only mounts)."""
+    """Return whether the hierarchies are mounted read-write (which the access check takes into account)."""
     found = [m for m in _mounts() if m.fstype in ("cgroup", "cgroup2")]
     return bool(found) and all(os.access(m.target, os.W_OK) for m in found)
 
@@ -186,7 +186,7 @@ def _nft_error() -> str:
 
 
 def _complaint(argv: list[str], stdin: bytes | None = None) -> str:
-    """What a failing command said; empty where it succeeded."""
+    """Return the error message of a command; empty if it succeeded."""
     try:
         run_blocking(argv, stdin=stdin, timeout=20)
     except ProcessFailed as error:
@@ -212,13 +212,13 @@ def _mounting(folder: Path) -> Mounting:
             mapped = overlay and mounts.can_overlay_idmapped(_subfolder(scratch, "mapped"), options)
             loop, squashfs, squashfs_mapped = _squashfs(_subfolder(scratch, "squashfs"))
             idmapped = mounts.can_idmap(scratch)
-    except OSError:  # a state folder that takes no files: there is nothing to try
+    except OSError:  # the state directory is not writable: there is nothing to probe
         return Mounting(True, fstype, disabled, False, False, False, False, False, False)
     return Mounting(True, fstype, disabled, idmapped, loop, squashfs, squashfs_mapped, overlay, mapped)
 
 
 def _fstype(folder: Path) -> str:
-    """Of the mount that a folder lies on: the last one mounted at the deepest place above it."""
+    """Return the file system type of a directory: that of the last mount at its deepest ancestor."""
     above = [m for m in _mounts() if m.target == folder or m.target in folder.parents]
     return max(above, key=lambda m: (len(m.target.parts), m.id)).fstype if above else ""
 
@@ -241,7 +241,7 @@ def _subfolder(folder: Path, name: str) -> Path:
 
 
 def _squashfs(folder: Path) -> tuple[bool, bool, bool]:
-    """Whether loop devices work, squashfs mounts, and its ids can be mapped."""
+    """Return whether loop devices work, squashfs can be mounted, and its ids can be mapped."""
     image, target = folder / "image", _subfolder(folder, "mounted")
     image.write_bytes(_EMPTY_SQUASHFS.ljust(4096, b"\0"))
     try:

@@ -1,8 +1,8 @@
-"""Our file in /etc/sysctl.d: limits raised at each boot, and never lowered. Blocking.
+"""Utsuwa's file in /etc/sysctl.d, which raises limits at boot and never lowers them. Blocking.
 
-systemd applies the files of all folders in the order of their names, the last one wins. Ours comes after
-those of Debian's packages (30-lxc-inotify.conf has 1024 inotify instances) and before an administrator's
-99-*.conf. A value that others set at least as high is left out of it.
+systemd applies the files of all directories in the order of their names; the last one takes precedence. This
+file comes after those of Debian's packages (30-lxc-inotify.conf sets 1024 inotify instances) and before the
+administrator's 99-*.conf. Values that another file sets at least as high are omitted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _FOLDERS = tuple(
     Path(folder)
     for folder in ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 )
-"""A file in an earlier one hides those of its name in later ones."""
+"""A file in an earlier directory overrides those of the same name in later ones."""
 _HEAD = """\
-# What a host of many containers needs; the reasons are in docs/host-limits.md of Utsuwa.
-# Written by `utsuwad check --raise-limits`, which leaves out what is set as high elsewhere.
+# Limits for a host of many containers; docs/host-limits.md of Utsuwa explains them.
+# Written by `utsuwad check --raise-limits`, which omits values that are set as high elsewhere.
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What another file sets at boot."""
+    """A setting of another file."""
 
     value: int
     file: Path
@@ -38,11 +38,11 @@ class Setting:
 @dataclass(frozen=True)
 class Plan:
     at_boot: Mapping[str, int]
-    """What our file is to hold."""
+    """The content of Utsuwa's file."""
     now: Mapping[str, int]
-    """What is to be set at once."""
+    """What to set immediately."""
     kept_low: Mapping[str, Setting]
-    """What somebody sets lower in a file that comes after ours: that is left as it is."""
+    """Lower values in a file that comes after Utsuwa's, which are not changed."""
 
 
 def plan(
@@ -51,9 +51,9 @@ def plan(
     own: Mapping[str, int],
     others: Mapping[str, Setting],
 ) -> Plan:
-    """Decide from the values in force, those of our file as it is, and those of all other files.
+    """Plan the changes from the current values, those of Utsuwa's file, and those of all other files.
 
-    Limits that the kernel does not have are left out.
+    Limits that the kernel does not have are omitted.
     """
     at_boot, now, kept_low = {}, {}, {}
     for key, value in wanted.items():
@@ -66,7 +66,7 @@ def plan(
         if current[key] < value:
             now[key] = value
         set_elsewhere = other is not None and other.value >= value
-        # A value that nobody wrote into a file is the kernel's own, for example by the size of the memory.
+        # A value that is in no file was chosen by the kernel, for example by the size of the memory.
         enough_by_itself = current[key] > value or (current[key] == value and key not in own)
         if not set_elsewhere and not enough_by_itself:
             at_boot[key] = value
@@ -74,9 +74,9 @@ def plan(
 
 
 def raise_limits() -> tuple[list[str], bool]:
-    """Raise what is too low, now and at each boot; gives what was done, and whether all could be.
+    """Raise limits that are too low, now and at boot; return what was done, and whether all succeeded.
 
-    Nothing is said where nothing was to be done. Raises HostError where the file cannot be written.
+    The first result is empty if there was nothing to do. Raises HostError if the file cannot be written.
     """
     before = kernel_limits.current()
     own = {key: value for key, value in _settings(FILE) if key in kernel_limits.WANTED}
@@ -92,7 +92,7 @@ def raise_limits() -> tuple[list[str], bool]:
         wanted = " ".join(f"{key}={value}" for key, value in refused.items())
         said.append(f"cannot be set here ({why}), set it on the machine that this system runs on: {wanted}")
     for key, setting in planned.kept_low.items():
-        said.append(f"{key} stays {setting.value} as set in {setting.file}: raise it there")
+        said.append(f"{key} is still {setting.value}, as set in {setting.file}: raise it there")
     at_boot = {key: value for key, value in planned.at_boot.items() if key not in refused}
     if at_boot != own:
         said.append(_store(at_boot))
@@ -103,18 +103,18 @@ def _store(values: Mapping[str, int]) -> str:
     try:
         if not values:
             FILE.unlink(missing_ok=True)
-            return f"removed {FILE}: all of it is set elsewhere"
+            return f"removed {FILE}: all values are set elsewhere"
         FILE.parent.mkdir(mode=0o755, exist_ok=True)
         replace_file(FILE, _HEAD + "".join(f"{key} = {value}\n" for key, value in values.items()), 0o644)
     except OSError as error:
         raise HostError(
-            f"Cannot write {FILE}, so limits hold until the next boot: {error.strerror}"
+            f"Cannot write {FILE}, so limits only apply until the next boot: {error.strerror}"
         ) from error
     return f"{FILE} sets limits at each boot"
 
 
 def _others() -> dict[str, Setting]:
-    """What all files but ours set, by key: the last one wins."""
+    """Return the settings of all files except Utsuwa's, by key: the last one takes precedence."""
     files: dict[str, Path] = {}
     for folder in reversed(_FOLDERS):
         files |= {path.name: path for path in _listed(folder)}
@@ -127,7 +127,7 @@ def _listed(folder: Path) -> Iterable[Path]:
 
 
 def _settings(path: Path) -> Iterator[tuple[str, int]]:
-    """The numbers that a file of sysctl.d sets; a file that cannot be read sets none."""
+    """Yield the numeric settings of a sysctl.d file; none if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

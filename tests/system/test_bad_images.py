@@ -71,7 +71,7 @@ IMAGES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "dots at the beginning": (archive(META, ROOTFS, member("../evil", b"x")), ("leads out",)),
     "an absolute hard link": (
         archive(META, ROOTFS, member("rootfs/a", kind=tarfile.LNKTYPE, linkname="/etc/shadow")),
-        ("leads out",),
+        ("points outside",),
     ),
     "a hard link that leads out": (
         archive(META, ROOTFS, member("rootfs/a", kind=tarfile.LNKTYPE, linkname="../../etc/shadow")),

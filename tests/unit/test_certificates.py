@@ -135,14 +135,14 @@ class Clock:
 def test_only_what_is_stored_is_trusted(alice: Identity, bob: Identity) -> None:
     store = TrustStore()
     store.load([as_row(alice)])
-    caller = store.judge(alice.fingerprint, "10.0.0.1:5")
+    caller = store.identify(alice.fingerprint, "10.0.0.1:5")
     assert (caller.trusted, caller.username, caller.protocol) == (True, alice.fingerprint, "tls")
     assert caller.projects is None
     assert not caller.root
     for fingerprint in (bob.fingerprint, "", alice.fingerprint[:-1]):
-        assert not store.judge(fingerprint, "10.0.0.1:5").trusted
+        assert not store.identify(fingerprint, "10.0.0.1:5").trusted
     store.load([])
-    assert not store.judge(alice.fingerprint, "10.0.0.1:5").trusted
+    assert not store.identify(alice.fingerprint, "10.0.0.1:5").trusted
 
 
 def test_validity_is_judged_each_time(alice: Identity) -> None:
@@ -151,19 +151,19 @@ def test_validity_is_judged_each_time(alice: Identity) -> None:
     store.load([as_row(alice)])
     for days, trusted in ((0, True), (2, False), (-2, False), (0, True)):
         clock.now = Clock.now + timedelta(days=days)
-        assert store.judge(alice.fingerprint, "").trusted is trusted
+        assert store.identify(alice.fingerprint, "").trusted is trusted
 
 
 def test_other_types_do_not_open_the_api(alice: Identity) -> None:
     store = TrustStore()
     store.load([as_row(alice, type="metrics")])
-    assert not store.judge(alice.fingerprint, "").trusted
+    assert not store.identify(alice.fingerprint, "").trusted
 
 
 def test_restricted_ones_are_held_to_their_projects(alice: Identity) -> None:
     store = TrustStore()
     store.load([as_row(alice, restricted=True, projects=["one"])])
-    assert store.judge(alice.fingerprint, "").projects == frozenset({"one"})
+    assert store.identify(alice.fingerprint, "").projects == frozenset({"one"})
 
 
 def test_rows_that_are_no_certificates_are_left_out(
@@ -171,8 +171,8 @@ def test_rows_that_are_no_certificates_are_left_out(
 ) -> None:
     store = TrustStore()
     store.load([as_row(alice, certificate="rubbish"), as_row(bob)])
-    assert not store.judge(alice.fingerprint, "").trusted
-    assert store.judge(bob.fingerprint, "").trusted
+    assert not store.identify(alice.fingerprint, "").trusted
+    assert store.identify(bob.fingerprint, "").trusted
     assert alice.fingerprint[:12] in caplog.text
 
 
@@ -180,7 +180,7 @@ def test_a_row_is_trusted_by_its_certificate_not_by_its_label(alice: Identity, b
     """A fingerprint column that does not fit the certificate beside it makes nobody trusted."""
     store = TrustStore()
     store.load([as_row(alice, fingerprint=bob.fingerprint)])
-    assert not store.judge(bob.fingerprint, "").trusted
+    assert not store.identify(bob.fingerprint, "").trusted
 
 
 # ---- the manager
@@ -219,7 +219,7 @@ async def manager(database: Database, events: Events, config: ServerConfig) -> C
 
 
 def trusted(manager: CertificateManager, identity: Identity) -> bool:
-    return manager.store.judge(identity.fingerprint, "10.0.0.1:5").trusted
+    return manager.store.identify(identity.fingerprint, "10.0.0.1:5").trusted
 
 
 async def test_the_life_of_a_certificate(

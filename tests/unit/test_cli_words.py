@@ -209,7 +209,7 @@ def test_the_search_for_names_costs_a_right_command_nothing() -> None:
         (["query", "x"], "must start with /"),
         (["--project", "p", "query", "/1.0"], "cannot be used"),
         (["monitor", "--loglevel=info"], "pretty format"),
-        (["remote", "add", "x", "http://y"], "no address of a server"),
+        (["remote", "add", "x", "http://y"], "is not a server address"),
         (["remote", "remove", "nope"], "doesn't exist"),
         (["remote", "import-lxc", "/nowhere"], "There is no /nowhere/config.yml"),
         (["image", "import", "/nowhere/x"], "Cannot read /nowhere/x"),

@@ -103,8 +103,8 @@ def test_a_name_that_is_taken(tmp_path: Path) -> None:
     ("text", "match"),
     [
         ("a: [", "not valid YAML"),
-        ("[]", "no client configuration"),
-        ("remotes: 3", "no client configuration"),
+        ("[]", "is not a client configuration"),
+        ("remotes: 3", "is not a client configuration"),
         ("default-remote: gone", "gone"),
     ],
 )

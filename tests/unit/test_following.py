@@ -85,7 +85,7 @@ async def test_trust_ends_on_all_members(two: tuple[Database, Database], tmp_pat
     managers = [CertificateManager(database, EventHub(), ServerConfig(database)) for database in two]
     await managers[0].add(certificate, "laptop")
     await managers[1].follow_others()
-    assert managers[1].store.judge(certificate.fingerprint, "host").trusted
+    assert managers[1].store.identify(certificate.fingerprint, "host").trusted
     await managers[0].delete(certificate.fingerprint)
     await managers[1].follow_others()
-    assert not managers[1].store.judge(certificate.fingerprint, "host").trusted
+    assert not managers[1].store.identify(certificate.fingerprint, "host").trusted

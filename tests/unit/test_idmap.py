@@ -165,8 +165,8 @@ def test_raw_ids_of_the_daemons_range_outside_of_an_isolated_map() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (f"uid {BASE + 1} 1000", "has already"),
-        (f"gid {BASE + 1} 1000", "has already"),
+        (f"uid {BASE + 1} 1000", "already uses"),
+        (f"gid {BASE + 1} 1000", "already uses"),
         ("uid 999 1000", "root may not map: add the line root:999:1 to /etc/subuid"),
         ("gid 1010-1011 1-2", "/etc/subgid"),
         ("uid 1000 1000\nuid 1000 1001", "of the host twice"),

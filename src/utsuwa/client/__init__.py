@@ -1,5 +1,5 @@
-"""The REST API from the client's side: connections, remotes, operations.
+"""Client library for the REST API: connections, remotes, operations.
 
-Time to import is what people feel of a command, so nothing here loads `dataclasses`, `pathlib`, `typing`,
-`urllib` or `ssl` on the way of a local `utsuwa list`; what needs them imports them where it does.
+Import time dominates the run time of a command, so a local `utsuwa list` must not load `dataclasses`,
+`pathlib`, `typing`, `urllib` or `ssl`; code that needs them imports them locally.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong between the client and a server; `str(error)` is the sentence for the user."""
+"""Errors between the client and a server; `str(error)` is the message for the user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from utsuwa.core.errors import UtsuwaError
 
 
 class ApiError(UtsuwaError):
-    """The server's own answer. `code` is its HTTP status, 0 for a failed operation without one."""
+    """An error returned by the server. `code` is the HTTP status, 0 for a failed operation without one."""
 
     key = "api"
 
@@ -16,12 +16,12 @@ class ApiError(UtsuwaError):
 
 
 class Unreachable(UtsuwaError):
-    """No server answers at the address."""
+    """No server responds at the address."""
 
     key = "unreachable"
 
 
 class BadAnswer(UtsuwaError):
-    """What came back is no answer of the REST API."""
+    """The response is not valid for the REST API."""
 
     key = "bad-answer"

@@ -1,6 +1,6 @@
-"""HTTP/1.1 over one open socket, as much of it as the REST API needs.
+"""A minimal HTTP/1.1 client, with what the REST API needs.
 
-Python's own http.client takes twice the time of the whole interpreter to import.
+Importing http.client takes twice as long as starting the interpreter.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _CHUNK = 256 * 1024
 
 
 class Reply:
-    """The head of an answer; `read` and `stream` give its body, which must be taken before the next request.
+    """The head of a response; `read` or `stream` its body before the next request.
 
-    `headers` go by lower-case name.
+    `headers` are keyed by lower-case name.
     """
 
     def __init__(self, status: int, headers: dict[str, str], chunks: Iterator[bytes]) -> None:
@@ -35,12 +35,12 @@ class Reply:
         return b"".join(self._chunks)
 
     def stream(self) -> Iterator[bytes]:
-        """The body in pieces of up to 256 KiB."""
+        """Return the body in chunks of up to 256 KiB."""
         return self._chunks
 
 
 class Connection:
-    """A connection that opens itself and stays open between requests."""
+    """A connection that is opened on demand and kept open between requests."""
 
     def __init__(self, opener: Opener, host: str) -> None:
         self._opener = opener
@@ -51,10 +51,10 @@ class Connection:
     def request(
         self, method: str, target: str, body: Body = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """Send a request and read the head of the answer. Raises Unreachable or BadAnswer.
+        """Send a request and read the head of the response. Raises Unreachable or BadAnswer.
 
-        A body that is an iterable is sent in chunks. A request that finds an idle connection closed by
-        the server is sent once more on a new one, unless its body is a stream.
+        An iterable body is sent in chunks. If the server has closed an idle connection, the request is
+        repeated once on a new one, unless its body is a stream.
         """
         repeatable = self._socket is not None and (body is None or isinstance(body, bytes))
         try:
@@ -70,7 +70,7 @@ class Connection:
             raise self._broken(error) from error
 
     def take_socket(self) -> tuple[lean.Socket, bytes]:
-        """The socket and what was read ahead of it, for a protocol upgrade; the connection forgets both."""
+        """Detach and return the socket and the data already read from it, for a protocol upgrade."""
         sock, rest = self._open(), bytes(self._buffer)
         self._socket, self._buffer = None, bytearray()
         return sock, rest
@@ -92,7 +92,7 @@ class Connection:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if any("\r" in line or "\n" in line for line in lines):
-            raise BadAnswer("A request cannot hold line breaks")
+            raise BadAnswer("A request cannot contain line breaks")
         sock = self._open()
         if body is None or isinstance(body, bytes):
             if body is not None:
@@ -107,7 +107,7 @@ class Connection:
                     sock.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             sock.sendall(b"0\r\n\r\n")
         except BrokenPipeError:
-            # A server may refuse an upload before it has read it all: its answer says why.
+            # A server may reject an upload before it has read it completely: its response says why.
             return self._read_reply(method)
         return self._read_reply(method)
 
@@ -162,12 +162,12 @@ class Connection:
         try:
             return int(text, base)
         except ValueError:
-            raise BadAnswer(f"{self._host} sent the length {text!r}") from None
+            raise BadAnswer(f"{self._host} sent the invalid length {text!r}") from None
 
     def _line(self) -> str:
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _LINE_LIMIT:
-                raise BadAnswer(f"{self._host} sent a line that does not end")
+                raise BadAnswer(f"{self._host} sent a line that is too long")
             self._fill()
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
@@ -190,16 +190,16 @@ class Connection:
 
 
 def open_unix(path: str) -> lean.Socket:
-    """A connection to a unix socket; Unreachable says what to do about it."""
+    """Connect to a unix socket. Raises Unreachable with advice on how to fix it."""
     sock = lean.Socket(lean.AF_UNIX)
     try:
         sock.connect(path)
     except OSError as error:
         sock.close()
         why = {
-            "PermissionError": "you may not use it: become root or a member of the group utsuwa",
+            "PermissionError": "permission denied: become root or a member of the group utsuwa",
             "FileNotFoundError": "it does not exist: is the daemon (utsuwad) running?",
-            "ConnectionRefusedError": "nobody answers there: start the daemon (utsuwad)",
+            "ConnectionRefusedError": "connection refused: start the daemon (utsuwad)",
         }
         reason = why.get(type(error).__name__, str(error))
         raise Unreachable(f"Cannot connect to the socket {path}: {reason}") from error

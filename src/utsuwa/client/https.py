@@ -1,7 +1,7 @@
-"""HTTPS to remote servers: this client's certificate, and the server's as it was accepted.
+"""HTTPS to remote servers, with this client's certificate and the pinned certificate of the server.
 
-A server whose certificate was accepted is known by that very certificate and nothing else; one that was
-not must show a certificate that the system trusts, for the name that it is called by.
+A server whose certificate was accepted is identified by that certificate only; any other must present one
+that the system trusts for its host name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONNECT_SECONDS = 30
 
 
 def opener(config: ClientConfig, name: str, remote: Remote) -> Opener:
-    """What opens connections to a remote."""
+    """Return a function that opens connections to a remote."""
 
     def open_remote() -> socket.socket:
         pinned = _read_pinned(config.server_certificate(name))
@@ -35,7 +35,7 @@ def opener(config: ClientConfig, name: str, remote: Remote) -> Opener:
 
 
 def normal_address(text: str) -> str:
-    """`https://host:port` for what a user calls a server. Raises InvalidRequest."""
+    """Normalize a server address given by the user to `https://host:port`. Raises InvalidRequest."""
     if text.startswith("unix:"):
         return text
     url = text if "://" in text else f"https://{text}"
@@ -43,15 +43,15 @@ def normal_address(text: str) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or DEFAULT_PORT
     except ValueError as error:
-        raise InvalidRequest(f"{text!r} is no address of a server: {error}") from error
+        raise InvalidRequest(f"{text!r} is not a server address: {error}") from error
     if parts.scheme != "https" or not host:
-        raise InvalidRequest(f"{text!r} is no address of a server: write https://HOST:PORT or unix:///PATH")
+        raise InvalidRequest(f"{text!r} is not a server address: write https://HOST:PORT or unix:///PATH")
     shown = f"[{host}]" if ":" in host else host
     return f"https://{shown}:{port}"
 
 
 def server_certificate(address: str) -> bytes:
-    """The certificate (DER) that a server shows, whoever it is. Raises Unreachable."""
+    """Return a server's certificate (DER) without verifying it. Raises Unreachable."""
     context = _context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -62,7 +62,7 @@ def server_certificate(address: str) -> bytes:
 
 
 def is_trusted_by_system(address: str) -> bool:
-    """Whether the system trusts the server's certificate. Raises Unreachable where it cannot be asked."""
+    """Return whether the system trusts the server's certificate. Raises Unreachable."""
     try:
         _handshake(_context(), address).close()
     except Unreachable as error:
@@ -73,7 +73,7 @@ def is_trusted_by_system(address: str) -> bool:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """SHA-256 of a certificate (DER), in hexadecimal digits."""
+    """Return the SHA-256 fingerprint of a certificate (DER) in hexadecimal."""
     return hashlib.sha256(certificate).hexdigest()
 
 
@@ -107,7 +107,7 @@ def _connect(config: ClientConfig, address: str, pinned: bytes | None) -> socket
     if pinned is not None and sock.getpeercert(binary_form=True) != pinned:
         sock.close()
         raise Unreachable(
-            f"{address} shows another certificate than the accepted one: if its owner changed it, "
+            f"{address} presents another certificate than the accepted one: if its owner changed it, "
             "remove the remote and add it again"
         )
     return sock

@@ -1,4 +1,4 @@
-"""The certificate and key that this client shows to remote servers, made when first needed."""
+"""The client's certificate and key for remote servers, created on first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIFETIME = timedelta(days=3650)
 
 
 def ensure(config: ClientConfig) -> bool:
-    """Make `client.crt` and `client.key` where they are missing; true where they were made."""
+    """Create `client.crt` and `client.key` if they are missing; return whether they were created."""
     paths = (config.client_certificate, config.client_key)
     if all(os.path.exists(path) for path in paths):
         return False
@@ -26,7 +26,7 @@ def ensure(config: ClientConfig) -> bool:
 
 
 def _generate(name: str) -> tuple[str, str]:
-    """A self-signed client certificate and its key, as PEM."""
+    """Return a self-signed client certificate and its key, as PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,7 +1,7 @@
-"""The C halves of `json`, `socket` and `signal`: what takes time to import are their Python halves.
+"""The C parts of `json`, `socket` and `signal`, as their Python parts are slow to import.
 
-`re` and `enum`, which those load, take longer than everything else that a local `utsuwa list` does on the
-client's side. Where an interpreter lacks one of the C modules, the whole module serves as well.
+`re` and `enum`, which those load, take longer than everything else that a local `utsuwa list` does in the
+client. If an interpreter lacks one of the C modules, the full module is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Decoding:
 
 
 def loads(text: str) -> Any:
-    """As `json.loads`. Raises ValueError."""
+    """Parse JSON as `json.loads` does. Raises ValueError."""
     try:
         from _json import make_scanner
     except ImportError:
@@ -58,7 +58,7 @@ def loads(text: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """As `json.dumps` without options. Raises TypeError."""
+    """Format as `json.dumps` does without options. Raises TypeError."""
     try:
         from _json import encode_basestring_ascii, make_encoder
     except ImportError:
@@ -70,4 +70,4 @@ def dumps(value: Any) -> str:
 
 
 def _refuse(value: object) -> None:
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")

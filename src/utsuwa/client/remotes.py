@@ -1,8 +1,8 @@
-"""The client's folder: which remotes there are, in the format of the `lxc` client's `config.yml`.
+"""The client's configuration directory, in the format of the `lxc` client.
 
-config.yml                 remotes, the default one, aliases
-client.crt, client.key     what this client shows to remote servers
-servercerts/<remote>.crt   the certificate that was accepted for a remote
+config.yml                 remotes, the default remote, aliases
+client.crt, client.key     this client's certificate and key
+servercerts/<remote>.crt   the accepted certificate of a remote
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 ARGUMENTS = "@ARGS@"
-"""What stands in an alias for the words that follow it; without it they go to its end."""
+"""Placeholder in an alias for the remaining arguments, which are appended if it is missing."""
 _BUILT_IN_ALIASES = {"shell": f"exec {ARGUMENTS} -- su -l"}
 
 
 class Remote:
     """One server. `addr` is `unix://` (the daemon's own socket), `unix:///path` or `https://host:port`.
 
-    A static one is built in: not stored, not changed.
+    Static remotes are built in: they are neither stored nor changed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Remote:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Remote:
-        """From `config.yml`; fields that are missing or unknown do not matter."""
+        """Create from a record of `config.yml`; missing and unknown fields are accepted."""
         return cls(
             str(record.get("addr") or ""),
             str(record.get("protocol") or "lxd"),
@@ -87,18 +87,18 @@ class ClientConfig:
         self.default = LOCAL
         self.remotes = _built_in()
         self.aliases: dict[str, str] = {}
-        # What the file held and this client does not use.
+        # Fields of the file that this client does not use.
         self._rest: dict[str, Any] = {}
 
     def remote(self, name: str) -> Remote:
-        """Raises NotFound."""
+        """Return a remote. Raises NotFound."""
         try:
             return self.remotes[name]
         except KeyError:
             raise NotFound(f'The remote "{name}" doesn\'t exist: see `utsuwa remote list`') from None
 
     def split(self, text: str) -> tuple[str, str]:
-        """`remote:name` as remote and name; without a remote it is the default one. Raises NotFound."""
+        """Split `remote:name`; the remote defaults to the default remote. Raises NotFound."""
         remote, found, name = text.partition(":")
         if not found or (remote not in self.remotes and "/" in remote):
             return self.default, text
@@ -106,9 +106,9 @@ class ClientConfig:
         return remote, name
 
     def alias(self, words: list[str]) -> tuple[int, str]:
-        """How many words in front are an alias (0 for none), and what it stands for.
+        """Return the number of leading words that form an alias (0 for none), and its expansion.
 
-        An alias may be several words long, the longest one counts. The user's own go before everything else.
+        An alias may consist of several words; the longest match is used. The user's aliases take precedence.
         """
         for known in (self.aliases, _BUILT_IN_ALIASES):
             found = [name for name in known if name.split() == words[: len(name.split())]]
@@ -117,21 +117,23 @@ class ClientConfig:
                 return len(name.split()), known[name]
         return 0, ""
 
-    # Changes; `save` stores them.
+    # Changes, which `save` stores.
 
     def add_alias(self, name: str, target: str) -> None:
         """Raises InvalidRequest or AlreadyExists."""
         words = name.split()
         if not words or words[0].startswith("-") or words[0] == "alias" or not name.isprintable():
-            raise InvalidRequest(f"{name!r} cannot be an alias: it is words, not 'alias', no '-' in front")
+            raise InvalidRequest(
+                f"{name!r} cannot be an alias: use words other than 'alias', without a leading '-'"
+            )
         if not target.split():
-            raise InvalidRequest(f"The alias {name!r} stands for nothing: say for which command")
+            raise InvalidRequest(f"The alias {name!r} has no command: give one")
         if name in self.aliases:
             raise AlreadyExists(f"Alias {name} already exists")
         self.aliases[name] = target
 
     def remove_alias(self, name: str) -> str:
-        """What it stood for. Raises NotFound."""
+        """Remove an alias and return its target. Raises NotFound."""
         if name not in self.aliases:
             raise NotFound(f"Alias {name} doesn't exist")
         return self.aliases.pop(name)
@@ -152,20 +154,20 @@ class ClientConfig:
         """Raises InvalidRequest or AlreadyExists."""
         if not name or ":" in name or "/" in name or name.startswith((".", "-")) or not name.isprintable():
             raise InvalidRequest(
-                f"{name!r} cannot be a remote's name: no ':', no '/', no '.' or '-' in front"
+                f"{name!r} cannot be a remote's name: use no ':', no '/', and no leading '.' or '-'"
             )
         if name in self.remotes:
             raise AlreadyExists(f"Remote {name} exists as <{self.remotes[name].addr}>")
 
     def changeable(self, name: str) -> Remote:
-        """Raises NotFound, and InvalidRequest for a built-in remote."""
+        """Return a remote that may be changed. Raises NotFound, or InvalidRequest if it is built in."""
         remote = self.remote(name)
         if remote.static:
             raise InvalidRequest(f"Remote {name} is built in and cannot be modified")
         return remote
 
     def remove(self, name: str) -> None:
-        """Raises NotFound or InvalidRequest; forgets the accepted certificate as well."""
+        """Remove a remote and its accepted certificate. Raises NotFound or InvalidRequest."""
         self.changeable(name)
         if name == self.default:
             raise InvalidRequest(
@@ -193,7 +195,7 @@ class ClientConfig:
     # Files.
 
     def server_certificate(self, name: str) -> str:
-        """Where the accepted certificate of a remote lies, if there is one."""
+        """Return the path of a remote's accepted certificate, which need not exist."""
         return f"{self.folder}/servercerts/{name}.crt"
 
     @property
@@ -205,7 +207,7 @@ class ClientConfig:
         return f"{self.folder}/client.key"
 
     def save(self) -> None:
-        """Write `config.yml`, whole or not at all. JSON is YAML, and quicker to read at each start."""
+        """Write `config.yml` atomically, as JSON, which is valid YAML but faster to read at each start."""
         import json
 
         stored = self._rest | {
@@ -216,7 +218,7 @@ class ClientConfig:
         self.write("config.yml", json.dumps(stored, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """A private file in the client's folder, whole or not at all."""
+        """Write a private file in the client's directory atomically."""
         path = f"{self.folder}/{name}"
         os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
         temporary = f"{path}.new"
@@ -238,17 +240,17 @@ class ClientConfig:
         if self.default not in self.remotes:
             raise InvalidRequest(
                 f'{self.folder}/config.yml names "{self.default}" as its default remote, '
-                "which it does not hold: correct its default-remote"
+                "which does not exist: correct default-remote"
             )
 
 
 def folder_from_environment() -> str:
-    """`$UTSUWA_CONF`, else `~/.config/utsuwa`."""
+    """Return `$UTSUWA_CONF`, or `~/.config/utsuwa`."""
     return os.environ.get("UTSUWA_CONF") or os.path.expanduser("~/.config/utsuwa")
 
 
 def load(folder: str | None = None) -> ClientConfig:
-    """The configuration of a folder, the built-in one where it has none. Raises InvalidRequest."""
+    """Load the configuration from a directory, or the built-in one if it has none. Raises InvalidRequest."""
     config = ClientConfig(folder or folder_from_environment())
     path = f"{config.folder}/config.yml"
     try:
@@ -275,5 +277,5 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     if stored is None:
         return {}
     if not isinstance(stored, dict) or not isinstance(stored.get("remotes") or {}, dict):
-        raise InvalidRequest(f"{path} holds no client configuration")
+        raise InvalidRequest(f"{path} is not a client configuration")
     return stored

@@ -1,4 +1,4 @@
-"""One server of the REST API: requests in its envelopes, operations, websockets."""
+"""A server of the REST API: requests and their envelopes, operations, websockets."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 
 def quote(text: str) -> str:
-    """One segment of a path, or one value of a query, percent-encoded."""
+    """Percent-encode a path segment or a query value."""
     data = text.encode("utf-8", "surrogateescape")
     return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in data)
 
 
 def path_to(*parts: str) -> str:
-    """`/1.0/a/b`, every part quoted."""
+    """Return `/1.0/a/b`, quoting every part."""
     return "/".join(("/1.0", *map(quote, parts)))
 
 
 def socket_path() -> str:
-    """`$UTSUWA_SOCKET`, else the socket in `$UTSUWA_DIR`, else the one in `/var/lib/utsuwa`."""
+    """Return `$UTSUWA_SOCKET`, or the socket in `$UTSUWA_DIR`, or that in `/var/lib/utsuwa`."""
     configured = os.environ.get("UTSUWA_SOCKET")
     return configured or (os.environ.get("UTSUWA_DIR") or "/var/lib/utsuwa") + "/unix.socket"
 
 
 class Server:
-    """The server behind a remote. Methods raise ApiError with the server's own words."""
+    """The server of a remote. Methods raise ApiError with the server's message."""
 
     def __init__(self, opener: Opener, host: str, *, project: str = "", trace: Trace | None = None) -> None:
         self._opener = opener
@@ -49,13 +49,13 @@ class Server:
         self.project = project
         self._trace = trace
 
-    # Requests. Names of query fields are written with underscores.
+    # Requests. Dashes in names of query parameters are written as underscores.
 
     def get(self, path: str, **query: str) -> Any:
         return self._metadata(self._send("GET", path, None, query))
 
     def get_with_etag(self, path: str, **query: str) -> tuple[Any, str]:
-        """The object and its ETag, for a change that must not overwrite another's."""
+        """Return the object and its ETag, for a change that must not overwrite others."""
         reply = self._send("GET", path, None, query)
         return self._metadata(reply), reply.headers.get("etag", "")
 
@@ -78,34 +78,34 @@ class Server:
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """A request outside the envelopes: uploads and downloads."""
+        """Make a request without envelopes, for uploads and downloads."""
         target = self._target(path, {})
         if self._trace:
-            self._trace(f"> {method} {target}" + ("" if body is None else " with a body of its own kind"))
+            self._trace(f"> {method} {target}" + ("" if body is None else " with a raw body"))
         return self._connection.request(method, target, body, headers)
 
     def checked(self, reply: Reply) -> Reply:
-        """The reply of `raw`, where it is no error."""
+        """Return a reply of `raw`, or raise ApiError if it is an error."""
         if reply.status >= 400:
             self._metadata(reply)
         return reply
 
     def metadata(self, reply: Reply) -> Any:
-        """The metadata in the envelope of a reply of `raw`."""
+        """Return the metadata in the envelope of a reply of `raw`."""
         return self._metadata(reply)
 
     def envelope(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """The whole envelope of an answer, errors included."""
+        """Return the complete envelope of a response, also of an error."""
         return self._envelope(self._send(method, path, body, {}))
 
     # Operations.
 
     def wait(self, operation: Mapping[str, Any]) -> dict[str, Any]:
-        """Wait for the end of an operation; its record, or ApiError where it failed."""
+        """Wait for an operation and return its record. Raises ApiError if it failed."""
         return succeeded(self.get(f"/1.0/operations/{operation['id']}/wait"))
 
     def websocket(self, path: str) -> WebSocket:
-        """Open a websocket on a connection of its own."""
+        """Open a websocket on a separate connection."""
         import binascii
 
         from utsuwa.client.websocket import WebSocket
@@ -128,12 +128,12 @@ class Server:
         return WebSocket(*connection.take_socket())
 
     def operation_socket(self, operation: Mapping[str, Any], name: str) -> WebSocket:
-        """The websocket of an operation by the name of its secret (`0`, `control`, ...)."""
+        """Open the websocket of an operation by the name of its secret (`0`, `control`, ...)."""
         secret = quote(operation["metadata"]["fds"][name])
         return self.websocket(f"/1.0/operations/{operation['id']}/websocket?secret={secret}")
 
     def listen(self, types: Iterable[str] = (), *, all_projects: bool = False) -> WebSocket:
-        """A websocket of events of the given types, all where none is given."""
+        """Open a websocket for events of the given types, or all types if none is given."""
         fields = [f"type={quote(','.join(types))}"] if types else []
         fields += ["all-projects=true"] if all_projects else []
         return self.websocket("/1.0/events" + ("?" + "&".join(fields) if fields else ""))
@@ -141,7 +141,7 @@ class Server:
     def close(self) -> None:
         self._connection.close()
 
-    # Within.
+    # Internals.
 
     def _send(self, method: str, path: str, body: Any, query: Mapping[str, str], etag: str = "") -> Reply:
         target = self._target(path, query)
@@ -168,9 +168,9 @@ class Server:
         try:
             envelope = lean.loads(data.decode())
         except ValueError as error:
-            raise BadAnswer(f"{self._host} did not answer with JSON (status {reply.status})") from error
+            raise BadAnswer(f"{self._host} did not respond with JSON (status {reply.status})") from error
         if not isinstance(envelope, dict) or "type" not in envelope:
-            raise BadAnswer(f"{self._host} did not answer with an envelope of the REST API")
+            raise BadAnswer(f"{self._host} did not respond with an envelope of the REST API")
         if self._trace:
             self._trace(f"< {reply.status}\n{_pretty(envelope)}")
         return envelope
@@ -189,14 +189,14 @@ def _pretty(value: Any) -> str:
 
 
 def succeeded(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of an ended operation; ApiError where it did not end well."""
+    """Return the record of a completed operation. Raises ApiError if it failed."""
     if record["status_code"] != 200:
         raise ApiError(record["err"] or record["status"], 0)
     return record
 
 
 def connect(config: ClientConfig, name: str, *, project: str = "", trace: Trace | None = None) -> Server:
-    """The server of a remote, not contacted yet. Raises NotFound, and InvalidRequest for image servers."""
+    """Return a remote's server, not connected yet. Raises NotFound, or InvalidRequest for image servers."""
     remote = config.remote(name)
     if remote.protocol == "simplestreams":
         from utsuwa.core.errors import NotSupportedYet

@@ -1,4 +1,4 @@
-"""The client's half of the websocket protocol (RFC 6455) over a socket that is already upgraded."""
+"""The client side of the websocket protocol (RFC 6455) on a socket that is already upgraded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 _CONTINUATION = 0
 _CHUNK = 256 * 1024
 _MAX_MESSAGE = 64 * 2**20
-# What a TLS connection raises instead of BlockingIOError.
+# Raised by TLS connections instead of BlockingIOError.
 _WOULD_BLOCK = ("SSLWantReadError", "SSLWantWriteError")
 
 
 class WebSocket:
-    """Messages in both directions, waited for one by one, or, as `fileno` fits a selector, many at a time.
+    """A websocket, with blocking methods, and non-blocking ones for use with a selector (`fileno`).
 
-    `receive_ready` takes what has come, `queue` and `flush` send without waiting. `closed` says that
-    nothing comes any more.
+    `receive_ready` returns what has arrived, `queue` and `flush` send without blocking. `closed` means that
+    nothing more will arrive.
     """
 
     def __init__(self, sock: lean.Socket, ahead: bytes = b"") -> None:
@@ -39,7 +39,7 @@ class WebSocket:
     # Sending.
 
     def send(self, data: bytes, kind: int = BINARY) -> None:
-        """Send one message, waiting until it is on its way. Raises OSError."""
+        """Send one message, blocking until it is written to the socket. Raises OSError."""
         self.queue(data, kind)
         self._socket.sendall(self._unsent)
         self._unsent.clear()
@@ -48,7 +48,7 @@ class WebSocket:
         self.send(text.encode(), TEXT)
 
     def queue(self, data: bytes, kind: int = BINARY) -> None:
-        """Put one message, masked as clients must, behind what waits to be sent."""
+        """Append one message, masked as required for clients, to the data to be sent."""
         size = len(data)
         if size < 126:
             head = bytes((0x80 | kind, 0x80 | size))
@@ -61,11 +61,11 @@ class WebSocket:
 
     @property
     def unsent(self) -> int:
-        """How many bytes wait to be sent."""
+        """Number of bytes to be sent."""
         return len(self._unsent)
 
     def flush(self) -> bool:
-        """Send what the socket takes at once; true where nothing is left over. Raises OSError."""
+        """Send without blocking; return whether everything was sent. Raises OSError."""
         self._socket.setblocking(False)
         try:
             while self._unsent:
@@ -82,7 +82,7 @@ class WebSocket:
     # Receiving.
 
     def receive(self) -> tuple[int, bytes] | None:
-        """The next whole message as kind and data, waiting for it; None after the end."""
+        """Wait for the next complete message and return its opcode and data; None after the end."""
         while not self.closed:
             message = self._parse()
             if message is not None:
@@ -92,8 +92,8 @@ class WebSocket:
         return None
 
     def receive_ready(self, *, read: bool = True) -> list[tuple[int, bytes]]:
-        """All whole messages that are there after one look at the socket, which must have something;
-        without `read` only those that were read ahead."""
+        """Return all complete messages after reading once from the socket, which must be readable; without
+        `read`, only those that were already read."""
         if read and not self.closed:
             self._read()
             while not self.closed and self._decrypted():
@@ -104,7 +104,7 @@ class WebSocket:
         return found
 
     def close(self) -> None:
-        """Say goodbye, where the connection still stands, and close the socket."""
+        """Send a close frame, if still connected, and close the socket."""
         try:
             if not self.closed:
                 self.send((1000).to_bytes(2, "big"), CLOSE)
@@ -117,13 +117,13 @@ class WebSocket:
         try:
             data = self._socket.recv(_CHUNK)
         except OSError:
-            data = b""  # a reset is an end as well
+            data = b""  # a reset is treated as the end
         if not data:
             self.closed = True
         self._buffer += data
 
     def _decrypted(self) -> int:
-        """Bytes that a TLS connection has decrypted already: no selector tells of them."""
+        """Bytes that TLS has already decrypted, which a selector does not report."""
         pending = getattr(self._socket, "pending", None)
         return int(pending()) if pending else 0
 
@@ -171,7 +171,7 @@ def _would_block(error: OSError) -> bool:
 
 
 def _masked(data: bytes, mask: bytes) -> bytes:
-    """`data` xor the repeated mask, as one big integer: quick without C code."""
+    """Return `data` xor the repeated mask, computed with a single big integer for speed."""
     size = len(data)
     repeated = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(data, "big") ^ int.from_bytes(repeated, "big")).to_bytes(size, "big")

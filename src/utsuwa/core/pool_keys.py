@@ -1,4 +1,5 @@
-"""The config keys that storage pools and volumes of all drivers have; a driver adds its own in its record."""
+"""The config keys of storage pools and volumes that all drivers have in common; a driver's record adds its
+own."""
 
 from __future__ import annotations
 
@@ -52,25 +53,23 @@ POOL_KEYS = (
 )
 
 VOLUME_KEYS = (
-    ConfigKey("size", type="size", help="The size of the volume."),
+    ConfigKey("size", type="size", help="Size of the volume."),
     ConfigKey("snapshots.expiry", help="When snapshots expire.", validate=_not_too_long),
-    ConfigKey("snapshots.schedule", help="When snapshots are made.", validate=_not_too_long),
-    ConfigKey("snapshots.pattern", help="How snapshots are named.", validate=_not_too_long),
+    ConfigKey("snapshots.schedule", help="Snapshot schedule.", validate=_not_too_long),
+    ConfigKey("snapshots.pattern", help="Name pattern of snapshots.", validate=_not_too_long),
     ConfigKey(
         "security.shifted",
         type="bool",
-        help="Whether a custom volume can be shared by instances with different id maps.",
+        help="Whether instances with different id maps can share a custom volume.",
     ),
-    ConfigKey("security.unmapped", type="bool", help="Whether a custom volume is left without an id map."),
+    ConfigKey("security.unmapped", type="bool", help="Whether a custom volume is used without an id map."),
 )
 
 
 def default_of_volumes(key: ConfigKey) -> ConfigKey:
-    """The key of a pool that holds the default of a key of its new volumes."""
-    return replace(
-        key, name=f"volume.{key.name}", live=True, help=f"For new volumes that set none. {key.help}"
-    )
+    """Return the pool key that sets the default of a key of new volumes."""
+    return replace(key, name=f"volume.{key.name}", live=True, help=f"Default for new volumes. {key.help}")
 
 
 MEMBER_KEYS = frozenset({"source", "volatile.initial_source"})
-"""Keys of pools that each member has itself; it has the others in common with all."""
+"""Keys of pools that are set per member; the others are the same on all members."""

@@ -14,7 +14,7 @@ _FOLDERS: Final = {"container": "containers", "image": "images", "custom": "cust
 
 
 def folder_of(kind: VolumeKind) -> str:
-    """The folder below a pool's that holds the volumes of a kind."""
+    """Return the subdirectory of a pool that contains the volumes of a kind."""
     return _FOLDERS[kind]
 
 
@@ -41,7 +41,7 @@ class Volume:
 
     @property
     def path(self) -> PurePath:
-        """Where it lies below its pool's folder."""
+        """The path below the pool's directory."""
         folder = folder_of(self.kind)
         if self.snapshot is None:
             return PurePath(folder, self.storage_name)

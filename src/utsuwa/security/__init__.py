@@ -1,1 +1,1 @@
-"""Id maps, seccomp, AppArmor, TLS, authorisation."""
+"""Id maps, seccomp, AppArmor, TLS, authorization."""

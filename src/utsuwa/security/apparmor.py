@@ -1,8 +1,8 @@
-"""AppArmor: one profile an instance, loaded before its start and unloaded when it has ended.
+"""AppArmor: one profile per instance, loaded before its start and unloaded after it has stopped.
 
-The profile is a second wall behind user namespaces, capabilities and seccomp: it keeps the host's
-knobs in /proc and /sys shut even for privileged instances. Where the kernel can stack policies, an
-unprivileged container gets a policy namespace, so that it can load profiles of its own.
+The profile is an additional layer of defence behind user namespaces, capabilities and seccomp: it denies
+access to the host's settings in /proc and /sys even to privileged instances. If the kernel supports policy
+stacking, an unprivileged container gets a policy namespace, so that it can load its own profiles.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NAMESPACES = Path("sys/kernel/security/apparmor/policy/namespaces")
 
 
 class Mode(Enum):
-    """What the daemon does about AppArmor on this host."""
+    """How the daemon uses AppArmor on this host."""
 
     OFF = "off"
-    """The kernel has none, or it is not enabled."""
+    """The kernel does not support it, or it is not enabled."""
     INHERIT = "inherit"
     """It is enabled, but this daemon may not load policy (it runs in a container itself)."""
     OWN = "own"
@@ -43,7 +43,7 @@ class Support:
 
 
 def probe(root: Path = Path("/")) -> Support:
-    """Look what the kernel offers; blocking, but only reads a few small files of /sys."""
+    """Detect the kernel's support; blocking, but only reads a few small files of /sys."""
     if not _says(root / "sys/module/apparmor/parameters/enabled", "Y"):
         return Support(Mode.OFF)
     features = root / "sys/kernel/security/apparmor/features"
@@ -55,7 +55,7 @@ def probe(root: Path = Path("/")) -> Support:
 
 
 def available() -> bool:
-    """Whether instances get profiles of their own on this host."""
+    """Return whether instances get their own profiles on this host."""
     return probe().mode is Mode.OWN
 
 
@@ -72,18 +72,18 @@ def _unconfined(root: Path) -> bool:
 
 
 def profile_name(owner: str, storage_name: str) -> str:
-    """The name in the kernel; `owner` tells one daemon's instances from another's."""
+    """Return the profile's name in the kernel; `owner` distinguishes the instances of several daemons."""
     return f"{owner}_{_plain(storage_name)}"
 
 
 def _plain(name: str) -> str:
-    """A name without characters that mean something in a profile; still one to one."""
+    """Return an injective encoding of a name without special characters of profiles."""
     return re.sub(r"[^A-Za-z0-9_.-]", lambda match: f"%{ord(match[0]):x}.", name)
 
 
 @dataclass(frozen=True)
 class ProfileSpec:
-    """What a profile depends on."""
+    """The parameters of a profile."""
 
     name: str
     privileged: bool
@@ -91,11 +91,11 @@ class ProfileSpec:
     stacked: bool
     """Whether the container has a policy namespace, which carries the profile's name."""
     raw: str = ""
-    """`raw.apparmor`: lines that are added as they are."""
+    """`raw.apparmor`: lines that are added unchanged."""
 
 
 def check_raw(text: str) -> None:
-    """Refuse a `raw.apparmor` that is more than rules of its profile; raises InvalidConfig."""
+    """Raise InvalidConfig if `raw.apparmor` is not limited to rules within its profile."""
     if any(ord(c) < 32 and c not in "\n\t" for c in text):
         raise InvalidConfig("Invalid value of 'raw.apparmor': control characters")
     depth = 0
@@ -104,13 +104,13 @@ def check_raw(text: str) -> None:
     ):
         depth += {"{": 1, "}": -1}.get(char, 0)
         if depth < 0:
-            raise InvalidConfig("Invalid value of 'raw.apparmor': a closing brace without its opening one")
+            raise InvalidConfig("Invalid value of 'raw.apparmor': a closing brace without an opening one")
     if depth:
         raise InvalidConfig("Invalid value of 'raw.apparmor': an opening brace is not closed")
 
 
 _BASE = """\
-  # what every program may do; the denials below come before it
+  # allowed for all programs; the deny rules below take precedence
   capability,
   dbus,
   file,
@@ -119,13 +119,13 @@ _BASE = """\
   umount,
   pivot_root,
 
-  # signals and tracing go to the container's own processes only; others may reach in
+  # signals and tracing only of the container's own processes; others may signal and trace those
   signal (receive),
   signal peer=@{profile_name},
   ptrace (readby, tracedby),
   ptrace peer=@{profile_name},
 
-  # memory and switches of the host's kernel
+  # memory and controls of the host's kernel
   deny @{PROC}/kcore rwklx,
   deny @{PROC}/kmem rwklx,
   deny @{PROC}/mem rwklx,
@@ -136,7 +136,7 @@ _BASE = """\
   deny @{PROC}/irq/** wklx,
   deny @{PROC}/scsi/** rwklx,
 
-  # sysctls that belong to the host: all but those of a namespace (net, user, ipc and uts)
+  # sysctls of the host: all except those of a namespace (net, user, ipc and uts)
   deny @{PROC}/sys/{abi,debug,dev,vm}/** wklx,
   deny @{PROC}/sys/fs/[^m]** wklx,
   deny @{PROC}/sys/fs/mount-max wklx,
@@ -185,19 +185,19 @@ _MOUNTED_BY_ROOT = (
     *("autofs", "binfmt_misc", "cgroup", "cgroup2", "configfs", "devpts", "fuse", "fusectl", "hugetlbfs"),
     *("mqueue", "nsfs", "overlay", "proc", "ramfs", "rpc_pipefs", "sysfs", "tmpfs"),
 )
-"""File systems that show nothing of the host's disks; with `fuse` go all of `fuse.*`."""
+"""File systems that do not expose the host's disks; `fuse` includes all of `fuse.*`."""
 _TYPE_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_.")
 _UNIT_ROOTS = ("/run/systemd/unit-root/", "/run/systemd/mount-rootfs/")
-"""Where systemd puts together what a service is to see."""
+"""Where systemd assembles the root of a sandboxed service."""
 _OWN_PLACES = ("/proc/", "/sys/", *(f"{root}{name}/" for root in _UNIT_ROOTS for name in ("proc", "sys")))
 _MOUNT_SOME = """\
 
-  # root here is the host's root. What it may not mount is denied: older parsers read more into a rule that
-  # allows a kind of mount than it says
+  # root here is the host's root. Deny what it may not mount, instead of allowing the rest: older parsers
+  # let rules for a type of mount match more than they should
   mount,
   deny mount fstype=({types}),
 
-  # proc and sysfs elsewhere would show the same files under names that no denial knows
+  # proc and sysfs elsewhere would expose the same files under paths that no deny rule covers
   deny mount fstype=(proc, sysfs) -> {elsewhere},
   deny mount options=(rw, bind) /{proc,sys}/{,**} -> {outside},
   deny mount options=(rw, rbind) /{,proc/,sys/,proc/**,sys/**} -> {outside},
@@ -208,7 +208,7 @@ _MOUNT_SOME = """\
 
 
 def _branches(words: Sequence[str]) -> dict[str, set[str]]:
-    """Each beginning of the words, and with what characters it goes on in one of them."""
+    """Return every prefix of the words, with the characters that follow it in any of them."""
     found: dict[str, set[str]] = {}
     for word in words:
         for length, character in enumerate(word):
@@ -217,7 +217,7 @@ def _branches(words: Sequence[str]) -> dict[str, set[str]]:
 
 
 def _other_types(words: Sequence[str]) -> str:
-    """A list of patterns that match every name of a file system but these, and `fuse.` with what follows."""
+    """Return patterns that match every file system name except these and `fuse.*`."""
     patterns = []
     branches = _branches(words)
     for start in dict.fromkeys([*branches, *words]):
@@ -229,7 +229,7 @@ def _other_types(words: Sequence[str]) -> str:
 
 
 def _other_paths(words: Sequence[str], *, below: bool) -> str:
-    """A pattern for all paths but these, with `below` also but what is below them."""
+    """Return a pattern for all paths except these and, with `below`, everything below them."""
     branches = _branches(words)
     patterns = [f"{start}[^{''.join(sorted(follows))}]**" for start, follows in branches.items() if start]
     patterns += [start for start in branches if start]
@@ -248,15 +248,15 @@ def _mount_some() -> str:
 
 _NESTED = """\
 
-  # containers inside run under this profile where they cannot load their own
+  # nested containers run under this profile if they cannot load their own
   change_profile -> "{name}",
 """
 
 
 def profile_text(spec: ProfileSpec) -> str:
-    """The whole profile, for apparmor_parser."""
+    """Return the complete profile, for apparmor_parser."""
     parts = [
-        # the features of this ABI are mediated, whatever the kernel adds later
+        # mediate the features of this ABI only, regardless of what newer kernels add
         "abi <abi/3.0>,\n",
         "#include <tunables/global>\n",
         f'profile "{spec.name}" flags=(attach_disconnected,mediate_deleted) {{\n',
@@ -283,7 +283,7 @@ class Profiles:
     async def load(
         self, storage_name: str, *, privileged: bool, nesting: bool, raw: str = ""
     ) -> list[tuple[str, str]]:
-        """Load an instance's profile; gives the lines for lxc.conf that put the container under it.
+        """Load an instance's profile; return the lines of lxc.conf that apply it to the container.
 
         Raises InvalidConfig for a bad `raw.apparmor`, ProcessFailed with the parser's reason.
         """
@@ -302,19 +302,19 @@ class Profiles:
         return [("lxc.apparmor.profile", f"{name}//&:{name}:" if stacked else name)]
 
     async def unload(self, storage_name: str) -> None:
-        """Take an ended container's profile out of the kernel; its file stays for the next start."""
+        """Remove a stopped container's profile from the kernel; its file is kept for the next start."""
         if self._support.mode is not Mode.OWN:
             return
         file = self._file(storage_name)
         if not await asyncio.to_thread(file.exists):
             return
-        # the parser fails for a profile that is not loaded, which is what is wanted here
+        # the parser fails if the profile is not loaded, which is the desired state anyway
         await self._parse("--remove", file=file, accept=(0, 1, 254))
         with contextlib.suppress(OSError):
             await asyncio.to_thread((self._namespaces / profile_name(self._owner, storage_name)).rmdir)
 
     async def remove(self, storage_name: str) -> None:
-        """Unload a profile and forget its files; does nothing where there are none."""
+        """Unload a profile and delete its files; does nothing if there are none."""
         await self.unload(storage_name)
         await asyncio.to_thread(self._unlink, storage_name)
 
@@ -334,7 +334,7 @@ class Profiles:
 
 
 def _write_changed(file: Path, text: str) -> None:
-    """Write a profile where it differs: an unchanged file lets the parser use what it compiled before."""
+    """Write a profile if it differs: an unchanged file lets the parser use its cache."""
     with contextlib.suppress(OSError):
         if file.read_text(encoding="utf-8") == text:
             return

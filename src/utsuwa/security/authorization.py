@@ -1,8 +1,8 @@
-"""Who asks, and the one place that decides what they may do and see.
+"""Callers, and the only module that decides what they may do and see.
 
-A route declares what it needs, and is reached only by callers who have it. What a list, its recursion, its
-single objects, operations, events and websocket secrets show of the rest is decided by the caller's `Scope`,
-which is made here: the same set everywhere.
+A route declares what it requires, and is available only to callers that have it. What lists, recursion,
+single objects, operations, events and websocket secrets return is then decided by the caller's `Scope`, which
+is created here, so that a caller sees the same objects everywhere.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from utsuwa.core.errors import Forbidden
 from utsuwa.core.scope import NOTHING, Policy, Scope
 
 NOT_AUTHORIZED = "not authorized"
-"""What LXD answers to everybody whom it does not trust; clients know the words."""
+"""LXD's error message for untrusted callers, which clients recognize."""
 
 
 class Access(enum.Enum):
-    """What a route asks of its caller."""
+    """What a route requires of its caller."""
 
     PUBLIC = "public"
-    """Anybody: the handler shows untrusted callers the public part, or wants a secret."""
+    """Anyone: the handler returns the public part to untrusted callers, or requires a secret."""
     TRUSTED = "trusted"
     """The unix socket, or a client certificate from the trust store."""
     ROOT = "root"
@@ -31,7 +31,7 @@ class Access(enum.Enum):
 
 @dataclass(frozen=True)
 class Caller:
-    """One peer, as its transport proved it: never by what the request says of itself."""
+    """A caller as authenticated by the transport, never by the content of the request."""
 
     trusted: bool
     root: bool = False
@@ -41,22 +41,22 @@ class Caller:
     username: str = ""
     """The user's name on the unix socket, the fingerprint of a trusted certificate."""
     fingerprint: str = ""
-    """Of the certificate that the peer showed, trusted or not."""
+    """Of the certificate that the peer presented, trusted or not."""
     address: str = ""
     """`host:port` of the peer, `@` for the unix socket."""
     projects: frozenset[str] | None = None
-    """What a restricted certificate is held to; None is every project."""
+    """The projects of a restricted certificate; None means every project."""
 
 
 def unix_caller(uid: int, username: str) -> Caller:
-    """The peer of the unix socket; its file mode already said that this user may come in."""
+    """Return the caller on the unix socket, whose file mode already restricts access."""
     return Caller(trusted=True, root=uid == 0, protocol="unix", username=username, address="@")
 
 
 def tls_caller(
     *, fingerprint: str, address: str, trusted: bool, projects: frozenset[str] | None = None
 ) -> Caller:
-    """The peer of an HTTPS connection; `fingerprint` is empty where it showed no certificate."""
+    """Return the caller of an HTTPS connection; `fingerprint` is empty if it presented no certificate."""
     if not trusted:
         return Caller(trusted=False, fingerprint=fingerprint, address=address, projects=frozenset())
     return Caller(
@@ -70,7 +70,7 @@ def tls_caller(
 
 
 def authorize(caller: Caller, access: Access) -> None:
-    """Raises Forbidden unless `caller` may use a route that asks for `access`."""
+    """Raise Forbidden unless `caller` may use a route that requires `access`."""
     if not _allowed(caller, access):
         raise Forbidden(NOT_AUTHORIZED)
 
@@ -86,7 +86,7 @@ def _allowed(caller: Caller, access: Access) -> bool:
 
 
 def scope_of(caller: Caller, unprivileged_only: bool = False) -> Scope:
-    """How far a caller reaches on a server that may allow `unprivileged_only` instances."""
+    """Return the scope of a caller on a server that may allow `unprivileged_only` instances."""
     if not caller.trusted:
         return NOTHING
     restricted = caller.projects is not None
@@ -95,11 +95,11 @@ def scope_of(caller: Caller, unprivileged_only: bool = False) -> Scope:
 
 
 def require(scope: Scope, entity: Entity, entitlement: Entitlement, project: str | None) -> None:
-    """Raises Forbidden unless the caller with this scope has the entitlement.
+    """Raise Forbidden unless a caller with this scope has the entitlement.
 
-    `project` is the one that the objects are in; None where the caller's own projects are meant, or where
-    only the object itself tells. Whoever is held to some projects does there what they like, looks at what
-    the server has for all, and changes neither that nor their projects.
+    `project` is the project of the objects; None for the caller's own projects, or if it is only known from
+    the object itself. A caller restricted to projects may do everything in them and view server-wide objects,
+    but change neither those nor the projects themselves.
     """
     if not scope.restricted:
         return

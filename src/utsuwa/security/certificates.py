@@ -1,4 +1,4 @@
-"""Client certificates: the trust store that judges every request, and the manager that changes it."""
+"""Client certificates: the trust store that is checked on every request, and the manager that changes it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from utsuwa.wire.certificates import CertificatePut
 from utsuwa.wire.edits import Change, IfMatch, edited
 
 if TYPE_CHECKING:
-    # Loaded with the first certificate: a daemon that only its own machine uses needs none of it.
+    # Loaded with the first certificate: a daemon that is only used locally does not need it.
     from cryptography import x509
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 CLIENT = "client"
 _TYPES = (CLIENT, "server", "metrics")
 MAX_CERTIFICATE = 64 * 1024
-"""Characters of a certificate from outside."""
+"""Maximum length of a certificate in a request, in characters."""
 MAX_NAME = 255
 _CHECKS_AT_ONCE = 2
 _CHECKS_WAITING = 32
@@ -58,10 +58,10 @@ class LifecycleEvents(Protocol):
 
 @dataclass(frozen=True)
 class ClientCertificate:
-    """One certificate as it was parsed."""
+    """A parsed certificate."""
 
     fingerprint: str
-    """The sha256 of its DER form in hexadecimal."""
+    """The SHA-256 of its DER encoding in hexadecimal."""
     pem: str
     common_name: str
     valid_from: datetime
@@ -72,7 +72,7 @@ class ClientCertificate:
 
 
 def parse_certificate(text: str) -> ClientCertificate:
-    """A certificate as clients send it: base64 of DER, or PEM. Raises InvalidRequest."""
+    """Parse a certificate as sent by clients: base64 of DER, or PEM. Raises InvalidRequest."""
     from cryptography import x509
 
     if len(text) > MAX_CERTIFICATE:
@@ -86,7 +86,7 @@ def parse_certificate(text: str) -> ClientCertificate:
 
 
 def parse_der(der: bytes) -> ClientCertificate:
-    """Raises InvalidRequest for what is no X.509 certificate."""
+    """Parse an X.509 certificate. Raises InvalidRequest."""
     from cryptography import x509
 
     try:
@@ -108,7 +108,7 @@ def _described(certificate: x509.Certificate) -> ClientCertificate:
 
 
 def _common_name(certificate: x509.Certificate) -> str:
-    """Empty where the subject has none, or one that nobody can read."""
+    """Return the common name; empty if it is missing or not printable."""
     from cryptography.x509.oid import NameOID
 
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -117,10 +117,10 @@ def _common_name(certificate: x509.Certificate) -> str:
 
 
 class TrustStore:
-    """The trusted certificates in memory: asked on every request.
+    """The trusted certificates in memory, checked on every request.
 
-    Taking a certificate away, or its end of validity, therefore ends connections' rights at once, and on
-    other members of the database as soon as they have looked again.
+    Removing a certificate, or its expiry, therefore takes effect at once on open connections, and on other
+    members as soon as they have reloaded.
     """
 
     def __init__(self, now: Callable[[], datetime] = clock.now) -> None:
@@ -128,7 +128,7 @@ class TrustStore:
         self._trusted: dict[str, tuple[CertificateRow, ClientCertificate]] = {}
 
     def load(self, stored: Iterable[CertificateRow]) -> None:
-        """Trust these and no others; a row that is no certificate is told in the log and left out."""
+        """Trust exactly these; an invalid row is logged and skipped."""
         trusted = {}
         for row in stored:
             known = self._trusted.get(row.fingerprint)
@@ -143,28 +143,28 @@ class TrustStore:
             if certificate.fingerprint == row.fingerprint:
                 trusted[row.fingerprint] = (row, certificate)
             else:
-                log.warning("stored certificate %s is not the one it says", row.fingerprint[:12])
+                log.warning("stored certificate %s does not match its fingerprint", row.fingerprint[:12])
         self._trusted = trusted
 
     def caller(self, transport: BaseTransport) -> Caller:
-        """Who is at the other end of an HTTPS connection, judged now."""
+        """Return the current caller of an HTTPS connection."""
         peer = peer_of(transport)
         address = format_address(transport.get_extra_info("peername"))
-        return self.judge(peer.fingerprint if peer is not None else "", address)
+        return self.identify(peer.fingerprint if peer is not None else "", address)
 
-    def judge(self, fingerprint: str, address: str) -> Caller:
-        """The caller who proved to hold the key of the certificate with this fingerprint."""
+    def identify(self, fingerprint: str, address: str) -> Caller:
+        """Return the caller that has proven possession of the certificate's private key."""
         row, certificate = self._trusted.get(fingerprint, (None, None))
         if row is None or certificate is None:
             return tls_caller(fingerprint=fingerprint, address=address, trusted=False)
-        # Only clients come in here: other types are for metrics and cluster members.
+        # Only client certificates grant access: other types are for metrics and cluster members.
         trusted = row.type == CLIENT and certificate.valid_at(self._now())
         projects = frozenset(row.projects) if row.restricted else None
         return tls_caller(fingerprint=fingerprint, address=address, trusted=trusted, projects=projects)
 
 
 def format_address(peername: Any) -> str:
-    """`host:port`, with brackets around IPv6; empty where the connection is gone already."""
+    """Return `host:port`, with brackets around IPv6; empty if the connection is already closed."""
     if not isinstance(peername, tuple) or len(peername) < 2:
         return ""
     host, port = peername[0], peername[1]
@@ -172,13 +172,13 @@ def format_address(peername: Any) -> str:
 
 
 def host_of(address: str) -> str:
-    """The host of `format_address`'s text."""
+    """Return the host of a result of `format_address`."""
     host, _, _ = address.rpartition(":")
     return host.strip("[]")
 
 
 class CertificateManager:
-    """The certificates of one daemon; `load()` comes first."""
+    """The certificates of one daemon; call `load()` first."""
 
     def __init__(self, database: Database, events: LifecycleEvents, config: ServerConfig) -> None:
         self.store = TrustStore()
@@ -194,7 +194,7 @@ class CertificateManager:
         self.store.load(await self._database.read("certificates", rows.get_all))
 
     async def follow_others(self) -> None:
-        """Trust from now on whom other members trust."""
+        """Reload, to trust the clients that other members have added."""
         async with self._lock:
             await self.load()
 
@@ -203,7 +203,7 @@ class CertificateManager:
         return [row for row in found if scope.certificate in (None, row.fingerprint)]
 
     async def get(self, scope: Scope, prefix: str) -> CertificateRow:
-        """By the fingerprint or its beginning. Raises NotFound, InvalidRequest where several begin so."""
+        """Return a certificate by fingerprint or prefix. Raises NotFound, or InvalidRequest if ambiguous."""
         if scope.certificate is not None:
             if not prefix or not scope.certificate.startswith(prefix.lower()):
                 raise NotFound("Certificate not found")
@@ -211,7 +211,7 @@ class CertificateManager:
         return await self._database.read("certificate", _named, prefix)
 
     async def check_password(self, password: str, address: str) -> None:
-        """Raises Forbidden unless `password` is the trust password, or after too many tries."""
+        """Raise Forbidden unless `password` is the trust password, or after too many attempts."""
         stored = self._config.value(TRUST_PASSWORD)
         host = host_of(address)
         if not stored or not password:
@@ -223,7 +223,7 @@ class CertificateManager:
         self._guesses.succeeded(host)
 
     async def _password_fits(self, password: str, stored: str) -> bool:
-        """In a thread, two at a time: each takes memory and a processor."""
+        """Check in a thread, two at a time, as each check needs memory and CPU time."""
         if self._waiting >= _CHECKS_WAITING:
             raise Unavailable("Too many passwords are being checked, try again in a moment")
         self._waiting += 1
@@ -265,7 +265,7 @@ class CertificateManager:
         return await finish(self._change("created", insert))
 
     async def edit(self, prefix: str, change: Change[CertificatePut], if_match: IfMatch) -> None:
-        """Change the name, or put another certificate in its place.
+        """Change the name, or replace the certificate.
 
         Raises NotFound, PreconditionFailed, InvalidRequest, Forbidden (type).
         """
@@ -283,7 +283,7 @@ class CertificateManager:
         await finish(self._change("updated", update))
 
     async def delete(self, prefix: str) -> None:
-        """Raises as `get`."""
+        """Remove a certificate. Raises as `get` does."""
 
         def delete(tx: Transaction) -> CertificateRow:
             row = _named(tx, prefix)
@@ -293,7 +293,7 @@ class CertificateManager:
         await finish(self._change("deleted", delete))
 
     async def _change(self, action: str, change: Callable[[Transaction], CertificateRow]) -> CertificateRow:
-        """One change of the rows, and the store in memory anew from them."""
+        """Change the rows, and reload the trust store from them."""
         async with self._lock:
             row = await self._database.write(f"certificate is {action}", change)
             await self.load()
@@ -347,7 +347,7 @@ def check_type(kind: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidRequest for a name that cannot stand in one line of a list."""
+    """Raise InvalidRequest if a name is too long or has control characters."""
     if len(name) > MAX_NAME:
         raise InvalidRequest(f"The certificate's name is longer than {MAX_NAME} characters")
     if not name.isprintable():
@@ -355,7 +355,7 @@ def check_name(name: str) -> None:
 
 
 def default_name(certificate: ClientCertificate, address: str) -> str:
-    """The name for one that came without: the certificate's own, else where it came from."""
+    """Return the name for a certificate sent without one: its common name, or the client's address."""
     own = certificate.common_name[:MAX_NAME]
     if own and own.isprintable():
         return own

@@ -1,8 +1,8 @@
-"""Which host ids stand for a container's ids: root's range in /etc/subuid and /etc/subgid, cut to size.
+"""Choice of id maps: which host ids a container uses, from root's ranges in /etc/subuid and /etc/subgid.
 
-An unprivileged instance gets root's whole range; an isolated one gets a part that no other isolated
-instance has; `raw.idmap` punches single ids into either. All choices are pure functions of the
-configuration and of what is taken; only `read_host_ids` looks at the host.
+An unprivileged instance gets root's complete range; an isolated one gets a part that no other isolated
+instance has; `raw.idmap` replaces single ids in either. All choices are pure functions of the configuration
+and of the ranges in use; only `read_host_ids` accesses the host.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
 
 USEFUL = 65536
-"""Ids that a container of its own needs; smaller ranges of root only permit what raw.idmap names."""
+"""Minimum size of a container's range; smaller ranges of root only permit the ids in raw.idmap."""
 MAX_ID = 2**32 - 2
-"""4294967295 stands for "no id" in the kernel."""
+"""4294967295 means "no id" in the kernel."""
 MAX_RANGES = 340
-"""Lines that the kernel takes in a uid_map."""
+"""Maximum number of lines that the kernel accepts in a uid_map."""
 
 _ADVICE = "add the line root:1000000:1000000000 to /etc/subuid and to /etc/subgid, then restart the daemon"
 
 
 @dataclass(frozen=True, order=True)
 class HostRange:
-    """`count` ids of the host from `start` on."""
+    """`count` ids of the host, starting at `start`."""
 
     start: int
     count: int
 
     @property
     def end(self) -> int:
-        """The first id behind the range."""
+        """The first id after the range."""
         return self.start + self.count
 
     def overlaps(self, other: HostRange) -> bool:
@@ -46,7 +46,7 @@ class HostRange:
 
 @dataclass(frozen=True)
 class HostIds:
-    """What the host lets root map: disjoint ranges, sorted."""
+    """The ids that root may map: disjoint ranges, sorted."""
 
     uids: tuple[HostRange, ...]
     gids: tuple[HostRange, ...]
@@ -60,16 +60,16 @@ class HostIds:
 
 @dataclass(frozen=True)
 class Choice:
-    """An instance's id map; `base` is what `volatile.idmap.base` records (0: not isolated)."""
+    """An instance's id map; `base` is stored in `volatile.idmap.base` (0: not isolated)."""
 
     idmap: IdMap
     base: int
 
 
 def read_host_ids(etc: Path = Path("/etc"), proc: Path = Path("/proc/self")) -> HostIds:
-    """Root's ranges, without those ids that this user namespace does not have itself.
+    """Return root's ranges, without ids that are not mapped in this user namespace.
 
-    A missing file gives no ranges: choosing an unprivileged map then raises HostError with advice.
+    A missing file counts as empty: choosing an unprivileged map then raises HostError with advice.
     """
     uids = parse_subids(_read(etc / "subuid"))
     gids = parse_subids(_read(etc / "subgid"))
@@ -87,9 +87,9 @@ def _read(path: Path) -> str:
 
 
 def parse_subids(text: str) -> tuple[HostRange, ...]:
-    """Root's entries (`root:START:COUNT`, also by uid 0) of a subuid or subgid file, merged.
+    """Return root's entries (`root:START:COUNT`, also by uid 0) of a subuid or subgid file, merged.
 
-    Lines of other users, and lines that do not parse, are passed over as shadow does.
+    Lines of other users and invalid lines are ignored, as shadow does.
     """
     found = []
     for line in text.splitlines():
@@ -103,7 +103,7 @@ def parse_subids(text: str) -> tuple[HostRange, ...]:
 
 
 def parse_kernel_map(text: str) -> tuple[HostRange, ...]:
-    """The ids that a namespace has, from its own uid_map or gid_map."""
+    """Return the ids that are mapped in a namespace, from its uid_map or gid_map."""
     fields = [line.split() for line in text.splitlines()]
     return _merge(HostRange(int(f[0]), int(f[2])) for f in fields if len(f) == 3)
 
@@ -137,10 +137,10 @@ def _largest(ranges: tuple[HostRange, ...], file: str) -> HostRange:
 
 
 def choose(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRange] = ()) -> Choice:
-    """The map of an instance with the merged config `config`.
+    """Choose the map of an instance with the expanded config `config`.
 
-    `taken` are the ranges that other instances hold for themselves (see `held_ranges`). Raises
-    InvalidConfig for values that do not fit, HostError where the host has no ids to give.
+    `taken` are the ranges that other instances use exclusively (see `held_ranges`). Raises InvalidConfig for
+    invalid values, HostError if the host has not enough ids.
     """
     if parse_bool(config.get("security.privileged", "")):
         return Choice(IdMap(), 0)
@@ -169,7 +169,7 @@ def _isolated(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRang
         part = HostRange(_number(config, "security.idmap.base", 0), size)
         if part.start < start or part.end > end:
             raise InvalidConfig(
-                f"Invalid value {part.start} for 'security.idmap.base': {size} ids from there on do not lie "
+                f"Invalid value {part.start} for 'security.idmap.base': the {size} ids from there are not "
                 f"within root's ids {start} to {end - 1}"
             )
         return part
@@ -183,7 +183,7 @@ def _isolated(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRang
 
 
 def first_gap(space: HostRange, size: int, taken: Iterable[HostRange]) -> HostRange | None:
-    """The lowest `size` ids of `space` that nothing in `taken` touches."""
+    """Return the lowest `size` ids of `space` that do not overlap with `taken`."""
     start = space.start
     for r in sorted(taken):
         if r.start >= start + size:
@@ -202,7 +202,7 @@ def _number(config: Mapping[str, str], key: str, default: int) -> int:
 
 
 def permitted(idmap: IdMap, host: HostIds) -> bool:
-    """Whether root may map all of these ids. The files can have changed since the map was chosen."""
+    """Return whether root may map all of these ids. The files may have changed since the map was chosen."""
     return all(
         any(allowed.start <= r.host and r.host + r.count <= allowed.end for allowed in whole)
         for ranges, whole in ((idmap.uids, host.uids), (idmap.gids, host.gids))
@@ -211,10 +211,10 @@ def permitted(idmap: IdMap, host: HostIds) -> bool:
 
 
 def held_ranges(config: Mapping[str, str], host: HostIds) -> list[HostRange]:
-    """The host ids that an instance holds for itself, by its volatile keys: for running and for next.
+    """Return the host ids that an instance uses exclusively, by its current and its next map.
 
-    What it has of root's default map is shared, so not held; ids of `raw.idmap` are. A map that root may
-    not use any more is held only by an instance that runs with it: its next start takes another one.
+    Root's default map is shared, so it is not included; ids of `raw.idmap` are. A map that root may no longer
+    use is included only if the instance is running with it: its next start chooses another one.
     """
     held = []
     for key in ("volatile.idmap.next", "volatile.idmap.current"):
@@ -234,9 +234,9 @@ _RAW_LINE = re.compile(
 
 
 def parse_raw(text: str) -> tuple[list[IdRange], list[IdRange]]:
-    """Users and groups of `raw.idmap`: lines `uid|gid|both HOST[-HOST] CONTAINER[-CONTAINER]`.
+    """Parse the users and groups of `raw.idmap`: lines `uid|gid|both HOST[-HOST] CONTAINER[-CONTAINER]`.
 
-    Raises InvalidConfig for what does not parse, does not fit, or maps one id twice.
+    Raises InvalidConfig if a line is invalid or an id is mapped twice.
     """
     uids: list[IdRange] = []
     gids: list[IdRange] = []
@@ -256,7 +256,7 @@ def parse_raw(text: str) -> tuple[list[IdRange], list[IdRange]]:
 
 
 def _too_many() -> InvalidConfig:
-    return InvalidConfig(f"'raw.idmap' makes more than {MAX_RANGES} ranges: the kernel takes no more")
+    return InvalidConfig(f"'raw.idmap' results in more than {MAX_RANGES} ranges, the kernel's maximum")
 
 
 def _parse_raw_line(line: str) -> tuple[str, IdRange]:
@@ -268,7 +268,7 @@ def _parse_raw_line(line: str) -> tuple[str, IdRange]:
     if count != int(container_last or container) - int(container) + 1:
         raise InvalidConfig(f"Invalid line {line[:60]!r} in 'raw.idmap': the two ranges differ in length")
     if count < 1 or int(host) + count - 1 > MAX_ID or int(container) + count - 1 > MAX_ID:
-        raise InvalidConfig(f"Invalid line {line[:60]!r} in 'raw.idmap': no ids lie in this range")
+        raise InvalidConfig(f"Invalid line {line[:60]!r} in 'raw.idmap': no ids in this range")
     return kind, IdRange(int(container), int(host), count)
 
 
@@ -285,7 +285,7 @@ def _refuse_doubles(entries: list[IdRange], kind: str) -> None:
 def _punch(
     whole: IdRange, raw: list[IdRange], allowed: tuple[HostRange, ...], kind: str, file: str
 ) -> tuple[IdRange, ...]:
-    """`whole` with the ranges of `raw` in place of what it had for those container ids."""
+    """Return `whole` with the container ids of `raw` mapped as in `raw`."""
     for entry in raw:
         if not any(r.start <= entry.host and entry.host + entry.count <= r.end for r in allowed):
             raise InvalidConfig(
@@ -299,8 +299,8 @@ def _punch(
         for r in rest:
             if HostRange(entry.host, entry.count).overlaps(HostRange(r.host, r.count)):
                 raise InvalidConfig(
-                    f"'raw.idmap' maps the host's {kind} {entry.host}, which the container has already: "
-                    "choose an id outside of it"
+                    f"'raw.idmap' maps the host's {kind} {entry.host}, which the container already uses: "
+                    "choose another id"
                 )
     if len(rest) + len(raw) > MAX_RANGES:
         raise _too_many()
@@ -308,7 +308,7 @@ def _punch(
 
 
 def _without(r: IdRange, container: int, count: int) -> Iterable[IdRange]:
-    """What is left of `r` when the container ids from `container` on are taken out."""
+    """Return the remaining parts of `r` without the container ids starting at `container`."""
     if container >= r.container + r.count or container + count <= r.container:
         yield r
         return
@@ -320,7 +320,7 @@ def _without(r: IdRange, container: int, count: int) -> Iterable[IdRange]:
 
 
 def to_json(idmap: IdMap) -> str:
-    """The map as `volatile.idmap.*` and `volatile.last_state.idmap` store it; privileged is `[]`."""
+    """Format a map for `volatile.idmap.*` and `volatile.last_state.idmap`; privileged is `[]`."""
     entries = [_entry(r, user=True) for r in idmap.uids] + [_entry(r, user=False) for r in idmap.gids]
     return json.dumps(entries, separators=(",", ":"))
 
@@ -330,9 +330,9 @@ def _entry(r: IdRange, *, user: bool) -> dict[str, bool | int]:
 
 
 def from_json(text: str) -> IdMap:
-    """The map of a volatile key; the empty string and `[]` are privileged.
+    """Parse the map of a volatile key; the empty string and `[]` are privileged.
 
-    Raises InvalidConfig for what is no map.
+    Raises InvalidConfig if it is not a map.
     """
     if not text:
         return IdMap()

@@ -1,4 +1,4 @@
-"""The server's own key and certificate: made once, kept in `server.key` and `server.crt`."""
+"""The server's key and certificate, created once and stored in `server.key` and `server.crt`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utsuwa.core.errors import HostError
 from utsuwa.core.paths import StatePaths
 
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
-"""The first one is the server's; those that signed it may follow."""
+"""The first one is the server's; intermediate certificates may follow."""
 
 
 @dataclass(frozen=True)
 class ServerCertificate:
-    """What clients pin: the files, the certificate as PEM and its sha256 in hexadecimal."""
+    """The certificate that clients pin: the files, the PEM and its SHA-256 in hexadecimal."""
 
     certificate_file: Path
     key_file: Path
@@ -28,9 +28,9 @@ class ServerCertificate:
 
 
 def ensure_key_pair(paths: StatePaths) -> ServerCertificate:
-    """The key pair of the state folder, made now where there is none; blocking.
+    """Return the key pair of the state directory, creating it if there is none; blocking.
 
-    Raises HostError where the certificate has lost its key, or either cannot be read.
+    Raises HostError if the certificate's key is missing, or either cannot be read.
     """
     try:
         if not paths.server_cert.exists():
@@ -38,7 +38,7 @@ def ensure_key_pair(paths: StatePaths) -> ServerCertificate:
         elif not paths.server_key.exists():
             raise HostError(
                 f"{paths.server_key} is missing: restore it, or remove {paths.server_cert} "
-                "for a new pair, which clients will have to accept anew"
+                "for a new pair, which clients will have to accept again"
             )
         return _load(paths)
     except OSError as error:
@@ -46,10 +46,10 @@ def ensure_key_pair(paths: StatePaths) -> ServerCertificate:
 
 
 def _load(paths: StatePaths) -> ServerCertificate:
-    """By Python's own TLS: what reads certificates more closely takes long to load, and memory."""
+    """Load with Python's `ssl`, as `cryptography` is slow to load and takes memory."""
     pem = paths.server_cert.read_text(errors="replace")
     try:
-        # The key is not encrypted; where it is, an empty password is refused in place of asked for.
+        # The key is not encrypted; if it is, an empty password makes this fail instead of prompting.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             paths.server_cert, paths.server_key, password=lambda: ""
         )
@@ -73,7 +73,7 @@ def _load(paths: StatePaths) -> ServerCertificate:
 
 
 def _create(paths: StatePaths) -> None:
-    """Key first: one without certificate is what a kill in between leaves, and is made anew."""
+    """Write the key first: after a kill in between, a key without certificate is overwritten."""
     from utsuwa.security.self_signed import new_pair
 
     key, certificate = new_pair(socket.gethostname())
@@ -82,7 +82,7 @@ def _create(paths: StatePaths) -> None:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """A whole file or none, with its final mode from the first byte on."""
+    """Write a file atomically, with its final mode from the start."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)

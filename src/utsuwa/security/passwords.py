@@ -1,6 +1,6 @@
-"""The trust password: how it is kept, and how guessing is held up.
+"""The trust password: hashing, and protection against guessing.
 
-scrypt makes each guess cost 16 MiB and some tens of milliseconds, so hashing belongs into a thread.
+With scrypt each guess costs 16 MiB and some tens of milliseconds, so hashing must run in a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from utsuwa.core.errors import Forbidden
 
 MAX_PASSWORD = 1024
-"""Bytes of a password in UTF-8: more is not a password."""
+"""Maximum length of a password in bytes (UTF-8)."""
 
 _SCHEME = "scrypt"
 _LOG2_COST, _BLOCK, _LANES = 14, 8, 1
@@ -25,7 +25,7 @@ _SALT_BYTES = 16
 
 
 def hash_password(password: str) -> str:
-    """`scrypt$14$8$1$<salt>$<hash>`, with a new salt; blocking. `password` is at most `MAX_PASSWORD` long."""
+    """Return `scrypt$14$8$1$<salt>$<hash>`, with a new salt; blocking."""
     salt = os.urandom(_SALT_BYTES)
     digest = _scrypt(password, salt, _LOG2_COST, _BLOCK, _LANES)
     parts = (_SCHEME, str(_LOG2_COST), str(_BLOCK), str(_LANES), _base64(salt), _base64(digest))
@@ -33,9 +33,9 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Whether `password` is the one that `hash_password` made `stored` from; blocking, in constant time.
+    """Return whether `password` matches the hash `stored`; blocking, in constant time.
 
-    What is no such hash (a hand in the database) fits no password.
+    An invalid hash (edited in the database) matches no password.
     """
     try:
         scheme, cost, block, lanes, salt, digest = stored.split("$")
@@ -49,7 +49,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 def _scrypt(password: str, salt: bytes, log2_cost: int, block: int, lanes: int) -> bytes:
     if not 1 <= log2_cost <= 20:
-        raise ValueError("not a cost of scrypt that this program ever wrote")
+        raise ValueError("not scrypt parameters that this program has written")
     return hashlib.scrypt(password.encode(), salt=salt, n=1 << log2_cost, r=block, p=lanes, maxmem=1 << 28)
 
 
@@ -58,9 +58,9 @@ def _base64(data: bytes) -> str:
 
 
 class GuessLimiter:
-    """Counts the tries of each address (each /64 of IPv6), so that nobody can guess for long.
+    """Counts the attempts of each address (each /64 of IPv6), to limit guessing.
 
-    A try counts when it begins, so that many at once do not get past; a right password clears it.
+    An attempt counts when it starts, so that concurrent ones are limited too; the correct password resets it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class GuessLimiter:
         self._begun: OrderedDict[str, deque[float]] = OrderedDict()
 
     def begin(self, host: str) -> None:
-        """Raises Forbidden where this address has tried too often of late."""
+        """Count an attempt. Raises Forbidden if this address has made too many recently."""
         now = self._now()
         begun = self._begun.setdefault(network_of(host), deque())
         self._begun.move_to_end(network_of(host))
@@ -95,7 +95,7 @@ class GuessLimiter:
 
 
 def network_of(host: str) -> str:
-    """The address itself, or the /64 that one IPv6 host can choose its addresses from."""
+    """Return the address itself, or the /64 from which an IPv6 host can choose its addresses."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the other end of a TLS connection has shown; light, unlike `tls`, which only HTTPS loads."""
+"""The peer of a TLS connection; a small module, unlike `tls`, which is only loaded for HTTPS."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from asyncio import BaseTransport
 
 
 class Peer:
-    """The other end of a connection, as its handshake proved it."""
+    """The peer of a connection, as authenticated by the handshake."""
 
     certificate: bytes
-    """As DER; empty where it showed none. Known after the handshake."""
+    """In DER; empty if the peer presented none. Set after the handshake."""
     fingerprint: str
-    """The sha256 of the certificate in hexadecimal; empty where there is none."""
+    """The SHA-256 of the certificate in hexadecimal; empty if there is none."""
 
 
 def peer_of(transport: BaseTransport) -> Peer | None:
-    """The TLS side of a connection that came in through a `tls.ServerContext`; None for any other."""
+    """Return the peer of a connection accepted by a `tls.ServerContext`; None for any other."""
     found = transport.get_extra_info("ssl_object")
     return found if isinstance(found, Peer) else None

@@ -1,6 +1,6 @@
-"""Seccomp policies in liblxc's format, version 2: which system calls a container is refused.
+"""Seccomp policies in liblxc's format, version 2: the system calls that are denied to a container.
 
-A policy denies by list; a refused call gives ENOSYS, as on a kernel that lacks it, so that programs take
+A policy is a deny list; a denied call fails with ENOSYS, as on a kernel that lacks it, so that programs use
 their fallback. `raw.seccomp` replaces the policy, `security.syscalls.allow` turns it into an allow list.
 """
 
@@ -15,7 +15,7 @@ from utsuwa.core.errors import InvalidConfig
 from utsuwa.host.files.atomic import replace_file
 
 DENIED: tuple[str, ...] = (
-    # another kernel, or code for this one
+    # loading of another kernel or of kernel code
     "kexec_load",
     "kexec_file_load",
     "init_module",
@@ -24,16 +24,16 @@ DENIED: tuple[str, ...] = (
     "create_module",
     "query_module",
     "get_kernel_syms",
-    # files by handle: past every mount and chroot
+    # files by handle, which bypasses mounts and chroot
     "open_by_handle_at",
     # hardware ports
     "iopl",
     "ioperm",
-    # the host's swap and accounting, which are in no namespace
+    # the host's swap and accounting, which are not namespaced
     "swapon",
     "swapoff",
     "acct",
-    # what nothing current uses and little tests: old entries into the kernel
+    # obsolete and little-tested system calls
     "uselib",
     "vm86",
     "vm86old",
@@ -41,7 +41,7 @@ DENIED: tuple[str, ...] = (
     "nfsservctl",
     "_sysctl",
 )
-"""What systemd, package managers and nested containers all live without."""
+"""System calls that systemd, package managers and nested containers do not need."""
 
 COMPAT_DENIED: tuple[str, ...] = (
     "_llseek",
@@ -104,10 +104,10 @@ COMPAT_DENIED: tuple[str, ...] = (
     "umount",
     "waitpid",
 )
-"""Calls that only 32-bit programs on x86_64 have: without them none gets memory, sockets or files.
+"""System calls that exist only for 32-bit programs on x86_64, which need them for memory, sockets and files.
 
-liblxc applies a rule to every architecture that knows the call's name, whatever section it stands in:
-a name that 64-bit programs have too would be refused to all of them.
+liblxc applies a rule to every architecture that has a call of that name, regardless of its section: a name
+that 64-bit programs use too would be denied to them as well.
 """
 
 _ENOSYS = 38
@@ -118,9 +118,9 @@ _LIMIT = 64 * 1024
 
 
 def check(config: Mapping[str, str]) -> None:
-    """Refuse combinations that contradict each other, and lines that are no policy.
+    """Raise InvalidConfig for contradictory keys, and for lines that are not valid in a policy.
 
-    `config` may be an instance's or a profile's; raises InvalidConfig.
+    `config` may be an instance's or a profile's.
     """
     allow = config.get("security.syscalls.allow", "")
     others = sorted(
@@ -139,7 +139,7 @@ def check(config: Mapping[str, str]) -> None:
 
 
 def policy(config: Mapping[str, str], machine: str) -> str | None:
-    """The text for an instance's merged config on a host of `machine` (`x86_64`…); None: no filter."""
+    """Return the policy for an instance's expanded config on a `machine` (`x86_64`…); None for no filter."""
     check(config)
     if config.get("raw.seccomp"):
         return config["raw.seccomp"].rstrip("\n") + "\n"
@@ -153,7 +153,7 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
         return None
     lines = ["2", "denylist"]
     if by_default:
-        # a container's root could take a file system away from under other programs' open files
+        # a container's root could abort file operations of other programs
         lines += ["reject_force_umount", "[all]", *(f"{call} errno {_ENOSYS}" for call in DENIED)]
     if compat:
         lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in COMPAT_DENIED)]
@@ -163,13 +163,13 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
 
 
 def _lines(key: str, value: str) -> list[str]:
-    """The lines of a key's list, each a call with or without an action and arguments, or a section."""
+    """Return the lines of a key's list: system calls, optionally with action and arguments, or sections."""
     if len(value) > _LIMIT:
         raise InvalidConfig(f"The value of {key!r} is too long")
     found = [line.strip() for line in value.splitlines() if line.strip()]
     for line in found:
         if not _SECTION.match(line) and not _is_call(line):
-            raise InvalidConfig(f"Invalid line {line[:60]!r} in {key!r}: give one system call a line")
+            raise InvalidConfig(f"Invalid line {line[:60]!r} in {key!r}: use one system call per line")
     return found
 
 
@@ -187,7 +187,7 @@ def _is_call(line: str) -> bool:
 
 
 def _with_action(line: str) -> str:
-    """liblxc kills a process for a denied call without an action: it gets the errno of the others."""
+    """Add the default errno to a denied call without an action, for which liblxc would kill the process."""
     match = _LINE.fullmatch(line)
     return f"{line} errno {_ENOSYS}" if match and not match["action"] else line
 
@@ -198,21 +198,21 @@ def _check_raw(text: str) -> None:
     if len(text) > _LIMIT or any(ord(c) < 32 and c not in "\n\t" for c in text):
         raise InvalidConfig("Invalid value of 'raw.seccomp': too long, or control characters")
     if text.split("\n", 1)[0].strip() not in ("1", "2"):
-        raise InvalidConfig("Invalid value of 'raw.seccomp': the first line is the format's version, 2")
+        raise InvalidConfig("Invalid value of 'raw.seccomp': the first line must be the format's version, 2")
 
 
 def path(folder: Path, storage_name: str) -> Path:
-    """Where an instance's policy lies below `folder` (`security/seccomp` in the state folder)."""
+    """Return the path of an instance's policy below `folder` (`security/seccomp` in the state directory)."""
     return folder / storage_name
 
 
 def write(folder: Path, storage_name: str, text: str) -> Path:
-    """Store a policy for the next start and give its path."""
+    """Write a policy for the next start and return its path."""
     target = path(folder, storage_name)
     replace_file(target, text)
     return target
 
 
 def remove(folder: Path, storage_name: str) -> None:
-    """Forget a policy; does nothing where there is none."""
+    """Delete a policy; does nothing if there is none."""
     path(folder, storage_name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A new key with a certificate that it signs itself; loaded only where a pair is made."""
+"""Creation of a key with a self-signed certificate; only loaded when needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_COMMON_NAME = 64  # bytes
 
 
 def new_pair(hostname: str) -> tuple[bytes, bytes]:
-    """The key and the certificate, both as PEM."""
+    """Return a new key and its certificate, both as PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     key_pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -55,7 +55,7 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, hostname: str) -> x509.Certifi
 
 
 def _shortened(name: str) -> str:
-    """As much of it as X.509 lets stand there."""
+    """Truncate a name to the length that X.509 allows."""
     return name.encode()[:_MAX_COMMON_NAME].decode(errors="ignore")
 
 

@@ -1,4 +1,4 @@
-"""The daemon's own config (`core.*`, `images.*`, ...): a copy in memory, changed as a whole or not."""
+"""The server config (`core.*`, `images.*`, ...): a copy in memory, changed atomically."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 TRUST_PASSWORD = "core.trust_password"
 
 Listener = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
-"""Told the changed keys and the whole new config before it is stored; raising refuses the change.
+"""Called with the changed keys and the complete new config before it is stored; raising rejects the change.
 
-A listener that raises has changed nothing. Where a later one refuses, the earlier ones are called
+A listener that raises must not have changed anything. If a later one raises, the earlier ones are called
 again with the same keys and the old config.
 """
 
 
 class ServerConfig:
-    """The config of one daemon; `load()` comes first."""
+    """The config of one daemon; call `load()` first."""
 
     def __init__(self, database: Database, table: KeyTable = SERVER_KEYS) -> None:
         self._database = database
@@ -41,7 +41,7 @@ class ServerConfig:
         self._lock = asyncio.Lock()
 
     async def load(self) -> None:
-        """Read what is stored; a key that this version does not know is kept, and told in the log."""
+        """Read the stored config; keys unknown to this version are kept and logged."""
         self._config = await self._database.read("server config", rows.load)
         try:
             self._table.check(self._config)
@@ -52,11 +52,11 @@ class ServerConfig:
         self._listeners.append(listener)
 
     def get(self) -> dict[str, str | bool]:
-        """What callers may see: the keys that are set, secrets as True."""
+        """Return the config for callers: the keys that are set, with True for secrets."""
         return {key: True if self._secret(key) else value for key, value in self._config.items()}
 
     def value(self, key: str) -> str:
-        """One key's value, its default where it is not set. For the trust password its hash."""
+        """Return a key's value or its default. For the trust password, its hash."""
         found = self._config.get(key, "")
         if found:
             return found
@@ -64,14 +64,14 @@ class ServerConfig:
         return known.default if known is not None else ""
 
     def flag(self, key: str) -> bool:
-        """One boolean key."""
+        """Return the value of a boolean key."""
         return parse_bool(self.value(key))
 
     def editable(self) -> ServerPut:
         return ServerPut(config={**self.get()})
 
     async def edit(self, change: Change[ServerPut], if_match: IfMatch) -> frozenset[str]:
-        """Change the config as callers see it: True keeps a secret as it is. Returns the keys that changed.
+        """Change the config as returned to callers, where True keeps a secret. Returns the changed keys.
 
         Raises PreconditionFailed, InvalidConfig, or what a listener raises.
         """
@@ -84,7 +84,7 @@ class ServerConfig:
             return await self._change(await self._stored_form(wanted.config))
 
     async def follow_others(self) -> None:
-        """Take over what other members have changed; what a listener refuses is told in the log."""
+        """Apply changes made by other members; those rejected by a listener are logged."""
         async with self._lock:
             await self._take_over()
 
@@ -98,14 +98,14 @@ class ServerConfig:
             try:
                 await listener(changed, new)
             except UtsuwaError as error:
-                log.error("a setting of other members cannot be followed here: %s", error)
+                log.error("cannot apply the config set by another member: %s", error)
 
     def _secret(self, key: str) -> bool:
         known = self._table.find(key)
         return key == TRUST_PASSWORD or (known is not None and known.secret)
 
     async def _stored_form(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Checked strings, with the trust password hashed and secrets that stay filled in."""
+        """Return checked strings, with the trust password hashed and kept secrets filled in."""
         values: dict[str, str] = {}
         for key, value in config.items():
             if value is True:
@@ -123,15 +123,15 @@ class ServerConfig:
         return values
 
     def _check(self, new: Mapping[str, str]) -> None:
-        """Only what is new: a value that an older version took does not stand in the way of others.
+        """Check new values only: one that an older version accepted must not block other changes.
 
-        The password is looked at apart, for messages quote a value and passwords may hold anything.
+        The password is checked separately, as error messages quote values and passwords may contain anything.
         """
         password = new.get(TRUST_PASSWORD, "")
         if len(password.encode(errors="replace")) > MAX_PASSWORD:
             raise InvalidConfig(f"{TRUST_PASSWORD} is longer than {MAX_PASSWORD} bytes")
         if "\0" in password or not _encodable(password):
-            raise InvalidConfig(f"{TRUST_PASSWORD} has characters that cannot be typed")
+            raise InvalidConfig(f"{TRUST_PASSWORD} contains invalid characters")
         self._table.check({key: value for key, value in new.items() if key != TRUST_PASSWORD})
 
     async def _change(self, values: Mapping[str, str]) -> frozenset[str]:

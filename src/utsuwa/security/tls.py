@@ -1,9 +1,8 @@
-"""TLS that takes any client certificate, so that the trust store can judge it afterwards.
+"""TLS that accepts any client certificate, which the trust store checks afterwards.
 
-LXD's clients show self-signed certificates that no authority vouches for. CPython's `ssl` module
-cannot ask for a certificate without also verifying it, so connections are made by pyOpenSSL behind
-the interface of `ssl.SSLObject`; asyncio, uvloop and aiohttp do not notice. What the handshake
-proves is that the peer holds the private key of the certificate it showed, no more.
+LXD's clients present self-signed certificates. CPython's `ssl` module cannot request a certificate without
+verifying it, so connections use pyOpenSSL behind the interface of `ssl.SSLObject`, which is transparent to
+asyncio, uvloop and aiohttp. The handshake only proves that the peer has the private key of its certificate.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from utsuwa.security.peer import Peer
 _Result = TypeVar("_Result")
 
 TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Forward secrecy and authenticated encryption only; all of TLS 1.3's suites are so already."""
+"""Only suites with forward secrecy and authenticated encryption, as all of TLS 1.3 are."""
 
 _RECORD = 16 * 1024
-"""The most that one TLS record carries; one read never gives more."""
+"""Maximum payload of a TLS record, and of one read."""
 _CHUNK = 256 * 1024
-"""What is encrypted, or moved between the buffers, in one go."""
+"""Number of bytes to encrypt, or to move between the buffers, at a time."""
 
 
 class ServerContext(ssl.SSLContext):
-    """A server's context for asyncio; every connection of it is a `PeerConnection`."""
+    """A server context for asyncio whose connections are `PeerConnection`s."""
 
     _openssl: SSL.Context
 
@@ -40,7 +39,7 @@ class ServerContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Read the PEM files; raises OSError or `OpenSSL.SSL.Error` where they are no key pair."""
+        """Read the PEM files. Raises OSError, or `OpenSSL.SSL.Error` if they are not a key pair."""
         self._openssl = _openssl_context(certificate, key)
 
     def wrap_bio(
@@ -74,7 +73,7 @@ def _openssl_context(certificate: Path, key: Path) -> SSL.Context:
 def _accept_any(
     connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
 ) -> bool:
-    """Not a hole: nothing is allowed by a certificate until the trust store knows it."""
+    """Accept any certificate, which is safe because it grants nothing unless it is in the trust store."""
     del connection, certificate, error, depth, ok
     return True
 
@@ -85,10 +84,10 @@ def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
 
 
 class PeerConnection(Peer):
-    """One connection: the part of `ssl.SSLObject` that event loops use, and the peer's certificate.
+    """A connection: the part of `ssl.SSLObject` that event loops use, and the peer's certificate.
 
-    Encrypted bytes come from `incoming` and go to `outgoing`, as the event loop expects it. Raises
-    `ssl.SSLWantReadError` where more must come first, other `ssl.SSLError`s where the peer is wrong.
+    Encrypted bytes are read from `incoming` and written to `outgoing`, as event loops expect. Raises
+    `ssl.SSLWantReadError` if more input is needed, other `ssl.SSLError`s for protocol errors.
     """
 
     server_side = True
@@ -100,16 +99,16 @@ class PeerConnection(Peer):
         self._connection = SSL.Connection(context, None)
         self._connection.set_accept_state()
         self._dry = True
-        """Whether all that was fed has been decrypted."""
+        """Whether all input has been decrypted."""
         self.certificate = b""
         self.fingerprint = ""
         self._refused: ssl.SSLError | None = None
 
     def do_handshake(self) -> None:
-        """A failure asks for more input first, and is raised on the next call.
+        """On failure, request more input first, and raise the error on the next call.
 
-        Event loops drop what is to be sent when a handshake fails, but send it before they wait: so the
-        peer reads what was wrong (`protocol version`). The loop's time limit ends one that stays.
+        Event loops discard pending output when a handshake fails, but send it before waiting for input: so
+        the peer receives the alert (`protocol version`). The loop's timeout ends connections that stay open.
         """
         if self._refused is not None:
             raise self._refused
@@ -121,7 +120,7 @@ class PeerConnection(Peer):
             if not self._outgoing.pending:
                 raise
             self._refused = error
-            raise ssl.SSLWantReadError("the peer is told why the handshake failed") from error
+            raise ssl.SSLWantReadError("the alert must be sent before the handshake fails") from error
         self._flush()
         shown = self._connection.get_peer_certificate()
         if shown is not None:
@@ -129,7 +128,7 @@ class PeerConnection(Peer):
             self.fingerprint = hashlib.sha256(self.certificate).hexdigest()
 
     def read(self, length: int = _RECORD, buffer: memoryview | None = None) -> bytes | int:
-        """Decrypted bytes, or their count where `buffer` takes them; nothing (0) at the peer's end."""
+        """Return decrypted bytes, or their number if `buffer` is given; empty (0) at the end."""
         wanted = min(length, _RECORD)
         try:
             if buffer is None:
@@ -139,7 +138,7 @@ class PeerConnection(Peer):
             return 0 if buffer is not None else b""
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Encrypt `data`, all of it: event loops copy what is left over each time."""
+        """Encrypt all of `data`: event loops would copy the remainder each time."""
         rest = memoryview(data).cast("B")
         while rest:
             sent = self._run(partial(self._connection.send, rest[:_CHUNK]))
@@ -148,7 +147,7 @@ class PeerConnection(Peer):
         return len(data)
 
     def unwrap(self) -> None:
-        """Say goodbye; raises SSLWantReadError until the peer has done so too."""
+        """Send close_notify; raises SSLWantReadError until the peer has sent it too."""
         try:
             if self._run(self._connection.shutdown):
                 return
@@ -161,16 +160,16 @@ class PeerConnection(Peer):
         raise ssl.SSLWantReadError("the peer has not closed yet")
 
     def _discard_rest(self) -> None:
-        """Read and drop what the peer sent before it learnt of our end; returns at its own."""
+        """Discard what the peer sent before it received our close_notify, up to its own."""
         while self.read():
             pass
 
     def pending(self) -> int:
-        """How much can be read without more from the peer; 1 where only a try can tell."""
+        """Number of bytes that can be read without more input; 1 if only trying can tell."""
         return self._connection.pending() or (0 if self._dry else 1)
 
     def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
-        """The DER form only: the other would need a certificate that has been verified."""
+        """Return the DER form only: the other form requires a verified certificate."""
         if binary_form:
             return self.certificate or None
         return {}
@@ -182,7 +181,7 @@ class PeerConnection(Peer):
         return name, self.version(), self._connection.get_cipher_bits() or 0
 
     def version(self) -> str:
-        """As in `TLSv1.3`."""
+        """The protocol version, such as `TLSv1.3`."""
         return self._connection.get_protocol_version_name()
 
     def compression(self) -> None:
@@ -192,7 +191,7 @@ class PeerConnection(Peer):
         return self._connection.get_alpn_proto_negotiated().decode() or None
 
     def _run(self, step: Callable[[], _Result]) -> _Result:
-        """One step of OpenSSL's, fed with what has come; ZeroReturnError is left to the caller."""
+        """Run an OpenSSL function, feeding it the available input; ZeroReturnError is left to the caller."""
         if self._dry:
             self._feed()
         try:
@@ -203,13 +202,15 @@ class PeerConnection(Peer):
                     self._flush()
                     if not self._feed():
                         self._dry = True
-                        raise ssl.SSLWantReadError("more must come from the peer") from None
+                        raise ssl.SSLWantReadError("more input is needed") from None
         except SSL.ZeroReturnError:
             raise
         except SSL.SysCallError as error:
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer cut the connection") from error
+            raise ssl.SSLEOFError(
+                ssl.SSL_ERROR_EOF, "the peer closed the connection without close_notify"
+            ) from error
         except SSL.Error as error:
-            self._flush()  # the alert that tells the peer what was wrong
+            self._flush()  # the alert for the peer
             raise ssl.SSLError(ssl.SSL_ERROR_SSL, _reason(error)) from error
 
     def _feed(self) -> bool:
@@ -232,7 +233,7 @@ class PeerConnection(Peer):
 
 
 def _reason(error: SSL.Error) -> str:
-    """OpenSSL's own words, as in `wrong version number`."""
+    """Return OpenSSL's message, such as `wrong version number`."""
     queue = error.args[0] if error.args else None
     if isinstance(queue, list) and queue:
         return str(queue[0][-1])

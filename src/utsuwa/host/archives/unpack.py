@@ -381,7 +381,9 @@ def _judge(result: Completed, *stages: str) -> None:
 
 def _raise_verdict(code: int, text: str) -> None:
     if code == archive_scan.TOO_LARGE:
-        raise OutOfSpace("The image does not fit into the free space: free some space or use another pool")
+        raise OutOfSpace(
+            "The image is too large for the available space: free some space or use another pool"
+        )
     # Not necessarily at the beginning of a line: tar writes its own lines in pieces to the same pipe.
     _, found, verdict = text.partition(archive_scan.VERDICT)
     if found:

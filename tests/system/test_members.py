@@ -196,6 +196,25 @@ def test_what_is_asked_of_anothers_instance_is_refused(
     assert pid(pair.two, "c2") == other
 
 
+def test_an_operation_can_be_found_from_the_other_member(pair: Pair) -> None:
+    pair.one.lxc("launch", "busybox", "c9")
+    operation = pair.one.api("POST", "/1.0/instances/c9/exec", {"command": ["sleep", "600"]}).operation
+
+    def there() -> bool:
+        return bool(pair.two.get("/1.0/operations") == {"running": [operation]})
+
+    until(there)
+    (shown,) = pair.two.get("/1.0/operations?recursion=1")["running"]
+    assert (shown["description"], shown["location"]) == ("Executing command", "host1")
+    assert pair.one.get(operation)["location"] == "host1"
+    reply = pair.two.api("GET", operation)
+    assert (reply.status, reply.error) == (421, "The operation goes on on 'host1': ask that member")
+    pair.one.kill()
+    pair.one.start()
+    assert pair.two.get("/1.0/operations") == {}
+    _delete_own(pair.one)
+
+
 def test_all_instances_of_this_member_are_stopped_at_once(pair: Pair) -> None:
     pair.one.lxc("launch", "busybox", "c1")
     pair.two.lxc("launch", "busybox", "c2")

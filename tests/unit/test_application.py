@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
@@ -39,6 +40,7 @@ from utsuwa.core.scope import EVERYTHING
 from utsuwa.operations.events import EventHub, current_requestor
 from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
+from utsuwa.operations.shared import SharedOperations
 from utsuwa.security.authorization import Access, Caller, tls_caller, unix_caller
 
 ROOT = unix_caller(0, "root")
@@ -53,9 +55,12 @@ class Managers:
 
     events: EventHub = field(default_factory=EventHub)
     operations: Operations = field(init=False)
+    shared_operations: SharedOperations = field(init=False)
 
     def __post_init__(self) -> None:
         self.operations = Operations(self.events)
+        lone = SimpleNamespace(engine=SimpleNamespace(shared=False))
+        self.shared_operations = SharedOperations(cast(Any, lone))
 
 
 class Thing(msgspec.Struct, kw_only=True):

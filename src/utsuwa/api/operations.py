@@ -8,13 +8,20 @@ from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync, about
 from utsuwa.api.websockets import websocket_response
 from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
+from utsuwa.core.urls import object_url
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, require
 from utsuwa.wire import operations as wire
 
 
-def _find(request: Request) -> Operation:
-    return request.services.operations.get(request.scope, request.params["id"])
+async def _find(request: Request, secret: str = "") -> Operation:
+    """Raises NotFound, OtherMember."""
+    wanted = request.params["id"]
+    try:
+        return request.services.operations.get(request.scope, wanted, secret)
+    except NotFound:
+        await request.services.shared_operations.refuse(request.scope, wanted)
+        raise
 
 
 async def list_operations(request: Request) -> Result:
@@ -25,15 +32,18 @@ async def list_operations(request: Request) -> Result:
     for operation in request.services.operations.all(request.scope, project):
         shown = operation.record() if recursive else operation.url
         groups.setdefault(operation.status.lower(), []).append(shown)
+    for record in await request.services.shared_operations.elsewhere(request.scope, project):
+        shown = record if recursive else object_url("operations", record.id)
+        groups.setdefault(record.status.lower(), []).append(shown)
     return Sync(groups)
 
 
 async def get_operation(request: Request) -> Result:
-    return Sync(_find(request).record())
+    return Sync((await _find(request)).record())
 
 
 async def cancel_operation(request: Request) -> Result:
-    operation = _find(request)
+    operation = await _find(request)
     require(request.scope, Entity.OPERATION, operation.kind.entitlement, operation.project)
     operation.cancel()
     return Empty()
@@ -41,18 +51,16 @@ async def cancel_operation(request: Request) -> Result:
 
 async def wait_for_operation(request: Request) -> Result:
     """Untrusted callers may wait with the operation's secret; a stranger learns nothing."""
-    operation = _by_secret(request)
+    operation = await _by_secret(request)
     timeout = request.number("timeout", -1)
     await operation.wait(None if timeout < 0 else timeout)
     return Sync(operation.record())
 
 
-def _by_secret(request: Request) -> Operation:
+async def _by_secret(request: Request) -> Operation:
     """Whoever has a secret of the operation need not see it otherwise. Raises NotFound, Forbidden."""
     try:
-        return request.services.operations.get(
-            request.scope, request.params["id"], request.query.get("secret", "")
-        )
+        return await _find(request, request.query.get("secret", ""))
     except NotFound:
         if request.caller.trusted:
             raise
@@ -61,7 +69,7 @@ def _by_secret(request: Request) -> Operation:
 
 async def connect_websocket(request: Request) -> Result:
     """The secret alone decides: it is what the creator of the operation may hand on."""
-    operation = _by_secret(request)
+    operation = await _by_secret(request)
     secret = request.query.get("secret", "")
     if not secret:
         raise InvalidRequest("Missing secret: give the one of the websocket from the operation's metadata")

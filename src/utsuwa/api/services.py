@@ -14,6 +14,7 @@ from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
+from utsuwa.operations.shared import SharedOperations
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security.certificates import CertificateManager
@@ -48,6 +49,7 @@ class Services:
     database: Database
     events: EventHub
     operations: Operations
+    shared_operations: SharedOperations
     server: ServerConfig
     certificates: CertificateManager
     projects: ProjectManager

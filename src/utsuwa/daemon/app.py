@@ -45,6 +45,7 @@ from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
+from utsuwa.operations.shared import SharedOperations
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security import apparmor
@@ -148,6 +149,10 @@ class Daemon:
         events = EventHub(database.member.name)
         self._publish_log(events)
         self._operations = Operations(events)
+        shared_operations = SharedOperations(database)
+        await shared_operations.start()
+        self._operations.on_start(shared_operations.note)
+        stack.push_async_callback(shared_operations.stop)
 
         server = ServerConfig(database)
         await server.load()
@@ -199,6 +204,7 @@ class Daemon:
             database=database,
             events=events,
             operations=self._operations,
+            shared_operations=shared_operations,
             server=server,
             certificates=certificates,
             projects=projects,

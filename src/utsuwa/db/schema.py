@@ -412,6 +412,19 @@ networks_config = _config("networks_config", "network_id", "networks")
 networks_members = _members_of("networks", "network_id")
 networks_members_config = _config("networks_members_config", "network_member_id", "networks_members")
 
+# Background operations that go on, where several members share the database.
+
+operations = _table(
+    "operations",
+    _id(),
+    _owner("member_id", "members"),
+    _owner("project_id", "projects", nullable=True),
+    _text("uuid"),
+    _text("kind"),
+    _time("created_at", nullable=False),
+    sa.UniqueConstraint("uuid"),
+)
+
 # What went wrong and still matters.
 
 warnings = _table(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import HostError
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every step in order, the newest last; a test holds it against `migrations/versions`."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -142,6 +142,7 @@ class Operation:
             metadata=dict(self.metadata) or None,
             may_cancel=self.may_cancel and not self.ended,
             err=self.error,
+            location=self._manager.events.location,
         )
 
     def update_metadata(self, changes: Mapping[str, Any]) -> None:
@@ -279,6 +280,11 @@ class Operations:
         self._keep_seconds = keep_seconds
         self._operations: dict[str, Operation] = {}
         self._stopping = False
+        self._listeners: list[Callable[[Operation], None]] = []
+
+    def on_start(self, listener: Callable[[Operation], None]) -> None:
+        """Have `listener` called with each operation that starts."""
+        self._listeners.append(listener)
 
     def start(
         self,
@@ -300,6 +306,8 @@ class Operations:
         operation = Operation(self, kind, project, names=names, metadata=metadata, websockets=websockets)
         self._operations[operation.id] = operation
         operation.start(run)
+        for listener in self._listeners:
+            listener(operation)
         return operation
 
     def get(self, scope: Scope, operation_id: str, secret: str = "") -> Operation:

@@ -107,7 +107,7 @@ ONE, TWO = digest(b"one"), digest(b"two")
 
 @pytest.fixture
 async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
-    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs: METADATA)
+    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: METADATA)
     paths = StatePaths(tmp_path)
     paths.create_folders()
     database = await Database.open(Sqlite(paths.database))
@@ -208,7 +208,7 @@ async def test_a_refused_upload_leaves_nothing(
 
 
 async def test_a_bad_archive_leaves_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs: b"- no mapping")
+    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: b"- no mapping")
     with pytest.raises(InvalidImage):
         await setting.add()
     assert setting.files == []

@@ -414,6 +414,26 @@ async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setti
         await setting.manager.pools.show("p")
 
 
+async def test_a_pool_that_is_gone_stays_gone_on_a_full_disk(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no room for the removal of its row, and its files cannot come back."""
+
+    def full(*_: object) -> None:
+        raise OutOfSpace("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_pools, "delete", full)
+        await setting.manager.pools.delete("p")
+    assert "stays until the next start: full" in caplog.text
+    assert not pool.exists
+    assert await setting.manager.pools.all() == []
+    with pytest.raises(NotFound):
+        await setting.manager.pools.get("p")
+    await setting.manager.pools.create("p")
+    assert [shown.row.name for shown in await setting.manager.pools.all()] == ["p"]
+
+
 async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
     row = await setting.database.read("test", storage_pools.get, "p")
     await setting.write(storage_pools.set_state, row.id, "deleting")
@@ -477,6 +497,20 @@ async def test_cancelled_in_mid_creation(setting: Setting, pool: FakeDriver) -> 
     pool.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert pool.volumes("container") == pool.images() == await setting.volumes() == []
+
+
+async def test_unpacking_ends_early_for_a_creation_that_is_cancelled(
+    setting: Setting, pool: FakeDriver
+) -> None:
+    pool.unpacking = threading.Event()
+    creation = asyncio.create_task(setting.create())
+    while not pool.unpacked:
+        await asyncio.sleep(0.01)
+    creation.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await creation
     assert pool.volumes("container") == pool.images() == await setting.volumes() == []
 
 
@@ -595,11 +629,11 @@ async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
 async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
     setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(*_: object) -> None:
+    def full(*_: object) -> None:
         raise OutOfSpace("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(setting.manager.pools, "_set_state", full)
+        patch.setattr(storage_pools, "set_state", full)
         with pytest.raises(OutOfSpace):
             await setting.manager.pools.delete("p")
     await setting.create()

@@ -27,6 +27,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
+from utsuwa.core.threads import Threads
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.codes import HALF_MADE
@@ -35,6 +36,7 @@ from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.archives import unpack
+from utsuwa.host.processes.run import Stopper
 from utsuwa.images.aliases import ImageAliases
 from utsuwa.images.metadata import ImageMetadata, parse_metadata
 from utsuwa.images.records import (
@@ -102,6 +104,8 @@ class ImageManager:
         self._events = operations.events
         self._pools = pools
         self._locks = NamedLocks()
+        self._archives = Threads(4, "images")
+        """Where uploads are read as a whole, and written to the disk."""
 
     async def start(self) -> None:
         """Bring files and rows together again after a kill: what is not whole goes."""
@@ -222,7 +226,8 @@ class ImageManager:
             )
         check_properties(request.properties)
         names = [check_alias_name(name) for name in request.aliases]
-        metadata = await asyncio.to_thread(_examine, upload)
+        stopper = Stopper()
+        metadata = await self._archives.stopped_by(stopper.stop).run(_examine, upload, stopper)
         row = _first_row(project, upload, request, metadata)
         async with self._locks.hold(fingerprint), Rollback() as undo:
             known = await self._database.read("image", _on_others_only, project, fingerprint)
@@ -259,7 +264,7 @@ class ImageManager:
             await asyncio.to_thread(_check_same, self.source(row), upload)
             return
         undo.push(asyncio.to_thread, self._store.remove, row.fingerprint)
-        await asyncio.to_thread(self._store.put, row.fingerprint, upload.metadata, upload.rootfs)
+        await self._archives.run(self._store.put, row.fingerprint, upload.metadata, upload.rootfs)
 
     # ---- changing
 
@@ -398,9 +403,9 @@ def _has(row: ImageRow, properties: Mapping[str, str]) -> bool:
     return all(row.properties.get(name) == value for name, value in properties.items())
 
 
-def _examine(upload: Upload) -> ImageMetadata:
+def _examine(upload: Upload, stopper: Stopper) -> ImageMetadata:
     """What the upload's metadata says; its files must be whole, and such that they can be unpacked."""
-    return parse_metadata(unpack.check_image(upload.metadata, upload.rootfs))
+    return parse_metadata(unpack.check_image(upload.metadata, upload.rootfs, stopper=stopper))
 
 
 def _first_row(project: str, upload: Upload, request: NewImage, metadata: ImageMetadata) -> ImageRow:

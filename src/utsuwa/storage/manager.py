@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.threads import Threads
 from utsuwa.db.database import Database
 from utsuwa.host.mounts.userns import close_user_namespaces
 from utsuwa.operations.events import EventHub
@@ -12,6 +11,7 @@ from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
 from utsuwa.storage.sweep import Sweep
+from utsuwa.storage.threads import StorageThreads
 from utsuwa.storage.volumes import VolumeManager
 
 
@@ -19,7 +19,7 @@ class StorageManager:
     """The parts of the storage, and their start and end."""
 
     def __init__(self, database: Database, paths: StatePaths, events: EventHub) -> None:
-        known, threads, links = KnownPools(), Threads(), Links(paths.containers)
+        known, threads, links = KnownPools(), StorageThreads(), Links(paths.containers)
         self._threads = threads
         self._links = links
         self.images = PoolImages(database, known, threads)
@@ -31,7 +31,7 @@ class StorageManager:
         """Mount every pool, and take away what a kill left half-made."""
         known = await self._sweep.known()
         await self.pools.start(known)
-        await self._threads.run(self._links.sweep, known)
+        await self._threads.quick.run(self._links.sweep, known)
         self.images.start()
 
     async def stop(self, *, unmount: bool = False) -> None:
@@ -42,4 +42,4 @@ class StorageManager:
         await self.images.stop()
         if unmount:
             await self.pools.unmount_all()
-        await self._threads.run(close_user_namespaces)
+        await self._threads.quick.run(close_user_namespaces)

@@ -12,7 +12,6 @@ from typing import Any
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
-from utsuwa.core.threads import Threads
 from utsuwa.core.volumes import image_volume
 from utsuwa.db import images as image_rows
 from utsuwa.db import storage_pools, storage_volumes
@@ -22,6 +21,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.host.processes.run import Stopper
 from utsuwa.storage.ahead import Ahead
 from utsuwa.storage.known_pools import KnownPool, KnownPools
+from utsuwa.storage.threads import StorageThreads
 from utsuwa.storage.volume_rows import new_row, replace_rows
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ _SYNC_SECONDS = 40.0
 class PoolImages:
     """The images on all pools of the daemon. Each image on each pool has a lock."""
 
-    def __init__(self, database: Database, pools: KnownPools, threads: Threads) -> None:
+    def __init__(self, database: Database, pools: KnownPools, threads: StorageThreads) -> None:
         self._database = database
         self._pools = pools
         self._threads = threads
         self._locks = NamedLocks()
         self._holds: Counter[tuple[str, str]] = Counter()
         self._known_rows: set[tuple[str, str]] = set()
-        """Pools and fingerprints of which it is known that their rows are there."""
+        """Pools and fingerprints of which it is known that they are there, with their rows."""
         self._ahead = Ahead(self._bring_ahead)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -76,7 +76,10 @@ class PoolImages:
         self._holds[key] += 1
         try:
             async with self._locks.hold(*key):
-                await self._threads.run(pool.images.ensure_image, image, stopper, ahead=ahead)
+                # One that is there takes moments: it does not wait for those that are being unpacked.
+                threads = self._threads.mount if key in self._known_rows else self._threads.fill
+                ensure = threads.stopped_by(stopper.stop).run
+                await ensure(pool.images.ensure_image, image, stopper, ahead=ahead)
                 if pool.shares_images:
                     await self._note_row(*key)
             yield
@@ -104,15 +107,16 @@ class PoolImages:
     async def bring_anew(self, pool: KnownPool) -> None:
         """The pool's config has changed: let the next use of each image bring it there by the new one."""
         await self._ahead.end(pool=pool.name)
-        for fingerprint in await self._threads.run(pool.images.images):
+        for fingerprint in await self._threads.quick.run(pool.images.images):
             await self._bring_anew(pool, fingerprint)
 
     async def sweep(self, pool: KnownPool) -> None:
         """A pool was mounted: take off what nobody needs, and have a row for each image that stays."""
-        for fingerprint in await self._threads.run(pool.images.images):
+        for fingerprint in await self._threads.quick.run(pool.images.images):
             await self._forget(pool, fingerprint, trim=True)
-        there = set(await self._threads.run(pool.images.images)) if pool.shares_images else set()
+        there = set(await self._threads.quick.run(pool.images.images)) if pool.shares_images else set()
         await self._database.write("sweep image volumes", _agree, pool.name, there)
+        self._known_rows.update((pool.name, fingerprint) for fingerprint in there)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -136,7 +140,7 @@ class PoolImages:
         await asyncio.sleep(after)
         for pool in self._pools.all_available():
             try:
-                await self._threads.run(pool.images.sync_images)
+                await self._threads.remove.run(pool.images.sync_images)
             except UtsuwaError as error:
                 log.warning("storage pool %r: %s", pool.name, error)
 
@@ -151,9 +155,9 @@ class PoolImages:
             if self._holds[pool.name, fingerprint]:
                 return
             projects = await self._database.read("projects with image", image_rows.projects_with, fingerprint)
-            if projects or await self._threads.run(pool.images.image_users, fingerprint):
+            if projects or await self._threads.quick.run(pool.images.image_users, fingerprint):
                 if trim:
-                    await self._threads.run(pool.images.trim_image, fingerprint)
+                    await self._threads.remove.run(pool.images.trim_image, fingerprint)
                 return
             await self._take_off(pool, fingerprint)
 
@@ -162,15 +166,15 @@ class PoolImages:
             if self._holds[pool.name, fingerprint]:
                 return
             self._known_rows.discard((pool.name, fingerprint))
-            if await self._threads.run(pool.images.image_users, fingerprint):
-                await self._threads.run(pool.images.trim_image, fingerprint)
+            if await self._threads.quick.run(pool.images.image_users, fingerprint):
+                await self._threads.remove.run(pool.images.trim_image, fingerprint)
             else:
                 await self._take_off(pool, fingerprint)
 
     async def _take_off(self, pool: KnownPool, fingerprint: str) -> None:
         """Remove an image from a pool; the caller has its lock."""
         self._known_rows.discard((pool.name, fingerprint))
-        await self._threads.run(pool.images.delete_image, fingerprint)
+        await self._threads.remove.run(pool.images.delete_image, fingerprint)
         await self._database.write("image is off the pool", _forget_row, pool.name, fingerprint)
 
 

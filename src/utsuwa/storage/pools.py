@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from utsuwa.core.config_keys import without_volatile
@@ -22,7 +23,6 @@ from utsuwa.core.names import check_object_name
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.pool_keys import MEMBER_KEYS
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.threads import Threads
 from utsuwa.core.urls import object_url
 from utsuwa.db import storage_pools
 from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN, VOLUME_IMAGE, State
@@ -35,6 +35,7 @@ from utsuwa.storage.drivers import DEFAULT_DRIVER, driver_type
 from utsuwa.storage.known_pools import DELETED, KnownPool, KnownPools
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.sweep import Known, Sweep
+from utsuwa.storage.threads import StorageThreads
 from utsuwa.wire import edits
 from utsuwa.wire.storage import StoragePoolPut
 
@@ -64,7 +65,7 @@ class PoolManager:
         known: KnownPools,
         images: PoolImages,
         sweep: Sweep,
-        threads: Threads,
+        threads: StorageThreads,
     ) -> None:
         self._database = database
         self._paths = paths
@@ -102,7 +103,7 @@ class PoolManager:
         """For the shutdown of all: no container runs any more, and no mount is left."""
         for pool in self._known.all_available():
             try:
-                await self._threads.run(pool.driver.unmount)
+                await self._threads.mount.run(pool.driver.unmount)
             except UtsuwaError as error:
                 log.warning("storage pool %r stays mounted: %s", pool.name, error)
             pool.available = False
@@ -111,7 +112,9 @@ class PoolManager:
         log.info("removing the half-made or half-deleted storage pool %r", row.name)
         try:
             # A creation may have been cut off before it saw that its source is somebody's already.
-            await self._threads.run(pool.driver.discard if row.state == "creating" else pool.driver.delete)
+            await self._threads.remove.run(
+                pool.driver.discard if row.state == "creating" else pool.driver.delete
+            )
         except UtsuwaError as error:
             log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
         await self._remove_row(row)
@@ -158,7 +161,7 @@ class PoolManager:
         """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
         await self.get(name)
         pool = await self.ensure_available(name)
-        return await self._threads.run(pool.driver.usage)
+        return await self._threads.quick.run(pool.driver.usage)
 
     # Creating, changing and deleting
 
@@ -180,7 +183,8 @@ class PoolManager:
             pool = self._of(row)
             row = replace(row, id=await self._database.begin("reserve storage pool", _reserve, row))
             undo.push(self._remove_row, row)
-            await self._threads.make(undo, pool.driver.delete, pool.driver.create)
+            revert = partial(self._threads.remove.run, pool.driver.delete)
+            await self._threads.mount.make(undo, revert, pool.driver.create)
             await self._set_state(row, "ready")
             pool.available = True
             self._known.add(pool)
@@ -243,7 +247,7 @@ class PoolManager:
     async def _configure(self, pool: KnownPool, config: Mapping[str, str]) -> None:
         """Let the driver know, and take off the pool what it would bring on in another form now."""
         pool.config = config
-        if await self._threads.run(pool.driver.configure, config) and pool.available:
+        if await self._threads.quick.run(pool.driver.configure, config) and pool.available:
             await self._images.bring_anew(pool)
 
     async def delete(self, name: str) -> None:
@@ -263,10 +267,10 @@ class PoolManager:
             await self._images.leave(pool)
             async with Rollback() as undo:
                 undo.push(self._set_state, row, "ready")
-                await self._threads.run(pool.driver.delete)
-                await self._remove_row(row)
+                await self._threads.remove.run(pool.driver.delete)
                 undo.keep()
             self._known.remove(pool)
+            await self._forget(row)
         self._lifecycle("deleted", name)
 
     async def _closed_for_deletion(self, pool: KnownPool) -> PoolRow:
@@ -292,6 +296,13 @@ class PoolManager:
 
     async def _set_state(self, row: PoolRow, state: State) -> None:
         await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
+
+    async def _forget(self, row: PoolRow) -> None:
+        """The pool is gone from the host: its row says that it is being deleted, until it can be removed."""
+        try:
+            await self._remove_row(row)
+        except UtsuwaError as error:
+            log.warning("the row of storage pool %r stays until the next start: %s", row.name, error)
 
     async def _remove_row(self, row: PoolRow) -> None:
         await self._database.write("delete storage pool", storage_pools.delete, row.id)
@@ -327,7 +338,7 @@ class PoolManager:
 
     async def _open(self, pool: KnownPool, known: Known) -> None:
         try:
-            await self._threads.run(pool.driver.mount)
+            await self._threads.mount.run(pool.driver.mount)
             pool.available = True
             await self._sweep.run(pool, known)
         except UtsuwaError as error:
@@ -382,6 +393,6 @@ def editable(row: PoolRow) -> StoragePoolPut:
 def _reserve(tx: Transaction, new: PoolRow) -> int:
     """In place of one whose row could not be taken back, for want of space: nobody else is making one now."""
     for row in storage_pools.get_all(tx):
-        if row.name == new.name and row.state == "creating":
+        if row.name == new.name and row.state in HALF_MADE:
             storage_pools.delete(tx, row.id)
     return storage_pools.insert(tx, new)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from utsuwa.core.threads import Threads
 from utsuwa.core.volumes import Volume
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_volumes
@@ -17,6 +16,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.storage.known_pools import KnownPool
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
+from utsuwa.storage.threads import StorageThreads
 from utsuwa.storage.volume_rows import new_row, replace_rows
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def root_volumes(instances: Iterable[InstanceRow]) -> dict[str, Volume]:
 class Sweep:
     """Finishes or takes back what a kill left half-done on a pool."""
 
-    def __init__(self, database: Database, images: PoolImages, links: Links, threads: Threads) -> None:
+    def __init__(self, database: Database, images: PoolImages, links: Links, threads: StorageThreads) -> None:
         self._database = database
         self._images = images
         self._links = links
@@ -45,11 +45,11 @@ class Sweep:
     async def run(self, pool: KnownPool, known: Known) -> None:
         """Rows without an instance, missing links, images without a use; unknown folders are only named."""
         await self._undo_renames(pool, known)
-        there = await self._threads.run(pool.driver.volumes, "container")
+        there = await self._threads.quick.run(pool.driver.volumes, "container")
         await self._agree(pool.name, there, known)
         for name in there:
             if name in known:
-                await self._threads.run(self._links.make, name, pool.driver.volume_folder(known[name]))
+                await self._threads.quick.run(self._links.make, name, pool.driver.volume_folder(known[name]))
             else:
                 # Never removed: a database restored from a backup must not cost what it does not know.
                 log.warning(
@@ -65,14 +65,14 @@ class Sweep:
         begun = [row for row in rows if row.new_name]
         if not begun:
             return
-        there = set(await self._threads.run(pool.driver.volumes, "container"))
+        there = set(await self._threads.quick.run(pool.driver.volumes, "container"))
         for row in begun:
             old = Volume("container", row.project, row.name)
             new = replace(old, name=row.new_name)
             moved = new.storage_name in there and old.storage_name not in there
             if moved and new.storage_name not in known:
                 log.info("undoing the renaming of %s to %s", old.storage_name, new.storage_name)
-                await self._threads.run(pool.driver.rename_volume, new, old)
+                await self._threads.quick.run(pool.driver.rename_volume, new, old)
         await self._database.write("renames are undone", _forget_renames, [row.id for row in begun])
 
     async def _agree(self, pool: str, there: Iterable[str], known: Known) -> None:

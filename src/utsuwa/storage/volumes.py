@@ -16,7 +16,6 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
-from utsuwa.core.threads import Threads
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
 from utsuwa.db import images as image_rows
@@ -31,6 +30,7 @@ from utsuwa.storage.known_pools import KnownPool, KnownPools
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
+from utsuwa.storage.threads import StorageThreads
 from utsuwa.storage.volume_rows import new_row
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class VolumeManager:
         pools: PoolManager,
         images: PoolImages,
         links: Links,
-        threads: Threads,
+        threads: StorageThreads,
     ) -> None:
         self._database = database
         self._known = known
@@ -115,15 +115,16 @@ class VolumeManager:
             undo.push(self._remove_row, row_id)
             # Whoever deletes the pool has seen the row, or has closed the pool by now.
             self._known.available(pool)
-            revert = partial(at.driver.delete_volume, volume)
+            revert = partial(self._threads.remove.run, at.driver.delete_volume, volume)
             if image is None:
-                await self._threads.make(undo, revert, at.driver.create_volume, volume, idmap, None)
+                await self._threads.quick.make(undo, revert, at.driver.create_volume, volume, idmap, None)
             else:
                 undo.push(self._images.forget_if_possible, at, image.fingerprint)
                 stopper = Stopper()
                 async with self._images.held(at, image, stopper):
-                    create = at.images.create_from_image
-                    await self._threads.make(undo, revert, create, volume, idmap, image, stopper)
+                    threads = self._threads.mount if at.shares_images else self._threads.fill
+                    make = threads.stopped_by(stopper.stop).make
+                    await make(undo, revert, at.images.create_from_image, volume, idmap, image, stopper)
             if size:
                 await self._apply_size(at, volume, size)
             await self._make_link(at, volume, undo)
@@ -144,7 +145,7 @@ class VolumeManager:
     async def _apply_size(self, pool: KnownPool, volume: Volume, size: str) -> None:
         if isinstance(pool.driver, QuotaDriver):
             limit = parse_bytes(size) if size else None
-            await self._threads.run(pool.driver.set_quota, volume, limit)
+            await self._threads.quick.run(pool.driver.set_quota, volume, limit)
         elif size:
             log.warning(
                 "the size of %s is not enforced: storage pools of the driver %r have no quotas",
@@ -154,7 +155,8 @@ class VolumeManager:
 
     async def _make_link(self, pool: KnownPool, volume: Volume, undo: Rollback) -> None:
         name, target = volume.storage_name, pool.driver.volume_folder(volume)
-        await self._threads.make(undo, partial(self._links.remove, name), self._links.make, name, target)
+        revert = partial(self._threads.quick.run, self._links.remove, name)
+        await self._threads.quick.make(undo, revert, self._links.make, name, target)
 
     async def delete(self, pool: str, volume: Volume, also: Change | None = None) -> None:
         """Remove an instance's files, link and row; does nothing for what is not there.
@@ -166,10 +168,10 @@ class VolumeManager:
         at = self._known.get(pool)
         name, fingerprint = volume.storage_name, None
         async with self._locks.hold(pool, volume):
-            await self._threads.run(self._links.remove, name)
+            await self._threads.quick.run(self._links.remove, name)
             if available:
-                fingerprint = await self._threads.run(at.images.image_of, volume)
-                await self._threads.run(at.driver.delete_volume, volume)
+                fingerprint = await self._threads.quick.run(at.images.image_of, volume)
+                await self._threads.remove.run(at.driver.delete_volume, volume)
             else:
                 log.warning(
                     "instance %s is deleted without its files, for storage pool %r is not available: "
@@ -194,13 +196,13 @@ class VolumeManager:
         async with self._locks.hold(pool, first), self._locks.hold(pool, second), Rollback() as undo:
             row_id = await self._database.begin("volume is renamed", _intended, pool, volume, new_name)
             undo.push(self._forget_intention, row_id)
-            revert = partial(at.driver.rename_volume, new, volume)
-            await self._threads.make(undo, revert, at.driver.rename_volume, volume, new)
+            revert = partial(self._threads.quick.run, at.driver.rename_volume, new, volume)
+            await self._threads.quick.make(undo, revert, at.driver.rename_volume, volume, new)
             await self._make_link(at, new, undo)
             await self._database.write("rename storage volume", _renamed, row_id, new_name, also)
             undo.keep()
             # Not before: on a disk that is full it could not be made again.
-            await self._threads.run(self._links.remove, volume.storage_name)
+            await self._threads.quick.run(self._links.remove, volume.storage_name)
 
     async def _forget_intention(self, row_id: int) -> None:
         """Where there is no room for that, the next start finds the files where they were and forgets it."""
@@ -213,7 +215,7 @@ class VolumeManager:
         """Mount an instance's rootfs through its map (again, where the map changed) and give its path."""
         at = self._known.available(pool)
         async with self._locks.hold(pool, volume):
-            return await self._threads.run(at.driver.mount_volume, volume, idmap)
+            return await self._threads.mount.run(at.driver.mount_volume, volume, idmap)
 
     async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
         """Show a folder beside a mounted rootfs, as the driver's method of that name, and give its path.
@@ -226,7 +228,7 @@ class VolumeManager:
                 f"Storage pools of the driver {at.kind.name!r} have no folders beside the root disk"
             )
         async with self._locks.hold(pool, volume):
-            return await self._threads.run(at.driver.mount_folder, volume, idmap, name)
+            return await self._threads.mount.run(at.driver.mount_folder, volume, idmap, name)
 
     async def unmount(self, pool: str, volume: Volume) -> None:
         """Unmount an instance's rootfs; does nothing where it is not mounted.
@@ -235,7 +237,7 @@ class VolumeManager:
         """
         at = self._known.get(pool)
         async with self._locks.hold(pool, volume):
-            await self._threads.run(at.driver.unmount_volume, volume)
+            await self._threads.quick.run(at.driver.unmount_volume, volume)
 
     def folder(self, pool: str, volume: Volume) -> Path:
         """The folder that holds `rootfs/`, `metadata.yaml` and `templates/`. Raises NotFound, Unavailable."""
@@ -244,7 +246,7 @@ class VolumeManager:
     async def usage(self, pool: str, volume: Volume) -> int | None:
         """Bytes that an instance takes for itself; None where its driver cannot tell cheaply."""
         try:
-            return await self._threads.run(self._known.available(pool).driver.volume_usage, volume)
+            return await self._threads.count.run(self._known.available(pool).driver.volume_usage, volume)
         except (HostError, Unavailable) as error:
             log.info("no disk usage of %s: %s", volume.storage_name, error)
             return None

@@ -178,29 +178,35 @@ def archive_suffix(path: Path) -> str:
     return _SUFFIXES[archive_format(path)]
 
 
-def check_image(metadata: Path, rootfs: Path | None, *, limits: UnpackLimits = DEFAULT_LIMITS) -> bytes:
+def check_image(
+    metadata: Path,
+    rootfs: Path | None,
+    *,
+    limits: UnpackLimits = DEFAULT_LIMITS,
+    stopper: Stopper | None = None,
+) -> bytes:
     """Check a complete image without unpacking it; return its metadata.yaml.
 
     A tar archive is decompressed for this; only the tables of a squashfs are read. The two files of a split
-    image are read in parallel. Raises InvalidImage, or OutOfSpace if it exceeds the limits.
+    image are read in parallel. Raises InvalidImage, OutOfSpace if it exceeds the limits, or ProcessFailed if
+    `stopper` cuts it short.
     """
     if rootfs is None:
-        return _check(metadata, "unified", limits)
+        return _check(metadata, "unified", limits, stopper)
     with ThreadPoolExecutor(1, thread_name_prefix="check-image") as beside:
-        checked = beside.submit(_check, rootfs, "rootfs", limits)
-        content = _check(metadata, "metadata", limits)
+        checked = beside.submit(_check, rootfs, "rootfs", limits, stopper)
+        content = _check(metadata, "metadata", limits, stopper)
         checked.result()
     return content
 
 
-def _check(archive: Path, tree: Tree, limits: UnpackLimits) -> bytes:
+def _check(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Stopper | None) -> bytes:
     form = archive_format(archive)
     if form == "squashfs":
-        _list_squashfs(archive, tree, limits)
+        _list_squashfs(archive, tree, limits, stopper)
         return b"" if tree == "rootfs" else _squashfs_metadata(archive, limits)
-    result = _sandbox(
-        archive, None, limits, "check", tree, str(limits.entries), str(limits.size), *_DECOMPRESSORS[form]
-    )
+    job = ("check", tree, str(limits.entries), str(limits.size), *_DECOMPRESSORS[form])
+    result = _sandbox(archive, None, limits, *job, stopper=stopper)
     _judge(result, "decompression", "scan")
     return result.stdout
 

@@ -202,7 +202,7 @@ def test_the_search_for_names_costs_a_right_command_nothing() -> None:
         (["list", "-c", "nZ"], "Unknown column shorthand char 'Z' in 'nZ'"),
         (["list", "-c", "nL"], "Can't specify column L when not clustered"),
         (["list", "--fast", "-c", "n"], "Can't specify --fast with --columns"),
-        (["start"], "Name at least one instance"),
+        (["start"], "Specify at least one instance"),
         (["exec", "a", "-tT", "b"], "at the same time"),
         (["exec", "a", "--mode", "odd", "b"], "Unknown mode 'odd'"),
         (["completion", "csh"], "Unknown shell 'csh'"),
@@ -211,9 +211,9 @@ def test_the_search_for_names_costs_a_right_command_nothing() -> None:
         (["monitor", "--loglevel=info"], "pretty format"),
         (["remote", "add", "x", "http://y"], "is not a server address"),
         (["remote", "remove", "nope"], "doesn't exist"),
-        (["remote", "import-lxc", "/nowhere"], "There is no /nowhere/config.yml"),
+        (["remote", "import-lxc", "/nowhere"], "/nowhere/config.yml does not exist"),
         (["image", "import", "/nowhere/x"], "Cannot read /nowhere/x"),
-        (["config", "trust", "add"], "Name the client's certificate file"),
+        (["config", "trust", "add"], "Specify the client's certificate file"),
     ],
 )
 def test_errors_are_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

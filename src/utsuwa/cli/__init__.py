@@ -1,1 +1,1 @@
-"""The command `utsuwa`: commands as tables in `commands`, each module loaded only when it is called."""
+"""The command `utsuwa`: commands are tables in `commands`, whose modules are loaded on demand."""

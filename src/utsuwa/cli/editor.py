@@ -1,4 +1,4 @@
-"""Letting people edit a text, in the editor of their choice."""
+"""Editing of text in the user's editor."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def edit(session: Session, text: str, apply: Callable[[dict[str, Any]], None]) -> None:
-    """Hand what standard input holds to `apply`; on a terminal let people edit `text` until it is applied.
+    """Pass the YAML on standard input to `apply`; on a terminal, edit `text` until `apply` succeeds.
 
-    Raises UtsuwaError of the parser or of `apply` where nobody can correct it.
+    Raises the UtsuwaError of the parser or of `apply` if there is no terminal.
     """
     from utsuwa.cli import yaml_in
 
@@ -42,7 +42,7 @@ def edit(session: Session, text: str, apply: Callable[[dict[str, Any]], None]) -
 
 
 def _run_editor(text: str) -> str:
-    """The text as the user's editor leaves it. Raises CommandFailed."""
+    """Return the text as edited by the user. Raises CommandFailed."""
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or _default_editor()
     descriptor, path = tempfile.mkstemp(prefix="utsuwa-", suffix=".yaml")
     try:
@@ -50,7 +50,7 @@ def _run_editor(text: str) -> str:
             file.write(text)
         status = os.spawnvp(os.P_WAIT, "sh", ["sh", "-c", f"{command} {shlex.quote(path)}"])
         if status:
-            raise CommandFailed(f"The editor {command!r} ended with status {status}: set $EDITOR to another")
+            raise CommandFailed(f"The editor {command!r} exited with status {status}: set $EDITOR")
         with open(path, encoding="utf-8") as file:
             return file.read()
     finally:
@@ -63,4 +63,4 @@ def _default_editor() -> str:
     for name in ("editor", "nano", "vim", "vi"):
         if shutil.which(name):
             return name
-    raise CommandFailed("There is no editor: set $EDITOR, or give the YAML on standard input")
+    raise CommandFailed("No editor found: set $EDITOR, or pass the YAML on standard input")

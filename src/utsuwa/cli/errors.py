@@ -1,4 +1,4 @@
-"""How a command ends that does not end well."""
+"""Errors of commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from utsuwa.core.errors import UtsuwaError
 
 
 class UsageError(UtsuwaError):
-    """The command line itself is wrong."""
+    """The command line is invalid."""
 
     key = "usage"
 
 
 class CommandFailed(UtsuwaError):
-    """What was asked for could not be done; the sentence says why."""
+    """The command failed; the message says why."""
 
     key = "command-failed"

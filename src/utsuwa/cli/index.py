@@ -1,4 +1,4 @@
-"""All commands: the first level, each of them loaded when it is called, and the flags that all share."""
+"""The top-level commands, which are loaded on demand, and the global flags."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
 from utsuwa.core.errors import InvalidRequest
 
 GLOBAL_FLAGS = (
-    Flag("debug", "Show what goes over the wire"),
-    Flag("force-local", "Use the local unix socket, whatever the default remote is"),
+    Flag("debug", "Show requests and responses"),
+    Flag("force-local", "Use the local unix socket, regardless of the default remote"),
     Flag("help", "Print help", "h"),
     Flag("project", "Override the project", kind=TEXT, complete="projects"),
     Flag("quiet", "Don't show progress information", "q"),
@@ -20,7 +20,7 @@ GLOBAL_FLAGS = (
 ROOT = Command(
     "utsuwa",
     "The client of Utsuwa: system containers on this host and on others",
-    details="Objects on another server are written <remote>:<name>; see `utsuwa remote list`.",
+    details="Objects on another server are specified as <remote>:<name>; see `utsuwa remote list`.",
     children=(
         Entry("alias", "alias", "Manage command aliases"),
         Entry("completion", "completion", "Print the completion script of a shell"),
@@ -52,9 +52,9 @@ ROOT = Command(
 
 
 def descend(words: list[str]) -> tuple[list[Command], list[str], list[str]]:
-    """The commands that words name, from `ROOT` down; the flags that stand before and between; the rest.
+    """Return the commands named by words, starting at `ROOT`; the flags before and between them; the rest.
 
-    The rest begins with `--`, or with the first word that names no command.
+    The rest starts with `--`, or with the first word that is not a command.
     """
     values = {f"--{flag.name}" for flag in GLOBAL_FLAGS if flag.kind != BOOL}
     path, flags, rest = [ROOT], list[str](), list(words)
@@ -72,14 +72,14 @@ def descend(words: list[str]) -> tuple[list[Command], list[str], list[str]]:
 
 
 def without_alias(words: list[str]) -> list[str]:
-    """The words with a leading alias put in full; what it stands for is not an alias again."""
+    """Return the words with a leading alias expanded, not recursively."""
     if not words or words[0].startswith("-") or words[0] == "alias":
         return words
     from utsuwa.client import remotes
 
     try:
         length, meaning = remotes.load().alias(words)
-    except InvalidRequest:  # the command itself says so, where it needs the configuration
+    except InvalidRequest:  # the command itself reports this, if it needs the configuration
         return words
     if not length:
         return words
@@ -88,7 +88,7 @@ def without_alias(words: list[str]) -> list[str]:
     try:
         target = shlex.split(meaning)
     except ValueError as error:
-        raise UsageError(f'The alias "{" ".join(words[:length])}" stands for {meaning!r}: {error}') from error
+        raise UsageError(f'The alias "{" ".join(words[:length])}" expands to {meaning!r}: {error}') from error
     rest = words[length:]
     if remotes.ARGUMENTS not in target:
         return target + rest

@@ -1,4 +1,4 @@
-"""Which instances a filter of `utsuwa list` fits."""
+"""The filters of `utsuwa list`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Instance = dict[str, Any]
 
 
 def matches(instance: Instance, filters: list[str]) -> bool:
-    """Whether an instance fits all filters. Raises UsageError."""
+    """Return whether an instance matches all filters. Raises UsageError."""
     return all(_fits(instance, text) for text in filters)
 
 
@@ -28,16 +28,16 @@ def _fits(instance: Instance, text: str) -> bool:
 
 
 def _is_expression(text: str) -> bool:
-    """Whether it is more than the beginning of a name. Raises UsageError where it is no expression."""
+    """Return whether it is a regular expression instead of a prefix. Raises UsageError if it is invalid."""
     try:
         re.compile(text)
     except re.error as error:
-        raise UsageError(f"{text!r} is no regular expression: {error}") from error
+        raise UsageError(f"{text!r} is not a valid regular expression: {error}") from error
     return re.escape(text).replace("\\-", "-") != text
 
 
 def _config_fits(name: str, had: str, key: str, value: str) -> bool:
-    """Whether `key`, its namespaces perhaps shortened, means `name`, and the value fits."""
+    """Return whether `key`, whose namespaces may be abbreviated, means `name`, and the value matches."""
     parts, shorts = name.split("."), key.split(".")
     if len(parts) != len(shorts) or parts[-1] != shorts[-1]:
         return False
@@ -55,7 +55,7 @@ def _address_fits(family: str, instance: Instance, wanted: str) -> bool:
     try:
         network = ip_network(wanted if "/" in wanted else str(ip_address(wanted)), strict=False)
     except ValueError as error:
-        raise UsageError(f"{wanted!r} is no address and no network: {error}") from error
+        raise UsageError(f"{wanted!r} is not a valid address or network: {error}") from error
     for nic in ((instance.get("state") or {}).get("network") or {}).values():
         for found in nic["addresses"]:
             if found["family"] == family and ip_address(found["address"]) in network:

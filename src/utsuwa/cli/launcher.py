@@ -1,8 +1,8 @@
-"""The program file `utsuwa`, as an installation writes it: `python3 -m utsuwa.cli.launcher FILE`.
+"""Creation of the program file `utsuwa` by an installation: `python3 -m utsuwa.cli.launcher FILE`.
 
-A launcher that pip makes starts Python with `site`, which reads every `.pth` file and the virtual
-environment first: as long as the rest of a listing takes. This one names its paths itself and starts
-with `-I -S`, so that neither the environment nor the user's own packages can change what it loads.
+pip's launchers start Python with `site`, which reads every `.pth` file and the virtual environment's
+configuration, taking as long as the rest of a listing. This one contains its paths and starts with
+`-I -S`, so that neither the environment nor the user's packages can affect what it loads.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sysconfig
 from utsuwa.cli.errors import UsageError
 from utsuwa.core.errors import UtsuwaError
 
-# The first line of a program may hold no more, and one argument only.
+# The maximum length of a program's first line, which may have only one argument.
 _LIMIT = 127
 
 
 def text(python: str, folder: str) -> str:
-    """The launcher for an interpreter and the folder that `utsuwa` is installed in. Raises UsageError."""
+    """Return a launcher, given the interpreter and the directory of the package. Raises UsageError."""
     first = f"#!{python} -IS"
     if any(c.isspace() for c in python) or len(first) > _LIMIT:
         raise UsageError(f"A program cannot start with {python}: install under a shorter path without spaces")
@@ -33,15 +33,15 @@ def text(python: str, folder: str) -> str:
 
 
 def write(path: str) -> None:
-    """Write the launcher for the running installation, whole and executable or not at all.
+    """Write an executable launcher for the running installation atomically.
 
-    The interpreter is the real one, not the link in a virtual environment, which would take a look at
-    the environment's configuration at each start. Raises UsageError or OSError.
+    It uses the real interpreter instead of the link in a virtual environment, which would read the
+    environment's configuration at each start. Raises UsageError or OSError.
     """
     folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     third = sysconfig.get_path("purelib")
     content = text(os.path.realpath(sys.executable), folder)
-    if third != folder:  # installed from a working copy: what is imported besides lies elsewhere
+    if third != folder:  # installed from a working copy: dependencies are elsewhere
         content = content.replace("from utsuwa", f"sys.path.append({third!r})\nfrom utsuwa", 1)
     temporary = f"{path}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o755)
@@ -53,7 +53,7 @@ def write(path: str) -> None:
 
 def main() -> int:
     if len(sys.argv) != 2:
-        sys.stderr.write("Error: Name the file to write: python3 -m utsuwa.cli.launcher FILE\n")
+        sys.stderr.write("Error: Specify the file to write: python3 -m utsuwa.cli.launcher FILE\n")
         return 1
     try:
         write(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The entry point of `utsuwa`: from the words of a command line to the exit status."""
+"""The entry point of `utsuwa`: runs a command line and returns the exit status."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from utsuwa.cli.parsing.command import Command
 
-# What `sh` reports for a process that the signals 2 and 13 ended.
+# The exit statuses of `sh` for processes killed by signals 2 and 13.
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command line (that of the process, without its name) and return the exit status."""
+    """Run a command line (by default the arguments of the process) and return the exit status."""
     _fill_descriptors()
     try:
         status = run(sys.argv[1:] if words is None else words)
@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
-    """As `main`, with errors raised."""
+    """As `main`, but raises errors."""
     if words and words[0] == "__complete":
         from utsuwa.cli.parsing import complete
 
@@ -67,9 +67,9 @@ def run(words: list[str]) -> int:
 
 
 def find(words: list[str]) -> tuple[Command, list[str], list[str]]:
-    """The command that the words call, the path to it, and the words that are left for it.
+    """Return the command named by the words, its path, and the remaining words.
 
-    Flags may stand before and between the names of commands.
+    Flags may appear before and between the names of commands.
     """
     commands, left, rest = descend(without_alias(words))
     while len(commands) == 1 and rest[:1] == ["help"]:
@@ -102,7 +102,7 @@ def _show_help(command: Command, path: list[str]) -> int:
 
 
 def _fill_descriptors() -> None:
-    """Where a standard stream is closed, nothing else may take its number."""
+    """Open /dev/null for closed standard streams, so that no other file gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -114,7 +114,7 @@ def _fill_descriptors() -> None:
 
 
 def _close_stdout() -> None:
-    """So that the interpreter does not complain when it flushes at its end."""
+    """Prevent an error message when the interpreter flushes stdout at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The files in a multipart body, one after another as they come."""
+"""Streaming parser of multipart bodies."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _HEAD_LIMIT = 64 * 1024
 
 
 def single(chunks: Iterator[bytes], disposition: str) -> Iterator[Part]:
-    """A body that is one file."""
+    """Yield a body that is a single file."""
     yield _filename(disposition), chunks
 
 
 def split(chunks: Iterator[bytes], boundary: str) -> Iterator[Part]:
-    """Each part's file name and its data, which must be taken before the next part.
+    """Yield each part's file name and its data, which must be consumed before the next part.
 
-    Raises BadAnswer where the body is no form or ends too early.
+    Raises BadAnswer if the body is invalid or truncated.
     """
     reader = _Reader(chunks, f"\r\n--{boundary}".encode())
     reader.skip_preamble()
@@ -33,7 +33,7 @@ class _Reader:
     def __init__(self, chunks: Iterator[bytes], mark: bytes) -> None:
         self._chunks = chunks
         self._mark = mark
-        # The first boundary may stand at the very beginning, without its end of line.
+        # The first boundary may be at the very beginning, without the preceding line break.
         self._buffer = bytearray(b"\r\n")
 
     def skip_preamble(self) -> None:
@@ -41,21 +41,21 @@ class _Reader:
             pass
 
     def at_end(self) -> bool:
-        """After a boundary: whether it was the last one."""
+        """Return, after a boundary, whether it was the last one."""
         self._need(2)
         return self._buffer[:2] == b"--"
 
     def head(self) -> str:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > _HEAD_LIMIT:
-                raise BadAnswer("The server sent a part whose head does not end")
+                raise BadAnswer("The server sent a part whose head is too long")
             self._more()
         text = self._buffer[:end].decode("utf-8", "replace")
         del self._buffer[: end + 4]
         return text
 
     def data(self) -> Iterator[bytes]:
-        """To the next boundary, which is taken away."""
+        """Yield the data up to the next boundary, which is consumed."""
         while (end := self._buffer.find(self._mark)) < 0:
             sure = len(self._buffer) - len(self._mark)
             if sure > 0:
@@ -73,7 +73,7 @@ class _Reader:
     def _more(self) -> None:
         chunk = next(self._chunks, None)
         if chunk is None:
-            raise BadAnswer("The server's answer ended in the middle of a file")
+            raise BadAnswer("The server's response ended in the middle of a file")
         self._buffer += chunk
 
 

@@ -1,4 +1,4 @@
-"""What a running command works with: its servers, its output, its global flags."""
+"""The context of a running command: servers, output and global flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One call of the command."""
+    """One invocation of the command."""
 
     def __init__(self, flags: Flags) -> None:
         self.config = remotes.load()
@@ -29,13 +29,13 @@ class Session:
     # Output.
 
     def say(self, text: str) -> None:
-        """A line for people, left out when they want quiet."""
+        """Print a message, unless `--quiet` is given."""
         if not self.quiet:
             self.write(text + "\n")
             sys.stdout.flush()
 
     def write(self, text: str) -> None:
-        """The answer itself, as it is."""
+        """Write the output of the command unchanged."""
         try:
             sys.stdout.write(text)
         except UnicodeEncodeError:
@@ -52,7 +52,7 @@ class Session:
     # Servers.
 
     def server(self, remote: str = "") -> Server:
-        """The server of a remote, the default one where none is named. Raises NotFound."""
+        """Return the server of a remote, by default the default remote. Raises NotFound."""
         name = remote or self.config.default
         if name not in self._servers:
             trace = self.warn if self.debug else None
@@ -60,24 +60,24 @@ class Session:
         return self._servers[name]
 
     def target(self, text: str) -> tuple[Server, str]:
-        """The server and the name that `remote:name` stands for. Raises NotFound."""
+        """Return the server and the name of `remote:name`. Raises NotFound."""
         remote, name = self.config.split(text)
         return self.server(remote), name
 
     def takes_remote(self, arguments: list[str]) -> tuple[Server, list[str]]:
-        """The server of a leading `remote:` and the arguments after it, for lists."""
+        """Return the server of an optional leading `remote:`, and the other arguments, for lists."""
         if arguments and ":" in arguments[0] and "=" not in arguments[0]:
             remote, name = self.config.split(arguments[0])
             return self.server(remote), ([name] if name else []) + arguments[1:]
         return self.server(), arguments
 
     def settle(self, on: Server, answer: Any, label: str = "") -> None:
-        """Wait, where the answer to a change is an operation. Raises ApiError."""
+        """Wait if the response to a change is an operation. Raises ApiError."""
         if isinstance(answer, dict) and answer.get("class") == "task":
             self.wait(on, answer, label)
 
     def wait(self, on: Server, operation: dict[str, Any], label: str = "") -> dict[str, Any]:
-        """Wait for an operation, with progress for people. Raises ApiError; an interrupt cancels it."""
+        """Wait for an operation, showing its progress. Raises ApiError; an interrupt cancels it."""
         from utsuwa.cli.output import progress
 
         return progress.wait(on, operation, label, show=self.shows_progress)

@@ -1,4 +1,4 @@
-"""Where a new instance or a copied image comes from."""
+"""The source of a new instance or of a copied image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def fingerprint(server: Server, name: str) -> str:
-    """What an image's alias stands for, or the name itself, which then is a fingerprint or part of one."""
+    """Return the target of an image alias, or the name itself if it is a fingerprint or a prefix of one."""
     try:
         return str(server.get(path_to("images", "aliases", name))["target"])
     except ApiError as error:
@@ -24,7 +24,7 @@ def fingerprint(server: Server, name: str) -> str:
 
 
 def image(session: Session, text: str, target: Server) -> dict[str, Any]:
-    """The `source` of an instance that is made from the image `[remote:]name` on the server `target`."""
+    """Return the `source` for creating an instance from the image `[remote:]name` on the server `target`."""
     remote_name, name = session.config.split(text)
     remote = session.config.remote(remote_name)
     if remote.protocol == "simplestreams":

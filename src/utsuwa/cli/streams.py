@@ -1,7 +1,7 @@
-"""The streams of a running command between its websockets and this process, until it ends.
+"""Forwarding of a running command's streams between its websockets and this process.
 
-Nothing waits for one direction alone: what a websocket does not take yet is kept while the other streams
-go on, so that a command like `cat` gets and gives any amount. An empty text message ends a stream.
+No direction blocks another: data that a websocket does not accept yet is buffered while the other streams
+continue, so that a command like `cat` can process any amount. An empty text message ends a stream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FORWARDED = (
 
 
 def pump(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
-    """Join a command without a terminal to three descriptors. Raises BrokenPipeError as its output does."""
+    """Connect a command without a terminal to three descriptors. Raises BrokenPipeError of its output."""
     sockets = {name: server.operation_socket(operation, name) for name in ("0", "1", "2")}
     stdin, stdout, stderr = descriptors
     outputs = {sockets["1"]: stdout, sockets["2"]: stderr}
@@ -49,7 +49,7 @@ def pump(server: Server, operation: dict[str, Any], descriptors: tuple[int, int,
 
 
 def interact(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
-    """Join a command on a terminal of its own to ours, which is raw until the command ends."""
+    """Connect a command's terminal to this process's terminal, which is in raw mode until it ends."""
     stdin, stdout, _ = descriptors
     socket = server.operation_socket(operation, "0")
     control = Control(server, operation)
@@ -61,7 +61,7 @@ def interact(server: Server, operation: dict[str, Any], descriptors: tuple[int, 
 
 
 def attend(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
-    """Join a console to our terminal, until it ends or the person detaches."""
+    """Connect a console to this process's terminal, until it ends or the user detaches."""
     stdin, stdout, _ = descriptors
     socket = server.operation_socket(operation, "0")
     control = _DetachingControl(server, operation)
@@ -74,7 +74,7 @@ def attend(server: Server, operation: dict[str, Any], descriptors: tuple[int, in
 
 
 def window() -> dict[str, int]:
-    """The size of our terminal for a request; zeros where there is none."""
+    """Return the terminal's size for a request; zeros without a terminal."""
     if not os.isatty(1):
         return {"width": 0, "height": 0}
     width, height = os.get_terminal_size(1)
@@ -82,17 +82,17 @@ def window() -> dict[str, int]:
 
 
 class Detached(Exception):
-    """The person has had enough of the console."""
+    """The user has detached from the console."""
 
 
 class Escape:
-    """Finds the keys that detach, Ctrl+a q, in what is typed. Ctrl+a twice stands for itself."""
+    """Detects the key sequence for detaching, Ctrl+a q, in the input. Ctrl+a twice sends it once."""
 
     def __init__(self) -> None:
         self._waiting = False
 
     def __call__(self, typed: bytes) -> bytes:
-        """What is to be sent. Raises Detached."""
+        """Return the data to send. Raises Detached."""
         passed = bytearray()
         for byte in typed:
             if not self._waiting and byte == _CTRL_A:
@@ -108,7 +108,7 @@ class Escape:
 
 
 class Control:
-    """The command's control channel, opened when there is something to say."""
+    """The command's control channel, opened on first use."""
 
     def __init__(self, server: Server, operation: dict[str, Any]) -> None:
         self._server = server
@@ -119,7 +119,7 @@ class Control:
         self._say({"command": "signal", "signal": number})
 
     def resize(self) -> None:
-        """Tell the size of our terminal, where there is one."""
+        """Send the size of the terminal, if any."""
         if os.isatty(1):
             width, height = os.get_terminal_size(1)
             self._say({"command": "window-resize", "args": {"width": str(width), "height": str(height)}})
@@ -138,14 +138,14 @@ class Control:
 
 
 class _DetachingControl(Control):
-    """A console takes no signals: they are for us."""
+    """A console does not accept signals: they are handled by this process."""
 
     def signal(self, number: int) -> None:
         raise Detached
 
 
 class Signals:
-    """While entered, our signals go to the command; `reader` becomes readable when one came."""
+    """While entered, forwards signals to the command; `reader` becomes readable when one arrives."""
 
     def __init__(self, control: Control, numbers: tuple[int, ...]) -> None:
         self._control = control
@@ -167,7 +167,7 @@ class Signals:
         os.close(self._writer)
 
     def forward(self) -> None:
-        """Pass on all that came."""
+        """Forward all received signals."""
         for number in os.read(self.reader, 64):
             if number == signal.SIGWINCH:
                 self._control.resize()
@@ -176,11 +176,11 @@ class Signals:
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
-    """The wakeup descriptor has it."""
+    """The signal is written to the wakeup descriptor."""
 
 
 class Raw:
-    """While entered, a terminal hands on every key as it is; nothing for what is no terminal."""
+    """While entered, a terminal is in raw mode; does nothing for other descriptors."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -192,7 +192,7 @@ class Raw:
             import tty
 
             self._before = termios.tcgetattr(self._descriptor)
-            tty.setraw(self._descriptor, termios.TCSADRAIN)  # what was typed ahead is not lost
+            tty.setraw(self._descriptor, termios.TCSADRAIN)  # keeps what was typed ahead
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -203,7 +203,7 @@ class Raw:
 
 
 class _Pump:
-    """One descriptor into a websocket, websockets to descriptors."""
+    """Copies one descriptor to a websocket, and websockets to descriptors."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _Pump:
         self._two_way = sink in outputs
 
     def run(self) -> None:
-        """Until every output has ended."""
+        """Run until every output has ended."""
         self._watch(self._signals.reader, _READ, self._on_signal)
         for socket in tuple(self._outputs):
             self._watch(socket.fileno(), _READ, self._on_socket(socket))
@@ -269,7 +269,7 @@ class _Pump:
         del self._outputs[socket]
         self._leave(socket.fileno())
 
-    # Input: one piece is read, sent as the websocket takes it, and then the next one.
+    # Input: a chunk is read and sent as the websocket accepts it, then the next one.
 
     def _on_input(self, _events: int) -> None:
         try:
@@ -287,21 +287,21 @@ class _Pump:
             self._sink.queue(data)
         else:
             self._stdin = -1
-            if not self._two_way:  # a terminal stays open: its end is a key that was sent
+            if not self._two_way:  # a terminal stays open: its end is a key that has been sent
                 self._sink.queue(b"", TEXT)
         self._flush()
 
     def _flush(self) -> None:
         try:
             done = self._sink.flush()
-        except OSError:  # the command reads no more
+        except OSError:  # the command no longer reads
             self._stdin, done = -1, True
         self._watch_sink(not done)
         if done and self._stdin >= 0:
             self._watch(self._stdin, _READ, self._on_input)
 
     def _watch_sink(self, full: bool) -> None:
-        """Wait, or no longer wait, for the websocket of the input to take more."""
+        """Start or stop waiting until the input's websocket accepts more data."""
         descriptor = self._sink.fileno()
         if self._two_way:
             if self._sink in self._outputs:
@@ -316,7 +316,7 @@ class _Pump:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Write all of it, also where the descriptor does not block."""
+    """Write all of it, even if the descriptor is non-blocking."""
     with memoryview(data) as whole:
         done = 0
         while done < len(whole):

@@ -1,4 +1,4 @@
-"""YAML that people write for objects of the API: values are text as it stands, `limits.cpu: 2` is "2"."""
+"""Parsing of YAML input for API objects: values are strings, `limits.cpu: 2` is "2"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 from utsuwa.cli.errors import UsageError
 
-# Fields outside of maps whose values are no text.
+# Fields outside maps whose values are not strings.
 _SWITCHES = ("ephemeral", "stateful", "public", "auto_update", "restricted", "managed", "cached")
 _TRUE = ("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y")
 _FALSE = ("false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N", "")
@@ -16,7 +16,7 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class _Loader(yaml.SafeLoader):
-    """Every scalar is text; null (without quotes) is the empty text."""
+    """Loads every scalar as a string; null (without quotes) as the empty string."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -30,15 +30,15 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """A map, empty where there is nothing. Raises UsageError with the place of the mistake."""
+    """Parse a map, empty for empty input. Raises UsageError with the location of the error."""
     try:
         found = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UsageError(f"This is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"Invalid YAML: {' '.join(str(error).split())}") from error
     if found in (None, ""):
         return {}
     if not isinstance(found, dict):
-        raise UsageError("The YAML must hold `key: value` lines")
+        raise UsageError("The YAML must be a mapping of `key: value` lines")
     for name in _SWITCHES:
         if name in found:
             found[name] = _switch(name, found[name])
@@ -53,4 +53,4 @@ def _switch(name: str, value: object) -> bool:
         return True
     if value in _FALSE:
         return False
-    raise UsageError(f"{name} is true or false, not {value!r}")
+    raise UsageError(f"{name} must be true or false, not {value!r}")

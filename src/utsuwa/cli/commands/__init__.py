@@ -1,1 +1,1 @@
-"""The commands, one module a group."""
+"""The commands, one module per group."""

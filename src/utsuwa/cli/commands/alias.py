@@ -1,4 +1,4 @@
-"""`utsuwa alias`: names of the user's own for commands."""
+"""`utsuwa alias`: the user's command aliases."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ COMMAND = Command(
     "alias",
     "Manage command aliases",
     details="""\
-An alias is used in place of a command, also of one that there is. What follows it goes to the end of
-what it stands for, or where that has @ARGS@. `shell` stands for `exec @ARGS@ -- su -l`.""",
+An alias is replaced by its target, even if a command of the same name exists. Further arguments are
+appended, or replace @ARGS@ in the target. `shell` is an alias of `exec @ARGS@ -- su -l`.""",
     children=(
         Command(
             "add",
@@ -50,7 +50,7 @@ what it stands for, or where that has @ARGS@. `shell` stands for `exec @ARGS@ --
             args="<alias> <target>",
             example=(
                 'utsuwa alias add list "list -c ns46S"',
-                "`utsuwa list` shows these columns from now on.",
+                "From now on, `utsuwa list` shows these columns.",
             ),
         ),
         Command(
@@ -68,7 +68,7 @@ what it stands for, or where that has @ARGS@. `shell` stands for `exec @ARGS@ --
             args="<alias>",
             aliases=("rm",),
             complete=("aliases",),
-            example=("utsuwa alias remove list", "The command is itself again."),
+            example=("utsuwa alias remove list", "Restore the original command."),
         ),
         Command(
             "rename",
@@ -77,7 +77,7 @@ what it stands for, or where that has @ARGS@. `shell` stands for `exec @ARGS@ --
             args="<alias> <new-name>",
             aliases=("mv",),
             complete=("aliases", ()),
-            example=("utsuwa alias rename list ls46", "The same command by another name."),
+            example=("utsuwa alias rename list ls46", "Use another name for the alias."),
         ),
     ),
 )

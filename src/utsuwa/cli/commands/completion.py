@@ -1,4 +1,4 @@
-"""`utsuwa completion`: scripts with which shells ask `utsuwa __complete` what a word may become."""
+"""`utsuwa completion`: scripts for completion in shells, which use `utsuwa __complete`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from utsuwa.cli.session import Session
 
 _BASH = """\
-# bash completion of utsuwa: source it, or put it into /usr/share/bash-completion/completions/utsuwa
+# bash completion of utsuwa: source it, or save it as /usr/share/bash-completion/completions/utsuwa
 _utsuwa() {
     local line=${COMP_LINE:0:COMP_POINT} words word
     read -ra words <<<"$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     word=${words[-1]}
     mapfile -t COMPREPLY < <(utsuwa __complete "${words[@]:1}" 2>/dev/null)
-    # bash takes a word apart at : and =, and what stands before the last one is not to be repeated.
+    # bash splits words at : and =, so remove everything up to the last one.
     if [[ $word == *[:=]* && $COMP_WORDBREAKS == *[:=]* ]]; then
         COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*[:=]}"}"}")
     fi
@@ -29,7 +29,7 @@ complete -o default -F _utsuwa utsuwa
 """
 _ZSH = """\
 #compdef utsuwa
-# zsh completion of utsuwa: put it as _utsuwa into a folder of $fpath, or source it after compinit
+# zsh completion of utsuwa: save it as _utsuwa in a directory of $fpath, or source it after compinit
 _utsuwa() {
     local -a found open
     found=("${(@f)$(utsuwa __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
@@ -43,7 +43,7 @@ _utsuwa() {
     fi
     _files
 }
-# As a file of $fpath this is the body of the function at its first call.
+# As a file in $fpath, this is the body of the function when it is first called.
 if [[ ${funcstack[1]} == _utsuwa ]]; then
     _utsuwa "$@"
 else
@@ -51,7 +51,7 @@ else
 fi
 """
 _FISH = """\
-# fish completion of utsuwa: put it into ~/.config/fish/completions/utsuwa.fish
+# fish completion of utsuwa: save it as ~/.config/fish/completions/utsuwa.fish
 function __utsuwa_complete
     set -l word (commandline -ct)
     set -l words (commandline -opc)
@@ -70,7 +70,7 @@ _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 def _run(session: Session, arguments: list[str], _flags: Flags) -> None:
     shell = arguments[0]
     if shell not in _SCRIPTS:
-        raise UsageError(f"Unknown shell {shell!r}: it is one of {', '.join(_SCRIPTS)}")
+        raise UsageError(f"Unknown shell {shell!r}: use one of {', '.join(_SCRIPTS)}")
     session.write(_SCRIPTS[shell])
 
 
@@ -80,5 +80,5 @@ COMMAND = Command(
     _run,
     args="<shell>",
     complete=(tuple(_SCRIPTS),),
-    example=("source <(utsuwa completion bash)", "Tab completes commands, flags and names from now on."),
+    example=("source <(utsuwa completion bash)", "Enable completion of commands, flags and names."),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa config`: configuration of instances, and of the server where no instance is named."""
+"""`utsuwa config`: configuration of instances, or of the server if no instance is given."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Owner:
         self.kind = "instance-settings" if self.name else "server-settings"
 
     def read(self) -> tuple[dict[str, Any], str]:
-        """What can be set of it, and its ETag."""
+        """Return the editable settings and the ETag."""
         record, etag = self.server.get_with_etag(self.url)
         return settings(record, self.kind), etag
 
@@ -45,7 +45,7 @@ def _show(session: Session, arguments: list[str], flags: Flags) -> None:
     found = settings(record, owner.kind)
     if flags.on("expanded"):
         if not owner.name:
-            raise UsageError("--expanded is for instances")
+            raise UsageError("--expanded can only be used with instances")
         found["config"], found["devices"] = record["expanded_config"], record["expanded_devices"]
     show_yaml(session, found, owner.kind)
 
@@ -54,7 +54,7 @@ def _get(session: Session, arguments: list[str], flags: Flags) -> None:
     owner = _Owner(session, arguments[0] if len(arguments) > 1 else "")
     key = arguments[-1]
     if flags.on("expanded") and not owner.name:
-        raise UsageError("--expanded is for instances")
+        raise UsageError("--expanded can only be used with instances")
     field = "expanded_config" if flags.on("expanded") else "config"
     value = owner.server.get(owner.url)[field].get(key, "")
     session.write(f"{_text(value)}\n")
@@ -65,13 +65,13 @@ def _text(value: object) -> str:
 
 
 def _set(session: Session, arguments: list[str], _flags: Flags) -> None:
-    """An instance's name stands in front of the pairs, `remote:` alone means its server."""
+    """The pairs may be preceded by the name of an instance, or by `remote:` for a server."""
     first, rest = arguments[0], arguments[1:]
     is_server = "=" in first or (len(arguments) == 2 and "=" not in rest[0] and not first.endswith(":"))
     if is_server:
         first, rest = "", arguments
     if not rest:
-        raise UsageError(f"Name what to set: utsuwa config set {first} KEY=VALUE")
+        raise UsageError(f"Specify what to set: utsuwa config set {first} KEY=VALUE")
     _apply(_Owner(session, first), values.changes(rest))
 
 
@@ -101,7 +101,7 @@ def _edit(session: Session, arguments: list[str], _flags: Flags) -> None:
     owner = _Owner(session, arguments[0] if arguments else "")
     record, etag = owner.read()
     what = f"the instance {owner.name}" if owner.name else "the server"
-    note = f"# The configuration of {what}. Lines with # in front do not count.\n"
+    note = f"# The configuration of {what}. Lines starting with # are ignored.\n"
     text = note + yaml_out.dump(arrange(record, owner.kind))
     editor.edit(session, text, lambda changed: owner.write(changed, etag))
 
@@ -119,7 +119,7 @@ COMMAND = Command(
             _edit,
             args="[<remote>:][<instance>]",
             complete=("instances",),
-            example=("utsuwa config edit web < web.yaml", "Take the whole configuration from a file."),
+            example=("utsuwa config edit web < web.yaml", "Replace the configuration by that in a file."),
         ),
         Command(
             "get",
@@ -128,7 +128,7 @@ COMMAND = Command(
             args="[<remote>:][<instance>] <key>",
             flags=(Flag("expanded", "Access the expanded configuration", _EXPANDED),),
             complete=("instances", ()),
-            example=("utsuwa config get web limits.memory", "What limits.memory of web is set to."),
+            example=("utsuwa config get web limits.memory", "Show the value of limits.memory of web."),
         ),
         Command(
             "set",
@@ -138,7 +138,7 @@ COMMAND = Command(
             complete=("instances", "instance-keys"),
             example=(
                 "utsuwa config set web limits.cpu=2 limits.memory=1GiB",
-                "Change keys of web; without an instance keys of the server: core.https_address=:8443.",
+                "Set keys of web; without an instance, those of the server (core.https_address=:8443).",
             ),
         ),
         Command(
@@ -148,7 +148,10 @@ COMMAND = Command(
             args="[<remote>:][<instance>]",
             flags=(Flag("expanded", "Show the expanded configuration", _EXPANDED),),
             complete=("instances",),
-            example=("utsuwa config show web --expanded", "With what comes from its profiles."),
+            example=(
+                "utsuwa config show web --expanded",
+                "Include the configuration of its profiles.",
+            ),
         ),
         Entry("trust", "config_trust", "Manage trusted clients"),
         Command(
@@ -157,7 +160,7 @@ COMMAND = Command(
             _unset,
             args="[<remote>:][<instance>] <key>",
             complete=("instances", ()),
-            example=("utsuwa config unset web limits.memory", "web has the default again."),
+            example=("utsuwa config unset web limits.memory", "Reset the key to its default."),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa config trust`: whose certificates the server trusts."""
+"""`utsuwa config trust`: the certificates that the server trusts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _read(pem: str) -> dict[str, str]:
-    """Whose certificate it is and how long it is good, for people."""
+    """Return a certificate's subject and validity for display."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -73,8 +73,8 @@ def _add(session: Session, arguments: list[str], flags: Flags) -> None:
     files = rest + arguments[1:]
     if len(files) != 1:
         raise UsageError(
-            "Name the client's certificate file (its client.crt): this client makes no tokens, "
-            "a trust password (core.trust_password) lets clients add themselves"
+            "Specify the client's certificate file (client.crt): tokens are not supported; "
+            "clients can add themselves with a trust password (core.trust_password)"
         )
     body: dict[str, Any] = {
         "name": flags.text("name") or files[0].rsplit("/", 1)[-1],
@@ -88,7 +88,7 @@ def _add(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _file(path: str) -> str:
-    """The certificate of a PEM file as the API takes it: base64 of DER. Raises CommandFailed."""
+    """Return the certificate of a PEM file as base64 of DER, as in the API. Raises CommandFailed."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -97,7 +97,7 @@ def _file(path: str) -> str:
     except (OSError, ValueError) as error:
         raise CommandFailed(f"Cannot read the certificate {path}: {error}") from error
     if not der:
-        raise CommandFailed(f"{path} holds no certificate in PEM form")
+        raise CommandFailed(f"{path} does not contain a PEM certificate")
     return base64.b64encode(der).decode()
 
 
@@ -121,7 +121,7 @@ COMMAND = Command(
                 Flag("restricted", "Restrict the certificate to one or more projects", kind=BOOL),
                 Flag("type", "Type of certificate", kind=TEXT, default="client"),
             ),
-            example=("utsuwa config trust add ann.crt", "Ann may use this server with her certificate."),
+            example=("utsuwa config trust add ann.crt", "Let Ann use this server with her certificate."),
         ),
         Command(
             "list",
@@ -130,7 +130,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa config trust list", "Everyone who may use this server by HTTPS."),
+            example=("utsuwa config trust list", "List the clients that may use this server over HTTPS."),
         ),
         Command(
             "remove",
@@ -139,7 +139,7 @@ COMMAND = Command(
             args="[<remote>:]<fingerprint>",
             aliases=("rm",),
             complete=("certificates",),
-            example=("utsuwa config trust remove 5ae1c5b4c7d8", "The beginning of the fingerprint will do."),
+            example=("utsuwa config trust remove 5ae1c5b4c7d8", "Remove a client by fingerprint prefix."),
         ),
         Command(
             "show",
@@ -147,7 +147,7 @@ COMMAND = Command(
             _show,
             args="[<remote>:]<fingerprint>",
             complete=("certificates",),
-            example=("utsuwa config trust show 5ae1c5b4c7d8", "One client with its certificate."),
+            example=("utsuwa config trust show 5ae1c5b4c7d8", "Show a client and its certificate."),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa console`: the console of an instance, or what the instance wrote to it."""
+"""`utsuwa console`: attach to the console of an instance, or show its log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     server, name = session.target(arguments[0])
     if not name:
-        raise UsageError("Name an instance")
+        raise UsageError("Specify an instance")
     url = path_to("instances", name, "console")
     if flags.on("show-log"):
         if flags.given("type") and flags.text("type") != "console":
@@ -29,7 +29,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def attach(session: Session, server: Server, name: str, kind: str, *, force: bool = False) -> None:
-    """Join our terminal to an instance's console until either end has enough. Raises ApiError."""
+    """Connect the terminal to an instance's console until either end closes it. Raises ApiError."""
     from utsuwa.cli import streams
 
     body = {"type": kind, "force": force, **streams.window()}
@@ -45,12 +45,12 @@ COMMAND = Command(
     _run,
     args="[<remote>:]<instance>",
     flags=(
-        Flag("force", "Take the console over where another session has it"),
+        Flag("force", "Take over the console from another session"),
         Flag("show-log", "Retrieve the instance's console log"),
         Flag("type", "Type of connection to establish (console)", "t", kind=TEXT, default="console"),
     ),
     details="""\
-Ctrl+a q detaches; Ctrl+a twice types it once. One session at a time has the console of an instance.""",
+Press Ctrl+a q to detach, Ctrl+a twice to send it once. Only one session at a time can use a console.""",
     complete=("running",),
-    example=("utsuwa console web --show-log", "What its boot wrote."),
+    example=("utsuwa console web --show-log", "Show the messages of its boot."),
 )

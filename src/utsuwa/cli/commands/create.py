@@ -40,7 +40,7 @@ def _launch(session: Session, arguments: list[str], flags: Flags) -> int:
 
 
 def _create(session: Session, arguments: list[str], flags: Flags) -> tuple[Server, str]:
-    """Make the instance; its server and its name."""
+    """Create the instance; return its server and its name."""
     image, name_argument = _split(arguments, flags)
     server, name = session.target(name_argument)
     session.say(f"Creating {name}" if name else "Creating the instance")
@@ -53,13 +53,13 @@ def _create(session: Session, arguments: list[str], flags: Flags) -> tuple[Serve
 
 
 def _split(arguments: list[str], flags: Flags) -> tuple[str, str]:
-    """The image and the instance's name; each may be missing."""
+    """Return the image and the instance's name, either of which may be empty."""
     if flags.on("empty"):
         if len(arguments) > 1:
             raise UsageError("--empty cannot be combined with an image name")
         return "", arguments[0] if arguments else ""
     if not arguments:
-        raise UsageError("Name an image: utsuwa launch IMAGE [NAME]")
+        raise UsageError("Specify an image: utsuwa launch IMAGE [NAME]")
     return arguments[0], arguments[1] if len(arguments) > 1 else ""
 
 
@@ -70,7 +70,7 @@ def _source(session: Session, image: str, server: Server) -> dict[str, Any]:
 
 
 def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
-    """What was asked for: the YAML on standard input, and the flags over it."""
+    """Return the request: the YAML on standard input, overridden by the flags."""
     import sys
 
     given: dict[str, Any] = {}
@@ -100,9 +100,9 @@ def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
 
 
 def _piped() -> str:
-    """Standard input where a file or a pipe with something in it stands there.
+    """Return standard input if it is a file or a pipe with data.
 
-    A terminal-less job's standard input may be an open pipe that nobody writes to: it is not waited for.
+    The standard input of a job without terminal may be an open pipe without a writer: do not wait for it.
     """
     import os
     import select
@@ -118,7 +118,7 @@ def _piped() -> str:
 
 
 def _profiles(flags: Flags, given: dict[str, Any]) -> list[str] | None:
-    """None lets the server choose: the image's, or the default one."""
+    """Return the profiles; None means those of the image, or the default profile."""
     if flags.on("no-profiles"):
         return []
     if flags.many("profile"):
@@ -129,7 +129,7 @@ def _profiles(flags: Flags, given: dict[str, Any]) -> list[str] | None:
 def _devices(
     session: Session, server: Server, flags: Flags, given: dict[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """Devices from the YAML, `--network`, `--storage` and `--device`, the later ones over the earlier."""
+    """Return the devices of YAML, `--network`, `--storage` and `--device`; later ones take precedence."""
     devices = {name: dict(device) for name, device in (given.get("devices") or {}).items()}
     if network := flags.text("network"):
         found = server.get(path_to("networks", network))
@@ -140,18 +140,18 @@ def _devices(
     for setting in flags.many("device"):
         name, comma, fields = setting.partition(",")
         if not comma:
-            raise UsageError(f"Bad device setting {setting!r}: write --device NAME,KEY=VALUE")
+            raise UsageError(f"Bad device setting {setting!r}: use --device NAME,KEY=VALUE")
         device = devices.setdefault(name, _inherited(server, flags, given, name))
         for field in fields.split(","):
             key, equals, value = field.partition("=")
             if not equals:
-                raise UsageError(f"Bad device setting {setting!r}: write --device NAME,KEY=VALUE")
+                raise UsageError(f"Bad device setting {setting!r}: use --device NAME,KEY=VALUE")
             device[key] = value
     return devices
 
 
 def _inherited(server: Server, flags: Flags, given: dict[str, Any], name: str) -> dict[str, str]:
-    """A device as the instance's profiles have it, so that some of its keys can be changed."""
+    """Return a device of the instance's profiles, in order to override some of its keys."""
     profiles = _profiles(flags, given)
     for profile in reversed(["default"] if profiles is None else profiles):
         devices = server.get(path_to("profiles", profile))["devices"]
@@ -161,7 +161,7 @@ def _inherited(server: Server, flags: Flags, given: dict[str, Any], name: str) -
 
 
 def _made_name(record: dict[str, Any]) -> str:
-    """The name that the server chose."""
+    """Return the name chosen by the server."""
     return str(record["resources"]["instances"][0]).rsplit("/", 1)[-1].split("?")[0]
 
 
@@ -177,7 +177,7 @@ _FLAGS = (
     Flag("type", "Instance type", "t", kind=TEXT),
     Flag("vm", "Create a virtual machine"),
 )
-_DETAILS = "YAML on standard input (config, devices, profiles, description, ephemeral) is applied as well."
+_DETAILS = "YAML on standard input may also set config, devices, profiles, description and ephemeral."
 
 INIT = Command(
     "init",
@@ -198,7 +198,7 @@ LAUNCH = Command(
     details=_DETAILS,
     example=(
         "utsuwa launch debian/12 web -c limits.memory=512MiB",
-        "Create and start web with half a gibibyte of memory.",
+        "Create and start web with a memory limit of 512 MiB.",
     ),
     complete=("images", ()),
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _run(session: Session, arguments: list[str], flags: Flags) -> int:
-    """All must be there and may be deleted before the first one goes."""
+    """Check that all instances exist and may be deleted before deleting the first one."""
     targets = [(text, *session.target(text)) for text in arguments]
     for text, server, name in targets:
         _check(server, name, text, flags)
@@ -45,7 +45,7 @@ def _delete(session: Session, server: Server, name: str) -> None:
     try:
         session.wait(server, server.delete(url), f"Deleting {name}")
     except ApiError as error:
-        if error.code != 404:  # an ephemeral one went when it stopped
+        if error.code != 404:  # an ephemeral instance was deleted when it stopped
             raise
 
 
@@ -66,6 +66,6 @@ COMMAND = Command(
         Flag("interactive", "Require user confirmation", "i"),
     ),
     aliases=("rm",),
-    example=("utsuwa delete web --force", "Stop web and delete it with all its files."),
+    example=("utsuwa delete web --force", "Stop web and delete it."),
     complete=("instances",),
 )

@@ -32,7 +32,7 @@ TYPES = (
 
 
 class Holder:
-    """What has devices: an instance or a profile, read for a change."""
+    """The owner of devices, an instance or a profile, loaded for a change."""
 
     def __init__(self, session: Session, path: str, text: str) -> None:
         self.session = session
@@ -43,7 +43,7 @@ class Holder:
         self.inherited: dict[str, dict[str, str]] = self.record.get("expanded_devices") or {}
 
     def own(self, name: str, what: str) -> dict[str, str]:
-        """A device that the holder itself has. Raises CommandFailed; `what` cannot be done to others."""
+        """Return a local device. Raises CommandFailed, whose message says that others cannot be `what`."""
         if name in self.devices:
             return self.devices[name]
         if name in self.inherited:
@@ -154,7 +154,7 @@ def attach(session: Session, path: str, text: str, name: str, device: dict[str, 
 
 
 def detach(session: Session, path: str, text: str, network: str, name: str) -> None:
-    """Remove the nic `name`, or the only one that uses a network. Raises CommandFailed."""
+    """Remove the nic `name`, or the only nic of a network. Raises CommandFailed."""
     holder = Holder(session, path, text)
     if not name:
         uses = [n for n, d in holder.devices.items() if network in (d.get("network"), d.get("parent"))]
@@ -165,7 +165,7 @@ def detach(session: Session, path: str, text: str, network: str, name: str) -> N
         name = uses[0]
     device = holder.own(name, "removed from individual instance. Override device or modify profile instead")
     if device.get("type") != "nic":
-        raise CommandFailed(f"The device {name} is no nic: it is of type {device.get('type')}")
+        raise CommandFailed(f"The device {name} is not a nic: it is of type {device.get('type')}")
     del holder.devices[name]
     holder.save()
 

@@ -1,4 +1,4 @@
-"""`utsuwa exec`: a command inside an instance, its streams and its signals passed through."""
+"""`utsuwa exec`: run a command in an instance, forwarding its streams and signals."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
 
 
 def _is_interactive(flags: Flags) -> bool:
-    """Whether the command gets a terminal. Raises UsageError."""
+    """Return whether the command gets a terminal. Raises UsageError."""
     mode = flags.text("mode")
     if mode not in _MODES:
-        raise UsageError(f"Unknown mode {mode!r}: it is one of {', '.join(_MODES)}")
+        raise UsageError(f"Unknown mode {mode!r}: use one of {', '.join(_MODES)}")
     if flags.on("force-interactive") and flags.on("force-noninteractive"):
         raise UsageError("You can't pass -t and -T at the same time")
     if (flags.on("force-interactive") or flags.on("force-noninteractive")) and flags.given("mode"):
@@ -62,7 +62,7 @@ def _is_interactive(flags: Flags) -> bool:
 
 
 def _environment(flags: Flags, interactive: bool) -> dict[str, str]:
-    """`--env` over the terminal's own type."""
+    """Return the environment: `--env`, and TERM of the terminal."""
     found = {"TERM": os.environ["TERM"]} if interactive and os.environ.get("TERM") else {}
     for setting in flags.many("env"):
         name, _, value = setting.partition("=")
@@ -71,7 +71,7 @@ def _environment(flags: Flags, interactive: bool) -> dict[str, str]:
 
 
 def _status(record: dict[str, Any]) -> int:
-    """The exit status of the command, 127 or 126 where it could not run. Raises ApiError."""
+    """Return the exit status of the command, 127 or 126 if it could not be run. Raises ApiError."""
     from utsuwa.client.server import succeeded
 
     status = (record.get("metadata") or {}).get("return")
@@ -99,11 +99,11 @@ COMMAND = Command(
         Flag("user", "User ID to run the command as", kind=NUMBER, default="0"),
     ),
     details="""\
-The command is run as it stands, without a shell. It gets a terminal when standard input and output
-are terminals. Its exit status becomes that of `utsuwa exec`.""",
+The command is run directly, without a shell. It gets a terminal if standard input and output are
+terminals. `utsuwa exec` exits with the command's exit status.""",
     example=(
         'utsuwa exec web -- sh -c "cd /tmp && pwd"',
-        "Run a shell for what needs one; all after -- is the command's own.",
+        "Run a shell command; everything after -- is passed to the instance.",
     ),
     complete=("running", ()),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa image`: what images there are and what is known of them."""
+"""`utsuwa image`: images and their properties."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _fits(image: Image, filters: list[str]) -> bool:
-    """Whether an image has all properties, and parts of its fingerprint or of an alias, that are asked."""
+    """Return whether an image matches all filters: properties, or parts of fingerprint or alias."""
     for text in filters:
         key, equals, value = text.partition("=")
         if equals:
@@ -95,12 +95,12 @@ def _property_fits(image: Image, key: str, value: str) -> bool:
 
 
 class _Found:
-    """An image by alias or by the beginning of its fingerprint. Raises ApiError."""
+    """An image found by alias or fingerprint prefix. Raises ApiError."""
 
     def __init__(self, session: Session, text: str) -> None:
         self.server, name = session.target(text)
         if not name:
-            raise UsageError("Name an image")
+            raise UsageError("Specify an image")
         self.url = path_to("images", sources.fingerprint(self.server, name))
         self.image, self.etag = self.server.get_with_etag(self.url)
 
@@ -151,7 +151,7 @@ def _edit(session: Session, arguments: list[str], _flags: Flags) -> None:
     from utsuwa.cli.output import yaml_out
 
     found = _Found(session, arguments[0])
-    note = "# What can be changed of an image. Lines with # in front do not count.\n"
+    note = "# The editable part of an image. Lines starting with # are ignored.\n"
     text = note + yaml_out.dump(arrange(settings(found.image, _KIND), _KIND))
     editor.edit(session, text, found.put)
 
@@ -195,7 +195,7 @@ def _command(name: str, summary: str, run: Any, more: str, example: str, meaning
 COMMAND = Command(
     "image",
     "Manage images",
-    details="An image is named by an alias, its fingerprint, or as much of it as no other image shares.",
+    details="Images are specified by alias, fingerprint, or a unique prefix of the fingerprint.",
     children=(
         Entry("alias", "image_alias", "Manage image aliases"),
         Entry("copy", "image_copy:COPY", "Copy images between servers", ("cp",)),
@@ -206,7 +206,10 @@ COMMAND = Command(
             args="[<remote>:]<image> [[<remote>:]<image>...]",
             aliases=("rm",),
             complete=("images",),
-            example=("utsuwa image delete debian/12", "Instances that were made from it stay."),
+            example=(
+                "utsuwa image delete debian/12",
+                "Instances created from it are kept.",
+            ),
         ),
         _command(
             "edit",
@@ -214,7 +217,7 @@ COMMAND = Command(
             _edit,
             "",
             "utsuwa image edit debian/12 < image.yaml",
-            "Take properties and switches from a file; without one an editor opens.",
+            "Read the new settings from a file, or open an editor.",
         ),
         Entry("export", "image_transfer:EXPORT", "Export and download images"),
         _command(
@@ -223,7 +226,7 @@ COMMAND = Command(
             _get_property,
             " <key>",
             "utsuwa image get-property debian/12 release",
-            "One property.",
+            "Show one property.",
         ),
         Entry("import", "image_transfer:IMPORT", "Import image into the image store"),
         _command(
@@ -232,7 +235,7 @@ COMMAND = Command(
             _info,
             "",
             "utsuwa image info debian/12",
-            "Size, age, properties and aliases.",
+            "Show size, dates, properties and aliases.",
         ),
         Command(
             "list",
@@ -250,7 +253,10 @@ Columns: l - shortest alias (and number of others), L - all aliases, f - fingerp
 F - fingerprint (long), p - public, d - description, a - architecture, s - size, u - upload date,
 t - type.""",
             complete=("images",),
-            example=("utsuwa image list os=debian -c lsu", "Alias, size and age of Debian images."),
+            example=(
+                "utsuwa image list os=debian -c lsu",
+                "Alias, size and upload date of Debian images.",
+            ),
         ),
         Entry("refresh", "image_copy:REFRESH", "Refresh images"),
         _command(
@@ -267,7 +273,7 @@ t - type.""",
             _show,
             "",
             "utsuwa image show debian/12",
-            "All that `image edit` can change, as YAML.",
+            "Show the editable part of the image as YAML.",
         ),
         _command(
             "unset-property",

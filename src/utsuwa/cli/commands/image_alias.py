@@ -48,7 +48,7 @@ def _rename(session: Session, arguments: list[str], _flags: Flags) -> None:
 
 
 def ensure(server: Server, name: str, fingerprint: str) -> None:
-    """Make an alias name an image, also where it named another before."""
+    """Create an alias for an image, or change its target."""
     known = {alias["name"] for alias in server.get("/1.0/images/aliases", recursion="1")}
     if name in known:
         server.patch(path_to("images", "aliases", name), {"target": fingerprint})
@@ -66,7 +66,7 @@ COMMAND = Command(
             _create,
             args="[<remote>:]<alias> <image>",
             complete=((), "images"),
-            example=("utsuwa image alias create deb 5ae1c5b4c7d8", "`deb` now names this image."),
+            example=("utsuwa image alias create deb 5ae1c5b4c7d8", "Create the alias `deb`."),
         ),
         Command(
             "delete",
@@ -75,7 +75,7 @@ COMMAND = Command(
             args="[<remote>:]<alias>",
             aliases=("rm",),
             complete=("images",),
-            example=("utsuwa image alias delete deb", "The image stays."),
+            example=("utsuwa image alias delete deb", "Delete the alias, but not the image."),
         ),
         Command(
             "list",
@@ -84,7 +84,7 @@ COMMAND = Command(
             args="[<remote>:] [<filter>...]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa image alias list deb", "Aliases with deb in their names."),
+            example=("utsuwa image alias list deb", "List the aliases that contain deb."),
         ),
         Command(
             "rename",
@@ -93,7 +93,7 @@ COMMAND = Command(
             args="[<remote>:]<alias> <new-name>",
             aliases=("mv",),
             complete=("images", ()),
-            example=("utsuwa image alias rename deb debian", "The same image by another name."),
+            example=("utsuwa image alias rename deb debian", "Use another name for the alias."),
         ),
     ),
 )

@@ -24,15 +24,15 @@ _MODES = ("pull", "relay")
 def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
     remote, name = session.config.split(arguments[1])
     if name:
-        raise UsageError("The image keeps its fingerprint: name a remote only, such as far:")
+        raise UsageError("The image keeps its fingerprint: specify a remote only, such as far:")
     if flags.text("mode") not in _MODES:
-        raise UsageError(f"Unknown mode {flags.text('mode')!r}: it is one of {', '.join(_MODES)}")
-    # On a connection of its own: while one server sends, the other one receives.
+        raise UsageError(f"Unknown mode {flags.text('mode')!r}: use one of {', '.join(_MODES)}")
+    # On a separate connection: one server sends while the other receives.
     trace = session.warn if session.debug else None
     target = connect(session.config, remote, project=session.project, trace=trace)
     source_remote, source_name = session.config.split(arguments[0])
     if not source_name:
-        raise UsageError("Name the image to copy")
+        raise UsageError("Specify the image to copy")
     if flags.text("mode") == "pull" or session.config.remote(source_remote).protocol == "simplestreams":
         fingerprint, aliases = _pull(session, arguments[0], target, flags), flags.many("alias")
     else:
@@ -43,9 +43,9 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _pull(session: Session, text: str, target: Server, flags: Flags) -> str:
-    """Have the target fetch the image from its source."""
+    """Have the target server fetch the image from its source."""
     if flags.on("copy-aliases"):
-        raise UsageError("--copy-aliases works with --mode relay: give the aliases with --alias")
+        raise UsageError("--copy-aliases requires --mode relay: specify the aliases with --alias")
     source = sources.image(session, text, target) | {"type": "image", "mode": "pull"}
     body = {"source": source, "public": flags.on("public"), "auto_update": flags.on("auto-update")}
     if flags.many("profile"):
@@ -55,7 +55,7 @@ def _pull(session: Session, text: str, target: Server, flags: Flags) -> str:
 
 
 def _relay(session: Session, remote: str, name: str, target: Server, flags: Flags) -> tuple[str, list[str]]:
-    """Download from the source and upload to the target in one go; gives fingerprint and aliases."""
+    """Stream the image from the source to the target; return its fingerprint and aliases."""
     source = session.server(remote)
     image = source.get(path_to("images", sources.fingerprint(source, name)))
     fingerprint = str(image["fingerprint"])
@@ -66,7 +66,9 @@ def _relay(session: Session, remote: str, name: str, target: Server, flags: Flag
         sent = target.raw("POST", "/1.0/images", chunks, _headers(image, reply.headers, flags))
         record = session.wait(target, target.metadata(sent), "Unpacking the image")
         if record["metadata"]["fingerprint"] != fingerprint:
-            raise CommandFailed(f"What arrived is not {fingerprint}: delete it there, and try again")
+            raise CommandFailed(
+                f"The copy does not have the fingerprint {fingerprint}: delete it and try again"
+            )
     _set(target, fingerprint, flags)
     return fingerprint, [str(alias["name"]) for alias in image["aliases"] or ()]
 
@@ -82,7 +84,7 @@ def _has(server: Server, fingerprint: str) -> bool:
 
 
 def _headers(image: dict[str, Any], sent: dict[str, str], flags: Flags) -> dict[str, str]:
-    """Of the upload: what is known of the image, and how its files came."""
+    """Return the headers of the upload, from the image and the headers of its download."""
     kind = sent.get("content-type", "application/octet-stream")
     headers = {
         "Content-Type": kind,
@@ -98,7 +100,7 @@ def _headers(image: dict[str, Any], sent: dict[str, str], flags: Flags) -> dict[
 
 
 def _set(target: Server, fingerprint: str, flags: Flags) -> None:
-    """What an upload cannot say, or an image that was there already is to have."""
+    """Apply settings that an upload cannot specify, or that an existing image should get."""
     changes: dict[str, Any] = {"auto_update": True} if flags.on("auto-update") else {}
     if flags.on("public"):
         changes["public"] = True
@@ -120,7 +122,7 @@ def _refresh(session: Session, arguments: list[str], _flags: Flags) -> None:
     for text in arguments:
         server, name = session.target(text)
         if not name:
-            raise UsageError("Name the image to refresh")
+            raise UsageError("Specify the image to refresh")
         url = path_to("images", sources.fingerprint(server, name), "refresh")
         record = session.wait(server, server.post(url, {}), "Refreshing the image")
         is_new = (record.get("metadata") or {}).get("refreshed")
@@ -142,12 +144,12 @@ COPY = Command(
     ),
     aliases=("cp",),
     details="""\
-In the mode relay this client downloads from one server and uploads to the other one, so it works wherever
-it reaches both. In the mode pull the target fetches the image itself, where it can.""",
+In mode relay, the client downloads from one server and uploads to the other, so it only needs to reach
+both. In mode pull, the target server fetches the image itself.""",
     complete=("images", "remotes"),
     example=(
         "utsuwa image copy debian/12 far: --copy-aliases",
-        "The image and its names on another server; an alias that exists there moves to it.",
+        "Copy the image and its aliases to another server; existing aliases are moved to it.",
     ),
 )
 REFRESH = Command(
@@ -156,5 +158,5 @@ REFRESH = Command(
     _refresh,
     args="[<remote>:]<image> [[<remote>:]<image>...]",
     complete=("images",),
-    example=("utsuwa image refresh debian/12", "Fetch it anew where its source has a newer one."),
+    example=("utsuwa image refresh debian/12", "Fetch a newer version from the image's source."),
 )

@@ -41,7 +41,7 @@ def _import(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _sort(session: Session, arguments: list[str]) -> tuple[list[str], str, dict[str, str]]:
-    """One or two files, the remote, and properties. Raises UsageError."""
+    """Return one or two files, the remote, and properties. Raises UsageError."""
     files: list[str] = []
     properties: dict[str, str] = {}
     remote = ""
@@ -54,7 +54,7 @@ def _sort(session: Session, arguments: list[str]) -> tuple[list[str], str, dict[
         else:
             files.append(text)
     if not 1 <= len(files) <= 2:
-        raise UsageError("An image is one file, or a metadata file and a root file system")
+        raise UsageError("An image consists of one file, or a metadata file and a root file system")
     return files, remote, properties
 
 
@@ -70,9 +70,9 @@ def _upload(
 ) -> dict[str, Any]:
     for path in files:
         if os.path.isdir(path):
-            raise CommandFailed(f"{path} is a folder: pack it with tar first, metadata.yaml beside rootfs/")
+            raise CommandFailed(f"{path} is a directory: pack metadata.yaml and rootfs/ with tar first")
         if not os.access(path, os.R_OK):
-            raise CommandFailed(f"Cannot read {path}: there is no such file, or you may not read it")
+            raise CommandFailed(f"Cannot read {path}: it does not exist or is not readable")
     headers = {"X-LXD-public": "true" if flags.on("public") else "false"}
     if properties:
         fields = (f"{quote(key)}={quote(value)}" for key, value in properties.items())
@@ -129,7 +129,7 @@ def _export(session: Session, arguments: list[str], _flags: Flags) -> None:
 
 
 def _write_part(target: str, place: int, filename: str, data: Iterator[bytes]) -> str:
-    """One file of an image, under its own name in a folder, or as `target` and `target.root`."""
+    """Write one file of an image, under its own name in a directory, or as `target` and `target.root`."""
     safe = os.path.basename(filename)
     if os.path.isdir(target):
         path = os.path.join(target, safe if safe not in ("", ".", "..") else f"image.{place}")
@@ -155,7 +155,7 @@ IMPORT = Command(
     ),
     example=(
         "utsuwa image import metadata.tar.xz rootfs.squashfs --alias debian/12",
-        "Upload an image of two files and name it; an alias that exists moves to it.",
+        "Upload a split image; an existing alias is moved to it.",
     ),
 )
 EXPORT = Command(
@@ -164,5 +164,5 @@ EXPORT = Command(
     _export,
     args="[<remote>:]<image> [<target>]",
     complete=("images", ()),
-    example=("utsuwa image export debian/12 backups/", "Its files, named as they were, in a folder."),
+    example=("utsuwa image export debian/12 backups/", "Write the image's files to a directory."),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa info`: what an instance or a server is and uses."""
+"""`utsuwa info`: state and resource usage of an instance, or information on the server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
 
 
 def _lower_drivers(info: dict[str, Any]) -> dict[str, Any]:
-    """The API writes the fields of storage drivers with capitals, people read them without."""
+    """Convert the field names of storage drivers, which are capitalized in the API, to lower case."""
     environment = info.get("environment") or {}
     if drivers := environment.get("storage_supported_drivers"):
         lowered = [{key.lower(): value for key, value in driver.items()} for driver in drivers]
@@ -122,6 +122,6 @@ COMMAND = Command(
         Flag("resources", "Show the resources available to the server"),
         Flag("show-log", "Show the last lines of the instance's log"),
     ),
-    example=("utsuwa info web --show-log", "State, use of resources, addresses and the log of web."),
+    example=("utsuwa info web --show-log", "Show state, resource usage, addresses and the log of web."),
     complete=("instances",),
 )

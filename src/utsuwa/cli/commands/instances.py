@@ -1,9 +1,9 @@
-"""`utsuwa list`: instances by filters, in columns of one's choice."""
+"""`utsuwa list`: list instances with filters and columns."""
 
 from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
-from utsuwa.cli.output.render import as_they_are, natural, show_list
+from utsuwa.cli.output.render import natural, show_list, unsorted
 from utsuwa.cli.parsing.command import Command, format_flag
 from utsuwa.cli.parsing.flags import BOOL, TEXT, Flag
 
@@ -23,13 +23,13 @@ _FAST = "nsacPt"
 
 
 def _state(instance: Instance) -> dict[str, Any]:
-    """What runs; nothing of a stopped instance."""
+    """Return the state; empty if the instance is stopped."""
     found = instance.get("state")
     return found if found and instance["status"] != "Stopped" else {}
 
 
 def _addresses(family: str, instance: Instance) -> str:
-    """`10.0.0.2 (eth0)`, a line each."""
+    """Return `10.0.0.2 (eth0)`, one per line."""
     lines = []
     for name, nic in (_state(instance).get("network") or {}).items():
         if nic["type"] == "loopback":
@@ -119,7 +119,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Instance], str], bool]] = {
 
 
 def columns(text: str) -> tuple[list[Column], bool]:
-    """The columns that `-c` names, and whether any of them needs the instances' state.
+    """Parse `-c`; return the columns, and whether any of them needs the instances' state.
 
     Raises UsageError.
     """
@@ -150,7 +150,7 @@ def _custom(part: str) -> Column:
     if not key or len(fields) > 3:
         raise UsageError(f"Invalid config key column format '{part}'")
     if section == "devices" and "." not in key:
-        raise UsageError(f"Invalid config key column format '{part}': a device's key is <device>.<key>")
+        raise UsageError(f"Invalid config key column format '{part}': use <device>.<key>")
     name = fields[1] if len(fields) > 1 and fields[1] else key.replace(".", " ").upper()
     if len(fields) > 1 and not fields[1] and len(fields) == 3:
         name = ""
@@ -199,7 +199,7 @@ def run(session: Session, arguments: list[str], flags: Flags) -> int:
         found = [instance for instance in found if matches(instance, filters)]
     if style not in ("json", "yaml"):
         found.sort(key=lambda i: (natural(i["project"]) if everywhere else [], natural(i["name"])))
-    show_list(session, style, chosen, found, "instance", order=as_they_are)
+    show_list(session, style, chosen, found, "instance", order=unsorted)
     return 0
 
 
@@ -217,15 +217,15 @@ COMMAND = Command(
     aliases=("ls",),
     example=(
         "utsuwa list web status=running -c ns4,user.owner:OWNER",
-        "Running instances whose names start with web, with a column for the key user.owner.",
+        "List running instances whose names start with web, with a column for user.owner.",
     ),
     details=f"""\
-Filters: the beginning of a name, a regular expression for a name, key=value of the configuration
-(a namespace may be shortened: u.owner=ann; the value may be a regular expression), or
-type=, status=, architecture=, location=, ipv4=, ipv6= with values split by commas (addresses may
-be networks: ipv4=10.0.3.0/24). An instance is shown when all filters fit.
+Filters: the prefix of a name, a regular expression for a name, key=value of the configuration
+(namespaces may be abbreviated: u.owner=ann; the value may be a regular expression), or
+type=, status=, architecture=, location=, ipv4=, ipv6= with values separated by commas (addresses may
+be networks: ipv4=10.0.3.0/24). Instances that match all filters are shown.
 
-Columns (-c, letters one after another or split by commas):
+Columns (-c, letters with or without commas in between):
     4 - IPv4 address            l - Last used date          P - Profiles
     6 - IPv6 address            m - Memory usage            s - State
     a - Architecture            M - Memory usage (%)        S - Number of snapshots

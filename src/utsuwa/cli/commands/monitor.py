@@ -1,4 +1,4 @@
-"""`utsuwa monitor`: what happens on a server, as it happens."""
+"""`utsuwa monitor`: events of a server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     if level and style != "pretty":
         raise UsageError("--loglevel can only be used with the pretty format")
     if level and level not in _LEVELS:
-        raise UsageError(f"Unknown level {level!r}: it is one of {', '.join(_LEVELS)}")
+        raise UsageError(f"Unknown level {level!r}: use one of {', '.join(_LEVELS)}")
     server, _ = session.takes_remote(arguments)
     types = flags.many("type") or (["logging"] if level else [])
     events = server.listen(types, all_projects=flags.on("all-projects"))
@@ -40,11 +40,11 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
             if not level or _is_worth(event, level):
                 session.write(_render(event, style))
                 sys.stdout.flush()
-    raise CommandFailed("The server ended the stream of events")
+    raise CommandFailed("The server closed the event stream")
 
 
 def _is_worth(event: dict[str, Any], level: str) -> bool:
-    """Whether a log message is at least of this level; other events always are."""
+    """Return whether a log message has at least this level; True for other events."""
     if event["type"] != "logging":
         return True
     found = event["metadata"].get("level", "info")
@@ -62,7 +62,7 @@ def _render(event: dict[str, Any], style: str) -> str:
 
 
 def _pretty(event: dict[str, Any]) -> str:
-    """One line: when, how serious, what."""
+    """Format an event as a line: time, level and message."""
     metadata = event["metadata"]
     level, text = "info", ""
     more: dict[str, Any] = {}
@@ -91,5 +91,5 @@ COMMAND = Command(
         Flag("pretty", "Pretty rendering (short for --format=pretty)"),
         Flag("type", "Event type to listen for", kind=MANY, complete=_TYPES),
     ),
-    example=("utsuwa monitor --pretty --type=lifecycle", "A line for all that begins, changes or ends."),
+    example=("utsuwa monitor --pretty --type=lifecycle", "Show one line per lifecycle event."),
 )

@@ -27,7 +27,7 @@ _NOUN = objects.Noun(
     argument="network",
 )
 
-# Interfaces that say nothing in a table.
+# Interfaces that are not listed.
 _HIDDEN = ("loopback", "unknown")
 
 
@@ -131,7 +131,7 @@ def _attach(path: str) -> Run:
 
 
 def _nictype(session: Session, remote: str, network: str) -> str:
-    """An interface that the server does not manage: a bridge is joined, others are shared."""
+    """Return the nictype for an unmanaged interface: bridged for a bridge, macvlan for others."""
     kind = session.server(remote).get(path_to("networks", network))["type"]
     return "bridged" if kind == "bridge" else "macvlan"
 
@@ -146,7 +146,7 @@ def _detach(path: str) -> Run:
 
 
 def _links(path: str, noun: str, suffix: str) -> tuple[Command, Command]:
-    """attach and detach for instances or profiles."""
+    """Return the attach and detach commands for instances or profiles."""
     args = f"[<remote>:]<network> <{noun}> [<device-name>]"
     complete = ("networks", path, ())
     return (
@@ -156,7 +156,7 @@ def _links(path: str, noun: str, suffix: str) -> tuple[Command, Command]:
             _attach(path),
             args=f"{args} [<interface-name>]",
             complete=complete,
-            example=(f"utsuwa network attach{suffix} utsuwabr0 web eth1", "A nic eth1 on this network."),
+            example=(f"utsuwa network attach{suffix} utsuwabr0 web eth1", "Add a nic eth1 on this network."),
         ),
         Command(
             f"detach{suffix}",
@@ -164,7 +164,7 @@ def _links(path: str, noun: str, suffix: str) -> tuple[Command, Command]:
             _detach(path),
             args=args,
             complete=complete,
-            example=(f"utsuwa network detach{suffix} utsuwabr0 web eth1", "The nic eth1 goes."),
+            example=(f"utsuwa network detach{suffix} utsuwabr0 web eth1", "Remove the nic eth1."),
         ),
     )
 
@@ -184,7 +184,10 @@ COMMAND = Command(
             _create,
             args=f"{_ONE} [<key>=<value>...]",
             flags=(Flag("type", "Network type", "t", kind=TEXT),),
-            example=("utsuwa network create lab ipv4.address=10.0.7.1/24", "A bridge with this subnet."),
+            example=(
+                "utsuwa network create lab ipv4.address=10.0.7.1/24",
+                "Create a bridge and subnet.",
+            ),
         ),
         objects.delete(_NOUN),
         _INSTANCES[1],
@@ -197,7 +200,7 @@ COMMAND = Command(
             _info,
             args=_ONE,
             complete=("networks",),
-            example=("utsuwa network info utsuwabr0", "Addresses and counters."),
+            example=("utsuwa network info utsuwabr0", "Show addresses and counters."),
         ),
         Command(
             "list",
@@ -206,7 +209,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa network list", "Managed networks and the host's other interfaces."),
+            example=("utsuwa network list", "List managed networks and the host's other interfaces."),
         ),
         Command(
             "list-leases",
@@ -215,7 +218,7 @@ COMMAND = Command(
             args=_ONE,
             flags=(format_flag(),),
             complete=("networks",),
-            example=("utsuwa network list-leases utsuwabr0", "Who has which address."),
+            example=("utsuwa network list-leases utsuwabr0", "Show the leased addresses."),
         ),
         objects.rename(_NOUN),
         objects.set_(_NOUN),

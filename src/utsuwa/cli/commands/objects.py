@@ -1,4 +1,4 @@
-"""The verbs that all configured objects share: show, get, set, unset, edit, rename, delete."""
+"""Commands common to all configurable objects: show, get, set, unset, edit, rename, delete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Noun:
-    """A kind of object.
+    """A type of object.
 
-    `word` is what people call it, `path` its collection below /1.0, `kind` its record in
-    `utsuwa.cli.output.records`, `fields` what can be edited, `members` its kind in completion.
+    `word` is its name for users, `path` its collection below /1.0, `kind` its record in
+    `utsuwa.cli.output.records`, `fields` the editable fields, `members` its kind in completion.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Noun:
         return path_to(self.path, name)
 
     def put(self, server: Server, name: str, record: dict[str, Any], etag: str) -> None:
-        """Store what can be edited of a record."""
+        """Store the editable part of a record."""
         body = {field: record[field] for field in self.fields if field in record}
         server.put(self.url(name), body, etag)
 
@@ -84,7 +84,7 @@ def set_(noun: Noun) -> Command:
         run,
         " <key>=<value>...",
         example="user.owner=ann",
-        meaning="Set the key user.owner; `KEY VALUE` does it as well, `KEY=-` reads standard input.",
+        meaning="Set the key user.owner; `KEY VALUE` is accepted too, `KEY=-` reads standard input.",
     )
 
 
@@ -107,7 +107,7 @@ def edit(noun: Noun) -> Command:
         server, name = session.target(arguments[0])
         record, etag = server.get_with_etag(noun.url(name))
         text = yaml_out.dump(arrange(settings(record, noun.kind), noun.kind))
-        note = f"# The configuration of the {noun.word} {name}. Lines with # in front do not count.\n"
+        note = f"# The configuration of the {noun.word} {name}. Lines starting with # are ignored.\n"
         editor.edit(session, note + text, lambda changed: noun.put(server, name, changed, etag))
 
     return _command(
@@ -116,7 +116,7 @@ def edit(noun: Noun) -> Command:
         f"Edit {noun.word} configurations as YAML",
         run,
         example=f"< {noun.argument.split('<')[-1].rstrip('>')}.yaml",
-        meaning="Take the new configuration from a file; without one an editor opens.",
+        meaning="Read the new configuration from a file; without one, an editor is opened.",
     )
 
 
@@ -139,7 +139,7 @@ def delete(noun: Noun) -> Command:
 
 
 def remove_key(config: dict[str, str], key: str) -> None:
-    """Raises CommandFailed where it is not set."""
+    """Remove a key. Raises CommandFailed if it is not set."""
     if key not in config:
         raise CommandFailed(f"Can't unset key '{key}', it's not currently set")
     del config[key]

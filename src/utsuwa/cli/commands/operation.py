@@ -57,7 +57,7 @@ COMMAND = Command(
             args=_ONE,
             aliases=("cancel", "rm"),
             complete=("operations",),
-            example=(f"utsuwa operation delete {_EXAMPLE}", "Cancel it, where it can be cancelled."),
+            example=(f"utsuwa operation delete {_EXAMPLE}", "Cancel it if possible."),
         ),
         Command(
             "list",
@@ -66,7 +66,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa operation list", "What the server is doing."),
+            example=("utsuwa operation list", "List the running operations."),
         ),
         Command(
             "show",
@@ -74,7 +74,7 @@ COMMAND = Command(
             _show,
             args=_ONE,
             complete=("operations",),
-            example=(f"utsuwa operation show {_EXAMPLE}", "One operation with its progress."),
+            example=(f"utsuwa operation show {_EXAMPLE}", "Show an operation and its progress."),
         ),
     ),
 )

@@ -55,7 +55,7 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _change(session: Session, text: str, change: list[str], *, keep: bool, add: bool) -> str:
-    """Set (not `keep`), add or remove profiles of an instance; its name."""
+    """Set (not `keep`), add or remove profiles of an instance; return its name."""
     server, name = session.target(text)
     url = path_to("instances", name)
     instance, etag = server.get_with_etag(url)
@@ -105,7 +105,10 @@ COMMAND = Command(
             _add,
             args=_ONE,
             complete=_BOTH,
-            example=("utsuwa profile add web docker", "web gets the profile docker after those it has."),
+            example=(
+                "utsuwa profile add web docker",
+                "Append the profile docker to those of web.",
+            ),
         ),
         Command(
             "assign",
@@ -114,7 +117,7 @@ COMMAND = Command(
             args="[<remote>:]<instance> <profiles>",
             aliases=("apply",),
             complete=_BOTH,
-            example=("utsuwa profile assign web default,docker", "web has these two profiles; '' is none."),
+            example=("utsuwa profile assign web default,docker", "Set the profiles of web; use '' for none."),
         ),
         Command(
             "copy",
@@ -124,14 +127,14 @@ COMMAND = Command(
             flags=(Flag("target-project", "Copy to another project", kind=TEXT, complete="projects"),),
             aliases=("cp",),
             complete=("profiles", "profiles"),
-            example=("utsuwa profile copy default big", "A new profile big with all of default."),
+            example=("utsuwa profile copy default big", "Create the profile big as a copy of default."),
         ),
         Command(
             "create",
             "Create profiles",
             _create,
             args="[<remote>:]<profile>",
-            example=("utsuwa profile create big", "An empty profile."),
+            example=("utsuwa profile create big", "Create an empty profile."),
         ),
         objects.delete(_NOUN),
         devices.group("profiles", "profile", "profile"),
@@ -144,7 +147,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa profile list", "All profiles and how many instances use them."),
+            example=("utsuwa profile list", "List all profiles with the number of their instances."),
         ),
         Command(
             "remove",
@@ -152,7 +155,7 @@ COMMAND = Command(
             _remove,
             args=_ONE,
             complete=_BOTH,
-            example=("utsuwa profile remove web docker", "web loses the profile docker."),
+            example=("utsuwa profile remove web docker", "Remove the profile docker from web."),
         ),
         objects.rename(_NOUN),
         objects.set_(_NOUN),

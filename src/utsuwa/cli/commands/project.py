@@ -48,7 +48,7 @@ def _show(session: Session, arguments: list[str], _flags: Flags) -> None:
 
 
 def _switch(session: Session, arguments: list[str], _flags: Flags) -> None:
-    """Where there is such a project, all further commands to this remote use it."""
+    """Make an existing project the default for this remote."""
     remote, name = session.config.split(arguments[0])
     session.server(remote).get(path_to("projects", name))
     session.config.remote(remote).project = name
@@ -68,7 +68,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa project list", "All projects; the one in use is marked."),
+            example=("utsuwa project list", "List all projects; the current one is marked."),
         ),
         Command(
             "show",
@@ -76,7 +76,7 @@ COMMAND = Command(
             _show,
             args=_ONE,
             complete=("projects",),
-            example=("utsuwa project show default", "Its configuration and what is in it."),
+            example=("utsuwa project show default", "Show its configuration and the objects in it."),
         ),
         Command(
             "switch",
@@ -84,7 +84,7 @@ COMMAND = Command(
             _switch,
             args=_ONE,
             complete=("projects",),
-            example=("utsuwa project switch default", "Further commands work in this project."),
+            example=("utsuwa project switch default", "Use this project for further commands."),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""`utsuwa query`: a request of the REST API by hand."""
+"""`utsuwa query`: send a request to the REST API."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     except (ValueError, AssertionError):
         session.write(content.decode("utf-8", "surrogateescape"))
         if reply.status >= 400:
-            raise CommandFailed(f"The server answered with status {reply.status}") from None
+            raise CommandFailed(f"The server responded with status {reply.status}") from None
         return
     if flags.on("wait") and envelope.get("type") == "async":
         envelope = server.envelope("GET", f"{envelope['operation']}/wait")
@@ -44,7 +44,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _print(session: Session, envelope: dict[str, Any], *, raw: bool) -> None:
-    """The whole envelope, or the metadata of a good one. Raises ApiError for others."""
+    """Print the envelope (`raw`), or its metadata. Raises ApiError if it is an error."""
     if raw:
         session.write(_indented(envelope))
         return

@@ -1,8 +1,8 @@
-"""`utsuwa remote`: which servers this client knows."""
+"""`utsuwa remote`: the servers known to this client."""
 
 from __future__ import annotations
 
-from utsuwa.cli.output.render import as_they_are, show_list, to_json
+from utsuwa.cli.output.render import show_list, to_json, unsorted
 from utsuwa.cli.parsing.command import Command, Entry, format_flag
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def _list(session: Session, _arguments: list[str], flags: Flags) -> None:
         ],
         [_row(name, remote, config.default) for name, remote in remotes.items()],
         "",
-        order=as_they_are,
+        order=unsorted,
     )
 
 
@@ -118,7 +118,7 @@ COMMAND = Command(
             "get-default",
             "Show the default remote",
             _get_default,
-            example=("utsuwa remote get-default", "The remote of names without one."),
+            example=("utsuwa remote get-default", "Show the remote used for names without one."),
         ),
         Command(
             "get-url",
@@ -126,16 +126,16 @@ COMMAND = Command(
             _get_url,
             args="<remote>",
             complete=_ONE,
-            example=("utsuwa remote get-url far", "Where this remote is."),
+            example=("utsuwa remote get-url far", "Show the URL of this remote."),
         ),
-        Entry("import-lxc", "remote_add:IMPORT", "Take over the remotes of the lxc client"),
+        Entry("import-lxc", "remote_add:IMPORT", "Import the remotes of the lxc client"),
         Command(
             "list",
             "List the available remotes",
             _list,
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa remote list", "All servers that this client knows."),
+            example=("utsuwa remote list", "List all servers known to this client."),
         ),
         Command(
             "remove",
@@ -144,7 +144,7 @@ COMMAND = Command(
             args="<remote>",
             aliases=("rm",),
             complete=_ONE,
-            example=("utsuwa remote remove far", "Forget the server and its certificate."),
+            example=("utsuwa remote remove far", "Remove the server and its certificate."),
         ),
         Command(
             "rename",
@@ -153,7 +153,7 @@ COMMAND = Command(
             args="<remote> <new-name>",
             aliases=("mv",),
             complete=("remotes", ()),
-            example=("utsuwa remote rename far away", "The same server by another name."),
+            example=("utsuwa remote rename far away", "Use another name for the server."),
         ),
         Command(
             "set-url",
@@ -161,7 +161,7 @@ COMMAND = Command(
             _set_url,
             args="<remote> <URL>",
             complete=("remotes", ()),
-            example=("utsuwa remote set-url far https://far.example:8443", "The server moved."),
+            example=("utsuwa remote set-url far https://far.example:8443", "Change the URL of a server."),
         ),
         Command(
             "switch",
@@ -170,7 +170,7 @@ COMMAND = Command(
             args="<remote>",
             aliases=("set-default",),
             complete=_ONE,
-            example=("utsuwa remote switch far", "Names without a remote are on far from now on."),
+            example=("utsuwa remote switch far", "Use far for names without a remote."),
         ),
     ),
 )

@@ -21,7 +21,7 @@ _PROTOCOLS = ("lxd", "simplestreams")
 
 
 def _add(session: Session, arguments: list[str], flags: Flags) -> None:
-    """Nothing is stored unless the server answered and lets us in."""
+    """Add a remote, if the server responds and trusts the client."""
     address = arguments[-1]
     name = arguments[0]
     config = session.config
@@ -38,12 +38,12 @@ def _add(session: Session, arguments: list[str], flags: Flags) -> None:
 def _described(address: str, flags: Flags) -> Remote:
     protocol = flags.text("protocol") or "lxd"
     if protocol not in _PROTOCOLS:
-        raise UsageError(f"Unknown protocol {protocol!r}: it is one of {', '.join(_PROTOCOLS)}")
+        raise UsageError(f"Unknown protocol {protocol!r}: use one of {', '.join(_PROTOCOLS)}")
     if flags.text("auth-type") not in ("", "tls"):
-        raise UsageError(f"Unknown type of authentication {flags.text('auth-type')!r}: it is tls")
+        raise UsageError(f"Unknown type of authentication {flags.text('auth-type')!r}: use tls")
     if protocol == "simplestreams":
         if not address.startswith("https://"):
-            raise UsageError("The URL of an image server starts with https://")
+            raise UsageError("The URL of an image server must start with https://")
         return remotes.Remote(address, protocol, public=True)
     found = https.normal_address(address)
     auth = "" if found.startswith("unix:") else "tls"
@@ -52,13 +52,13 @@ def _described(address: str, flags: Flags) -> Remote:
 
 
 def _make_trusted(session: Session, name: str, remote: Remote, flags: Flags) -> None:
-    """Accept the server's certificate, and have it accept ours. Raises CommandFailed or ApiError."""
+    """Accept the server's certificate and have the client's trusted. Raises CommandFailed or ApiError."""
     config = session.config
     _accept(session, name, remote, flags)
     if remote.public:
         return
     if keypair.ensure(config):
-        session.say(f"Made a certificate for this client: {config.client_certificate}")
+        session.say(f"Generated a certificate for this client: {config.client_certificate}")
     far = server.connect(config, name)
     if far.get("/1.0")["auth"] == "trusted":
         return
@@ -81,7 +81,7 @@ def _accept(session: Session, name: str, remote: Remote, flags: Flags) -> None:
 
 
 def _confirm(fingerprint: str) -> None:
-    """Yes, or the fingerprint itself. Raises CommandFailed."""
+    """Ask for confirmation: yes, or the fingerprint itself. Raises CommandFailed."""
     sys.stdout.write("ok (y/n/[fingerprint])? ")
     sys.stdout.flush()
     answer = sys.stdin.readline().strip()
@@ -103,10 +103,10 @@ def _forget(config: ClientConfig, name: str) -> None:
 
 
 def _import(session: Session, arguments: list[str], _flags: Flags) -> None:
-    """Remotes that this client does not have, their certificates, and the client's own where it has none."""
+    """Import missing remotes and their certificates, and the client certificate if missing."""
     folder = arguments[0] if arguments else _lxc_folder()
     if not os.path.exists(f"{folder}/config.yml"):
-        raise CommandFailed(f"There is no {folder}/config.yml: name the folder of the lxc client")
+        raise CommandFailed(f"{folder}/config.yml does not exist: specify the lxc client's directory")
     config, found = session.config, remotes.load(folder)
     taken = []
     for name, remote in found.remotes.items():
@@ -124,12 +124,12 @@ def _import(session: Session, arguments: list[str], _flags: Flags) -> None:
         for source, target in zip(theirs, own, strict=True):
             shutil.copyfile(source, target)
             os.chmod(target, 0o600)
-        session.say("Took over the client's certificate")
+        session.say("Imported the client certificate")
     config.save()
     for name in taken:
         session.say(f"Remote {name} added: {config.remotes[name].addr}")
     if not taken:
-        session.say("No new remotes there")
+        session.say("No new remotes found")
 
 
 def _lxc_folder() -> str:
@@ -142,7 +142,7 @@ ADD = Command(
     _add,
     args="[<remote>] <address>",
     flags=(
-        Flag("accept-certificate", "Accept the server's certificate, whatever it is", kind=BOOL),
+        Flag("accept-certificate", "Accept the server's certificate without confirmation", kind=BOOL),
         Flag("auth-type", "Server authentication type (tls)", kind=TEXT),
         Flag("password", "The server's trust password", kind=TEXT),
         Flag("protocol", "Server protocol (lxd or simplestreams)", kind=TEXT, complete=_PROTOCOLS),
@@ -150,16 +150,16 @@ ADD = Command(
     ),
     example=(
         "utsuwa remote add far https://far.example:8443",
-        "Shows the server's fingerprint, then asks for its trust password.",
+        "Show the server's fingerprint, then ask for its trust password.",
     ),
 )
 IMPORT = Command(
     "import-lxc",
-    "Take over the remotes of the lxc client",
+    "Import the remotes of the lxc client",
     _import,
     args="[<folder>]",
     details="""\
-Remotes that this client has already stay as they are. The folder is $LXD_CONF, else ~/.config/lxc;
-UTSUWA_CONF may also simply name that folder: its format is the same.""",
-    example=("utsuwa remote import-lxc ~/snap/lxd/common/config", "From the folder of the snap."),
+Existing remotes are not changed. The directory defaults to $LXD_CONF or ~/.config/lxc. Alternatively,
+UTSUWA_CONF may be set to that directory, as the format is the same.""",
+    example=("utsuwa remote import-lxc ~/snap/lxd/common/config", "Import from the snap's directory."),
 )

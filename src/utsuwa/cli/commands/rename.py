@@ -26,6 +26,6 @@ COMMAND = Command(
     "Rename instances",
     _run,
     args="[<remote>:]<instance> <new-name>",
-    example=("utsuwa rename web shop", "A stopped instance gets another name."),
+    example=("utsuwa rename web shop", "Rename a stopped instance."),
     complete=("instances", ()),
 )

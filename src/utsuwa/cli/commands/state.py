@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from utsuwa.cli.session import Session
     from utsuwa.client.server import Server
 
-# Which statuses `--all` acts on.
+# The statuses that `--all` applies to.
 _ACTS_ON = {
     "start": ("Stopped", "Frozen"),
     "stop": ("Running", "Frozen"),
@@ -37,13 +37,13 @@ def _runner(action: str) -> Run:
 
 
 def _change(session: Session, action: str, arguments: list[str], flags: Flags) -> int:
-    """Ask for all instances at once, then wait for each."""
+    """Start the operations of all instances, then wait for each."""
     console = flags.text("console") if "console" in flags.known else ""
     if console and (flags.on("all") or len(arguments) > 1):
         raise UsageError("--console only works with a single instance")
     names = _all_names(session, action, arguments) if flags.on("all") else arguments
     if not names and not flags.on("all"):
-        raise UsageError(f"Name at least one instance: utsuwa {_PAST[action]} INSTANCE...")
+        raise UsageError(f"Specify at least one instance: utsuwa {_PAST[action]} INSTANCE...")
     started: list[tuple[str, Server, dict[str, Any]]] = []
     failures: list[_Failure] = []
     for text in names:
@@ -67,7 +67,7 @@ def _change(session: Session, action: str, arguments: list[str], flags: Flags) -
 
 
 def _all_names(session: Session, action: str, arguments: list[str]) -> list[str]:
-    """The instances of a server that the action is for. Raises UsageError."""
+    """Return the instances of a server that the action applies to. Raises UsageError."""
     if any(not argument.endswith(":") for argument in arguments):
         raise UsageError("Both --all and instance name given")
     found = []
@@ -93,7 +93,7 @@ def _body(server: Server, name: str, action: str, flags: Flags) -> dict[str, Any
 
 
 class _Failure:
-    """What went wrong with one instance; `began` where the server had taken the request."""
+    """The failure of one instance; `began` if the server had accepted the request."""
 
     def __init__(self, name: str, message: str, *, began: bool) -> None:
         self.name = name
@@ -102,7 +102,7 @@ class _Failure:
 
 
 def _report(action: str, names: list[str], failures: list[_Failure]) -> int:
-    """What went wrong, in the words of the server. Raises CommandFailed."""
+    """Print the errors. Raises CommandFailed."""
     hints = action == "start"
     if not failures:
         return 0
@@ -128,7 +128,7 @@ START = Command(
     _runner("start"),
     args=_ARGS,
     flags=(_ALL, console_flag(), Flag("stateless", "Ignore the instance state")),
-    example=("utsuwa start web db", "Start two instances; paused ones go on."),
+    example=("utsuwa start web db", "Start two instances, or resume them if paused."),
     complete=("stopped",),
 )
 STOP = Command(
@@ -137,7 +137,7 @@ STOP = Command(
     _runner("stop"),
     args=_ARGS,
     flags=(_ALL, _FORCE, Flag("stateful", "Store the instance state"), _TIMEOUT),
-    example=("utsuwa stop web --timeout 30", "Ask web to shut down, and kill it after half a minute."),
+    example=("utsuwa stop web --timeout 30", "Shut down web, and kill it after 30 seconds."),
     complete=("running",),
 )
 RESTART = Command(
@@ -146,7 +146,7 @@ RESTART = Command(
     _runner("restart"),
     args=_ARGS,
     flags=(_ALL, console_flag(), _FORCE, _TIMEOUT),
-    example=("utsuwa restart web --force", "Restart web without asking it."),
+    example=("utsuwa restart web --force", "Restart web without a clean shutdown."),
     complete=("running",),
 )
 PAUSE = Command(
@@ -155,6 +155,6 @@ PAUSE = Command(
     _runner("freeze"),
     args=_ARGS,
     flags=(_ALL,),
-    example=("utsuwa pause web", "Freeze all processes of web; `utsuwa start web` lets them go on."),
+    example=("utsuwa pause web", "Freeze all processes of web; `utsuwa start web` resumes them."),
     complete=("running",),
 )

@@ -81,7 +81,7 @@ def _info(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _users(urls: Any) -> dict[str, list[str]]:
-    """Who uses a pool, by what they are: `{"instances": ["web"]}`."""
+    """Return the users of a pool by type: `{"instances": ["web"]}`."""
     found: dict[str, list[str]] = {}
     for url in sorted(urls):
         kind, _, name = url.partition("?")[0].removeprefix("/1.0/").partition("/")
@@ -99,7 +99,7 @@ COMMAND = Command(
             _create,
             args="[<remote>:]<pool> <driver> [<key>=<value>...]",
             complete=((), ("overlay", "dir"), ()),
-            example=("utsuwa storage create fast overlay source=/mnt/ssd", "A pool in this folder."),
+            example=("utsuwa storage create fast overlay source=/mnt/ssd", "Create a pool there."),
         ),
         objects.delete(_NOUN),
         objects.edit(_NOUN),
@@ -111,7 +111,7 @@ COMMAND = Command(
             args="[<remote>:]<pool>",
             flags=(Flag("bytes", "Show the used and free space in bytes", kind=BOOL),),
             complete=("pools",),
-            example=("utsuwa storage info default", "Space, and who uses the pool."),
+            example=("utsuwa storage info default", "Show the space, and what uses the pool."),
         ),
         Command(
             "list",
@@ -120,7 +120,7 @@ COMMAND = Command(
             args="[<remote>:]",
             flags=(format_flag(),),
             aliases=("ls",),
-            example=("utsuwa storage list", "All pools."),
+            example=("utsuwa storage list", "List all pools."),
         ),
         objects.set_(_NOUN),
         Command(
@@ -130,7 +130,7 @@ COMMAND = Command(
             args="[<remote>:]<pool>",
             flags=(Flag("resources", "Show the resources available to the storage pool"),),
             complete=("pools",),
-            example=("utsuwa storage show default --resources", "Space and inodes of the pool."),
+            example=("utsuwa storage show default --resources", "Show space and inodes of the pool."),
         ),
         objects.unset(_NOUN),
         Entry("volume", "storage_volume", "Show storage volumes"),

@@ -53,7 +53,7 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _fits(volume: Volume, filters: list[str]) -> bool:
-    """`key=value` for a field or a configuration key, else the beginning of a name."""
+    """Match `key=value` for a field or a configuration key, or the prefix of a name."""
     for text in filters:
         key, equals, value = text.partition("=")
         if not equals:
@@ -67,7 +67,7 @@ def _fits(volume: Volume, filters: list[str]) -> bool:
 def _usage(server: Server, url: str, volume: Volume) -> str:
     try:
         state = server.get(f"{url}/{volume['type']}/{path_to(volume['name'])[5:]}/state")
-    except ApiError:  # volumes of a kind that tells no state
+    except ApiError:  # volumes of this type have no state
         return ""
     return values.size(state["usage"]["used"]) if state.get("usage") else ""
 
@@ -91,7 +91,10 @@ COMMAND = Command(
 Columns: c - content type, d - description, e - project, n - name, t - type of volume,
 u - number of references (used by), U - current disk usage.""",
             complete=("pools", ()),
-            example=("utsuwa storage volume list default type=container", "Root disks of instances."),
+            example=(
+                "utsuwa storage volume list default type=container",
+                "List root disks of instances.",
+            ),
         ),
     ),
 )

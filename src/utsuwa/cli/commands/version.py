@@ -26,5 +26,5 @@ COMMAND = Command(
     "Show local and remote versions",
     _run,
     args="[<remote>:]",
-    example=("utsuwa version", "The versions of this client and of the default remote."),
+    example=("utsuwa version", "Show the versions of this client and of the default remote."),
 )

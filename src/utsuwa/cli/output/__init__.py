@@ -1,1 +1,1 @@
-"""How answers are printed: tables, YAML, progress, units."""
+"""Output: tables, YAML, progress, units."""

@@ -1,4 +1,4 @@
-"""Waiting for operations: one rewritten line on a terminal, silence elsewhere."""
+"""Progress of operations: a single rewritten line on a terminal, nothing otherwise."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from utsuwa.client.server import Server
 
 _TEXT = 1
-_RUNNING = 200  # statuses from here on are ends
+_RUNNING = 200  # final statuses start here
 
 
 class Line:
-    """One line of a terminal that is written over and over; nothing at all where it is not `active`."""
+    """A terminal line that is overwritten with each update; does nothing if not `active`."""
 
     def __init__(self, active: bool) -> None:
         self._shown = 0
@@ -44,9 +44,9 @@ class Line:
 
 
 def wait(server: Server, operation: dict[str, Any], label: str, *, show: bool) -> dict[str, Any]:
-    """Wait for an operation and return its record; `show` its progress. Raises ApiError where it failed.
+    """Wait for an operation and return its record; `show` its progress. Raises ApiError if it failed.
 
-    An interrupt asks the server to cancel it, and stays an interrupt.
+    On KeyboardInterrupt, ask the server to cancel it, and raise the interrupt again.
     """
     try:
         if show:
@@ -54,10 +54,10 @@ def wait(server: Server, operation: dict[str, Any], label: str, *, show: bool) -
         return server.wait(operation)
     except KeyboardInterrupt:
         try:
-            server.close()  # the answer to the wait will not be read
+            server.close()  # the response of the wait request will not be read
             server.delete(f"/1.0/operations/{operation['id']}")
         except ApiError:
-            sys.stderr.write("The operation cannot be cancelled and goes on in the background\n")
+            sys.stderr.write("The operation cannot be cancelled and continues in the background\n")
         raise
 
 
@@ -82,7 +82,7 @@ def _watch(server: Server, operation: dict[str, Any], label: str) -> dict[str, A
 
 
 def _describe(record: dict[str, Any], label: str) -> str:
-    """What an operation says about its progress; the label where it says nothing."""
+    """Return the progress reported by an operation, or the label."""
     for name, value in (record.get("metadata") or {}).items():
         if name.endswith("_progress") and isinstance(value, str):
             return f"{label}: {value}" if label else value
@@ -90,7 +90,7 @@ def _describe(record: dict[str, Any], label: str) -> str:
 
 
 def counted(chunks: Iterable[bytes], total: int, label: str, *, show: bool) -> Iterator[bytes]:
-    """The chunks; with `show` a line tells how much of `total` bytes (0 where unknown) has passed."""
+    """Yield the chunks; with `show`, display the progress out of `total` bytes (0 if unknown)."""
     from utsuwa.cli.output.values import size
 
     line, done = Line(show), 0

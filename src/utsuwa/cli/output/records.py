@@ -1,4 +1,4 @@
-"""In which order the fields of records are printed: that of the `lxc` client."""
+"""The order in which fields of records are printed, which is that of the `lxc` client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ORDERS = {
 }
 ORDERS = {kind: tuple(fields.split()) for kind, fields in _ORDERS.items()}
 
-# Fields whose keys are names that people or drivers chose: they are sorted.
+# Maps with arbitrary keys, which are sorted.
 _MAPS = frozenset(
     ("config", "devices", "expanded_config", "expanded_devices", "properties", "network", "disk")
     + ("metadata", "resources", "kernel_features", "lxc_features")
@@ -44,13 +44,13 @@ _LISTS = frozenset(
 
 
 class Time(str):
-    """A time of the API, which YAML shows without quotes."""
+    """A timestamp of the API, which is printed in YAML without quotes."""
 
 
 def arrange(value: Any, kind: str, *, nulls: bool = False) -> Any:
-    """A record, or a list of them, with its fields in order.
+    """Return a record, or a list of records, with the fields in order.
 
-    With `nulls` absent lists and maps stay null, as JSON shows them; else they are empty, as YAML does.
+    With `nulls`, null lists and maps are kept, as in JSON; otherwise they become empty, as in YAML.
     """
     if isinstance(value, list | tuple):
         return [arrange(item, kind, nulls=nulls) for item in value]
@@ -60,7 +60,7 @@ def arrange(value: Any, kind: str, *, nulls: bool = False) -> Any:
 
 
 def settings(record: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The fields of a record that belong to `kind` and no others: what can be edited."""
+    """Return only the fields of a record that belong to `kind`: the editable ones."""
     return {name: record[name] for name in ORDERS[kind] if name in record}
 
 
@@ -79,14 +79,14 @@ def _field(name: str, value: Any, nulls: bool) -> Any:
 
 
 def _trimmed(time: str) -> str:
-    """A time without zeros at the end of its fraction, as Go writes it."""
+    """Remove trailing zeros of a timestamp's fraction, as Go does."""
     if "." not in time or not time.endswith("0Z"):
         return time
     return time[:-1].rstrip("0").rstrip(".") + "Z"
 
 
 def _go_order(key: str) -> list[tuple[int, int, str]]:
-    """Go's YAML sorts runs of digits by their value, and letters behind everything else."""
+    """Sort key of Go's YAML: sequences of digits by value, and letters last."""
     parts: list[tuple[int, int, str]] = []
     digits = ""
     for character in f"{key}\0":
@@ -102,7 +102,7 @@ def _go_order(key: str) -> list[tuple[int, int, str]]:
 
 
 def sorted_map(value: dict[str, Any], nulls: bool = False, top: str = "") -> dict[str, Any]:
-    """A map by its keys; those of a network are records inside."""
+    """Return a map sorted by key; the values of a network map are records."""
     nested = top not in ("network", "disk")
     found = {}
     for key in sorted(value, key=_go_order):

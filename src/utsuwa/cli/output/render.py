@@ -1,4 +1,4 @@
-"""Answers in the format that was asked for."""
+"""Output in the requested format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Column = tuple[str, Callable[[dict[str, Any]], str]]
 
-# Go's encoder, which the `lxc` client prints with, does not leave these in strings.
+# Go's encoder, which the `lxc` client uses, escapes these in strings.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -26,16 +26,16 @@ def show_list(
     *,
     order: Callable[[Sequence[str]], Any] | None = None,
 ) -> None:
-    """Print records: as a table of `columns` (header, cell) sorted by `order`, or whole, as they are.
+    """Print records as a table of `columns` (header, cell) sorted by `order`, or as complete records.
 
-    `kind` is one of `utsuwa.cli.output.records`; rows are sorted naturally by their cells where no order is
-    given, left as they are where it is `as_they_are`.
+    `kind` is one of `utsuwa.cli.output.records`; by default rows are sorted naturally by their cells, with
+    `unsorted` they are not sorted.
     """
     if style in ("json", "yaml"):
         write_data(session, style, records, kind)
         return
     rows = [[cell(record) for _name, cell in columns] for record in records]
-    if order is not as_they_are:
+    if order is not unsorted:
         rows.sort(key=order or naturally)
     header = [name for name, _cell in columns]
     if style == "csv":
@@ -47,7 +47,7 @@ def show_list(
 
 
 def write_data(session: Session, style: str, value: Any, kind: str) -> None:
-    """Print a record or a list of them whole, as JSON or YAML."""
+    """Print a record or a list of records as JSON or YAML."""
     from utsuwa.cli.output import records
 
     if style == "json":
@@ -59,7 +59,7 @@ def write_data(session: Session, style: str, value: Any, kind: str) -> None:
 
 
 def show_yaml(session: Session, value: Any, kind: str) -> None:
-    """What `show` prints: the record as YAML and an end of line."""
+    """Print a record as YAML, as `show` does."""
     write_data(session, "yaml", value, kind)
 
 
@@ -73,22 +73,22 @@ def to_json(value: Any) -> str:
 
 
 def by_columns(row: Sequence[str]) -> list[tuple[bool, str]]:
-    """The order of rows by their cells from left to right; an empty cell comes last."""
+    """Sort key of rows by their cells from left to right; empty cells are last."""
     return [(not cell, cell) for cell in row]
 
 
-def as_they_are(_row: Sequence[str]) -> int:
-    """No order: rows stay as they came."""
+def unsorted(_row: Sequence[str]) -> int:
+    """Sort key that keeps the order of rows."""
     return 0
 
 
 def naturally(row: Sequence[str]) -> list[tuple[bool, list[tuple[bool, int, str]]]]:
-    """As `by_columns`, with numbers inside names by their value: c2 before c10."""
+    """As `by_columns`, but comparing numbers in names by value: c2 before c10."""
     return [(not cell, natural(cell)) for cell in row]
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
-    """A sort key: runs of digits as numbers, which come before other characters."""
+    """Sort key that treats sequences of digits as numbers, which precede other characters."""
     parts: list[tuple[bool, int, str]] = []
     digits = ""
     for character in text:

@@ -1,4 +1,4 @@
-"""Rows as a table with borders, as a compact one, or as CSV: each as the `lxc` client prints them."""
+"""Formatting of rows as a table, a compact table, or CSV, as in the `lxc` client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns between bars, a line between rows; a cell may have several lines."""
+    """Format with borders between columns and rows; cells may have several lines."""
     cells, widths = _measure(header, rows)
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+\n"
     parts = [rule, _line("| ", " | ", " |", map(_centred, header, widths)), rule]
@@ -19,7 +19,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def compact(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns between spaces."""
+    """Format with spaces between columns."""
     cells, widths = _measure(header, rows)
     parts = [_line("  ", "  ", "  ", map(_centred, header, widths))]
     for row in cells:
@@ -28,7 +28,7 @@ def compact(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv(rows: Sequence[Sequence[str]]) -> str:
-    """Without a header; quotes only where they are needed."""
+    """Format without a header, with quotes only where needed."""
     return "".join(",".join(map(_field, row)) + "\n" for row in rows)
 
 
@@ -43,7 +43,7 @@ def _field(text: str) -> str:
 def _measure(
     header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[list[tuple[str, ...]]], list[int]]:
-    """Each row as its lines, and how wide the columns are."""
+    """Return the lines of each row, and the widths of the columns."""
     widths = [width(name) for name in header]
     found = []
     for row in rows:
@@ -70,7 +70,7 @@ def _centred(text: str, size: int) -> str:
 
 
 def width(text: str) -> int:
-    """How many columns of a terminal a line takes."""
+    """Return the width of a line in terminal columns."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them, and what they write as `key=value`."""
+"""Formatting of sizes and times, and parsing of `key=value` arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEVER = ("0001-01-01T00:00:00", "1970-01-01T00:00:00")
 
 
 def size(count: int, digits: int = 2) -> str:
-    """Bytes in the greatest unit that they fill: `2.66MiB`, `512B`."""
+    """Format bytes in the largest suitable unit: `2.66MiB`, `512B`."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value /= 1024
@@ -23,12 +23,12 @@ def size(count: int, digits: int = 2) -> str:
 
 
 def is_never(text: str) -> bool:
-    """Whether a time of the API stands for none."""
+    """Return whether a timestamp of the API means "never"."""
     return not text or text.startswith(_NEVER)
 
 
 def local_time(text: str) -> datetime:
-    """A time of the API in the zone of the user."""
+    """Parse a timestamp of the API, converting it to the local time zone."""
     from datetime import datetime
 
     whole, _, rest = text.partition(".")
@@ -37,12 +37,12 @@ def local_time(text: str) -> datetime:
 
 
 def minute(text: str) -> str:
-    """`2026/11/24 07:56 UTC`, nothing for no time."""
+    """Format as `2026/11/24 07:56 UTC`, or empty for "never"."""
     return "" if is_never(text) else f"{local_time(text):%Y/%m/%d %H:%M %Z}"
 
 
 def pairs(arguments: Iterable[str]) -> dict[str, str]:
-    """`key=value` arguments. Raises UsageError."""
+    """Parse `key=value` arguments. Raises UsageError."""
     found = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -53,7 +53,7 @@ def pairs(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def changes(arguments: list[str]) -> dict[str, str]:
-    """What `set` is to set: `key=value...`, or the older `key value`; `-` as the value is standard input.
+    """Parse the arguments of `set`: `key=value...` or `key value`; the value `-` means standard input.
 
     Raises UsageError.
     """
@@ -71,7 +71,7 @@ def _from_input() -> str:
 
 
 def clock(time: datetime) -> str:
-    """`Nov 24, 2026 at 7:56am (UTC)`, in the zone that the time has."""
+    """Format as `Nov 24, 2026 at 7:56am (UTC)`, in the time's own zone."""
     hour = time.hour % 12 or 12
     half = "pm" if time.hour >= 12 else "am"
     return f"{time:%b} {time.day}, {time.year} at {hour}:{time:%M}{half} ({time:%Z})"

@@ -1,6 +1,6 @@
-"""YAML as the `lxc` client prints it: block style, quotes only where a reader would take text for more.
+"""YAML output as in the `lxc` client: block style, quotes only for text that would be parsed as another type.
 
-It writes plain data of the API only, and is loaded in a tenth of the time that PyYAML takes.
+Only supports plain data of the API, and loads in a tenth of the time of PyYAML.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Words that YAML 1.1 reads as true, false, null or a merge.
+# Words that YAML 1.1 parses as true, false, null or a merge key.
 _WORDS = frozenset(
     ("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "n", "N", "no", "No", "NO", "off", "Off", "OFF")
     + ("true", "True", "TRUE", "false", "False", "FALSE", "~", "null", "Null", "NULL", "<<")
@@ -28,7 +28,7 @@ _INDICATORS = frozenset("#,[]{}&*!|>'\"%@`")
 
 
 def dump(value: Any) -> str:
-    """A record, a list or a scalar, with an end of line."""
+    """Format a record, a list or a scalar, with a final line break."""
     if isinstance(value, dict | list) and value:
         return "".join(line + "\n" for line in _lines(value))
     return _scalar(value, 0) + "\n"
@@ -88,7 +88,7 @@ def _text(text: str, indent: int) -> str:
 
 
 def _means_more(text: str) -> bool:
-    """Whether a reader would take it for something else than text."""
+    """Return whether it would be parsed as another type than text."""
     if text == "" or text in _WORDS:
         return True
     return bool(_NUMBER.fullmatch(text) or _DATE.fullmatch(text))
@@ -98,7 +98,7 @@ def _is_plain(text: str) -> bool:
     first = text[0]
     if first in _INDICATORS or text[0] == " " or text[-1] == " " or text.startswith(("---", "...")):
         return False
-    if text == "=":  # YAML 1.1 reads it as a value of its own kind
+    if text == "=":  # YAML 1.1 has a type of its own for this
         return False
     if first in "-?:" and (len(text) == 1 or text[1] == " "):
         return False
@@ -106,14 +106,14 @@ def _is_plain(text: str) -> bool:
 
 
 def _block(text: str, indent: int) -> str:
-    """`|` with its lines; the end of line at the end is kept, dropped or repeated as it was."""
+    """Format as `|` and lines, preserving the number of final line breaks."""
     if text.strip("\n") == "" or text[0] == " " or text.startswith("\n"):
         return _double(text)
     body = text.rstrip("\n")
     ends = len(text) - len(body)
     mark = "|-" if ends == 0 else "|" if ends == 1 else "|+"
     lines = (body + "\n" * max(ends - 1, 0)).split("\n")
-    margin = " " * (indent or 2)  # readers want one, also where the text is the whole document
+    margin = " " * (indent or 2)  # required, even if the text is the entire document
     return "\n".join([mark, *(margin + line if line else "" for line in lines)])
 
 

@@ -1,1 +1,1 @@
-"""Command lines: what commands are, how words are taken apart, help and completion."""
+"""Command lines: records of commands, parsing, help and completion."""

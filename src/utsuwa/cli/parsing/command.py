@@ -1,4 +1,4 @@
-"""What a command is: the record that feeds the parser, the help and the shells' completion."""
+"""The record of a command, used by the parser, the help and shell completion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FORMATS = ("table", "compact", "csv", "json", "yaml")
 
 
 class Command:
-    """A command or a group of them.
+    """A command or a group of commands.
 
-    `args` is its usage after the name, from which the number of arguments follows: `<a>` must be there,
-    `[a]` may, and `...` stands for any number. `complete` tells for each argument what it names (the last
-    entry serves all that follow). `[<remote>:]` in front of a name belongs to it.
+    `args` is the usage after the name, which determines the number of arguments: `<a>` is required, `[a]`
+    optional, and `...` means any number. `complete` contains the kind of each argument (the last entry
+    applies to all further ones). `[<remote>:]` before a name is part of it.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Command:
         self.complete = complete
 
     def child(self, name: str) -> Command | None:
-        """The command below this one by its name or an alias, loaded."""
+        """Load and return a subcommand by its name or an alias."""
         for child in self.children:
             if name == child.name or name in child.aliases:
                 return child.load() if isinstance(child, Entry) else child
         return None
 
     def limits(self) -> tuple[int, int]:
-        """The least and the greatest number of arguments; -1 is no limit."""
+        """Return the minimum and maximum number of arguments; -1 means no limit."""
         bare = self.args.replace("[<remote>:]<", "<").replace("[<remote>:][", "[")
         words = bare.split()
         least = sum(word.startswith("<") for word in words)
@@ -65,7 +65,7 @@ class Command:
 
 
 class Entry:
-    """A command that is loaded when it is called: `COMMAND`, or the name after the colon, of a module."""
+    """A command that is loaded on demand: `COMMAND`, or the name after the colon, of a module."""
 
     __slots__ = ("aliases", "name", "summary", "where")
 
@@ -79,7 +79,7 @@ class Entry:
         module, _, variable = self.where.partition(":")
         loaded = __import__(f"utsuwa.cli.commands.{module}", fromlist=("COMMAND",))  # importlib loads more
         found = getattr(loaded, variable or "COMMAND")
-        assert isinstance(found, Command), f"{self.where} is no command"
+        assert isinstance(found, Command), f"{self.where} is not a command"
         return found
 
 

@@ -1,6 +1,6 @@
-"""What the shells' completion asks for: `utsuwa __complete WORD...` prints what the last word may become.
+"""Shell completion: `utsuwa __complete WORD...` prints the candidates for the last word.
 
-It must be quick and never be in the way: whatever fails completes to nothing.
+It must be fast and must not fail: errors result in no candidates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from utsuwa.cli.session import Session
 
-# Kind: path of the collection, and the field that names its members.
+# Kind: path of the collection, and the field with the names.
 _COLLECTIONS = {
     "instances": ("/1.0/instances", "name"),
     "networks": ("/1.0/networks", "name"),
@@ -33,7 +33,7 @@ _STATUSES = {"running": ("Running",), "stopped": ("Stopped", "Frozen")}
 
 
 def run(words: list[str]) -> int:
-    """Print the candidates, one a line; the last word is what is to be completed."""
+    """Print the candidates for the last word, one per line."""
     try:
         found = candidates(words[:-1], words[-1] if words else "")
     except UtsuwaError:
@@ -43,7 +43,7 @@ def run(words: list[str]) -> int:
 
 
 def candidates(before: list[str], word: str) -> list[str]:
-    """What may stand in the place of `word` after the words before it, sorted."""
+    """Return the sorted candidates for `word`, given the words before it."""
     commands, left, rest = descend(_in_full(before))
     command, rest = commands[-1], left + rest
     flags = (*command.flags, *GLOBAL_FLAGS)
@@ -65,7 +65,7 @@ def candidates(before: list[str], word: str) -> list[str]:
 
 
 def _flag_words(word: str, flags: tuple[Flag, ...]) -> list[str]:
-    """Names of flags, or after `--name=` the values of one."""
+    """Return names of flags or, after `--name=`, the values of one."""
     name, equals, value = word[2:].partition("=")
     if not equals:
         return [f"--{flag.name}" for flag in flags]
@@ -73,13 +73,13 @@ def _flag_words(word: str, flags: tuple[Flag, ...]) -> list[str]:
 
 
 def _in_full(words: list[str]) -> list[str]:
-    """The words with an alias put in full, as far as what it stands for goes before the next word."""
+    """Return the words with an alias expanded, up to the position of the next word."""
     marked = without_alias([*words, _NEXT])
     return marked[: marked.index(_NEXT)] if _NEXT in marked else words
 
 
 def _alias_names(before: list[str]) -> list[str]:
-    """What may come next of the user's aliases, which may be several words."""
+    """Return the possible next words of the user's aliases, which may consist of several words."""
     from utsuwa.client import remotes
 
     names = [name.split() for name in remotes.load().aliases]
@@ -88,7 +88,7 @@ def _alias_names(before: list[str]) -> list[str]:
 
 
 def _walk(words: list[str], known: tuple[Flag, ...]) -> tuple[list[str], Flag | None]:
-    """The arguments among the words, and the flag whose value comes next."""
+    """Return the arguments among the words, and the flag whose value is expected next."""
     arguments: list[str] = []
     by_word = {f"--{flag.name}": flag for flag in known} | {f"-{f.short}": f for f in known if f.short}
     waiting: Flag | None = None
@@ -106,7 +106,7 @@ def _walk(words: list[str], known: tuple[Flag, ...]) -> tuple[list[str], Flag | 
 
 
 def _named(kind: str | tuple[str, ...], word: str) -> list[str]:
-    """Words as they are, or the names of a kind on the server that the word's remote is."""
+    """Return the given words, or the names of a kind on the server of the word's remote."""
     if not isinstance(kind, str):
         return list(kind)
     from utsuwa.cli.session import Session
@@ -135,7 +135,7 @@ def _members(session: Session, kind: str, remote: str) -> list[str]:
 
 
 def _keys(session: Session, kind: str) -> list[str]:
-    """Configuration keys as the server describes them."""
+    """Return the configuration keys from the server's metadata."""
     configs = session.server().get("/1.0/metadata/configuration")["configs"]
     groups = configs["instance" if kind == "instance-keys" else "server"]
     return [f"{key}=" for group in groups.values() for entry in group["keys"] for key in entry]

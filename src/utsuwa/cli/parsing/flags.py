@@ -1,7 +1,7 @@
-"""Command lines taken apart as the `lxc` client does it: flags anywhere before `--`, short ones in groups.
+"""Parsing of command lines as in the `lxc` client: flags anywhere before `--`, short ones in groups.
 
-argparse cannot read this grammar (a flag like `--console` whose value is optional and only ever joined by
-`=`, unknown flags named as such), and would take a tenth of the time of a whole `utsuwa list` to import.
+argparse does not support this grammar (a flag like `--console` whose optional value must be joined by `=`,
+errors for unknown flags), and importing it would take a tenth of the time of a `utsuwa list`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 class Flag:
-    """One flag. `bare` is the value that a text flag takes when none is given with it (`--console`).
+    """One flag. `bare` is the value of a text flag that is given without one (`--console`).
 
-    `default` of a TEXT flag is what `Flags.text` gives where it is absent; `complete` names what its
-    value may be: words, or one of the kinds that `utsuwa.cli.parsing.complete` knows.
+    `default` is returned by `Flags.text` if a TEXT flag is absent; `complete` contains the possible values:
+    words, or one of the kinds of `utsuwa.cli.parsing.complete`.
     """
 
     __slots__ = ("bare", "complete", "default", "help", "kind", "name", "short")
@@ -47,7 +47,7 @@ class Flag:
 
 
 class Flags:
-    """The flags that were given, over the defaults of those that may be."""
+    """The given flags, and the defaults of the others."""
 
     def __init__(self, known: Iterable[Flag]) -> None:
         self.known = {flag.name: flag for flag in known}
@@ -60,24 +60,24 @@ class Flags:
         return name in self._given
 
     def on(self, name: str) -> bool:
-        """Of a BOOL flag."""
+        """Return the value of a BOOL flag."""
         return name in self._given and self._given[name][-1] in _TRUE
 
     def text(self, name: str) -> str:
-        """Of a TEXT flag, or its default."""
+        """Return the value of a TEXT flag, or its default."""
         return self._given[name][-1] if name in self._given else self.known[name].default
 
     def number(self, name: str) -> int:
-        """Of a NUMBER flag, or its default."""
+        """Return the value of a NUMBER flag, or its default."""
         return int(self.text(name))
 
     def many(self, name: str) -> list[str]:
-        """Of a MANY flag, in order."""
+        """Return the values of a MANY flag, in order."""
         return self._given.get(name, [])
 
 
 def parse(words: Sequence[str], known: Iterable[Flag]) -> tuple[list[str], Flags]:
-    """Arguments and flags. Raises UsageError."""
+    """Return arguments and flags. Raises UsageError."""
     flags = Flags(known)
     short = {flag.short: flag for flag in flags.known.values() if flag.short}
     arguments: list[str] = []
@@ -140,12 +140,12 @@ def _take_short(word: str, rest: list[str], flags: Flags, short: dict[str, Flag]
 
 def _set(flags: Flags, flag: Flag, value: str) -> None:
     if flag.kind == BOOL and value not in _TRUE + _FALSE:
-        raise UsageError(f"--{flag.name} takes true or false, not {value!r}")
+        raise UsageError(f"--{flag.name} must be true or false, not {value!r}")
     if flag.kind == NUMBER:
         try:
             int(value)
         except ValueError:
-            raise UsageError(f"--{flag.name} takes a whole number, not {value!r}") from None
+            raise UsageError(f"--{flag.name} must be a whole number, not {value!r}") from None
     if flag.kind != MANY and flag.complete and isinstance(flag.complete, tuple) and flag.name == "format":
         _check_format(flag, value)
     flags.add(flag.name, value)
@@ -153,4 +153,4 @@ def _set(flags: Flags, flag: Flag, value: str) -> None:
 
 def _check_format(flag: Flag, value: str) -> None:
     if value not in flag.complete:
-        raise UsageError(f'Invalid format "{value}": it is one of {", ".join(flag.complete)}')
+        raise UsageError(f'Invalid format "{value}": use one of {", ".join(flag.complete)}')

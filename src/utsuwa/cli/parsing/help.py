@@ -1,4 +1,4 @@
-"""What `--help` prints, from a command's record."""
+"""The output of `--help`, generated from a command's record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utsuwa.cli.parsing.flags import BOOL, Flag
 
 
 def render(command: Command, path: list[str]) -> str:
-    """The whole help of a command, with an end of line."""
+    """Return the complete help of a command, with a final line break."""
     name = " ".join(path)
     parts = [_section("Description", command.summary + (f"\n\n{command.details}" if command.details else ""))]
     usage = [f"{name} {command.args} [flags]".replace("  ", " ")] if command.run else []

@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a word that is none."""
+"""Suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _ENOUGH = 3
 
 
 def suggestion(word: str, known: Iterable[str], mark: str = "") -> str:
-    """`: did you mean "list"?`, to stand behind an error; empty where nothing is near.
+    """Return `: did you mean "list"?`, to append to an error; empty if nothing is similar.
 
     `mark` is put before each name.
     """
-    import difflib  # only once a word is wrong: it takes longer to import than most commands take to run
+    import difflib  # only for a wrong word: importing it takes longer than most commands run
 
     names = list(known)
     lowered = word.lower()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +29,12 @@ from bench.wire import Wire
 FILE = Path(__file__).with_name("load.json")
 AT_A_TIME = 8
 IDLE_SECONDS = 30
+HUNDRED = 100
+"""Of so many containers, the first and the last ones, it is shown what one more costs."""
+LISTS = 5
+"""Lists that are made while nobody else asks; their median counts."""
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LISTS = {"list": 1, "list with states": 2}
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,20 @@ class LoadResult:
     medians: dict[str, float]
     worst: dict[str, float]
     errors: list[str]
+    each: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What a container took while the first hundred, and while the last hundred, were launched or deleted."""
+    lists: dict[str, float] = field(default_factory=dict)
+    """Lists of all containers, with nobody else asking."""
+    machine_memory: float = 0.0
+    """Of the whole machine, for each container that runs."""
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> LoadResult:
-        return cls(**content)
+        each = {kind: (first, last) for kind, (first, last) in content.pop("each", {}).items()}
+        return cls(**content, each=each)
 
 
 @dataclass
@@ -134,13 +146,16 @@ class _Run:
         self.options = options
         self.names = [f"load-{number}" for number in range(options.containers)]
         self.counts = Counts()
+        self.each: dict[str, tuple[float, float]] = {}
 
     def result(self, command: str) -> LoadResult:
         began, commit = datetime.now(UTC), machine.commit()
-        before = memory.daemon(self.daemon)
+        before, free = memory.daemon(self.daemon), memory.available()
         launched_in = self._each("launch", self._launch)
+        taken = (free - memory.available()) / len(self.names)
         running, monitor = memory.daemon(self.daemon), memory.monitor(self.daemon)
         idle = self._idle_cpu()
+        lists = {kind: self._list_alone(recursion) for kind, recursion in _LISTS.items()}
         self._ask()
         after = memory.daemon(self.daemon)
         self._check_all_run()
@@ -164,19 +179,26 @@ class _Run:
             medians={kind: round(statistics.median(found), 4) for kind, found in times.items()},
             worst={kind: round(max(found), 4) for kind, found in times.items()},
             errors=self.counts.errors,
+            each=self.each,
+            lists=lists,
+            machine_memory=round(taken, 2),
         )
 
     def _each(self, kind: str, action: Callable[[Wire, str], None]) -> float:
         """Do something with every container, some at a time; gives the seconds."""
 
+        ends: list[float] = []
+
         def one(name: str) -> None:
             with Wire(self.daemon.socket) as own:
                 self.counts.measure(kind, lambda: action(own, name))
+            ends.append(time.monotonic())
 
         start = time.monotonic()
         with ThreadPoolExecutor(AT_A_TIME) as threads:
             list(threads.map(one, self.names))
         spent = time.monotonic() - start
+        self.each[kind] = first_and_last(start, ends)
         print(f"bench/load-test: {kind}: {len(self.names)} in {spent:.1f} s", file=sys.stderr, flush=True)
         return spent
 
@@ -214,10 +236,27 @@ class _Run:
         if len(found) != len(self.names):
             raise wire.WireError(f"a list of {len(found)} instead of {len(self.names)} instances")
 
+    def _list_alone(self, recursion: int) -> float:
+        found = []
+        for _ in range(LISTS):
+            start = time.perf_counter()
+            self._list(self.daemon.wire, recursion)
+            found.append(time.perf_counter() - start)
+        return round(statistics.median(found), 4)
+
     def _check_all_run(self) -> None:
         for instance in self.daemon.wire.get("/1.0/instances?recursion=1"):
             if instance["status"] != "Running":
                 self.counts.errors.append(f"{instance['name']} is {instance['status']}")
+
+
+def first_and_last(start: float, ends: Sequence[float]) -> tuple[float, float]:
+    """Seconds for each of the first hundred that ended, and of the last hundred; of few, of half."""
+    ends = sorted(ends)
+    some = min(HUNDRED, len(ends) // 2)
+    if not some:
+        return 0.0, 0.0
+    return round((ends[some - 1] - start) / some, 4), round((ends[-1] - ends[-1 - some]) / some, 4)
 
 
 def _cpu(pid: int) -> float:
@@ -250,6 +289,7 @@ def section(result: LoadResult) -> str:
         f"| daemon and helpers, after the clients | {result.memory_after:.0f} MiB |",
         f"| monitor of one container | {result.monitor:.2f} MiB |",
         f"| daemon and helpers, idle with {result.containers} | {result.idle_cpu:.2f} % of a processor |",
+        *_growth(result),
         f"| errors | {len(result.errors)} |",
         "",
         "| request | count | median | longest |",
@@ -259,6 +299,18 @@ def section(result: LoadResult) -> str:
         median, worst = result.medians[kind] * 1000, result.worst[kind] * 1000
         lines.append(f"| {kind} | {count} | {median:.0f} ms | {worst:.0f} ms |")
     return "\n".join([*lines, *[f"- {error}" for error in result.errors[:10]], ""])
+
+
+def _growth(result: LoadResult) -> Iterator[str]:
+    """What one container more costs; runs of earlier versions do not tell."""
+    few = min(HUNDRED, result.containers // 2)
+    for kind, (first, last) in result.each.items():
+        took = f"{first * 1000:.0f} and {last * 1000:.0f} ms"
+        yield f"| {kind}, each of the first and of the last {few} | {took} |"
+    for kind, seconds in result.lists.items():
+        yield f"| {kind} of {result.containers}, alone | {seconds * 1000:.0f} ms |"
+    if result.machine_memory:
+        yield f"| memory of the machine, each container | {result.machine_memory:.2f} MiB |"
 
 
 def read() -> LoadResult | None:

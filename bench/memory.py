@@ -17,6 +17,12 @@ MONITOR = b"[lxc monitor]"
 _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
 
+def available() -> float:
+    """MiB of the machine that programs could still have."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line]
+    return int(line.split()[1]) / 1024
+
+
 def daemon(of: Daemon) -> float:
     """MiB of the daemon and its helper processes, without monitors and what runs in containers."""
     return sum(map(_pss, [of.pid, *helpers(of.pid)])) / MIB

@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 
-from utsuwa.core.errors import AlreadyExists, HostError, InvalidImage, InvalidName, InvalidRequest, NotFound
+from utsuwa.core.errors import (
+    AlreadyExists,
+    HostError,
+    InvalidImage,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    OtherMember,
+)
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.scope import EVERYTHING, NOTHING
+from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
 from utsuwa.db import images as image_rows
-from utsuwa.db import schema
+from utsuwa.db import members, schema
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.sqlite import Sqlite
@@ -105,6 +113,14 @@ def digest(content: bytes) -> str:
 ONE, TWO = digest(b"one"), digest(b"two")
 
 
+def _make_projects(tx: Transaction) -> None:
+    """`other` has images of its own, `shares` those of the default project."""
+    own = {"key": "features.images", "value": "true"}
+    other = tx.insert(schema.projects, {"name": "other", "description": ""})
+    tx.insert(schema.projects_config, {"project_id": other, **own})
+    tx.insert(schema.projects, {"name": "shares", "description": ""})
+
+
 @pytest.fixture
 async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
     monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: METADATA)
@@ -112,8 +128,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     paths.create_folders()
     database = await Database.open(Sqlite(paths.database))
     try:
-        other = schema.projects.insert().values(name="other", description="")
-        await database.write("test", Transaction.execute, other)
+        await database.write("test", _make_projects)
         yield Setting(database, paths)
     finally:
         await database.close()
@@ -465,3 +480,58 @@ async def test_an_image_that_is_not_ready_is_not_there(setting: Setting) -> None
 )
 def test_file_names_lose_their_folders(given: str, kept: str) -> None:
     assert records.check_filename(given) == kept
+
+
+# ---- projects and members
+
+
+async def test_a_project_without_images_of_its_own_has_the_default_ones(setting: Setting) -> None:
+    images = setting.images
+    row = await setting.add(project="shares", aliases=["a"])
+    assert row.project == "default"
+    assert await images.get(EVERYTHING, "shares", ONE[:12]) == row
+    assert await images.all(EVERYTHING, "shares") == [row]
+    assert await images.resolve("shares", alias="a") == await images.resolve("shares", fingerprint=ONE) == row
+    assert await images.resolve("shares", properties={"os": "Debian"}) == row
+    assert [alias.name for alias in await images.aliases.all(EVERYTHING, "shares")] == ["a"]
+    await images.aliases.rename("shares", "a", "b")
+    assert (await images.aliases.get(EVERYTHING, "default", "b")).project == "default"
+    await images.aliases.delete("shares", "b")
+    held = Scope(frozenset({"shares"}))
+    assert await images.all(held, "shares") == [row], "what a project shares is there for who is held to it"
+    assert await images.all(held, "default") == []
+    await images.remove(await images.get(EVERYTHING, "shares", ONE))
+    assert await images.all(EVERYTHING, "default") == []
+
+
+async def test_strangers_do_not_learn_which_projects_there_are(setting: Setting) -> None:
+    assert await setting.images.all(NOTHING, "nope") == []
+    assert await setting.images.aliases.all(NOTHING, "nope") == []
+    with pytest.raises(NotFound, match="Project 'nope'"):
+        await setting.images.all(EVERYTHING, "nope")
+
+
+async def test_the_files_of_an_image_are_imported_on_each_member(setting: Setting) -> None:
+    database, images = setting.database, setting.images
+    await database.write("test", members.claim, "uuid-1", "host1")
+    second = await database.write("test", members.claim, "uuid-2", "host2")
+    row = await setting.add(aliases=["a"])
+    await setting.add(b"two", aliases=["b"])
+    database.act_as(second)
+    elsewhere = await images.resolve("default", alias="a")
+    with pytest.raises(OtherMember, match="are on host1 only: import it on this member, too"):
+        images.check_here(elsewhere)
+    with pytest.raises(OtherMember):
+        await images.files(elsewhere)
+    await images.start()
+    assert setting.files == [], "the folder is the other member's, in this test alone"
+    assert len(await images.all(EVERYTHING, "default")) == 2, "another member's images were swept"
+    with pytest.raises(AlreadyExists, match="'b' already exists"):
+        await setting.add(aliases=["a", "b"])
+    assert setting.files == []
+    again = await setting.add(aliases=["a", "c"])
+    assert (again.id, again.locations) == (row.id, ("host1", "host2"))
+    assert images.check_here(again).here
+    assert [alias.name for alias in await images.aliases.all(EVERYTHING, "default")] == ["a", "b", "c"]
+    with pytest.raises(AlreadyExists, match="same fingerprint"):
+        await setting.add()

@@ -26,6 +26,7 @@ from utsuwa.core.errors import (
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import EVERYTHING, Policy
 from utsuwa.db import instances as instance_rows
+from utsuwa.db import schema
 from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
 from utsuwa.db.instances import InstanceRow
@@ -415,3 +416,19 @@ async def test_the_state_sums_what_instances_may_take(
     }
     assert {resource.limit for resource in resources.values()} == {-1}
     assert msgspec.to_builtins(resources["cpu"]) == {"Limit": -1, "Usage": 2}
+
+
+async def test_a_project_without_profiles_of_its_own_has_the_default_ones(
+    profiles: ProfileManager, database: Database
+) -> None:
+    await database.write("test", lambda tx: tx.insert(schema.projects, {"name": "other", "description": ""}))
+    assert await profiles.create(FREE, "other", ProfilesPost(name="web")) == "/1.0/profiles/web"
+    assert await profiles.names("default") == await profiles.names("other") == ["default", "web"]
+    assert [shown.name for shown in await profiles.list(EVERYTHING, "other")] == ["default", "web"]
+    change = merge(ProfilePatch(description="new"))
+    await profiles.edit(FREE, "other", "web", change, any_state)
+    assert (await profiles.get(EVERYTHING, "other", "web"))[0].description == "new"
+    await profiles.rename("other", "web", "net")
+    assert (await profiles.get(EVERYTHING, "default", "net"))[1].project == "default"
+    await profiles.delete("other", "net")
+    assert await profiles.names("default") == ["default"]

@@ -17,6 +17,7 @@ from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Ro
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
+from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
 from utsuwa.operations.events import act_as
 from utsuwa.security.authorization import Access, Caller, authorize, require, scope_of
@@ -91,6 +92,10 @@ class Application:
         request = Request(raw, self._services, route, params, caller, scope)
         if scope.restricted and route.access is not Access.PUBLIC:
             require(scope, route.concerns, route.needs, request.object_project)
+        # The handlers of projects look for them themselves; what is done in a project needs it to be there.
+        project = None if route.concerns is Entity.PROJECT else request.object_project
+        if project is not None and scope.sees(project):
+            await self._services.projects.check(project)
         if "recursion" in raw.rel_url.raw_query_string:
             _ = request.recursion  # an invalid one is refused everywhere, also where it says nothing
         actor = act_as(request.requestor)

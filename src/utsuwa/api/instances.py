@@ -29,8 +29,6 @@ async def list_instances(request: Request) -> Result:
     _check_type(request)
     instances = request.services.instances
     project = None if request.all_projects else request.project
-    if project is not None:
-        await request.services.projects.check(project)
     wanted = request.filter
     if request.query.get("instance-type") == "virtual-machine":
         return Sync([])
@@ -60,7 +58,6 @@ def _url(request: Request, project: str, name: str) -> str:
 
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
-    await request.services.projects.check(request.project)
     return Background(await request.services.instances.create(request.scope.policy, request.project, body))
 
 

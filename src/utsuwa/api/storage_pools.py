@@ -78,7 +78,6 @@ async def list_volumes(request: Request) -> Result:
     """All volumes of a pool, or those of the type that the path names."""
     request.refuse_filter()
     kind = _type(request) if "type" in request.params else None
-    await request.services.projects.check(request.project)
     project = None if request.all_projects else request.project
     rows = await request.services.storage.volumes.all(request.scope, request.params["name"], project, kind)
     if request.recursion:
@@ -107,7 +106,6 @@ async def show_volume_state(request: Request) -> Result:
 
 
 async def _found(request: Request) -> VolumeRow:
-    await request.services.projects.check(request.project)
     return await request.services.storage.volumes.get(
         request.scope, request.params["name"], request.project, _type(request), request.params["volume"]
     )

@@ -12,6 +12,7 @@ from utsuwa.db import images as image_rows
 from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.images.records import alias_url, check_alias_name, editable_alias
 from utsuwa.operations.events import EventHub
@@ -30,10 +31,16 @@ class ImageAliases:
         """By name; of a project that is not in the scope those of public images."""
 
         def fetch(tx: Transaction) -> tuple[list[AliasRow], list[ImageRow]]:
-            return alias_rows.get_all(tx, project), image_rows.get_all(tx, project)
+            holder = effective(tx, project, "images")
+            return alias_rows.get_all(tx, holder), image_rows.get_all(tx, holder)
 
-        aliases, images = await self._database.read("image aliases", fetch)
         seen = scope.sees(project)
+        try:
+            aliases, images = await self._database.read("image aliases", fetch)
+        except NotFound:
+            if seen:
+                raise
+            return []  # whether there is such a project is not told to everybody
         visible = {row.fingerprint for row in images if row.state == "ready" and (row.public or seen)}
         return [alias for alias in aliases if alias.fingerprint in visible]
 
@@ -48,7 +55,8 @@ class ImageAliases:
             raise InvalidRequest("Only images of the type container are supported, and their aliases")
 
         def insert(tx: Transaction) -> AliasRow:
-            row = AliasRow(project, name, request.description, _target(tx, project, request.target))
+            holder = effective(tx, project, "images")
+            row = AliasRow(holder, name, request.description, _target(tx, holder, request.target))
             alias_rows.insert(tx, row)
             return row
 
@@ -67,7 +75,7 @@ class ImageAliases:
         def update(tx: Transaction) -> AliasRow:
             row = _ready(tx, EVERYTHING, project, name)
             wanted = edited(editable_alias(row), change, if_match)
-            fingerprint = _target(tx, project, wanted.target)
+            fingerprint = _target(tx, row.project, wanted.target)
             new = replace(row, description=wanted.description, fingerprint=fingerprint)
             alias_rows.update(tx, new)
             return new
@@ -80,7 +88,7 @@ class ImageAliases:
 
         def rename(tx: Transaction) -> AliasRow:
             row = _ready(tx, EVERYTHING, project, name)
-            alias_rows.rename(tx, project, name, check_alias_name(new))
+            alias_rows.rename(tx, row.project, name, check_alias_name(new))
             return replace(row, name=new)
 
         row = await self._database.write("rename image alias", rename)
@@ -92,7 +100,7 @@ class ImageAliases:
 
         def delete(tx: Transaction) -> AliasRow:
             row = _ready(tx, EVERYTHING, project, name)
-            alias_rows.delete(tx, project, name)
+            alias_rows.delete(tx, row.project, name)
             return row
 
         self._tell("deleted", await self._database.write("delete image alias", delete))
@@ -109,8 +117,9 @@ class ImageAliases:
 
 def _ready(tx: Transaction, scope: Scope, project: str, name: str) -> AliasRow:
     """An alias whose image is there, and may be seen. Raises NotFound."""
-    alias = alias_rows.get(tx, project, name)
-    image = image_rows.get(tx, project, alias.fingerprint)
+    holder = effective(tx, project, "images")
+    alias = alias_rows.get(tx, holder, name)
+    image = image_rows.get(tx, holder, alias.fingerprint)
     if image.state != "ready" or not (image.public or scope.sees(project)):
         raise NotFound(f"Image alias {name!r} not found")
     return alias

@@ -34,6 +34,7 @@ from utsuwa.db.codes import HALF_MADE
 from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
+from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.archives import unpack
 from utsuwa.host.processes.run import Stopper
@@ -52,6 +53,7 @@ from utsuwa.images.store import ImageStore
 from utsuwa.images.upload import Upload
 from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Operations
+from utsuwa.projects import scope as scopes
 from utsuwa.wire import images as wire
 from utsuwa.wire.edits import Change, IfMatch, edited
 
@@ -145,7 +147,8 @@ class ImageManager:
             return await self._database.read("image", _named, project, fingerprint)
         if not properties:
             raise InvalidRequest("Name an image: by alias, fingerprint or properties")
-        rows = await self._database.read("images", image_rows.get_all, project)
+        holder = await scopes.effective(self._database, project, "images")
+        rows = await self._database.read("images", image_rows.get_all, holder)
         matching = [row for row in rows if row.state == "ready" and _has(row, properties)]
         if not matching:
             raise NotFound("No image has these properties")
@@ -192,7 +195,9 @@ class ImageManager:
 
     async def records(self, scope: Scope, project: str) -> list[wire.Image]:
         def fetch(tx: Transaction) -> tuple[list[ImageRow], list[AliasRow]]:
-            return _visible(tx, scope, project), alias_rows.get_all(tx, project)
+            rows = _visible(tx, scope, project)
+            holders = {row.project for row in rows}
+            return rows, [alias for holder in holders for alias in alias_rows.get_all(tx, holder)]
 
         return image_records(*await self._database.read("images with aliases", fetch))
 
@@ -228,13 +233,13 @@ class ImageManager:
         names = [check_alias_name(name) for name in request.aliases]
         stopper = Stopper()
         metadata = await self._archives.stopped_by(stopper.stop).run(_examine, upload, stopper)
-        row = _first_row(project, upload, request, metadata)
+        holder = await scopes.effective(self._database, project, "images")
+        row = _first_row(holder, upload, request, metadata)
         async with self._locks.hold(fingerprint), Rollback() as undo:
-            known = await self._database.read("image", _on_others_only, project, fingerprint)
+            known = await self._database.read("image", _on_others_only, holder, fingerprint)
             if known is not None:
-                row = known
-                await self._place(row, upload, undo)
-                await self._database.write("image is here, too", _add_files, row, names)
+                await self._place(known, upload, undo)
+                row = await self._database.write("image is here, too", _add_files, known, names)
             else:
                 row = await self._reserve(row, names)
                 undo.push(self._forget, row)
@@ -340,8 +345,14 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def _visible(tx: Transaction, scope: Scope, project: str) -> list[ImageRow]:
-    rows = image_rows.get_all(tx, project)
-    return [row for row in rows if row.state == "ready" and (row.public or scope.sees(project))]
+    seen = scope.sees(project)
+    try:
+        rows = image_rows.get_all(tx, effective(tx, project, "images"))
+    except NotFound:
+        if seen:
+            raise
+        return []  # whether there is such a project is not told to everybody
+    return [row for row in rows if row.state == "ready" and (row.public or seen)]
 
 
 def _remove_files(tx: Transaction, rows: Sequence[ImageRow]) -> None:
@@ -358,25 +369,27 @@ def _on_others_only(tx: Transaction, project: str, fingerprint: str) -> ImageRow
     return row if row.state == "ready" and not row.here else None
 
 
-def _add_files(tx: Transaction, row: ImageRow, aliases: Sequence[str]) -> None:
-    """Aliases that name the image already stay."""
+def _add_files(tx: Transaction, row: ImageRow, aliases: Sequence[str]) -> ImageRow:
+    """The row as it is then. Aliases that name the image already stay."""
     image_rows.add_files(tx, row.id)
     of_project = alias_rows.get_all(tx, row.project)
     known = {alias.name for alias in of_project if alias.fingerprint == row.fingerprint}
     for name in aliases:
         if name not in known:
             alias_rows.insert(tx, AliasRow(row.project, name, "", row.fingerprint))
+    return image_rows.get(tx, row.project, row.fingerprint)
 
 
 def _aliased(tx: Transaction, project: str, alias: str) -> ImageRow:
-    target = alias_rows.get(tx, project, alias).fingerprint
-    return _ready(image_rows.get(tx, project, target))
+    holder = effective(tx, project, "images")
+    target = alias_rows.get(tx, holder, alias).fingerprint
+    return _ready(image_rows.get(tx, holder, target))
 
 
 def _named(tx: Transaction, project: str, text: str) -> ImageRow:
     """By fingerprint or its beginning. Clients send as one whatever was no alias, so that is no bad name."""
     try:
-        return _ready(image_rows.find_by_prefix(tx, project, text))
+        return _ready(image_rows.find_by_prefix(tx, effective(tx, project, "images"), text))
     except (InvalidName, NotFound):
         raise NotFound(f"Image not found: {text[:70]!r} is neither alias nor fingerprint of one") from None
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from utsuwa.core.names import DEFAULT_PROJECT
-from utsuwa.db.projects import effective
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded
 from utsuwa.networks.ports import Port, ports_of
+from utsuwa.projects import scope
 
 
 @asynccontextmanager
@@ -21,17 +20,11 @@ async def hold(ctx: Context, project: str = "", profiles: Iterable[str] = ()) ->
     """
     async with AsyncExitStack() as locks:
         names = sorted(set(profiles))
-        holder = await _holder_of_profiles(ctx, project) if names else ""
+        holder = await scope.effective(ctx.database, project, "profiles") if names else ""
         for name in names:
             await locks.enter_async_context(ctx.locks.hold("profile", holder, name))
         await locks.enter_async_context(ctx.database.locks.hold("allocations"))
         yield
-
-
-async def _holder_of_profiles(ctx: Context, project: str) -> str:
-    if project == DEFAULT_PROJECT:
-        return project
-    return await ctx.database.read("project of profiles", effective, project, "profiles")
 
 
 async def check(ctx: Context, instances: Sequence[Loaded], volatile: Mapping[str, str] | None = None) -> None:

@@ -33,6 +33,7 @@ from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.live import Live, LiveNetworks, check_here, taken_subnets
 from utsuwa.networks.reading import NetworkReader
 from utsuwa.operations.events import EventHub
+from utsuwa.projects import scope
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.networks import NetworkPut, NetworksPost
 
@@ -114,7 +115,7 @@ class NetworkManager:
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
         """
-        holder = await self._database.read("project of networks", effective, project, "networks")
+        holder = await scope.effective(self._database, project, "networks")
         return await finish(self._create(holder, request))
 
     async def _create(self, project: str, request: NetworksPost) -> str:

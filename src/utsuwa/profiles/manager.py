@@ -17,12 +17,12 @@ from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as rows
-from utsuwa.db import projects as project_rows
 from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.operations.events import EventHub
+from utsuwa.projects.scope import effective
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.profiles import Profile, ProfilePut, ProfilesPost
 
@@ -81,25 +81,27 @@ class ProfileManager:
         self._listeners.append(listener)
 
     async def names(self, project: str) -> list[str]:
-        """Raises NotFound for an unknown project, as every method does."""
-        return [row.name for row in await self._rows(project) if row.readable]
+        holder = await effective(self._database, project, "profiles")
+        return [
+            row.name for row in await self._database.read("profiles", rows.get_all, holder) if row.readable
+        ]
 
     async def list(self, scope: Scope, project: str) -> list[Profile]:
         """All profiles with their users, in a constant number of queries."""
+        holder = await effective(self._database, project, "profiles")
 
         def fetch(tx: Transaction) -> tuple[Collection[ProfileRow], rows.Users]:
-            project_rows.get(tx, project)
-            return rows.get_all(tx, project), rows.used_by(tx, project, None)
+            return rows.get_all(tx, holder), rows.used_by(tx, holder, None)
 
         found, users = await self._database.read("profiles", fetch)
         return [_shown(scope, row, users) for row in found if row.readable]
 
     async def get(self, scope: Scope, project: str, name: str) -> tuple[Profile, ProfileRow]:
         """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""
+        holder = await effective(self._database, project, "profiles")
 
         def fetch(tx: Transaction) -> tuple[ProfileRow, rows.Users]:
-            project_rows.get(tx, project)
-            return rows.get(tx, project, name), rows.used_by(tx, project, (name,))
+            return rows.get(tx, holder, name), rows.used_by(tx, holder, (name,))
 
         row, users = await self._database.read("profile", fetch)
         return _shown(scope, row, users), row
@@ -108,7 +110,7 @@ class ProfileManager:
         """The URL of the new profile. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
         row = ProfileRow(
             id=0,
-            project=project,
+            project=await effective(self._database, project, "profiles"),
             name=check_object_name("Profile", request.name),
             description=request.description,
             config=_set_only(request.config),
@@ -125,20 +127,22 @@ class ProfileManager:
 
         Raises NotFound, PreconditionFailed, InvalidConfig, or what a running instance objects.
         """
-        await finish(self._update(policy, project, name, change, if_match))
+        holder = await effective(self._database, project, "profiles")
+        await finish(self._update(policy, holder, name, change, if_match))
 
     async def rename(self, project: str, name: str, new: str) -> str:
         """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be renamed")
         check_object_name("Profile", new)
+        holder = await effective(self._database, project, "profiles")
 
         def rename(tx: Transaction) -> ProfileRow:
-            row = rows.get(tx, project, name)
+            row = rows.get(tx, holder, name)
             rows.rename(tx, row.id, new)
             return row
 
-        async with self._database.locks.hold("profile", project, name):
+        async with self._database.locks.hold("profile", holder, name):
             row = await self._database.write("rename profile", rename)
         return self._tell("renamed", replace(row, name=new), {"old_name": name})
 
@@ -146,24 +150,18 @@ class ProfileManager:
         """Raises Forbidden (`default`), InUse, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be deleted")
+        holder = await effective(self._database, project, "profiles")
 
         def delete(tx: Transaction) -> ProfileRow:
-            row = rows.get(tx, project, name)
-            if rows.used_by(tx, project, (name,)):
+            row = rows.get(tx, holder, name)
+            if rows.used_by(tx, holder, (name,)):
                 raise InUse("Profile is currently in use")
             rows.delete(tx, row.id)
             return row
 
-        async with self._database.locks.hold("profile", project, name):
+        async with self._database.locks.hold("profile", holder, name):
             row = await self._database.write("delete profile", delete)
         self._tell("deleted", row)
-
-    async def _rows(self, project: str) -> Collection[ProfileRow]:
-        def fetch(tx: Transaction) -> Collection[ProfileRow]:
-            project_rows.get(tx, project)
-            return rows.get_all(tx, project)
-
-        return await self._database.read("profiles", fetch)
 
     async def _update(
         self,
@@ -205,7 +203,8 @@ class ProfileManager:
         if key == "pool":
             known = {pool.name for pool in await self._database.read("pools", pool_rows.get_all)}
         else:
-            networks = await self._database.read("networks", network_rows.get_all, row.project)
+            holder = await effective(self._database, row.project, "networks")
+            networks = await self._database.read("networks", network_rows.get_all, holder)
             known = {network.name for network in networks}
         for name, value in wanted.items():
             if value not in known:

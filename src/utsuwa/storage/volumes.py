@@ -20,8 +20,9 @@ from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
 from utsuwa.db import images as image_rows
 from utsuwa.db import storage_volumes
-from utsuwa.db.codes import VOLUME_IMAGE, VOLUME_TYPES
+from utsuwa.db.codes import VOLUME_CUSTOM, VOLUME_IMAGE, VOLUME_TYPES
 from utsuwa.db.database import Database
+from utsuwa.db.projects import effective
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.processes.run import Stopper
@@ -78,18 +79,19 @@ class VolumeManager:
         await self._pools.show(pool)
 
         def fetch(tx: Transaction) -> list[VolumeRow]:
-            return _visible(tx, scope, storage_volumes.get_all(tx, None, pool, kind))
+            found = _visible(tx, scope, storage_volumes.get_all(tx, None, pool, kind))
+            if project is None:
+                return found
+            return [volume for volume in found if volume.project == _holder(tx, project, volume.type)]
 
-        found = await self._database.read("storage volumes", fetch)
-        return [v for v in found if project is None or v.project == project or v.type == VOLUME_IMAGE]
+        return await self._database.read("storage volumes", fetch)
 
     async def get(self, scope: Scope, pool: str, project: str, kind: int, name: str) -> VolumeRow:
         """Raises NotFound."""
         await self._pools.show(pool)
-        owner = DEFAULT_PROJECT if kind == VOLUME_IMAGE else project
 
         def fetch(tx: Transaction) -> VolumeRow:
-            row = storage_volumes.get(tx, owner, pool, kind, name)
+            row = storage_volumes.get(tx, _holder(tx, project, kind), pool, kind, name)
             if not _visible(tx, scope, [row]):
                 raise storage_volumes.not_found(pool, name)
             return row
@@ -253,6 +255,13 @@ class VolumeManager:
 
     async def _remove_row(self, row_id: int) -> None:
         await self._database.write("discard storage volume", storage_volumes.delete, row_id)
+
+
+def _holder(tx: Transaction, project: str, kind: int) -> str:
+    """The project of a project's volumes of a kind; those of images are in `default` for all."""
+    if kind == VOLUME_IMAGE:
+        return DEFAULT_PROJECT
+    return effective(tx, project, "storage.volumes") if kind == VOLUME_CUSTOM else project
 
 
 def _visible(tx: Transaction, scope: Scope, volumes: list[VolumeRow]) -> list[VolumeRow]:

@@ -205,6 +205,27 @@ def test_its_own_project_is_at_its_disposal(world: World) -> None:
         assert world.ask(method, path, {"config": {}}).status == 403
 
 
+def test_what_its_project_has_from_the_default_one_is_to_be_used_not_changed(world: World) -> None:
+    def feature(value: str) -> None:
+        where = f"project_id = (SELECT id FROM projects WHERE name = '{OWN}') AND key = 'features.profiles'"
+        query = f"UPDATE projects_config SET value = '{value}' WHERE {where}"
+        world.daemon.do("POST", "/internal/sql", {"database": "global", "query": query})
+
+    url = f"/1.0/profiles/hidden-profile?project={OWN}"
+    before = world.daemon.get("/1.0/profiles/hidden-profile")
+    feature("false")
+    try:
+        shown = world.ask("GET", url)
+        assert (shown.status, shown.metadata["used_by"]) == (200, [])
+        for method in ("PUT", "PATCH", "POST", "DELETE"):
+            assert world.ask(method, url, {"name": "x", "description": "x"}).status == 403, method
+        assert world.ask("POST", f"/1.0/profiles?project={OWN}", {"name": "x"}).status == 403
+    finally:
+        feature("true")
+    assert world.daemon.get("/1.0/profiles/hidden-profile") == before
+    assert world.ask("GET", url).status == 404
+
+
 def test_what_tells_of_the_host_is_not_shown(world: World) -> None:
     assert world.ask("GET", "/1.0").metadata["config"] == {}
     (pool,) = world.ask("GET", "/1.0/storage-pools?recursion=1").metadata

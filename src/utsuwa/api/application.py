@@ -17,9 +17,11 @@ from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Ro
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
-from utsuwa.core.entitlements import Entity
+from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.db.projects import Kind
 from utsuwa.operations.events import act_as
+from utsuwa.projects.scope import effective
 from utsuwa.security.authorization import Access, Caller, authorize, require, scope_of
 from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
 
@@ -74,6 +76,13 @@ class Application:
             log.exception("request failed: %s %s", raw.method, raw.rel_url.raw_path)
             return _failed(raw, 500, _INTERNAL, UtsuwaError.key)
 
+    async def _require_of_holder(self, request: Request, project: str) -> None:
+        """What a project has from `default` can be seen and used there, and changed by those of `default`."""
+        entity, needs = request.route.concerns, request.route.needs
+        kind = _FEATURES.get(entity)
+        if kind is not None and needs is not Entitlement.CAN_VIEW:
+            require(request.scope, entity, needs, await effective(self._services.database, project, kind))
+
     async def _run(self, raw: web.BaseRequest) -> Result:
         if raw.transport is None:
             raise ConnectionResetError("the client has gone")
@@ -96,6 +105,8 @@ class Application:
         project = None if route.concerns is Entity.PROJECT else request.object_project
         if project is not None and scope.sees(project):
             await self._services.projects.check(project)
+            if scope.restricted:
+                await self._require_of_holder(request, project)
         if "recursion" in raw.rel_url.raw_query_string:
             _ = request.recursion  # an invalid one is refused everywhere, also where it says nothing
         actor = act_as(request.requestor)
@@ -103,6 +114,14 @@ class Application:
             return await route.handler(request)
         finally:
             actor.active = False
+
+
+_FEATURES: dict[Entity, Kind] = {
+    Entity.IMAGE: "images",
+    Entity.NETWORK: "networks",
+    Entity.PROFILE: "profiles",
+    Entity.STORAGE_VOLUME: "storage.volumes",
+}
 
 
 async def _continue(raw: web.BaseRequest) -> None:

@@ -144,14 +144,19 @@ class Plan:
     """What becomes of devices, by the id of the instance's row."""
 
 
-async def _reserve(ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback) -> Plan:
-    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig."""
+async def _reserve(
+    ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
+) -> Plan:
+    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig.
+
+    `named` says whether an error has to name its instance, which the caller did not.
+    """
     await allocations.check(ctx, [new for _, new in instances])
-    devices = {
-        old.row.id: await _planned(ctx, old, new)
-        for old, new in instances
-        if old.expanded_devices != new.expanded_devices
-    }
+    devices = {}
+    for old, new in instances:
+        if old.expanded_devices != new.expanded_devices:
+            with _naming(old) if named else nullcontext():
+                devices[old.row.id] = await _planned(ctx, old, new)
     if devices:
         undo.push(ctx.database.write, "change taken back", device_changes.forget, list(devices))
         await ctx.database.begin("change begins", device_changes.note, devices)
@@ -166,10 +171,7 @@ async def _planned(ctx: Context, old: Loaded, new: Loaded) -> Changes:
 
 
 async def _act(ctx: Context, plan: Plan, undo: Rollback, *, named: bool = False) -> list[Loaded]:
-    """Bring the host to what is planned, after which the CPUs are handed out anew.
-
-    `named` says whether an error has to name its instance, which the caller did not.
-    """
+    """Bring the host to what is planned, after which the CPUs are handed out anew; `named` as above."""
     undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
     changed = []
     for old, new in plan.instances:
@@ -309,7 +311,7 @@ class ProfileFollower:
                 await check_by_liblxc(ctx, after, before)
             wanted.append(after)
         async with allocations.hold(ctx):
-            plan = await _reserve(ctx, list(zip(users, wanted, strict=True)), undo)
+            plan = await _reserve(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
         changed = await _act(ctx, plan, undo, named=True)
         async with allocations.hold(ctx):
             await _store(ctx, plan, changed)

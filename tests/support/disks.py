@@ -22,3 +22,4 @@ def loop_ext4(folder: Path, size: int, *options: str) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "--recursive", folder], check=True)
         file.unlink()
+        folder.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,6 @@ pytestmark = pytest.mark.root
 
 
 # ---- a full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """12 MB of ext4 on a loop device."""
-    file, folder = tmp_path / "disk", tmp_path / "small"
-    folder.mkdir()
-    with file.open("wb") as disk:
-        disk.truncate(12 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", file], check=True)
-    subprocess.run(["mount", "-o", "loop", file, folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(scope="module")

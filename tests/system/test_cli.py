@@ -392,6 +392,8 @@ def test_completion_knows_names(shared_daemon: Daemon, c1: str) -> None:
     assert utsuwa_client(shared_daemon, "__complete", "stop", "c").stdout == "c1\n"
     assert utsuwa_client(shared_daemon, "__complete", "start", "").stdout == ""
     assert utsuwa_client(shared_daemon, "__complete", "exec", "local:").stdout == "local:c1\n"
+    drivers = utsuwa_client(shared_daemon, "__complete", "storage", "create", "p", "").stdout
+    assert drivers == "dir\noverlay\n"
     script = utsuwa_client(shared_daemon, "completion", "bash").stdout
     check = f"{script}\nutsuwa() {{ printf 'c1\\nc2\\n'; }}; COMP_LINE='utsuwa stop ' COMP_POINT=12\n"
     done = subprocess.run(

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from tests.support import images
 from tests.support.boxed import boxed_daemon
 from tests.support.crash_world import EXTRA, World
+from tests.support.disks import loop_ext4
 from tests.support.images import Image
 
 pytestmark = pytest.mark.root
@@ -57,18 +57,12 @@ class Disk:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    file, folder = tmp_path / "disk", Path(tempfile.mkdtemp(prefix="ut-full-", dir="/var/tmp"))
-    with file.open("wb") as made:
-        made.truncate(SIZE)
-    try:
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", str(BLOCK), file], check=True)
-        subprocess.run(["mount", "-o", "loop", file, folder], check=True)
-        folder.chmod(0o711)
-        yield Disk(folder)
-    finally:
-        subprocess.run(["umount", folder], check=True)
-        folder.rmdir()
+def disk() -> Iterator[Disk]:
+    with tempfile.TemporaryDirectory(prefix="ut-full-", dir="/var/tmp") as outer:
+        Path(outer).chmod(0o711)
+        with loop_ext4(Path(outer) / "disk", SIZE, "-m", "0", "-b", str(BLOCK)) as folder:
+            folder.chmod(0o711)
+            yield Disk(folder)
 
 
 @pytest.fixture

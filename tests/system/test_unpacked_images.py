@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import images
 from tests.support.daemon import Daemon
+from tests.support.disks import loop_ext4
 from tests.support.images import Image
 
 pytestmark = pytest.mark.root
@@ -148,15 +149,9 @@ def test_two_launches_amid_unpacking_share_it(at_work: Daemon) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """128 MB of ext4, which a daemon's pool may use."""
-    file, folder = tmp_path / "disk", tmp_path / "small"
-    folder.mkdir()
-    with file.open("wb") as made:
-        made.truncate(128 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-N", "40000", file], check=True)
-    subprocess.run(["mount", "-o", "loop", file, folder], check=True)
-    (folder / "source").mkdir()
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with loop_ext4(tmp_path / "small", 128 << 20, "-m", "0", "-N", "40000") as folder:
+        (folder / "source").mkdir()
+        yield folder
 
 
 def test_a_disk_that_is_too_small_for_the_image(small_disk: Path, daemon: Daemon, large: Image) -> None:

@@ -196,11 +196,13 @@ def test_names_of_interfaces_are_given_once() -> None:
 
 
 def test_the_root_disk_is_found() -> None:
-    name, disk = devices.root_disk({"eth0": P2P, "root": ROOT | {"size": "1MiB"}})
-    assert (name, disk.size) == ("root", 1024**2)
-    assert devices.root_disk({"root": ROOT})[1].size is None
-    with pytest.raises(InvalidConfig, match="No root disk"):
-        devices.root_disk({"eth0": P2P})
+    other = {"type": "disk", "path": "/data", "source": "/srv"}
+    assert devices.root_disk({"eth0": P2P, "data": other, "root": ROOT}) == ("root", ROOT)
+    for lacking in ({"eth0": P2P}, {"root": ROOT | {"source": "/srv"}}, {}):
+        with pytest.raises(InvalidConfig, match="No root device could be found"):
+            devices.root_disk(lacking)
+    with pytest.raises(InvalidConfig, match="'root' names no storage pool"):
+        devices.root_disk({"root": {"type": "disk", "path": "/"}})
     two = {"root": ROOT, "also": ROOT}
     with pytest.raises(InvalidConfig, match="'root' and 'also' are both"):
         devices.root_disk(two)

@@ -19,7 +19,7 @@ from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
 from utsuwa.instances.lifecycle import create, device_steps, end, signals, update
-from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status, find_root_disk
+from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
 Devices = dict[str, dict[str, str]]
@@ -186,28 +186,6 @@ def test_volatile_keys_go_only_by_the_hand_of_who_knows_them(
         "user.x": "1",
     }
     assert update._with_own_volatile(old, update._with_volatile(old, sent)) == stored
-
-
-ROOT = {"type": "disk", "path": "/", "pool": "p"}
-
-
-def test_the_root_disk_is_found() -> None:
-    other = {"type": "disk", "path": "/data", "source": "/srv"}
-    assert find_root_disk({"data": other, "root": ROOT}) == ("root", ROOT)
-
-
-@pytest.mark.parametrize(
-    ("of", "reason"),
-    [
-        ({}, "No root device"),
-        ({"a": {**ROOT, "source": "/srv"}}, "No root device"),
-        ({"a": ROOT, "b": ROOT}, "More than one"),
-        ({"a": {"type": "disk", "path": "/"}}, "names no storage pool"),
-    ],
-)
-def test_a_missing_root_disk_is_told(of: Devices, reason: str) -> None:
-    with pytest.raises(InvalidConfig, match=reason):
-        find_root_disk(of)
 
 
 def test_random_names_are_valid() -> None:

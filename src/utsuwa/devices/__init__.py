@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_object_name
 from utsuwa.devices.base import Device, DeviceFactory, DeviceHost, RunConfig
-from utsuwa.devices.disk import RootDisk, is_root_disk, load_disk
+from utsuwa.devices.disk import is_root_disk, load_disk
 from utsuwa.devices.nic import check_free_inside, load_nic
 from utsuwa.devices.none import NoDevice
 
@@ -15,11 +15,9 @@ __all__ = [
     "Device",
     "DeviceHost",
     "Devices",
-    "RootDisk",
     "RunConfig",
     "check_devices",
     "check_free_inside",
-    "is_root_disk",
     "load",
     "root_disk",
 ]
@@ -74,7 +72,7 @@ def check_devices(devices: Devices, *, profile: bool) -> None:
         load(name, config, instance=not profile).validate()
     _check_unique_names(devices)
     _check_unique_paths(devices)
-    roots = [name for name, config in devices.items() if is_root_disk(config)]
+    roots = _roots(devices)
     if len(roots) > 1:
         raise _several_roots(roots)
 
@@ -104,19 +102,26 @@ def _check_unique_paths(devices: Devices) -> None:
                 )
 
 
-def root_disk(devices: Devices) -> tuple[str, RootDisk]:
-    """The name and the driver of the root disk among an instance's merged devices.
+def root_disk(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """Return the name and the config of the root disk among an instance's merged devices.
 
-    Raises InvalidConfig where there is none or more than one.
+    Raises InvalidConfig if there is none, if there are several, or if it names no pool.
     """
-    roots = [name for name, config in devices.items() if is_root_disk(config)]
+    roots = _roots(devices)
     if not roots:
         raise InvalidConfig(
-            "No root disk device was found: add a disk with path=/ and a pool to the instance or its profiles"
+            "No root device could be found: add a disk device with path=/ and a pool "
+            "to the instance or to one of its profiles"
         )
     if len(roots) > 1:
         raise _several_roots(roots)
-    return roots[0], RootDisk(roots[0], devices[roots[0]])
+    if not devices[roots[0]].get("pool"):
+        raise InvalidConfig(f"The root device {roots[0]!r} names no storage pool")
+    return roots[0], devices[roots[0]]
+
+
+def _roots(devices: Devices) -> list[str]:
+    return [name for name, config in devices.items() if is_root_disk(config)]
 
 
 def _several_roots(names: list[str]) -> InvalidConfig:

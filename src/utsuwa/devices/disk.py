@@ -12,7 +12,6 @@ from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_object_name
-from utsuwa.core.units import parse_bytes
 from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
 from utsuwa.host.files.filetree import FileTree
 from utsuwa.host.lxcentries import mount_entry
@@ -73,12 +72,6 @@ class RootDisk(Device):
         if parse_bool(self.config.get("readonly", "")):
             return RunConfig(lxc=[("lxc.rootfs.options", "ro")])
         return RunConfig()
-
-    @property
-    def size(self) -> int | None:
-        """The quota in bytes; None where none is set."""
-        size = self.config.get("size", "")
-        return parse_bytes(size) if size else None
 
 
 class InstanceFolder(Device):

@@ -10,7 +10,8 @@ from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
-from utsuwa.core.errors import InvalidConfig, NotFound
+from utsuwa import devices
+from utsuwa.core.errors import NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import storage_name
 from utsuwa.core.volumes import Volume
@@ -67,7 +68,7 @@ class Loaded:
 
     def root_disk(self) -> tuple[str, Mapping[str, str]]:
         """The name and the config of the root disk device; raises InvalidConfig where there is none."""
-        return find_root_disk(self.expanded_devices)
+        return devices.root_disk(self.expanded_devices)
 
     @property
     def pool(self) -> str:
@@ -77,25 +78,6 @@ class Loaded:
     def root_size(self) -> str:
         """The size of the root disk as it is configured; empty where none is."""
         return self.root_disk()[1].get("size", "")
-
-
-def find_root_disk(devices: Mapping[str, Mapping[str, str]]) -> tuple[str, Mapping[str, str]]:
-    """The one disk device at `/` that names a pool, among expanded devices."""
-    found = [
-        (name, device)
-        for name, device in devices.items()
-        if device.get("type") == "disk" and device.get("path") == "/" and not device.get("source")
-    ]
-    if not found:
-        raise InvalidConfig(
-            "No root device could be found: add a disk device with path=/ and a pool "
-            "to the instance or to one of its profiles"
-        )
-    if len(found) > 1:
-        raise InvalidConfig(f"More than one root device: {', '.join(sorted(n for n, _ in found))}")
-    if not found[0][1].get("pool"):
-        raise InvalidConfig(f"The root device {found[0][0]!r} names no storage pool")
-    return found[0]
 
 
 class Comeback:

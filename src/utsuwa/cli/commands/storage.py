@@ -98,7 +98,7 @@ COMMAND = Command(
             "Create storage pools",
             _create,
             args="[<remote>:]<pool> <driver> [<key>=<value>...]",
-            complete=((), ("overlay", "dir"), ()),
+            complete=((), "storage-drivers", ()),
             example=("utsuwa storage create fast overlay source=/mnt/ssd", "Create a pool there."),
         ),
         objects.delete(_NOUN),

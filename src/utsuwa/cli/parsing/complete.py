@@ -118,6 +118,8 @@ def _named(kind: str | tuple[str, ...], word: str) -> list[str]:
         return list(session.config.aliases)
     if kind in ("instance-keys", "server-keys"):
         return _keys(session, kind)
+    if kind == "storage-drivers":
+        return _storage_drivers(session)
     remote, colon, _ = word.partition(":")
     prefix = f"{remote}:" if colon else ""
     if colon:
@@ -139,3 +141,8 @@ def _keys(session: Session, kind: str) -> list[str]:
     configs = session.server().get("/1.0/metadata/configuration")["configs"]
     groups = configs["instance" if kind == "instance-keys" else "server"]
     return [f"{key}=" for group in groups.values() for entry in group["keys"] for key in entry]
+
+
+def _storage_drivers(session: Session) -> list[str]:
+    supported = session.server().get("/1.0")["environment"]["storage_supported_drivers"]
+    return [driver["Name"] for driver in supported]

@@ -126,3 +126,30 @@ def test_an_edit_of_something_older_is_refused(shared_daemon: Daemon, pool: str)
     assert d.api("PATCH", f"/1.0/storage-pools/{pool}", {"description": "1"}, headers=stale).status == 200
     assert d.api("PATCH", f"/1.0/storage-pools/{pool}", {"description": "2"}, headers=stale).status == 412
     assert d.get(f"/1.0/storage-pools/{pool}")["description"] == "1"
+
+
+def size_of(daemon: Daemon, pool: str, name: str) -> dict[str, str]:
+    config: dict[str, str] = daemon.get(f"/1.0/storage-pools/{pool}/volumes/container/{name}")["config"]
+    return config
+
+
+def test_sizes_that_no_driver_enforces(shared_daemon: Daemon, busybox: str, pool: str) -> None:
+    """They are stored, shown as not enforced, and said in a warning, also where a profile brings them."""
+    d = shared_daemon
+    d.lxc("init", busybox, "c1", "-s", pool, "-d", "root,size=10GiB")
+    assert d.get("/1.0/instances/c1")["expanded_devices"]["root"]["size"] == "10GiB"
+    assert size_of(d, pool, "c1") == {"size": "10GiB", "volatile.size.enforced": "false"}
+    d.lxc("config", "device", "set", "c1", "root", "size", "20GiB")
+    assert size_of(d, pool, "c1")["size"] == "20GiB"
+    d.lxc("config", "device", "unset", "c1", "root", "size")
+    assert size_of(d, pool, "c1") == {}
+    log = d.log.read_text()
+    assert log.count("the size of containers/c1 is not enforced") == 2
+    d.lxc("profile", "copy", "default", "sized")
+    d.lxc("launch", busybox, "c2", "-p", "sized")
+    assert size_of(d, "default", "c2") == {}
+    d.lxc("profile", "device", "set", "sized", "root", "size", "1GiB")
+    assert size_of(d, "default", "c2")["size"] == "1GiB"
+    assert "the size of containers/c2 is not enforced" in d.log.read_text()
+    d.lxc("delete", "c1", "c2", "--force")
+    d.lxc("profile", "delete", "sized")

@@ -31,10 +31,16 @@ from tests.support.pools import (
 from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage, OutOfSpace, ProcessFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
+from utsuwa.core.paths import StatePaths
+from utsuwa.db.database import Database
+from utsuwa.db.sqlite import Sqlite
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts import mounts
 from utsuwa.host.processes.run import Stopper
+from utsuwa.operations.events import EventHub
+from utsuwa.storage import drivers
 from utsuwa.storage.base import FolderDriver
+from utsuwa.storage.manager import StorageManager
 
 pytestmark = pytest.mark.root
 
@@ -314,3 +320,36 @@ def test_device_nodes_open_for_privileged_containers_only(pool: TestedPool, imag
     rootfs = pool.mount()
     with pytest.raises(PermissionError):
         (rootfs / "null").read_bytes()
+
+
+# ---- a driver that the daemon does not have
+
+
+async def test_a_file_and_a_record_make_a_driver(
+    place: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "DRIVERS", TYPES)
+    paths = StatePaths(place / "state")
+    paths.root.mkdir(mode=0o711)
+    paths.create_folders()
+    database = await Database.open(Sqlite(paths.database))
+    storage = StorageManager(database, paths, EventHub())
+    try:
+        await storage.pools.create("p", "plain", config={"volume.plain.shade": "dark"})
+        assert (await storage.pools.get("p")).config == {
+            "source": str(paths.pool("p")),
+            "plain.color": "white",
+            "volume.plain.shade": "dark",
+        }
+        with pytest.raises(InvalidConfig, match="overlay"):
+            await storage.pools.create("q", "plain", config={"overlay.mount_options": "index=on"})
+        await storage.volumes.create("p", container("c1"), MAP, source(files, "plain"))
+        check_owners(await storage.volumes.mount("p", container("c1"), MAP), MAP)
+        await storage.volumes.rename("p", container("c1"), "c2")
+        check_owners(await storage.volumes.mount("p", container("c2"), OTHER), OTHER)
+        await storage.volumes.delete("p", container("c2"))
+        await storage.pools.delete("p")
+        assert everything(paths.root / "storage-pools") == everything(paths.containers) == []
+    finally:
+        await storage.stop(unmount=True)
+        await database.close()

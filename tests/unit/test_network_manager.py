@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.members import second_member
 from tests.unit.test_ports import instance
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -27,8 +27,8 @@ from utsuwa.core.errors import (
 )
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import instances as instance_rows
-from utsuwa.db import members, schema
 from utsuwa.db import networks as rows
+from utsuwa.db import schema
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.sqlite import Sqlite
@@ -416,17 +416,6 @@ async def test_a_project_without_networks_of_its_own_uses_the_default_ones(
     assert await stored(database) == {}
     with pytest.raises(NotFound, match="Project 'nope' not found"):
         await networks.reader.all("nope")
-
-
-@asynccontextmanager
-async def second_member(database: Database) -> AsyncIterator[None]:
-    """What is done in the block is another member's work."""
-    first = database.member
-    if len(await database.read("test", members.get_all)) == 1:
-        await database.write("test", members.claim, "uuid-1", "host1")
-    database.act_as(await database.write("test", members.claim, "uuid-2", "host2"))
-    yield
-    database.act_as(first)
 
 
 async def test_a_network_of_another_member_is_pending_until_it_is_created_here(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.members import second_member
 from utsuwa.core import clock
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -21,6 +22,7 @@ from utsuwa.core.errors import (
     InvalidName,
     InvalidRequest,
     NotFound,
+    OtherMember,
     OutOfSpace,
     ProcessFailed,
     Unavailable,
@@ -49,6 +51,7 @@ from utsuwa.storage import pools as module
 from utsuwa.storage.base import DriverType, Fill, Usage
 from utsuwa.storage.drivers import driver_type
 from utsuwa.storage.manager import StorageManager
+from utsuwa.storage.volume_rows import new_row
 from utsuwa.wire.edits import any_state
 from utsuwa.wire.edits import replace as replace_with
 from utsuwa.wire.storage import StoragePoolPut
@@ -1007,3 +1010,50 @@ async def test_a_shutdown_unmounts(setting: Setting, pool: FakeDriver) -> None:
     assert pool.mounted
     await setting.manager.stop(unmount=True)
     assert not pool.mounted
+
+
+# ---- members
+
+
+async def test_a_pool_of_another_member_is_pending_until_it_is_created_here(
+    setting: Setting, tmp_path: Path
+) -> None:
+    config = {"source": "/srv/other", "rsync.bwlimit": "1MB"}
+    async with second_member(setting.database):
+        await setting.write(storage_pools.insert, PoolRow(0, "p", "dir", "d", config, "ready"))
+        await setting.write(storage_volumes.insert, new_row("p", container("theirs")))
+    await setting.manager.start()
+    pools = setting.manager.pools
+    assert setting.drivers == {}
+    shown = await pools.show("p")
+    assert (shown.row.state, shown.available, shown.row.locations) == ("pending", False, ("host2",))
+    assert [volume.name for volume in await setting.manager.volumes.all(EVERYTHING, "p", None)] == ["theirs"]
+    for call in (pools.get("p"), pools.delete("p"), pools.edit("p", lambda old: old, any_state)):
+        with pytest.raises(OtherMember, match="is on host2 only: create it on this member, too"):
+            await call
+    with pytest.raises(InvalidConfig, match="has the driver 'dir' on other members"):
+        await pools.create("p", "overlay")
+    with pytest.raises(InvalidConfig, match=r"rsync\.bwlimit of storage pool 'p' is the same on all members"):
+        await pools.create("p", "dir", config={"rsync.bwlimit": "2MB"})
+    await pools.create("p", "dir", config={"source": str(tmp_path / "mine"), "rsync.bwlimit": "1MB"})
+    row = await pools.get("p")
+    assert (row.config["source"], row.config["rsync.bwlimit"]) == (str(tmp_path / "mine"), "1MB")
+    assert (row.description, row.locations) == ("d", ("host1", "host2"))
+    with pytest.raises(AlreadyExists):
+        await pools.create("p", "dir")
+    await pools.delete("p")
+    assert await setting.volumes() == ["theirs"]
+    assert (await pools.show("p")).row.locations == ("host2",)
+
+
+async def test_a_change_of_a_pool_by_another_member_is_followed(setting: Setting, pool: FakeDriver) -> None:
+    pools = setting.manager.pools
+    await pools.follow_others()
+    assert pool.configured == []
+    row = await pools.get("p")
+    async with second_member(setting.database):
+        await setting.write(storage_pools.insert, replace(row, state="ready"))
+        await setting.write(storage_pools.update, replace(row, config={**row.config, "user.a": "1"}))
+    await pools.follow_others()
+    await pools.follow_others()
+    assert [config.get("user.a") for config in pool.configured] == ["1"]

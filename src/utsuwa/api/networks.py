@@ -88,9 +88,12 @@ async def show_state(request: Request) -> Result:
 
 async def list_leases(request: Request) -> Result:
     found = await request.services.networks.reader.leases(request.project, request.params["name"])
+    here = request.services.events.location
     return Sync(
         [
-            NetworkLease(hostname=one.hostname, hwaddr=one.mac, address=one.address, type=one.kind)
+            NetworkLease(
+                hostname=one.hostname, hwaddr=one.mac, address=one.address, type=one.kind, location=here
+            )
             for one in found
         ]
     )

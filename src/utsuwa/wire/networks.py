@@ -56,7 +56,7 @@ class NetworkLease(msgspec.Struct, kw_only=True):
     hwaddr: str
     address: str
     type: str
-    location: str = "none"
+    location: str
 
 
 class NetworkStateAddress(msgspec.Struct, kw_only=True):

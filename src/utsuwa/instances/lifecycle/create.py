@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,7 +212,9 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
         await asyncio.to_thread(_fresh_log_folder, ctx, instance)
         await ctx.database.write("instance is ready", _made, instance, image)
         undo.keep()
-    ctx.lifecycle("created", *instance.key, _created_context(instance))
+    location = ctx.database.member.name
+    context = {"location": location, "storage-pool": instance.pool, "type": "container"}
+    ctx.lifecycle("created", *instance.key, context)
 
 
 def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
@@ -222,10 +223,6 @@ def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
     if image is not None:
         with contextlib.suppress(NotFound):
             image_rows.set_last_used(tx, image.id, clock.now())
-
-
-def _created_context(instance: Loaded) -> Mapping[str, object]:
-    return {"location": "none", "storage-pool": instance.pool, "type": "container"}
 
 
 async def discard(ctx: Context, instance: Loaded) -> None:

@@ -101,6 +101,8 @@ def test_the_policy_follows_from_caller_and_server() -> None:
         (Entity.STORAGE_POOL, Entitlement.CAN_VIEW, None, True),
         (Entity.STORAGE_POOL, Entitlement.CAN_DELETE, None, False),
         (Entity.CERTIFICATE, Entitlement.CAN_CREATE, None, False),
+        (Entity.CERTIFICATE, Entitlement.CAN_DELETE, None, False),
+        (Entity.CERTIFICATE, Entitlement.CAN_EDIT, None, True),
         (Entity.OPERATION, Entitlement.CAN_UPDATE_STATE, "one", True),
     ],
 )

@@ -234,9 +234,9 @@ async def test_the_life_of_a_certificate(
     assert (
         await manager.get(EVERYTHING, alice.fingerprint[:10].upper()) == (await manager.list(EVERYTHING))[0]
     )
-    await manager.edit(alice.fingerprint[:10], merge(CertificatePatch(name="desk")), any_state)
+    await manager.edit(EVERYTHING, alice.fingerprint[:10], merge(CertificatePatch(name="desk")), any_state)
     assert (await manager.get(EVERYTHING, alice.fingerprint)).name == "desk"
-    await manager.edit(alice.fingerprint, merge(CertificatePatch(certificate=bob.pem)), any_state)
+    await manager.edit(EVERYTHING, alice.fingerprint, merge(CertificatePatch(certificate=bob.pem)), any_state)
     assert (trusted(manager, alice), trusted(manager, bob)) == (False, True)
     await manager.delete(bob.fingerprint[:12])
     assert not trusted(manager, bob)
@@ -268,7 +268,9 @@ async def test_duplicates_are_refused(
     await manager.add(parse_certificate(bob.pem), "two")
     events.published.clear()
     with pytest.raises(AlreadyExists):
-        await manager.edit(bob.fingerprint, merge(CertificatePatch(certificate=alice.pem)), any_state)
+        await manager.edit(
+            EVERYTHING, bob.fingerprint, merge(CertificatePatch(certificate=alice.pem)), any_state
+        )
     assert events.published == []
     assert {r.fingerprint: r.name for r in await manager.list(EVERYTHING)} == {
         alice.fingerprint: "one",

@@ -704,12 +704,34 @@ async def test_a_restricted_client_sees_its_own_certificate_alone(
     assert (await server.ask("GET", "", identity=bob)).metadata == own
     assert (await server.ask("GET", "?recursion=1", identity=bob)).metadata == [shown]
     refused(await server.ask("GET", f"/{alice.fingerprint}", identity=bob), 404, "Certificate not found")
-    for method, url in (("PATCH", f"/{bob.fingerprint}"), ("DELETE", f"/{alice.fingerprint}"), ("POST", "")):
+    for method, url in (("DELETE", f"/{bob.fingerprint}"), ("POST", "")):
         refused(await server.ask(method, url, CLIENT, identity=bob), 403, "not authorized")
     assert (
         await server.ask("PATCH", f"/{bob.fingerprint}", {"restricted": False}, identity=alice)
     ).status == 200
     assert len((await server.ask("GET", "", identity=bob)).metadata) == 2
+
+
+async def test_a_restricted_client_rotates_its_own_key_and_changes_nothing_else(
+    server: Server, alice: Identity, folder: Path
+) -> None:
+    await server.manager.add(parse_certificate(alice.pem), "alice")
+    bob, new = make_identity(folder, "bob"), make_identity(folder, "bob")
+    await server.manager.add(parse_certificate(bob.pem), "bob", restricted=True, projects=["default"])
+    own = f"/{bob.fingerprint}"
+    bodies: list[dict[str, object]] = [{"restricted": False}, {"name": "admin"}, {"projects": []}]
+    for body in bodies:
+        reply = await server.ask("PATCH", own, body, identity=bob)
+        refused(reply, 403, "Only the certificate itself can be changed")
+    reply = await server.ask("PUT", own, {**CLIENT, "name": "bob", "certificate": new.pem}, identity=bob)
+    refused(reply, 403, "Only the certificate itself can be changed")
+    reply = await server.ask("PATCH", f"/{alice.fingerprint}", {"certificate": new.pem}, identity=bob)
+    refused(reply, 404, "Certificate not found")
+    assert (await server.ask("PATCH", own, {"certificate": new.pem}, identity=bob)).status == 200
+    assert (await server.ask("GET", "", identity=bob)).status == 403
+    (shown,) = (await server.ask("GET", "?recursion=1", identity=new)).metadata
+    assert (shown["name"], shown["restricted"], shown["projects"]) == ("bob", True, ["default"])
+    assert shown["fingerprint"] == new.fingerprint
 
 
 async def test_what_is_not_there(server: Server, alice: Identity) -> None:

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import Cancelled, InvalidRequest, UtsuwaError
+from utsuwa.core.urls import object_url
 from utsuwa.daemon.init import preseed
 from utsuwa.daemon.init.apply import apply, merged
 from utsuwa.daemon.init.dump import dump, to_yaml
 from utsuwa.daemon.init.preseed import Preseed, parse
-from utsuwa.daemon.local_api import Answer, LocalApi, Refused, path_of
+from utsuwa.daemon.local_api import Answer, LocalApi, Refused
 
 # ---- reading
 
@@ -333,8 +334,8 @@ def test_a_wrong_value_is_named_by_its_key() -> None:
 
 
 def test_names_are_quoted_in_urls() -> None:
-    assert path_of("profiles", "a/b?c") == "/1.0/profiles/a%2Fb%3Fc"
-    assert path_of("networks", "n", project="a&b") == "/1.0/networks/n?project=a%26b"
+    assert object_url("profiles", "a/b?c") == "/1.0/profiles/a%2Fb%3Fc"
+    assert object_url("networks", "n", project="a&b") == "/1.0/networks/n?project=a%26b"
 
 
 # ---- writing

@@ -59,13 +59,17 @@ async def show_certificate(request: Request) -> Result:
 
 async def replace_certificate(request: Request) -> Result:
     body = await request.body(CertificatePut)
-    await request.services.certificates.edit(request.params["fingerprint"], replace(body), request.if_match)
+    await request.services.certificates.edit(
+        request.scope, request.params["fingerprint"], replace(body), request.if_match
+    )
     return Empty()
 
 
 async def patch_certificate(request: Request) -> Result:
     body = await request.body(CertificatePatch)
-    await request.services.certificates.edit(request.params["fingerprint"], merge(body), request.if_match)
+    await request.services.certificates.edit(
+        request.scope, request.params["fingerprint"], merge(body), request.if_match
+    )
     return Empty()
 
 

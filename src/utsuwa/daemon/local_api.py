@@ -8,7 +8,6 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from utsuwa.core.errors import HostError, UtsuwaError
 
@@ -90,9 +89,3 @@ def _answer(status: int, etag: str | None, body: Any) -> Answer:
     if status >= 400:
         raise Refused(status, str(body.get("error", "")) or f"HTTP status {status}")
     return Answer(body.get("metadata"), etag or "")
-
-
-def path_of(*parts: str, project: str = "default") -> str:
-    """`/1.0/<parts>` with every part quoted, and the project where it is another one."""
-    query = "" if project == "default" else f"?project={quote(project, safe='')}"
-    return "/".join(("/1.0", *(quote(part, safe="") for part in parts))) + query

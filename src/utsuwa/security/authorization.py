@@ -99,11 +99,14 @@ def require(scope: Scope, entity: Entity, entitlement: Entitlement, project: str
 
     `project` is the project of the objects; None for the caller's own projects, or if it is only known from
     the object itself. A caller restricted to projects may do everything in them and view server-wide objects,
-    but change neither those nor the projects themselves.
+    but change neither those nor the projects themselves. What it may edit of its own certificate is up to
+    `security.certificates`.
     """
     if not scope.restricted:
         return
-    viewing = entitlement is Entitlement.CAN_VIEW
+    harmless = entitlement is Entitlement.CAN_VIEW or (
+        entity is Entity.CERTIFICATE and entitlement is Entitlement.CAN_EDIT
+    )
     shared = entity in OF_SERVER or entity is Entity.PROJECT
-    if (shared and not viewing) or (project is not None and not scope.sees(project)):
+    if (shared and not harmless) or (project is not None and not scope.sees(project)):
         raise Forbidden(NOT_AUTHORIZED)

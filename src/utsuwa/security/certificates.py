@@ -21,7 +21,7 @@ from utsuwa.core.errors import (
     NotSupportedYet,
     Unavailable,
 )
-from utsuwa.core.scope import Scope
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.core.tasks import finish
 from utsuwa.core.urls import object_url
 from utsuwa.db import certificates as rows
@@ -204,11 +204,7 @@ class CertificateManager:
 
     async def get(self, scope: Scope, prefix: str) -> CertificateRow:
         """Return a certificate by fingerprint or prefix. Raises NotFound, or InvalidRequest if ambiguous."""
-        if scope.certificate is not None:
-            if not prefix or not scope.certificate.startswith(prefix.lower()):
-                raise NotFound("Certificate not found")
-            prefix = scope.certificate
-        return await self._database.read("certificate", _named, prefix)
+        return await self._database.read("certificate", _named, scope, prefix)
 
     async def check_password(self, password: str, address: str) -> None:
         """Raise Forbidden unless `password` is the trust password, or after too many attempts."""
@@ -264,15 +260,20 @@ class CertificateManager:
 
         return await finish(self._change("created", insert))
 
-    async def edit(self, prefix: str, change: Change[CertificatePut], if_match: IfMatch) -> None:
-        """Change the name, or replace the certificate.
+    async def edit(
+        self, scope: Scope, prefix: str, change: Change[CertificatePut], if_match: IfMatch
+    ) -> None:
+        """Change the name or the restriction, or replace the certificate.
 
-        Raises NotFound, PreconditionFailed, InvalidRequest, Forbidden (type).
+        A restricted caller may replace its own certificate only. Raises NotFound, PreconditionFailed,
+        InvalidRequest, Forbidden.
         """
 
         def update(tx: Transaction) -> CertificateRow:
-            old = _named(tx, prefix)
+            old = _named(tx, scope, prefix)
             new = _with(old, edited(editable(old), change, if_match))
+            if scope.restricted:
+                _refuse_more_than_rotation(old, new)
             if old.fingerprint == new.fingerprint:
                 rows.update(tx, new)
             else:
@@ -286,7 +287,7 @@ class CertificateManager:
         """Remove a certificate. Raises as `get` does."""
 
         def delete(tx: Transaction) -> CertificateRow:
-            row = _named(tx, prefix)
+            row = _named(tx, EVERYTHING, prefix)
             rows.delete(tx, row.id)
             return row
 
@@ -315,7 +316,11 @@ def editable(row: CertificateRow) -> CertificatePut:
     )
 
 
-def _named(tx: Transaction, prefix: str) -> CertificateRow:
+def _named(tx: Transaction, scope: Scope, prefix: str) -> CertificateRow:
+    if scope.certificate is not None:
+        if not prefix or not scope.certificate.startswith(prefix.lower()):
+            raise NotFound("Certificate not found")
+        prefix = scope.certificate
     try:
         return rows.get(tx, prefix.lower())
     except InvalidName as error:
@@ -336,6 +341,12 @@ def _with(row: CertificateRow, wanted: CertificatePut) -> CertificateRow:
         fingerprint=certificate.fingerprint,
         certificate=certificate.pem,
     )
+
+
+def _refuse_more_than_rotation(old: CertificateRow, new: CertificateRow) -> None:
+    rotated = replace(old, fingerprint=new.fingerprint, certificate=new.certificate)
+    if rotated != new:
+        raise Forbidden("Only the certificate itself can be changed")
 
 
 def check_type(kind: str) -> None:

@@ -18,8 +18,9 @@ import msgspec
 
 from utsuwa.core.errors import Cancelled, InvalidRequest, UtsuwaError
 from utsuwa.core.names import DEFAULT_PROJECT
+from utsuwa.core.urls import object_url
 from utsuwa.daemon.init.preseed import Preseed
-from utsuwa.daemon.local_api import LocalApi, path_of
+from utsuwa.daemon.local_api import LocalApi
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class _Undo:
 def _ensure(api: LocalApi, kind: Kind, seed: dict[str, Any], undo: list[_Undo]) -> None:
     """Create or change one object, and note how to take that back."""
     name, project = seed["name"], seed.pop("project", DEFAULT_PROJECT)
-    url = path_of(kind.collection, name, project=project)
+    url = object_url(kind.collection, name, project=project)
     what = f"{kind.name} {name!r}"
     found = api.find(url)
     if found is None:
         body = {key: value for key, value in seed.items() if key != kind.fixed or value}
-        collection = path_of(kind.collection, project=project)
+        collection = object_url(kind.collection, project=project)
         _named(f"Cannot create {what}", api.request, "POST", collection, body)
         undo.append(_Undo(what, lambda: api.request("DELETE", url)))
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.box import MACHINE, Box, call, call_32, running_lxcfs
+from tests.support.devices import FakePorts, FakeVolume
 from tests.support.images import Image
 from utsuwa import devices
 from utsuwa.core.errors import InvalidConfig
@@ -117,7 +118,9 @@ async def test_interfaces_come_and_go_while_it_runs(box: Box) -> None:
 
     def host(**volatile: str) -> DeviceHost:
         keys = {f"volatile.eth0.{key}": value for key, value in volatile.items()}
-        return DeviceHost("default", "box", "box", keys, box.idmap, box.folder, box.pid)
+        ports, volume = FakePorts(), FakeVolume(box.folder)
+        own = (keys, box.idmap, box.folder, box.pid)
+        return DeviceHost("default", "box", "box", *own, ports=ports, volume=volume)
 
     run = await device.attach(host())
     host_name = run.volatile["host_name"]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.devices import FakePorts, FakeVolume
 from utsuwa import devices
 from utsuwa.core.errors import HostError, InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.core.idmap import IdMap
 from utsuwa.devices import nic
-from utsuwa.devices.base import DeviceHost
+from utsuwa.devices.base import BindMount, DeviceHost, RunConfig
 from utsuwa.host.network import traffic, veth
-from utsuwa.networks.attachments import Attachments
-from utsuwa.networks.base import Uplink
 
 FOLDER = {"type": "disk", "source": "instance:docker", "path": "/var/lib/docker"}
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
@@ -38,6 +36,8 @@ def host(
         devices_path=Path("/nowhere"),
         init_pid=pid,
         devices=all_devices or {},
+        ports=FakePorts(),
+        volume=FakeVolume(Path("/nowhere")),
     )
 
 
@@ -73,21 +73,6 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, int |
 
     monkeypatch.setattr(traffic, "limit", limit)
     return found
-
-
-class Networks(Attachments):
-    """One network, br0, that has one free address."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-
-    async def uplink(self, device: str, bridge: str, managed: bool) -> Uplink | None:
-        if bridge != "br0" and managed:
-            raise InvalidConfig("does not exist")
-        return Uplink("br0", 1300) if bridge == "br0" else None
-
-    async def settle_addresses(self, device: str, bridge: str, mac: str, config: Mapping[str, str]) -> None:
-        self.asked.append((mac, config.get("ipv4.address", "")))
 
 
 def test_what_is_valid() -> None:
@@ -217,9 +202,9 @@ async def test_the_root_disk_is_not_live() -> None:
         await disk.attach(host(pid=1))
     with pytest.raises(InvalidConfig, match="cannot be removed while"):
         await disk.detach(host(pid=1))
-    assert (await disk.start(host())).lxc == []
+    assert (await disk.start(host())).read_only_root is False
     readonly = devices.load("root", ROOT | {"readonly": "yes"})
-    assert (await readonly.start(host())).lxc == [("lxc.rootfs.options", "ro")]
+    assert (await readonly.start(host())).read_only_root is True
     assert (await disk.stop(host())).volatile == {}
 
 
@@ -244,11 +229,36 @@ def test_a_device_is_live_when_it_can_be_detached() -> None:
     assert {name: devices.load(name, config).live for name, config in given.items()} == live
 
 
+def test_what_lies_above_comes_first() -> None:
+    """Interfaces keep the order of their names, which gives them their numbers."""
+    given = {
+        "a": FOLDER | {"path": "/srv/a/b"},
+        "b": FOLDER | {"path": "/srv/a"},
+        "c": FOLDER | {"path": "/srv/"},
+        "d": FOLDER | {"path": "/srv-1"},
+        "eth1": P2P,
+        "eth0": P2P,
+        "root": ROOT,
+    }
+    assert [device.name for device in devices.ordered(given)] == ["eth0", "eth1", "root", "c", "b", "a", "d"]
+
+
+async def test_a_folder_of_its_own_is_shown_inside(tmp_path: Path) -> None:
+    volume = FakeVolume(tmp_path)
+    volume.rootfs.mkdir()
+    here = replace(host(), volume=volume)
+    run = await devices.load("docker", FOLDER).start(here)
+    assert run.mounts == [BindMount(tmp_path / "folders" / "docker", "/var/lib/docker")]
+    assert (volume.rootfs / "var/lib/docker").is_dir()
+    run = await devices.load("docker", FOLDER | {"readonly": "true"}).start(here)
+    assert run.mounts[0].read_only
+
+
 async def test_none_does_nothing() -> None:
     device = devices.load("x", {"type": "none"})
     device.validate()
     for run in (await device.start(host()), await device.attach(host()), await device.detach(host())):
-        assert (run.lxc, run.volatile) == ([], {})
+        assert run == RunConfig()
     assert device.live
 
 
@@ -298,25 +308,16 @@ def test_a_running_interface_keeps_its_name() -> None:
 async def test_start_gives_liblxc_the_pair(interfaces: set[str]) -> None:
     config = P2P | {"name": "lan", "hwaddr": "00:16:3e:00:00:01", "host_name": "h0", "mtu": "1400"}
     run = await devices.load("eth0", config).start(host())
-    assert run.lxc == [
-        ("lxc.net.{nic}.type", "veth"),
-        ("lxc.net.{nic}.flags", "up"),
-        ("lxc.net.{nic}.name", "lan"),
-        ("lxc.net.{nic}.hwaddr", "00:16:3e:00:00:01"),
-        ("lxc.net.{nic}.veth.pair", "h0"),
-        ("lxc.net.{nic}.mtu", "1400"),
-    ]
+    assert run.nics == [veth.Pair("h0", "lan", "00:16:3e:00:00:01", 1400)]
     assert run.volatile == {"host_name": "h0"}
 
 
 async def test_start_takes_what_volatile_keeps(interfaces: set[str]) -> None:
     kept = {"volatile.eth0.hwaddr": "00:16:3e:00:00:02", "volatile.eth0.name": "eth7"}
     run = await devices.load("eth0", P2P).start(host(kept))
-    lines = dict(run.lxc)
-    assert lines["lxc.net.{nic}.hwaddr"] == "00:16:3e:00:00:02"
-    assert lines["lxc.net.{nic}.name"] == "eth7"
+    (pair,) = run.nics
+    assert (pair.mac, pair.name, pair.mtu) == ("00:16:3e:00:00:02", "eth7", None)
     assert re.fullmatch("veth[0-9a-f]{8}", run.volatile["host_name"])
-    assert "lxc.net.{nic}.mtu" not in lines
 
 
 async def test_a_host_name_that_is_taken(interfaces: set[str]) -> None:
@@ -353,20 +354,18 @@ async def test_a_killed_containers_interface_goes_before_its_end(interfaces: set
 
 
 async def test_a_port_of_a_network(interfaces: set[str]) -> None:
-    networks = Networks()
-    here = replace(host(pid=1), networks=networks)
+    networks = FakePorts()
+    here = replace(host(pid=1), ports=networks)
     config = NET | {"hwaddr": "00:16:3e:00:00:01", "ipv4.address": "10.0.0.9", "name": "lan"}
     run = await devices.load("eth0", config).start(here)
-    assert ("lxc.net.{nic}.link", "br0") in run.lxc
+    assert [pair.bridge for pair in run.nics] == ["br0"]
     assert networks.asked == [("00:16:3e:00:00:01", "10.0.0.9")]
     with pytest.raises(InvalidConfig, match="does not exist"):
         await devices.load("eth0", NET | {"network": "br9"}).start(here)
     parent = {"type": "nic", "nictype": "bridged", "parent": "host0"}
     run = await devices.load("eth0", parent).start(here)
-    assert ("lxc.net.{nic}.link", "host0") in run.lxc
+    assert [pair.bridge for pair in run.nics] == ["host0"]
     assert len(networks.asked) == 1
-    with pytest.raises(HostError, match="no networks"):
-        await devices.load("eth0", NET).start(host())
     # A new static address of a running instance is settled as at a start; that of a stopped one is not.
     moved = devices.load("eth0", config | {"ipv4.address": "10.0.0.10"})
     await moved.update(here, config)
@@ -381,7 +380,7 @@ async def test_an_attached_port_has_the_bridge_and_its_mtu(
 ) -> None:
     pairs: list[veth.Pair] = []
     monkeypatch.setattr(veth, "create", lambda pair, pid: pairs.append(pair))
-    await devices.load("eth0", NET | mtu).attach(replace(host(pid=1), networks=Networks()))
+    await devices.load("eth0", NET | mtu).attach(host(pid=1))
     assert [(pair.bridge, pair.mtu) for pair in pairs] == [("br0", expected)]
 
 

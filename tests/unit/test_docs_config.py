@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.server_keys import SERVER_KEYS
+from utsuwa.devices import DEVICE_TYPES
 from utsuwa.devices.disk import InstanceFolder, RootDisk
 from utsuwa.devices.nic import BridgedNic
 from utsuwa.networks.drivers.bridge.keys import BRIDGE_KEYS
@@ -27,6 +28,13 @@ def documented(heading: str) -> set[str]:
     """The keys in the first column of the table below a heading."""
     below = PAGE.read_text().split(f"\n{heading}\n")[1]
     return set(re.findall(r"(?m)^\| `([^`]+)` \|", re.split(r"\n##+ ", below)[0]))
+
+
+def test_each_type_of_device_is_documented() -> None:
+    for kind in DEVICE_TYPES:
+        names = {key.name for table in kind.tables.values() for key in table.keys if key.in_force}
+        if names:
+            assert names <= documented(f"### {kind.name}"), kind.name
 
 
 def test_each_key_in_force_is_documented() -> None:

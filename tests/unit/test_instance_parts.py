@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.devices import FakePorts, FakeVolume
 from utsuwa import devices
 from utsuwa.core.config_keys import KeyTable
 from utsuwa.core.errors import InvalidConfig, InvalidName, InvalidRequest, NotSupportedYet
@@ -18,6 +19,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
+from utsuwa.host.network.veth import Pair
 from utsuwa.instances.lifecycle import create, device_steps, end, signals, update
 from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status
 from utsuwa.wire.instances import InstanceSource, InstancesPost
@@ -38,7 +40,7 @@ class Recorder(Device):
         if self.fail == f"{step} {self.name}":
             raise InvalidConfig(f"{step} {self.name} failed")
         self.log.append(f"{step} {self.name}")
-        return RunConfig(lxc=[("lxc.net.{nic}.name", self.name)], volatile={"seen": step})
+        return RunConfig(nics=[Pair("h", self.name, "")], volatile={"seen": step})
 
     def validate(self) -> None:
         return None
@@ -70,7 +72,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def host(of: Devices) -> DeviceHost:
-    return DeviceHost("default", "c1", "c1", {}, IdMap(), Path("/nowhere"), 1, of)
+    nowhere = Path("/nowhere")
+    ports, volume = FakePorts(), FakeVolume(nowhere)
+    return DeviceHost("default", "c1", "c1", {}, IdMap(), nowhere, 1, of, ports=ports, volume=volume)
 
 
 def with_speed(speed: str, **more: str) -> dict[str, str]:
@@ -82,7 +86,7 @@ async def test_devices_start_in_order_and_number_their_interfaces(log: list[str]
         steps = await device_steps.start_all(host({"b": with_speed("1"), "a": with_speed("1")}), undo)
         undo.keep()
     assert log == ["start a", "start b"]
-    assert steps.lxc == [("lxc.net.0.name", "a"), ("lxc.net.1.name", "b")]
+    assert [nic.name for nic in steps.nics] == ["a", "b"]
     assert steps.volatile == {"volatile.a.seen": "start", "volatile.b.seen": "start"}
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.scope import Policy
+from utsuwa.devices import BindMount
 from utsuwa.host.lxcentries import mount_entry
+from utsuwa.host.network import veth
 from utsuwa.instances.confinement import lxcconf
 from utsuwa.instances.confinement.lxcconf import ContainerSpec, HostFacts
 
@@ -119,12 +121,30 @@ def test_settings_that_cannot_stand_there(config: dict[str, str]) -> None:
 
 def test_devices_and_confinement() -> None:
     found = lines(
-        devices=[("lxc.net.0.type", "veth"), ("lxc.net.0.name", "eth0")],
+        nics=[veth.Pair("h0", "eth0", "00:16:3e:00:00:01", 1400), veth.Pair("h1", "lan", "x", bridge="br0")],
+        mounts=[BindMount(Path("/srv/a b"), "/data/"), BindMount(Path("/srv"), "/ro", read_only=True)],
+        read_only_root=True,
         apparmor=[("lxc.apparmor.profile", "p//&:p:")],
         seccomp=Path("/state/security/seccomp/c1"),
     )
     assert "lxc.net.0.type = empty" not in found
-    assert "lxc.net.0.name = eth0" in found
+    assert [line for line in found if line.startswith("lxc.net.")] == [
+        "lxc.net.0.type = veth",
+        "lxc.net.0.flags = up",
+        "lxc.net.0.name = eth0",
+        "lxc.net.0.hwaddr = 00:16:3e:00:00:01",
+        "lxc.net.0.veth.pair = h0",
+        "lxc.net.0.mtu = 1400",
+        "lxc.net.1.type = veth",
+        "lxc.net.1.flags = up",
+        "lxc.net.1.name = lan",
+        "lxc.net.1.hwaddr = x",
+        "lxc.net.1.veth.pair = h1",
+        "lxc.net.1.link = br0",
+    ]
+    assert r"lxc.mount.entry = /srv/a\040b data none bind 0 0" in found
+    assert "lxc.mount.entry = /srv ro none bind,ro 0 0" in found
+    assert "lxc.rootfs.options = ro" in found
     assert "lxc.apparmor.profile = p//&:p:" in found
     assert "lxc.seccomp.profile = /state/security/seccomp/c1" in found
     # its own policy namespace is administered from inside
@@ -223,14 +243,14 @@ def test_raw_lxc_where_all_are_unprivileged() -> None:
 def test_no_value_brings_a_line_of_its_own(name: str, value: str, other: str, raw: str) -> None:
     config = {f"environment.n{name}": value, "environment.B": other, "raw.lxc": raw}
     try:
-        text = lxcconf.build(replace(SPEC, config=config, devices=[("lxc.net.0.name", other)]))
+        text = lxcconf.build(replace(SPEC, config=config, nics=[veth.Pair("h", other, "x")]))
     except InvalidConfig:
         return
     assert all(c == "\n" or c == "\t" or (ord(c) >= 32 and ord(c) != 127) for c in text)
     raw_lines = sum(
         1 for part in raw.split("\n") if part.strip(" \t") and not part.strip(" \t").startswith("#")
     )
-    plain = len(lxcconf.build(replace(SPEC, devices=[("lxc.net.0.name", "x")])).split("\n"))
+    plain = len(lxcconf.build(replace(SPEC, nics=[veth.Pair("h", "x", "x")])).split("\n"))
     assert len(text.split("\n")) == plain + 2 + raw_lines
     assert all(line.startswith("lxc.") for line in text.split("\n")[:-1])
 

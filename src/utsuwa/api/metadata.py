@@ -11,8 +11,7 @@ from utsuwa.core.config_keys import ConfigKey
 from utsuwa.core.instance_keys import INSTANCE_KEY_GROUPS
 from utsuwa.core.project_keys import PROJECT_KEY_GROUPS
 from utsuwa.core.server_keys import LOCAL_KEYS, SERVER_KEY_GROUPS
-from utsuwa.devices.disk import RootDisk
-from utsuwa.devices.nic import BridgedNic, P2PNic
+from utsuwa.devices import DEVICE_TYPES
 from utsuwa.networks.drivers import NETWORK_TYPES
 from utsuwa.storage.drivers import DRIVERS
 
@@ -32,11 +31,7 @@ def configuration() -> dict[str, Any]:
             "project": _groups(PROJECT_KEY_GROUPS),
             "server": _groups(SERVER_KEY_GROUPS, scoped=True),
             "devices": _groups(
-                {
-                    "disk": RootDisk.keys.keys,
-                    "nic_bridged": BridgedNic.keys.keys,
-                    "nic_p2p": P2PNic.keys.keys,
-                }
+                {group: table.keys for kind in DEVICE_TYPES for group, table in kind.tables.items()}
             ),
             **{f"network_{kind.name}": _groups({"common": kind.keys.keys}) for kind in NETWORK_TYPES},
             **{

@@ -6,29 +6,31 @@ from collections.abc import Mapping
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_object_name
-from utsuwa.devices.base import Device, DeviceFactory, DeviceHost, RunConfig
-from utsuwa.devices.disk import is_root_disk, load_disk
-from utsuwa.devices.nic import check_free_inside, load_nic
-from utsuwa.devices.none import NoDevice
+from utsuwa.devices.base import BindMount, Device, DeviceHost, DeviceType, OwnVolume, Ports, RunConfig
+from utsuwa.devices.disk import DISK, is_root_disk
+from utsuwa.devices.nic import NIC, check_free_inside
+from utsuwa.devices.none import NONE
 
 __all__ = [
+    "DEVICE_TYPES",
+    "BindMount",
     "Device",
     "DeviceHost",
     "Devices",
+    "OwnVolume",
+    "Ports",
     "RunConfig",
     "check_devices",
     "check_free_inside",
     "load",
+    "ordered",
     "root_disk",
 ]
 
 Devices = Mapping[str, Mapping[str, str]]
 
-DRIVERS: Mapping[str, DeviceFactory] = {
-    "disk": load_disk,
-    "nic": load_nic,
-    "none": lambda name, config, instance: NoDevice(name, config, instance=instance),
-}
+DEVICE_TYPES: tuple[DeviceType, ...] = (DISK, NIC, NONE)
+_BY_NAME = {kind.name: kind for kind in DEVICE_TYPES}
 
 LATER = frozenset(
     {
@@ -52,14 +54,20 @@ def load(name: str, config: Mapping[str, str], *, instance: bool = True) -> Devi
     Raises InvalidConfig for a missing or unknown type, NotSupportedYet for types of later versions.
     """
     kind = config.get("type", "")
-    driver = DRIVERS.get(kind)
-    if driver is not None:
-        return driver(name, config, instance)
+    found = _BY_NAME.get(kind)
+    if found is not None:
+        return found.load(name, config, instance)
     if kind in LATER:
         raise NotSupportedYet(f"Device {name!r}: devices of type {kind!r} are not supported yet")
     if not kind:
         raise InvalidConfig(f"Invalid device {name!r}: 'type' is required")
     raise InvalidConfig(f"Invalid device {name!r}: 'type' is {kind[:40]!r}, which is not known")
+
+
+def ordered(devices: Devices) -> list[Device]:
+    """The devices in the order in which they are started: by name, after those at a path above their own."""
+    found = [load(name, config) for name, config in devices.items()]
+    return sorted(found, key=lambda device: (device.place, device.name))
 
 
 def check_devices(devices: Devices, *, profile: bool) -> None:

@@ -1,4 +1,4 @@
-"""The contract of devices: what an instance's device does when, and what it hands to liblxc.
+"""The contract of devices: what an instance's device does when, what it may ask for, and what it adds.
 
 A device is built for one operation from its merged config and told about its instance; it keeps no
 state of its own between operations but `volatile`, which the instances manager stores. Methods run
@@ -10,14 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from utsuwa.core.config_keys import KeyTable, Validator
 from utsuwa.core.errors import InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.volumes import Volume
-from utsuwa.networks.attachments import Attachments
-from utsuwa.storage.manager import StorageManager
+from utsuwa.host.network.veth import Pair
+from utsuwa.networks.base import Uplink
+
+
+class Ports(Protocol):
+    """The daemon's networks, and the host's bridges, as devices that join them see them."""
+
+    async def uplink(self, device: str, bridge: str, managed: bool) -> Uplink | None:
+        """What a device is connected to; None for a bridge that is not the daemon's.
+
+        Raises InvalidConfig where there is no such bridge, HostError where it cannot be made.
+        """
+
+    async def settle_addresses(self, device: str, bridge: str, mac: str, config: Mapping[str, str]) -> None:
+        """Make sure that the device's static addresses are free, or that any is. Raises InvalidConfig."""
+
+
+class OwnVolume(Protocol):
+    """The instance's own volume, as devices that show parts of it see it."""
+
+    @property
+    def rootfs(self) -> Path: ...
+
+    async def mount_folder(self, name: str) -> Path:
+        """Show a folder beside the root file system through the id map, and return where."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +58,8 @@ class DeviceHost:
     """The pid of the container's init where it runs."""
     devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The instance's expanded devices: names that are taken inside the container."""
-    networks: Attachments | None = None
-    """The daemon's networks, which devices of type nic join."""
-    storage: StorageManager | None = None
-    """The daemon's pools, for devices of type disk; with it come `pool` and `volume`, the instance's own."""
-    pool: str = ""
-    volume: Volume | None = None
-
+    ports: Ports = field(kw_only=True)
+    volume: OwnVolume = field(kw_only=True)
     reserved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What `Device.reserve` has given, by device."""
 
@@ -51,12 +68,23 @@ class DeviceHost:
         return self.config.get(f"volatile.{device}.{key}", "")
 
 
+@dataclass(frozen=True)
+class BindMount:
+    """A folder of the host that the container sees; its mount point is there."""
+
+    source: Path
+    target: str
+    """The absolute path inside."""
+    read_only: bool = False
+
+
 @dataclass
 class RunConfig:
-    """What starting a device adds to the container: lines for lxc.conf, and changes of its volatile keys."""
+    """What starting a device adds to the container, and changes of its volatile keys."""
 
-    lxc: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs for lxc.conf; `{nic}` in a key is replaced by the index of the network interface."""
+    mounts: list[BindMount] = field(default_factory=list)
+    nics: list[Pair] = field(default_factory=list)
+    read_only_root: bool = False
     volatile: dict[str, str] = field(default_factory=dict)
     """Keys without `volatile.<device>.`; an empty value removes one."""
 
@@ -81,6 +109,11 @@ class Device:
         self.config = config
         self.instance = instance
         """False while the config stands in a profile, where it is not merged yet."""
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The parts of the path at which it is mounted inside: devices come after those above them."""
+        return ()
 
     def validate(self) -> None:
         """Check the merged config as a whole, the container running or not.
@@ -166,6 +199,17 @@ class Device:
 
 DeviceFactory = Callable[[str, Mapping[str, str], bool], Device]
 """Chooses the driver within a type: name, config, whether it is an instance's."""
+
+
+@dataclass(frozen=True)
+class DeviceType:
+    """A type of devices, by which it is known everywhere."""
+
+    name: str
+    """The value of `type`; `db.codes.DEVICE_TYPES` has its number."""
+    load: DeviceFactory
+    tables: Mapping[str, KeyTable] = field(default_factory=dict)
+    """The keys of its drivers, as `GET /1.0/metadata/configuration` groups them."""
 
 
 def a_name(check: Callable[[str], object]) -> Validator:

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
-from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
+from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_object_name
-from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
+from utsuwa.devices.base import BindMount, Device, DeviceHost, DeviceType, RunConfig, a_name
 from utsuwa.host.files.filetree import FileTree
-from utsuwa.host.lxcentries import mount_entry
 
 _LATER = frozenset(
     {
@@ -69,9 +68,7 @@ class RootDisk(Device):
             raise self.invalid("pool", "is required for the root disk: name a storage pool")
 
     async def start(self, host: DeviceHost) -> RunConfig:
-        if parse_bool(self.config.get("readonly", "")):
-            return RunConfig(lxc=[("lxc.rootfs.options", "ro")])
-        return RunConfig()
+        return RunConfig(read_only_root=parse_bool(self.config.get("readonly", "")))
 
 
 class InstanceFolder(Device):
@@ -100,14 +97,14 @@ class InstanceFolder(Device):
             raise self.invalid("source", why)
 
     async def start(self, host: DeviceHost) -> RunConfig:
-        if host.storage is None or host.volume is None:
-            raise HostError(f"Device {self.name!r}: this server has no storage")
-        volumes = host.storage.volumes
-        shown = await volumes.mount_folder(host.pool, host.volume, host.idmap, self._folder)
-        rootfs = volumes.folder(host.pool, host.volume) / "rootfs"
-        await asyncio.to_thread(self._make_target, rootfs, host.idmap)
-        options = "bind,ro" if parse_bool(self.config.get("readonly", "")) else "bind"
-        return RunConfig(lxc=[mount_entry(str(shown), self.config["path"].strip("/"), "none", options)])
+        shown = await host.volume.mount_folder(self._folder)
+        await asyncio.to_thread(self._make_target, host.volume.rootfs, host.idmap)
+        read_only = parse_bool(self.config.get("readonly", ""))
+        return RunConfig(mounts=[BindMount(shown, self.config["path"], read_only)])
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        return tuple(self.config.get("path", "").strip("/").split("/"))
 
     @property
     def _folder(self) -> str:
@@ -151,3 +148,6 @@ def load_disk(name: str, config: Mapping[str, str], instance: bool) -> Device:
     elif config.get("source", "").startswith(_INSTANCE):
         kind = InstanceFolder
     return kind(name, config, instance=instance)
+
+
+DISK = DeviceType("disk", load_disk, {"disk": RootDisk.keys})

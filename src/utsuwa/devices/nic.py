@@ -17,7 +17,7 @@ from utsuwa.core.names import (
 )
 from utsuwa.core.network_values import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
 from utsuwa.core.units import parse_bits
-from utsuwa.devices.base import Device, DeviceHost, RunConfig, a_name
+from utsuwa.devices.base import Device, DeviceHost, DeviceType, RunConfig, a_name
 from utsuwa.host.network import routes, traffic, veth
 from utsuwa.networks.base import Uplink
 from utsuwa.networks.ports import bridge_of, routes_of
@@ -103,18 +103,19 @@ class VethNic(Device):
         run = self.add(host)
         await self._parent(host, run)
         run.volatile["host_name"] = await self._host_name()
-        run.lxc = [
-            ("lxc.net.{nic}.type", "veth"),
-            ("lxc.net.{nic}.flags", "up"),
-            ("lxc.net.{nic}.name", self._inner_name(host, run)),
-            ("lxc.net.{nic}.hwaddr", self._mac(host, run)),
-            ("lxc.net.{nic}.veth.pair", run.volatile["host_name"]),
-        ]
-        if bridge_of({**self.config, "type": "nic"}):
-            run.lxc.append(("lxc.net.{nic}.link", bridge_of({**self.config, "type": "nic"})))
-        if self.config.get("mtu"):
-            run.lxc.append(("lxc.net.{nic}.mtu", self.config["mtu"]))
+        run.nics.append(self._pair(host, run))
         return run
+
+    def _pair(self, host: DeviceHost, run: RunConfig, parent: Uplink | None = None) -> veth.Pair:
+        """What is made for it; without an MTU of its own it gets that of `parent`."""
+        mtu = self.config.get("mtu")
+        return veth.Pair(
+            host_name=run.volatile["host_name"],
+            name=self._inner_name(host, run),
+            mac=self._mac(host, run),
+            mtu=int(mtu) if mtu else parent.mtu if parent is not None else None,
+            bridge=bridge_of({**self.config, "type": "nic"}),
+        )
 
     async def started(self, host: DeviceHost) -> None:
         host_name = host.volatile(self.name, "host_name")
@@ -130,14 +131,7 @@ class VethNic(Device):
         run = self.add(host)
         parent = await self._parent(host, run)
         run.volatile["host_name"] = await self._host_name(host.reserved.get(self.name, {}))
-        mtu = self.config.get("mtu")
-        pair = veth.Pair(
-            host_name=run.volatile["host_name"],
-            name=self._inner_name(host, run),
-            mac=self._mac(host, run),
-            mtu=int(mtu) if mtu else parent.mtu if parent is not None else None,
-            bridge=bridge_of({**self.config, "type": "nic"}),
-        )
+        pair = self._pair(host, run, parent)
         await asyncio.to_thread(veth.create, pair, host.init_pid)
         try:
             await self._limit(pair.host_name)
@@ -298,12 +292,10 @@ class BridgedNic(VethNic):
             raise self.invalid("parent", "is required: name a bridge of the host, or set 'network'")
 
     async def _parent(self, host: DeviceHost, run: RunConfig) -> Uplink | None:
-        if host.networks is None:
-            raise HostError(f"Device {self.name!r}: this server has no networks")
         bridge = self.config.get("network") or self.config["parent"]
-        uplink = await host.networks.uplink(self.name, bridge, bool(self.config.get("network")))
+        uplink = await host.ports.uplink(self.name, bridge, bool(self.config.get("network")))
         if uplink is not None:
-            await host.networks.settle_addresses(self.name, bridge, self._mac(host, run).lower(), self.config)
+            await host.ports.settle_addresses(self.name, bridge, self._mac(host, run).lower(), self.config)
         return uplink
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
@@ -383,3 +375,6 @@ def check_free_inside(host: DeviceHost, old: Mapping[str, Mapping[str, str]]) ->
 
 def _stays(name: str, config: Mapping[str, str], old: Mapping[str, Mapping[str, str]]) -> bool:
     return name in old and load_nic(name, config, True).changes_in_place(old[name])
+
+
+NIC = DeviceType("nic", load_nic, {"nic_bridged": BridgedNic.keys, "nic_p2p": P2PNic.keys})

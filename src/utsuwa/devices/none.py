@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utsuwa.core.config_keys import KeyTable
-from utsuwa.devices.base import Device, DeviceHost, RunConfig
+from utsuwa.devices.base import Device, DeviceHost, DeviceType, RunConfig
 
 
 class NoDevice(Device):
@@ -14,3 +14,6 @@ class NoDevice(Device):
 
     async def detach(self, host: DeviceHost) -> RunConfig:
         return RunConfig()
+
+
+NONE = DeviceType("none", lambda name, config, instance: NoDevice(name, config, instance=instance))

@@ -42,7 +42,7 @@ def idmap_of(config: Mapping[str, str], key: str) -> IdMap:
 async def reserve(ctx: Context, instance: Loaded) -> dict[str, str]:
     """The volatile keys of a new instance; call with `allocations` held until its row is stored."""
     chosen = await choose_idmap(ctx, instance)
-    host = device_steps.host_of(ctx.paths, instance, IdMap())
+    host = device_steps.host_of(ctx, instance, IdMap())
     added = {key: value for key, value in device_steps.add_all(host).items() if value is not None}
     return {**chosen, "volatile.last_state.idmap": "[]", **added}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.scope import Policy
+from utsuwa.devices import BindMount
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.lxcentries import mount_entry
+from utsuwa.host.network import veth
 
 Pair = tuple[str, str]
 
@@ -60,8 +62,9 @@ class ContainerSpec:
     host: HostFacts = HostFacts()
     nodes: Sequence[tuple[Path, str]] = ()
     """Device nodes with their places inside."""
-    devices: Sequence[Pair] = ()
-    """Lines of the devices, numbers of network interfaces filled in."""
+    mounts: Sequence[BindMount] = ()
+    nics: Sequence[veth.Pair] = ()
+    read_only_root: bool = False
     limits: Sequence[Pair] = ()
     """Lines `lxc.cgroup.*` and `lxc.cgroup2.*` that hold what the instance may use."""
     apparmor: Sequence[Pair] = ()
@@ -79,8 +82,8 @@ def build(spec: ContainerSpec) -> str:
         spec.limits,
         _limits(spec.config),
         _environment(spec.config),
-        spec.devices,
-        _no_network(spec.devices),
+        _device_mounts(spec),
+        _network(spec.nics),
         _hooks(spec),
     )
     text = "".join(line(key, value) for part in parts for key, value in part)
@@ -256,10 +259,29 @@ def _environment(config: Mapping[str, str]) -> Iterator[Pair]:
             yield "lxc.environment", f"{name}={value}"
 
 
-def _no_network(devices: Iterable[Pair]) -> Iterator[Pair]:
+def _device_mounts(spec: ContainerSpec) -> Iterator[Pair]:
+    if spec.read_only_root:
+        yield "lxc.rootfs.options", "ro"
+    for mount in spec.mounts:
+        options = "bind,ro" if mount.read_only else "bind"
+        yield mount_entry(str(mount.source), mount.target.strip("/"), "none", options)
+
+
+def _network(nics: Sequence[veth.Pair]) -> Iterator[Pair]:
     """Without an interface liblxc would share the host's network: an empty one keeps it apart."""
-    if not any(key.startswith("lxc.net.") for key, _ in devices):
+    if not nics:
         yield "lxc.net.0.type", "empty"
+    for number, nic in enumerate(nics):
+        key = f"lxc.net.{number}"
+        yield f"{key}.type", "veth"
+        yield f"{key}.flags", "up"
+        yield f"{key}.name", nic.name
+        yield f"{key}.hwaddr", nic.mac
+        yield f"{key}.veth.pair", nic.host_name
+        if nic.bridge:
+            yield f"{key}.link", nic.bridge
+        if nic.mtu is not None:
+            yield f"{key}.mtu", str(nic.mtu)
 
 
 def _hooks(spec: ContainerSpec) -> Iterator[Pair]:

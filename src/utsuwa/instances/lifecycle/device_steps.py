@@ -14,9 +14,10 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.db.device_changes import Changes, DeviceChange
-from utsuwa.devices import Device, DeviceHost, RunConfig
+from utsuwa.devices import BindMount, Device, DeviceHost, RunConfig
+from utsuwa.host.network.veth import Pair
+from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded
-from utsuwa.networks.attachments import Attachments
 from utsuwa.storage.manager import StorageManager
 
 log = logging.getLogger(__name__)
@@ -26,18 +27,17 @@ Devices = Mapping[str, Mapping[str, str]]
 
 @dataclass
 class Steps:
-    """What the devices gave: lines for lxc.conf, and volatile changes by their whole key (None removes)."""
+    """What the devices gave, and volatile changes by their whole key (None removes)."""
 
-    lxc: list[tuple[str, str]] = field(default_factory=list)
+    mounts: list[BindMount] = field(default_factory=list)
+    nics: list[Pair] = field(default_factory=list)
+    read_only_root: bool = False
     volatile: dict[str, str | None] = field(default_factory=dict)
-    nics: int = 0
 
     def take(self, device: str, run: RunConfig) -> None:
-        if any("{nic}" in key for key, _ in run.lxc):
-            self.lxc.extend((key.replace("{nic}", str(self.nics)), value) for key, value in run.lxc)
-            self.nics += 1
-        else:
-            self.lxc.extend(run.lxc)
+        self.mounts += run.mounts
+        self.nics += run.nics
+        self.read_only_root |= run.read_only_root
         for key, value in run.volatile.items():
             self.volatile[f"volatile.{device}.{key}"] = value or None
 
@@ -57,28 +57,35 @@ def changed_over(config: Mapping[str, str], changes: Mapping[str, str | None]) -
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def host_of(
-    paths: StatePaths,
-    instance: Loaded,
-    idmap: IdMap,
-    init_pid: int | None = None,
-    networks: Attachments | None = None,
-    storage: StorageManager | None = None,
-) -> DeviceHost:
-    """`networks` is needed by what starts or attaches devices, `storage` by what starts them."""
+@dataclass(frozen=True)
+class _Volume:
+    """An instance's own volume, for its devices."""
+
+    storage: StorageManager
+    instance: Loaded
+    idmap: IdMap
+
+    @property
+    def rootfs(self) -> Path:
+        return self.storage.volumes.folder(self.instance.pool, self.instance.volume) / "rootfs"
+
+    async def mount_folder(self, name: str) -> Path:
+        volumes, instance = self.storage.volumes, self.instance
+        return await volumes.mount_folder(instance.pool, instance.volume, self.idmap, name)
+
+
+def host_of(ctx: Context, instance: Loaded, idmap: IdMap, init_pid: int | None = None) -> DeviceHost:
     return DeviceHost(
         project=instance.project,
         instance=instance.name,
         storage_name=instance.storage_name,
         config=instance.expanded_config,
         idmap=idmap,
-        devices_path=devices_path(paths, instance.storage_name),
+        devices_path=devices_path(ctx.paths, instance.storage_name),
         init_pid=init_pid,
         devices=instance.expanded_devices,
-        networks=networks,
-        storage=storage,
-        pool=instance.pool if storage else "",
-        volume=instance.volume if storage else None,
+        ports=ctx.networks,
+        volume=_Volume(ctx.storage, instance, idmap),
     )
 
 
@@ -86,28 +93,24 @@ def devices_path(paths: StatePaths, storage_name: str) -> Path:
     return paths.devices / storage_name
 
 
-def _ordered(devices: Devices) -> list[Device]:
-    return [device_types.load(name, devices[name]) for name in sorted(devices)]
-
-
 def add_all(host: DeviceHost) -> dict[str, str | None]:
     """Volatile keys of devices that belong to the instance from now on (MAC addresses)."""
     steps = Steps()
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         steps.take(device.name, device.add(replace(host, config=steps.config_over(host.config))))
     return steps.volatile
 
 
 async def check_all(host: DeviceHost) -> None:
     """Raise what `start_all` would, as far as devices can tell without starting; the container may run."""
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         await device.check_start(host)
 
 
 async def start_all(host: DeviceHost, undo: Rollback) -> Steps:
     """Prepare every device; what was started is stopped again when `undo` runs."""
     steps = Steps()
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         now = replace(host, config=steps.config_over(host.config))
         steps.take(device.name, await device.start(now))
         undo.push(device.stop, replace(host, config=steps.config_over(host.config)))
@@ -118,13 +121,13 @@ async def started_all(host: DeviceHost, steps: Steps) -> None:
     """Finish what `start_all` began; the container runs (`host.init_pid` is set)."""
     now = replace(host, config=steps.config_over(host.config))
     faults.point("container started")
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         await device.started(now)
 
 
 async def killed_all(host: DeviceHost) -> None:
     """Tell every device that the container was killed; `stop_all` comes when it has ended."""
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         try:
             await device.killed(host)
         except Exception:
@@ -135,7 +138,7 @@ async def killed_all(host: DeviceHost) -> None:
 async def stop_all(host: DeviceHost) -> dict[str, str | None]:
     """Clean up after every device; a failure of one is logged and does not keep the others."""
     steps = Steps()
-    for device in reversed(_ordered(host.devices)):
+    for device in reversed(device_types.ordered(host.devices)):
         try:
             steps.take(device.name, await device.stop(host))
         except Exception:
@@ -190,7 +193,7 @@ async def change_running(
     """
     steps = Steps()
     old_host = replace(host, devices=old)
-    for device in reversed(_ordered(old)):
+    for device in reversed(device_types.ordered(old)):
         name = device.name
         if name not in changes or in_place(name, old[name], changes[name].after):
             continue
@@ -198,7 +201,7 @@ async def change_running(
         steps.take(name, await device.detach(old_host))
         undo.push(_attach_again, device, replace(old_host, config=before))
     new_host = replace(host, devices=new, reserved={name: c.reserved for name, c in changes.items()})
-    for device in _ordered(new):
+    for device in device_types.ordered(new):
         name = device.name
         if name not in changes:
             continue
@@ -247,7 +250,7 @@ async def _undo_one(host: DeviceHost, name: str, change: DeviceChange) -> None:
 
 async def started_again(host: DeviceHost) -> None:
     """As `started_all` for a container that was found running: its daemon may have died before that."""
-    for device in _ordered(host.devices):
+    for device in device_types.ordered(host.devices):
         try:
             await device.started(host)
         except Exception:

@@ -215,7 +215,7 @@ async def clean_up(
 ) -> None:
     """Stop the devices that the container had and store their volatile changes with `changes`."""
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
-    host = device_steps.host_of(ctx.paths, instance, idmap)
+    host = device_steps.host_of(ctx, instance, idmap)
     changes.update(await device_steps.stop_all(device_steps.with_devices(host, devices)))
     await ctx.patch_config(instance.row.id, changes)
 

@@ -138,7 +138,7 @@ async def _put_devices_right(ctx: Context, instance: Loaded, pid: int | None) ->
     Without a `pid` the container has ended.
     """
     idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
-    host = device_steps.host_of(ctx.paths, instance, idmap, pid, ctx.networks)
+    host = device_steps.host_of(ctx, instance, idmap, pid)
     changes = device_changes.read(instance.row.config)
     if changes:
         log.info("taking back a change of the devices of instance %r that was cut off", instance.name)

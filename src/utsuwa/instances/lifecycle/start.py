@@ -74,7 +74,7 @@ async def check_again(ctx: Context, project: str, name: str) -> None:
         if limits.limited(instance.expanded_config):
             limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.look_at_host))
         idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
-        host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks, storage=ctx.storage)
+        host = device_steps.host_of(ctx, instance, idmap)
         await device_steps.check_all(host)
         await check_by_liblxc(ctx, instance)
     except UtsuwaError as error:
@@ -103,7 +103,7 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
     undo.push(ctx.storage.volumes.unmount, instance.pool, instance.volume)  # or cancelled in mid-mount
     rootfs = await ctx.storage.volumes.mount(instance.pool, instance.volume, idmap)
     await _apply_templates(ctx, instance, rootfs, idmap)
-    host = device_steps.host_of(ctx.paths, instance, idmap, networks=ctx.networks, storage=ctx.storage)
+    host = device_steps.host_of(ctx, instance, idmap)
     steps = await device_steps.start_all(host, undo)
     undo.push(confinement.remove, ctx, instance)
     lines, cpus = await _limits(ctx, instance)
@@ -117,7 +117,9 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         console_log=paths.console,
         post_stop=ctx.paths.post_stop,
         target=paths.target,
-        devices=steps.lxc,
+        mounts=steps.mounts,
+        nics=steps.nics,
+        read_only_root=steps.read_only_root,
         limits=lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
     )

@@ -138,7 +138,7 @@ async def _hasten(ctx: Context, container: Running) -> None:
         await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
     except OSError:  # such as a full disk
         return
-    host = device_steps.host_of(ctx.paths, instance, container.idmap)
+    host = device_steps.host_of(ctx, instance, container.idmap)
     await device_steps.killed_all(device_steps.with_devices(host, container.devices))
 
 

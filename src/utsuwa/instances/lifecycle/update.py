@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, replace
 
 from utsuwa import devices as device_types
@@ -142,25 +149,28 @@ class Plan:
     instances: Sequence[tuple[Loaded, Loaded]]
     devices: Mapping[int, Changes]
     """What becomes of devices, by the id of the instance's row."""
+    named: bool
+    """Whether an error has to name its instance, which the caller did not."""
+
+    def naming(self, instance: Loaded) -> AbstractContextManager[None]:
+        return _naming(instance) if self.named else nullcontext()
 
 
 async def _reserve(
     ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
 ) -> Plan:
-    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig.
-
-    `named` says whether an error has to name its instance, which the caller did not.
-    """
+    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig."""
     await allocations.check(ctx, [new for _, new in instances])
-    devices = {}
+    devices: dict[int, Changes] = {}
+    plan = Plan(instances, devices, named)
     for old, new in instances:
         if old.expanded_devices != new.expanded_devices:
-            with _naming(old) if named else nullcontext():
+            with plan.naming(old):
                 devices[old.row.id] = await _planned(ctx, old, new)
     if devices:
         undo.push(ctx.database.write, "change taken back", device_changes.forget, list(devices))
         await ctx.database.begin("change begins", device_changes.note, devices)
-    return Plan(instances, devices)
+    return plan
 
 
 async def _planned(ctx: Context, old: Loaded, new: Loaded) -> Changes:
@@ -170,12 +180,12 @@ async def _planned(ctx: Context, old: Loaded, new: Loaded) -> Changes:
     return await device_steps.plan_change(host, before, new.expanded_devices, running=running is not None)
 
 
-async def _act(ctx: Context, plan: Plan, undo: Rollback, *, named: bool = False) -> list[Loaded]:
-    """Bring the host to what is planned, after which the CPUs are handed out anew; `named` as above."""
+async def _act(ctx: Context, plan: Plan, undo: Rollback) -> list[Loaded]:
+    """Bring the host to what is planned, after which the CPUs are handed out anew."""
     undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
     changed = []
     for old, new in plan.instances:
-        with _naming(old) if named else nullcontext():
+        with plan.naming(old):
             changed.append(await _change(ctx, old, new, plan.devices.get(old.row.id, {}), undo))
     await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
     return changed
@@ -185,7 +195,8 @@ async def _store(ctx: Context, plan: Plan, changed: Sequence[Loaded]) -> None:
     """Store all of them in one transaction, each with the id map of its next start."""
     rows = []
     for (old, _), new in zip(plan.instances, changed, strict=True):
-        config = {**new.row.config, **await identity.after_change(ctx, old, new)}
+        with plan.naming(old):
+            config = {**new.row.config, **await identity.after_change(ctx, old, new)}
         rows.append(replace(new.row, config=config))
     await ctx.database.write("update instance", _update_all, rows)
     for new in changed:
@@ -222,7 +233,7 @@ async def _change(ctx: Context, old: Loaded, new: Loaded, changes: Changes, undo
 def _host(ctx: Context, old: Loaded, new: Loaded, running: Running | None) -> DeviceHost:
     idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
     init_pid = running.init_pid if running else None
-    return device_steps.host_of(ctx.paths, new, idmap, init_pid, ctx.networks)
+    return device_steps.host_of(ctx, new, idmap, init_pid)
 
 
 def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
@@ -230,7 +241,7 @@ def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
     _refuse_root_move(old, new)
     running = ctx.runtime.get(old.key)
     if running is not None and new.expanded_devices != running.devices:
-        host = device_steps.host_of(ctx.paths, new, running.idmap)
+        host = device_steps.host_of(ctx, new, running.idmap)
         device_types.check_free_inside(host, running.devices)
 
 
@@ -312,7 +323,7 @@ class ProfileFollower:
             wanted.append(after)
         async with allocations.hold(ctx):
             plan = await _reserve(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
-        changed = await _act(ctx, plan, undo, named=True)
+        changed = await _act(ctx, plan, undo)
         async with allocations.hold(ctx):
             await _store(ctx, plan, changed)
         undo.push(self._store_again, users)

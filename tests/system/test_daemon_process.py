@@ -170,7 +170,7 @@ def test_shutdown_returns_when_the_daemon_is_gone(bare_daemon: Daemon) -> None:
 def test_shutdown_without_a_daemon_says_so(stopped_daemon: Daemon) -> None:
     ended = utsuwad(stopped_daemon, "shutdown")
     assert ended.returncode == 1
-    assert f"No daemon runs on {stopped_daemon.dir}" in ended.stderr
+    assert f"No daemon is running on {stopped_daemon.dir}" in ended.stderr
 
 
 def test_shutdown_stops_containers_and_a_start_brings_them_back(daemon: Daemon, busybox_image: Image) -> None:
@@ -260,7 +260,7 @@ def test_a_log_file_that_cannot_be_is_told(stopped_daemon: Daemon, tmp_path: Pat
 def test_what_is_not_there_yet_says_so(stopped_daemon: Daemon) -> None:
     ended = utsuwad(stopped_daemon, "recover", "--auto")
     assert ended.returncode == 1
-    assert "`utsuwad recover` is not in this version" in ended.stderr
+    assert "`utsuwad recover` is not supported yet" in ended.stderr
 
 
 def test_version_and_empty_arguments(stopped_daemon: Daemon) -> None:

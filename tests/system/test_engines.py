@@ -158,7 +158,7 @@ def test_a_daemon_that_waits_for_its_database_ends_when_told(
     remote_daemon.start(wait=False)
     until(remote_daemon.socket.exists, 30)
     assert remote_daemon.stop() == 1
-    assert "told to end before the database was there" in remote_daemon.log_tail()
+    assert "stopped before the database was available" in remote_daemon.log_tail()
     assert not remote_daemon.socket.exists()
     own_server.start()
     remote_daemon.start()

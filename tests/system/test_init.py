@@ -82,14 +82,14 @@ def test_auto_with_address_and_password_opens_the_listener(bare_daemon: Daemon) 
     assert accepts(port)
     assert bare_daemon.get("/1.0/storage-pools/default")["driver"] == "dir"
     again = init(bare_daemon, "--auto", "--storage-backend", "dir", code=1)
-    assert "There is a storage pool already (default)" in again.stderr
+    assert "A storage pool already exists (default)" in again.stderr
 
 
 def test_a_refused_option_changes_nothing(bare_daemon: Daemon) -> None:
     before = everything(bare_daemon)
     for options, reason in (
         (("--auto", "--preseed"), "--auto and --preseed cannot be used together"),
-        (("--auto", "--storage-backend", "btrfs"), "no storage driver 'btrfs'"),
+        (("--auto", "--storage-backend", "btrfs"), "storage driver 'btrfs' is not supported yet"),
         (("--auto", "--storage-create-loop", "5"), "a file system of their own"),
     ):
         assert reason in init(bare_daemon, *options, code=1).stderr
@@ -171,8 +171,8 @@ def test_a_port_that_is_taken_undoes_all(bare_daemon: Daemon, bridge: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as server:
         text = PRESEED.format(port=server.getsockname()[1], bridge=bridge)
         ended = init(bare_daemon, "--preseed", input=text, code=1)
-    assert "Cannot change the server's config: Cannot listen" in ended.stderr
-    assert ended.stderr.endswith("Everything is as it was before\n")
+    assert "Cannot change the server config: Cannot listen" in ended.stderr
+    assert ended.stderr.endswith("All changes were reverted\n")
     assert everything(bare_daemon) == before
 
 
@@ -210,7 +210,7 @@ def test_an_interrupt_leaves_nothing(bare_daemon: Daemon) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    assert process.stderr.read() == "utsuwad: Interrupted. Everything is as it was before\n"
+    assert process.stderr.read() == "utsuwad: Interrupted. All changes were reverted\n"
     assert process.wait(30) == 1
     process.stderr.close()
     assert everything(bare_daemon) == before
@@ -371,5 +371,5 @@ def test_questions_answered_by_lines(bare_daemon: Daemon) -> None:
 
 def test_without_a_daemon_it_says_so(make_daemon: type[Daemon]) -> None:
     daemon = make_daemon()
-    assert "No daemon answers at" in init(daemon, "--auto", code=1).stderr
+    assert "No daemon responds at" in init(daemon, "--auto", code=1).stderr
     assert daemon.close() == []

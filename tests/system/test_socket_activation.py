@@ -39,8 +39,8 @@ class Activator:
         if wait:
             self.daemon.wait_ready()
 
-    def run(self, handed_over: socket.socket) -> subprocess.Popen[bytes]:
-        number = handed_over.fileno()
+    def run(self, passed_socket: socket.socket) -> subprocess.Popen[bytes]:
+        number = passed_socket.fileno()
         with self.daemon.log.open("ab") as log:
             return subprocess.Popen(
                 [
@@ -135,7 +135,7 @@ def test_shutdown_ends_the_daemon_and_wakes_no_other(activator: Activator) -> No
     daemon.process = None
     again = utsuwad(daemon, "shutdown", "--timeout", "20")
     assert again.returncode == 1
-    assert f"No daemon runs on {daemon.dir}" in again.stderr
+    assert f"No daemon is running on {daemon.dir}" in again.stderr
     assert daemon.socket.exists()
     assert not activator.asked
 

@@ -11,7 +11,7 @@ import pytest
 
 from utsuwa.core.errors import HostError
 from utsuwa.daemon import check
-from utsuwa.daemon.check import as_json, as_table, judge
+from utsuwa.daemon.check import as_json, as_table, evaluate
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict
 from utsuwa.host.system.kernel_limits import WANTED
 from utsuwa.host.system.probes import Facts, Mounting
@@ -44,7 +44,7 @@ USUAL = Subject(GOOD, IDS, Mode.OWN)
 
 
 def verdicts(subject: Subject) -> dict[str, Verdict]:
-    found = judge(subject)
+    found = evaluate(subject)
     assert len({verdict.name for verdict in found}) == len(found)
     return {verdict.name: verdict for verdict in found}
 
@@ -126,14 +126,14 @@ CASES = [
         "idmapped mounts of squashfs",
         "degraded",
         False,
-        "6.12 maps no ids on squashfs",
+        "6.12 cannot map ids on squashfs",
     ),
     (
         with_mounting(squashfs=False, squashfs_idmapped=False),
         "squashfs on loop devices",
         "missing",
         False,
-        "mounts no squashfs",
+        "cannot mount squashfs",
     ),
     (
         with_mounting(loop=False, squashfs=False, squashfs_idmapped=False),
@@ -142,7 +142,7 @@ CASES = [
         False,
         "no loop devices",
     ),
-    (with_facts(seccomp_actions=frozenset()), "seccomp", "missing", False, "no filters"),
+    (with_facts(seccomp_actions=frozenset()), "seccomp", "missing", False, "no system call filters"),
     (
         with_facts(seccomp_actions=frozenset(("allow",))),
         "seccomp",
@@ -154,8 +154,8 @@ CASES = [
     (replace(USUAL, apparmor=Mode.INHERIT), "AppArmor", "degraded", False, "no policy can be loaded"),
     (without("apparmor_parser"), "AppArmor", "missing", True, "not installed"),
     (with_facts(lxcfs=False), "lxcfs", "missing", False, "not mounted"),
-    (with_facts(links={"veth": False, "bridge": True}), "veth", "missing", False, "no interface"),
-    (with_facts(links={"veth": True, "bridge": False}), "bridge", "missing", False, "no interface"),
+    (with_facts(links={"veth": False, "bridge": True}), "veth", "missing", False, "cannot be created"),
+    (with_facts(links={"veth": True, "bridge": False}), "bridge", "missing", False, "cannot be created"),
     (
         with_facts(links={}, programs={k: v for k, v in PROGRAMS.items() if k != "ip"}),
         "veth and bridge",
@@ -275,7 +275,7 @@ def test_limits_that_the_kernel_does_not_have_are_not_judged() -> None:
 
 
 def test_json_and_table_say_the_same() -> None:
-    found = judge(without("lxc-start", "criu"))
+    found = evaluate(without("lxc-start", "criu"))
     shown = json.loads(as_json(found))
     assert shown["usable"] is False
     assert len(shown["requirements"]) == len(found)
@@ -291,7 +291,7 @@ def test_json_and_table_say_the_same() -> None:
     table = as_table(found)
     assert table.count("cost: ") == table.count("remedy: ") == 2
     assert table.endswith("Containers cannot run on this host: lxc-start missing.\n")
-    assert as_table(judge(without("criu"))).endswith(
+    assert as_table(evaluate(without("criu"))).endswith(
         f"Containers can run on this host; 1 of {len(found)} requirements are not met in full.\n"
     )
 
@@ -313,7 +313,7 @@ def test_the_exit_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(check, "look", lambda paths: subject)
+    monkeypatch.setattr(check, "probe", lambda paths: subject)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert check.run(json_format=True, before_install=before_install) == code
     shown = json.loads(capsys.readouterr().out)

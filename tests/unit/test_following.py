@@ -37,7 +37,7 @@ async def test_what_fails_is_tried_again_and_holds_up_nothing(caplog: pytest.Log
             await asyncio.sleep(0.01)
     await following.stop()
     assert calls[:6] == ["away", "odd", "last"] * 2
-    assert "what another member has changed is not taken over" in caplog.text
+    assert "cannot apply a change of another member" in caplog.text
 
 
 async def _set(server: ServerConfig, **values: str) -> None:

@@ -85,7 +85,7 @@ def test_a_fresh_daemon_gets_a_pool_a_bridge_and_a_profile() -> None:
 def test_what_is_there_stays_as_it_is() -> None:
     there = replace(FRESH, pools=frozenset(("p",)), networks=frozenset(("n",)))
     assert automatic(Options(minimal=True), there) == Preseed()
-    with pytest.raises(InvalidRequest, match=r"a storage pool already \(p\): leave --storage-backend out"):
+    with pytest.raises(InvalidRequest, match=r"storage pool already exists \(p\): omit --storage-backend"):
         automatic(Options(auto=True, storage_backend="dir"), there)
 
 
@@ -110,7 +110,9 @@ def test_the_chosen_backend() -> None:
     assert automatic(Options(auto=True, storage_backend="dir"), FRESH).storage_pools[0].driver == "dir"
     without_overlay = replace(FRESH, drivers=frozenset(("dir",)))
     assert automatic(Options(auto=True), without_overlay).storage_pools[0].driver == "dir"
-    with pytest.raises(NotSupportedYet, match="no storage driver 'btrfs': use one of dir, overlay"):
+    with pytest.raises(
+        NotSupportedYet, match="storage driver 'btrfs' is not supported yet: use one of dir, overlay"
+    ):
         automatic(Options(auto=True, storage_backend="btrfs"), FRESH)
     with pytest.raises(InvalidRequest, match="Unknown storage backend 'nope': use one of dir, overlay"):
         automatic(Options(auto=True, storage_backend="nope"), FRESH)

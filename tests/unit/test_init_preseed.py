@@ -63,7 +63,7 @@ def test_nothing_asked_is_nothing_done(text: str) -> None:
     [
         (
             "bad: 1\nworse: 2",
-            "unknown field 'bad', 'worse' in the preseed; it can have config",
+            "unknown field 'bad', 'worse' in the preseed; known fields are config",
         ),
         ("networks: [{name: n, bad: 1}]", r"unknown field 'bad' in entry 1 of networks \('n'\)"),
         ("profiles: [{name: a}, {nmae: b}]", "unknown field 'nmae' in entry 2 of profiles"),
@@ -79,8 +79,8 @@ def test_nothing_asked_is_nothing_done(text: str) -> None:
         ("a: [", "not valid YAML"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
         ("a: !!python/object:os.system {}", "not valid YAML"),
-        ("cluster: {enabled: true}", "does not form clusters"),
-        ("config: {core.trust_password: true}", "how a dump shows"),
+        ("cluster: {enabled: true}", "does not support clustering"),
+        ("config: {core.trust_password: true}", "placeholder of a dump"),
         ("[" * 5000, "nested too deep|not valid YAML"),
         ("x: &a 1\ny: [" + "*a, " * 101 + "]", "more than 100 aliases"),
         ("#" * (preseed.MAX_SIZE + 1), "longer than"),
@@ -229,7 +229,7 @@ def test_wherever_it_fails_all_is_as_before(failing: int) -> None:
     api.refuse = refuse
     with pytest.raises(UtsuwaError) as raised:
         apply(api, WANTED)
-    assert raised.value.message.endswith(": No. Everything is as it was before")
+    assert raised.value.message.endswith(": No. All changes were reverted")
     assert (api.objects, api.config) == (before, {})
     undone = [path for method, path in api.changes[failing:]]
     assert len(undone) == failing
@@ -249,8 +249,7 @@ def test_a_failed_undo_is_told_and_stops_no_other() -> None:
     with pytest.raises(UtsuwaError) as raised:
         apply(api, WANTED)
     assert raised.value.message == (
-        "Cannot change the server's config: bad key. "
-        "These could not be put back as they were: network 'n' (in use)"
+        "Cannot change the server config: bad key. These could not be restored: network 'n' (in use)"
     )
     assert set(api.objects) == {"/1.0/profiles/default", "/1.0/projects/default", "/1.0/networks/n"}
 
@@ -262,7 +261,7 @@ def test_an_interrupt_ends_the_step_and_takes_all_back(number: int) -> None:
     api.refuse = lambda method, path: os.kill(os.getpid(), number) if path == "/1.0/profiles" else None
     with pytest.raises(Cancelled, match="Interrupted") as raised:
         apply(api, WANTED)
-    assert raised.value.message == "Interrupted. Everything is as it was before"
+    assert raised.value.message == "Interrupted. All changes were reverted"
     assert set(api.objects) == {"/1.0/profiles/default", "/1.0/projects/default"}
     assert ("POST", "/1.0/profiles") in api.changes
     assert signal.getsignal(number) is before
@@ -286,11 +285,11 @@ def test_a_bug_takes_all_back_too() -> None:
     [
         (
             "storage_pools: [{name: p, driver: overlay}]",
-            "There is a storage pool 'p' with driver 'dir', which cannot become 'overlay'",
+            "The storage pool 'p' has driver 'dir', which cannot be changed to 'overlay'",
         ),
         (
             "networks: [{name: n, type: macvlan}]",
-            "There is a network 'n' with type 'bridge', which cannot become 'macvlan'",
+            "The network 'n' has type 'bridge', which cannot be changed to 'macvlan'",
         ),
     ],
 )
@@ -299,7 +298,7 @@ def test_what_cannot_be_changed_is_refused(text: str, reason: str) -> None:
     apply(api, parse("storage_pools: [{name: p, driver: dir}]\nnetworks: [{name: n, type: bridge}]"))
     with pytest.raises(InvalidRequest) as raised:
         apply(api, parse(text))
-    assert raised.value.message == f"{reason}. Everything is as it was before"
+    assert raised.value.message == f"{reason}. All changes were reverted"
 
 
 @pytest.mark.parametrize(
@@ -360,7 +359,7 @@ def test_a_dump_leaves_out_secrets_and_what_daemons_choose() -> None:
     api.objects["/1.0/networks/n"] = {"name": "n", "managed": True, **network}
     api.objects["/1.0/networks/eth0"] = {"name": "eth0", "managed": False, **network}
     text = dump(api, Path("/var/lib/utsuwa/storage-pools"))
-    assert text.startswith("# core.trust_password is set, and not shown")
+    assert text.startswith("# core.trust_password is set, but not shown")
     assert "project:" not in text  # LXD takes none for a profile
     found = parse(text)
     assert found.config == {"user.a": "yes"}

@@ -191,12 +191,12 @@ async def test_the_daemon_tells_of_each_limit_once(
     found = {KEYS: "160 of 200 are used"}
     monkeypatch.setattr(near_limits, "check", lambda: found)
     watch = HostWatch(lambda: True)
-    await watch.look()
-    await watch.look()
+    await watch.check()
+    await watch.check()
     assert [record.getMessage() for record in caplog.records] == [
         f"the host is near its limit {KEYS}: 160 of 200 are used: raise it before containers fail to start "
         "or to work (see utsuwad check)"
     ]
     found[INSTANCES] = "none is left"
-    await watch.look()
+    await watch.check()
     assert len(caplog.records) == 2

@@ -1,4 +1,4 @@
-"""`utsuwad activateifneeded`: for hosts where systemd holds the socket until somebody asks for it."""
+"""`utsuwad activateifneeded`: for hosts where systemd holds the socket and starts the daemon on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WAKE_SECONDS = 120.0
 
 
 def reason_to_start(paths: StatePaths) -> str | None:
-    """Why the daemon is to run although nobody asks; None where it runs already or need not."""
+    """Return why the daemon must run without a request; None if it runs already or need not."""
     if not paths.database.exists() and not paths.database_settings.exists():
         return None
     try:
@@ -62,13 +62,13 @@ def _find_reason(tx: Transaction) -> str | None:
 
 
 def wake(socket: Path) -> int:
-    """Ask at the socket, so that whoever holds it starts the daemon; gives the exit status.
+    """Send a request to the socket, so that systemd starts the daemon; return the exit status.
 
-    The answer comes from the daemon, once it has found its containers and brought up its networks.
+    The daemon responds once it has found its containers and brought up its networks.
     """
     try:
         control.ask(socket, "GET", "/1.0", _WAKE_SECONDS)
     except OSError as error:
-        sys.stderr.write(f"utsuwad: nobody holds {socket}: {error}\n")
+        sys.stderr.write(f"utsuwad: nothing listens on {socket}: {error}\n")
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""The composition root: every part is made here, in the order in which they need each other."""
+"""The composition root: creates all parts, in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -61,55 +61,55 @@ from utsuwa.wire.server import Environment
 log = logging.getLogger(__name__)
 
 UNPRIVILEGED_ONLY = parse_bool(os.environ.get("UTSUWA_UNPRIVILEGED_ONLY", ""))
-"""Whether this daemon's operator allows unprivileged instances only."""
+"""Whether this daemon only allows unprivileged instances."""
 
 _DATABASE_SECONDS = 2.0
-"""Between two tries of a daemon that starts while its database is away."""
+"""Seconds between attempts of a starting daemon to reach its database."""
 
 
 def owner_name(paths: StatePaths) -> str:
-    """What tells this daemon's cgroup, profiles and tables from those of another state folder."""
+    """Return a name for cgroup, profiles and tables that distinguishes daemons by state directory."""
     return f"utsuwa-{hashlib.sha256(os.fsencode(paths.root)).hexdigest()[:8]}"
 
 
 class Daemon:
-    """One daemon on one state folder, whose lock the caller holds.
+    """The daemon of a state directory, whose lock the caller holds.
 
-    It listens on the socket `handed_over`, or without one makes its own for `group`. `database` is what the
-    command line says of its database.
+    It listens on the socket `passed_socket`, or creates one for `group` if there is none. `database` contains
+    the database settings of the command line.
     """
 
     def __init__(
         self,
         paths: StatePaths,
         group: str | None,
-        handed_over: socket.socket | None,
+        passed_socket: socket.socket | None,
         database: Settings | None = None,
     ) -> None:
         self._paths = paths
         self._group = group
         self._database_settings = database
-        self._handed_over = handed_over
+        self._passed_socket = passed_socket
         self._stack = AsyncExitStack()
         self._unix: UnixListener | None = None
-        """The socket, where it had to be opened before there was anything to serve."""
+        """The socket, if it was opened before the API was available."""
         self._told = asyncio.Event()
         self._shutdown: tuple[bool, float | None] | None = None
         self._ready = False
         self._all_stopped = False
 
-    # ---- what signals and the API ask for
+    # ---- requests by signals and the API
 
     @property
     def ready(self) -> bool:
         return self._ready
 
     def request_stop(self) -> None:
-        """End the daemon; its containers run on."""
+        """Stop the daemon, but not its containers."""
         self._told.set()
 
     def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
-        """Stop the containers, at most `timeout` seconds long, then end the daemon."""
+        """Stop the containers, waiting at most `timeout` seconds, then stop the daemon."""
         self._shutdown = self._shutdown or (force, timeout)
         self._told.set()
 
@@ -121,18 +121,18 @@ class Daemon:
     async def resources(self) -> Resources:
         return await asyncio.to_thread(facts.resources)
 
-    # ---- its life
+    # ---- life cycle
 
     async def start(self) -> None:
-        """Make everything, find running containers again, and listen. Raises UtsuwaError."""
+        """Create all parts, find running containers again, and listen. Raises UtsuwaError."""
         try:
             await self._start()
         except BaseException:
             await self._stack.aclose()
             raise
 
-    async def serve_until_told(self) -> None:
-        """Serve until a signal or a request ends it; everything made by `start` is closed after."""
+    async def serve_until_stopped(self) -> None:
+        """Serve until a signal or a request stops it; then close everything created by `start`."""
         async with self._stack:
             await self._told.wait()
             self._ready = False
@@ -240,7 +240,7 @@ class Daemon:
         return database
 
     async def _wait_for_database(self, engine: Engine, settings: Settings, reason: Unavailable) -> Database:
-        """Try until the database is there; whoever asks meanwhile is told why nothing can be done."""
+        """Retry until the database is available; meanwhile, requests fail with the reason."""
         log.warning("waiting for the database: %s", reason.message)
         unix = self._unix = self._bind_socket(HttpServer(partial(_refuse, reason)))
         self._stack.push_async_callback(unix.close)
@@ -250,10 +250,10 @@ class Daemon:
                 await asyncio.wait_for(self._told.wait(), _DATABASE_SECONDS)
             with suppress(Unavailable):
                 return await self._joined(engine, settings)
-        raise HostError("told to end before the database was there")
+        raise HostError("stopped before the database was available")
 
     def _bind_socket(self, server: HttpServer) -> UnixListener:
-        given = self._handed_over
+        given = self._passed_socket
         bound = given or bind_unix(self._paths.socket, socket_group(self._group))
         return UnixListener(self._paths.socket, bound, server, ours=given is None)
 
@@ -269,8 +269,8 @@ class Daemon:
         self._https = HttpsListener(application.handle, self._tls_context, trust)
         self._stack.push_async_callback(self._https.close)
 
-        # Pushed after the listeners, so done before them: requests that wait for events or for
-        # operations get their answer, and end, before connections are cut.
+        # Pushed after the listeners, so run before them: requests that wait for events or for operations are
+        # completed before connections are closed.
         self._stack.push_async_callback(self._operations.stop)
         self._stack.callback(events.close)
         self._stack.callback(unix.stop_accepting)
@@ -299,7 +299,7 @@ class Daemon:
         self._stack.push_async_callback(following.stop)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """For HTTPS; it takes long to load, and memory, which many daemons never need."""
+        """Create the context for HTTPS, importing it on demand, as it is slow to load."""
         from utsuwa.security.tls import ServerContext
 
         return ServerContext(self._certificate.certificate_file, self._certificate.key_file)
@@ -316,7 +316,7 @@ class Daemon:
         self._networks.stop()
 
     async def _close_storage(self) -> None:
-        # A start that was under way when all were stopped may have come through after it.
+        # A start that was in progress when all were stopped may have succeeded afterwards.
         await self._storage.stop(unmount=self._all_stopped and not self._instances.any_running)
 
     async def _stop_containers(self, force: bool, limit: float | None) -> None:
@@ -331,7 +331,7 @@ class Daemon:
 
 
 async def _refuse(reason: Unavailable, _: web.BaseRequest) -> web.Response:
-    """The answer to everything while the database is away; the connection is not kept for later requests."""
+    """Respond to all requests while the database is not available, closing the connection."""
     body = error_reply(reason.status, reason.message, reason.key)
     response = web.Response(body=body, status=reason.status, content_type="application/json")
     response.force_close()

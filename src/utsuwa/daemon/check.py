@@ -1,7 +1,7 @@
-"""`utsuwad check`: what this host can do, what it lacks, what that costs, and what to do about it.
+"""`utsuwad check`: which requirements this host meets, the effect of those it does not, and remedies.
 
-Judging is pure: `judge` takes facts and gives verdicts. It works without a daemon, and with nothing
-but the standard library, so that a host hears of a lack before anything is installed.
+`evaluate` is a pure function from facts to verdicts. It works without a daemon, and with the standard library
+only, so that problems are reported before anything is installed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from utsuwa.security import apparmor, idmap
 
 
 def run(*, json_format: bool, before_install: bool) -> int:
-    """Print the verdicts; gives 1 where containers cannot run at all. Raises HostError for non-root users.
+    """Print the verdicts; return 1 if containers cannot run at all. Raises HostError for non-root users.
 
-    `before_install` leaves out what the installation brings.
+    `before_install` omits what the installation provides.
     """
     _require_root()
-    verdicts = judge(look(StatePaths.from_environment()))
+    verdicts = evaluate(probe(StatePaths.from_environment()))
     if before_install:
         verdicts = [verdict for verdict in verdicts if verdict.source is Source.HOST]
     sys.stdout.write(as_json(verdicts) if json_format else as_table(verdicts))
@@ -34,7 +34,7 @@ def run(*, json_format: bool, before_install: bool) -> int:
 
 
 def raise_limits() -> int:
-    """Raise the kernel's limits that are too low, and say so; gives 1 where some of them stay low."""
+    """Raise kernel limits that are too low and report it; return 1 if some of them are still too low."""
     _require_root()
     said, done = sysctl_file.raise_limits()
     sys.stdout.writelines(f"{line}\n" for line in said)
@@ -43,41 +43,41 @@ def raise_limits() -> int:
 
 def _require_root() -> None:
     if os.geteuid() != 0:
-        raise HostError("What the host can do is found by trying it, which only root may: run this as root")
+        raise HostError("Checking the host requires root privileges: run this as root")
 
 
-def look(paths: StatePaths) -> Subject:
-    """Try the host out; moves this process into a mount namespace of its own."""
+def probe(paths: StatePaths) -> Subject:
+    """Probe the host; moves this process into a new mount namespace."""
     ids, mode = idmap.read_host_ids(), apparmor.probe().mode
     return Subject(probes.gather(paths.root), ids, mode)
 
 
-def judge(subject: Subject) -> list[Verdict]:
-    """A verdict on every requirement, the essential ones first."""
+def evaluate(subject: Subject) -> list[Verdict]:
+    """Return a verdict on every requirement, the essential ones first."""
     facts = subject.facts
     return [
-        *essentials.judge(subject),
+        *essentials.evaluate(subject),
         *storage.file_systems(facts),
-        *confinement.judge(subject),
-        *network.judge(facts),
-        *limits.judge(facts),
+        *confinement.evaluate(subject),
+        *network.evaluate(facts),
+        *limits.evaluate(facts),
         *storage.squashfs_tools(facts),
-        checkpoints.judge(facts),
+        checkpoints.evaluate(facts),
     ]
 
 
-# ---- showing it
+# ---- output
 
 
 def as_json(verdicts: Iterable[Verdict]) -> str:
-    """An object with `usable` (containers can run) and `requirements`."""
+    """Format as an object with `usable` (containers can run) and `requirements`."""
     shown = list(verdicts)
     usable = not any(verdict.fatal for verdict in shown)
     return json.dumps({"usable": usable, "requirements": [asdict(v) for v in shown]}, indent=2) + "\n"
 
 
 def as_table(verdicts: Iterable[Verdict]) -> str:
-    """A line for each requirement; cost and remedy below those that are not met; then what it comes to."""
+    """Format one line per requirement, with cost and remedy of those that are not met, and a summary."""
     shown = list(verdicts)
     width = max((len(v.name) for v in shown), default=0)
     lines = []

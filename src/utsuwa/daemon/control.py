@@ -1,4 +1,4 @@
-"""What the subcommands ask of a running daemon, over its unix socket."""
+"""Requests of the subcommands to a running daemon, over its unix socket."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _REPLY_SECONDS = 10.0
 
 
 def ask(path: Path, method: str, url: str, seconds: float = _REPLY_SECONDS) -> tuple[int, str]:
-    """The status of a request and the text of its error, if any. Raises OSError where nobody answers."""
+    """Send a request; return its status and error message, if any. Raises OSError if there is no response."""
     connection = UnixConnection(path, seconds)
     try:
         connection.request(method, url)
         reply = connection.getresponse()
         return reply.status, str(json.loads(reply.read()).get("error", ""))
     except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"no HTTP answer: {error}") from error
+        raise OSError(f"no HTTP response: {error}") from error
     finally:
         connection.close()
 
 
 def wait_ready(path: Path, timeout: int) -> bool:
-    """Poll until the daemon serves; False after `timeout` seconds (0 waits for ever)."""
+    """Poll until the daemon is ready; return False after `timeout` seconds (0 means no limit)."""
     end = time.monotonic() + timeout if timeout > 0 else None
     while True:
         try:
@@ -47,10 +47,10 @@ def wait_ready(path: Path, timeout: int) -> bool:
 
 
 def shutdown(paths: StatePaths, *, force: bool, timeout: int) -> bool:
-    """Ask the daemon to stop its containers and itself, and wait until it is gone.
+    """Ask the daemon to stop its containers and itself, and wait until it has exited.
 
-    False where it still runs after `timeout` seconds (0 waits for ever). Raises HostError where no daemon
-    runs or it refuses.
+    Returns False if it still runs after `timeout` seconds (0 means no limit). Raises HostError if no daemon
+    is running or it refuses.
     """
     path = paths.socket
     pidfd = _daemon(paths)
@@ -59,7 +59,7 @@ def shutdown(paths: StatePaths, *, force: bool, timeout: int) -> bool:
         try:
             status, error_text = ask(path, "PUT", f"/internal/shutdown?{query}")
         except OSError as error:
-            raise HostError(f"The daemon at {path} did not answer: {error}") from error
+            raise HostError(f"The daemon at {path} did not respond: {error}") from error
         if status != 200:
             raise HostError(f"The daemon refused to shut down: {error_text}")
         return _wait_exit(pidfd, timeout)
@@ -68,9 +68,9 @@ def shutdown(paths: StatePaths, *, force: bool, timeout: int) -> bool:
 
 
 def _daemon(paths: StatePaths) -> int:
-    """A pidfd of the daemon.
+    """Open a pidfd of the daemon.
 
-    Not asked of its socket: systemd, which may hold that, would start a daemon for the question.
+    Does not use its socket, which may be held by systemd: that would start a daemon.
     """
     pid = state_lock.holder(paths)
     if pid is not None:
@@ -79,7 +79,7 @@ def _daemon(paths: StatePaths) -> int:
             if state_lock.holder(paths) == pid:
                 return pidfd
             os.close(pidfd)
-    raise HostError(f"No daemon runs on {paths.root}")
+    raise HostError(f"No daemon is running on {paths.root}")
 
 
 def _wait_exit(pidfd: int, timeout: int) -> bool:

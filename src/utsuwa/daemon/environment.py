@@ -1,4 +1,4 @@
-"""The environment block of `GET /1.0`: facts that stay are kept, what may change is asked anew."""
+"""The environment in `GET /1.0`: constant facts are cached, others are read for each request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def environment(
     listening: str,
     drivers_in_use: Iterable[str],
 ) -> Environment:
-    """`listening` is the HTTPS listener's `host:port`, empty where there is none."""
+    """Return the environment. `listening` is the HTTPS listener's `host:port`, empty if there is none."""
     used = sorted(drivers_in_use)
     return Environment(
         addresses=_addresses(listening),
@@ -56,7 +56,7 @@ def environment(
 
 
 def _addresses(listening: str) -> list[str]:
-    """Where clients may connect; a listener on every address is shown as all of them."""
+    """Return the addresses for clients; a wildcard listener is expanded to all of them."""
     if not listening:
         return []
     host, _, port = listening.rpartition(":")

@@ -1,4 +1,4 @@
-"""What a daemon holds in memory of rows that other members change as well: looked at again and again."""
+"""Periodic refresh of in-memory copies of rows that other members may change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from utsuwa.core.errors import Unavailable
 log = logging.getLogger(__name__)
 
 SECONDS = 2.0
-"""Between two looks: so long a member may still trust a certificate that was removed on another one."""
+"""Seconds between refreshes: a member may trust a certificate removed on another member for as long."""
 
 
 class Following:
-    """Calls each of `parts`, which take over what others have stored, until it is stopped."""
+    """Periodically calls each of `parts`, which apply what other members have stored."""
 
     def __init__(self, parts: Sequence[Callable[[], Awaitable[None]]], seconds: float = SECONDS) -> None:
         self._parts = parts
@@ -26,7 +26,7 @@ class Following:
         self._task = asyncio.create_task(self._run(), name="other members")
 
     async def stop(self) -> None:
-        """What is just being taken over is cut off."""
+        """Stop, cancelling a refresh in progress."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -38,6 +38,6 @@ class Following:
                 try:
                     await follow()
                 except Unavailable as error:
-                    log.debug("other members' changes are taken over later: %s", error)
+                    log.debug("cannot read other members' changes, retrying later: %s", error)
                 except Exception:
-                    log.exception("what another member has changed is not taken over")
+                    log.exception("cannot apply a change of another member")

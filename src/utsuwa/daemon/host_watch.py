@@ -1,4 +1,4 @@
-"""Tells, in the log, when the host is about to run out of what all containers share."""
+"""Warnings in the log when the host is about to run out of resources shared by all containers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 
 _EVERY = 30.0
 _AGAIN = 24 * 3600.0
-"""How long a limit is not named again. Its use may go up and down all the time."""
+"""Seconds before a warning is repeated, as usage may fluctuate."""
 
 
 class HostWatch:
-    """Looks now and then, while containers run: their systems take what they need some time after a start."""
+    """Checks periodically, while containers run: their systems allocate resources some time after a start."""
 
     def __init__(self, any_running: Callable[[], bool]) -> None:
         self._any_running = any_running
@@ -31,12 +31,12 @@ class HostWatch:
             await asyncio.sleep(_EVERY)
             if self._any_running():
                 try:
-                    await self.look()
+                    await self.check()
                 except (OSError, ValueError) as error:
-                    log.debug("how near the host is to its limits cannot be told: %s", error)
+                    log.debug("cannot check the host's limits: %s", error)
 
-    async def look(self) -> None:
-        """Warn of each limit that is nearly reached, once in a long time."""
+    async def check(self) -> None:
+        """Warn of each limit that is nearly reached, but not repeatedly."""
         now = time.monotonic()
         for name, use in (await asyncio.to_thread(near_limits.check)).items():
             if now - self._told.get(name, -_AGAIN) >= _AGAIN:

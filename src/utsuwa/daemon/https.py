@@ -1,4 +1,4 @@
-"""The HTTPS listener of the API: where it listens, and how it moves while requests run."""
+"""The HTTPS listener of the API, which can change its address while requests are running."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 HTTPS_ADDRESS = "core.https_address"
 DEFAULT_PORT = 8443
 RETRY_SECONDS = 10
-"""Between tries to listen at an address that could not be had at start-up."""
+"""Seconds between attempts to listen at an address that was not available at start-up."""
 _BACKLOG = 1024
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host (empty for every address of the machine) and port of `core.https_address`.
+    """Parse `core.https_address` into host (empty for all addresses) and port.
 
-    Takes `host`, `host:port`, `:port`, `[v6]`, `[v6]:port` and a bare IPv6 address. Raises InvalidConfig.
+    Accepts `host`, `host:port`, `:port`, `[v6]`, `[v6]:port` and a bare IPv6 address. Raises InvalidConfig.
     """
     host, port = _split(text.strip())
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
@@ -57,7 +57,7 @@ def _split(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Endpoint:
-    """What a socket is bound to: the family, and the address as the kernel takes it."""
+    """The address of a socket: its family, and the address for `bind`."""
 
     family: socket.AddressFamily
     address: tuple[Any, ...]
@@ -68,7 +68,7 @@ class _Endpoint:
 
 
 async def _resolve(text: str) -> _Endpoint:
-    """Raises InvalidConfig where the host has no address."""
+    """Resolve an address. Raises InvalidConfig on failure."""
     host, port = parse_address(text)
     if host in ("", "::"):
         return _every_address(port)
@@ -82,14 +82,14 @@ async def _resolve(text: str) -> _Endpoint:
 
 
 def _every_address(port: int) -> _Endpoint:
-    """IPv6 and IPv4 by one socket, or IPv4 alone on hosts without IPv6."""
+    """Return the wildcard address: a dual-stack socket, or IPv4 on hosts without IPv6."""
     if socket.has_dualstack_ipv6():
         return _Endpoint(socket.AF_INET6, ("::", port, 0, 0))
-    return _Endpoint(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104  asked for by name
+    return _Endpoint(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104  requested explicitly
 
 
 def _bind(endpoint: _Endpoint) -> socket.socket:
-    """A listening socket; raises OSError."""
+    """Create a listening socket. Raises OSError."""
     new = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         new.setblocking(False)
@@ -105,7 +105,7 @@ def _bind(endpoint: _Endpoint) -> socket.socket:
 
 
 class HttpsListener:
-    """Serves the API at `core.https_address`; `config_changed` is a listener of the server's config."""
+    """Serves the API at `core.https_address`; `config_changed` is a listener of the server config."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class HttpsListener:
 
     @property
     def address(self) -> str:
-        """`host:port` as it is bound now; empty where nothing listens."""
+        """The current `host:port`; empty if it does not listen."""
         return self._port.address if self._port is not None else ""
 
     async def config_changed(self, changed: frozenset[str], config: Mapping[str, str]) -> None:
@@ -136,8 +136,8 @@ class HttpsListener:
             await self.listen(config.get(HTTPS_ADDRESS, ""))
 
     async def open(self, text: str) -> None:
-        """Listen at the stored address. One that cannot be had now (its network is not up yet, say) must
-        not keep the daemon from starting: it is told in the log, and tried again."""
+        """Listen at the configured address. A failure (for example, because its network is not up yet) must
+        not prevent the daemon from starting: it is logged and retried."""
         try:
             await self.listen(text)
         except InvalidConfig as error:
@@ -152,9 +152,9 @@ class HttpsListener:
                 return
 
     async def listen(self, text: str) -> None:
-        """Listen at `text` and nowhere else; nowhere at all where it is empty.
+        """Listen at `text` only, or stop listening if it is empty.
 
-        The old address is given up when the new one is bound. Raises InvalidConfig with the old one kept.
+        The old address is released when the new one is bound. Raises InvalidConfig, keeping the old one.
         """
         async with self._moving:
             await self._move(text)
@@ -176,12 +176,13 @@ class HttpsListener:
         self._use(endpoint, bound)
 
     async def close(self, grace: float = 3) -> None:
-        """Stop listening; requests get `grace` seconds to end, then they are cut off."""
+        """Stop listening, and abort requests after `grace` seconds."""
         self._use(None, None)
         await asyncio.gather(*(port.finish(grace) for port in list(self._draining)))
 
     def _bind_new(self, endpoint: _Endpoint) -> socket.socket:
-        """Bound beside the old socket, or in its place where the two overlap (`:8443`, `127.0.0.1:8443`)."""
+        """Bind in addition to the old socket, or replace it if the two overlap (`:8443`,
+        `127.0.0.1:8443`)."""
         try:
             return _bind(endpoint)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Requests to the daemon over its unix socket, one at a time; for subcommands, which block as they like."""
+"""A blocking client of the daemon's API over the unix socket, for subcommands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from utsuwa.core.errors import HostError, UtsuwaError
 
 _REPLY_SECONDS = 120.0
-"""Long enough for the daemon to make a file system; nothing that is asked here takes longer."""
+"""Long enough for the daemon to create a file system, which takes longest."""
 
 
 class Refused(UtsuwaError):
-    """The daemon answered with an error; `code` is the HTTP status, the message is the daemon's."""
+    """The daemon returned an error; `code` is the HTTP status, the message is the daemon's."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class Refused(UtsuwaError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a successful request gave; `etag` is empty where the reply had none."""
+    """The result of a successful request; `etag` is empty if the reply has none."""
 
     metadata: Any
     etag: str
@@ -45,7 +45,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class LocalApi:
-    """The API of the daemon that holds a socket. All methods raise Refused, or HostError without a daemon."""
+    """The API of the daemon at a socket. All methods raise Refused, or HostError without a daemon."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class LocalApi:
         return self.request("GET", url).metadata
 
     def find(self, url: str) -> Answer | None:
-        """As `get` with the ETag; None where the daemon knows no such thing."""
+        """As `get`, but with the ETag; None if the object does not exist."""
         try:
             return self.request("GET", url)
         except Refused as error:
@@ -63,7 +63,7 @@ class LocalApi:
             raise
 
     def request(self, method: str, url: str, body: Any = None, *, etag: str = "") -> Answer:
-        """One request; with `etag` it is refused (412) where the object has changed since."""
+        """Send a request; with `etag` it fails (412) if the object has been changed since."""
         headers = {"If-Match": etag} if etag else {}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -73,19 +73,19 @@ class LocalApi:
             reply = connection.getresponse()
             return _answer(reply.status, reply.getheader("ETag", ""), json.loads(reply.read()))
         except PermissionError as error:
-            raise HostError(f"The socket {self._path} is not yours to use: run this as root") from error
+            raise HostError(f"Permission denied for the socket {self._path}: run this as root") from error
         except OSError as error:
             why = error.strerror or str(error)
-            raise HostError(f"No daemon answers at {self._path} ({why}): start utsuwad first") from error
+            raise HostError(f"No daemon responds at {self._path} ({why}): start utsuwad first") from error
         except (http.client.HTTPException, ValueError) as error:
-            raise HostError(f"What answers at {self._path} is no daemon of Utsuwa: {error!r}") from error
+            raise HostError(f"The program at {self._path} is not Utsuwa's daemon: {error!r}") from error
         finally:
             connection.close()
 
 
 def _answer(status: int, etag: str | None, body: Any) -> Answer:
     if not isinstance(body, dict):
-        raise ValueError("the reply is no object")
+        raise ValueError("the reply is not an object")
     if status >= 400:
         raise Refused(status, str(body.get("error", "")) or f"HTTP status {status}")
     return Answer(body.get("metadata"), etag or "")

@@ -1,8 +1,8 @@
-"""The daemon's log: one line of key=value pairs a record, to stderr, a file, and the event hub.
+"""The daemon's log: one line of key=value pairs per record, to stderr, a file, and the event hub.
 
     time=2026-01-31T10:20:30.123Z level=info msg="instance started" logger=instances name=web
 
-Fields come from `log.info("...", extra={"name": "web"})`.
+Fields are added by `log.info("...", extra={"name": "web"})`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEVELS = {"WARNING": "warning", "CRITICAL": "error"}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
-    """What the caller added by `extra`, as text."""
+    """Return the fields added by `extra`, as strings."""
     return {key: str(value) for key, value in vars(record).items() if key not in _STANDARD}
 
 
@@ -35,9 +35,9 @@ def level_of(record: logging.LogRecord) -> str:
 
 
 def error_of(record: logging.LogRecord) -> str | None:
-    """What `exc_info` adds: for an expected failure its message, for a fault of ours the traceback.
+    """Return the text for `exc_info`: the message of an expected failure, or the traceback of a bug.
 
-    Whoever catches all exceptions logs them with `log.exception` and need not tell them apart.
+    Code that catches all exceptions can log them with `log.exception` without distinguishing them.
     """
     if record.exc_info is None or record.exc_info[1] is None:
         return None
@@ -47,7 +47,7 @@ def error_of(record: logging.LogRecord) -> str | None:
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record, whatever is in it; what went wrong is in one quoted field."""
+    """Formats a record as exactly one line, with exceptions in one quoted field."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -78,7 +78,7 @@ def _escape(character: str) -> str:
 
 
 def set_up(*, level: int, file: Path | None) -> None:
-    """Log to stderr and, where given, to a file, which may be rotated away. Raises OSError for the file."""
+    """Log to stderr and optionally to a file, which may be rotated. Raises OSError for the file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
@@ -92,7 +92,7 @@ def set_up(*, level: int, file: Path | None) -> None:
 
 
 class EventHandler(logging.Handler):
-    """Hands records to the event hub on its own loop, whatever thread they come from."""
+    """Passes records of all threads to the event hub, on its event loop."""
 
     def __init__(self, events: EventHub, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class EventHandler(logging.Handler):
                 fields["error"] = error
             arguments = (level_of(record), record.getMessage(), fields)
             self._loop.call_soon_threadsafe(self._events.publish_logging, *arguments)
-        except RuntimeError:  # the loop closed in between
+        except RuntimeError:  # the loop was closed meanwhile
             pass
         except Exception:
             self.handleError(record)

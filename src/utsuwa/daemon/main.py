@@ -1,6 +1,6 @@
 """`utsuwad`: the daemon, and the subcommands that talk to a running one.
 
-Only what a subcommand needs is imported: `waitready` and `shutdown` are often run by scripts.
+Imports only what a subcommand needs: `waitready` and `shutdown` are often run by scripts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.init import options as init_options
 
 LATER = ("recover",)
-"""Subcommands that are documented, but not there yet."""
+"""Documented subcommands that are not supported yet."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point; gives the exit status."""
-    # Scripts pass options that may be empty ("${debug}"): those count for nothing.
+    """The entry point; returns the exit status."""
+    # Scripts pass options that may be empty ("${debug}"), which are ignored.
     arguments = [a for a in (sys.argv[1:] if argv is None else argv) if a]
     if arguments and arguments[0] in LATER:
-        return _fail(f"`utsuwad {arguments[0]}` is not in this version: use the REST API or the lxc client")
+        return _fail(f"`utsuwad {arguments[0]}` is not supported yet: use the REST API or the lxc client")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -50,26 +50,26 @@ def _parser() -> argparse.ArgumentParser:
     general.add_argument("-d", "--debug", action="store_true", default=argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
         prog="utsuwad",
-        description="The daemon of Utsuwa. Without a command it runs in the foreground.",
-        epilog=f"Not in this version: {', '.join(LATER)}. The state folder is $UTSUWA_DIR.",
+        description="The daemon of Utsuwa. It runs in the foreground unless a command is given.",
+        epilog=f"Not supported yet: {', '.join(LATER)}. The state directory is $UTSUWA_DIR.",
         parents=[general],
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "--database",
         metavar="URL",
-        help="PostgreSQL in place of a file in the state folder, as postgresql://USER@HOST/DATABASE; "
-        "a URL with a password belongs into database.yaml in the state folder",
+        help="PostgreSQL database instead of a file in the state directory: postgresql://USER@HOST/DATABASE; "
+        "put a URL with a password into database.yaml in the state directory",
     )
     parser.add_argument(
         "--member",
         metavar="NAME",
-        help="what this daemon is called among those that share the database; member in database.yaml",
+        help="name of this daemon among those that share the database; 'member' in database.yaml",
     )
     parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    ready = commands.add_parser("waitready", parents=[general], help="wait until the daemon serves")
+    ready = commands.add_parser("waitready", parents=[general], help="wait until the daemon is ready")
     ready.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
     ready.set_defaults(run=_wait_ready)
 
@@ -82,17 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     init_options.add_options(init)
     init.set_defaults(run=_init)
 
-    check = commands.add_parser("check", parents=[general], help="tell what this host can do and lacks")
-    check.add_argument("--format", choices=("table", "json"), default="table", help="how to print it")
+    check = commands.add_parser("check", parents=[general], help="check this host's support for containers")
+    check.add_argument("--format", choices=("table", "json"), default="table", help="output format")
     check.add_argument(
         "--before-install",
         action="store_true",
-        help="leave out what the installation brings: packages, ranges of ids, raised limits",
+        help="omit what the installation provides: packages, id ranges, raised limits",
     )
     check.add_argument(
         "--raise-limits",
         action="store_true",
-        help="instead, raise the kernel's limits that are too low for many containers, now and at each boot",
+        help="instead, raise kernel limits that are too low for many containers, now and at each boot",
     )
     check.set_defaults(run=_check)
 
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sql.set_defaults(run=_sql)
 
     activate = commands.add_parser(
-        "activateifneeded", parents=[general], help="wake the daemon where something is to run by itself"
+        "activateifneeded", parents=[general], help="start the daemon if anything needs it to run"
     )
     activate.set_defaults(run=_activate)
 

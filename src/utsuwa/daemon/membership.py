@@ -1,4 +1,4 @@
-"""Which member of its database this daemon is."""
+"""The daemon's membership in its database."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from utsuwa.db.database import Database
 from utsuwa.host.files.atomic import replace_file
 
 _PATIENCE = 10.0
-"""Seconds that a daemon before this one, which was killed, gets to be noticed by the server."""
+"""Seconds to wait until the database server notices that a previous daemon was killed."""
 
 
 async def join(database: Database, paths: StatePaths, settings: Settings) -> None:
-    """Have the database work as the member that this state folder belongs to.
+    """Make the database act as the member of this state directory.
 
-    Raises HostError or InvalidName where its name does not do, or the member is another daemon's.
+    Raises HostError or InvalidName if its name is invalid or taken, or the member is already in use.
     """
-    # In a database of its own the only member is the daemon's, also where the file comes from a backup.
+    # In its own database, the only member is this daemon, even if the file is from a backup.
     identity = await asyncio.to_thread(_identity, paths) if database.engine.shared else ""
     database.act_as(await database.write("join as a member", members.claim, identity, settings.member))
     if not await database.keep_member(_PATIENCE):
         raise HostError(
-            f"Another daemon works as the member {database.member.name!r} already: where this state folder "
-            f"is a copy of that one's, remove {paths.member} from it and give it a 'member' in database.yaml"
+            f"Another daemon is running as the member {database.member.name!r}: if this state directory is "
+            f"a copy of that one's, remove {paths.member} from it and set another 'member' in database.yaml"
         )
 
 
 def _identity(paths: StatePaths) -> str:
-    """The id of the state folder, made at the first start. Blocking."""
+    """Return the id of the state directory, generated at the first start. Blocking."""
     try:
         return str(uuid.UUID(paths.member.read_text().strip()))
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def _identity(paths: StatePaths) -> str:
 
 
 def _new_identity(paths: StatePaths) -> str:
-    """On the disk before the database knows it: a daemon that lost it could not claim its own instances."""
+    """Sync the id to disk before storing it in the database: a daemon needs it to claim its instances."""
     identity = str(uuid.uuid4())
     replace_file(paths.member, f"{identity}\n")
     for path, flags in ((paths.member, os.O_RDONLY), (paths.member.parent, os.O_RDONLY | os.O_DIRECTORY)):

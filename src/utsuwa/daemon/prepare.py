@@ -1,6 +1,6 @@
-"""What a first start or a new version needs once, done by a program that ends.
+"""One-time preparations of a first start or a new version, in a separate process.
 
-What that loads (Alembic, cryptography) takes a fifth of the daemon's memory, and would stay.
+The modules needed (Alembic, cryptography) would permanently add a fifth to the daemon's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utsuwa.host.processes.run import run
 
 log = logging.getLogger(__name__)
 
-# The module path is handed on: a launcher may have put it together itself.
+# The module path is passed on, as a launcher may have changed it.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from utsuwa.daemon.prepare import main; main(sys.argv[2], int(sys.argv[3]))"
@@ -32,8 +32,8 @@ _URL = "UTSUWA_DATABASE_URL"
 
 
 async def prepare(paths: StatePaths, engine: Engine, url: str | None) -> None:
-    """Make what is missing of database and key pair. Whoever opens these does what this could not do, and
-    tells why it cannot be done: so a failure here is none.
+    """Create the database and the key pair if missing. Failures are ignored: opening them later tries again,
+    and reports errors.
     """
     if not await asyncio.to_thread(_is_needed, paths, engine):
         return
@@ -48,10 +48,10 @@ async def prepare(paths: StatePaths, engine: Engine, url: str | None) -> None:
         str(os.getpid()),
     ]
     try:
-        # Not as an argument, which everybody on the host can read.
+        # Not as an argument, which all users of the host can read.
         await run(argv, timeout=_SECONDS, env={_URL: url})
     except ProcessFailed as error:
-        log.info("preparing the state folder in a program of its own failed: %s", error)
+        log.info("preparing the state directory in a separate process failed: %s", error)
 
 
 def _is_needed(paths: StatePaths, engine: Engine) -> bool:
@@ -61,7 +61,7 @@ def _is_needed(paths: StatePaths, engine: Engine) -> bool:
 def main(root: str, daemon: int) -> None:
     from utsuwa.security.keypair import ensure_key_pair
 
-    # It works under the daemon's lock, so it must not outlive it.
+    # It relies on the daemon's lock, so it must not outlive the daemon.
     set_death_signal(signal.SIGKILL)
     if os.getppid() != daemon:
         return

@@ -1,4 +1,4 @@
-"""The daemon as a process: its log, its event loop, its signals."""
+"""The daemon process: log, event loop and signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import logging as daemon_log
 from utsuwa.daemon.app import Daemon
-from utsuwa.daemon.handed_over import take_socket
+from utsuwa.daemon.passed_socket import take_socket
 from utsuwa.daemon.state_lock import state_lock
 from utsuwa.db.choice import Settings
 from utsuwa.host.system import descriptors, heap
@@ -34,9 +34,9 @@ def run(
     level: str,
     database: Settings | None = None,
 ) -> int:
-    """Run the daemon until it is told to end; gives the exit status."""
-    # What others must not read is made so where it is made. liblxc makes folders of a container's /dev with
-    # the umask that it finds: with a strict one only root could use them.
+    """Run the daemon until it is stopped; return the exit status."""
+    # Private files are created with explicit modes. liblxc creates directories in a container's /dev with the
+    # inherited umask: a strict one would make them usable by root only.
     os.umask(0o022)
     heap.keep_small()
     descriptors.raise_limit()
@@ -44,16 +44,16 @@ def run(
         daemon_log.set_up(level=_LEVELS[level], file=logfile)
     except OSError as error:
         raise HostError(f"Cannot write the log file {logfile}: {error.strerror}") from error
-    handed_over = take_socket(paths.socket)
+    passed_socket = take_socket(paths.socket)
     try:
         paths.create_folders()
     except OSError as error:
-        raise HostError(f"Cannot make the state folder {paths.root}: {error}") from error
+        raise HostError(f"Cannot create the state directory {paths.root}: {error}") from error
     with state_lock(paths):
         log.info("starting", extra={"version": __version__, "folder": paths.root})
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(Daemon(paths, group, handed_over, database)))
+                runner.run(_serve(Daemon(paths, group, passed_socket, database)))
         except UtsuwaError as error:
             log.error("the daemon could not start: %s", error.message)
             return 1
@@ -68,12 +68,12 @@ async def _serve(daemon: Daemon) -> None:
     loop.add_signal_handler(signal.SIGPWR, lambda: daemon.request_shutdown(force=False, timeout=None))
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     await daemon.start()
-    # What start-up made stays; looking at it again and again would only make requests late.
+    # Objects created at start-up are permanent; scanning them again would only delay requests.
     gc.collect()
     gc.freeze()
-    # A full collection waits until a quarter as many objects are new as the last one has left: it left all
-    # of start-up's, this one leaves hardly any.
+    # A full collection waits until the number of new objects exceeds a quarter of those that survived the
+    # last one, which includes all objects of start-up; after this one, hardly any are left.
     gc.collect()
     trimming = asyncio.create_task(heap.keep_trimmed(), name="memory")
-    await daemon.serve_until_told()
+    await daemon.serve_until_stopped()
     trimming.cancel()

@@ -1,4 +1,4 @@
-"""The unix socket: made with its final owner and mode, and who is at the other end."""
+"""The unix socket, created with its final owner and mode, and the credentials of its peers."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _UCRED = struct.Struct("3i")
 
 
 def socket_group(wanted: str | None) -> int | None:
-    """The id of the group that may use the socket, None for root alone.
+    """Return the id of the group that may use the socket, None for root only.
 
-    The default group may be missing; one that was asked for by name may not (HostError).
+    The default group need not exist. Raises HostError if a `wanted` group does not exist.
     """
     try:
         return grp.getgrnam(wanted or DEFAULT_GROUP).gr_gid
     except KeyError:
         if wanted:
-            raise HostError(f"The group {wanted!r} does not exist: create it or give another one") from None
+            raise HostError(f"The group {wanted!r} does not exist: create it or use another one") from None
     log.warning(
-        "the group does not exist, so only root can use the unix socket: create it or give --group",
+        "the group does not exist, so only root can use the unix socket: create it or use --group",
         extra={"group": DEFAULT_GROUP},
     )
     return None
 
 
 def bind_unix(path: Path, group: int | None) -> socket.socket:
-    """A listening socket at `path`, in place of a stale one; the caller holds the daemon's lock.
+    """Return a listening socket at `path`, replacing a stale one; the caller holds the daemon's lock.
 
-    It appears by a rename when its owner and mode are what they are to be. Raises HostError.
+    It is renamed to `path` after setting its owner and mode. Raises HostError.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     new = path.with_name(f".{path.name}.new")
@@ -72,7 +72,7 @@ def bind_unix(path: Path, group: int | None) -> socket.socket:
 class UnixListener:
     """Serves requests on a bound unix socket until it is closed.
 
-    The socket's file is removed then, unless it belongs to whoever handed the socket over (`ours` is False).
+    The socket's file is removed then, unless the socket was passed by systemd (`ours` is False).
     """
 
     def __init__(self, path: Path, bound: socket.socket, server: HttpServer, *, ours: bool) -> None:
@@ -84,7 +84,7 @@ class UnixListener:
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        # From Python 3.13 on a server takes away its socket's file by itself, also one that systemd holds.
+        # Since Python 3.13 a server removes its socket's file by itself, even one held by systemd.
         kept: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._listening = await loop.create_unix_server(
             self._server, sock=self._bound, backlog=_BACKLOG, **kept
@@ -95,11 +95,11 @@ class UnixListener:
         return self._listening is not None
 
     def answer_with(self, handle: Handle) -> None:
-        """Have connections that come from now on answered by another handler."""
+        """Use another handler for new connections."""
         self._server.request_handler = handle
 
     def stop_accepting(self) -> None:
-        """Take no new connections; may be called more than once."""
+        """Stop accepting connections; may be called more than once."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -107,7 +107,7 @@ class UnixListener:
             _remove(self._path)
 
     async def close(self, grace: float = 3) -> None:
-        """Stop; requests get `grace` seconds to end, then they are cut off."""
+        """Stop; requests are aborted after `grace` seconds."""
         self.stop_accepting()
         self._bound.close()
         self._server.pre_shutdown()
@@ -120,7 +120,7 @@ def _remove(path: Path) -> None:
 
 
 def unix_peer(transport: asyncio.BaseTransport) -> Caller | None:
-    """The peer of a unix connection by its kernel credentials; None for other transports."""
+    """Return the peer of a unix connection by its credentials; None for other transports."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family != socket.AF_UNIX:
         return None

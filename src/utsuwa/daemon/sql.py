@@ -1,4 +1,4 @@
-"""`utsuwad sql`: a query at the running daemon's database, and its rows as a table."""
+"""`utsuwad sql`: run a query on the running daemon's database and print the result as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEXTS = {".dump": "0", ".schema": "1"}
 
 
 def run(socket: Path, database: str, query: str) -> int:
-    """Run a query (`-`: from standard input; `.dump` and `.schema` print SQL) and print what it gives."""
+    """Run a query (`-`: from standard input; `.dump` and `.schema` print SQL) and print the result."""
     api = LocalApi(socket)
     if query == "-":
         query = sys.stdin.read()
@@ -31,7 +31,7 @@ def run(socket: Path, database: str, query: str) -> int:
 
 
 def shown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as LXD prints them: numbered where there are several."""
+    """Format the results as LXD does: numbered if there are several."""
     if len(results) == 1:
         return _one(results[0])
     return "".join(f"=> Query {number}:\n\n{_one(result)}\n" for number, result in enumerate(results))
@@ -45,7 +45,7 @@ def _one(result: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A grid with centred headings, every column as wide as its widest cell."""
+    """Format a grid with centred headings, every column as wide as its widest cell."""
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
     rule = "+" + "".join(f"{'-' * (width + 2)}+" for width in widths)
@@ -58,6 +58,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _centred(text: str, width: int) -> str:
-    """With the odd space on the right."""
+    """Centre, with an odd space on the right."""
     left = (width - len(text)) // 2
     return " " * left + text + " " * (width - len(text) - left)

@@ -1,4 +1,4 @@
-"""Who holds a state folder: the daemon on it keeps a lock on a file that names it."""
+"""The lock of a state directory: its daemon holds a lock on a file that contains its pid."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PATIENCE = 1.0
 
 @contextlib.contextmanager
 def state_lock(paths: StatePaths) -> Iterator[None]:
-    """Hold the state folder; HostError where another daemon has it."""
+    """Hold the lock of the state directory. Raises HostError if another daemon holds it."""
     fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if not _locked(fd):
             found = os.pread(fd, 20, 0).decode(errors="replace").strip()
             raise HostError(
                 f"Another daemon (pid {found or 'unknown'}) uses {paths.root}: "
-                "stop it, or give another folder in UTSUWA_DIR"
+                "stop it, or set another directory in UTSUWA_DIR"
             )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -33,7 +33,7 @@ def state_lock(paths: StatePaths) -> Iterator[None]:
 
 
 def _locked(fd: int) -> bool:
-    """A subcommand that only looks holds the lock for a moment: wait it out."""
+    """Lock, retrying for a while, as subcommands hold the lock briefly to check it."""
     end = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -46,7 +46,7 @@ def _locked(fd: int) -> bool:
 
 
 def holder(paths: StatePaths) -> int | None:
-    """The pid of the daemon that has the state folder, None where none has it. Raises HostError."""
+    """Return the pid of the daemon on the state directory, or None. Raises HostError."""
     try:
         fd = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

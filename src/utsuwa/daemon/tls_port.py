@@ -1,4 +1,4 @@
-"""One TLS port and its connections; strangers on it cannot crowd out trusted clients."""
+"""A TLS port and its connections; untrusted clients cannot exhaust the connections of trusted ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _ACCEPTS_A_TURN = 64
 _PAUSE = 0.5
-"""Seconds without accepting after the host refused to (no descriptors or memory left)."""
+"""Seconds to stop accepting after the host ran out of descriptors or memory."""
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
@@ -29,23 +29,23 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
-"""A peer that vanished is noticed within two minutes, also on a websocket where nobody talks."""
+"""Vanished peers are noticed within two minutes, also on idle websockets."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the daemon's time and descriptors connections may take."""
+    """Limits of connections' time and number."""
 
     handshake: float = 10
-    """Seconds for the whole handshake."""
+    """Seconds for the complete handshake."""
     first_request: float = 30
-    """Seconds from there to the head of a first request."""
+    """Seconds after the handshake until the head of the first request."""
     goodbye: float = 5
-    """Seconds that a peer has to answer the end of TLS."""
+    """Seconds to wait for the peer's close_notify."""
     strangers: int = 1024
-    """Connections that are in their handshake, or have no trusted certificate."""
+    """Maximum number of connections in their handshake or without a trusted certificate."""
     strangers_of_one: int = 256
-    """The same from one address (one /64 of IPv6)."""
+    """The same per address (/64 for IPv6)."""
     all: int = 4096
 
 
@@ -57,11 +57,11 @@ class _Connection:
     stranger: bool
     deadline: asyncio.TimerHandle
     busy: bool = False
-    """Whether a handler runs: of a request, or of a websocket for as long as it is open."""
+    """Whether a request or a websocket is being handled."""
 
 
 class _Server(HttpServer):
-    """The API's server, which tells of connections that begin and end."""
+    """The API's server, which reports new and closed connections."""
 
     def __init__(
         self, handle: Handle, begun: Callable[[Any, asyncio.Transport], None], ended: Callable[[Any], None]
@@ -80,7 +80,7 @@ class _Server(HttpServer):
 
 
 class TlsPort:
-    """Accepts from a bound socket until it is retired; then its connections end with their requests."""
+    """Accepts connections of a bound socket until retired; then its connections end with their requests."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class TlsPort:
         limits: Limits,
         drained: Callable[[TlsPort], None],
     ) -> None:
-        """`drained` is called when a retired port has lost its last connection."""
+        """`drained` is called when a retired port has closed its last connection."""
         self._handle = handle
         self._context = context
         self._trust = trust
@@ -108,13 +108,13 @@ class TlsPort:
         self.address = ""
 
     def accept_from(self, bound: socket.socket) -> None:
-        """Take over a listening socket that does not block."""
+        """Use a non-blocking listening socket."""
         self._socket = bound
         self.address = format_address(bound.getsockname())
         self._loop.add_reader(bound, self._accept)
 
     def stop_accepting(self) -> None:
-        """Give the address up at once; connections stay."""
+        """Release the address at once; connections are kept."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -124,19 +124,19 @@ class TlsPort:
             self._socket = None
 
     def retire(self) -> None:
-        """Stop accepting, cut handshakes, close what is idle; running requests and websockets go on."""
+        """Stop accepting, abort handshakes, close idle connections; requests and websockets continue."""
         self.stop_accepting()
         self._retired = True
         for handshake in self._handshakes:
             handshake.cancel()
         for handler, connection in self._connections.items():
-            if not connection.busy:  # aiohttp drops what a closed one still receives
-                handler.close()  # stops waiting for a next request, but leaves the connection open
+            if not connection.busy:  # aiohttp discards what a closed one still receives
+                handler.close()  # stops waiting for further requests, but keeps the connection open
                 self._closings.append(self._loop.create_task(handler.shutdown(None)))
         self._tell_when_drained()
 
     async def finish(self, grace: float) -> None:
-        """After `retire`: wait `grace` seconds for requests, then cut them."""
+        """After `retire`: wait `grace` seconds for requests, then abort them."""
         for closing in self._closings:
             closing.cancel()
         await asyncio.gather(*self._handshakes, *self._closings, return_exceptions=True)
@@ -164,7 +164,7 @@ class TlsPort:
     def _begin(self, new: socket.socket, host: str) -> None:
         network = network_of(host)
         if self._full(network):
-            log.warning("too many connections on %s, one from %s is refused", self.address, host)
+            log.warning("too many connections on %s, refusing one from %s", self.address, host)
             new.close()
             return
         self._strangers[network] += 1
@@ -192,7 +192,7 @@ class TlsPort:
                 ssl_handshake_timeout=self._limits.handshake,
                 ssl_shutdown_timeout=self._limits.goodbye,
             )
-        except OSError as error:  # TLS errors and timeouts are among them
+        except OSError as error:  # including TLS errors and timeouts
             log.debug("no TLS connection from %s: %s", network, error)
             new.close()
         except BaseException:
@@ -207,7 +207,7 @@ class TlsPort:
         self._tell_when_drained()
 
     def _begun(self, handler: Any, transport: asyncio.Transport) -> None:
-        """The handshake is done; whether its certificate is trusted is asked again on every request."""
+        """Handle a completed handshake; the trust in its certificate is checked again on every request."""
         caller = self._trust.caller(transport)
         network = network_of(host_of(caller.address))
         if not caller.trusted:
@@ -217,8 +217,8 @@ class TlsPort:
 
     async def _served(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = self._connections.get(request.protocol)
-        if connection is None:  # it ended while its request was on the way here
-            raise ConnectionResetError("the client has gone")
+        if connection is None:  # it was closed before its request was handled
+            raise ConnectionResetError("the client has disconnected")
         connection.deadline.cancel()
         connection.busy = True
         try:

@@ -1,1 +1,1 @@
-"""What `utsuwad check` judges, a module a subject: each gives verdicts from the host's facts."""
+"""The checks of `utsuwad check`, one module per subject, which return verdicts for the host's facts."""

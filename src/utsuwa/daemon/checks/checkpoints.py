@@ -1,4 +1,4 @@
-"""What keeps a running container's memory."""
+"""Checkpointing of running containers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from utsuwa.host.system.probes import Facts
 _OLDEST_CRIU = (4, 0)
 
 
-def judge(facts: Facts) -> Verdict:
-    cost = "containers cannot be stopped with their state, and snapshots hold no memory"
+def evaluate(facts: Facts) -> Verdict:
+    cost = "stateful stop and stateful snapshots of containers are not possible"
     version = facts.programs.get("criu")
     if version is None:
         return no_program("CRIU", "criu", cost, "version 4.0 or newer; Debian 12 has none, Debian 13 does")

@@ -1,4 +1,4 @@
-"""What guards containers, and shows them their own limits."""
+"""Confinement of containers, and lxcfs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utsuwa.host.system.probes import Facts
 from utsuwa.security import apparmor
 
 
-def judge(subject: Subject) -> Iterator[Verdict]:
+def evaluate(subject: Subject) -> Iterator[Verdict]:
     yield _seccomp(subject.facts)
     yield _apparmor(subject.facts, subject.apparmor)
     yield _lxcfs(subject.facts)
@@ -21,17 +21,17 @@ def _seccomp(facts: Facts) -> Verdict:
         return Verdict(
             "seccomp",
             Status.MISSING,
-            "the kernel has no filters of system calls",
-            "containers may make every system call that the kernel has",
-            "use a kernel that is built with CONFIG_SECCOMP_FILTER",
+            "the kernel has no system call filters",
+            "containers may use all system calls of the kernel",
+            "use a kernel built with CONFIG_SECCOMP_FILTER",
         )
     if "user_notif" not in facts.seccomp_actions:
         return Verdict(
             "seccomp",
             Status.DEGRADED,
             "filters, without notifications",
-            "system calls cannot be answered by the daemon (security.syscalls.intercept.*)",
-            "use a kernel from 5.0 on",
+            "the daemon cannot intercept system calls (security.syscalls.intercept.*)",
+            "use kernel 5.0 or newer",
         )
     return Verdict("seccomp", Status.FOUND, "filters and notifications")
 
@@ -43,16 +43,16 @@ def _apparmor(facts: Facts, mode: apparmor.Mode) -> Verdict:
                 "AppArmor",
                 Status.MISSING,
                 "not enabled in this kernel",
-                "containers are confined by namespaces, ids and seccomp alone; privileged ones are not safe",
-                "where the kernel has it, boot with apparmor=1 security=apparmor",
+                "containers are confined only by namespaces, ids and seccomp; privileged ones are not safe",
+                "if the kernel supports it, boot with apparmor=1 security=apparmor",
             )
         case apparmor.Mode.INHERIT:
             return Verdict(
                 "AppArmor",
                 Status.DEGRADED,
                 "enabled, but no policy can be loaded here",
-                "containers get the confinement of this process, none of their own",
-                "run on the host itself, or let the host stack profiles",
+                "containers have the confinement of this process instead of their own",
+                "run on the host itself, or enable stacking of profiles on the host",
             )
         case apparmor.Mode.OWN:
             if "apparmor_parser" not in facts.programs:

@@ -1,4 +1,4 @@
-"""What every container needs: namespaces, mounts, cgroups, liblxc, ids."""
+"""Requirements of every container: namespaces, mounts, cgroups, liblxc, ids."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from utsuwa.security.idmap import HostRange
 
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
 _CONTROLLERS: Mapping[str, str] = {
-    "cpu": "limits.cpu.allowance and limits.cpu.priority do nothing",
-    "cpuset": "limits.cpu does nothing",
-    "memory": "limits.memory does nothing, and containers see no use of memory of their own",
-    "pids": "limits.processes does nothing",
-    "io": "limits.disk.priority does nothing",
+    "cpu": "limits.cpu.allowance and limits.cpu.priority have no effect",
+    "cpuset": "limits.cpu has no effect",
+    "memory": "limits.memory has no effect, and containers cannot see their own memory usage",
+    "pids": "limits.processes has no effect",
+    "io": "limits.disk.priority has no effect",
 }
-"""Controllers and what their lack costs; `io` is `blkio` in cgroup v1."""
+"""Controllers and the effect of their absence; `io` is `blkio` in cgroup v1."""
 _OLDEST_LIBLXC = (5, 0)
 
 
-def judge(subject: Subject) -> Iterator[Verdict]:
+def evaluate(subject: Subject) -> Iterator[Verdict]:
     facts = subject.facts
     yield from _namespaces(facts)
     yield _mounting(facts)
@@ -38,17 +38,15 @@ def _namespaces(facts: Facts) -> Iterator[Verdict]:
         Status.MISSING if lacking else Status.FOUND,
         f"the kernel has no {', '.join(lacking)} namespaces" if lacking else ", ".join(_NAMESPACES),
         "no container can run" if lacking else "",
-        "use a kernel that is built with namespaces, as every distribution's is" if lacking else "",
+        "use a kernel built with namespaces, such as that of any distribution" if lacking else "",
         essential=True,
     )
     error = facts.user_namespace_error
     yield Verdict(
         "user namespaces",
         Status.MISSING if error else Status.FOUND,
-        error or "can be made and mapped",
-        "unprivileged containers, which is what all are that nobody made privileged, do not start"
-        if error
-        else "",
+        error or "can be created and mapped",
+        "unprivileged containers (the default) do not start" if error else "",
         "raise the sysctl user.max_user_namespaces; inside a container, let its host allow nesting"
         if error
         else "",
@@ -63,7 +61,7 @@ def _mounting(facts: Facts) -> Verdict:
         Status.FOUND if allowed else Status.MISSING,
         "allowed" if allowed else "this process may not mount anything (it lacks CAP_SYS_ADMIN)",
         "" if allowed else "no container can run",
-        "" if allowed else "run it on the host itself, or in a container that may nest others",
+        "" if allowed else "run it on the host itself, or in a container with nesting enabled",
         essential=True,
     )
 
@@ -107,7 +105,7 @@ def _liblxc(facts: Facts) -> Iterator[Verdict]:
             "liblxc",
             Status.DEGRADED,
             f"version {facts.liblxc}",
-            "this version is older than what Utsuwa is tested with, and containers may not start",
+            "this version is older than the tested ones, and containers may not start",
             "install version 5.0 or newer",
             Source.SETUP,
             essential=True,
@@ -126,8 +124,8 @@ def _lxc_start(facts: Facts) -> Verdict:
             "lxc-start",
             Status.DEGRADED,
             f"version {version}, and liblxc is {facts.liblxc}",
-            "containers are started by one version and entered by another",
-            "install lxc and liblxc1 in one version, and remove one in /usr/local",
+            "containers are started with one version and attached to with another",
+            "install the same version of lxc and liblxc1, and remove any in /usr/local",
             Source.SETUP,
             essential=True,
         )
@@ -142,7 +140,7 @@ def _id_ranges(file: str, ranges: Iterable[HostRange]) -> Verdict:
         file,
         Status.MISSING,
         f"root has no range of at least {idmap.USEFUL} ids" + (f" (only {largest})" if largest else ""),
-        "unprivileged containers, which is what all are that nobody made privileged, do not start",
+        "unprivileged containers (the default) do not start",
         f"add the line root:1000000:1000000000 to {file}",
         Source.SETUP,
         essential=True,

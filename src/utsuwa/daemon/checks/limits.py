@@ -9,8 +9,8 @@ from utsuwa.host.system.kernel_limits import GROUPS, Group
 from utsuwa.host.system.probes import Facts
 
 
-def judge(facts: Facts) -> Iterator[Verdict]:
-    """A verdict on each group of limits; none where the kernel has none of them."""
+def evaluate(facts: Facts) -> Iterator[Verdict]:
+    """Yield a verdict on each group of limits that the kernel has."""
     for group in GROUPS:
         present = {key: facts.limits[key] for key in group.values if key in facts.limits}
         if present:

@@ -1,4 +1,4 @@
-"""What makes containers quick to launch: mapped mounts, overlays, squashfs and its tools."""
+"""What makes launching containers fast: idmapped mounts, overlays, squashfs and its tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utsuwa.host.system.probes import Facts
 
 
 def file_systems(facts: Facts) -> Iterator[Verdict]:
-    """Nothing to say of them where nothing may be mounted: that is said already."""
+    """Yield verdicts on file systems; none if mounting is not allowed, which is reported separately."""
     can = facts.mounting
     if not can.allowed:
         return
@@ -36,8 +36,8 @@ def file_systems(facts: Facts) -> Iterator[Verdict]:
             can.overlay_idmapped,
             "works",
             f"does not work on the kernel {facts.kernel}",
-            "every container gets a whole copy of its image: slow to launch, and large",
-            _unless_disabled(facts, "use a kernel from 5.19 on"),
+            "every container needs a complete copy of its image: slow to launch, and large",
+            _unless_disabled(facts, "use kernel 5.19 or newer"),
         )
     yield _loop(facts)
     if can.squashfs:
@@ -45,14 +45,14 @@ def file_systems(facts: Facts) -> Iterator[Verdict]:
             "idmapped mounts of squashfs",
             can.squashfs_idmapped,
             "works",
-            f"the kernel {facts.kernel} maps no ids on squashfs",
+            f"the kernel {facts.kernel} cannot map ids on squashfs",
             "each image is unpacked once before its first launch: some seconds, and some hundred MB",
             _unless_disabled(facts, "none is needed; newer kernels (such as Debian 13's) do without"),
         )
 
 
 def _unless_disabled(facts: Facts, remedy: str) -> str:
-    """The remedy for a lack of idmapped mounts."""
+    """Return the remedy for missing idmapped mounts."""
     return "unset UTSUWA_IDMAPPED_MOUNTS_DISABLE" if facts.mounting.idmapping_disabled else remedy
 
 
@@ -69,7 +69,7 @@ def _loop(facts: Facts) -> Verdict:
     return Verdict(
         "squashfs on loop devices",
         Status.MISSING,
-        "the kernel mounts no squashfs" if can.loop else "there are no loop devices",
+        "the kernel cannot mount squashfs" if can.loop else "there are no loop devices",
         "each image is unpacked once before its first launch: some seconds, and some hundred MB",
         f"load the module {'squashfs' if can.loop else 'loop'}, or use a kernel that has it",
     )
@@ -77,8 +77,8 @@ def _loop(facts: Facts) -> Verdict:
 
 def squashfs_tools(facts: Facts) -> Iterator[Verdict]:
     for name, cost in (
-        ("unsquashfs", "images that cannot be mounted as they are cannot be used at all"),
-        ("mksquashfs", "containers cannot be published as images of the format squashfs"),
+        ("unsquashfs", "images that cannot be mounted directly cannot be used at all"),
+        ("mksquashfs", "containers cannot be published as squashfs images"),
     ):
         if version := facts.programs.get(name):
             yield Verdict(name, Status.FOUND, f"version {version}", source=Source.SETUP)

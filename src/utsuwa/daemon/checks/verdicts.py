@@ -1,4 +1,4 @@
-"""What is judged, and what is said of it."""
+"""The subject of checks, and verdicts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from utsuwa.security.idmap import HostIds
 class Status(StrEnum):
     FOUND = "found"
     DEGRADED = "degraded"
-    """There, but less than it could be."""
+    """Available with limitations."""
     MISSING = "missing"
 
 
 class Source(StrEnum):
-    """Who brings a requirement."""
+    """Who provides a requirement."""
 
     HOST = "host"
-    """The machine: its kernel, and who started it."""
+    """The machine: its kernel and its boot configuration."""
     SETUP = "setup"
-    """Packages and settings, which installing Utsuwa adds."""
+    """Packages and settings that the installation of Utsuwa adds."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One requirement; `cost` and `remedy` are empty where it was found."""
+    """A verdict on one requirement; `cost` and `remedy` are empty if it was found."""
 
     name: str
     status: Status
@@ -37,7 +37,7 @@ class Verdict:
     remedy: str = ""
     source: Source = Source.HOST
     essential: bool = False
-    """Whether no container runs without it."""
+    """Whether containers cannot run without it."""
 
     @property
     def fatal(self) -> bool:
@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the host's facts, and what other parts of Utsuwa make of the host."""
+    """The subject of the checks: the host's facts, id ranges and AppArmor mode."""
 
     facts: Facts
     ids: HostIds = field(default_factory=lambda: HostIds((), ()))
@@ -59,5 +59,5 @@ def no_program(name: str, package: str, cost: str, note: str = "", *, essential:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+    """Return the first two numbers of a version."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

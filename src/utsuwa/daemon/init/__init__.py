@@ -1,4 +1,4 @@
-"""`utsuwad init`: set a running daemon up, over its API, from options, YAML or answers.
+"""`utsuwad init`: set up a running daemon through its API, from options, YAML or answers.
 
-All three end in one `Preseed`, which is applied as a whole or not at all.
+All three result in a `Preseed`, which is applied completely or not at all.
 """

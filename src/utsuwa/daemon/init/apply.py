@@ -1,8 +1,8 @@
-"""Make a daemon what a preseed says, as a whole or not at all.
+"""Application of a preseed to a daemon, completely or not at all.
 
-What is there is changed key by key, as LXD does: keys that the preseed does not name stay. The server's
-config comes last: the daemon changes it as a whole or not at all by itself (the listener moves with it,
-and a password that is replaced could not be read back).
+Existing objects are changed by key, as in LXD: other keys are kept. The server config is changed last,
+because the daemon changes it atomically (the listener moves with it, and a replaced password cannot be
+restored).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utsuwa.daemon.local_api import LocalApi
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of object: how it is called, where it is, and which field cannot be changed."""
+    """A type of object: its name, its collection, and the field that cannot be changed."""
 
     name: str
     collection: str
@@ -40,11 +40,11 @@ PROFILE = Kind("profile", "profiles", editable=("description", "config", "device
 
 
 def apply(api: LocalApi, preseed: Preseed) -> None:
-    """Raises the first problem, after everything was put back as it was; the message says so.
+    """Apply a preseed. On failure, restores everything and raises the error, whose message says so.
 
-    An interrupt is obeyed between two steps, never in the middle of one.
+    Interrupts are handled between steps, never in the middle of one.
     """
-    with _interrupts_noted() as stop_if_asked:
+    with _deferred_interrupts() as stop_if_asked:
         undo: list[_Undo] = []
         try:
             for kind, seed in _in_order(preseed):
@@ -53,7 +53,7 @@ def apply(api: LocalApi, preseed: Preseed) -> None:
             stop_if_asked()
             if preseed.config:
                 body = {"config": preseed.config}
-                _named("Cannot change the server's config", api.request, "PATCH", "/1.0", body)
+                _named("Cannot change the server config", api.request, "PATCH", "/1.0", body)
         except UtsuwaError as error:
             error.message = f"{error.message}. {_put_back(undo)}"
             raise
@@ -63,7 +63,7 @@ def apply(api: LocalApi, preseed: Preseed) -> None:
 
 
 def _in_order(preseed: Preseed) -> Iterator[tuple[Kind, dict[str, Any]]]:
-    """Projects may restrict themselves to networks of the default one; profiles use all the others."""
+    """Yield the objects in order of dependencies: profiles use all others."""
     default = [network for network in preseed.networks if network.project == DEFAULT_PROJECT]
     others = [network for network in preseed.networks if network.project != DEFAULT_PROJECT]
     yield from ((POOL, msgspec.to_builtins(seed)) for seed in preseed.storage_pools)
@@ -80,7 +80,7 @@ class _Undo:
 
 
 def _ensure(api: LocalApi, kind: Kind, seed: dict[str, Any], undo: list[_Undo]) -> None:
-    """Create or change one object, and note how to take that back."""
+    """Create or change one object, and record how to revert that."""
     name, project = seed["name"], seed.pop("project", DEFAULT_PROJECT)
     url = object_url(kind.collection, name, project=project)
     what = f"{kind.name} {name!r}"
@@ -103,12 +103,12 @@ def _check_fixed(kind: Kind, what: str, found: dict[str, Any], seed: dict[str, A
     wanted = seed.get(kind.fixed)
     if wanted and wanted != found[kind.fixed]:
         raise InvalidRequest(
-            f"There is a {what} with {kind.fixed} {found[kind.fixed]!r}, which cannot become {wanted!r}"
+            f"The {what} has {kind.fixed} {found[kind.fixed]!r}, which cannot be changed to {wanted!r}"
         )
 
 
 def merged(old: dict[str, Any], seed: dict[str, Any]) -> dict[str, Any]:
-    """The editable part after a preseed: key by key, devices too; an empty description changes nothing."""
+    """Merge a preseed by key, also within devices; an empty description is ignored."""
     new = {**old, "config": {**old["config"], **seed["config"]}}
     if seed["description"]:
         new["description"] = seed["description"]
@@ -119,7 +119,7 @@ def merged(old: dict[str, Any], seed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(what: str, call: Callable[..., object], *arguments: object, **options: object) -> None:
-    """Call, and let an error say what could not be done."""
+    """Call, prefixing errors with `what`."""
     try:
         call(*arguments, **options)
     except UtsuwaError as error:
@@ -128,7 +128,7 @@ def _named(what: str, call: Callable[..., object], *arguments: object, **options
 
 
 def _put_back(undo: list[_Undo]) -> str:
-    """Take back every step, the last first; tells how that went."""
+    """Revert every step, last first; return a message about the result."""
     problems = []
     for done in reversed(undo):
         try:
@@ -136,13 +136,13 @@ def _put_back(undo: list[_Undo]) -> str:
         except UtsuwaError as error:
             problems.append(f"{done.what} ({error.message})")
     if problems:
-        return f"These could not be put back as they were: {'; '.join(problems)}"
-    return "Everything is as it was before"
+        return f"These could not be restored: {'; '.join(problems)}"
+    return "All changes were reverted"
 
 
 @contextmanager
-def _interrupts_noted() -> Iterator[Callable[[], None]]:
-    """While inside, SIGINT and SIGTERM only make the given function raise Cancelled."""
+def _deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Within the block, SIGINT and SIGTERM only make the yielded function raise Cancelled."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The `init` subcommand: from the command line to a daemon that is set up."""
+"""The `init` subcommand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utsuwa.daemon.local_api import LocalApi
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The exit status; raises UtsuwaError with what is wrong, and then nothing was changed."""
+    """Run `init` and return the exit status. Raises UtsuwaError, having changed nothing."""
     options = from_arguments(arguments)
     paths = StatePaths.from_environment()
     api = LocalApi(paths.socket)

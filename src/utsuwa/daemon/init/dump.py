@@ -1,4 +1,4 @@
-"""`init --dump`: the set-up of a daemon as YAML that `init --preseed` takes back."""
+"""`init --dump`: the configuration of a daemon as YAML for `init --preseed`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Says everything in full: what is there twice is written twice."""
+    """Writes repeated values in full instead of using anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """PyYAML writes Unicode's line breaks in a way that it reads as spaces; in double quotes they stay."""
+    """Use double quotes for Unicode line breaks, which PyYAML would otherwise read back as spaces."""
     style = '"' if _ODD_BREAKS.search(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
@@ -41,9 +41,9 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(api: LocalApi, pools_folder: Path) -> str:
-    """The YAML. Secrets are left out, with a comment; what a daemon chooses for itself is left out too.
+    """Return the YAML. Secrets are replaced by comments; values chosen by the daemon are omitted.
 
-    `pools_folder` is where the daemon puts pools that are given no source.
+    `pools_folder` is the daemon's default location of pools.
     """
     config = api.get("/1.0")["config"]
     secrets = [key for key, value in config.items() if value is True]
@@ -54,12 +54,12 @@ def dump(api: LocalApi, pools_folder: Path) -> str:
         projects=[_project(project) for project in api.get("/1.0/projects?recursion=1")],
         profiles=[_profile(profile) for profile in api.get("/1.0/profiles?recursion=1")],
     )
-    hidden = "".join(f"# {key} is set, and not shown: add it here to set it elsewhere\n" for key in secrets)
+    hidden = "".join(f"# {key} is set, but not shown: add its value here\n" for key in secrets)
     return hidden + to_yaml(preseed)
 
 
 def to_yaml(preseed: Preseed) -> str:
-    """A preseed as YAML; the default project is not named, for LXD takes no project of a profile."""
+    """Format as YAML; the default project is omitted, as LXD does not accept a project in profiles."""
     content = msgspec.to_builtins(preseed)
     for entry in (*content["networks"], *content["profiles"]):
         if entry["project"] == DEFAULT_PROJECT:

@@ -1,4 +1,4 @@
-"""`init` without options: LXD's questions, as far as one host has them."""
+"""`init` without options: LXD's questions for a server that is not clustered."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _INTERFACE = re.compile(r"[!-.0-~]{2,15}\Z")
 _YES_NO = {"yes": True, "y": True, "no": False, "n": False}
 
 Check = Callable[[str], object]
-"""Raises UtsuwaError or ValueError for an answer that is not acceptable."""
+"""Raises UtsuwaError or ValueError if the answer is invalid."""
 
 
 class Terminal(Protocol):
-    """Where questions are put and answers come from."""
+    """Prints questions and reads answers."""
 
     def ask(self, prompt: str) -> str:
-        """A line without its end; raises Cancelled where no more come."""
+        """Ask a question and return the line. Raises Cancelled at the end of input."""
 
     def ask_secret(self, prompt: str) -> str:
-        """As `ask`, not shown while it is typed."""
+        """As `ask`, without echo."""
 
     def say(self, text: str) -> None:
-        """A line for the person."""
+        """Print a message."""
 
 
 class StandardTerminal:
@@ -66,7 +66,7 @@ class StandardTerminal:
 
 
 def converse(terminal: Terminal, state: ServerState) -> Preseed:
-    """Ask everything; gives what the answers amount to. Raises Cancelled."""
+    """Ask all questions; return the resulting preseed. Raises Cancelled."""
     return _Interview(terminal, state).run()
 
 
@@ -87,7 +87,7 @@ class _Interview:
             self._terminal.say(to_yaml(self._preseed))
         return self._preseed
 
-    # ---- the subjects
+    # ---- topics
 
     def _storage(self) -> None:
         if not self._yes("Do you want to configure a new storage pool?", default=not self._state.pools):
@@ -102,7 +102,7 @@ class _Interview:
     def _new_pool_name(self, name: str) -> None:
         check_object_name("Storage pool", name)
         if name in self._state.pools:
-            raise InvalidRequest(f"there is a storage pool {name!r} already")
+            raise InvalidRequest(f"the storage pool {name!r} already exists")
 
     def _network(self) -> None:
         if self._state.makes_networks and self._yes(
@@ -137,13 +137,13 @@ class _Interview:
 
     def _new_interface(self, name: str) -> None:
         if name in self._state.interfaces:
-            raise InvalidRequest(f"there is a network interface {name!r} already")
+            raise InvalidRequest(f"the network interface {name!r} already exists")
         if not _INTERFACE.match(name):
-            raise InvalidRequest("names of interfaces have 2 to 15 characters, without spaces and slashes")
+            raise InvalidRequest("an interface name must have 2 to 15 characters, without spaces and slashes")
 
     def _existing_interface(self, name: str) -> None:
         if name not in self._state.interfaces:
-            raise InvalidRequest(f"there is no network interface {name!r} here")
+            raise InvalidRequest(f"the network interface {name!r} does not exist")
 
     def _nic_on(self, name: str) -> dict[str, str]:
         if name in self._state.networks:
@@ -168,9 +168,9 @@ class _Interview:
             first = self._terminal.ask_secret("Trust password for new clients (empty for none): ")
             if not first or self._terminal.ask_secret("Again: ") == first:
                 return first
-            self._terminal.say("The two are not the same, try again.\n")
+            self._terminal.say("The passwords do not match, try again.\n")
 
-    # ---- kinds of questions
+    # ---- types of questions
 
     def _yes(self, question: str, *, default: bool) -> bool:
         shown = "yes" if default else "no"
@@ -185,7 +185,7 @@ class _Interview:
     def _choice(self, question: str, choices: Collection[str], default: str) -> str:
         def check(answer: str) -> None:
             if answer not in choices:
-                raise InvalidRequest(f"it is none of {', '.join(choices)}")
+                raise InvalidRequest(f"must be one of {', '.join(choices)}")
 
         return self._text(f"{question} ({', '.join(choices)})", default, check)
 
@@ -207,7 +207,7 @@ def _address_check(version: int) -> Check:
             return
         interface = ipaddress.ip_interface(text)
         if interface.version != version or "/" not in text:
-            raise InvalidRequest(f"an IPv{version} address with the length of its subnet is needed")
+            raise InvalidRequest(f"must be an IPv{version} address with prefix length")
 
     return check
 
@@ -219,4 +219,4 @@ def _bind_check(text: str) -> None:
 
 def _port_check(text: str) -> None:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise InvalidRequest("a port is a number from 1 to 65535")
+        raise InvalidRequest("must be a port number from 1 to 65535")

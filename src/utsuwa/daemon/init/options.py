@@ -1,4 +1,4 @@
-"""The options of `init`, and which of them go together; as LXD has them."""
+"""The options of `init`, and their valid combinations, as in LXD."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_PORT = 8443
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line said; None and the empty string where it did not."""
+    """The options of the command line; None or the empty string if absent."""
 
     auto: bool = False
     minimal: bool = False
@@ -28,7 +28,7 @@ class Options:
 
     @property
     def details(self) -> list[str]:
-        """The options that say more about `--auto`, as they were typed."""
+        """The given options that modify `--auto`."""
         values = {
             "--network-address": self.network_address,
             "--network-port": self.network_port,
@@ -40,7 +40,7 @@ class Options:
 
     @property
     def storage_details(self) -> dict[str, str | int | None]:
-        """What backends with a file system of their own take."""
+        """The given options for storage backends with their own file system."""
         return {
             "--storage-pool": self.storage_pool,
             "--storage-create-device": self.storage_create_device,
@@ -49,30 +49,30 @@ class Options:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Teach a parser the options; `from_arguments` reads them."""
+    """Add the options to a parser; `from_arguments` reads them."""
     add = parser.add_argument
     add("--auto", action="store_true", help="set up with defaults, without questions")
-    add("--minimal", action="store_true", help="as --auto, taking no other option")
-    add("--preseed", action="store_true", help="set up as YAML on standard input says, all of it or nothing")
-    add("--dump", action="store_true", help="print the set-up as YAML that --preseed takes")
+    add("--minimal", action="store_true", help="as --auto, without further options")
+    add("--preseed", action="store_true", help="set up from YAML on standard input, completely or not at all")
+    add("--dump", action="store_true", help="print the configuration as YAML for --preseed")
     add("--network-address", metavar="IP", default="", help="serve clients at this address (default: none)")
-    add("--network-port", metavar="PORT", type=int, help=f"and at this port (default: {DEFAULT_PORT})")
-    add("--trust-password", metavar="PASSWORD", default="", help="password by which clients add themselves")
+    add("--network-port", metavar="PORT", type=int, help=f"and on this port (default: {DEFAULT_PORT})")
+    add("--trust-password", metavar="PASSWORD", default="", help="password with which clients add themselves")
     add("--storage-backend", metavar="DRIVER", default="", help="driver of the storage pool")
     add("--storage-pool", metavar="POOL", default="", help="existing pool of the backend to use")
-    add("--storage-create-device", metavar="DEVICE", default="", help="make the pool on this block device")
-    add("--storage-create-loop", metavar="SIZE", type=int, help="make the pool in a file of SIZE GB")
+    add("--storage-create-device", metavar="DEVICE", default="", help="create the pool on this block device")
+    add("--storage-create-loop", metavar="SIZE", type=int, help="create the pool in a file of SIZE GB")
 
 
 def from_arguments(arguments: argparse.Namespace) -> Options:
-    """Raises InvalidRequest where options do not go together."""
+    """Raises InvalidRequest if options cannot be combined."""
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     check(options)
     return options
 
 
 def check(options: Options) -> None:
-    """Raises InvalidRequest where options do not go together."""
+    """Raises InvalidRequest if options cannot be combined."""
     modes = [name for name in ("auto", "minimal", "preseed", "dump") if getattr(options, name)]
     if len(modes) > 1:
         raise InvalidRequest(f"--{modes[0]} and --{modes[1]} cannot be used together: choose one")

@@ -1,4 +1,4 @@
-"""What `init --auto` sets up: decided from the options and what the daemon has, without touching it."""
+"""The plan of `init --auto`, computed from the options and the daemon's state."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from utsuwa.storage.drivers import DEFAULT_DRIVER
 POOL = "default"
 PROFILE = "default"
 _KNOWN_DRIVERS = frozenset(("btrfs", "ceph", "cephfs", "cephobject", "lvm", "zfs"))
-"""LXD's, which a server may lack."""
+"""LXD's drivers, which a server may not support."""
 
 
 def automatic(options: Options, state: ServerState) -> Preseed:
-    """Defaults for what is missing; what is there stays. Raises InvalidRequest, NotSupportedYet."""
+    """Return defaults for missing objects. Raises InvalidRequest, NotSupportedYet."""
     preseed = Preseed(config=_server_config(options))
     profile = ProfileSeed(name=PROFILE)
     if options.storage_backend:
         check_backend(options.storage_backend, state.drivers)
         if state.pools:
             there = ", ".join(sorted(state.pools))
-            raise InvalidRequest(f"There is a storage pool already ({there}): leave --storage-backend out")
+            raise InvalidRequest(f"A storage pool already exists ({there}): omit --storage-backend")
     _refuse_storage_details(options, state.drivers)
     if not state.pools:
         driver = options.storage_backend or default_driver(state.drivers)
         preseed.storage_pools.append(PoolSeed(name=POOL, driver=driver))
         profile.devices["root"] = root_disk(POOL)
-    # A nic that somebody gave the profile is an answer to the question of the network, too.
+    # A nic in the profile also means that the network has been decided.
     if state.makes_networks and not state.networks and "eth0" not in state.devices:
         bridge = state.free_bridge()
         preseed.networks.append(NetworkSeed(name=bridge, type="bridge"))
@@ -42,27 +42,27 @@ def automatic(options: Options, state: ServerState) -> Preseed:
 
 
 def default_driver(drivers: Iterable[str]) -> str:
-    """The driver for who does not care."""
+    """Return the default driver."""
     return DEFAULT_DRIVER if DEFAULT_DRIVER in drivers else min(drivers)
 
 
 def check_backend(name: str, drivers: Iterable[str]) -> None:
-    """Raises NotSupportedYet for a driver that is LXD's, not this server's, InvalidRequest for others."""
+    """Raise NotSupportedYet for a driver that only LXD has, InvalidRequest for an unknown one."""
     if name in drivers:
         return
     choice = ", ".join(sorted(drivers))
     if name in _KNOWN_DRIVERS:
-        raise NotSupportedYet(f"This version has no storage driver {name!r}: use one of {choice}")
+        raise NotSupportedYet(f"The storage driver {name!r} is not supported yet: use one of {choice}")
     raise InvalidRequest(f"Unknown storage backend {name[:40]!r}: use one of {choice}")
 
 
 def root_disk(pool: str) -> dict[str, str]:
-    """The device that puts an instance's root on a pool."""
+    """Return the root disk device for a pool."""
     return {"type": "disk", "path": "/", "pool": pool}
 
 
 def listen_address(address: str, port: int | None) -> str:
-    """`core.https_address` of an address (`all` for every one) and a port."""
+    """Return `core.https_address` for an address (`all` for the wildcard) and a port."""
     port = DEFAULT_PORT if port is None else port
     if address == "all":
         address = "::"
@@ -88,5 +88,5 @@ def _refuse_storage_details(options: Options, drivers: Iterable[str]) -> None:
     if given:
         raise InvalidRequest(
             f"{given[0]} is for storage backends with a file system of their own; a pool of "
-            f"{' or '.join(sorted(drivers))} lies in a folder: leave it out"
+            f"{' or '.join(sorted(drivers))} is a directory: omit it"
         )

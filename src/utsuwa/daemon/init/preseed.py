@@ -1,4 +1,4 @@
-"""The YAML of `init --preseed`, in LXD's format: what a daemon is to have."""
+"""The YAML of `init --preseed`, in LXD's format."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.wire.codec import explain
 
 MAX_SIZE = 1024 * 1024
-"""Bytes of YAML."""
+"""Maximum size of the YAML in bytes."""
 MAX_ALIASES = 100
-"""Uses of `*anchor`; each may repeat a whole part of the text."""
+"""Maximum number of aliases (`*anchor`), each of which may repeat a large part of the text."""
 
 _SECRET_PLACEHOLDER = ("core.trust_password", "true")
-"""How servers show a password that is set; dumps of LXD hold it."""
+"""How servers show a password that is set; contained in LXD's dumps."""
 
 _STATE_FOLDERS = ("/var/lib/lxd", "/var/snap/lxd/common/lxd", "/var/lib/incus")
 
@@ -27,7 +27,7 @@ Config = dict[str, str]
 
 
 class PoolSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A storage pool; an empty driver is the server's default one."""
+    """A storage pool; an empty driver means the server's default."""
 
     name: str = ""
     driver: str = ""
@@ -36,7 +36,7 @@ class PoolSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NetworkSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A network; an empty type is the server's default one."""
+    """A network; an empty type means the server's default."""
 
     name: str = ""
     type: str = ""
@@ -52,7 +52,7 @@ class ProjectSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProfileSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A profile; devices are key by key, so that a part of one can be given."""
+    """A profile; devices are merged by key, so that a part of one can be specified."""
 
     name: str = ""
     description: str = ""
@@ -62,7 +62,7 @@ class ProfileSeed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Preseed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is to be there in the end; what is not named stays as it is."""
+    """The desired configuration; other objects and keys are not changed."""
 
     config: Config = {}
     storage_pools: list[PoolSeed] = []
@@ -80,7 +80,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Every scalar stays the text that it is, as LXD reads it into its maps of strings; `~` is null."""
+    """Loads every scalar as a string, as LXD does for maps of strings; `~` is null."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -92,10 +92,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<\Z"), ["
 
 
 def parse(text: str) -> Preseed:
-    """Raises InvalidRequest, which names what is wrong and where."""
+    """Parse a preseed. Raises InvalidRequest with reason and location."""
     content = _load(text)
     if content.pop("cluster", None):
-        raise InvalidRequest("This version does not form clusters: leave 'cluster' out of the preseed")
+        raise InvalidRequest("This version does not support clustering: remove 'cluster' from the preseed")
     _refuse_unknown("the preseed", content, Preseed)
     for section, record in _SECTIONS.items():
         _check_section(section, content, record)
@@ -103,7 +103,7 @@ def parse(text: str) -> Preseed:
         preseed = msgspec.convert(content, Preseed)
     except msgspec.ValidationError as error:
         place, reason = explain(error, content, Preseed)
-        raise InvalidRequest(f"Invalid preseed: {place or 'the whole'}: {reason}") from error
+        raise InvalidRequest(f"Invalid preseed: {place or 'document'}: {reason}") from error
     for network in preseed.networks:
         network.config = without_volatile(network.config)
     for pool in preseed.storage_pools:
@@ -112,17 +112,17 @@ def parse(text: str) -> Preseed:
             del pool.config["source"]
     key, shown = _SECRET_PLACEHOLDER
     if preseed.config.get(key) == shown:
-        raise InvalidRequest(f"{key}: {shown} is how a dump shows that one is set: give it, or leave it out")
+        raise InvalidRequest(f"{key}: {shown} is the placeholder of a dump: set the real value, or remove it")
     return preseed
 
 
 def _is_place_of_lxd(pool: PoolSeed) -> bool:
-    """Whether a pool lies where LXD or Incus put those that were given no source, as their dumps say it."""
+    """Return whether a pool is at the default location of LXD or Incus, which their dumps contain."""
     return pool.config.get("source") in {f"{folder}/storage-pools/{pool.name}" for folder in _STATE_FOLDERS}
 
 
 def _load(text: str) -> dict[str, Any]:
-    """The top of the document, without what is null; an empty document is an empty preseed."""
+    """Load the top-level mapping without null values; an empty document is an empty preseed."""
     if len(text) > MAX_SIZE:
         raise InvalidRequest(f"The preseed is longer than {MAX_SIZE} bytes")
     try:
@@ -135,7 +135,7 @@ def _load(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InvalidRequest(f"The preseed is not valid YAML: {_one_line(error)}") from error
     except RecursionError:
-        raise InvalidRequest("The preseed is nested too deep") from None
+        raise InvalidRequest("The preseed is nested too deeply") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -144,7 +144,7 @@ def _load(text: str) -> dict[str, Any]:
 
 
 def _check_section(section: str, content: dict[str, Any], record: type[msgspec.Struct]) -> None:
-    """Names and fields of one section's entries; types are checked with all the rest."""
+    """Check names and fields of one section's entries; types are checked later."""
     entries = content.get(section)
     if not isinstance(entries, list):
         return
@@ -163,12 +163,12 @@ def _refuse_unknown(where: str, content: dict[str, Any], record: type[msgspec.St
     if unknown:
         raise InvalidRequest(
             f"Invalid preseed: unknown field {', '.join(map(repr, unknown))} in {where}; "
-            f"it can have {', '.join(record.__struct_fields__)}"
+            f"known fields are {', '.join(record.__struct_fields__)}"
         )
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
-    """Null is absent in records, and empty inside `config` and the devices (where it unsets a key)."""
+    """Remove nulls from records; in config and devices, replace them by "" (which unsets a key)."""
     kept = {key: value for key, value in content.items() if value is not None}
     if isinstance(config := kept.get("config"), dict):
         kept["config"] = _emptied(config)

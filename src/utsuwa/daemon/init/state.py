@@ -1,4 +1,4 @@
-"""What a daemon has already, as far as setting it up depends on it."""
+"""The state of a daemon that is relevant for setting it up."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from utsuwa.daemon.local_api import LocalApi
 
 BRIDGE = "utsuwabr"
-"""Bridges that nobody names get this and the first free number."""
+"""Default prefix of bridge names, followed by the first free number."""
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """Names of what is there, and what the server can."""
+    """Names of existing objects, and capabilities of the server."""
 
     drivers: frozenset[str]
-    """Storage drivers that the server has."""
+    """Storage drivers that the server supports."""
     pools: frozenset[str]
     networks: frozenset[str]
     """Managed ones."""
@@ -25,12 +25,12 @@ class ServerState:
     bridges: frozenset[str]
     """Bridges that the daemon does not manage."""
     devices: frozenset[str]
-    """Of the profile `default`."""
+    """Devices of the profile `default`."""
     makes_networks: bool
 
     @classmethod
     def of(cls, api: LocalApi) -> ServerState:
-        """Ask the daemon."""
+        """Query the daemon."""
         server = api.get("/1.0")
         networks = api.get("/1.0/networks?recursion=1")
         return cls(
@@ -45,7 +45,7 @@ class ServerState:
         )
 
     def free_bridge(self) -> str:
-        """The first `utsuwabrN` that neither the host nor the daemon has."""
+        """Return the first `utsuwabrN` that is unused on the host and in the daemon."""
         number = 0
         while f"{BRIDGE}{number}" in self.interfaces:
             number += 1

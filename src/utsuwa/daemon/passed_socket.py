@@ -1,7 +1,7 @@
-"""Socket activation: the listening socket that systemd made, and hands over when it starts the daemon.
+"""Socket activation: the listening socket that systemd passes to the daemon when starting it.
 
-It is systemd's: it was there before the daemon and stays when the daemon ends, so that connections made
-meanwhile wait for the next one. Owner and mode are what its unit says.
+The socket belongs to systemd: it exists before the daemon starts and after it ends, so that connections made
+meanwhile wait for the next start. Owner and mode are set in its unit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 def take_socket(path: Path) -> socket.socket | None:
-    """The socket that this process was given to listen at `path`; None where it was given none.
+    """Return the socket passed to this process for `path`; None if there is none.
 
-    Programs started from here on hear nothing of it, and do not inherit it. Raises HostError where what was
-    given is something else.
+    Programs started from now on do not inherit it or its environment variables. Raises HostError if something
+    else was passed.
     """
     given = {name: os.environ.pop(name, "") for name in _VARIABLES}
     if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdecimal():
@@ -34,7 +34,7 @@ def take_socket(path: Path) -> socket.socket | None:
         return None
     if count > 1:
         _close(range(_FIRST, _FIRST + count))
-        raise HostError(f"{count} sockets were handed over: the unit may have one ListenStream, {path}")
+        raise HostError(f"{count} sockets were passed: the unit must have exactly one ListenStream, {path}")
     return _checked(_FIRST, path)
 
 
@@ -49,7 +49,7 @@ def _checked(number: int, path: Path) -> socket.socket:
         os.set_inheritable(number, False)
         given = socket.socket(fileno=number)
     except OSError as error:
-        raise HostError(f"What was handed over as descriptor {number} is no socket: {error}") from error
+        raise HostError(f"The passed descriptor {number} is not a socket: {error}") from error
     try:
         _check(given, path)
     except BaseException:
@@ -61,12 +61,10 @@ def _checked(number: int, path: Path) -> socket.socket:
 
 def _check(given: socket.socket, path: Path) -> None:
     if given.family != socket.AF_UNIX or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise HostError(
-            f"The socket that was handed over does not listen: the unit needs ListenStream={path}"
-        )
+        raise HostError(f"The passed socket does not listen: the unit needs ListenStream={path}")
     name = given.getsockname()
     if not name or os.path.realpath(os.fsdecode(name)) != os.path.realpath(path):
         raise HostError(
-            f"The socket that was handed over listens at {os.fsdecode(name) or 'no path'}, and the state "
-            f"folder's is {path}: give the unit ListenStream={path}, or the daemon another UTSUWA_DIR"
+            f"The passed socket listens at {os.fsdecode(name) or 'no path'} instead of {path}: "
+            f"set ListenStream={path} in the unit, or another UTSUWA_DIR"
         )

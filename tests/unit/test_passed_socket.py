@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa.daemon.handed_over import take_socket
+from utsuwa.daemon.passed_socket import take_socket
 
 
 @pytest.mark.parametrize(

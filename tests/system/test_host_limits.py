@@ -28,7 +28,7 @@ sys.stdin.read()
 '''
 
 Path("/proc/sys/user/max_inotify_instances").write_text("60")
-print(near_limits.look().get("fs.inotify.max_user_instances"))
+print(near_limits.check().get("fs.inotify.max_user_instances"))
 container = subprocess.Popen(
     ["unshare", "--user", "--map-root-user", sys.executable, "-c", HOLDER],
     stdin=subprocess.PIPE,
@@ -36,9 +36,9 @@ container = subprocess.Popen(
     text=True,
 )
 print(container.stdout.readline().strip())
-print(near_limits.look().get("fs.inotify.max_user_instances"))
+print(near_limits.check().get("fs.inotify.max_user_instances"))
 container.communicate("")
-print(near_limits.look().get("fs.inotify.max_user_instances"))
+print(near_limits.check().get("fs.inotify.max_user_instances"))
 """
 
 

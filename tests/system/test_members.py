@@ -208,7 +208,7 @@ def test_an_operation_can_be_found_from_the_other_member(pair: Pair) -> None:
     assert (shown["description"], shown["location"]) == ("Executing command", "host1")
     assert pair.one.get(operation)["location"] == "host1"
     reply = pair.two.api("GET", operation)
-    assert (reply.status, reply.error) == (421, "The operation goes on on 'host1': ask that member")
+    assert (reply.status, reply.error) == (421, "The operation is running on 'host1': ask that member")
     pair.one.kill()
     pair.one.start()
     assert pair.two.get("/1.0/operations") == {}

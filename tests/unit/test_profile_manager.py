@@ -375,7 +375,7 @@ async def test_what_the_default_project_takes_on_and_refuses(projects: ProjectMa
 
 
 async def test_other_projects_come_later(projects: ProjectManager) -> None:
-    with pytest.raises(NotSupportedYet, match="'web' cannot be made"):
+    with pytest.raises(NotSupportedYet, match="'web' cannot be created"):
         await projects.create(ProjectsPost(name="web"))
     with pytest.raises(AlreadyExists):
         await projects.create(ProjectsPost(name="default"))

@@ -82,7 +82,7 @@ async def test_an_operation_is_known_elsewhere_until_it_ends(pair: tuple[Member,
     (record,) = await two.shared.elsewhere(EVERYTHING, "default")
     assert (record.description, record.status, record.location) == ("Executing command", "Running", "host1")
     assert record.created_at == operation.created_at
-    with pytest.raises(OtherMember, match="goes on on 'host1': ask that member"):
+    with pytest.raises(OtherMember, match="is running on 'host1': ask that member"):
         await two.shared.refuse(EVERYTHING, operation.id)
     await two.shared.refuse(EVERYTHING, "another")
     assert await one.noted() == []

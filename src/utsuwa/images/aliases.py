@@ -1,4 +1,4 @@
-"""Names of images."""
+"""Aliases of images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from utsuwa.wire.edits import Change, IfMatch, edited
 
 
 class ImageAliases:
-    """The aliases of all projects. One project's images and aliases refer to each other only."""
+    """The aliases of all projects, each of which refers to an image in the same project."""
 
     def __init__(self, database: Database, events: EventHub) -> None:
         self._database = database
         self._events = events
 
     async def all(self, scope: Scope, project: str) -> list[AliasRow]:
-        """By name; of a project that is not in the scope those of public images."""
+        """Return the aliases by name; outside the scope, only those of public images."""
 
         def fetch(tx: Transaction) -> tuple[list[AliasRow], list[ImageRow]]:
             holder = effective(tx, project, "images")
@@ -40,12 +40,12 @@ class ImageAliases:
         except NotFound:
             if seen:
                 raise
-            return []  # whether there is such a project is not told to everybody
+            return []  # do not reveal whether the project exists
         visible = {row.fingerprint for row in images if row.state == "ready" and (row.public or seen)}
         return [alias for alias in aliases if alias.fingerprint in visible]
 
     async def get(self, scope: Scope, project: str, name: str) -> AliasRow:
-        """Raises NotFound, also for the alias of an image that the caller may not see."""
+        """Return an alias. Raises NotFound, also if its image is not visible to the caller."""
         return await self._database.read("image alias", _ready, scope, project, name)
 
     async def create(self, project: str, request: wire.ImageAliasesPost) -> AliasRow:
@@ -67,7 +67,7 @@ class ImageAliases:
     async def edit(
         self, project: str, name: str, change: Change[wire.ImageAliasesEntryPut], if_match: IfMatch
     ) -> None:
-        """Change the description, or the image that is meant.
+        """Change the description or the target.
 
         Raises InvalidRequest, NotFound, PreconditionFailed.
         """
@@ -116,7 +116,7 @@ class ImageAliases:
 
 
 def _ready(tx: Transaction, scope: Scope, project: str, name: str) -> AliasRow:
-    """An alias whose image is there, and may be seen. Raises NotFound."""
+    """Return an alias whose image is ready and visible. Raises NotFound."""
     holder = effective(tx, project, "images")
     alias = alias_rows.get(tx, holder, name)
     image = image_rows.get(tx, holder, alias.fingerprint)
@@ -126,7 +126,7 @@ def _ready(tx: Transaction, scope: Scope, project: str, name: str) -> AliasRow:
 
 
 def _target(tx: Transaction, project: str, target: str) -> str:
-    """The whole fingerprint of an image that is there."""
+    """Return the full fingerprint of an existing image."""
     if not target:
         raise InvalidRequest("The alias needs a target: the fingerprint of an image")
     row = image_rows.find_by_prefix(tx, project, target)

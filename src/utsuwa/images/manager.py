@@ -61,25 +61,25 @@ log = logging.getLogger(__name__)
 
 
 class ImagePools(Protocol):
-    """What the storage does for the images."""
+    """The part of the storage manager that images need."""
 
     async def delete(self, fingerprint: str) -> None:
-        """Take an image without rows off every pool where no instance is made of it."""
+        """Remove a deleted image from every pool on which no instance uses it."""
 
     def prepare(self, image: ImageSource) -> None:
-        """Begin to bring a new image onto the pools where it is likely to be used."""
+        """Start prefetching a new image to the pools on which it is likely to be used."""
 
 
 @dataclass(frozen=True)
 class NewImage:
-    """What comes with an upload beside its files."""
+    """The parameters of an upload."""
 
     filename: str = ""
     fingerprint: str = ""
-    """What the client expects; empty for nothing."""
+    """The fingerprint expected by the client, or empty."""
     public: bool = False
     properties: Mapping[str, str] = field(default_factory=dict)
-    """They win over those of the image's metadata."""
+    """These override those of the image's metadata."""
     profiles: Sequence[str] = ("default",)
     aliases: Sequence[str] = ()
     trusted: bool = False
@@ -88,7 +88,7 @@ class NewImage:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file of an image, open for whoever closes it, and the name for it."""
+    """An open file of an image, to be closed by the caller, and its name."""
 
     part: str
     file: BinaryIO
@@ -107,10 +107,10 @@ class ImageManager:
         self._pools = pools
         self._locks = NamedLocks()
         self._archives = Threads(4, "images")
-        """Where uploads are read as a whole, and written to the disk."""
+        """The threads in which uploads are read and written to disk."""
 
     async def start(self) -> None:
-        """Bring files and rows together again after a kill: what is not whole goes."""
+        """Reconcile files and rows after an interruption: remove what is incomplete."""
         everywhere = await self._database.read("all images", image_rows.get_all, None)
         rows = [row for row in everywhere if row.here]
         known = {row.fingerprint: row.split for row in rows if row.state not in HALF_MADE}
@@ -136,9 +136,9 @@ class ImageManager:
         fingerprint: str | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> ImageRow:
-        """The image that an instance is to be made of, by the first of the three that is given.
+        """Find the image for an instance by the first of the three that is given.
 
-        A fingerprint may be a prefix; of several images with the properties the youngest is taken.
+        A fingerprint may be a prefix; of several images with the properties, the newest is used.
         Raises NotFound, InvalidRequest.
         """
         if alias:
@@ -146,7 +146,7 @@ class ImageManager:
         if fingerprint:
             return await self._database.read("image", _named, project, fingerprint)
         if not properties:
-            raise InvalidRequest("Name an image: by alias, fingerprint or properties")
+            raise InvalidRequest("Specify an image by alias, fingerprint or properties")
         holder = await scopes.effective(self._database, project, "images")
         rows = await self._database.read("images", image_rows.get_all, holder)
         matching = [row for row in rows if row.state == "ready" and _has(row, properties)]
@@ -155,12 +155,12 @@ class ImageManager:
         return max(matching, key=lambda row: (row.created_at or _NEVER, row.uploaded_at))
 
     def source(self, row: ImageRow) -> ImageSource:
-        """Where the image's files lie."""
+        """Return the location of the image's files."""
         rootfs = self._store.rootfs(row.fingerprint) if row.split else None
         return ImageSource(row.fingerprint, self._store.metadata(row.fingerprint), rootfs, row.trusted)
 
     def check_here(self, row: ImageRow) -> ImageRow:
-        """Raises OtherMember for an image whose files this member has not; gives it back."""
+        """Return the image, or raise OtherMember if this member does not have its files."""
         if not row.here:
             raise OtherMember(
                 f"The files of image {row.fingerprint[:12]} are on {' and '.join(row.locations)} only: "
@@ -169,9 +169,9 @@ class ImageManager:
         return row
 
     async def get(self, scope: Scope, project: str, prefix: str) -> ImageRow:
-        """By fingerprint or a unique beginning of it. Raises NotFound, InvalidRequest.
+        """Return an image by fingerprint or unique prefix. Raises NotFound, InvalidRequest.
 
-        Of a project that is not in the scope only the public images are there.
+        Outside the scope, only public images are found.
         """
         if not scope.sees(project):
             return await self._get_public(project, prefix)
@@ -182,14 +182,14 @@ class ImageManager:
         if not prefix or not found:
             raise NotFound("Image not found")
         if len(found) > 1:
-            raise InvalidRequest("More than one image has a fingerprint that begins so: give more of it")
+            raise InvalidRequest("More than one image matches this fingerprint prefix: use a longer one")
         return found[0]
 
     async def all(self, scope: Scope, project: str) -> list[ImageRow]:
         return await self._database.read("images", _visible, scope, project)
 
     async def record(self, row: ImageRow) -> wire.Image:
-        """The image as the API shows it."""
+        """Return the image's record for the API."""
         aliases = await self._database.read("image aliases", alias_rows.get_all, row.project)
         return image_record(row, (alias for alias in aliases if alias.fingerprint == row.fingerprint))
 
@@ -204,11 +204,11 @@ class ImageManager:
     # ---- importing
 
     def upload(self) -> Upload:
-        """An empty upload to receive an image's files into."""
+        """Create an empty upload for receiving an image's files."""
         return Upload(self._store.folder)
 
     def create(self, project: str, upload: Upload, request: NewImage) -> Operation:
-        """`add` in the background. The operation owns the upload from now on. Raises Unavailable."""
+        """Run `add` in the background. The operation owns the upload from now on. Raises Unavailable."""
 
         async def run(operation: Operation) -> None:
             async with upload:
@@ -219,9 +219,9 @@ class ImageManager:
         return self._operations.start(kinds.IMAGE_DOWNLOAD, project, run)
 
     async def add(self, project: str, upload: Upload, request: NewImage) -> ImageRow:
-        """Make an image of a received upload; the upload's files are taken or left to be discarded.
+        """Create an image from a received upload, whose files are moved, or left to be discarded.
 
-        Of an image that other members have, this one then has the files, too.
+        If other members have the image, its files are added to this member.
         Raises InvalidImage, InvalidRequest, AlreadyExists, NotFound (profile, project).
         """
         fingerprint = upload.fingerprint
@@ -263,7 +263,7 @@ class ImageManager:
         await self._database.write("discard image", image_rows.delete, row.id)
 
     async def _place(self, row: ImageRow, upload: Upload, undo: Rollback) -> None:
-        """Give the upload's files their place, unless another project has brought the same ones."""
+        """Move the upload's files to their final place, unless another project has the same ones."""
         found = await self._database.read("projects with image", image_rows.projects_with, row.fingerprint)
         if any(project != row.project for project in found):
             await asyncio.to_thread(_check_same, self.source(row), upload)
@@ -274,7 +274,7 @@ class ImageManager:
     # ---- changing
 
     async def edit(self, project: str, prefix: str, change: Change[wire.ImagePut], if_match: IfMatch) -> None:
-        """Change what can be edited of an image. Raises InvalidRequest, NotFound, PreconditionFailed."""
+        """Change the editable part of an image. Raises InvalidRequest, NotFound, PreconditionFailed."""
 
         def update(tx: Transaction) -> ImageRow:
             row = _named(tx, project, prefix)
@@ -294,9 +294,9 @@ class ImageManager:
         return self._operations.start(kinds.IMAGE_DELETE, project, run, names=[row.fingerprint])
 
     async def remove(self, row: ImageRow) -> None:
-        """Remove an image with its aliases, and its files where no other project has it.
+        """Remove an image with its aliases, and its files unless another project has it.
 
-        The row goes first: killed after that, the daemon sweeps the rest at its next start.
+        The row is removed first: if the daemon is killed after that, its next start sweeps the rest.
         """
         async with self._locks.hold(row.fingerprint):
             row = await self._database.read("image", image_rows.get, row.project, row.fingerprint)
@@ -310,7 +310,7 @@ class ImageManager:
         self._tell("deleted", row)
 
     async def _take_off_pools(self, fingerprint: str) -> None:
-        """The image is gone whatever becomes of its copies on the pools."""
+        """Remove copies on pools; errors are only logged, as the image itself is deleted."""
         try:
             await self._pools.delete(fingerprint)
         except UtsuwaError:
@@ -319,9 +319,9 @@ class ImageManager:
     # ---- exporting
 
     async def files(self, row: ImageRow) -> list[ExportedFile]:
-        """The files to send to somebody who exports the image: one, or two for a split image.
+        """Return the files for an export: one, or two for a split image.
 
-        They are open, so that a deletion from now on takes nothing away. Raises NotFound, OtherMember.
+        They are open, so that a later deletion does not matter. Raises NotFound, OtherMember.
         """
         source = self.source(self.check_here(row))
         try:
@@ -361,7 +361,7 @@ def _remove_files(tx: Transaction, rows: Sequence[ImageRow]) -> None:
 
 
 def _on_others_only(tx: Transaction, project: str, fingerprint: str) -> ImageRow | None:
-    """The image, where only other members have its files."""
+    """Return the image if only other members have its files."""
     try:
         row = image_rows.get(tx, project, fingerprint)
     except NotFound:
@@ -370,7 +370,7 @@ def _on_others_only(tx: Transaction, project: str, fingerprint: str) -> ImageRow
 
 
 def _add_files(tx: Transaction, row: ImageRow, aliases: Sequence[str]) -> ImageRow:
-    """The row as it is then. Aliases that name the image already stay."""
+    """Return the updated row. Aliases that already refer to the image are kept."""
     image_rows.add_files(tx, row.id)
     of_project = alias_rows.get_all(tx, row.project)
     known = {alias.name for alias in of_project if alias.fingerprint == row.fingerprint}
@@ -387,7 +387,7 @@ def _aliased(tx: Transaction, project: str, alias: str) -> ImageRow:
 
 
 def _named(tx: Transaction, project: str, text: str) -> ImageRow:
-    """By fingerprint or its beginning. Clients send as one whatever was no alias, so that is no bad name."""
+    """Find by fingerprint or prefix. Clients send anything that is not an alias, which is not invalid."""
     try:
         return _ready(image_rows.find_by_prefix(tx, effective(tx, project, "images"), text))
     except (InvalidName, NotFound):
@@ -417,7 +417,7 @@ def _has(row: ImageRow, properties: Mapping[str, str]) -> bool:
 
 
 def _examine(upload: Upload, stopper: Stopper) -> ImageMetadata:
-    """What the upload's metadata says; its files must be whole, and such that they can be unpacked."""
+    """Return the upload's metadata, after checking that its files are complete and can be unpacked."""
     return parse_metadata(unpack.check_image(upload.metadata, upload.rootfs, stopper=stopper))
 
 
@@ -443,7 +443,7 @@ def _first_row(project: str, upload: Upload, request: NewImage, metadata: ImageM
 
 
 def _check_same(source: ImageSource, upload: Upload) -> None:
-    """One hash over two files does not say where the first ends: the same bytes may be cut elsewhere."""
+    """Check the sizes too, as a hash over two files does not determine where the first one ends."""
     ours, theirs = [source.metadata, source.rootfs], [upload.metadata, upload.rootfs]
     for mine, other in zip(ours, theirs, strict=True):
         if (mine is None) != (other is None):

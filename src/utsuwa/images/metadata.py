@@ -1,4 +1,4 @@
-"""The metadata.yaml of images: parsed by schema, with limits on what anybody may have written there."""
+"""Parsing of images' metadata.yaml by schema, with limits, as it is untrusted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MAX_DEPTH = 16
 MAX_ALIASES = 20
 MAX_EVENTS = 50_000
 MAX_TEXT = 64 * 1024
-"""Characters of one value."""
+"""Maximum length of a value in characters."""
 
-# C where PyYAML was built with it: a megabyte of YAML takes pure Python many seconds. The base loader
-# leaves every scalar the text that it is: `release: 22.10` must not become 22.1.
+# The C loader, if available: a megabyte of YAML takes many seconds in pure Python. The base loader keeps
+# every scalar as a string: `release: 22.10` must not become 22.1.
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 _INTEGER = re.compile(r"[0-9]{1,12}\Z")
 _LAST_SECOND = 253_402_300_799
-"""Of the year 9999, in seconds since 1970."""
+"""The end of the year 9999, in seconds since 1970."""
 _TEMPLATE_NAME = re.compile(r"[^/\0\r\n]{1,255}\Z")
 _YES = frozenset(("true", "yes", "on", "y"))
 _NO = frozenset(("false", "no", "off", "n", "", "null", "~"))
@@ -34,20 +34,20 @@ _NULL = frozenset(("", "null", "Null", "NULL", "~"))
 
 @dataclass(frozen=True)
 class Template:
-    """One file of an instance that is made from a template."""
+    """A file of an instance that is created from a template."""
 
     when: tuple[str, ...]
-    """What triggers it; words other than create, copy, start and rename mean nothing."""
+    """Its triggers; words other than create, copy, start and rename are ignored."""
     template: str
-    """A plain file name in the image's templates/."""
+    """A file name in the image's templates/."""
     create_only: bool = False
-    """Whether an existing file is left alone."""
+    """Whether an existing file is not overwritten."""
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What an image says of itself. Dates are seconds since 1970, 0 for none."""
+    """The metadata of an image. Dates are seconds since 1970, 0 for none."""
 
     architecture: str
     creation_date: int
@@ -58,7 +58,7 @@ class ImageMetadata:
 
 
 def parse_metadata(data: bytes) -> ImageMetadata:
-    """Raises InvalidImage, naming the first problem. Blocks: belongs into a worker thread."""
+    """Parse metadata.yaml. Raises InvalidImage, naming the first problem. Blocking: run it in a thread."""
     content = _load(data)
     architecture = _text(content, "architecture")
     if not architecture:
@@ -102,7 +102,7 @@ def _load(data: bytes) -> dict[str, Any]:
 
 
 def _check_events(text: str) -> None:
-    """Go through the document without building anything: depth, aliases, number of things."""
+    """Check depth, aliases and number of nodes without building the document."""
     depth = aliases = 0
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionStartEvent):

@@ -1,7 +1,7 @@
-"""The event hub: what happens in the daemon, told to whoever listens.
+"""The event hub: distributes the daemon's events to listeners.
 
-Publishing never waits. Each listener has a bounded buffer; one that does not read in time is cut off
-with a line in the log, so that it can neither hold up the daemon nor fill its memory.
+Publishing never blocks. Each listener has a bounded buffer; one that does not read in time is disconnected
+and logged, so that it can neither delay the daemon nor fill its memory.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ LOGGING = "logging"
 EVENT_TYPES = (OPERATION, LIFECYCLE, LOGGING)
 
 BUFFER_EVENTS = 2000
-"""Events that may wait for one listener."""
+"""Maximum number of buffered events per listener."""
 BUFFER_BYTES = 8 * 2**20
-"""Bytes of JSON that may wait for one listener."""
+"""Maximum size of the buffered JSON per listener, in bytes."""
 
 
 class Actor:
-    """Who causes what happens in a context, for as long as their request or operation lasts.
+    """The originator of events in a context, for the duration of a request or operation.
 
-    Tasks that outlive it, such as the watch over a container, inherit the context, but not the blame.
+    Tasks that outlive it, such as the monitoring of a container, inherit the context but not the actor.
     """
 
     __slots__ = ("active", "requestor")
@@ -49,14 +49,14 @@ _actor: ContextVar[Actor | None] = ContextVar("actor", default=None)
 
 
 def act_as(requestor: Requestor) -> Actor:
-    """From now on lifecycle events of this context name `requestor`, until the actor's `active` is False."""
+    """Attribute lifecycle events of this context to `requestor`, until the actor's `active` is False."""
     actor = Actor(requestor)
     _actor.set(actor)
     return actor
 
 
 def current_requestor() -> Requestor | None:
-    """Who causes what happens here; None for the daemon itself."""
+    """Return the originator of events in this context; None for the daemon itself."""
     actor = _actor.get()
     return actor.requestor if actor is not None and actor.active else None
 
@@ -105,7 +105,7 @@ class Subscription:
         self._wakeup.set()
 
     def close(self) -> None:
-        """Forget what waits and end the iterator; may be called more than once."""
+        """Discard buffered events and end the iterator; may be called more than once."""
         self._closed = True
         self._buffer.clear()
         self._wakeup.set()
@@ -132,16 +132,16 @@ class Subscription:
 
 
 class EventHub:
-    """All events of the daemon pass here; its methods belong to the event loop's thread."""
+    """Distributes all events of the daemon; its methods must be called in the event loop's thread."""
 
     def __init__(self, location: str = LONE_MEMBER) -> None:
         self.location = location
-        """The name of this member: where all of this happens."""
+        """The name of this member, the location of all events."""
         self._subscriptions: set[Subscription] = set()
 
     @property
     def listened_to(self) -> bool:
-        """Whether anybody listens; may be asked from any thread."""
+        """Whether there are listeners; may be called from any thread."""
         return bool(self._subscriptions)
 
     def publish_lifecycle(
@@ -151,9 +151,9 @@ class EventHub:
         project: str = "",
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        """`action` (such as `instance-started`) happened to the object at the URL `source`.
+        """Publish that `action` (such as `instance-started`) happened to the object at the URL `source`.
 
-        The event names whoever acts in this context.
+        The event contains the requestor of this context.
         """
         if not self._subscriptions:
             return
@@ -166,7 +166,7 @@ class EventHub:
         self._publish(LIFECYCLE, record, project)
 
     def publish_operation(self, operation: Any, project: str = "") -> None:
-        """`operation` is the record of a `wire.operations.Operation`, as it is now."""
+        """Publish the current record of an operation (`wire.operations.Operation`)."""
         self._publish(OPERATION, operation, project)
 
     def publish_logging(self, level: str, message: str, context: Mapping[str, str] | None = None) -> None:
@@ -180,9 +180,9 @@ class EventHub:
         scope: Scope = EVERYTHING,
         name: str = "",
     ) -> Subscription:
-        """Events from now on, of the given types and of one project, or of all where it is None.
+        """Subscribe to events of the given types and of one project, or of all projects for None.
 
-        The listener hears of what is in its scope alone; `name` stands in the log.
+        The listener only receives events in its scope; `name` is used in the log.
         """
         subscription = Subscription(self, types, project, scope, name)
         self._subscriptions.add(subscription)

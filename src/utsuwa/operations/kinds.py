@@ -9,16 +9,16 @@ from utsuwa.core.entitlements import Entitlement
 
 @dataclass(frozen=True)
 class Kind:
-    """What an operation is called, what it concerns, and who may cancel it."""
+    """The description of a kind of operation, the objects it concerns, and who may cancel it."""
 
     text: str
     """The description that clients show, in LXD's words."""
     entities: tuple[str, ...]
     """The collections, as in URLs, that list the objects concerned; empty for none."""
     entitlement: Entitlement
-    """What starts it, and what cancels it."""
+    """The entitlement required to start and to cancel it."""
     cancellable: bool = False
-    """Whether clients can cancel it, as long as its work has not come to a point of no return."""
+    """Whether clients can cancel it, until it reaches a point of no return."""
 
 
 _INSTANCE = ("instances", "containers")

@@ -1,8 +1,8 @@
-"""Background operations: started by a request, watched by events, waited for, cancelled.
+"""Background operations: started by requests, published as events, waited for, cancelled.
 
-An operation is a task that the manager owns. Its states follow each other in one order only:
-pending, running, then success, failure or cancelled; every change is published at once. Ended ones
-stay visible for a few seconds, so that a client which comes late still learns how it went.
+An operation is a task owned by the manager. Its states are pending, running, then success, failure or
+cancelled, in this order; every change is published at once. Completed operations remain visible for a few
+seconds, so that late clients can still get the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from utsuwa.wire import operations as wire
 log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 5.0
-"""How long an ended operation stays visible."""
+"""Seconds for which a completed operation remains visible."""
 
 PENDING = ("Pending", 105)
 RUNNING = ("Running", 103)
@@ -41,18 +41,18 @@ INTERNAL_ERROR = "Internal error: the reason is in the daemon's log"
 CANCELLED_ERROR = "The operation was cancelled"
 
 current: ContextVar[Operation | None] = ContextVar("current_operation", default=None)
-"""The operation whose `run` we are in, where there is one."""
+"""The operation whose `run` is executing, if any."""
 
 
 def no_way_back() -> None:
-    """From here on the operation that we are in, if any, cannot be cancelled by clients."""
+    """Prevent clients from cancelling the current operation, if any, from now on."""
     operation = current.get()
     if operation is not None:
         operation.may_cancel = False
 
 
 def given_up() -> bool:
-    """Whether a client has cancelled the operation that we are in; the daemon's end may be another reason."""
+    """Return whether a client has cancelled the current operation; it may also be cancelled by a shutdown."""
     operation = current.get()
     return operation is not None and operation.given_up
 
@@ -67,7 +67,7 @@ class _Socket:
         self.connected: asyncio.Future[WebSocket] = asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
-        """Nobody waits for it any more; an ended operation does not keep a connection's memory."""
+        """Stop waiting for it; a completed operation must not keep a connection's memory."""
         self.connected.cancel()
         self.connected = asyncio.get_running_loop().create_future()
         self.connected.cancel()
@@ -125,11 +125,11 @@ class Operation:
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The secret of each websocket, by its name; whoever has one may connect."""
+        """The secrets of the websockets by name, which allow connecting to them."""
         return {name: socket.secret for name, socket in self._sockets.items()}
 
     def record(self) -> wire.Operation:
-        """The operation as the API shows it now."""
+        """Return the current record for the API."""
         return wire.Operation(
             id=self.id,
             class_="websocket" if self._sockets else "task",
@@ -146,7 +146,7 @@ class Operation:
         )
 
     def update_metadata(self, changes: Mapping[str, Any]) -> None:
-        """Merge `changes` into the metadata and publish it; nothing happens after the end."""
+        """Merge `changes` into the metadata and publish it; does nothing after completion."""
         if self.ended:
             return
         self.metadata.update(changes)
@@ -154,9 +154,9 @@ class Operation:
         self._publish()
 
     def set_progress(self, stage: str, progress: int | str, speed: int = 0) -> None:
-        """How far `stage` (such as `download` or `create_instance_from_image_unpack`) is.
+        """Set the progress of `stage` (such as `download` or `create_instance_from_image_unpack`).
 
-        `progress` is a percentage or a text to show; `speed` is in bytes a second, 0 for unknown.
+        `progress` is a percentage or a text to show; `speed` is in bytes per second, 0 if unknown.
         """
         percent = str(progress) if isinstance(progress, int) else ""
         text = f"{percent}%" if percent else str(progress)
@@ -166,7 +166,7 @@ class Operation:
         self.update_metadata({f"{stage}_progress": text, "progress": {k: v for k, v in details.items() if v}})
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
-        """Wait for the end, at most `timeout` seconds; whether it has ended."""
+        """Wait for completion, at most `timeout` seconds; return whether it has completed."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ended.wait()
@@ -175,7 +175,7 @@ class Operation:
         return True
 
     def cancel(self) -> None:
-        """Ask a running operation to stop; InvalidRequest where that cannot be or makes no sense."""
+        """Cancel a running operation. Raises InvalidRequest if it is not cancellable or has completed."""
         if self.ended:
             raise InvalidRequest("The operation has already ended")
         if not self.may_cancel or self._task is None:
@@ -184,7 +184,7 @@ class Operation:
         self._task.cancel()
 
     async def websocket(self, name: str, timeout: float | None = 30) -> WebSocket:  # noqa: ASYNC109
-        """The socket that the client connected under `name`; Unavailable where it does not come in time."""
+        """Wait for the client to connect the socket `name`. Raises Unavailable after the timeout."""
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(self._sockets[name].connected)
@@ -192,9 +192,9 @@ class Operation:
             raise Unavailable(f"The client did not connect the websocket {name!r} in time") from None
 
     def claim(self, secret: str) -> str:
-        """The name of the websocket that belongs to `secret`; each can be had once.
+        """Return the name of the websocket with this secret; each can be claimed once.
 
-        Raises Forbidden for a wrong secret, so that it tells nothing more to a stranger.
+        Raises Forbidden for a wrong secret, which reveals nothing else.
         """
         for socket in self._sockets.values():
             if hmac.compare_digest(socket.secret.encode(), secret.encode()) and not socket.taken:
@@ -205,25 +205,25 @@ class Operation:
         raise Forbidden("not authorized")
 
     def connect(self, name: str, socket: WebSocket) -> None:
-        """Hand over the connected socket of a claimed name; one that comes after the end is nobody's."""
+        """Set the connected socket of a claimed name; it is ignored after completion."""
         if not self.ended:
             self._sockets[name].connected.set_result(socket)
 
     def knows_secret(self, secret: str) -> bool:
-        """Whether `secret` is that of one of its websockets."""
+        """Return whether `secret` is that of one of its websockets."""
         given = secret.encode()
         matches = [hmac.compare_digest(known.encode(), given) for known in self.secrets.values()]
         return any(matches)
 
     def start(self, run: Run) -> None:
-        """Called by the manager, once."""
+        """Start the task; called once by the manager."""
         self._publish()
         self._set_status(RUNNING)
         self._task = asyncio.get_running_loop().create_task(self._run(run), name=f"operation {self.id}")
         self._task.add_done_callback(self._finish)
 
     def stop(self) -> asyncio.Task[None] | None:
-        """Cancel the task whatever `may_cancel` says; for the daemon's end."""
+        """Cancel the task regardless of `may_cancel`, when the daemon stops."""
         if self._task is not None:
             self._task.cancel()
         return self._task
@@ -238,7 +238,7 @@ class Operation:
                 actor.active = False
 
     def _finish(self, task: asyncio.Task[None]) -> None:
-        """The task is done: also one that was cancelled before its first step ends here."""
+        """Handle the task's completion, also if it was cancelled before its first step."""
         status = FAILURE
         error = CancelledOperation(CANCELLED_ERROR) if task.cancelled() else task.exception()
         match error:
@@ -283,7 +283,7 @@ class Operations:
         self._listeners: list[Callable[[Operation], None]] = []
 
     def on_start(self, listener: Callable[[Operation], None]) -> None:
-        """Have `listener` called with each operation that starts."""
+        """Call `listener` with each operation that starts."""
         self._listeners.append(listener)
 
     def start(
@@ -296,10 +296,10 @@ class Operations:
         metadata: Mapping[str, Any] | None = None,
         websockets: Sequence[str] = (),
     ) -> Operation:
-        """Run `run` in the background from now on, for whoever acts in this context.
+        """Start `run` in the background, on behalf of the requestor of this context.
 
-        `names` are those of the objects that the operation concerns. `websockets` names the sockets that
-        a client is to connect; their secrets stand in the metadata under `fds`. Raises Unavailable.
+        `names` are the names of the objects concerned. `websockets` are the names of the sockets that the
+        client must connect; their secrets are in the metadata under `fds`. Raises Unavailable.
         """
         if self._stopping:
             raise Unavailable("The daemon is shutting down")
@@ -311,14 +311,14 @@ class Operations:
         return operation
 
     def get(self, scope: Scope, operation_id: str, secret: str = "") -> Operation:
-        """One in the scope, or one whose secret is known. Raises NotFound."""
+        """Return an operation that is in the scope or has this secret. Raises NotFound."""
         operation = self._operations.get(operation_id)
         if operation is None or not (scope.sees(operation.project) or operation.knows_secret(secret)):
             raise NotFound("Operation not found")
         return operation
 
     def all(self, scope: Scope, project: str | None = None) -> list[Operation]:
-        """Oldest first; those of one project and those of none, or all where `project` is None."""
+        """Return the operations of one project and of none, or all if `project` is None, oldest first."""
         return [
             op
             for op in self._operations.values()
@@ -326,12 +326,12 @@ class Operations:
         ]
 
     def ended(self, operation: Operation) -> None:
-        """Called by an operation at its end: it goes out of sight a little later."""
+        """Called by an operation on completion, which is removed a little later."""
         loop = asyncio.get_running_loop()
         loop.call_later(self._keep_seconds, self._operations.pop, operation.id, None)
 
     def refuse_new(self) -> None:
-        """From now on `start` raises Unavailable; what runs goes on."""
+        """Make `start` raise Unavailable; running operations continue."""
         self._stopping = True
 
     async def stop(self, timeout: float = 10) -> None:  # noqa: ASYNC109

@@ -1,4 +1,4 @@
-"""Operations of daemons that share a database: each notes its own, and tells where those of others are."""
+"""Operations of daemons that share a database: each records its own, and finds the member of others."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from utsuwa.wire import operations as wire
 log = logging.getLogger(__name__)
 
 _BRIEF = 0.2
-"""Seconds after which an operation is noted: most have ended by then, and cost no transaction."""
+"""Seconds after which an operation is recorded: most complete earlier, without a transaction."""
 
 
 class SharedOperations:
-    """Does nothing for a daemon whose database nobody shares: its operations are in its memory alone."""
+    """Does nothing for a daemon whose database is not shared: its operations are only kept in memory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Forget what an earlier run of this daemon has left."""
+        """Delete what an earlier run of this daemon has left behind."""
         if self._database.engine.shared:
             await self._database.write("forget old operations", rows.delete_here)
 
     async def stop(self) -> None:
-        """For the daemon's end, when its operations have ended: each is forgotten."""
+        """Delete all records when the daemon stops, after its operations have completed."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def note(self, operation: Operation) -> None:
-        """Let the other members know of an operation for as long as it goes on."""
+        """Record an operation for other members while it is running."""
         if not self._database.engine.shared:
             return
         task = asyncio.create_task(self._note(operation), name=f"note of operation {operation.id}")
@@ -53,18 +53,18 @@ class SharedOperations:
             await operation.wait()
             await self._database.write("forget operation", rows.delete, operation.id)
         except UtsuwaError as error:
-            log.info("other members do not know rightly of an operation: %s", error.message)
+            log.info("cannot record an operation for other members: %s", error.message)
 
     async def elsewhere(self, scope: Scope, project: str | None = None) -> list[wire.Operation]:
-        """Those that go on on other members, of one project and of none, or of all (None)."""
+        """Return the operations on other members, of one project and of none, or of all (None)."""
         found = await self._rows(scope)
         return [_shown(row) for row in found if project is None or row.project in ("", project)]
 
     async def refuse(self, scope: Scope, operation_id: str) -> None:
-        """Raises OtherMember for an operation that goes on on another member."""
+        """Raise OtherMember for an operation that is running on another member."""
         for row in await self._rows(scope):
             if row.uuid == operation_id:
-                raise OtherMember(f"The operation goes on on {row.location!r}: ask that member")
+                raise OtherMember(f"The operation is running on {row.location!r}: ask that member")
 
     async def _rows(self, scope: Scope) -> list[OperationRow]:
         if not self._database.engine.shared or not (scope.projects is None or scope.projects):
@@ -74,7 +74,7 @@ class SharedOperations:
 
 
 def _shown(row: OperationRow) -> wire.Operation:
-    """As far as it is known here; its member has the rest."""
+    """Return the record as far as it is known here; the rest is on its member."""
     status, code = RUNNING
     return wire.Operation(
         id=row.uuid,

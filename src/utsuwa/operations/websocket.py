@@ -1,4 +1,4 @@
-"""A client's websocket, as the work of an operation sees it."""
+"""The interface of client websockets for operations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Protocol
 
 
 class WebSocket(Protocol):
-    """A connected websocket. What is sent after the client has gone raises ConnectionError."""
+    """A connected websocket. Sending after the client has disconnected raises ConnectionError."""
 
     @property
     def closed(self) -> bool: ...
 
     @property
     def left_on_purpose(self) -> bool:
-        """Whether the client, once it has closed the websocket, said so: its connection was not cut."""
+        """Whether the client has closed the websocket properly, instead of losing its connection."""
 
     async def read(self) -> bytes | str | None:
-        """The next message; None once the client has closed the websocket or is gone."""
+        """Return the next message; None once the client has closed the websocket or disconnected."""
 
     async def send_bytes(self, data: bytes) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Merging profiles under an instance: pure, so that every verb gets the same result."""
+"""Expansion of an instance's config by its profiles, as a pure function."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ def expand(
     config: Mapping[str, str],
     devices: Mapping[str, Mapping[str, str]],
 ) -> tuple[Config, Devices]:
-    """The config and devices that hold for an instance with these profiles, the last one winning over
-    those before it, and the instance's own values over all.
+    """Return the expanded config and devices of an instance: later profiles override earlier ones, and the
+    instance's own values override all.
 
-    A device of the type `none` hides one of the same name and stays, so that what is hidden can be
-    seen. The arguments are left as they are.
+    A device of type `none` masks one of the same name and is kept in the result. Arguments are not modified.
     """
     return lay_over([*((profile.config, profile.devices) for profile in profiles), (config, devices)])

@@ -1,4 +1,4 @@
-"""Profiles: what instances have in common, kept in one place and followed by those that run."""
+"""Profiles, whose changes are applied to the running instances that use them."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ DEFAULT = "default"
 
 
 Judge = Callable[[Policy, ProfileRow], None]
-"""Refuses a profile that the policy does not allow, even while no instance uses it."""
+"""Raises if the policy does not allow a profile, even if no instance uses it."""
 
 
 class Follower(Protocol):
-    """What applies a changed profile to the instances that use it."""
+    """Applies a changed profile to the instances that use it."""
 
     def __call__(
         self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback, /
     ) -> AbstractAsyncContextManager[None]:
-        """Entered before the new profile is stored; raising then refuses the change as a whole.
+        """Entered before the new profile is stored; raising then rejects the complete change.
 
-        What is done to instances is pushed to `undo`, which runs where a later step fails. The block is
-        left only when the profile is stored, or all is undone: until then the instances stay locked.
+        Undo steps of changes to instances are pushed to `undo`, which runs if a later step fails. The block
+        is left when the profile is stored or everything is undone: until then, the instances are locked.
         """
 
 
@@ -70,14 +70,14 @@ class ProfileManager:
         self._listeners: list[Callable[[], Awaitable[None]]] = []
 
     def judge_by(self, judge: Judge) -> None:
-        """Have `judge` look at every new and every changed profile."""
+        """Have `judge` check every new and every changed profile."""
         self._judges.append(judge)
 
     def on_change(self, follower: Follower) -> None:
         self._followers.append(follower)
 
     def on_stored(self, listener: Callable[[], Awaitable[None]]) -> None:
-        """Have `listener` called after each change of a profile that instances may use."""
+        """Call `listener` after each change of a profile that instances may use."""
         self._listeners.append(listener)
 
     async def names(self, project: str) -> list[str]:
@@ -87,7 +87,7 @@ class ProfileManager:
         ]
 
     async def list(self, scope: Scope, project: str) -> list[Profile]:
-        """All profiles with their users, in a constant number of queries."""
+        """Return all profiles with their users, in a constant number of queries."""
         holder = await effective(self._database, project, "profiles")
 
         def fetch(tx: Transaction) -> tuple[Collection[ProfileRow], rows.Users]:
@@ -97,7 +97,7 @@ class ProfileManager:
         return [_shown(scope, row, users) for row in found if row.readable]
 
     async def get(self, scope: Scope, project: str, name: str) -> tuple[Profile, ProfileRow]:
-        """The profile as it is shown, and as it is stored (for its ETag). Raises NotFound."""
+        """Return the profile's record and row (for its ETag). Raises NotFound."""
         holder = await effective(self._database, project, "profiles")
 
         def fetch(tx: Transaction) -> tuple[ProfileRow, rows.Users]:
@@ -107,7 +107,7 @@ class ProfileManager:
         return _shown(scope, row, users), row
 
     async def create(self, policy: Policy, project: str, request: ProfilesPost) -> str:
-        """The URL of the new profile. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
+        """Create a profile and return its URL. Raises AlreadyExists, InvalidName, InvalidConfig, NotFound."""
         row = ProfileRow(
             id=0,
             project=await effective(self._database, project, "profiles"),
@@ -123,15 +123,15 @@ class ProfileManager:
     async def edit(
         self, policy: Policy, project: str, name: str, change: Change[ProfilePut], if_match: IfMatch
     ) -> None:
-        """Change the editable part, and with it the instances that use the profile.
+        """Change the editable part, and apply it to the instances that use the profile.
 
-        Raises NotFound, PreconditionFailed, InvalidConfig, or what a running instance objects.
+        Raises NotFound, PreconditionFailed, InvalidConfig, or the error of a running instance.
         """
         holder = await effective(self._database, project, "profiles")
         await finish(self._update(policy, holder, name, change, if_match))
 
     async def rename(self, project: str, name: str, new: str) -> str:
-        """The new URL. Instances keep the profile. Raises Forbidden (`default`), AlreadyExists, NotFound."""
+        """Rename and return the new URL. Raises Forbidden (`default`), AlreadyExists, NotFound."""
         if name == DEFAULT:
             raise Forbidden("The 'default' profile cannot be renamed")
         check_object_name("Profile", new)
@@ -196,7 +196,7 @@ class ProfileManager:
         await self._check_named(row, "network", "network")
 
     async def _check_named(self, row: ProfileRow, key: str, what: str) -> None:
-        """Refuse devices that name a pool or network in vain."""
+        """Reject devices with a pool or network that does not exist."""
         wanted = {name: device[key] for name, device in row.devices.items() if device.get(key)}
         if not wanted:
             return
@@ -234,7 +234,7 @@ def _shown(scope: Scope, row: ProfileRow, users: Mapping[str, Collection[tuple[s
 
 
 def _set_only(config: Mapping[str, str]) -> dict[str, str]:
-    """Without the keys whose value is empty: they are not set."""
+    """Return the config without keys whose value is empty, which means unset."""
     return {key: value for key, value in config.items() if value}
 
 

@@ -1,4 +1,4 @@
-"""What the instances of a project may take: the sums of the limits that they were given."""
+"""Resource allocations of a project: the sums of its instances' limits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RESOURCES = ("cpu", "disk", "memory", "processes")
 
 
 def allocated(instances: Iterable[InstanceRow], profiles: Mapping[int, ProfileRow]) -> dict[str, int]:
-    """CPUs, bytes of disk and memory, and processes, summed over the instances that have such a limit.
+    """Return CPUs, bytes of disk and memory, and processes, summed over the instances with such limits.
 
-    `profiles` are those that the instances have, by id. A limit that is no amount (a set of CPUs, a
-    percentage of memory) counts as none.
+    `profiles` are those of the instances, by id. Limits that are not amounts (a set of CPUs, a percentage of
+    memory) are ignored.
     """
     sums = dict.fromkeys(RESOURCES, 0)
     for instance in instances:

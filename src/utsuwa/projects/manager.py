@@ -1,4 +1,4 @@
-"""Projects. This version has one, `default`; making others comes later."""
+"""Projects. So far there is only `default`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ProjectManager:
         return [row.name for row in found if scope.sees(row.name)]
 
     async def list(self, scope: Scope) -> list[Project]:
-        """All projects with what is in them, in a constant number of queries."""
+        """Return all projects with their users, in a constant number of queries."""
 
         def fetch(tx: Transaction) -> tuple[Collection[ProjectRow], Mapping[str, rows.Contents]]:
             return rows.get_all(tx), rows.contents(tx)
@@ -53,7 +53,7 @@ class ProjectManager:
         return [_shown(row, contents[row.name]) for row in found if scope.sees(row.name)]
 
     async def get(self, name: str) -> tuple[Project, ProjectRow]:
-        """The project as it is shown, and as it is stored (for its ETag). Raises NotFound."""
+        """Return the project's record and row (for its ETag). Raises NotFound."""
 
         def fetch(tx: Transaction) -> tuple[ProjectRow, Mapping[str, rows.Contents]]:
             return rows.get(tx, name), rows.contents(tx)
@@ -62,16 +62,18 @@ class ProjectManager:
         return _shown(row, contents[name]), row
 
     async def check(self, name: str) -> None:
-        """Raises NotFound where there is no such project. Where a request comes in is the place to ask."""
+        """Raise NotFound if the project does not exist. To be called where a request is received."""
         if name != DEFAULT_PROJECT:
             await self._database.read("project is there", rows.check, name)
 
     async def create(self, request: ProjectsPost) -> str:
-        """Raises InvalidName, AlreadyExists for a project that is there, else NotSupportedYet."""
+        """Raise InvalidName, AlreadyExists if it exists, otherwise NotSupportedYet."""
         name = check_project_name(request.name)
         if name in await self.names(EVERYTHING):
             raise rows.already_exists(name)
-        raise NotSupportedYet(f"Project {name!r} cannot be made: this version has the project 'default' only")
+        raise NotSupportedYet(
+            f"Project {name!r} cannot be created: only the project 'default' is supported yet"
+        )
 
     async def edit(self, name: str, change: Change[ProjectPut], if_match: IfMatch) -> None:
         """Change the editable part; of the config only `user.*` can change so far.
@@ -97,7 +99,7 @@ class ProjectManager:
         self._refuse(name, "deleted")
 
     async def state(self, name: str) -> ProjectState:
-        """How much is in a project; there are no limits so far. Raises NotFound."""
+        """Return the resource usage of a project, without limits so far. Raises NotFound."""
         counts = await self._database.read("project state", _counts, name)
         return ProjectState(
             resources={key: ProjectResource(limit=NO_LIMIT, usage=n) for key, n in counts.items()}

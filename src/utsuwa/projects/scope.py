@@ -1,7 +1,7 @@
-"""Which project holds the objects of a kind for a project.
+"""The effective project: which project holds the objects of a kind for a given project.
 
-The rule itself is in `db.projects`, for what asks inside a transaction. That a project exists is checked
-where a request comes in (`api.application`); one that goes away after that has nothing, or is not found.
+The rule itself is in `db.projects`, for use within transactions. The existence of a project is checked where
+a request is received (`api.application`); one that is deleted after that is empty, or not found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from utsuwa.db.projects import Kind
 
 
 async def effective(database: Database, project: str, kind: Kind) -> str:
-    """The project itself, or `default` for what it does not have of its own. Raises NotFound."""
+    """Return the project itself, or `default` for kinds of which it has none of its own. Raises NotFound."""
     if project == DEFAULT_PROJECT:
         return project
     return await database.read("project that holds", projects.effective, project, kind)

@@ -180,3 +180,16 @@ def test_bridges_of_the_host_give_no_addresses() -> None:
     refuse_addresses(PORT)
     with pytest.raises(InvalidConfig, match=r"'ipv6\.address' cannot be set"):
         refuse_addresses(replace(PORT, ipv6="fd42::1"))
+
+
+def test_names_of_other_projects_are_not_told() -> None:
+    """A network can serve several projects, whose clients need not know each other's instances."""
+    taken = Port("default", "secret", "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
+    for project, named in (
+        ("default", "device 'eth0' of instance 'secret'"),
+        ("other", "of another project"),
+    ):
+        new = replace(taken, project=project, instance="new")
+        with pytest.raises(InvalidConfig, match=named) as refused:
+            Others([taken, new]).refuse_taken_addresses(new)
+        assert ("secret" in str(refused.value)) == (project == "default")

@@ -111,7 +111,7 @@ class Others:
         for key, claim in claims:
             for other in self._holders[claim]:
                 if not _is_same(port, other):
-                    who = f"device {other.device!r} of instance {other.instance!r}"
+                    who = _named(other, port.project)
                     verb = "leads to" if key.endswith(".routes") else "is taken by"
                     end = " already" if key.endswith(".routes") else ""
                     raise port.invalid(key, f"{claim[-1]} {verb} {who}{end}")
@@ -125,6 +125,13 @@ class Others:
                     f"used on network {port.bridge!r}, by device {other.device!r}: use another network for "
                     "one of them"
                 )
+
+
+def _named(port: Port, project: str) -> str:
+    """How a message to somebody in `project` calls a port; names of other projects are not for everybody."""
+    if port.project != project:
+        return "an instance of another project"
+    return f"device {port.device!r} of instance {port.instance!r}"
 
 
 def _routes(port: Port) -> Iterator[Claim]:

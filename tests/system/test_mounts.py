@@ -233,6 +233,30 @@ def test_binds_do_not_show_each_others_mounts(place: Path) -> None:
     assert mounts.mounts_below(place) == []
 
 
+def test_known_places_are_unmounted_without_the_mount_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = place / "first", place / "second"
+    for target in (first, second):
+        target.mkdir()
+    for target in (first, first, second):
+        syscalls.mount("none", target, "tmpfs", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(mounts, "mounts_below", None)
+        mounts.unmount_places(place, [first, second, place / "not there"])
+    assert mounts.mounts_below(place) == []
+
+
+def test_what_keeps_a_known_place_busy_is_unmounted_before_it(place: Path) -> None:
+    target = place / "first"
+    target.mkdir()
+    syscalls.mount("none", target, "tmpfs", 0)
+    (target / "inner").mkdir()
+    syscalls.mount("none", target / "inner", "tmpfs", 0)
+    mounts.unmount_places(place, [target])
+    assert mounts.mounts_below(place) == []
+
+
 def test_loop_devices_go_with_their_mount(place: Path, image: Path) -> None:
     file = squashfs(image, place / "image.squashfs")
     target = place / "target"

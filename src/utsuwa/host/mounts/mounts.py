@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,23 @@ def unmount_below(folder: Path) -> None:
     """Unmount everything at and below a directory, last mounted first."""
     for mount in reversed(mounts_below(folder)):
         unmount(mount.target)
+
+
+def unmount_places(folder: Path, places: Iterable[Path]) -> None:
+    """Unmount what is mounted at some places below a directory, in their order.
+
+    The mount table is read only if one of them is busy, to unmount what is below it first: with thousands
+    of mounts that takes milliseconds.
+    """
+    for place in places:
+        while mounted(place):
+            try:
+                syscalls.umount2(place, syscalls.UMOUNT_NOFOLLOW)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                unmount_below(folder)
+                return
 
 
 def bind(source: Path, target: Path) -> None:

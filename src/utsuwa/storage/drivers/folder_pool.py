@@ -260,7 +260,9 @@ class FolderPool:
 
     @translated
     def unmount_volume(self, volume: Volume) -> None:
-        mounts.unmount_below(self.volume_folder(volume))
+        folder = self.volume_folder(volume)
+        if folder.is_dir():
+            mounts.unmount_places(folder, [*own_folders(folder), *folder.iterdir()])
 
     def volume_usage(self, volume: Volume) -> int | None:
         return None

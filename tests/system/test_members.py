@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,14 +66,26 @@ def pair(
     faults = Faults(tmp_path_factory.mktemp("faults"))
     with member("host1", url, faults.env) as one, member("host2", url) as two, ExitStack() as stack:
         one.make_defaults()
-        two.do("POST", "/1.0/storage-pools", {"name": "default", "driver": "overlay"})
+        one.do("POST", "/1.0/networks", {"name": "br", "config": _BR})
+        _set_up(two)
         for daemon in (one, two):
-            daemon.do("POST", "/1.0/networks", {"name": "br", "config": _BR})
             files = map(str, (busybox_image.metadata, busybox_image.rootfs))
             daemon.lxc("image", "import", *files, "--alias", "busybox")
         stack.callback(_clean, one, two)
         name = url.partition("@/")[2].partition("?")[0]
         yield Pair(one, two, faults, postgres, name)
+
+
+def _set_up(daemon: Daemon) -> None:
+    """As its administrator would: it gets what the other one has."""
+    done = subprocess.run(
+        [sys.executable, "-m", "utsuwa.daemon.main", "init", "--auto"],
+        env=daemon.environment(UTSUWA_DIR=str(daemon.dir)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _clean(one: Daemon, two: Daemon) -> None:

@@ -102,4 +102,7 @@ async def test_a_broken_connection_loses_its_locks_but_those_of_the_member(
             assert await _is_free(other, "networks")
     assert "a lock was lost before its end" in caplog.text
     assert not await other.keep_member(0.1)
+    await other.write("test", lambda tx: tx.execute_sql(_END_ALL).all())
+    await one.look_after_locks()
+    assert not await other.keep_member(0.1)
     assert await _is_free(one, "networks")

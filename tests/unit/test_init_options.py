@@ -11,7 +11,7 @@ import pytest
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.daemon.init.options import Options, add_options, check, from_arguments
 from utsuwa.daemon.init.plan import automatic, listen_address
-from utsuwa.daemon.init.preseed import Preseed
+from utsuwa.daemon.init.preseed import NetworkSeed, PoolSeed, Preseed
 from utsuwa.daemon.init.state import ServerState
 
 FRESH = ServerState(
@@ -87,6 +87,16 @@ def test_what_is_there_stays_as_it_is() -> None:
     assert automatic(Options(minimal=True), there) == Preseed()
     with pytest.raises(InvalidRequest, match=r"storage pool already exists \(p\): omit --storage-backend"):
         automatic(Options(auto=True, storage_backend="dir"), there)
+
+
+def test_a_further_member_of_a_database_gets_what_the_others_have() -> None:
+    shared = replace(FRESH, pending_pools={"fast": "dir"}, pending_networks={"br": "bridge"})
+    assert automatic(Options(auto=True), shared) == Preseed(
+        storage_pools=[PoolSeed(name="fast", driver="dir")],
+        networks=[NetworkSeed(name="br", type="bridge")],
+    )
+    with pytest.raises(InvalidRequest, match="pool already"):
+        automatic(Options(auto=True, storage_backend="dir"), shared)
 
 
 def test_a_nic_of_the_profile_is_kept_and_no_bridge_made() -> None:

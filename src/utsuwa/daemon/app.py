@@ -289,6 +289,7 @@ class Daemon:
     def _follow_others(self, services: Services) -> None:
         following = Following(
             [
+                services.database.look_after_locks,
                 services.certificates.follow_others,
                 services.server.follow_others,
                 services.networks.follow_others,

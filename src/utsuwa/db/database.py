@@ -68,6 +68,10 @@ class Database:
         for session in (*self._readers.sessions, *self._writers.sessions):
             session.member = member.id
 
+    async def look_after_locks(self) -> None:
+        """Have this member's lock again soon after its connection has broken. Raises Unavailable."""
+        await self._locks.open()
+
     async def keep_member(self, seconds: float) -> bool:
         """Let no other daemon work as this member, until the end; False where one does.
 

@@ -54,8 +54,8 @@ class AdvisoryLocks:
         self._kept: set[int] = set()
 
     async def open(self) -> None:
-        """Connect. Raises Unavailable."""
-        await self._run(partial(self._once, lambda _: None))
+        """Connect, or connect anew where the connection has broken. Raises Unavailable."""
+        await self._run(partial(self._once, _ask))
 
     async def close(self) -> None:
         """Give all locks back."""
@@ -140,6 +140,10 @@ class AdvisoryLocks:
                 connection.close()
             except SQLAlchemyError as error:
                 log.debug("closing the connection for locks: %s", error)
+
+
+def _ask(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("SELECT 1")
 
 
 def _try(key: int, held: list[sa.Connection], connection: sa.Connection) -> bool:

@@ -20,6 +20,7 @@ from utsuwa.core.errors import Cancelled, InvalidRequest, UtsuwaError
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.urls import object_url
 from utsuwa.daemon.init.preseed import Preseed
+from utsuwa.daemon.init.state import is_pending
 from utsuwa.daemon.local_api import LocalApi
 
 
@@ -85,7 +86,7 @@ def _ensure(api: LocalApi, kind: Kind, seed: dict[str, Any], undo: list[_Undo]) 
     url = object_url(kind.collection, name, project=project)
     what = f"{kind.name} {name!r}"
     found = api.find(url)
-    if found is None:
+    if found is None or is_pending(found.metadata):
         body = {key: value for key, value in seed.items() if key != kind.fixed or value}
         collection = object_url(kind.collection, project=project)
         _named(f"Cannot create {what}", api.request, "POST", collection, body)

@@ -18,21 +18,27 @@ _KNOWN_DRIVERS = frozenset(("btrfs", "ceph", "cephfs", "cephobject", "lvm", "zfs
 
 
 def automatic(options: Options, state: ServerState) -> Preseed:
-    """Return defaults for missing objects. Raises InvalidRequest, NotSupportedYet."""
+    """Return defaults for missing objects, and what other members of the database have.
+
+    Raises InvalidRequest, NotSupportedYet.
+    """
     preseed = Preseed(config=_server_config(options))
     profile = ProfileSeed(name=PROFILE)
     if options.storage_backend:
         check_backend(options.storage_backend, state.drivers)
-        if state.pools:
-            there = ", ".join(sorted(state.pools))
+        if pools := {*state.pools, *state.pending_pools}:
+            there = ", ".join(sorted(pools))
             raise InvalidRequest(f"A storage pool already exists ({there}): omit --storage-backend")
     _refuse_storage_details(options, state.drivers)
-    if not state.pools:
+    preseed.storage_pools += [PoolSeed(name=name, driver=kind) for name, kind in state.pending_pools.items()]
+    preseed.networks += [NetworkSeed(name=name, type=kind) for name, kind in state.pending_networks.items()]
+    if not state.pools and not state.pending_pools:
         driver = options.storage_backend or default_driver(state.drivers)
         preseed.storage_pools.append(PoolSeed(name=POOL, driver=driver))
         profile.devices["root"] = root_disk(POOL)
     # A nic in the profile also means that the network has been decided.
-    if state.makes_networks and not state.networks and "eth0" not in state.devices:
+    has_networks = state.networks or state.pending_networks
+    if state.makes_networks and not has_networks and "eth0" not in state.devices:
         bridge = state.free_bridge()
         preseed.networks.append(NetworkSeed(name=bridge, type="bridge"))
         profile.devices["eth0"] = {"type": "nic", "network": bridge, "name": "eth0"}

@@ -81,7 +81,7 @@ def test_images_pools_and_networks_keep_their_files(daemon: Daemon, busybox: str
     daemon.lxc("init", busybox, "one")
     pool, pictures = daemon.dir / "storage-pools" / "default" / "containers", daemon.dir / "images"
     before = files(pool), files(pictures)
-    for table in ("images", "storage_pools", "profiles_devices"):
+    for table in ("images", "storage_pools_members", "profiles_devices"):
         column = "type" if table == "profiles_devices" else "state"
         sql(daemon, f"UPDATE {table} SET {column} = {column} + 90")
         daemon.restart()
@@ -95,7 +95,7 @@ def test_images_pools_and_networks_keep_their_files(daemon: Daemon, busybox: str
 def test_lists_go_on_without_what_is_not_understood(daemon: Daemon, busybox: str) -> None:
     lists = ("instances", "images", "images/aliases", "profiles", "storage-pools", "networks", "certificates")
     sql(daemon, "UPDATE images SET type = 90")
-    sql(daemon, "UPDATE storage_pools SET state = 90")
+    sql(daemon, "UPDATE storage_pools_members SET state = 90")
     sql(daemon, "UPDATE profiles_devices SET type = type + 90")
     for name in lists:
         for recursion in (0, 1):
@@ -104,5 +104,5 @@ def test_lists_go_on_without_what_is_not_understood(daemon: Daemon, busybox: str
     assert daemon.api("GET", "/1.0/profiles/default").status == 503
     assert daemon.api("GET", "/1.0/storage-pools/default").status == 503
     sql(daemon, "UPDATE images SET type = 0")
-    sql(daemon, "UPDATE storage_pools SET state = 1")
+    sql(daemon, "UPDATE storage_pools_members SET state = 1")
     sql(daemon, "UPDATE profiles_devices SET type = type - 90")

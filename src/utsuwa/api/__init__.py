@@ -1,1 +1,1 @@
-"""REST resources: handlers only translate."""
+"""REST resources, whose handlers only translate requests and replies."""

@@ -1,7 +1,7 @@
-"""From a connection to a handler and back: who asks, which route, may they, and how it is answered.
+"""Request processing: authentication, routing, authorization, and rendering of replies.
 
-This is the one place that renders errors. It stands on aiohttp's low-level server: no middlewares,
-and one table in place of aiohttp's router, so that little is done for each request.
+This is the only module that renders errors. It uses aiohttp's low-level server, without middlewares, and a
+single table instead of aiohttp's router, to minimize the work per request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
 log = logging.getLogger(__name__)
 
 Identify = Callable[[asyncio.BaseTransport], Caller]
-"""Who is at the other end of a connection, as its transport proves it; asked for every request."""
+"""Returns the caller of a connection, authenticated by its transport; called for every request."""
 
 _EMPTY = sync_reply({})
 _CREATED = sync_reply(None)
@@ -77,7 +77,7 @@ class Application:
             return _failed(raw, 500, _INTERNAL, UtsuwaError.key)
 
     async def _require_of_holder(self, request: Request, project: str) -> None:
-        """What a project has from `default` can be seen and used there, and changed by those of `default`."""
+        """Check that inherited objects of `default` are only changed by callers with access to `default`."""
         entity, needs = request.route.concerns, request.route.needs
         kind = _FEATURES.get(entity)
         if kind is not None and needs is not Entitlement.CAN_VIEW:
@@ -88,7 +88,7 @@ class Application:
             raise ConnectionResetError("the client has gone")
         caller = self._identify(raw.transport)
         cross_site.admit(raw, caller, self._services)
-        if raw.method == "OPTIONS":  # what browsers ask first: the headers of the reply are the answer
+        if raw.method == "OPTIONS":  # a preflight request: only the headers of the reply matter
             return Raw(web.Response())
         method, path = raw.method, raw.rel_url.raw_path
         if log.isEnabledFor(logging.DEBUG):
@@ -101,14 +101,14 @@ class Application:
         request = Request(raw, self._services, route, params, caller, scope)
         if scope.restricted and route.access is not Access.PUBLIC:
             require(scope, route.concerns, route.needs, request.object_project)
-        # The handlers of projects look for them themselves; what is done in a project needs it to be there.
+        # Handlers of projects look them up themselves; for all others, the project must exist.
         project = None if route.concerns is Entity.PROJECT else request.object_project
         if project is not None and scope.sees(project):
             await self._services.projects.check(project)
             if scope.restricted:
                 await self._require_of_holder(request, project)
         if "recursion" in raw.rel_url.raw_query_string:
-            _ = request.recursion  # an invalid one is refused everywhere, also where it says nothing
+            _ = request.recursion  # an invalid value is rejected everywhere, even if it is not used
         actor = act_as(request.requestor)
         try:
             return await route.handler(request)
@@ -125,7 +125,7 @@ _FEATURES: dict[Entity, Kind] = {
 
 
 async def _continue(raw: web.BaseRequest) -> None:
-    """Tell a client that waits with its body to send it."""
+    """Send 100 Continue to a client that waits before sending its body."""
     await raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     raw.writer.output_size = 0
 
@@ -148,7 +148,7 @@ def _render(result: Result) -> web.StreamResponse:
 
 
 def _failed(raw: web.BaseRequest, status: int, message: str, key: str) -> web.StreamResponse:
-    """The error envelope; where a stream has begun already, cutting it is all that is left to say."""
+    """Return the error envelope; if a stream has already been started, abort it."""
     if raw.writer.output_size > 0:
         log.warning("a response was cut off: %s", message, extra={"url": raw.rel_url.raw_path})
         if raw.transport is not None:

@@ -1,4 +1,4 @@
-"""`/1.0/certificates`: whose client certificates are trusted, and how one's own becomes so."""
+"""`/1.0/certificates`: trusted client certificates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def list_certificates(request: Request) -> Result:
 
 
 async def add_certificate(request: Request) -> Result:
-    """Untrusted callers come with the trust password; it is judged before anything else is told."""
+    """Untrusted callers need the trust password, which is checked before anything is revealed."""
     body = await request.body(CertificatesPost)
     manager = request.services.certificates
     if request.caller.trusted:
@@ -79,7 +79,7 @@ async def delete_certificate(request: Request) -> Result:
 
 
 def _own(request: Request) -> ClientCertificate:
-    """The certificate of the caller's connection, for one who is not trusted yet."""
+    """Return the certificate of an untrusted caller's connection."""
     if request.caller.trusted:
         raise InvalidRequest("Client is already trusted")
     transport = request.raw.transport

@@ -1,4 +1,4 @@
-"""`/1.0/cluster`: this server is no part of one, and says so."""
+"""`/1.0/cluster`: reports that the server is not clustered."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Requests that a web page of another site makes a browser send.
+"""Protection against cross-site requests of browsers.
 
-A browser adds its user's client certificate to whatever any page asks of this server, so the certificate
-alone does not say that its owner wanted the request. What the browser says of the page does: `Origin` and
-`Sec-Fetch-Site`, which no page can set or leave out. Other programs send neither.
+A browser adds its user's client certificate to requests of any page, so the certificate alone does not prove
+that its owner intended the request. The browser's headers `Origin` and `Sec-Fetch-Site` do, which pages can
+neither set nor omit. Other programs send neither.
 
-The name in `Host` is not checked against a list: a page that rebinds its own name to this server's address
-cannot show the server's certificate for that name, and nobody but local programs reaches the unix socket.
+`Host` is not checked against a list: DNS rebinding fails because the server's certificate does not match the
+page's name, and only local programs can reach the unix socket.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _REPLY_HEADERS = web.RequestKey("cross-site reply headers", dict[str, str])
 
 
 def from_browser(raw: web.BaseRequest) -> bool:
-    """Whether the request carries what only browsers send."""
+    """Return whether the request has headers that only browsers send."""
     return any(name == "origin" or name.startswith("sec-fetch-") for name in map(str.lower, raw.headers))
 
 
 def reply_headers(raw: web.BaseRequest) -> Mapping[str, str]:
-    """The headers by which a browser hands the reply to a page that `admit` let in; none for all others."""
+    """Return the CORS headers for a page that `admit` has allowed; none for all others."""
     headers: Mapping[str, str] = raw.get(_REPLY_HEADERS, _NO_HEADERS)
     return headers
 
 
 def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:
-    """Raises Forbidden for the page of another site, unless `core.https_allowed_origin` names it."""
+    """Raise Forbidden for pages of another site, unless it is in `core.https_allowed_origin`."""
     headers = raw.headers
     if "Origin" not in headers and "Sec-Fetch-Site" not in headers:
         return
@@ -65,14 +65,14 @@ def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:
 
 
 def _is_own(raw: web.BaseRequest, text: str) -> bool:
-    """Whether an origin is this server, by the name under which the browser found it."""
+    """Return whether an origin is this server, under the host name used by the browser."""
     origin = parse_origin(text)
     if origin is None:
         return False
     secure = raw.transport is not None and raw.transport.get_extra_info("sslcontext") is not None
     if origin.scheme == _LOCAL_SCHEME:
         return not secure
-    # A proxy that ends TLS may stand before the unix socket, so pages have either scheme there.
+    # The unix socket may be behind a proxy that terminates TLS, so both schemes are possible.
     if origin.scheme not in (_TLS_SCHEMES if secure else _SCHEMES):
         return False
     return (origin.host, origin.port) == parse_host(raw.headers.get("Host", ""), origin.scheme)

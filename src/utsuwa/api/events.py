@@ -1,4 +1,4 @@
-"""`/1.0/events`: the websocket that tells what happens."""
+"""`/1.0/events`: the websocket for events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def listen(request: Request) -> Result:
         sender = asyncio.create_task(_send(subscription, socket), name="events to a listener")
         try:
             async for _ in socket:
-                pass  # listeners have nothing to say; reading notices when they go
+                pass  # ignore messages of listeners; reading detects when they disconnect
         finally:
             sender.cancel()
             await asyncio.wait([sender])
@@ -50,7 +50,7 @@ async def _send(events: Subscription, socket: WebSocket) -> None:
     try:
         async for text in events:
             await socket.send_frame(text, web.WSMsgType.TEXT)
-    except ConnectionError:  # the listener has gone
+    except ConnectionError:  # the listener has disconnected
         return
     code = WSCloseCode.TRY_AGAIN_LATER if events.overflowed else WSCloseCode.GOING_AWAY
     with contextlib.suppress(TimeoutError):

@@ -1,9 +1,8 @@
-"""The API extensions that this server answers; clients decide by them what to ask for.
+"""The API extensions of this server, by which clients decide which features to use.
 
-An extension stands here when every path and field that it names answers. Two are there although a
-part of them answers 501 in this version, because clients refuse even to list without them:
-`storage` (custom volumes), `projects` (changing them).
-`docs/extensions.md` says what each brings and what comes later.
+An extension is listed if all its paths and fields are supported. Two are listed although a part of them
+returns 501, because clients refuse even to list objects without them: `storage` (custom volumes),
+`projects` (changing them). `docs/extensions.md` describes each, and what is not supported yet.
 """
 
 from __future__ import annotations

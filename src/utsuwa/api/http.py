@@ -1,7 +1,7 @@
-"""What handlers see of HTTP: the request, the results they return, the routes they stand in.
+"""The HTTP interface of handlers: requests, results and routes.
 
-A handler is `async def f(request: Request) -> Result`. It parses, makes one manager call and shapes
-the reply; errors are raised, and one wrapper (`api.application`) renders them.
+A handler is `async def f(request: Request) -> Result`. It parses the request, makes one manager call and
+builds the result; errors are raised, and rendered by `api.application`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from utsuwa.wire.events import Requestor
 T = TypeVar("T")
 
 MAX_BODY = 4 * 2**20
-"""Bytes of a JSON body; uploads are streams and have limits of their own."""
+"""Maximum size of a JSON body in bytes; uploads are streams with separate limits."""
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -47,7 +47,7 @@ _TRUE = frozenset(("1", "true", "True", "yes", "on"))
 
 
 class Request:
-    """One request, authorised already, with what its path and query say."""
+    """An authorized request with its path and query parameters."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Request:
 
     @property
     def containers_api(self) -> bool:
-        """Whether the request came to `/1.0/containers` in place of `/1.0/instances`."""
+        """Whether the request is for `/1.0/containers` instead of `/1.0/instances`."""
         return self.route.containers_api
 
     @cached_property
     def project(self) -> str:
-        """The project of `?project=`, by its name alone: whether it exists is the manager's to say."""
+        """The project of `?project=`, which need not exist."""
         name = self.query.get("project") or DEFAULT_PROJECT
         return name if name == DEFAULT_PROJECT else check_project_name(name)
 
@@ -90,7 +90,7 @@ class Request:
 
     @property
     def object_project(self) -> str | None:
-        """The project of what the route is about; None where the path does not tell, or all are meant."""
+        """The project of the route's objects; None if it is unknown, or for all projects."""
         entity = self.route.concerns
         if entity is Entity.PROJECT and "name" in self.params:
             return self.params["name"]
@@ -108,12 +108,12 @@ class Request:
 
     @property
     def filter(self) -> Filter | None:
-        """The parsed `?filter=` of a list, None where none is given."""
+        """The parsed `?filter=` of a list, or None."""
         text = self.query.get("filter")
         return parse_filter(text) if text else None
 
     def refuse_filter(self) -> None:
-        """For lists that LXD can filter: say clearly that this version does not."""
+        """Raise NotSupportedYet if a list has a filter that LXD would support."""
         if self.query.get("filter"):
             raise NotSupportedYet("Filtering lists by ?filter= is not supported in this version")
 
@@ -124,11 +124,11 @@ class Request:
         return Requestor(username=caller.username, protocol=caller.protocol, address=caller.address)
 
     def flag(self, name: str) -> bool:
-        """Whether the query has `name` set to true or 1."""
+        """Return whether the query parameter `name` is true or 1."""
         return self.query.get(name, "") in _TRUE
 
     def number(self, name: str, default: int) -> int:
-        """A whole number from the query."""
+        """Return a query parameter that is a whole number."""
         text = self.query.get(name) or str(default)
         try:
             return int(text[:20])
@@ -136,13 +136,13 @@ class Request:
             raise InvalidRequest(f"Invalid {name} {text[:20]!r}: use a whole number") from None
 
     async def data(self) -> bytes:
-        """The whole body; TooLarge beyond `MAX_BODY`."""
+        """Read the complete body. Raises TooLarge beyond `MAX_BODY`."""
         if self._data is None:
             self._data = await self._read()
         return self._data
 
     async def json(self) -> dict[str, Any]:
-        """The body as a JSON object of plain values, nulls included."""
+        """Read the body as a JSON object of plain values, including nulls."""
         self._check_type()
         try:
             return decode_object(await self.data())
@@ -150,7 +150,7 @@ class Request:
             raise InvalidRequest(str(error)) from error
 
     async def body(self, record: type[T]) -> T:
-        """The body as a record; InvalidRequest names what is wrong with it."""
+        """Read the body as a record. Raises InvalidRequest."""
         value = await self.json()
         try:
             return convert(value, record)
@@ -158,7 +158,7 @@ class Request:
             raise InvalidRequest(str(error)) from error
 
     def if_match(self, source: Any) -> None:
-        """Compare If-Match, where given, with the ETag of the object as it is now (an `IfMatch`)."""
+        """Compare If-Match, if given, with the ETag of the current object (an `IfMatch`)."""
         wanted = self.raw.headers.get("If-Match")
         if wanted and wanted.strip() != "*" and etag_of(source) not in _etags(wanted):
             raise PreconditionFailed(
@@ -166,9 +166,9 @@ class Request:
             )
 
     def _check_type(self) -> None:
-        """Refuse the types in which a browser sends the forms of any page without asking first.
+        """Reject the content types of forms, which browsers send cross-site without a preflight request.
 
-        HTTP libraries send `BINARY` where nobody names a type, and `curl -d` sends `URL_ENCODED`.
+        HTTP libraries send `BINARY` by default, and `curl -d` sends `URL_ENCODED`.
         """
         if self.raw.headers.get("Content-Type") == JSON:
             return
@@ -193,7 +193,7 @@ def _too_large() -> TooLarge:
 
 
 def etag_of(source: Any) -> str:
-    """The ETag of whatever an object's editable part is: equal for equal values."""
+    """Return the ETag of an object's editable part: equal for equal values."""
     return hashlib.sha256(encode_stable(source)).hexdigest()
 
 
@@ -203,7 +203,7 @@ def _etags(header: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """200 with a payload; `etag` is what the object's ETag is made from, None for no ETag."""
+    """200 with a payload; `etag` is the value from which the ETag is computed, None for no ETag."""
 
     metadata: Any
     etag: Any = None
@@ -211,7 +211,7 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """200, done, nothing to tell."""
+    """200 without a payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +223,14 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """202; the work goes on as `operation`."""
+    """202; the work continues as `operation`."""
 
     operation: Operation
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A response without envelope: a file, a stream, a websocket that has ended."""
+    """A response without envelope: a file, a stream, a closed websocket."""
 
     response: web.StreamResponse
 
@@ -253,10 +253,9 @@ Handler = Callable[[Request], Awaitable[Result]]
 class Route:
     """One method of one path.
 
-    `path` has its parameters in braces, one a segment: `/1.0/instances/{name}`. `reply` is the type of
-    the payload for the API's description, or one of `Empty`, `Created`, `Background`, `Raw`; a union of
-    types where it depends on the request. `body` is the record that the handler reads, None for no body
-    or a stream.
+    `path` has its parameters in braces, one per segment: `/1.0/instances/{name}`. `reply` is the type of the
+    payload for the API's description, or one of `Empty`, `Created`, `Background`, `Raw`; a union of types if
+    it depends on the request. `body` is the record that the handler reads, None for no body or a stream.
     """
 
     method: str
@@ -271,18 +270,18 @@ class Route:
     entity: Entity | None = None
     """None for the server itself."""
     entitlement: Entitlement | None = None
-    """None for what the method says."""
+    """None for the default of the method."""
     lists_projects: bool = False
-    """Whether the handler takes `?all-projects=true`, for all that the caller sees."""
+    """Whether the handler supports `?all-projects=true`, for all objects that the caller sees."""
 
     @property
     def concerns(self) -> Entity:
-        """The kind of the object that the route is about."""
+        """The type of the route's objects."""
         return self.entity or Entity.SERVER
 
     @property
     def needs(self) -> Entitlement:
-        """What a caller must be entitled to on that object."""
+        """The entitlement that a caller needs on that object."""
         if self.entitlement is not None:
             return self.entitlement
         collection = not self.path.endswith("}")
@@ -295,5 +294,5 @@ class Route:
 
 
 def about(entity: Entity, *routes: Route) -> tuple[Route, ...]:
-    """Routes that concern objects of one kind, unless they name another one."""
+    """Set the entity of routes that do not specify one."""
     return tuple(route if route.entity else replace(route, entity=entity) for route in routes)

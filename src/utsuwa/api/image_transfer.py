@@ -1,4 +1,4 @@
-"""The bytes of images over HTTP: uploads (one file, or two as a form) and exports."""
+"""Transfer of images over HTTP: uploads (one file, or two as a form) and exports."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _MAX_PARTS = 16
 _MAX_FIELDS = 1000
 _FORM = "multipart/form-data"
 
-# aiohttp's reader warns of what clients write into Content-Disposition, which they choose freely.
+# aiohttp's reader warns about Content-Disposition, which clients may choose freely.
 warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
 warnings.filterwarnings("ignore", category=BadContentDispositionParam)
 
 
 def is_upload(request: Request) -> bool:
-    """Whether the body is an image and not a JSON request for one. Raises UnsupportedMedia for neither."""
+    """Return whether the body is an image instead of a JSON request. Raises UnsupportedMedia if neither."""
     kind = request.raw.content_type
     if kind in (BINARY, _FORM):
         return True
@@ -49,7 +49,7 @@ def is_upload(request: Request) -> bool:
 
 
 async def receive(request: Request, upload: Upload) -> str:
-    """Take the whole body into `upload`; gives the file name that the form has for it, or ''.
+    """Receive the complete body into `upload`; return the file name in the form, or ''.
 
     Raises InvalidRequest, TooLarge, OutOfSpace.
     """
@@ -80,7 +80,7 @@ async def _receive_form(request: Request, upload: Upload) -> str:
                 filename = check_filename(given)
             await _receive_part(upload, name, part)
     except (ValueError, AssertionError, LookupError) as error:
-        # What aiohttp's reader raises for a form that is cut off or malformed.
+        # Raised by aiohttp's reader for a truncated form or malformed.
         raise InvalidRequest("The upload is not a whole multipart form") from error
     if upload.parts != ("metadata", "rootfs"):
         raise InvalidRequest("The upload needs the parts metadata and rootfs, in this order")
@@ -112,7 +112,7 @@ def _disposition(part: BodyPartReader) -> tuple[str, str]:
 
 
 def new_image(request: Request) -> NewImage:
-    """What the headers say of an upload. Raises InvalidRequest."""
+    """Return the settings in the headers of an upload. Raises InvalidRequest."""
     profiles = _values(_header(request, "profiles"), "profile")
     return NewImage(
         filename=check_filename(_header(request, "filename")),
@@ -126,7 +126,7 @@ def new_image(request: Request) -> NewImage:
 
 
 def _header(request: Request, name: str) -> str:
-    """`X-LXD-<name>`, or as Incus' client sends it."""
+    """Return the header `X-LXD-<name>`, or that of Incus' client."""
     headers = request.raw.headers
     return headers.get(f"X-LXD-{name}") or headers.get(f"X-Incus-{name}") or ""
 
@@ -150,7 +150,7 @@ def _values(text: str, key: str) -> list[str]:
 
 
 async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamResponse:
-    """An image's files, which are closed then: one as it is, two as a form."""
+    """Stream an image's files and close them: a single file unchanged, two as a form."""
     try:
         if len(files) == 1:
             headers = {"Content-Disposition": f"inline;filename={files[0].name}"}
@@ -165,7 +165,7 @@ async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamRes
 
 
 def _part_head(boundary: str, file: ExportedFile) -> bytes:
-    """The lines before a part; names are fingerprints with a suffix and need no quoting."""
+    """Return the lines before a part; names are fingerprints with a suffix, so they need no quoting."""
     return (
         f"\r\n--{boundary}\r\n"
         f'Content-Disposition: form-data; name="{file.part}"; filename="{file.name}"\r\n'

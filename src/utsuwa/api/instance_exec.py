@@ -1,4 +1,4 @@
-"""`/1.0/instances/{name}/exec`, `logs` and `console`: commands, what they said, what the console said."""
+"""`/1.0/instances/{name}/exec`, `logs` and `console`: commands, their recorded output, and consoles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/1.0/instances`: the instances themselves, their state, and changes of many states at once."""
+"""`/1.0/instances`: instances, their state, and bulk state changes."""
 
 from __future__ import annotations
 

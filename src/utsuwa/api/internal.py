@@ -1,4 +1,4 @@
-"""`/internal`: for the host's root, the daemon's own subcommands and tests; no part of the API."""
+"""`/internal`: for the host's root, the daemon's subcommands and tests; not part of the public API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utsuwa.security.authorization import Access
 from utsuwa.wire.sql import SqlBatch, SqlDump, SqlQuery, SqlResult
 
 _DATABASES = ("global", "local")
-"""LXD's two; here they are one."""
+"""LXD has two databases; here they are the same."""
 
 
 async def ready(request: Request) -> Result:
@@ -23,7 +23,7 @@ async def ready(request: Request) -> Result:
 
 
 async def shutdown(request: Request) -> Result:
-    """Stop the containers, then the daemon; the reply comes at once, the end shows on the socket."""
+    """Stop the containers, then the daemon; replies immediately, the socket is closed at the end."""
     timeout = request.number("timeout", -1)
     request.services.daemon.request_shutdown(
         force=request.flag("force"), timeout=None if timeout < 0 else float(timeout)
@@ -41,7 +41,7 @@ async def make_warning(request: Request) -> Result:
 
 
 async def query_database(request: Request) -> Result:
-    """Every statement of the query, in one transaction."""
+    """Run all statements of the query in one transaction."""
     body = await request.body(SqlQuery)
     _check_database(body.database)
     outcomes = await finish(sql.execute(request.services.database, body.query))

@@ -1,4 +1,4 @@
-"""Every path and method of LXD's documented REST API: what the table lacks of it answers 501.
+"""Every path and method of LXD's documented REST API; those without a route return 501.
 
 Facts derived from the description of LXD 5.0.2; a client that asks for one of them learns that this
 version does not have it, and not that the path is wrong.

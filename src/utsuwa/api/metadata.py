@@ -24,7 +24,7 @@ async def get_configuration(request: Request) -> Result:
 
 @cache
 def configuration() -> dict[str, Any]:
-    """All keys by kind of object and group, in the form that clients know from LXD."""
+    """Return all keys by type of object and group, in LXD's format."""
     return {
         "configs": {
             "instance": _groups(INSTANCE_KEY_GROUPS, live=True),

@@ -1,4 +1,4 @@
-"""`/1.0/networks`: the daemon's networks, and the host's other interfaces to look at."""
+"""`/1.0/networks`: the daemon's networks, and the host's other interfaces, read-only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from utsuwa.wire.networks import (
 )
 
 _KINDS = {"bridge": "bridge", "bond": "bond", "vlan": "vlan", "macvlan": "macvlan", "": "physical"}
-"""What the API calls the kernel's kinds of interfaces; others are `unknown`."""
+"""The API's names for the kernel's kinds of interfaces; others are `unknown`."""
 
 
 async def list_networks(request: Request) -> Result:
@@ -125,14 +125,14 @@ def _record(scope: Scope, found: Network | Interface) -> NetworkRecord:
 
 
 def _status(network: Network) -> str:
-    """As LXD's: a network that this member is still to get is pending."""
+    """Return LXD's status: a network that this member does not have yet is pending."""
     if network.row.state == PENDING:
         return "Pending"
     return "Created" if network.available else "Unavailable"
 
 
 def _state(name: str) -> NetworkState:
-    """Blocking. Raises NotFound where the host has no such interface (any more)."""
+    """Blocking. Raises NotFound if the interface does not exist (any more)."""
     link = next((one for one in rtnetlink.interfaces() if one["name"] == name), None)
     if link is None:
         raise NotFound(f"The host has no network interface {name!r}")

@@ -1,4 +1,4 @@
-"""Network ACLs and zones, warnings: this version has none, and that is what the lists say."""
+"""Network ACLs and zones, warnings: not supported yet, so their lists are empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1), made from the table of routes and the records in it."""
+"""The API's description (OpenAPI 3.1), generated from the table of routes and its records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 
 
 def describe(routes: Iterable[Route]) -> Schema:
-    """The whole description as plain JSON values."""
+    """Return the complete description as plain JSON values."""
     table = list(routes)
     wanted: list[Any] = [AsyncReply, ErrorReply, SyncReply]
     for route in table:
@@ -41,7 +41,7 @@ def describe(routes: Iterable[Route]) -> Schema:
 
 
 def reply_types(reply: Any) -> list[Any]:
-    """The types of the payload; none where the kind of result says all."""
+    """Return the types of the payload; empty if the kind of result is sufficient."""
     if reply in (Empty, Created, Background, Raw):
         return []
     if isinstance(reply, types.UnionType) or typing.get_origin(reply) is typing.Union:

@@ -1,4 +1,4 @@
-"""`/1.0/operations`: what runs in the background, and the websockets that belong to it."""
+"""`/1.0/operations`: background operations and their websockets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def cancel_operation(request: Request) -> Result:
 
 
 async def wait_for_operation(request: Request) -> Result:
-    """Untrusted callers may wait with the operation's secret; a stranger learns nothing."""
+    """Untrusted callers may wait with the operation's secret; without it, nothing is revealed."""
     operation = await _by_secret(request)
     timeout = request.number("timeout", -1)
     await operation.wait(None if timeout < 0 else timeout)
@@ -58,7 +58,7 @@ async def wait_for_operation(request: Request) -> Result:
 
 
 async def _by_secret(request: Request) -> Operation:
-    """Whoever has a secret of the operation need not see it otherwise. Raises NotFound, Forbidden."""
+    """Callers with a secret of the operation need not be able to see it. Raises NotFound, Forbidden."""
     try:
         return await _find(request, request.query.get("secret", ""))
     except NotFound:
@@ -68,7 +68,7 @@ async def _by_secret(request: Request) -> Operation:
 
 
 async def connect_websocket(request: Request) -> Result:
-    """The secret alone decides: it is what the creator of the operation may hand on."""
+    """Only the secret is checked: the creator of the operation may pass it on."""
     operation = await _by_secret(request)
     secret = request.query.get("secret", "")
     if not secret:

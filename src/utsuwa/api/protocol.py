@@ -1,6 +1,6 @@
-"""aiohttp's low-level server, with an answer of ours where a request is not even HTTP.
+"""aiohttp's low-level server, with a custom reply to invalid HTTP.
 
-aiohttp itself would answer in plain text and write a traceback to the log, which anyone could fill so.
+aiohttp itself would reply in plain text and log a traceback, so that anyone could fill the log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _LIMIT = 8190
-"""Bytes of the request line, and of a header."""
+"""Maximum size of the request line and of a header, in bytes."""
 
 
 class HttpServer(web.Server):
@@ -31,11 +31,11 @@ class HttpServer(web.Server):
         self._running_loop = asyncio.get_running_loop()
 
     def __call__(self) -> web.RequestHandler:
-        # Bodies stay as they were sent: a small compressed one must not become a large one here.
+        # Bodies are not decompressed: a small compressed one must not become large.
         return _Protocol(
             self,
             loop=self._running_loop,
-            access_log=None,  # type: ignore[arg-type] # what aiohttp itself documents for none
+            access_log=None,  # type: ignore[arg-type] # as documented by aiohttp
             auto_decompress=False,
             max_line_size=_LIMIT,
             max_field_size=_LIMIT,
@@ -54,7 +54,7 @@ class _Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if isinstance(exc, ConnectionError):  # the client has gone, which is no error
+        if isinstance(exc, ConnectionError):  # the client has disconnected, which is not an error
             raise exc
         if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)

@@ -1,4 +1,4 @@
-"""The one table of routes: it serves requests, describes the API, and is what the tests go through."""
+"""The table of routes, used for requests, the API's description, and tests."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ async def _not_yet(request: Request) -> Result:
 
 
 def served() -> tuple[Route, ...]:
-    """What this version has, `/1.0/containers` included."""
+    """All supported routes, including `/1.0/containers`."""
     own = [route for module in _MODULES for route in module.ROUTES]
     return (*with_containers(own), *_DESCRIPTION)
 
 
 def with_containers(routes: Iterable[Route]) -> Iterable[Route]:
-    """The routes, and those of instances once more below `/1.0/containers`."""
+    """Return the routes, repeating those of instances below `/1.0/containers`."""
     for route in routes:
         yield route
         if route.path.startswith(_INSTANCES):
@@ -103,7 +103,7 @@ def with_containers(routes: Iterable[Route]) -> Iterable[Route]:
 
 
 def not_served(routes: Iterable[Route]) -> tuple[Route, ...]:
-    """LXD's methods that `routes` lack; they answer 501."""
+    """Return LXD's methods that are not in `routes`, which return 501."""
     have = {(route.method, _shape(route.path)) for route in routes}
     missing = [
         Route(method, path, _not_yet, "Not in this version", Raw)
@@ -114,11 +114,11 @@ def not_served(routes: Iterable[Route]) -> tuple[Route, ...]:
 
 
 def all_routes() -> tuple[Route, ...]:
-    """What a daemon answers."""
+    """All routes of a daemon."""
     routes = served()
     return routes + not_served(routes)
 
 
 def _shape(path: str) -> str:
-    """The path without the names of its parameters, which differ from one table to the other."""
+    """Return the path without parameter names, which differ between the tables."""
     return "/".join("{}" if segment.startswith("{") else segment for segment in path.split("/"))

@@ -1,4 +1,4 @@
-"""Finding the route of a request: a tree of path segments, made once from the table."""
+"""Lookup of routes by a tree of path segments, built once from the table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utsuwa.api.http import Route
 from utsuwa.core.errors import InvalidRequest, MethodNotAllowed, NotFound
 
 TAIL = ":path"
-"""`{name:path}` takes the rest of the path, slashes and all; only as the last segment."""
+"""`{name:path}` matches the rest of the path including slashes; only as the last segment."""
 
 
 @dataclass
@@ -23,16 +23,16 @@ class _Node:
 
 
 class Router:
-    """The table as a tree. Literal segments win over parameters, whole paths over tails."""
+    """The table as a tree. Literal segments take precedence over parameters, full paths over tails."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        """Raises ValueError where two routes have the same method and path."""
+        """Raises ValueError if two routes have the same method and path."""
         self._root = _Node()
         for route in routes:
             self._add(route)
 
     def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
-        """The route and its parameters, decoded; NotFound or MethodNotAllowed where there is none."""
+        """Return the route and its decoded parameters. Raises NotFound or MethodNotAllowed."""
         found = self._walk(self._root, raw_path.split("/"), 1, ())
         if found is None:
             raise NotFound("not found")
@@ -84,7 +84,7 @@ class Router:
 
 
 def _decode(segment: str) -> str:
-    """A segment without its percent signs; InvalidRequest where that is no text."""
+    """Decode a percent-encoded segment. Raises InvalidRequest if it is not UTF-8."""
     if "%" not in segment:
         return segment
     try:

@@ -1,4 +1,4 @@
-"""`/` and `/1.0`: what this server is, and its config."""
+"""`/` and `/1.0`: information on the server, and its config."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def get_server(request: Request) -> Result:
         public=False,
         auth_methods=_AUTH_METHODS,
         config={} if request.scope.restricted else config,
-        # Clients look there for the project that they asked in, whether it is there or not.
+        # Clients expect the requested project here, even if it does not exist.
         environment=msgspec.structs.replace(environment, project=request.project),
     )
     return Sync(server, etag=request.services.server.editable())
@@ -61,7 +61,7 @@ async def _edit(request: Request, change: Change[ServerPut]) -> Result:
 
 
 def _as_text(body: ServerPut) -> ServerPut:
-    """Numbers as their text, as LXD takes them; True stays, for secrets are shown so and come back so."""
+    """Convert numbers to strings, as LXD does; True is kept, as it is shown for secrets and sent back."""
     return ServerPut(config={k: v if v is True else _text(v) for k, v in body.config.items()})
 
 

@@ -1,4 +1,4 @@
-"""What handlers may use: the managers, handed out once by the composition root."""
+"""The managers for handlers, provided by the composition root."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from utsuwa.wire.server import Environment
 
 
 class DaemonControl(Protocol):
-    """What the API may ask of the daemon itself."""
+    """The part of the daemon that the API uses."""
 
     @property
     def ready(self) -> bool:
-        """Whether start-up has finished."""
+        """Return whether start-up is complete."""
 
     def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
-        """Stop all containers, then end the daemon; returns at once."""
+        """Stop all containers, then the daemon; returns immediately."""
 
     async def environment(self) -> Environment:
-        """The facts of host and daemon that `GET /1.0` shows to trusted callers."""
+        """Return the facts of host and daemon that `GET /1.0` shows to trusted callers."""
 
     async def resources(self) -> Resources:
-        """The host's processors and memory."""
+        """Return the host's processors and memory."""
 
 
 @dataclass(frozen=True)

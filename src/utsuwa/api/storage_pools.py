@@ -75,7 +75,7 @@ async def show_resources(request: Request) -> Result:
 
 
 async def list_volumes(request: Request) -> Result:
-    """All volumes of a pool, or those of the type that the path names."""
+    """List all volumes of a pool, or those of the type in the path."""
     request.refuse_filter()
     kind = _type(request) if "type" in request.params else None
     project = None if request.all_projects else request.project
@@ -121,7 +121,7 @@ def _type(request: Request) -> int:
 
 
 def _pool(scope: Scope, pool: Pool) -> StoragePool:
-    """Its config tells of the host, which callers who are held to some projects need not know."""
+    """Hide the config, which reveals facts of the host, from callers that are restricted to projects."""
     return StoragePool(
         config={} if scope.restricted else pool.row.config,
         description=pool.row.description,
@@ -134,7 +134,7 @@ def _pool(scope: Scope, pool: Pool) -> StoragePool:
 
 
 def _status(pool: Pool) -> str:
-    """As LXD's: a pool that this member is still to get is pending."""
+    """Return LXD's status: a pool that this member does not have yet is pending."""
     if pool.row.state == PENDING:
         return "Pending"
     return "Created" if pool.available else "Unavailable"

@@ -1,4 +1,4 @@
-"""Websockets to clients: limits, fairness and the memory of their connections in one place."""
+"""Websockets to clients, with limits, fairness and bounded memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from utsuwa.api.http import Request
 from utsuwa.core.errors import InvalidRequest
 
 _MAX_MESSAGE = 4 * 2**20
-"""Bytes of one websocket message; clients send theirs in much smaller ones."""
+"""Maximum size of a websocket message in bytes; those of clients are much smaller."""
 
 _ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
-"""Close codes of a client that ends a stream on purpose; 1005 is a close frame without a code."""
+"""Close codes of a client that ends a stream intentionally; 1005 is a close frame without a code."""
 
 
 class WebSocket(web.WebSocketResponse):
@@ -23,7 +23,7 @@ class WebSocket(web.WebSocketResponse):
         super().__init__(max_msg_size=_MAX_MESSAGE, compress=False)
 
     async def read(self) -> bytes | str | None:
-        """The next message; None once the client has closed the websocket or is gone."""
+        """Return the next message; None once the client has closed the websocket or disconnected."""
         message = await self.receive()
         match message.type:
             case web.WSMsgType.BINARY:
@@ -35,7 +35,7 @@ class WebSocket(web.WebSocketResponse):
 
     @property
     def left_on_purpose(self) -> bool:
-        """Whether the client, once it has closed the websocket, said so: its connection was not cut."""
+        """Whether the client has closed the websocket properly, instead of losing its connection."""
         return self.close_code in _ORDERLY
 
     async def send_frame(self, message: bytes, opcode: web.WSMsgType, compress: int | None = None) -> None:
@@ -66,12 +66,12 @@ class WebSocket(web.WebSocketResponse):
 
 
 def websocket_response(request: Request) -> WebSocket:
-    """A websocket to `prepare`; InvalidRequest where the client does not speak that."""
+    """Return a websocket to `prepare`. Raises InvalidRequest if the client does not support it."""
     socket = WebSocket()
     try:
         ready = bool(socket.can_prepare(request.raw))
-    except ValueError:  # aiohttp's own, where a header that it looks at is not even text
+    except ValueError:  # raised by aiohttp if a header is not valid text
         ready = False
     if not ready:
-        raise InvalidRequest("This URL wants a websocket")
+        raise InvalidRequest("This URL requires a websocket")
     return socket

@@ -76,7 +76,7 @@ def editable_alias(row: AliasRow) -> wire.ImageAliasesEntryPut:
 
 
 def expiry(moment: datetime | None) -> datetime | None:
-    """A time of expiry from outside: everything up to 1970 means never."""
+    """Normalize an expiry time of a request: everything up to 1970 means never."""
     if moment is None:
         return None
     aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
@@ -84,7 +84,7 @@ def expiry(moment: datetime | None) -> datetime | None:
 
 
 def check_properties(properties: Mapping[str, str]) -> None:
-    """Raises InvalidRequest: they become config keys (`image.<name>`) of instances."""
+    """Raise InvalidRequest for invalid properties, which become config keys (`image.<name>`) of instances."""
     if len(properties) > MAX_PROPERTIES:
         raise InvalidRequest(f"An image can have at most {MAX_PROPERTIES} properties")
     for name, value in properties.items():
@@ -97,7 +97,7 @@ def check_properties(properties: Mapping[str, str]) -> None:
 
 
 def check_alias_name(name: str) -> str:
-    """1 to 255 printable characters; slashes are usual (`debian/12`). Raises InvalidName."""
+    """Accept 1 to 255 printable characters; slashes are usual (`debian/12`). Raises InvalidName."""
     if not name:
         raise InvalidName("Image alias name cannot be empty")
     if len(name) > 255 or not name.isprintable() or name != name.strip():
@@ -108,6 +108,6 @@ def check_alias_name(name: str) -> str:
 
 
 def check_filename(name: str) -> str:
-    """The file name that a client gave, without folders; empty where it is of no use."""
+    """Return a client's file name without directories; empty if it is unusable."""
     base = name.replace("\\", "/").rpartition("/")[2]
     return base if len(base) <= 255 and base.isprintable() and base not in (".", "..") else ""

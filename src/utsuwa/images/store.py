@@ -1,6 +1,6 @@
 """The files of images: `images/<fingerprint>` and, for split ones, `images/<fingerprint>.rootfs`.
 
-Everything here blocks and belongs into worker threads.
+All functions block and must run in worker threads.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 TEMPORARY = ".upload-"
-"""What the names of files begin with that are not an image yet."""
+"""Prefix of incomplete files."""
 
 _IMAGE_FILE = re.compile(r"(?P<fingerprint>[0-9a-f]{64})(?:\.rootfs)?\Z")
 
 
 class ImageStore:
-    """The folder `images` of the state folder, which only root may enter."""
+    """The directory `images` of the state directory, which only root may access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class ImageStore:
         return self.metadata(fingerprint).is_file() and (not split or self.rootfs(fingerprint).is_file())
 
     def put(self, fingerprint: str, metadata: Path, rootfs: Path | None) -> None:
-        """Give an upload's files their final names, on disk when this returns."""
+        """Rename an upload's files to their final names, and sync them to disk."""
         for path in filter(None, (metadata, rootfs)):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -50,15 +50,14 @@ class ImageStore:
             os.close(handle)
 
     def remove(self, fingerprint: str) -> None:
-        """Does nothing where there are none."""
+        """Remove an image's files; does nothing if there are none."""
         self.metadata(fingerprint).unlink(missing_ok=True)
         self.rootfs(fingerprint).unlink(missing_ok=True)
 
     def sweep(self, known: Mapping[str, bool]) -> set[str]:
-        """Remove what uploads and deletions left behind when the daemon was killed.
+        """Remove what interrupted uploads and deletions have left behind.
 
-        `known` are the fingerprints of all images, with whether they are split. Gives back those
-        whose files are missing.
+        `known` maps the fingerprints of all images to whether they are split. Returns those without files.
         """
         for path in self.folder.iterdir():
             match = _IMAGE_FILE.match(path.name)

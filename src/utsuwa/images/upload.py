@@ -1,4 +1,4 @@
-"""An image while it arrives: into temporary files, hashed on the way, gone when it is not taken."""
+"""Receiving of images into temporary files, which are hashed, and removed unless they are used."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utsuwa.images.store import TEMPORARY
 Part = Literal["metadata", "rootfs"]
 
 MAX_UPLOAD = 64 * 2**30
-"""Bytes of one upload."""
+"""Maximum size of an upload in bytes."""
 RESERVE = 64 * 2**20
-"""Bytes of the file system that uploads leave free, so that the daemon itself can go on."""
+"""Free space in bytes that uploads must leave for the daemon itself."""
 
 _BUFFER = 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Upload:
-    """The files of one upload; leaving the block removes those that are still there.
+    """The files of one upload; leaving the block removes those that still exist.
 
     The fingerprint of an image is the SHA-256 of its metadata file followed by its rootfs file, so the
     parts are received in that order.
@@ -52,7 +52,7 @@ class Upload:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What has been received, in order."""
+        """The received parts, in order."""
         return tuple(self._parts)
 
     @property
@@ -68,11 +68,11 @@ class Upload:
         await self.discard()
 
     async def discard(self) -> None:
-        """Remove the files that are left."""
+        """Remove the remaining files."""
         await asyncio.to_thread(self._remove)
 
     async def expect(self, size: int | None) -> None:
-        """Refuse an announced size (None where none was) before its bytes come.
+        """Check the announced size (None if unknown) before receiving it.
 
         Raises TooLarge, OutOfSpace.
         """
@@ -91,7 +91,7 @@ class Upload:
                     buffer.clear()
             await asyncio.to_thread(self._write, file, bytes(buffer))
         finally:
-            # A buffered file: closing it waits for a thread that still writes.
+            # A buffered file: closing it waits for a thread that is still writing.
             await asyncio.to_thread(file.close)
 
     def _open(self, part: Part) -> BinaryIO:
@@ -125,4 +125,4 @@ class Upload:
 
 
 def _no_space() -> OutOfSpace:
-    return OutOfSpace("No space left for the image: free some space in the daemon's folder and try again")
+    return OutOfSpace("No space left for the image: free some space in the state directory and try again")

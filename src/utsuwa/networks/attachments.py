@@ -1,4 +1,4 @@
-"""What instances ask of the networks: whether their devices fit, and what these are connected to."""
+"""Attachment of instances to networks: validation of their nics, and the uplinks of these."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Attachments:
     # Before a change is stored
 
     async def check(self, instances: Collection[Owner], ports: Sequence[Port]) -> None:
-        """Judge all ports that some instances are to have, beside the networks and everybody else's ports.
+        """Validate the new ports of instances against the networks and all other ports.
 
-        Raises OtherMember, or InvalidConfig: a network that does not exist, an address outside of it or
-        taken, a taken MAC or route, a second device of an instance on one network.
+        Raises OtherMember, or InvalidConfig: a network that does not exist, an address outside it or in use,
+        a MAC address or route in use, a second device of an instance on one network.
         """
         if not ports:
             return
@@ -80,10 +80,10 @@ class Attachments:
     # After a change
 
     async def refresh(self, *owners: Owner) -> None:
-        """Have the networks know names and static addresses of these instances as they are stored now, and
-        without any named those of all.
+        """Update names and static addresses of these instances in their networks from the database; of all
+        instances if none is given.
 
-        Where that fails the log says so: what the instances themselves are is settled by then.
+        Failures are only logged, as the change of the instances themselves is already complete.
         """
         told = [network for network in self._live if network.addresses is not None]
         if not told:
@@ -104,7 +104,7 @@ class Attachments:
                     log.error("network %r does not know all names of its instances: %s", network.name, error)
 
     async def _tell(self, network: Live, ports: Sequence[Port], owners: Collection[Owner] | None) -> None:
-        """Also end the leases in the way of what is told."""
+        """Update a network, and release leases that conflict with it."""
         service = network.addresses
         assert service is not None
         told = await service.tell(network.settings, ports, owners)
@@ -121,10 +121,10 @@ class Attachments:
     # When a device starts
 
     async def uplink(self, device: str, bridge: str, managed: bool) -> Uplink | None:
-        """What a device that is about to start is joined to; None for a bridge that is not the daemon's.
+        """Return the uplink of a device that is about to start; None for an unmanaged bridge.
 
-        A network that is not up, because the host refused it or somebody removed its bridge, is tried again.
-        Raises InvalidConfig where there is no such bridge, HostError where it cannot be made.
+        A network that is not up, because that failed or its bridge was removed, is brought up again.
+        Raises InvalidConfig if the bridge does not exist, HostError if it cannot be created.
         """
         network = await self._network(bridge)
         if network is not None:
@@ -148,13 +148,13 @@ class Attachments:
                 return self._live.get(name)
             log.info("network %r is not there: bringing it up again", name)
             network = await self._live.bring_up(found[0])
-        await self.refresh()  # nobody has told it of changes meanwhile
+        await self.refresh()  # it has missed changes meanwhile
         return network
 
     async def settle_addresses(self, device: str, bridge: str, mac: str, config: Mapping[str, str]) -> None:
-        """Make sure that a network can give a device that joins it its static addresses, or any at all.
+        """Ensure that a network can assign a device its static addresses, or any address at all.
 
-        Raises InvalidConfig where a running instance still has one of them, or where none is left at all.
+        Raises InvalidConfig if a running instance still has one of them, or if no address is left.
         """
         network = self._live.get(bridge)
         service = network.addresses if network is not None else None
@@ -178,7 +178,7 @@ class Attachments:
     async def _reclaim(
         self, device: str, network: Live, service: AddressService[Any], mac: str, held: Sequence[Lease]
     ) -> None:
-        """Have static addresses free again that were given to others earlier."""
+        """Reclaim static addresses that were leased to others earlier."""
         holders = Holders(await self._ports_on(network))
         free = []
         for lease in held:

@@ -1,8 +1,8 @@
 """The contract of network drivers, and the record by which a type of network is registered.
 
-A driver acts on the host for all networks of its type, and knows no database, no events and no other driver.
-What it reads from a network's config is a value of its own, its settings. Methods run in the event loop, one
-network at a time; failures are HostError, InvalidConfig or OutOfSpace.
+A driver acts on the host for all networks of its type; it does not use the database, events or other drivers.
+It parses a network's config into its own settings. Methods run in the event loop, one network at a time;
+failures raise HostError, InvalidConfig or OutOfSpace.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from utsuwa.networks.subnets import Subnet
 
 
 class Settings(Protocol):
-    """What a driver has read from a network's config: frozen, and compared as a whole."""
+    """A network's parsed config: immutable, and compared by value."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:
-        """The network's own, at most one of each family; no other network's may overlap them."""
+        """The network's subnets, at most one per family; those of other networks must not overlap."""
 
     @property
     def external(self) -> tuple[str, ...]:
-        """Interfaces of the host that belong to the network whenever they are there."""
+        """Interfaces of the host that are attached to the network whenever they exist."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -41,16 +41,16 @@ S_contra = TypeVar("S_contra", bound=Settings, contravariant=True)
 
 @dataclass(frozen=True)
 class Uplink:
-    """What a network interface of an instance is connected to."""
+    """The host interface to which an instance's interface is connected."""
 
     interface: str
-    """The interface of the host that it becomes a port of."""
+    """The host interface of which it becomes a port."""
     mtu: int
 
 
 @dataclass(frozen=True)
 class DriverHost:
-    """What a driver is given: a folder for each network below `folder`, and the daemon's firewall.
+    """The context of a driver: a directory for each network below `folder`, and the daemon's firewall.
 
     `owner` is unique to the daemon on its host.
     """
@@ -66,108 +66,108 @@ Owner = tuple[str, str]
 
 @dataclass(frozen=True)
 class Told:
-    """What telling of ports has changed: the MAC addresses that no port has any more."""
+    """The result of updating ports; `gone` are MAC addresses that no port has any more."""
 
     changed: bool
     gone: frozenset[str] = field(default_factory=frozenset)
 
 
 class AddressService(Protocol[S_contra]):
-    """What a network has that hands out addresses and names (DHCP and DNS)."""
+    """The address service (DHCP and DNS) of a network."""
 
     def is_told(self, name: str) -> bool:
-        """Whether all ports of a network were told since it came up, so that changes are enough."""
+        """Whether all ports of a network have been set since it came up, so that changes are sufficient."""
 
     async def tell(
         self, network: S_contra, ports: Collection[Port], owners: Collection[Owner] | None
     ) -> Told:
-        """Make names and static addresses of the network's ports known.
+        """Update names and static addresses of the network's ports.
 
-        `ports` are all that the `owners` have on it, or with None all that there are.
+        `ports` are all ports of the `owners` on it, or all ports of the network if None.
         """
 
     async def leases(self, network: S_contra, about: Collection[str] | None = None) -> list[Lease]:
-        """The leases in force: all, or those in whose entries one of the texts of `about` occurs."""
+        """Return the active leases: all, or those whose entries contain one of the strings of `about`."""
 
     async def give_back(self, network: S_contra, given: Collection[Lease]) -> None:
-        """Ask for leases to end before their time, for others to use their addresses."""
+        """Release leases early, so that others can use their addresses."""
 
     async def reclaim(self, network: S_contra, given: Collection[Lease]) -> None:
         """As `give_back`, and wait until their addresses are free."""
 
     async def has_room(self, network: S_contra, mac: str, static: Sequence[Port]) -> bool:
-        """Whether a device with this MAC address can get an address; `static` are the ports that have one."""
+        """Return whether a device with this MAC can get an address; `static` are ports with a static one."""
 
     def views(self, network: S_contra, ports: Sequence[Port], given: Sequence[Lease]) -> list[LeaseView]:
-        """The addresses in use, as the API shows them."""
+        """Return the addresses in use, for the API."""
 
 
 class NetworkDriver(ABC, Generic[S]):
-    """All networks of one type on the host. A driver overrides what it has work for."""
+    """All networks of one type on the host. A driver overrides the methods that it needs."""
 
     addresses: AddressService[S] | None = None
-    """None where the networks hand out no addresses."""
+    """None if the networks do not assign addresses."""
 
     @abstractmethod
     def settings(self, name: str, config: Mapping[str, str]) -> S:
-        """Read a config in which nothing is left to be chosen. Raises InvalidConfig, NotSupportedYet."""
+        """Parse a config without `auto`. Raises InvalidConfig, NotSupportedYet."""
 
     def with_defaults(self, config: Mapping[str, str]) -> dict[str, str]:
-        """The config of a new network: what is set, and what is chosen for it unless it says otherwise."""
+        """Return the config of a new network, with defaults for unset keys."""
         return {key: value for key, value in config.items() if value}
 
     async def filled(
         self, name: str, config: Mapping[str, str], taken: Callable[[], Awaitable[Collection[Subnet]]]
     ) -> dict[str, str]:
-        """The config with a value in place of each `auto`; `taken` gives the subnets that others have."""
+        """Return the config with each `auto` replaced; `taken` returns the subnets in use by others."""
         return dict(config)
 
     @abstractmethod
     async def exists(self, name: str) -> bool:
-        """Whether the host has an interface that stands in the way of a network of this name."""
+        """Return whether a host interface conflicts with a network of this name."""
 
     async def check(self, network: S, added: Collection[str]) -> None:
-        """Raise InvalidConfig for what only the host can judge; `added` are new external interfaces."""
+        """Raise InvalidConfig for problems on the host; `added` are new external interfaces."""
 
     @abstractmethod
     async def up(self, network: S) -> None:
-        """Bring the host to these settings; what is as it should be stays, so that nobody is cut off."""
+        """Apply the settings to the host, without interrupting connections."""
 
     async def change(self, old: S, new: S) -> None:
-        """Bring a network that is up from one state to another."""
+        """Change a network that is up from old to new settings."""
         await self.up(new)
 
     async def join(self, network: S) -> None:
-        """Take the external interfaces that are there now; called when one appears or comes free."""
+        """Attach available external interfaces; called when one appears or becomes free."""
 
     @abstractmethod
     async def down(self, name: str, external: Collection[str] = (), *, keep_files: bool = False) -> None:
-        """Take the network off the host; safe to repeat, and for networks that are of another type.
+        """Remove the network from the host; idempotent, also for networks of another type.
 
-        What cannot be taken away does not keep the rest: the first failure is raised at the end.
+        Failures do not prevent the other steps: the first one is raised at the end.
         """
 
     async def remove_files(self, name: str) -> None:
-        """Remove what `down` was told to keep."""
+        """Remove the files that `down` kept."""
 
     def leave(self) -> None:
-        """The daemon ends; the networks serve on."""
+        """Called when the daemon stops; the networks keep working."""
 
     @abstractmethod
     def uplink(self, network: S) -> Uplink:
-        """What interfaces of instances are connected to."""
+        """Return the uplink for interfaces of instances."""
 
     def check_port(self, port: Port, network: S) -> None:
-        """Judge the static addresses of a device of an instance by the network alone (InvalidConfig)."""
+        """Check a device's static addresses against the network. Raises InvalidConfig."""
 
 
 @dataclass(frozen=True)
 class NetworkType:
-    """A type of network, by which it is known everywhere."""
+    """The record of a type of network."""
 
     name: str
-    """As the API has it; `db.codes.NETWORK_TYPES` has its number."""
+    """The name in the API; `db.codes.NETWORK_TYPES` has its number."""
     keys: KeyTable
     driver: Callable[[DriverHost], NetworkDriver[Any]]
     new_names: str
-    """What the names begin with that networks get whose maker gave none; a number follows."""
+    """Prefix of default names, followed by a number."""

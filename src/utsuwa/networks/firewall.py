@@ -1,4 +1,4 @@
-"""The daemon's firewall table, and what it needs of rules that belong to others (Docker's)."""
+"""The daemon's firewall table, and additional rules in chains of others (Docker)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _FAMILIES = {4: "ip", 6: "ip6"}
 Rule = tuple[str, ...]
 
 _DOCKER_USER = "DOCKER-USER"
-"""The chain that Docker leaves to others and asks before its own rules."""
+"""The chain that Docker provides for others and evaluates before its own rules."""
 
 
 class Firewall:
-    """The rules of this daemon: one table of nftables, made of what each source contributes."""
+    """The rules of this daemon: one nftables table, composed of the contributions of all sources."""
 
     def __init__(self, name: str) -> None:
         self._table = Table("inet", name)
         self._warned: set[tuple[str, str]] = set()
 
     async def apply(self, contribution: Contribution) -> None:
-        """Put what a source contributes in force, in place of what it did before, all at once."""
+        """Apply a source's contribution, atomically replacing its previous one."""
         present = await self._chains_of(contribution.source)
         await _nft(self._table.replacement(contribution, present))
         closed = await _closed_chains()
@@ -41,7 +41,7 @@ class Firewall:
             self._warn(contribution.source, closed)
 
     async def remove(self, source: str) -> None:
-        """Take a source's rules away; the table goes with its last chain."""
+        """Remove a source's rules; the table is removed with its last chain."""
         present = await self._chains()
         mine = [name for name in present if self._table.is_of(source, name)]
         if len(mine) == len(present):
@@ -58,7 +58,7 @@ class Firewall:
         return [name for name in await self._chains() if self._table.is_of(source, name)]
 
     def _warn(self, source: str, closed: Iterable[dict[str, Any]]) -> None:
-        """Once for each chain, as long as the daemon runs."""
+        """Log a warning, once per chain in the daemon's lifetime."""
         for chain in closed:
             where = f"{chain['family']} {chain['table']} {chain['name']}"
             if (source, where) not in self._warned:
@@ -71,9 +71,9 @@ class Firewall:
                 )
 
     async def _enter_docker(self, contribution: Contribution, version: int, tool: str) -> bool:
-        """Have Docker's chain for others accept the passages; gives whether there is such a chain.
+        """Accept the passages in Docker's chain for others; return whether that chain exists.
 
-        By `iptables`: rules of nftables' own in that table would hide it from Docker's tools.
+        Uses `iptables`: native nftables rules in that table would make it unreadable for Docker's tools.
         """
         if not await _docker_listens(tool):
             return False
@@ -92,12 +92,12 @@ class Firewall:
                 await _forget_docker(tool, self._docker_rules(source))
 
     def _docker_rules(self, source: str) -> Iterator[Rule]:
-        """Every rule that a network may have there."""
+        """Yield every rule that a network may have there."""
         for answers_only in (True, False):
             yield from self._rules_for(source, Passage(source, 0, answers_only))
 
     def _rules_for(self, source: str, passage: Passage) -> Iterator[Rule]:
-        """The ways out and in; marked with the daemon's name, for other daemons' rules are not ours."""
+        """Yield the rules for both directions, marked with the daemon's name, as others may have some."""
         mark = ("-m", "comment", "--comment", f"{self._table.name}:{source}", "-j", "ACCEPT")
         answers = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED") if passage.answers_only else ()
         yield ("-i", passage.interface, *mark)
@@ -105,7 +105,7 @@ class Firewall:
 
 
 async def _closed_chains() -> list[dict[str, Any]]:
-    """Chains of others that drop what is forwarded: accepting in a table of one's own does not help."""
+    """Return chains of others that drop forwarded packets, which this table cannot override."""
     return [
         chain
         for family in ("ip", "ip6", "inet")
@@ -139,7 +139,7 @@ async def _nft(commands: Collection[Command]) -> None:
 
 
 async def _chains(*what: str) -> list[dict[str, Any]]:
-    """Chains of a table or a family. A list of all fails where iptables made what nft cannot show."""
+    """List the chains of a table or a family. Listing all fails if nft cannot show iptables' rules."""
     done = await run(["nft", "-j", "list", *what], accept=(0, 1))
     if done.code != 0:
         return []

@@ -1,4 +1,4 @@
-"""Addresses that a network has handed out, and which of them stand in somebody's way."""
+"""Leases of a network, and those that conflict with static addresses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from utsuwa.networks.subnets import Address
 
 @dataclass(frozen=True)
 class Lease:
-    """One address in use; `hostname` is empty where its holder has none, `mac` where it is not known."""
+    """One address in use; `hostname` is empty if its holder has none, `mac` if it is not known."""
 
     address: str
     mac: str
     hostname: str
     client_id: bytes = b""
-    """How the client named itself where it did: with IPv6 always, by its DUID."""
+    """The client identifier, if any; with IPv6 always the DUID."""
     iaid: int = 0
-    """The number of the client's identity association; IPv6 alone has one."""
+    """The client's identity association id; IPv6 only."""
     temporary: bool = False
     """Whether that association is for temporary addresses."""
 
@@ -31,7 +31,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """An address in use as the API shows it; `kind` is static, dynamic or gateway."""
+    """An address in use, for the API; `kind` is static, dynamic or gateway."""
 
     hostname: str
     mac: str
@@ -40,23 +40,23 @@ class LeaseView:
 
 
 class Holders:
-    """Which device of an instance has a lease."""
+    """Finds the device of an instance that holds a lease."""
 
     def __init__(self, ports: Iterable[Port]) -> None:
         self._by_mac = {port.mac: port for port in ports if port.mac}
         self._by_name = {port.instance.lower(): port for port in self._by_mac.values()}
 
     def of(self, lease: Lease) -> Port | None:
-        """By its MAC; a DHCPv6 client need not tell it, and is found by the name that dnsmasq knows it by."""
+        """Return the port, by its MAC address; DHCPv6 clients, which need not send it, are found by name."""
         if lease.mac:
             return self._by_mac.get(lease.mac)
         return self._by_name.get(lease.hostname.lower())
 
 
 def unwanted(leases: Iterable[Lease], ports: Collection[Port], gone: Collection[str]) -> list[Lease]:
-    """The leases that stand in somebody's way, or are nobody's: `gone` are MACs that no device has any more.
+    """Return leases that conflict or have no holder: `gone` are MACs that no device has any more.
 
-    One whose holder runs is in use, and stays; so does one of which it is not known whose it is.
+    Leases of running holders are in use and kept; so are those with an unknown holder.
     """
     holders = Holders(ports)
     owners = {address: port for port in ports if port.mac for address in port.static}
@@ -64,7 +64,7 @@ def unwanted(leases: Iterable[Lease], ports: Collection[Port], gone: Collection[
 
 
 def _is_stale(lease: Lease, holder: Port | None, owners: Mapping[Address, Port]) -> bool:
-    """Whether its address is configured for another device, or is not the one configured for its own."""
+    """Return whether its address is another device's static one, or not its own device's static one."""
     address = ipaddress.ip_address(lease.address)
     owner = owners.get(address)
     if holder is None:

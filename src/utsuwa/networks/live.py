@@ -1,4 +1,4 @@
-"""The networks that are up on this host, each with its driver and its settings."""
+"""The networks that are up on this host, with their drivers and settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Live:
-    """A network as its driver sees it."""
+    """A network with its driver and settings."""
 
     driver: NetworkDriver[Any]
     settings: Settings
@@ -49,7 +49,7 @@ class Live:
 
 
 def check_here(row: NetworkRow) -> NetworkRow:
-    """Raises OtherMember for a network that only other members have; gives it back."""
+    """Return a network, or raise OtherMember if only other members have it."""
     if row.state == PENDING:
         raise OtherMember(
             f"The network {row.name!r} is on {' and '.join(row.locations)} only: "
@@ -59,7 +59,7 @@ def check_here(row: NetworkRow) -> NetworkRow:
 
 
 class LiveNetworks:
-    """What is up, by name; changed under the lock `networks` alone."""
+    """The networks that are up, by name; only changed under the lock `networks`."""
 
     def __init__(self, database: Database, host: DriverHost, links: LinkEvents) -> None:
         self.locks = NamedLocks()
@@ -81,19 +81,19 @@ class LiveNetworks:
         return self._drivers[kind]
 
     def read(self, row: NetworkRow) -> Live:
-        """The network of a row, up or not. Raises InvalidConfig, NotSupportedYet."""
+        """Return the network of a row, up or not. Raises InvalidConfig, NotSupportedYet."""
         driver = self._drivers[row.type]
         return Live(driver, driver.settings(row.name, row.config))
 
     async def bring_up(self, row: NetworkRow) -> Live:
-        """Raises InvalidConfig, HostError."""
+        """Bring a network up. Raises InvalidConfig, HostError."""
         network = self.read(row)
         await network.driver.up(network.settings)
         self.note_up(network)
         return network
 
     def note_up(self, network: Live) -> None:
-        """It is up, or up with other settings."""
+        """Record that it is up, or has changed settings."""
         self._up[network.name] = network
         self._watch_external()
 
@@ -102,12 +102,12 @@ class LiveNetworks:
         self._watch_external()
 
     async def rows(self) -> list[NetworkRow]:
-        """All networks that can be read, half-made ones as well."""
+        """Return all readable networks, including incomplete ones."""
         found = await self._database.read("all networks", rows.get_all, None)
         return [row for row in found if row.state != UNKNOWN]
 
     async def follow_rows(self) -> None:
-        """Bring what is up here to the settings that another member has stored since."""
+        """Apply settings stored by other members to the networks that are up here."""
         async with self.locks.hold("networks"):
             for row in await self.rows():
                 up = self._up.get(row.name)
@@ -123,7 +123,7 @@ class LiveNetworks:
                     log.error("network %r cannot be changed as on other members: %s", row.name, error)
 
     async def take_down(self, name: str) -> None:
-        """Of a network of which nothing but the name is known, remove everything. Raises UtsuwaError."""
+        """Remove everything of a network of which only the name is known. Raises UtsuwaError."""
         for driver in self._drivers.values():
             await driver.down(name)
 
@@ -132,25 +132,25 @@ class LiveNetworks:
             await driver.remove_files(name)
 
     def leave(self) -> None:
-        """The daemon ends; the networks serve on."""
+        """Called when the daemon stops; the networks keep working."""
         self._watch.watch(())
         for driver in self._drivers.values():
             driver.leave()
 
     async def shut_down(self) -> None:
-        """Take all networks down, for the end of the host: no container runs any more."""
+        """Take all networks down when the host shuts down and no container is running any more."""
         for name, network in sorted(self._up.items()):
             try:
                 await network.driver.down(name, network.external, keep_files=True)
             except UtsuwaError as error:
-                log.warning("network %r is not wholly down: %s", name, error)
+                log.warning("network %r could not be taken down completely: %s", name, error)
         self._up.clear()
 
     def _watch_external(self) -> None:
         self._watch.watch(interface for network in self._up.values() for interface in network.external)
 
     async def _join(self) -> None:
-        """External interfaces have appeared or come free."""
+        """Handle external interfaces that have appeared or become free."""
         async with self.locks.hold("networks"):
             for network in self:
                 try:
@@ -160,7 +160,7 @@ class LiveNetworks:
 
 
 async def taken_subnets(live: LiveNetworks, name: str) -> dict[str, Collection[Subnet]]:
-    """The subnets of other networks than `name` and of the host's other interfaces, by what has them."""
+    """Return the subnets of networks other than `name` and of other host interfaces, by owner."""
     by_interface = await asyncio.to_thread(bridges.taken_subnets)
     found: dict[str, Collection[Subnet]] = {
         f"the interface {link!r}": used for link, used in by_interface.items() if link != name

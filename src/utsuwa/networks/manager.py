@@ -1,4 +1,4 @@
-"""Managed networks: the lock, the rows, undo and events. The host is the drivers' work."""
+"""Managed networks: locking, rows, undo and events. Drivers act on the host."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def editable(row: NetworkRow) -> NetworkPut:
 
 
 class NetworkManager:
-    """All networks of the daemon. One change at a time: subnets are chosen beside all others.
+    """All networks of the daemon. One change at a time, as subnets must not overlap.
 
-    `ports` is what instances ask of them, and `reader` what lists and lookups show.
+    `ports` is the part for instances, `reader` that for lists and lookups.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class NetworkManager:
         self.ports = Attachments(database, self._live)
         self.reader = NetworkReader(database, self._live)
 
-    # Start and end of the daemon
+    # Start and stop of the daemon
 
     async def start(self) -> None:
-        """Bring every network up again, and take away what a kill left half-made.
+        """Bring every network up again, and remove what an interruption left incomplete.
 
-        A network that the host refuses is shown as unavailable and does not keep the daemon from starting.
+        A network that cannot be brought up is shown as unavailable; the daemon starts nevertheless.
         """
         found = await self._database.read("all networks", rows.get_all, None)
         for row in found:
@@ -81,14 +81,14 @@ class NetworkManager:
         if row.state in (UNKNOWN, PENDING):
             return
         if row.state in HALF_MADE:
-            log.info("removing the half-made network %r", row.name)
+            log.info("removing the incomplete network %r", row.name)
             await self._live.take_down(row.name)
             await self._remove_row(row)
             return
         await self._live.bring_up(row)
 
     async def _sweep(self, known: set[str]) -> None:
-        """Networks that have a folder and no row: a kill cut their making, renaming or end off."""
+        """Sweep networks with a directory but no row, which interrupted changes have left behind."""
         for path in await asyncio.to_thread(lambda: list(self._paths.networks.iterdir())):
             if path.name in known:
                 continue
@@ -100,17 +100,17 @@ class NetworkManager:
                 log.error("what is left of the network %r cannot be removed: %s", path.name, error)
 
     def stop(self) -> None:
-        """The daemon ends; the networks serve on."""
+        """Called when the daemon stops; the networks keep working."""
         self._live.leave()
 
     async def shut_down(self) -> None:
-        """Take all networks down, for the end of the host: no container runs any more."""
+        """Take all networks down when the host shuts down and no container is running any more."""
         await self._live.shut_down()
 
     # Changing
 
     async def create(self, project: str, request: NetworksPost) -> str:
-        """Make a network, or have one that other members have, and give its URL.
+        """Create a network, or add one of other members to this member, and return its URL.
 
         Raises InvalidName, InvalidRequest or NotSupportedYet (type), InvalidConfig, AlreadyExists, HostError;
         nothing is left then.
@@ -162,7 +162,7 @@ class NetworkManager:
         self._tell("updated", new)
 
     async def _bring_over(self, stored: Live, new: Live, undo: Rollback) -> None:
-        """From what is stored to new settings, where these fit; what is up may be neither."""
+        """Change from the stored to new settings, if valid; the current state may be neither."""
         if set(new.subnets) - set(stored.subnets):
             await self._check_subnets(new)
         await self._check_ports(new)
@@ -177,7 +177,7 @@ class NetworkManager:
         await new.driver.change(up.settings, new.settings)
 
     async def rename(self, project: str, name: str, new: str) -> str:
-        """The new URL. Raises InUse, AlreadyExists, InvalidName, NotFound."""
+        """Rename and return the new URL. Raises InUse, AlreadyExists, InvalidName, NotFound."""
         return await finish(self._rename(project, name, new))
 
     async def _rename(self, project: str, name: str, new: str) -> str:
@@ -206,9 +206,9 @@ class NetworkManager:
         return self._tell("renamed", renamed, {"old_name": name})
 
     async def delete(self, project: str, name: str) -> None:
-        """Take a network from this member. Raises InUse, NotFound, OtherMember.
+        """Remove a network from this member. Raises InUse, NotFound, OtherMember.
 
-        The files go last: where the row stays the network is as before.
+        The files are removed last: if the row is kept, the network is unchanged.
         """
         await finish(self._delete(project, name))
 
@@ -229,19 +229,19 @@ class NetworkManager:
         self._tell("deleted", row)
 
     async def follow_others(self) -> None:
-        """Take over what other members have changed in networks that this one has as well."""
+        """Apply other members' changes to networks that this one has as well."""
         await self._live.follow_rows()
 
     # Steps
 
     @asynccontextmanager
     async def _one_change(self) -> AsyncIterator[None]:
-        """One at a time, on all members: subnets are chosen beside all others."""
+        """Allow one change at a time on all members, as subnets must not overlap."""
         async with self._database.locks.hold("networks"), self._locks.hold("networks"):
             yield
 
     async def _first_row(self, given: NetworkRow) -> NetworkRow:
-        """The row of a new network, with a value for all that was left to the driver."""
+        """Return the row of a new network, with defaults of the driver."""
         config = self._live.driver(given.type).with_defaults(without_volatile(given.config))
         return await self._filled(replace(given, config=config))
 
@@ -314,7 +314,7 @@ def check_network_name(name: str) -> str:
 
 
 def _of_others(tx: Transaction, project: str, name: str) -> NetworkRow | None:
-    """A network that other members have, and this one has not."""
+    """Return a network that only other members have."""
     try:
         row = rows.get(tx, project, name)
     except NotFound:

@@ -1,4 +1,4 @@
-"""Ports as the database has them, in the rows of instances and profiles."""
+"""Ports in the rows of instances and profiles."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ROUTES = ("ipv4.routes", "ipv6.routes")
 
 
 def everywhere(tx: Transaction) -> list[Port]:
-    """The ports of all instances on all members, by project, instance and device."""
+    """Return the ports of all instances on all members, by project, instance and device."""
     return _ports(nics.get_all(tx))
 
 
 def here(tx: Transaction) -> list[Port]:
-    """The ports of this member's instances: only these reach its networks."""
+    """Return the ports of this member's instances: only these can use its networks."""
     return _here(nics.get_all(tx))
 
 
@@ -34,7 +34,7 @@ def of_instances(tx: Transaction, owners: Collection[tuple[str, str]]) -> list[P
 
 
 def with_static_address(tx: Transaction, key: str) -> list[Port]:
-    """The ports of this member's instances with a device that has this key, such as `ipv4.address`."""
+    """Return the ports of this member's instances with a device that has this key, such as `ipv4.address`."""
     return _here(nics.get_with(tx, keys=[key]))
 
 
@@ -62,7 +62,7 @@ def _ports(found: Iterable[NicsRow]) -> list[Port]:
 
 
 def uses(tx: Transaction) -> dict[str, list[str]]:
-    """The URLs of the instances and profiles that use each bridge, by the bridge's name."""
+    """Return the URLs of the instances and profiles that use each bridge, by its name."""
     profiles = profile_rows.get_all(tx, None)
     found: dict[str, list[str]] = {}
     for port in everywhere(tx):

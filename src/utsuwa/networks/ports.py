@@ -1,4 +1,4 @@
-"""The devices of instances that are ports of a network, and how they are judged beside each other."""
+"""The devices of instances that are ports of a network, and checks for conflicts between them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Devices = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Port:
-    """One device; its MAC address is empty while the instance has not been given one."""
+    """One device; its MAC address is empty until one is assigned."""
 
     project: str
     instance: str
     device: str
     bridge: str
     managed: bool
-    """Whether the device names a network; the bridge may be one of the host's otherwise."""
+    """Whether the device specifies a network; otherwise the bridge may be unmanaged."""
     mac: str
     ipv4: str
     ipv6: str
     routes: tuple[str, ...] = ()
-    """Subnets that the host reaches over the device."""
+    """Subnets that the host routes to the device."""
     running: bool = False
-    """Whether it has an interface on the host now: its instance runs."""
+    """Whether it has an interface on the host: its instance is running."""
     here: bool = True
-    """Whether the instance lives on this daemon's member."""
+    """Whether the instance is on this member."""
 
     @property
     def static(self) -> tuple[Address, ...]:
-        """The addresses that it is configured with."""
+        """Its static addresses."""
         return tuple(
             ipaddress.ip_address(address) for address in (self.ipv4, self.ipv6) if address not in ("", "none")
         )
@@ -49,7 +49,7 @@ class Port:
 
 
 def bridge_of(device: Mapping[str, str]) -> str:
-    """The bridge that a device is a port of; empty where it is none."""
+    """Return the bridge of which a device is a port; empty if it is not one."""
     if device.get("type") != "nic":
         return ""
     if device.get("network"):
@@ -58,7 +58,7 @@ def bridge_of(device: Mapping[str, str]) -> str:
 
 
 def ports_of(project: str, instance: str, devices: Devices, config: Mapping[str, str]) -> Iterator[Port]:
-    """The ports among an instance's merged devices; `config` holds its volatile keys."""
+    """Yield the ports among an instance's expanded devices; `config` contains its volatile keys."""
     for name, device in devices.items():
         bridge = bridge_of(device)
         if bridge:
@@ -77,7 +77,7 @@ def ports_of(project: str, instance: str, devices: Devices, config: Mapping[str,
 
 
 def routes_of(device: Mapping[str, str]) -> tuple[str, ...]:
-    """The subnets of a device's `ipv4.routes` and `ipv6.routes`, as the kernel writes them."""
+    """Return the subnets of a device's `ipv4.routes` and `ipv6.routes` in the kernel's format."""
     parts = [
         part.strip() for key in ("ipv4.routes", "ipv6.routes") for part in device.get(key, "").split(",")
     ]
@@ -85,11 +85,11 @@ def routes_of(device: Mapping[str, str]) -> tuple[str, ...]:
 
 
 Claim = tuple[str, tuple[Hashable, ...]]
-"""The key of a device, and what no other device may have by it."""
+"""The key of a device, and the value that must be unique."""
 
 
 class Others:
-    """Ports by what only one may have: addresses, routes, a place on a network."""
+    """Index of ports by unique values: addresses, routes, a port per network."""
 
     def __init__(self, ports: Iterable[Port]) -> None:
         self._holders: defaultdict[Hashable, list[Port]] = defaultdict(list)
@@ -99,11 +99,11 @@ class Others:
             self._holders[port.owner, port.bridge].append(port)
 
     def refuse_taken_routes(self, port: Port) -> None:
-        """Raise InvalidConfig where another port has a route: the host would keep only one of them."""
+        """Raise InvalidConfig if another port has the same route: the host can only have one."""
         self._refuse(port, _routes(port))
 
     def refuse_taken_addresses(self, port: Port) -> None:
-        """Raise InvalidConfig where another port of its network has its MAC address or a static address."""
+        """Raise InvalidConfig if another port of its network has its MAC address or a static address."""
         self._refuse(port, _addresses(port))
         self._refuse_second(port)
 
@@ -117,7 +117,7 @@ class Others:
                     raise port.invalid(key, f"{claim[-1]} {verb} {who}{end}")
 
     def _refuse_second(self, port: Port) -> None:
-        """A name in the network's DNS stands for one device: told of the later one of two."""
+        """Reject a second device on a network, whose DNS name would be ambiguous."""
         for other in self._holders[port.owner, port.bridge]:
             if other.device < port.device:
                 raise InvalidConfig(
@@ -151,7 +151,7 @@ def _is_same(port: Port, other: Port) -> bool:
 
 
 def refuse_addresses(port: Port) -> None:
-    """Judge a device on a bridge of the host's own. Raises InvalidConfig."""
+    """Check a device on an unmanaged bridge. Raises InvalidConfig."""
     for key, value in (("ipv4.address", port.ipv4), ("ipv6.address", port.ipv6)):
         if value:
             why = f"cannot be set: {port.bridge!r} is no network of this server, so nobody gives it out"

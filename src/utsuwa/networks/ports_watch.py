@@ -1,4 +1,4 @@
-"""Waiting for interfaces of the host that are to be ports of bridges, to have them join."""
+"""Waiting for external interfaces of bridges, to attach them when they are available."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from utsuwa.host.network.link_events import LinkEvents
 log = logging.getLogger(__name__)
 
 _REST = 0.5
-"""Seconds between two rounds, however often an interface comes and goes."""
+"""Minimum seconds between two attempts, regardless of the number of events."""
 
 
 class PortsWatch:
-    """Calls `join` when one of the interfaces may be able to become a port; costs nothing without any."""
+    """Calls `join` when one of the interfaces may become a port; inactive without interfaces."""
 
     def __init__(self, links: LinkEvents, join: Callable[[], Awaitable[None]]) -> None:
         self._links = links
@@ -25,7 +25,7 @@ class PortsWatch:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, names: Iterable[str]) -> None:
-        """Wait for these interfaces from now on, and for no others."""
+        """Wait for exactly these interfaces from now on."""
         self._names = frozenset(names)
         if self._names and self._task is None:
             try:

@@ -1,4 +1,4 @@
-"""Networks as lists and lookups show them, with what uses them and the addresses in use."""
+"""Lists and lookups of networks, with their users and leases."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _VISIBLE = ("ready", PENDING)
 
 
 class NetworkReader:
-    """Looks, and changes nothing."""
+    """Read-only access to networks."""
 
     def __init__(self, database: Database, live: LiveNetworks) -> None:
         self._database = database
         self._live = live
 
     async def all(self, project: str) -> list[Network | Interface]:
-        """The managed networks of a project and the host's other interfaces, by name; NotFound (project)."""
+        """Return a project's networks and the host's other interfaces, by name. Raises NotFound (project)."""
         links = await asyncio.to_thread(bridges.links)
 
         def fetch(tx: Transaction) -> tuple[list[NetworkRow], set[str], dict[str, list[str]]]:
@@ -58,14 +58,14 @@ class NetworkReader:
             raise unreadable(f"Network {name!r}")
         if found and found[0].state in _VISIBLE:
             return self._shown(found[0], use)
-        # The interface of another project's network is not there either.
+        # The interface of another project's network is hidden as well.
         link = None if everywhere else await asyncio.to_thread(bridges.find, name)
         if link is None:
             raise NotFound(f"Network {name!r} not found")
         return Interface(link, use.get(name, ()))
 
     async def leases(self, project: str, name: str) -> list[LeaseView]:
-        """The addresses in use on this member's part of a managed network. Raises NotFound, OtherMember."""
+        """Return the addresses in use on this member's part of a network. Raises NotFound, OtherMember."""
 
         def fetch(tx: Transaction) -> NetworkRow:
             return rows.get(tx, effective(tx, project, "networks"), name)

@@ -1,4 +1,4 @@
-"""Networks and interfaces as callers of the manager see them."""
+"""Networks and interfaces as returned to callers of the manager."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utsuwa.host.network.bridges import Link
 
 @dataclass(frozen=True)
 class Network:
-    """A managed network as callers see it; `available` is False where the host refused it."""
+    """A managed network; `available` is False if it could not be brought up."""
 
     row: NetworkRow
     used_by: Sequence[str]

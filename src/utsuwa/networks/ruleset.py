@@ -1,7 +1,7 @@
-"""Firewall rules as values: what each source contributes to the daemon's table, in nftables' JSON.
+"""Firewall rules as values: the contributions of sources to the daemon's table, in nftables' JSON.
 
-A source is a network, and later a filter, a forward or an ACL: it knows nothing of the others' rules, and
-its chains are named `<part>.<source>`, as LXD names them.
+A source is a network, and later a filter, a forward or an ACL. Its rules are independent of others, and its
+chains are named `<part>.<source>`, as in LXD.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ REJECT: Expression = {"reject": None}
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain at one of the kernel's hooks, which accepts what none of its rules judges."""
+    """A chain at one of the kernel's hooks, with the policy accept."""
 
     part: str
-    """What it is for; with the source it makes the name."""
+    """Its purpose, which is the first part of its name."""
     type: str
     hook: str
     priority: int
@@ -33,17 +33,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class Passage:
-    """Traffic that others' firewalls have to let through as well: an `accept` of ours does not bind them."""
+    """Traffic that other firewalls must accept as well: they are not bound by this table's `accept`."""
 
     interface: str
     version: int
     answers_only: bool
-    """Whether only answers have to come in: nobody calls what is behind NAT."""
+    """Whether only replies must be let in, as for addresses behind NAT."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """All that one source adds."""
+    """All rules of one source."""
 
     source: str
     chains: tuple[Chain, ...] = ()
@@ -52,7 +52,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of nftables that belongs to the daemon alone."""
+    """An nftables table that belongs to the daemon alone."""
 
     family: str
     name: str
@@ -61,11 +61,11 @@ class Table:
         return f"{chain.part}.{source}"
 
     def is_of(self, source: str, chain: str) -> bool:
-        """Whether a chain that is in the table is one of the source's."""
+        """Return whether a chain of the table belongs to the source."""
         return chain.partition(".")[2] == source
 
     def replacement(self, contribution: Contribution, present: Collection[str]) -> list[Command]:
-        """One transaction: the source's rules in place of the chains of it that are `present`."""
+        """Return one transaction that replaces the source's chains that are `present`."""
         names = {self.chain_of(contribution.source, chain) for chain in contribution.chains}
         commands = [self._add_table(), *self._removal(names.union(present))]
         for chain in contribution.chains:
@@ -78,13 +78,13 @@ class Table:
         return commands
 
     def removal(self) -> list[Command]:
-        """Take the whole table away, where it is there."""
+        """Return the commands that remove the table if it exists."""
         return [self._add_table(), {"delete": self._whole}]
 
     def _removal(self, chains: Iterable[str]) -> list[Command]:
         found = [{"chain": {**self._here, "name": name}} for name in sorted(chains)]
-        # To add one is no error where it is there, to flush and delete one that is not there would be. One
-        # that another refers to cannot be deleted before that one is empty.
+        # Adding an existing one is not an error, flushing and deleting a missing one would be. One that
+        # another refers to cannot be deleted before that one is empty.
         return [{verb: chain} for verb in ("add", "flush", "delete") for chain in found]
 
     def _add_table(self) -> Command:

@@ -1,4 +1,4 @@
-"""Choosing and comparing subnets. Nothing here touches the host: what is taken there is handed in."""
+"""Choice and comparison of subnets. Pure functions: subnets in use are passed as arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCAL = ipaddress.IPv6Network("fd42::/16")
 
 
 def free_ipv4(taken: Collection[Subnet], chance: random.Random) -> ipaddress.IPv4Interface:
-    """The first address of a /24 of 10.0.0.0/8 that meets nothing that is taken. Raises InvalidConfig."""
+    """Return the first address of an unused /24 in 10.0.0.0/8. Raises InvalidConfig."""
     for _ in range(_TRIES):
         subnet = ipaddress.IPv4Network((int(_PRIVATE[0]) + (chance.getrandbits(16) << 8), 24))
         if not meets(subnet, taken):
@@ -27,7 +27,7 @@ def free_ipv4(taken: Collection[Subnet], chance: random.Random) -> ipaddress.IPv
 
 
 def free_ipv6(taken: Collection[Subnet], chance: random.Random) -> ipaddress.IPv6Interface:
-    """The first address of a unique local /64 that meets nothing that is taken. Raises InvalidConfig."""
+    """Return the first address of an unused unique local /64. Raises InvalidConfig."""
     for _ in range(_TRIES):
         subnet = ipaddress.IPv6Network((int(_LOCAL[0]) + (chance.getrandbits(48) << 64), 64))
         if not meets(subnet, taken):
@@ -36,7 +36,7 @@ def free_ipv6(taken: Collection[Subnet], chance: random.Random) -> ipaddress.IPv
 
 
 def meets(subnet: Subnet, others: Collection[Subnet]) -> bool:
-    """Whether the subnet shares an address with one of the others (of its own family)."""
+    """Return whether the subnet overlaps with one of the others (of its own family)."""
     return any(overlap(subnet, other) for other in others)
 
 
@@ -47,7 +47,7 @@ def overlap(one: Subnet, other: Subnet) -> bool:
 
 
 def refuse_overlap(key: str, subnet: Subnet, others: Mapping[str, Collection[Subnet]]) -> None:
-    """Raise InvalidConfig where the subnet meets one of the others; they come by what has them."""
+    """Raise InvalidConfig if the subnet overlaps with one of the others, which are given by owner."""
     for owner, subnets in others.items():
         for other in subnets:
             if overlap(subnet, other):
@@ -57,7 +57,7 @@ def refuse_overlap(key: str, subnet: Subnet, others: Mapping[str, Collection[Sub
 
 
 def eui64(subnet: Subnet, mac: str) -> ipaddress.IPv6Address:
-    """The address that a host with this MAC address makes for itself in a /64."""
+    """Return the SLAAC address of a host with this MAC address in a /64."""
     octets = bytes.fromhex(mac.replace(":", ""))
     tail = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return ipaddress.IPv6Address(int(subnet.network_address) | int.from_bytes(tail, "big"))

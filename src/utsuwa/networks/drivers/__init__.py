@@ -1,4 +1,4 @@
-"""The types of networks: one record each."""
+"""The types of networks, one record each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NETWORK_TYPES: tuple[NetworkType, ...] = (BRIDGE,)
 _BY_NAME = {kind.name: kind for kind in NETWORK_TYPES}
 
 _LATER = frozenset({"macvlan", "sriov", "ovn", "physical"})
-"""Types of the API that this version refuses."""
+"""Types of the API that are not supported yet."""
 
 
 def network_type(name: str) -> NetworkType:
-    """The type that a request names, an empty name the default one.
+    """Return the type of a request; an empty name means the default.
 
     Raises InvalidRequest, or NotSupportedYet for types of later versions.
     """

@@ -1,4 +1,4 @@
-"""`bridge`: a bridge of the host with addresses, DHCP and DNS by dnsmasq, and firewall rules."""
+"""Type `bridge`: a bridge with addresses, DHCP and DNS by dnsmasq, and firewall rules."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 A driver acts on the host and knows no database, no events and no other driver. Every method is blocking and
 runs in a worker thread; the manager holds the lock of the volume or the image meanwhile. Failures are
-HostError or OutOfSpace (ENOSPC, EDQUOT). What fails leaves nothing of that call behind, and what takes
-something away does nothing where it is not there: so a step can be undone without knowing how far it came.
+HostError or OutOfSpace (ENOSPC, EDQUOT). A method that fails leaves nothing behind, and a method that removes
+something does nothing if it does not exist: a step can be undone without knowing how far it got.
 
-Each driver is a `Driver`: a `PoolDriver` and a `VolumeDriver`. The other protocols are for what it can do
-beyond that; where one is missing the manager does the same by files, or says that the pool cannot.
+Every driver is a `Driver`: a `PoolDriver` and a `VolumeDriver`. The other protocols are optional; where a
+driver lacks one, a generic fallback works on files, or the request is refused.
 
 A volume lies at `Volume.path` below the pool's folder. That of an instance holds `rootfs/` (the mount point,
 or the tree itself), `metadata.yaml`, `templates/`, and what the driver keeps beside them; the way to a rootfs
@@ -29,8 +29,8 @@ from utsuwa.core.volumes import Volume, VolumeKind
 from utsuwa.host.processes.run import Stopper
 
 Fill = Callable[[Path], None]
-"""Lays out a new volume in the folder that it is given, which nobody else sees: `rootfs/` with the
-container's own ids as owners, and what belongs beside it."""
+"""Creates the content of a new volume in a private folder: `rootfs/`, owned by the container's own ids, and
+the files beside it."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,32 @@ class PoolDriver(Protocol):
     """One pool on the host."""
 
     def create(self) -> None:
-        """Make the pool at its source; raises InvalidConfig where that is missing or not empty."""
+        """Create the pool at its source; raises InvalidConfig if that is missing or not empty."""
 
     def delete(self) -> None:
-        """Remove the pool; the manager has checked that nothing is on it."""
+        """Delete the pool; the manager has checked that it is empty."""
 
     def discard(self) -> None:
-        """Take away what a `create` that a kill cut off has made, and nothing that was there before it.
+        """Remove what an interrupted `create` left, and nothing that existed before it.
 
-        Raises HostError where the source holds more than that; it is left as it is.
+        Raises HostError if the source holds anything else; it is left untouched.
         """
 
     def mount(self) -> None:
-        """Make the pool usable after a start of the daemon or the machine; does nothing when it is.
+        """Make the pool usable after a start of the daemon or the host; does nothing if it is already.
 
-        What a kill left in the making or on its way out goes.
+        Removes what interrupted creations and deletions of volumes left.
         """
 
     def unmount(self) -> None:
-        """Undo `mount`, and unmount what is below; does nothing when it is not mounted."""
+        """Unmount the pool and everything below it; does nothing if it is not mounted."""
 
     def usage(self) -> Usage: ...
 
     def configure(self, config: Mapping[str, str]) -> bool:
-        """The pool's config has changed, in keys that are not fixed at its creation.
+        """Apply changed config, in keys that are not fixed at creation.
 
-        Whether images would be brought onto the pool in another form from now on.
+        Returns whether images would be stored in another form from now on.
         """
 
 
@@ -80,118 +80,118 @@ class VolumeDriver(Protocol):
     """The volumes of one pool."""
 
     def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
-        """Make a volume, not mounted. Without `fill` its rootfs is an empty folder.
+        """Create a volume, unmounted. Without `fill` its rootfs is an empty folder.
 
-        Raises HostError where there is one of that name.
+        Raises HostError if one of that name exists.
         """
 
     def delete_volume(self, volume: Volume) -> None:
-        """Unmount and remove a volume; does nothing where it is not there."""
+        """Unmount and delete a volume; does nothing if it does not exist."""
 
     def rename_volume(self, volume: Volume, new: Volume) -> None:
-        """Rename a volume, unmounting it first; this needs no space. Does nothing where that is done.
+        """Unmount and rename a volume, which needs no space; does nothing if that is done already.
 
-        Raises HostError where there is one of the new name.
+        Raises HostError if a volume of the new name exists.
         """
 
     def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
-        """Mount the rootfs through the id map and give its path; does nothing when mounted so already."""
+        """Mount the rootfs through the id map and return its path; does nothing if that is done already."""
 
     def unmount_volume(self, volume: Volume) -> None:
-        """Unmount the rootfs, and what is shown beside it; does nothing when it is not mounted."""
+        """Unmount the rootfs and the folders beside it; does nothing if they are not mounted."""
 
     def volume_folder(self, volume: Volume) -> Path: ...
 
     def volume_usage(self, volume: Volume) -> int | None:
-        """Bytes that the volume takes for itself, its image not counted; None where that costs too much."""
+        """Return the bytes that the volume uses, without its image; None if that is expensive to find out."""
 
     def volumes(self, kind: VolumeKind) -> list[str]:
-        """The storage names of all volumes of a kind on the pool: what the sweep at start-up looks at."""
+        """Return the storage names of all volumes of a kind on the pool, for the sweep at start-up."""
 
 
 class Driver(PoolDriver, VolumeDriver, Protocol):
-    """What every driver can do."""
+    """What every driver implements."""
 
 
 @runtime_checkable
 class ImageDriver(Protocol):
-    """Images that instances share as long as they live. Without it each instance is a whole copy."""
+    """Images whose files instances share. Without it each instance is a full copy."""
 
     def ensure_image(self, image: ImageSource, stopper: Stopper, *, ahead: bool) -> None:
-        """Bring an image onto the pool, once; safe to repeat after a kill.
+        """Store an image on the pool unless it is there already; can be repeated after an interruption.
 
-        With `ahead` it is done before anybody asked for it: at most half of the space that is left is taken.
-        Raises ProcessFailed where `stopper` ends it.
+        With `ahead`, for a prefetch, it may take at most half of the free space. Raises ProcessFailed if
+        `stopper` cuts it short.
         """
 
     def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
-        """`create_volume` with what is in an image for which `ensure_image` has run."""
+        """Create a volume with the content of an image for which `ensure_image` has run."""
 
     def image_of(self, volume: Volume) -> str | None:
-        """The fingerprint of the image that a volume cannot be without on the pool, if any."""
+        """Return the fingerprint of the image that a volume depends on, if any."""
 
     def trim_image(self, fingerprint: str) -> None:
-        """Of an image in several forms, remove those that new instances do not get and no instance needs."""
+        """Remove the forms of an image that no instance uses and that new instances would not use."""
 
     def sync_images(self) -> None:
-        """Have the images on the disk that were brought onto the pool of late."""
+        """Sync recently stored images to disk."""
 
     def delete_image(self, fingerprint: str) -> None:
-        """Take an image off the pool; does nothing where it is not there."""
+        """Delete an image from the pool; does nothing if it is not there."""
 
     def images(self) -> list[str]:
-        """The fingerprints of the images that the pool keeps."""
+        """Return the fingerprints of the images on the pool."""
 
     def image_users(self, fingerprint: str) -> list[str]:
-        """The storage names of the instances that cannot be without this image on the pool."""
+        """Return the storage names of the instances that depend on this image."""
 
 
 @runtime_checkable
 class FolderDriver(Protocol):
-    """Folders beside an instance's rootfs. Without it they are refused."""
+    """Folders beside an instance's rootfs. Without it devices that need one are refused."""
 
     def mount_folder(self, volume: Volume, idmap: IdMap, name: str) -> Path:
-        """Show the folder `name` beside a rootfs that is mounted through the id map, and give its path.
+        """Mount the folder `name` of a volume through the id map and return its path.
 
-        It is made where it is not there, lies on the pool itself and not on a layer, goes where the
-        volume goes, and is unmounted with the rootfs.
+        It is created if necessary, lies on the pool itself and not on an overlay, is renamed and deleted with
+        the volume, and is unmounted with the rootfs.
         """
 
 
 @runtime_checkable
 class QuotaDriver(Protocol):
-    """Sizes that are enforced. Without it they are stored, and a warning says that they have no effect."""
+    """Enforced sizes. Without it sizes are stored, and a warning says that they have no effect."""
 
     def set_quota(self, volume: Volume, size: int | None) -> None:
-        """Let a volume take so many bytes for itself; None lifts the limit.
+        """Limit a volume to `size` bytes; None removes the limit.
 
-        Raises InvalidConfig for a size that it is beyond already.
+        Raises InvalidConfig if the volume exceeds the size already.
         """
 
 
 @dataclass(frozen=True)
 class DriverType:
-    """What a driver is: nothing else in the daemon names one."""
+    """All that the rest of the daemon knows of a driver; nothing else names one."""
 
     name: str
     make: Callable[[Path, Mapping[str, str]], Driver]
-    """The driver of the pool whose folder in the state folder, and config, are given."""
+    """Returns the driver of the pool at a folder of the state folder, with this config."""
     keys: tuple[ConfigKey, ...] = ()
-    """Config keys of its pools beyond those of all; what is not `live` is fixed at creation."""
+    """Config keys of its pools, besides the common ones; keys that are not `live` are fixed at creation."""
     volume_keys: tuple[ConfigKey, ...] = ()
-    """The same of its volumes; `volume.<key>` of a pool is the default of new volumes."""
+    """Config keys of its volumes, besides the common ones; `volume.<key>` of a pool is the default."""
     remote: bool = False
-    """Whether several servers can use one pool."""
+    """Whether several servers can use the same pool."""
     version: str = "1"
-    """Of what it puts on disk, and of the tools that it needs."""
+    """The version of its on-disk format and of the tools that it needs."""
 
     @cached_property
     def pool_keys(self) -> KeyTable:
-        """All config keys of its pools."""
+        """All config keys of a pool."""
         defaults = map(default_of_volumes, (*VOLUME_KEYS, *self.volume_keys))
         return KeyTable(f"storage pools of the driver {self.name!r}", (*POOL_KEYS, *self.keys, *defaults))
 
     @cached_property
     def fixed(self) -> Mapping[str, str]:
-        """The config keys that cannot be changed once the pool is there, with their defaults."""
+        """The config keys that cannot be changed after creation, with their defaults."""
         return {key.name: key.default for key in self.pool_keys.keys if not key.live}

@@ -1,4 +1,4 @@
-"""Images for drivers that share none among instances: what an image holds is laid out anew in every volume.
+"""The fallback for drivers without shared images: the content of the image is copied into each volume.
 
 A squashfs is unpacked straight into the volume (0.4 s for a Debian of 190 MB, quicker than a copy of an
 unpacked one); any other image is unpacked once into a volume of its own and copied from there, for

@@ -1,4 +1,4 @@
-"""The pools that this daemon has, with their drivers: which can be used, and why the others cannot."""
+"""The pools of this daemon with their drivers: which can be used, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class KnownPool:
         self.name = name
         self.kind = kind
         self.config = config
-        """What the driver was made with, or has been told since."""
+        """The config that the driver applies now."""
         self.driver: Driver = kind.make(folder, config)
         self.shares_images = isinstance(self.driver, ImageDriver)
-        """Whether instances share their image's files, so that an image in use stays on the pool."""
+        """Whether instances share the files of their image, so that an image in use stays on the pool."""
         self.images: ImageDriver = (
             self.driver if isinstance(self.driver, ImageDriver) else ImagesByFiles(self.driver)
         )
@@ -36,7 +36,7 @@ class KnownPool:
 
 
 class KnownPools:
-    """Filled and emptied by the pools' manager; all parts of the storage look here."""
+    """Maintained by the pool manager, read by all parts of the storage."""
 
     def __init__(self) -> None:
         self._pools: dict[str, KnownPool] = {}
@@ -48,14 +48,14 @@ class KnownPools:
         del self._pools[pool.name]
 
     def available(self, name: str) -> KnownPool:
-        """A pool that can be used. Raises NotFound, Unavailable."""
+        """Return a pool that can be used. Raises NotFound, Unavailable."""
         pool = self.get(name)
         if not pool.available:
             raise pool.unavailable()
         return pool
 
     def get(self, name: str) -> KnownPool:
-        """Whether the pool is available or not. Raises NotFound, also where its row cannot be read."""
+        """Return a pool, whether it is available or not. Raises NotFound, also if its row cannot be read."""
         if name not in self._pools:
             raise NotFound(f"Storage pool {name!r} not found")
         return self._pools[name]

@@ -1,6 +1,6 @@
-"""The links `containers/<name>` in the state folder, where liblxc and people look for an instance's folder.
+"""The links `containers/<name>` in the state folder, by which liblxc and users find an instance's folder.
 
-Everything here blocks and belongs into worker threads.
+Everything here blocks and must run in worker threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Links:
         self._folder = folder
 
     def make(self, name: str, target: Path) -> None:
-        """Have the link of an instance lead to its folder; does nothing where it does."""
+        """Point the link of an instance to its folder; does nothing if it does already."""
         link = self._folder / name
         if link.is_symlink():
             if link.readlink() == target:
@@ -25,11 +25,11 @@ class Links:
         link.symlink_to(target)
 
     def remove(self, name: str) -> None:
-        """Does nothing where there is none."""
+        """Remove the link of an instance, if there is one."""
         (self._folder / name).unlink(missing_ok=True)
 
     def sweep(self, known: Container[str]) -> None:
-        """Remove those of names that no instance has (any more)."""
+        """Remove links whose name belongs to no instance."""
         for link in self._folder.iterdir():
             if link.is_symlink() and link.name not in known:
                 link.unlink()

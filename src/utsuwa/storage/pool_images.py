@@ -1,4 +1,4 @@
-"""Images on pools: brought there for the instances made of them, taken off when nobody needs them."""
+"""Images on pools: stored there for the instances created from them, removed when unused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PoolImages:
         self._locks = NamedLocks()
         self._holds: Counter[tuple[str, str]] = Counter()
         self._known_rows: set[tuple[str, str]] = set()
-        """Pools and fingerprints of which it is known that they are there, with their rows."""
+        """Pools and fingerprints of images known to be stored, with their rows."""
         self._ahead = Ahead(self._bring_ahead)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -56,11 +56,11 @@ class PoolImages:
         await self._sync(after=0)
 
     def prepare(self, image: ImageSource) -> None:
-        """Begin to bring a new image onto the pools where its first instances are likely to come."""
+        """Start to prefetch a new image on the pools where instances of it are likely to be created."""
         self._in_background(self._prepare(image))
 
     async def delete(self, fingerprint: str) -> None:
-        """The image's row is gone: take it off every pool, but for those where instances stand on it."""
+        """Remove an image whose row is gone from all pools on which no instance depends on it."""
         for pool in self._pools.all_available():
             if self._holds[pool.name, fingerprint] <= 1:  # by nobody but who brings it there ahead
                 await self._ahead.end(pool.name, fingerprint)
@@ -71,12 +71,12 @@ class PoolImages:
     async def held(
         self, pool: KnownPool, image: ImageSource, stopper: Stopper, *, ahead: bool = False
     ) -> AsyncIterator[None]:
-        """Bring an image onto the pool and keep it there for the block."""
+        """Store an image on the pool and keep it there for the duration of the block."""
         key = (pool.name, image.fingerprint)
         self._holds[key] += 1
         try:
             async with self._locks.hold(*key):
-                # One that is there takes moments: it does not wait for those that are being unpacked.
+                # A stored image takes little time: it must not queue behind others that are being unpacked.
                 threads = self._threads.mount if key in self._known_rows else self._threads.fill
                 ensure = threads.stopped_by(stopper.stop).run
                 await ensure(pool.images.ensure_image, image, stopper, ahead=ahead)
@@ -101,17 +101,17 @@ class PoolImages:
             log.warning("image %s stays on storage pool %r: %s", fingerprint[:12], pool.name, error)
 
     async def leave(self, pool: KnownPool) -> None:
-        """The pool goes: nothing is brought there ahead any more."""
+        """Stop prefetching on a pool that is being deleted."""
         await self._ahead.end(pool=pool.name)
 
     async def bring_anew(self, pool: KnownPool) -> None:
-        """The pool's config has changed: let the next use of each image bring it there by the new one."""
+        """Drop unused images after a change of config; the next use stores them in the new form."""
         await self._ahead.end(pool=pool.name)
         for fingerprint in await self._threads.quick.run(pool.images.images):
             await self._bring_anew(pool, fingerprint)
 
     async def sweep(self, pool: KnownPool) -> None:
-        """A pool was mounted: take off what nobody needs, and have a row for each image that stays."""
+        """Remove unused images from a pool that was just mounted, and match rows to those that stay."""
         for fingerprint in await self._threads.quick.run(pool.images.images):
             await self._forget(pool, fingerprint, trim=True)
         there = set(await self._threads.quick.run(pool.images.images)) if pool.shares_images else set()
@@ -136,7 +136,7 @@ class PoolImages:
             pass
 
     async def _sync(self, after: float = _SYNC_SECONDS) -> None:
-        """Have the images on the disk that were brought onto the pools of late."""
+        """Sync recently stored images to disk."""
         await asyncio.sleep(after)
         for pool in self._pools.all_available():
             try:
@@ -172,14 +172,14 @@ class PoolImages:
                 await self._take_off(pool, fingerprint)
 
     async def _take_off(self, pool: KnownPool, fingerprint: str) -> None:
-        """Remove an image from a pool; the caller has its lock."""
+        """Remove an image from a pool; the caller holds its lock."""
         self._known_rows.discard((pool.name, fingerprint))
         await self._threads.remove.run(pool.images.delete_image, fingerprint)
         await self._database.write("image is off the pool", _forget_row, pool.name, fingerprint)
 
 
 def _agree(tx: Transaction, pool: str, there: set[str]) -> None:
-    """One row for each image that the pool keeps for its instances, and for no other."""
+    """Have exactly one row for each image that is stored on the pool."""
     rows = storage_volumes.get_here(tx, pool, VOLUME_IMAGE)
     stale = [row.id for row in rows if row.name not in there]
     lacking = sorted(there - {row.name for row in rows})

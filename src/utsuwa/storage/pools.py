@@ -1,4 +1,4 @@
-"""The storage pools of the daemon: their rows, their life on the host, their events."""
+"""The storage pools of the daemon: rows, creation and deletion on the host, lifecycle events."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class PoolManager:
         return KnownPool(row.name, driver_type(row.driver), self._paths.pool(row.name), row.config)
 
     async def unmount_all(self) -> None:
-        """For the shutdown of all: no container runs any more, and no mount is left."""
+        """Unmount all pools, when no container is running any more."""
         for pool in self._known.all_available():
             try:
                 await self._threads.mount.run(pool.driver.unmount)
@@ -111,7 +111,7 @@ class PoolManager:
     async def _discard(self, row: PoolRow, pool: KnownPool) -> None:
         log.info("removing the half-made or half-deleted storage pool %r", row.name)
         try:
-            # A creation may have been cut off before it saw that its source is somebody's already.
+            # The creation may have been interrupted before it saw that the source holds foreign files.
             await self._threads.remove.run(
                 pool.driver.discard if row.state == "creating" else pool.driver.delete
             )
@@ -199,7 +199,7 @@ class PoolManager:
             given["volatile.initial_source"] = config["source"]
         else:
             given["source"] = str(self._paths.pool(name))
-        # What cannot be changed later holds for the pool's whole life, whatever the daemon's defaults become.
+        # Keys that are fixed keep their value even if the defaults of the daemon change.
         defaults = {key: default for key, default in kind.fixed.items() if default}
         config = {**defaults, **given}
         return PoolRow(id=0, name=name, driver=kind.name, description=description, config=config)
@@ -245,7 +245,7 @@ class PoolManager:
                     await self._configure(pool, (await self.get(pool.name)).config)
 
     async def _configure(self, pool: KnownPool, config: Mapping[str, str]) -> None:
-        """Let the driver know, and take off the pool what it would bring on in another form now."""
+        """Apply config to the driver, and drop images that it would store in another form now."""
         pool.config = config
         if await self._threads.quick.run(pool.driver.configure, config) and pool.available:
             await self._images.bring_anew(pool)
@@ -298,7 +298,7 @@ class PoolManager:
         await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
 
     async def _forget(self, row: PoolRow) -> None:
-        """The pool is gone from the host: its row says that it is being deleted, until it can be removed."""
+        """Remove the row of a pool that is gone from the host; if that fails, the next start does it."""
         try:
             await self._remove_row(row)
         except UtsuwaError as error:
@@ -319,7 +319,7 @@ class PoolManager:
         return self._known.available(name)
 
     async def is_available(self, name: str) -> bool:
-        """Whether a pool can be used, by now. Raises NotFound."""
+        """Whether a pool can be used, after another attempt to mount it. Raises NotFound."""
         with contextlib.suppress(Unavailable):
             await self.ensure_available(name)
         return self._known.get(name).available

@@ -1,4 +1,4 @@
-"""What is done when a pool has been mounted: folders, rows, links and images are brought together again."""
+"""Reconciles folders, rows, links and images of a pool after it was mounted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def root_volumes(instances: Iterable[InstanceRow]) -> dict[str, Volume]:
 
 
 class Sweep:
-    """Finishes or takes back what a kill left half-done on a pool."""
+    """Completes or reverts changes on a pool that were interrupted."""
 
     def __init__(self, database: Database, images: PoolImages, links: Links, threads: StorageThreads) -> None:
         self._database = database
@@ -43,7 +43,9 @@ class Sweep:
         return root_volumes(await self._database.read("instances", instance_rows.get_here))
 
     async def run(self, pool: KnownPool, known: Known) -> None:
-        """Rows without an instance, missing links, images without a use; unknown folders are only named."""
+        """Remove rows without an instance and unused images, create missing links; unknown folders are only
+        logged.
+        """
         await self._undo_renames(pool, known)
         there = await self._threads.quick.run(pool.driver.volumes, "container")
         await self._agree(pool.name, there, known)
@@ -51,14 +53,14 @@ class Sweep:
             if name in known:
                 await self._threads.quick.run(self._links.make, name, pool.driver.volume_folder(known[name]))
             else:
-                # Never removed: a database restored from a backup must not cost what it does not know.
+                # Never removed: a database restored from an old backup does not know the latest instances.
                 log.warning(
                     "no instance belongs to %s on storage pool %r: remove it by hand", name, pool.name
                 )
         await self._images.sweep(pool)
 
     async def _undo_renames(self, pool: KnownPool, known: Known) -> None:
-        """Give files their old name back where a kill came before the instance had its new one."""
+        """Revert renames whose files were moved, but whose instance was not renamed."""
         rows = await self._database.read(
             "storage volumes", storage_volumes.get_here, pool.name, VOLUME_CONTAINER
         )
@@ -76,7 +78,7 @@ class Sweep:
         await self._database.write("renames are undone", _forget_renames, [row.id for row in begun])
 
     async def _agree(self, pool: str, there: Iterable[str], known: Known) -> None:
-        """A row for each instance on the pool, and for no other."""
+        """Have exactly one row for each instance on the pool."""
         rows = await self._database.read("storage volumes", storage_volumes.get_here, pool, VOLUME_CONTAINER)
         listed = {Volume("container", row.project, row.name): row.id for row in rows}
         stale = [row_id for volume, row_id in listed.items() if volume.storage_name not in known]

@@ -40,13 +40,13 @@ ENFORCED_KEY = "volatile.size.enforced"
 """`false` in the config of a volume whose size has no effect: the pool's driver has no quotas."""
 
 Change = Callable[[Transaction], None]
-"""What is to be stored in the same transaction as something else."""
+"""A change to be stored in the same transaction."""
 
 
 class VolumeManager:
-    """The volumes of all pools. Each has a lock.
+    """The volumes of all pools. Each volume has a lock.
 
-    What a driver does is always awaited to its end, so that an undo step never meets work that still goes on.
+    Work of a driver is always awaited until it has finished, so undo steps never run concurrently with it.
     """
 
     def __init__(
@@ -103,19 +103,17 @@ class VolumeManager:
     async def create(
         self, pool: str, volume: Volume, idmap: IdMap, image: ImageSource | None, size: str = ""
     ) -> None:
-        """Make the files of a new instance, its volume's row and its link in `containers/`; not mounted.
+        """Create an instance's root volume, its row and its link in `containers/`; it is not mounted.
 
-        `size` is that of the root disk as it is configured, empty for none.
-
-        Raises NotFound (pool), Unavailable, AlreadyExists, InvalidImage, OutOfSpace, HostError; nothing is
-        left then.
+        `size` is the configured size of the root disk, empty if there is none. Leaves nothing behind if it
+        raises NotFound (pool), Unavailable, AlreadyExists, InvalidImage, OutOfSpace or HostError.
         """
         at = await self._pools.ensure_available(pool)
         async with self._locks.hold(pool, volume), Rollback() as undo:
             row = new_row(pool, volume, _shown_size(at, size))
             row_id = await self._database.write("insert storage volume", storage_volumes.insert, row)
             undo.push(self._remove_row, row_id)
-            # Whoever deletes the pool has seen the row, or has closed the pool by now.
+            # A concurrent deletion of the pool has either seen the row or closed the pool by now.
             self._known.available(pool)
             revert = partial(self._threads.remove.run, at.driver.delete_volume, volume)
             if image is None:
@@ -133,7 +131,7 @@ class VolumeManager:
             undo.keep()
 
     async def set_size(self, pool: str, volume: Volume, size: str) -> None:
-        """Let a volume take so much for itself, where the pool can enforce that; empty lifts the limit.
+        """Set the size of a volume, which is enforced if the pool can; an empty size removes the limit.
 
         Raises NotFound, Unavailable, InvalidConfig.
         """
@@ -233,7 +231,7 @@ class VolumeManager:
             return await self._threads.mount.run(at.driver.mount_folder, volume, idmap, name)
 
     async def unmount(self, pool: str, volume: Volume) -> None:
-        """Unmount an instance's rootfs; does nothing where it is not mounted.
+        """Unmount an instance's rootfs; does nothing if it is not mounted.
 
         It may be mounted although its pool is not available any more. Raises NotFound (pool).
         """
@@ -246,7 +244,7 @@ class VolumeManager:
         return self._known.available(pool).driver.volume_folder(volume)
 
     async def usage(self, pool: str, volume: Volume) -> int | None:
-        """Bytes that an instance takes for itself; None where its driver cannot tell cheaply."""
+        """Return the bytes that a volume uses; None if its driver cannot tell cheaply."""
         try:
             return await self._threads.count.run(self._known.available(pool).driver.volume_usage, volume)
         except (HostError, Unavailable) as error:
@@ -284,7 +282,7 @@ def _forget(tx: Transaction, pool: str, volume: Volume, also: Change | None) -> 
 
 
 def _shown_size(pool: KnownPool, size: str) -> dict[str, str]:
-    """What the row of a volume tells of its size."""
+    """Return the config keys that show the size of a volume."""
     if not size:
         return {}
     return {"size": size} if isinstance(pool.driver, QuotaDriver) else {"size": size, ENFORCED_KEY: "false"}

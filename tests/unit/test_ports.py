@@ -17,7 +17,7 @@ from utsuwa.db import profiles as profile_rows
 from utsuwa.db.device_changes import DeviceChange
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.db.transaction import Transaction
+from utsuwa.db.transaction import Answer, Prepared, Transaction
 from utsuwa.networks.drivers.bridge.driver import BridgeDriver
 from utsuwa.networks.drivers.bridge.servers import Servers
 from utsuwa.networks.drivers.bridge.settings import BridgeSettings, settings
@@ -131,6 +131,47 @@ def test_ports_that_instances_are_just_getting(tx: Transaction) -> None:
     device_changes.forget(tx, [changing, other, 77])
     assert rivals(tx, [new]) == []
     assert device_changes.read(instance_rows.get(tx, "default", "a").config) == {}
+
+
+class Counting(Transaction):
+    """Counts the rows that it is given."""
+
+    def __init__(self, tx: Transaction) -> None:
+        super().__init__(tx.connection)
+        self.rows = 0
+
+    def fetch(self, query: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+        found = super().fetch(query, **values)
+        self.rows += len(found)
+        return found
+
+    def execute(self, statement: Any, values: Any = None) -> Answer:
+        found = super().execute(statement, values)
+        self.rows += len(found.all())
+        return found
+
+
+def test_a_launch_reads_no_more_ports_the_more_there_are(tx: Transaction) -> None:
+    profile_rows.insert(tx, ProfileRow(0, "default", "lan", devices={"eth0": NIC}))
+    new = replace(PORT, instance="new", mac="00:16:3e:00:01:00")
+
+    def rows_read() -> int:
+        counting = Counting(tx)
+        assert len(rivals(counting, [new])) == 1
+        assert len(of_instances(counting, [("default", "c00")])) == 1
+        assert with_static_address(counting, "ipv4.address") == []
+        return counting.rows
+
+    def add(number: int) -> None:
+        mac = f"00:16:3e:00:01:{number:02x}"
+        instance_rows.insert(tx, instance(f"c{number:02}", ["lan"], config={"volatile.eth0.hwaddr": mac}))
+
+    for number in range(2):
+        add(number)
+    few = rows_read()
+    for number in range(2, 60):
+        add(number)
+    assert rows_read() == few
 
 
 def test_many_ports(tx: Transaction) -> None:

@@ -1,1 +1,1 @@
-"""State: the tables, transactions as functions, and one module for each entity."""
+"""State: the tables, transactions as functions, and one module per entity."""

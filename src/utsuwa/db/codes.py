@@ -1,4 +1,4 @@
-"""Numbers that stand in the tables for words, the same as in LXD's database.
+"""Numeric codes in the tables, the same as in LXD's database.
 
 A row may hold a number that no table has, written by a newer version or by hand. What the row means is not
 known then, so nothing is done with it: lists go on without it, and it is never swept or taken for something
@@ -103,7 +103,7 @@ VOLUME_TYPES = Codes(
 
 
 def number(codes: Mapping[str, int], word: str, what: str) -> int:
-    """The number of a word; raises InvalidConfig for a word that has none."""
+    """Return the number of a word. Raises InvalidConfig for an unknown word."""
     try:
         return codes[word]
     except KeyError:
@@ -111,7 +111,7 @@ def number(codes: Mapping[str, int], word: str, what: str) -> int:
 
 
 def word(codes: Codes, stored: int) -> str:
-    """The word of a number; raises UnknownCode for a number that has none."""
+    """Return the word of a number. Raises UnknownCode for an unknown number."""
     found = codes.words.get(stored)
     if found is None:
         raise UnknownCode(f"{stored!r} is no {codes.kind} that this version knows")

@@ -1,4 +1,4 @@
-"""The state of the daemon: functions run as transactions, on connections that are opened at start."""
+"""The daemon's database: runs functions as transactions, on connections that are opened at start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _SLOW_SECONDS = 0.5
 _WAIT_SECONDS = 60
-"""How long a transaction waits for a connection that is free."""
+"""Seconds for which a transaction waits for a free connection."""
 
 
 class Database:
@@ -49,7 +49,7 @@ class Database:
 
     @classmethod
     async def open(cls, engine: Engine) -> Database:
-        """Prepare the tables and open every connection. Raises HostError, OutOfSpace, Unavailable."""
+        """Prepare the tables and open all connections. Raises HostError, OutOfSpace, Unavailable."""
         await asyncio.to_thread(engine.prepare)
         database = cls(engine)
         try:

@@ -1,4 +1,4 @@
-"""What a database engine has to do for the daemon. `sqlite` and `postgres` each have one."""
+"""The interface of database engines, implemented by `sqlite` and `postgres`."""
 
 from __future__ import annotations
 

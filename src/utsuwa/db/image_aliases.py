@@ -1,4 +1,4 @@
-"""Names of images."""
+"""Aliases of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images with their properties and the profiles that they bring. Aliases are in `image_aliases`."""
+"""Images with their properties and profiles. Aliases are in `image_aliases`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the entity modules share: keys and values, devices, and constraint errors as typed ones."""
+"""Common functions of entity modules: config, devices, and translation of constraint errors."""
 
 from __future__ import annotations
 

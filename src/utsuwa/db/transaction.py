@@ -1,4 +1,4 @@
-"""A transaction as the entity modules see it: statements in, plain values out.
+"""The interface of transactions for entity modules: statements in, plain values out.
 
 A function that takes a `Transaction` runs as a whole in one of the database's threads, and may be run
 again after a conflict. So it touches nothing but the transaction, and returns nothing that belongs to it.

@@ -1,4 +1,4 @@
-"""Devices of instances behind one contract: `load` gives a driver, `check_devices` judges a whole set."""
+"""Devices of instances: `load` returns a driver, `check_devices` validates a complete set."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ LATER = frozenset(
         "usb",
     }
 )
-"""Types of the API that this version refuses."""
+"""Types of the API that are not supported yet."""
 
 
 def load(name: str, config: Mapping[str, str], *, instance: bool = True) -> Device:
-    """The driver of a device; its config is not checked yet (`Device.validate`).
+    """Return the driver of a device, without validating its config (`Device.validate`).
 
     Raises InvalidConfig for a missing or unknown type, NotSupportedYet for types of later versions.
     """
@@ -65,13 +65,13 @@ def load(name: str, config: Mapping[str, str], *, instance: bool = True) -> Devi
 
 
 def ordered(devices: Devices) -> list[Device]:
-    """The devices in the order in which they are started: by name, after those at a path above their own."""
+    """Return the devices in the order in which they are started: by name, after those at parent paths."""
     found = [load(name, config) for name, config in devices.items()]
     return sorted(found, key=lambda device: (device.place, device.name))
 
 
 def check_devices(devices: Devices, *, profile: bool) -> None:
-    """Judge all devices of a profile or, merged over its profiles, of an instance.
+    """Validate all devices of a profile, or the expanded devices of an instance.
 
     Raises InvalidConfig or NotSupportedYet with the first problem; the message names device and key.
     """

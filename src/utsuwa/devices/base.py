@@ -1,8 +1,8 @@
-"""The contract of devices: what an instance's device does when, what it may ask for, and what it adds.
+"""The contract of devices: when methods are called, what they may use, and what they add to containers.
 
-A device is built for one operation from its merged config and told about its instance; it keeps no
-state of its own between operations but `volatile`, which the instances manager stores. Methods run
-in the event loop (await host work in threads); each says whether the container runs.
+A device is created for one operation from its expanded config, and receives its instance as an argument; it
+keeps no state between operations except volatile keys, which the instance manager stores. Methods run in the
+event loop (await host work in threads); each documents whether the container is running.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from utsuwa.networks.base import Uplink
 
 
 class Ports(Protocol):
-    """The daemon's networks, and the host's bridges, as devices that join them see them."""
+    """The interface of devices to the daemon's networks and the host's bridges."""
 
     async def uplink(self, device: str, bridge: str, managed: bool) -> Uplink | None:
-        """What a device is connected to; None for a bridge that is not the daemon's.
+        """Return the uplink of a device; None for an unmanaged bridge.
 
-        Raises InvalidConfig where there is no such bridge, HostError where it cannot be made.
+        Raises InvalidConfig if the bridge does not exist, HostError if it cannot be created.
         """
 
     async def settle_addresses(self, device: str, bridge: str, mac: str, config: Mapping[str, str]) -> None:
-        """Make sure that the device's static addresses are free, or that any is. Raises InvalidConfig."""
+        """Ensure that the device's static addresses, or any address, are free. Raises InvalidConfig."""
 
 
 class OwnVolume(Protocol):
-    """The instance's own volume, as devices that show parts of it see it."""
+    """The interface of devices to the instance's own volume."""
 
     @property
     def rootfs(self) -> Path: ...
 
     async def mount_folder(self, name: str) -> Path:
-        """Show a folder beside the root file system through the id map, and return where."""
+        """Mount a directory beside the root file system with the id map, and return its path."""
 
 
 @dataclass(frozen=True)
 class DeviceHost:
-    """What a device may know of its instance."""
+    """The facts about its instance that a device may use."""
 
     project: str
     instance: str
@@ -53,24 +53,24 @@ class DeviceHost:
     """The instance's expanded config, volatile keys included."""
     idmap: IdMap
     devices_path: Path
-    """`devices/<storage name>` in the state folder: the device's own place for sockets and nodes."""
+    """`devices/<storage name>` in the state directory, for sockets and nodes of devices."""
     init_pid: int | None = None
-    """The pid of the container's init where it runs."""
+    """The pid of the container's init if it is running."""
     devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The instance's expanded devices: names that are taken inside the container."""
+    """The instance's expanded devices, whose names are in use inside the container."""
     ports: Ports = field(kw_only=True)
     volume: OwnVolume = field(kw_only=True)
     reserved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What `Device.reserve` has given, by device."""
+    """The results of `Device.reserve`, by device."""
 
     def volatile(self, device: str, key: str) -> str:
-        """The value of `volatile.<device>.<key>`, empty where there is none."""
+        """Return the value of `volatile.<device>.<key>`, empty if unset."""
         return self.config.get(f"volatile.{device}.{key}", "")
 
 
 @dataclass(frozen=True)
 class BindMount:
-    """A folder of the host that the container sees; its mount point is there."""
+    """A bind mount of a host directory into the container; its mount point exists."""
 
     source: Path
     target: str
@@ -80,7 +80,7 @@ class BindMount:
 
 @dataclass
 class RunConfig:
-    """What starting a device adds to the container, and changes of its volatile keys."""
+    """What a device adds to the container, and changes of its volatile keys."""
 
     mounts: list[BindMount] = field(default_factory=list)
     nics: list[Pair] = field(default_factory=list)
@@ -90,16 +90,16 @@ class RunConfig:
 
 
 class Device:
-    """One device of one instance. A driver overrides what it has work for."""
+    """One device of one instance. A driver overrides the methods that it needs."""
 
     keys: ClassVar[KeyTable]
-    """The keys that are in force."""
+    """The supported keys."""
     later: ClassVar[frozenset[str]] = frozenset()
-    """Keys that are documented, but that this version does not serve: refused with NotSupportedYet."""
+    """Documented keys that are not supported yet: rejected with NotSupportedYet."""
     live: ClassVar[bool] = False
-    """Whether it may be added to or removed from a running container: its class says how (`detach`)."""
+    """Whether it can be hot-plugged (`attach`, `detach`)."""
     live_keys: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the config whose change needs no detach and attach."""
+    """Config keys that can be changed without detaching and attaching."""
 
     def __init_subclass__(cls) -> None:
         cls.live = cls.detach is not Device.detach
@@ -108,15 +108,15 @@ class Device:
         self.name = name
         self.config = config
         self.instance = instance
-        """False while the config stands in a profile, where it is not merged yet."""
+        """False for a device of a profile, whose config is not expanded yet."""
 
     @property
     def place(self) -> tuple[str, ...]:
-        """The parts of the path at which it is mounted inside: devices come after those above them."""
+        """The components of its mount point inside: devices are started after those at parent paths."""
         return ()
 
     def validate(self) -> None:
-        """Check the merged config as a whole, the container running or not.
+        """Validate the complete expanded config, whether the container is running or not.
 
         Raises InvalidConfig or NotSupportedYet; the message names the device and the key.
         """
@@ -137,21 +137,21 @@ class Device:
         return InvalidConfig(f"Invalid device {self.name!r}: {key!r} {why}")
 
     def add(self, host: DeviceHost) -> RunConfig:
-        """Volatile keys that the device has from the moment it belongs to an instance (a MAC address).
+        """Return the volatile keys of a device that is added to an instance (a MAC address).
 
-        Called when an instance is created or its devices change, running or not; touches no host state.
+        Called when an instance is created or its devices change, running or not; does not change the host.
         """
         return RunConfig()
 
     async def check_start(self, host: DeviceHost) -> None:
-        """Raise what `start` would raise for want of something on the host; the container may still run."""
+        """Raise the error of `start` for anything missing on the host; the container may be running."""
 
     async def start(self, host: DeviceHost) -> RunConfig:
         """Prepare the host before the container starts. Undone by `stop`."""
         return RunConfig()
 
     async def started(self, host: DeviceHost) -> None:
-        """Finish what `start` began, now that the container runs (`host.init_pid` is set)."""
+        """Complete `start` after the container has been started (`host.init_pid` is set)."""
 
     async def reserve(self, host: DeviceHost) -> dict[str, str]:
         """Volatile keys that name what `attach` will make on the host. They are stored before it does, so
@@ -164,30 +164,30 @@ class Device:
         raise InvalidConfig(f"Device {self.name!r} cannot be added while the instance runs: stop it first")
 
     async def attached(self, host: DeviceHost) -> bool:
-        """Whether the running container has it, as far as a kill amid `attach` or `detach` leaves open."""
+        """Return whether the running container has it, after an interrupted `attach` or `detach`."""
         return True
 
     async def detach(self, host: DeviceHost) -> RunConfig:
-        """Take the device from the running container."""
+        """Remove the device from the running container."""
         raise InvalidConfig(f"Device {self.name!r} cannot be removed while the instance runs: stop it first")
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
-        """Change a device in place where only `live_keys` differ; the container may run."""
+        """Change a device in place if only `live_keys` differ; the container may be running."""
         return RunConfig()
 
     async def killed(self, host: DeviceHost) -> None:
-        """The container was killed and is just ending: take away early what takes long. `stop` follows."""
+        """Called while a killed container is ending, to start slow clean-up early. `stop` follows."""
 
     async def stop(self, host: DeviceHost) -> RunConfig:
-        """Clean the host after the container ended, whatever way it ended; safe to repeat."""
+        """Clean up the host after the container has ended in any way; idempotent."""
         return RunConfig()
 
     def changes_in_place(self, old: Mapping[str, str]) -> bool:
-        """Whether `update` is enough to come from the config `old` to this one."""
+        """Return whether `update` is sufficient to change from the config `old` to this one."""
         return not self.fixed_while_running(old)
 
     def fixed_while_running(self, old: Mapping[str, str]) -> list[str]:
-        """The keys that differ from `old` and that `update` cannot change."""
+        """Return the keys that differ from `old` and that `update` cannot change."""
         return [
             key
             for key in sorted(old.keys() | self.config.keys())
@@ -203,7 +203,7 @@ DeviceFactory = Callable[[str, Mapping[str, str], bool], Device]
 
 @dataclass(frozen=True)
 class DeviceType:
-    """A type of devices, by which it is known everywhere."""
+    """The record of a type of devices."""
 
     name: str
     """The value of `type`; `db.codes.DEVICE_TYPES` has its number."""

@@ -1,4 +1,4 @@
-"""`disk`: the root volume, with path `/` and a pool, and folders beside it; the storage manager has both."""
+"""Type `disk`: the root volume, with path `/` and a pool, and directories beside it."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ class InstanceFolder(Device):
         return self.config.get("source", "").removeprefix(_INSTANCE)
 
     def _make_target(self, rootfs: Path, idmap: IdMap) -> None:
-        """liblxc could make it too, but might be led out of the container by its symlinks."""
+        """Create the mount point, as liblxc might follow symlinks out of the container."""
         with FileTree(rootfs, idmap) as tree:
             tree.make_folder(self.config["path"])
 
 
 class OtherDisk(Device):
-    """Any other disk: recognised and checked for completeness, not served yet."""
+    """Any other disk, which is checked for completeness, but not supported yet."""
 
     keys = KeyTable(
         "disk device",

@@ -1,4 +1,4 @@
-"""`nic`: veth pairs, one end in the container, the other on the host, alone (p2p) or on a bridge."""
+"""Type `nic`: veth pairs, whose host end is standalone (p2p) or a port of a bridge."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _ADDRESSES = frozenset({"ipv4.address", "ipv6.address"})
 
 
 class VethNic(Device):
-    """What both kinds have in common."""
+    """The common part of both nictypes."""
 
     later = frozenset({"limits.priority", "queue.tx.length"})
     live_keys = frozenset({"boot.priority"}) | _LIMITS | _ROUTES

@@ -1,4 +1,4 @@
-"""`none`: hides a device of the same name that a profile brings."""
+"""Type `none`: masks a device of the same name from a profile."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Instances: the manager and what its rooms share; the verbs are in `lifecycle` and `commands`."""
+"""Instances: the manager and shared modules; the verbs are in `lifecycle` and `commands`."""

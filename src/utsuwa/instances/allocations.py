@@ -1,4 +1,4 @@
-"""Reserving what instances have of their own: names, MAC addresses, addresses, routes and ids."""
+"""Reservation of unique resources of instances: names, MAC addresses, addresses, routes and ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utsuwa.projects import scope
 
 @asynccontextmanager
 async def hold(ctx: Context, project: str = "", profiles: Iterable[str] = ()) -> AsyncIterator[None]:
-    """Hold the lock under which these are chosen beside all others' and stored; nothing is done on the host.
+    """Hold the lock under which these are chosen and stored; the host must not be changed meanwhile.
 
     It comes after the locks of instances, and those of the `profiles` of instances of a project, which do not
     change meanwhile.
@@ -28,9 +28,9 @@ async def hold(ctx: Context, project: str = "", profiles: Iterable[str] = ()) ->
 
 
 async def check(ctx: Context, instances: Sequence[Loaded], volatile: Mapping[str, str] | None = None) -> None:
-    """Refuse network devices that do not fit their network, or each other's addresses (InvalidConfig).
+    """Raise InvalidConfig for network devices that do not match their network, or have conflicting addresses.
 
-    `volatile` holds keys that an instance is about to be given: its MAC addresses.
+    `volatile` contains keys that an instance is about to get: its MAC addresses.
     """
     ports: list[Port] = []
     for one in instances:

@@ -1,4 +1,4 @@
-"""The services that the verbs of this package work with, and how instances are loaded."""
+"""The services for the verbs of this package, and loading of instances."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from utsuwa.storage.manager import StorageManager
 
 @dataclass(frozen=True)
 class Context:
-    """What every verb gets: no verb reaches further than this."""
+    """The context of every verb, which must not use anything else."""
 
     database: Database
     paths: StatePaths
@@ -42,7 +42,7 @@ class Context:
     networks: Attachments
     apparmor: Profiles
     policy: Policy
-    """What every instance is held to, whoever wants it."""
+    """The policy for all instances, regardless of the caller."""
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""
     boot_id: str
@@ -56,7 +56,7 @@ class Context:
     def lifecycle(
         self, action: str, project: str, name: str, context: Mapping[str, object] | None = None
     ) -> None:
-        """Tell listeners what happened to an instance (`started` becomes `instance-started`)."""
+        """Publish a lifecycle event of an instance (`started` becomes `instance-started`)."""
         self.operations.events.publish_lifecycle(
             f"instance-{action}",
             object_url("instances", name, project=project),
@@ -80,7 +80,7 @@ class Context:
 
 
 def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
-    """The instance with its profiles merged under its own config, in their order."""
+    """Return the instance with its config expanded by its profiles, in order."""
     config, devices = expand(profiles, row.config, row.devices)
     return Loaded(row=row, expanded_config=config, expanded_devices=devices)
 
@@ -103,19 +103,19 @@ def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[
 
 
 async def load(ctx: Context, project: str, name: str) -> Loaded:
-    """One instance that is ready, to do something with it. Raises as `find`, and OtherMember."""
+    """Load an instance on this member, in order to act on it. Raises as `find` does, and OtherMember."""
     return check_here(await find(ctx, project, name))
 
 
 def check_here(instance: Loaded) -> Loaded:
-    """Raises OtherMember for an instance that lives on another member's host; gives it back."""
+    """Return an instance, or raise OtherMember if it is on another member."""
     if not instance.row.here:
         raise OtherMember(f"The instance {instance.name!r} is on {instance.row.location!r}: ask that member")
     return instance
 
 
 async def find(ctx: Context, project: str, name: str) -> Loaded:
-    """One instance that is ready, on whatever member.
+    """Load a ready instance on any member.
 
     Raises NotFound, also while it is still being created, and UnknownCode where its row or a profile's
     cannot be read.

@@ -1,4 +1,4 @@
-"""What an instance is given once and keeps: its id map and its devices' addresses."""
+"""The persistent identity of instances: id maps and addresses of devices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def machine() -> str:
 
 
 def idmap_of(config: Mapping[str, str], key: str) -> IdMap:
-    """The map stored under a volatile key; none stored means privileged."""
+    """Return the map stored in a volatile key; unset means privileged."""
     return idmap.from_json(config.get(key, ""))
 
 

@@ -1,1 +1,1 @@
-"""Commands inside of containers, and their consoles."""
+"""Commands in containers, and their consoles."""

@@ -1,6 +1,6 @@
-"""What containers say on their console: liblxc writes it into a file whose size it bounds.
+"""Console logs of containers, which liblxc writes to a file of limited size.
 
-liblxc's ring buffer would hold the same, but gives each part only once.
+liblxc's ring buffer would contain the same, but can only be read once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from utsuwa.instances.commands.exec import ExecTarget
 
 CONSOLE_LOG = "console.log"
 _TAIL = 1024 * 1024
-"""Bytes that are shown: the end of the file."""
+"""Maximum number of bytes to return, from the end of the file."""
 
 
 async def read(target: ExecTarget) -> bytes:
-    """What there is; NotFound where the instance has never been started."""
+    """Return the log. Raises NotFound if the instance has never been started."""
     try:
         file = await logs.open_log(target.logs, CONSOLE_LOG)
     except NotFound:
@@ -28,7 +28,7 @@ async def read(target: ExecTarget) -> bytes:
 
 
 async def clear(target: ExecTarget) -> None:
-    """Empty the log; there may be none."""
+    """Truncate the log, if there is one."""
     await logs.truncate(target.logs, CONSOLE_LOG)
 
 

@@ -1,6 +1,6 @@
-"""Attaching to the console of a container: what a screen and a keyboard are for a machine.
+"""Attaching to the console of a container.
 
-One session at a time has it. Beside its websocket `0` there is `control`; closing either of them detaches.
+Only one session at a time can use it. It has the websockets `0` and `control`; closing either detaches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utsuwa.wire.exec import InstanceConsolePost
 
 
 class ConsoleManager:
-    """Knows who has which console."""
+    """Keeps track of the sessions of consoles."""
 
     def __init__(self, operations: Operations, helper: Helper) -> None:
         self._operations = operations
@@ -29,12 +29,12 @@ class ConsoleManager:
         self._sessions: dict[tuple[str, str], Operation] = {}
         """The last session at each container's console, by project and name."""
         self._connected: set[Operation] = set()
-        """The sessions whose clients have come: the others hold nothing yet, and give way."""
+        """The sessions whose clients have connected: others can be replaced."""
 
     def start(self, target: ExecTarget, request: InstanceConsolePost) -> Operation:
         """Attach in the background, once the client has connected the websocket.
 
-        Raises InvalidRequest where the container does not run, Conflict where another session has it.
+        Raises InvalidRequest if the container is not running, Conflict if another session is using it.
         """
         if request.type != "console":
             raise InvalidRequest(f"Containers have no console of type {request.type[:20]!r}: use 'console'")
@@ -64,7 +64,7 @@ class ConsoleManager:
         return operation
 
     async def _attend(self, target: ExecTarget, operation: Operation) -> None:
-        """Until the client detaches, or the container ends."""
+        """Serve the session until the client detaches or the container ends."""
         sockets = await Sockets.connected(operation, CONNECT_TIMEOUT)
         self._connected.add(operation)
         try:
@@ -89,7 +89,7 @@ class ConsoleManager:
 
 
 async def _show(master: int, socket: WebSocket) -> None:
-    """What the container says, to its end."""
+    """Forward the container's output, until its end."""
     with contextlib.suppress(ConnectionError):
         try:
             while data := await pipes.read(master):
@@ -100,7 +100,7 @@ async def _show(master: int, socket: WebSocket) -> None:
 
 
 async def _listen(master: int, socket: WebSocket) -> None:
-    """What the client types, until it closes the websocket."""
+    """Forward the client's input, until it closes the websocket."""
     while (message := await socket.read()) is not None:
         if isinstance(message, bytes):
             with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ async def _listen(master: int, socket: WebSocket) -> None:
 
 
 async def _wait_for_close(sockets: Sockets) -> None:
-    """Clients do without the control channel; one that has it detaches by closing it."""
+    """Wait until the control channel, which is optional, is closed in order to detach."""
     control = await sockets.control()
     while await control.read() is not None:
         pass

@@ -1,4 +1,4 @@
-"""Running commands inside containers: what is asked is checked, then an operation carries it out."""
+"""Running commands in containers: the request is validated, then executed in an operation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire.exec import InstanceExecPost
 
 CONNECT_TIMEOUT = 30.0
-"""Seconds that a client gets to connect all websockets."""
+"""Seconds to wait for the client to connect all websockets."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = 2**32 - 2
@@ -34,24 +34,24 @@ _NO_DESCRIPTOR = -1
 
 @dataclass(frozen=True)
 class ExecTarget:
-    """What the instances manager tells about the instance: as it is at this moment."""
+    """The current state of the instance, provided by the instance manager."""
 
     project: str
     name: str
     storage_name: str
     lxcpath: Path
     logs: Path
-    """The instance's folder of logs."""
+    """The instance's log directory."""
     config: Mapping[str, str]
     """Expanded, for `environment.*`."""
     idmap: IdMap
-    """The map that the container runs with."""
+    """The id map of the running container."""
     running: bool
     frozen: bool = False
     cache: AttachCache | None = None
 
     def url(self, *below: str) -> str:
-        """Of the instance, or of what lies below it."""
+        """Return the URL of the instance, or of an object below it."""
         return object_url("instances", self.name, *below, project=self.project)
 
 
@@ -65,7 +65,7 @@ class ExecManager:
     def start(self, target: ExecTarget, request: InstanceExecPost) -> Operation:
         """Run a command in the background; with websockets once the client has connected them.
 
-        Raises InvalidRequest where the container does not run, or for what cannot be run in it.
+        Raises InvalidRequest if the container is not running or the command is invalid.
         """
         _check_running(target)
         spec = _spec(target, request)
@@ -87,7 +87,7 @@ class ExecManager:
 
 
 class _Command:
-    """One command, from its operation's start to its end."""
+    """One command, for the duration of its operation."""
 
     def __init__(
         self, helper: Helper, target: ExecTarget, spec: AttachSpec, request: InstanceExecPost
@@ -134,7 +134,7 @@ class _Command:
         return attached, Conversation.on_pipes(attached, sockets, ours)
 
     async def _recorded(self, operation: Operation) -> None:
-        """Output goes straight into files; their URLs stand in the operation's metadata."""
+        """Write output directly to files, whose URLs are in the operation's metadata."""
         outputs = await logs.create_outputs(self._target.logs, operation.id)
         try:
             await self._run_to_end(operation, outputs[0].fd, outputs[1].fd)
@@ -167,7 +167,7 @@ class _Command:
 
 
 def _report(operation: Operation, attached: Attached, code: int) -> None:
-    """Put the exit code into the metadata; raises where the command could not be executed at all."""
+    """Put the exit code into the metadata. Raises InvalidRequest if the command could not be executed."""
     operation.update_metadata({"return": code})
     match attached.failure:
         case None:
@@ -196,7 +196,7 @@ def _check_running(target: ExecTarget) -> None:
 
 
 def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
-    """The command as the helper wants it; every part of it checked."""
+    """Return the validated command for the helper."""
     if not request.command or not request.command[0]:
         raise InvalidRequest("No command given: name the program to run, and its arguments")
     env = environment(target.config, request)
@@ -224,7 +224,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
 
 
 def environment(config: Mapping[str, str], request: InstanceExecPost) -> dict[str, str]:
-    """The whole environment: the request's, over the instance's `environment.*`, over what is usual."""
+    """Return the complete environment: defaults, overridden by `environment.*`, overridden by the request."""
     prefix = "environment."
     env = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
     env.update(request.environment)
@@ -252,7 +252,7 @@ def _check_ids(idmap: IdMap, request: InstanceExecPost) -> None:
 
 
 def _terminal(idmap: IdMap, request: InstanceExecPost) -> Terminal | None:
-    """A pty that belongs to the container's root, for commands that are interactive."""
+    """Return a pty owned by the container's root, for interactive commands."""
     if not (request.interactive and request.wait_for_websocket):
         return None
     for size in (request.width, request.height):

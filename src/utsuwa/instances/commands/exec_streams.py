@@ -1,8 +1,8 @@
-"""The streams of a running command: pumped between pipes or a pty and the client's websockets.
+"""Forwarding of a running command's streams between pipes or a pty and the client's websockets.
 
-Everything is bounded: a stream is read only when what was read before has been handed on, so a slow
-side holds the other up. An empty text message ends a stream, in both directions; a client may close
-the websocket instead. A client whose connection is lost is gone, and its command is killed.
+Buffers are bounded: a stream is only read when the previous data has been forwarded, so that there is
+backpressure. An empty text message ends a stream, in both directions; a client may close the websocket
+instead. If a client's connection is lost, its command is killed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from utsuwa.wire.codec import InvalidBody, decode
 from utsuwa.wire.exec import ExecControl
 
 _QUIET = 0.1
-"""Seconds without output after which a terminal counts as done once the command has ended."""
+"""Seconds without output after which a terminal is considered at its end once the command has ended."""
 _MAX_SIGNAL = 64
 
 
 class Sockets:
-    """The websockets of one command: the streams, and the control channel whenever it comes."""
+    """The websockets of one command: the streams, and the optional control channel."""
 
     def __init__(self, operation: Operation, streams: Mapping[str, WebSocket]) -> None:
         self.streams = streams
@@ -38,9 +38,9 @@ class Sockets:
 
     @classmethod
     async def connected(cls, operation: Operation, timeout: float) -> Self:  # noqa: ASYNC109
-        """Wait for all streams; Unavailable where they do not come in time.
+        """Wait for all streams. Raises Unavailable after the timeout.
 
-        The control channel is not waited for: simple clients do without it.
+        The control channel is not awaited, as simple clients do not use it.
         """
         names = [name for name in operation.secrets if name != "control"]
         found = await asyncio.gather(*(operation.websocket(name, timeout) for name in names))
@@ -51,7 +51,7 @@ class Sockets:
 
 
 class Conversation:
-    """A command that runs, its ends of the pipes or its pty, and the client."""
+    """A running command with its pipes or pty, and its client."""
 
     def __init__(
         self,
@@ -69,26 +69,26 @@ class Conversation:
         self._owned = {*owned}
         self._terminal = not owned
         self._gone = asyncio.Event()
-        """Set when the client is."""
+        """Set when the client has disconnected."""
         self._finished: set[str] = set()
-        """The streams whose end the client has been told."""
+        """The streams whose end has been sent to the client."""
         for fd in (stdin, *outputs.values()):
             os.set_blocking(fd, False)
 
     @classmethod
     def on_pipes(cls, attached: Attached, sockets: Sockets, ours: tuple[int, int, int]) -> Self:
-        """`ours` are the ends of stdin, stdout and stderr that from now on belong to the conversation."""
+        """`ours` are the ends of stdin, stdout and stderr, of which this object takes ownership."""
         stdin, stdout, stderr = ours
         return cls(attached, sockets, stdin=stdin, outputs={"1": stdout, "2": stderr}, owned=ours)
 
     @classmethod
     def on_terminal(cls, attached: Attached, sockets: Sockets) -> Self:
-        """The pty's master stays with `attached`."""
+        """The pty's master is still owned by `attached`."""
         assert attached.master is not None
         return cls(attached, sockets, stdin=attached.master, outputs={"0": attached.master}, owned=())
 
     async def run(self) -> int:
-        """Serve the streams until the command has ended and all it said was sent; its exit code."""
+        """Serve the streams until the command has ended and all output was sent; return its exit code."""
         outputs = [self._task(self._pump_out(name, fd)) for name, fd in self._outputs.items()]
         others = [self._task(self._pump_in()), self._task(self._control())]
         if not self._terminal:
@@ -101,7 +101,7 @@ class Conversation:
             await asyncio.gather(*outputs, *others, return_exceptions=True)
 
     def close(self) -> None:
-        """Close the pipes; only after `run`, for nothing may be waiting for them."""
+        """Close the pipes; only after `run`, as nothing may be waiting for them."""
         for fd in self._owned:
             os.close(fd)
         self._owned.clear()
@@ -122,11 +122,11 @@ class Conversation:
         if self._gone.is_set():
             await self._attached.kill()
         elif said.done():
-            said.result()  # raises where the helper or a pump failed
+            said.result()  # raises if the helper or a stream failed
         return await self._attached.wait()
 
     async def _pump_out(self, name: str, fd: int) -> None:
-        """From the command to the client, to the stream's end."""
+        """Forward output to the client until the stream's end."""
         socket = self._sockets.streams[name]
         try:
             while data := await self._read(fd):
@@ -138,19 +138,19 @@ class Conversation:
                 self._gone.set()
 
     async def _read(self, fd: int) -> bytes:
-        """The next output; empty at the end."""
+        """Return the next output; empty at the end."""
         if not self._terminal:
             return await pipes.read(fd)
         try:
             return await self._read_terminal(fd)
         except OSError as error:
-            if error.errno == errno.EIO:  # all who had the pty open are gone
+            if error.errno == errno.EIO:  # all processes have closed the pty
                 return b""
             raise
 
     async def _read_terminal(self, fd: int) -> bytes:
-        """A pty that background processes keep open would never end: once the command has ended and
-        nothing more comes, that is the end.
+        """A pty that background processes keep open would never end: treat a pause after the command has
+        ended as its end.
         """
         while True:
             try:
@@ -168,13 +168,13 @@ class Conversation:
                 return b""
 
     async def _pump_in(self) -> None:
-        """From the client to the command's stdin; its end closes a pipe and leaves a pty open."""
+        """Forward input to the command's stdin; its end closes a pipe, but not a pty."""
         socket = self._sockets.streams["0"]
         try:
             while (data := await self._next(socket)) is not None:
                 await pipes.write(self._stdin, data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # the command does not want more
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the command has closed its stdin
                 raise
         if self._terminal:
             await self._watch("0")
@@ -182,7 +182,7 @@ class Conversation:
             self._close_stdin()
 
     async def _next(self, socket: WebSocket) -> bytes | None:
-        """The next piece of stdin; None at its end."""
+        """Return the next chunk of stdin; None at its end."""
         match await socket.read():
             case bytes() as data:
                 return data
@@ -191,10 +191,10 @@ class Conversation:
             case None:
                 if not self._finished.issuperset(self._outputs):
                     self._check_orderly(socket)
-                return None  # once all output has ended, clients cut the connection of the input
+                return None  # when all output has ended, clients close the input's connection
 
     async def _watch(self, name: str) -> None:
-        """Notice that the client leaves a stream before its end; what it may say is not looked at."""
+        """Detect that the client closes a stream early; its messages are ignored."""
         socket = self._sockets.streams[name]
         while not socket.closed and await socket.read() is not None:
             continue
@@ -208,7 +208,7 @@ class Conversation:
         self._check_orderly(socket)
 
     async def _obey(self, data: bytes) -> None:
-        """Carry out one control message; what makes no sense is left alone, as LXD does."""
+        """Process one control message; invalid ones are ignored, as in LXD."""
         with contextlib.suppress(InvalidBody, ValueError, KeyError):
             message = decode(data, ExecControl)
             if message.command == "signal" and 0 < message.signal <= _MAX_SIGNAL:
@@ -228,6 +228,6 @@ class Conversation:
 
 
 def resize(terminal: int, width: int, height: int) -> None:
-    """Set a pty's size; sizes out of range are left alone."""
+    """Set a pty's size; sizes out of range are ignored."""
     if 0 < width < 2**16 and 0 < height < 2**16:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

@@ -1,1 +1,1 @@
-"""What confines a container: its lxc.conf, limits, nodes, seccomp and AppArmor."""
+"""Confinement of containers: lxc.conf, limits, device nodes, seccomp and AppArmor."""

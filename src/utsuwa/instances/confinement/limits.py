@@ -1,7 +1,7 @@
-"""What an instance may use: its merged config becomes values of cgroup files, at start and live.
+"""Resource limits: conversion of the expanded config to cgroup files, at start and live.
 
-`plan` is pure; a start gives its lines to liblxc, a live change writes what differs to the running
-container's cgroups. CPUs are handed out by `cpu_balance`, which looks at all instances together.
+`plan` is pure; a start passes its lines to liblxc, a live change writes differences to the running
+container's cgroups. `cpu_balance` assigns CPUs, considering all instances together.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _HUGE_PAGES = "limits.hugepages."
 _TOP_PRIORITY = 10
 _MIDDLE_PRIORITY = 5
 _MAX_PROCESSES = 2**22
-"""More no kernel can have; cgroups refuse higher numbers."""
+"""The maximum of any kernel; cgroups reject higher numbers."""
 _CPU_PERIOD = 100_000
 """Microseconds; the kernel's default."""
 
 
 def plan(config: Config, facts: LimitFacts) -> dict[Knob, str]:
-    """The value of every file, also where the config says nothing: then it is the kernel's default.
+    """Return the value of every file, which is the kernel's default for unset keys.
 
-    What this host cannot hold is left out: `check` refuses it. Disks are apart, see `disk_plan`.
+    Limits that this host does not support are omitted: `check` rejects them. For disks, see `disk_plan`.
     """
     parts = (_memory(config, facts), _cpu(config, facts), _processes(config, facts))
     return {knob: value for part in (*parts, _huge_pages(config, facts)) for knob, value in part}
@@ -81,7 +81,7 @@ _CONTROLLERS = {
 
 
 def check(config: Config, facts: LimitFacts) -> None:
-    """Refuse limits that this host cannot hold, with InvalidConfig."""
+    """Raise InvalidConfig for limits that this host does not support."""
     for key, controller in _CONTROLLERS.items():
         if config.get(key) and not _version(facts, controller):
             raise InvalidConfig(
@@ -97,7 +97,7 @@ def check(config: Config, facts: LimitFacts) -> None:
 
 
 def _check_cpus(config: Config, facts: LimitFacts) -> None:
-    """Refuse a set in `limits.cpu` that names CPUs which the host does not have."""
+    """Reject a set in `limits.cpu` with CPUs that the host does not have."""
     wanted = cpus_named(config.get("limits.cpu", ""))
     if lacking := wanted - facts.cpus:
         raise InvalidConfig(
@@ -283,10 +283,10 @@ async def apply_disk_priority(pid: int, config: Config) -> None:
 
 
 async def change_running(running: Running, config: Config, undo: Rollback) -> None:
-    """Bring the limits of a running container from those it has to `config`; all or none.
+    """Change the limits of a running container to those of `config`, all or none.
 
-    Raises InvalidConfig where the host or what the container uses is in the way. CPUs are not
-    handed out here: `running.cpu_limit` says what `cpu_balance` shall do next.
+    Raises InvalidConfig if the host or the container's usage prevents it. CPUs are not assigned here:
+    `running.cpu_limit` is used by `cpu_balance` afterwards.
     """
     old, new = _of(running.config), _of(config)
     if old == new:

@@ -1,7 +1,7 @@
-"""The configuration that liblxc gets: a frozen description of a container becomes the text of lxc.conf.
+"""Generation of lxc.conf from an immutable description of a container.
 
-Everything here is pure but `look_at_host` and the two functions that write files. No value can bring a
-line of its own: every line is made by `line`, which refuses control characters.
+Everything here is pure but `look_at_host` and the two functions that write files. No value can add
+further lines: every line is created by `line`, which rejects control characters.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What of the host shapes every container: looked at before each start, for lxcfs comes and goes."""
+    """Facts of the host that affect every container: read before each start, as lxcfs may be restarted."""
 
     cgroup_namespaces: bool = True
     folders: tuple[Path, ...] = ()
     """Folders of the host that containers share, where the host has them."""
     lxcfs: Path | None = None
-    """Where lxcfs is mounted, None where it does not run."""
+    """The mount point of lxcfs, None if it is not running."""
     lxcfs_files: tuple[str, ...] = ()
     """Its files, relative to its mount point: `proc/uptime`; also the folder of processors."""
 
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """All that a container's lxc.conf depends on."""
+    """The input for a container's lxc.conf."""
 
     name: str
     """The host name inside."""
@@ -72,7 +72,7 @@ class ContainerSpec:
 
 
 def build(spec: ContainerSpec) -> str:
-    """The text of lxc.conf; raises InvalidConfig for a value that cannot stand there."""
+    """Return the text of lxc.conf. Raises InvalidConfig for invalid values."""
     parts = (
         _basics(spec),
         _identity(spec),
@@ -91,7 +91,7 @@ def build(spec: ContainerSpec) -> str:
 
 
 def line(key: str, value: str) -> str:
-    """One line of lxc.conf; raises InvalidConfig where it would be more, or another one."""
+    """Return one line of lxc.conf. Raises InvalidConfig if the value could be parsed as anything else."""
     _check_pair(key, value)
     if value != value.strip() or (value[:1] in ("'", '"') and value[-1:] == value[0]):
         # liblxc strips white space and one pair of quotes
@@ -268,7 +268,7 @@ def _device_mounts(spec: ContainerSpec) -> Iterator[Pair]:
 
 
 def _network(nics: Sequence[veth.Pair]) -> Iterator[Pair]:
-    """Without an interface liblxc would share the host's network: an empty one keeps it apart."""
+    """Without any interface, liblxc would share the host's network, so add an empty one."""
     if not nics:
         yield "lxc.net.0.type", "empty"
     for number, nic in enumerate(nics):

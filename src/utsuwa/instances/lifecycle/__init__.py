@@ -1,1 +1,1 @@
-"""Creating, starting, stopping, changing and deleting instances, one module a verb."""
+"""Creating, starting, stopping, changing and deleting instances, one module per verb."""

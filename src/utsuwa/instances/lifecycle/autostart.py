@@ -1,4 +1,4 @@
-"""Starting what should run by itself, again and again where the host is not ready for it yet."""
+"""Autostart of instances, retried while the host is not ready for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making instances: the request is judged at once, the files are made in the background."""
+"""Creation of instances: the request is validated immediately, files are created in the background."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def is_own_volatile(key: str) -> bool:
 
 
 def random_name() -> str:
-    """A name for an instance whose maker gave none."""
+    """Return a random name for an instance without one."""
     return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
 
 
@@ -201,7 +201,7 @@ def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:
 
 
 async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
-    """Make the reserved instance's files and let it be seen; on any failure all of it goes."""
+    """Create the reserved instance's files and make it visible; on failure, remove everything."""
     cgroup_moves.warm_soon()  # most instances are started as soon as they are there
     async with ctx.locks.hold("instance", *instance.key), Rollback() as undo:
         undo.push(discard, ctx, instance)
@@ -218,7 +218,7 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
 
 
 def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
-    """From now on the instance is seen; that its image has gone meanwhile is no error."""
+    """Make the instance visible; its image may have been deleted meanwhile."""
     instance_rows.set_ready(tx, instance.row.id)
     if image is not None:
         with contextlib.suppress(NotFound):
@@ -226,13 +226,13 @@ def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
 
 
 async def discard(ctx: Context, instance: Loaded) -> None:
-    """Give a reserved name back."""
+    """Release a reserved name."""
     await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
     await ctx.networks.refresh(instance.key)
 
 
 def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:
-    """Logs of an earlier instance of that name are not this one's."""
+    """Discard logs of an earlier instance of that name."""
     folder = ctx.paths.instance_logs(instance.storage_name)
     if folder.exists():
         remove_tree(folder)

@@ -1,4 +1,4 @@
-"""The end of a container: seen by pidfds, cleaned up once, then deleted, started again or left stopped."""
+"""The end of a container: detected by pidfds, cleaned up, and followed by a deletion or a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What liblxc's monitor leaves where it is killed: processes that nobody can stop, cgroups, no record."""
+"""Clean-up after a killed monitor of liblxc: processes, cgroups and a missing record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of the daemon: containers that run are found again, what died or was half-made is put right."""
+"""Recovery when the daemon starts: find running containers, clean up ended and incomplete ones."""
 
 from __future__ import annotations
 

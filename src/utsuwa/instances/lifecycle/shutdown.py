@@ -1,4 +1,4 @@
-"""The end of the host or of the daemon with its containers: all are stopped, to run again after."""
+"""Shutdown of the host, or of the daemon with its containers, which will be started again afterwards."""
 
 from __future__ import annotations
 

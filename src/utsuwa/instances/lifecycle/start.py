@@ -1,4 +1,4 @@
-"""Starting a container: its root filesystem, devices and confinement, then liblxc; all of it or nothing."""
+"""Starting a container: root file system, devices and confinement, then liblxc; completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from utsuwa.instances.policy import judge
 
 
 class NotStartedAgain(UtsuwaError):
-    """The container was stopped by somebody else while it was to come back."""
+    """The container was stopped by another request while it was being restarted."""
 
     key = "not-started-again"
     status = 400

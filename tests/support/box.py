@@ -62,7 +62,7 @@ class Box:
             console_log=self.folder / "console.log",
             post_stop=self.folder / "post-stop",
             target=self.target,
-            host=lxcconf.look_at_host(lxcfs=lxcfs),
+            host=lxcconf.read_host_facts(lxcfs=lxcfs),
             seccomp=seccomp.write(self.folder, "seccomp", policy) if policy else None,
         )
         lxcconf.write(self.folder / "lxc.conf", lxcconf.build(spec))

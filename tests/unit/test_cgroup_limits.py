@@ -125,7 +125,7 @@ def test_a_v2_host(v2: Host) -> None:
     v2.put("sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages", "0")
     v2.put("cg/system.slice/memory.max", "max")
     v2.put("cg/system.slice/memory.swap.max", "max")
-    assert cgroup_limits.look_at_host(v2.proc, v2.sys) == LimitFacts(
+    assert cgroup_limits.read_limit_facts(v2.proc, v2.sys) == LimitFacts(
         cpus=frozenset({0, 1, 2, 3, 6}),
         isolated=frozenset({6, 7}),
         memory=2 * 2**20,
@@ -138,20 +138,20 @@ def test_a_v2_host(v2: Host) -> None:
 
 def test_a_v2_host_that_does_not_account_for_swap(v2: Host) -> None:
     v2.put("cg/system.slice/memory.max", "max")
-    assert not cgroup_limits.look_at_host(v2.proc, v2.sys).swap
+    assert not cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
 
 
 def test_a_v2_host_that_hands_memory_on_to_nobody_yet(v2: Host) -> None:
-    assert not cgroup_limits.look_at_host(v2.proc, v2.sys).swap
+    assert not cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
     v2.put("proc/swaps", "Filename\n")
-    assert cgroup_limits.look_at_host(v2.proc, v2.sys).swap
+    assert cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
 
 
 def test_a_v1_host_whose_v2_is_left_alone(v1: Host) -> None:
     v1.put("sys/devices/system/cpu/online", "0-1\n")
     v1.put("cpuset/cpuset.cpus", "0-1\n")
     v1.put("memory/memory.memsw.limit_in_bytes", "1\n")
-    facts = cgroup_limits.look_at_host(v1.proc, v1.sys)
+    facts = cgroup_limits.read_limit_facts(v1.proc, v1.sys)
     assert facts.controllers == {"memory": 1, "pids": 1, "cpuset": 1}
     assert facts.cpus == {0, 1}
     assert facts.swap
@@ -160,12 +160,12 @@ def test_a_v1_host_whose_v2_is_left_alone(v1: Host) -> None:
 def test_a_v1_hierarchy_without_controllers_does_not_count(tmp_path: Path) -> None:
     host = Host(tmp_path, {"cg": "cgroup2 none rw", "sd": "cgroup none rw,xattr,name=systemd"})
     host.put("cg/cgroup.controllers", "cpu memory\n")
-    assert cgroup_limits.look_at_host(host.proc, host.sys).controllers == {"cpu": 2, "memory": 2}
+    assert cgroup_limits.read_limit_facts(host.proc, host.sys).controllers == {"cpu": 2, "memory": 2}
 
 
 def test_a_host_without_cgroups(tmp_path: Path) -> None:
     host = Host(tmp_path, {})
-    assert cgroup_limits.look_at_host(host.proc, host.sys) == LimitFacts(cpus=frozenset({0}))
+    assert cgroup_limits.read_limit_facts(host.proc, host.sys) == LimitFacts(cpus=frozenset({0}))
 
 
 # ---- a change

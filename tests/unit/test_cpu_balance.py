@@ -95,7 +95,7 @@ async def test_a_host_that_cannot_be_read_fails_no_start(
     def unreadable() -> LimitFacts:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(cgroup_limits, "look_at_host", unreadable)
+    monkeypatch.setattr(cgroup_limits, "read_limit_facts", unreadable)
     runtime = RuntimeTable()
     runtime.add(Running(1, "default", "c1", 2**22 + 1, None, {}, {"limits.cpu": "1"}, IdMap()))
     ctx: Any = SimpleNamespace(locks=NamedLocks(), runtime=runtime)

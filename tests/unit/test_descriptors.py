@@ -9,11 +9,11 @@ LOOK = """
 import resource
 from utsuwa.host.system import descriptors
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
-assert descriptors.given() is None
+assert descriptors.original_limit() is None
 descriptors.raise_limit()
-print(resource.getrlimit(resource.RLIMIT_NOFILE), descriptors.given())
+print(resource.getrlimit(resource.RLIMIT_NOFILE), descriptors.original_limit())
 descriptors.raise_limit()
-print(descriptors.given())
+print(descriptors.original_limit())
 """
 
 

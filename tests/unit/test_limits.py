@@ -218,12 +218,12 @@ def test_a_disk_priority_where_the_kernel_has_no_weights(monkeypatch: pytest.Mon
 
 
 def test_containers_get_the_limit_that_the_daemon_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "given", lambda: (1024, -1))
+    monkeypatch.setattr(descriptors, "original_limit", lambda: (1024, -1))
     assert rlimits({}) == {"nofile": (1024, -1)}
     assert rlimits({"limits.kernel.nofile": "5:6", "limits.kernel.core": "0"}) == {
         "nofile": (5, 6),
         "core": (0, 0),
     }
     assert limits.with_kernel_defaults({"a": "b"}) == {"a": "b", "limits.kernel.nofile": "1024:unlimited"}
-    monkeypatch.setattr(descriptors, "given", lambda: None)
+    monkeypatch.setattr(descriptors, "original_limit", lambda: None)
     assert rlimits({}) == {}

@@ -277,7 +277,7 @@ def test_keys_are_judged(key: str) -> None:
 
 def test_looking_at_the_host(tmp_path: Path) -> None:
     lxcfs = tmp_path / "lxcfs"
-    assert lxcconf.look_at_host(tmp_path, lxcfs) == HostFacts(cgroup_namespaces=False)
+    assert lxcconf.read_host_facts(tmp_path, lxcfs) == HostFacts(cgroup_namespaces=False)
     for folder in (
         "proc/self/ns",
         "dev/net",
@@ -288,12 +288,12 @@ def test_looking_at_the_host(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
     for file in ("proc/self/ns/cgroup", "dev/fuse", "lxcfs/proc/uptime", "lxcfs/proc/meminfo"):
         (tmp_path / file).touch()
-    facts = lxcconf.look_at_host(tmp_path, lxcfs)
+    facts = lxcconf.read_host_facts(tmp_path, lxcfs)
     assert facts.cgroup_namespaces
     assert facts.folders == (Path("/sys/kernel/security"),)
     assert (facts.lxcfs, facts.lxcfs_files) == (lxcfs, ("proc/meminfo", "proc/uptime"))
     (lxcfs / "sys/devices/system/cpu/uevent").touch()
-    assert lxcconf.look_at_host(tmp_path, lxcfs).lxcfs_files[-1] == "sys/devices/system/cpu"
+    assert lxcconf.read_host_facts(tmp_path, lxcfs).lxcfs_files[-1] == "sys/devices/system/cpu"
 
 
 def test_files_have_their_final_modes(tmp_path: Path) -> None:

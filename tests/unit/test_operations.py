@@ -324,7 +324,7 @@ async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operati
         try:
             await asyncio.Event().wait()
         finally:
-            told.append(module.given_up())
+            told.append(module.cancelled_by_client())
 
     first = start(operations, run, CANCELLABLE)
     await asyncio.sleep(0)
@@ -338,7 +338,7 @@ async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operati
 
 async def test_work_may_come_to_a_point_of_no_return(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
-        module.no_way_back()
+        module.forbid_cancellation()
         await asyncio.Event().wait()
 
     operation = start(operations, run, CANCELLABLE)

@@ -239,10 +239,10 @@ class InstanceManager:
                 await end.note_boot(self._ctx, running, None)
                 await stop.stop(self._ctx, project, name, force=force, seconds=seconds, reboot=True)
             except BaseException as error:
-                if isinstance(error, Exception) or operations.given_up():
+                if isinstance(error, Exception) or operations.cancelled_by_client():
                     await end.not_restarted(self._ctx, running, comeback)
                 raise
-            operations.no_way_back()
+            operations.forbid_cancellation()
             try:
                 await start.start(self._ctx, self._watch, project, name, comeback)
             except start.NotStartedAgain:

@@ -44,17 +44,17 @@ current: ContextVar[Operation | None] = ContextVar("current_operation", default=
 """The operation whose `run` is executing, if any."""
 
 
-def no_way_back() -> None:
+def forbid_cancellation() -> None:
     """Prevent clients from cancelling the current operation, if any, from now on."""
     operation = current.get()
     if operation is not None:
         operation.may_cancel = False
 
 
-def given_up() -> bool:
+def cancelled_by_client() -> bool:
     """Return whether a client has cancelled the current operation; it may also be cancelled by a shutdown."""
     operation = current.get()
-    return operation is not None and operation.given_up
+    return operation is not None and operation.cancelled_by_client
 
 
 class _Socket:
@@ -94,7 +94,7 @@ class Operation:
         }
         self.metadata = dict(metadata or {})
         self.may_cancel = kind.cancellable
-        self.given_up = False
+        self.cancelled_by_client = False
         """Whether a client has cancelled it."""
         self._requestor = current_requestor()
         self.created_at = self.updated_at = clock.now()
@@ -180,7 +180,7 @@ class Operation:
             raise InvalidRequest("The operation has already ended")
         if not self.may_cancel or self._task is None:
             raise InvalidRequest("This operation cannot be cancelled")
-        self.given_up = True
+        self.cancelled_by_client = True
         self._task.cancel()
 
     async def websocket(self, name: str, timeout: float | None = 30) -> WebSocket:  # noqa: ASYNC109

@@ -64,7 +64,7 @@ Written = list[tuple[Path, str]]
 """Files that were written, with their previous values."""
 
 
-def look_at_host(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
+def read_limit_facts(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
     """Return the host's current facts; CPUs may be hot-plugged."""
     mounts = cgroups.controllers(proc)
     controllers = {name: version for name, (version, _) in mounts.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-_given: list[tuple[int, int]] = []
+_original: list[tuple[int, int]] = []
 
 
 def raise_limit() -> None:
@@ -12,9 +12,9 @@ def raise_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _given[:] = [(soft, hard)]
+        _original[:] = [(soft, hard)]
 
 
-def given() -> tuple[int, int] | None:
+def original_limit() -> tuple[int, int] | None:
     """Return the original soft and hard limit; None if they are unchanged."""
-    return _given[0] if _given else None
+    return _original[0] if _original else None

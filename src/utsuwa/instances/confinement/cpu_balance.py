@@ -71,7 +71,7 @@ async def rebalance(ctx: Context, must_move: Collection[tuple[str, str]] = ()) -
         concerned = [r for r in ctx.runtime.all() if r.cpu_limit or r.cpus is not None]
         if not concerned:
             return
-        facts = await asyncio.to_thread(cgroup_limits.look_at_host)
+        facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
         found = assign(
             {r.key: r.cpu_limit for r in concerned},
             {r.key: r.cpus for r in concerned if r.cpus is not None},

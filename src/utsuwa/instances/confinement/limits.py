@@ -291,7 +291,7 @@ async def change_running(running: Running, config: Config, undo: Rollback) -> No
     old, new = _of(running.config), _of(config)
     if old == new:
         return
-    facts = await asyncio.to_thread(cgroup_limits.look_at_host)
+    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
     check(new, facts)
     differences = _differences(plan(old, facts), plan(new, facts))
     if old.get("limits.disk.priority") != new.get("limits.disk.priority"):
@@ -310,12 +310,12 @@ def _of(config: Config) -> dict[str, str]:
 async def check_change(old: Config, new: Config) -> None:
     """Refuse what this host cannot hold, where the limits are not those that the instance had already."""
     if limited(new) and _of(old) != _of(new):
-        check(new, await asyncio.to_thread(cgroup_limits.look_at_host))
+        check(new, await asyncio.to_thread(cgroup_limits.read_limit_facts))
 
 
 async def enforce_all(containers: Sequence[Running]) -> None:
     """Set the limits of containers that ran without the daemon, which may have ended amid a change."""
-    facts = await asyncio.to_thread(cgroup_limits.look_at_host)
+    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
     for running in containers:
         values = plan(running.config, facts)
         if "lxc.cgroup" in running.config.get("raw.lxc", ""):
@@ -348,7 +348,7 @@ async def _change_rlimits(running: Running, old: Config, new: Config, undo: Roll
 
 def with_kernel_defaults(config: Config) -> Config:
     """With the limits that a container gets where its config does not say: not the daemon's own."""
-    given = descriptors.given()
+    given = descriptors.original_limit()
     if given is None or config.get(_OPEN_FILES):
         return config
     soft, hard = ("unlimited" if limit == -1 else str(limit) for limit in given)

@@ -1,6 +1,6 @@
 """Generation of lxc.conf from an immutable description of a container.
 
-Everything here is pure but `look_at_host` and the two functions that write files. No value can add
+Everything here is pure but `read_host_facts` and the two functions that write files. No value can add
 further lines: every line is created by `line`, which rejects control characters.
 """
 
@@ -375,7 +375,7 @@ _PROCESSORS = "sys/devices/system/cpu"
 LXCFS = Path("/var/lib/lxcfs")
 
 
-def look_at_host(root: Path = Path("/"), lxcfs: Path = LXCFS) -> HostFacts:
+def read_host_facts(root: Path = Path("/"), lxcfs: Path = LXCFS) -> HostFacts:
     """Blocking: run it in a thread, for a dead lxcfs can make its caller wait."""
     folders = tuple(Path(name) for name in _SHARED if (root / name.lstrip("/")).is_dir())
     files = _lxcfs_files(lxcfs)

@@ -72,7 +72,7 @@ async def check_again(ctx: Context, project: str, name: str) -> None:
         instance = judge(await load(ctx, project, name), ctx.policy)
         await ctx.storage.pools.ensure_available(instance.pool)
         if limits.limited(instance.expanded_config):
-            limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.look_at_host))
+            limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.read_limit_facts))
         idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
         host = device_steps.host_of(ctx, instance, idmap)
         await device_steps.check_all(host)
@@ -155,7 +155,7 @@ async def _limits(ctx: Context, instance: Loaded) -> tuple[list[lxcconf.Pair], c
     config = instance.expanded_config
     if not limits.limited(config):
         return [], None
-    facts = await asyncio.to_thread(cgroup_limits.look_at_host)
+    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
     limits.check(config, facts)
     cpus = cpu_balance.for_start(ctx, instance.key, config.get("limits.cpu", ""), facts)
     return limits.start_lines(config, facts) + limits.cpu_lines(cpus, facts), cpus
@@ -213,7 +213,7 @@ def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) ->
             old.replace(old.with_name(f"{old.name}.old"))
     policy = confinement.prepare_seccomp(ctx, instance)
     own = nodes.make(device_steps.devices_path(ctx.paths, instance.storage_name), spec.idmap)
-    spec = replace(spec, host=lxcconf.look_at_host(), seccomp=policy, nodes=own)
+    spec = replace(spec, host=lxcconf.read_host_facts(), seccomp=policy, nodes=own)
     lxcconf.write(paths.conf, lxcconf.build(spec))
     rebooted = read_target(paths) == "reboot"
     with contextlib.suppress(FileNotFoundError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 # Far above what any callback of ours takes, far enough below what a user would notice.
@@ -40,13 +43,28 @@ class _ProcessGuard:
 _guard = _ProcessGuard()
 
 
-def _waited_for_processor() -> float:
-    """Seconds that this thread has been ready without running; 0 where the kernel does not count them."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123 - before every callback
-            return int(file.read().split()[1]) / 1e9
-    except OSError:
-        return 0.0
+class _Starvation:
+    """Seconds that could not be used because processors were lacking: a callback may have waited for the
+    interpreter lock of a thread that was ready and did not run, or for a processor that the host took away.
+    """
+
+    def __init__(self) -> None:
+        self._begin = _starved()
+
+    def forgive(self, seconds: float) -> float:
+        """What is left of a callback's time; each second of starvation is taken off once."""
+        forgiven = min(max(_starved() - self._begin, 0.0), seconds)
+        self._begin += forgiven
+        return seconds - forgiven
+
+
+def _starved() -> float:
+    waited = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            waited += int((task / "schedstat").read_text().split()[1])
+    stolen = int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
+    return waited / 1e9 + stolen
 
 
 @contextmanager
@@ -76,19 +94,20 @@ def allow_processes() -> Iterator[None]:
 def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
     """Raise LoopBlocked at the end when a callback held an asyncio loop for more than `limit` seconds.
 
-    The time in which its thread was ready to run, but others had the processors, does not count.
+    The time in which threads were ready to run, but others had the processors, does not count.
     `time.sleep` in a thread with a running loop is refused at once, however short.
     """
     slow: list[str] = []
     run, sleep = asyncio.Handle._run, time.sleep
+    starvation = _Starvation()
 
     def timed(handle: asyncio.Handle) -> None:
-        begin, waited = time.perf_counter(), _waited_for_processor()
+        begin = time.perf_counter()
         try:
             run(handle)
         finally:
             taken = time.perf_counter() - begin
-            if taken > limit and (taken := taken - _waited_for_processor() + waited) > limit:
+            if taken > limit and (taken := starvation.forgive(taken)) > limit:
                 slow.append(f"{handle!r} held the event loop for {taken:.2f} s")
 
     def refused(seconds: float | SupportsIndex) -> None:

@@ -33,7 +33,7 @@ def test_marker_lifts_the_refusal() -> None:
 
 def test_a_slow_callback_is_reported() -> None:
     async def hold() -> None:
-        end = time.thread_time() + 0.05
+        end = time.thread_time() + 0.3
         while time.thread_time() < end:
             pass
 

@@ -560,7 +560,7 @@ BAD: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "fan": ({"name": "x", "config": {"bridge.mode": "fan"}}, 501, ("bridge.mode",)),
     "openvswitch": ({"name": "x", "config": {"bridge.driver": "openvswitch"}}, 501, ("native",)),
     "no address": ({"name": "x", "config": {"ipv4.address": "10.0.0.1"}}, 400, ("ipv4.address", "prefix")),
-    "subnet": ({"name": "x", "config": {"ipv4.address": "10.0.0.0/24"}}, 400, ("whole subnet",)),
+    "subnet": ({"name": "x", "config": {"ipv4.address": "10.0.0.0/24"}}, 400, ("broadcast address",)),
     "tiny": ({"name": "x", "config": {"ipv4.address": "10.0.0.1/31"}}, 400, ("room",)),
     "no bool": ({"name": "x", "config": {"ipv4.nat": "perhaps"}}, 400, ("ipv4.nat",)),
     "mtu": ({"name": "x", "config": {"bridge.mtu": "12"}}, 400, ("bridge.mtu",)),
@@ -630,7 +630,7 @@ def test_bad_networks_are_refused_and_leave_nothing(taken: Daemon, case: str) ->
     [
         ({"raw.dnsmasq": "no-such-option"}, "bad option"),
         ({"raw.dnsmasq": "listen-address=203.0.113.1"}, "203.0.113.1"),
-        ({"ipv4.address": "10.66.1.0/24"}, "whole subnet"),
+        ({"ipv4.address": "10.66.1.0/24"}, "broadcast address"),
         ({"bridge.external_interfaces": "nix0"}, "'nix0'"),
         ({"ipv4.dhcp.ranges": "10.0.0.1-10.0.0.9"}, "outside"),
     ],

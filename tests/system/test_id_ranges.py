@@ -124,6 +124,20 @@ def test_isolated_instances_get_other_parts_that_do_not_meet(host: Host) -> None
     assert host.daemon.get("/1.0/instances/b")["config"]["volatile.idmap.base"] == "331072"
 
 
+def test_a_profile_that_isolates_its_instances_gives_each_a_part_of_its_own(host: Host) -> None:
+    for name in ("a", "b"):
+        host.make(name)
+        host.act(name, "stop")
+    host.daemon.do("PATCH", "/1.0/profiles/default", {"config": {"security.idmap.isolated": "true"}})
+    try:
+        for name in ("a", "b"):
+            host.act(name, "start")
+        assert host.maps("a") != host.maps("b")
+        assert len({host.maps(name)[0].split()[1] for name in ("a", "b")}) == 2
+    finally:
+        host.daemon.do("PATCH", "/1.0/profiles/default", {"config": {"security.idmap.isolated": ""}})
+
+
 def test_what_does_not_fit_is_refused_and_starts_when_the_range_is_back(host: Host) -> None:
     host.ranges(WIDE + "root:4242:1\n")
     host.make("raw", raw_idmap="both 4242 1000")

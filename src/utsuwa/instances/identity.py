@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.idmap import IdMap
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.instances import InstanceRow
 from utsuwa.instances import allocations
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import device_steps
@@ -47,15 +48,19 @@ async def reserve(ctx: Context, instance: Loaded) -> dict[str, str]:
     return {**chosen, "volatile.last_state.idmap": "[]", **added}
 
 
-async def choose_idmap(ctx: Context, instance: Loaded) -> dict[str, str]:
+async def choose_idmap(ctx: Context, instance: Loaded, changed: Sequence[InstanceRow] = ()) -> dict[str, str]:
     """The map for the next start, chosen beside those that other instances hold for themselves.
+
+    `changed` are rows of others as they are about to be stored.
 
     Raises InvalidConfig for settings that do not fit, HostError where root has no ids to give.
     """
     host = await asyncio.to_thread(idmap.read_host_ids)
     config = instance.expanded_config
     isolated = parse_bool(config.get("security.idmap.isolated", ""))
-    choice = idmap.choose(config, host, await _held_by_others(ctx, instance, host) if isolated else ())
+    choice = idmap.choose(
+        config, host, await _held_by_others(ctx, instance, host, changed) if isolated else ()
+    )
     return {
         "volatile.idmap.base": str(choice.base),
         "volatile.idmap.next": idmap.to_json(choice.idmap),
@@ -93,16 +98,23 @@ async def warn_of_lost_ids(instance: Loaded) -> None:
         )
 
 
-async def _held_by_others(ctx: Context, instance: Loaded, host: idmap.HostIds) -> list[idmap.HostRange]:
-    rows = await ctx.database.read("instances", instance_rows.get_here)
+async def _held_by_others(
+    ctx: Context, instance: Loaded, host: idmap.HostIds, changed: Sequence[InstanceRow]
+) -> list[idmap.HostRange]:
+    rows = [*await ctx.database.read("instances", instance_rows.get_here), *changed]
     others = [row for row in rows if (row.project, row.name) != instance.key]
     return [held for row in others for held in idmap.held_ranges(row.config, host)]
 
 
-async def after_change(ctx: Context, old: Loaded, new: Loaded) -> dict[str, str]:
-    """The map for the next start where a change of `old` to `new` asks for another one."""
+async def after_change(
+    ctx: Context, old: Loaded, new: Loaded, changed: Sequence[InstanceRow]
+) -> dict[str, str]:
+    """The map for the next start where a change of `old` to `new` asks for another one.
+
+    `changed` are the rows of other instances that the same transaction stores.
+    """
     same = all(old.expanded_config.get(k, "") == new.expanded_config.get(k, "") for k in _IDMAP_KEYS)
-    return {} if same else await choose_idmap(ctx, new)
+    return {} if same else await choose_idmap(ctx, new, changed)
 
 
 def boot_id() -> str:

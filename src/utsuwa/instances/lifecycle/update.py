@@ -193,10 +193,10 @@ async def _act(ctx: Context, plan: Plan, undo: Rollback) -> list[Loaded]:
 
 async def _store(ctx: Context, plan: Plan, changed: Sequence[Loaded]) -> None:
     """Store all of them in one transaction, each with the id map of its next start."""
-    rows = []
+    rows: list[InstanceRow] = []
     for (old, _), new in zip(plan.instances, changed, strict=True):
         with plan.naming(old):
-            config = {**new.row.config, **await identity.after_change(ctx, old, new)}
+            config = {**new.row.config, **await identity.after_change(ctx, old, new, rows)}
         rows.append(replace(new.row, config=config))
     await ctx.database.write("update instance", _update_all, rows)
     for new in changed:

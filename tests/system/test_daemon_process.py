@@ -22,7 +22,7 @@ import pytest
 from tests.support.api import UnixConnection
 from tests.support.daemon import Daemon
 from tests.support.images import Image
-from utsuwa._version import __version__
+from utsuwa.version import __version__
 
 pytestmark = pytest.mark.root
 

@@ -152,7 +152,7 @@ async def test_links_of_the_container_stay_inside(instance: Instance, tmp_path: 
     outside.write_text("host\n")
     (instance.rootfs / "etc/f").symlink_to(outside)
     instance.describe(f=entry("start"))
-    with pytest.raises(InvalidImage, match="is not there"):
+    with pytest.raises(InvalidImage, match="does not exist"):
         await instance.apply("start")
     assert outside.read_text() == "host\n"
     (instance.rootfs / "etc/f").unlink()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa._version import __version__
 from utsuwa.cli import launcher
 from utsuwa.cli.errors import UsageError
+from utsuwa.version import __version__
 
 
 @pytest.mark.processes

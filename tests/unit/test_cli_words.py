@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from utsuwa._version import __version__
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT
 from utsuwa.cli.main import find, main, run
@@ -19,6 +18,7 @@ from utsuwa.cli.parsing import complete, help
 from utsuwa.cli.parsing.command import Command, Entry, format_flag
 from utsuwa.cli.parsing.flags import BOOL, MANY, NUMBER, TEXT, Flag, parse
 from utsuwa.cli.streams import Detached, Escape
+from utsuwa.version import __version__
 
 KNOWN = (
     Flag("all", "", "a", kind=BOOL),

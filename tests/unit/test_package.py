@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     (found,) = (folder / "dist").glob("*.whl")
     return found
+
+
+def test_a_source_tree_runs_before_anything_is_built(tmp_path: Path) -> None:
+    """As the quick start does, to check the host before it installs."""
+    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__", "_version.py")
+    shutil.copytree(ROOT / "src/utsuwa", tmp_path / "utsuwa", ignore=ignored)
+
+    def utsuwad(*arguments: str) -> str:
+        command = ["/usr/bin/python3", "-B", "-m", "utsuwa.daemon.main", *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/bin"})
+        assert ran.returncode in (0, 1), ran.stderr
+        return ran.stdout
+
+    assert utsuwad("version") == "0+unbuilt\n"
+    assert json.loads(utsuwad("check", "--before-install", "--format", "json"))["requirements"]
 
 
 def test_the_version_is_that_of_the_tag(wheel: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from utsuwa._version import __version__
 from utsuwa.api.http import Background, Created, Empty, Raw, Route
 from utsuwa.api.routing import TAIL
+from utsuwa.version import __version__
 from utsuwa.wire.envelope import AsyncReply, ErrorReply, SyncReply
 
 _REF = "#/components/schemas/{name}"

@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
     command, path, rest = find(words)
     arguments, flags = parse(rest, (*command.flags, *GLOBAL_FLAGS))
     if flags.on("version"):
-        from utsuwa._version import __version__
+        from utsuwa.version import __version__
 
         sys.stdout.write(f"{__version__}\n")
         return 0

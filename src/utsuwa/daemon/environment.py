@@ -7,10 +7,10 @@ import os
 import socket
 from collections.abc import Iterable
 
-from utsuwa._version import __version__
 from utsuwa.host.system.facts import HostFacts, host_addresses
 from utsuwa.security.keypair import ServerCertificate
 from utsuwa.storage.drivers import DRIVERS
+from utsuwa.version import __version__
 from utsuwa.wire.server import Environment, SupportedDriver
 
 _SUPPORTED = [

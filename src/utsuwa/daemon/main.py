@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utsuwa._version import __version__
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.init import options as init_options
+from utsuwa.version import __version__
 
 LATER = ("recover",)
 """Documented subcommands that are not supported yet."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import uvloop
 
-from utsuwa._version import __version__
 from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import logging as daemon_log
@@ -20,6 +19,7 @@ from utsuwa.daemon.passed_socket import take_socket
 from utsuwa.daemon.state_lock import state_lock
 from utsuwa.db.choice import Settings
 from utsuwa.host.system import descriptors, heap
+from utsuwa.version import __version__
 
 log = logging.getLogger(__name__)
 

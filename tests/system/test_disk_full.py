@@ -119,6 +119,9 @@ def meet(world: World, disk: Disk, name: str, room: int) -> str:
 
 
 def shown(world: World) -> list[Any]:
-    """All that the API shows of what is stored."""
-    kinds = ("instances", "images", "networks", "profiles", "storage-pools")
-    return [world.daemon.get(f"/1.0/{kind}?recursion=1") for kind in kinds]
+    """All that the API shows of what is stored, but for images on pools: they are unpacked in the background."""
+    kinds = ("instances", "images", "networks", "profiles")
+    pools = world.daemon.get("/1.0/storage-pools?recursion=1")
+    for pool in pools:
+        pool["used_by"] = [url for url in pool["used_by"] if not url.startswith("/1.0/images/")]
+    return [pools, *(world.daemon.get(f"/1.0/{kind}?recursion=1") for kind in kinds)]

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ class Disk:
     def free(self) -> int:
         left = os.statvfs(self.folder)
         return left.f_bavail * left.f_frsize
+
+    def wait_until_quiet(self) -> None:
+        """Images are unpacked in the background, which takes and frees space."""
+        seen = [self.free()]
+        while len(seen) < 5 or len(set(seen[-5:])) > 1:
+            assert len(seen) < 300, "the free space never settles"
+            time.sleep(0.1)
+            seen.append(self.free())
 
     def empty(self) -> None:
         self._ballast.unlink(missing_ok=True)
@@ -103,6 +112,7 @@ def test_everything(world: World, disk: Disk) -> None:
 def meet(world: World, disk: Disk, name: str, room: int) -> str:
     """Do one operation; gives what it came to, by which nothing else has changed."""
     step = world.operations[name]()
+    disk.wait_until_quiet()
     before = shown(world)
     disk.fill(room)
     step.request.run()
@@ -119,7 +129,7 @@ def meet(world: World, disk: Disk, name: str, room: int) -> str:
 
 
 def shown(world: World) -> list[Any]:
-    """All that the API shows of what is stored, but for images on pools: they are unpacked in the background."""
+    """All that the API shows of what is stored, but for images on pools, which come in the background."""
     kinds = ("instances", "images", "networks", "profiles")
     pools = world.daemon.get("/1.0/storage-pools?recursion=1")
     for pool in pools:

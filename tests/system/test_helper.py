@@ -405,12 +405,16 @@ async def test_a_killed_daemon_takes_all_of_it_along(running: Box) -> None:
     assert await client.stdout.readline() == b"ready\n"
     children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
     assert len(children) == 1
-    members = [int(children[0]), *processes("sleep", "71239")]
-    members += map(int, Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text().split())
-    assert len(members) > 6
+
+    def members() -> list[int]:
+        workers = Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text().split()
+        return [int(children[0]), *processes("sleep", "71239"), *map(int, workers)]
+
+    await until(lambda: len(members()) > 6)
+    all_of_it = members()
     client.kill()
     await client.wait()
-    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in all_of_it))
 
 
 async def test_containers_that_do_not_run_are_refused(box: Box, helper: Helper) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -37,11 +38,15 @@ async def test_nothing_is_started_for_a_folder_that_is_ready(paths: StatePaths) 
     await prepare(paths, engine, None)
 
 
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
 @pytest.mark.processes
-async def test_a_database_of_postgresql_gets_its_tables(paths: StatePaths, postgres: PostgresServer) -> None:
-    url = postgres.new_database()
-    await prepare(paths, Postgres(url), url)
-    assert Postgres(url).is_prepared()
+async def test_a_database_of_postgresql_gets_its_tables(paths: StatePaths, database_url: str) -> None:
+    await prepare(paths, Postgres(database_url), database_url)
+    assert await asyncio.to_thread(Postgres(database_url).is_prepared)
     assert not paths.database.exists()
 
 

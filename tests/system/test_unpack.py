@@ -340,12 +340,12 @@ def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_no_mount_and_no_process_is_left(tmp_path: Path) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    before, threads = Path("/proc/self/mountinfo").read_text(), set(threading.enumerate())
     archive = tmp_path / "image"
     archive.write_bytes(lzma.compress(sound()))
     unpack_image(archive, None, tmp_path / "out")
     assert Path("/proc/self/mountinfo").read_text() == before
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= threads  # other tests of the process may have left some
 
 
 def test_metadata_over_a_mebibyte_is_refused(tmp_path: Path) -> None:

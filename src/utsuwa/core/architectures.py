@@ -26,3 +26,23 @@ _BY_NAME = {name: known for known, aliases in _ALIASES.items() for name in (know
 def canonical_architecture(name: str) -> str | None:
     """Return the kernel's name for an architecture (`x86_64` for `amd64`), or None if it is unknown."""
     return _BY_NAME.get(name.strip().lower())
+
+
+_ALSO_RUN = {
+    "x86_64": ("i686",),
+    "aarch64": ("armv8l", "armv7l", "armv6l"),
+    "armv8l": ("armv7l", "armv6l"),
+    "armv7l": ("armv6l",),
+    "ppc64": ("ppc",),
+    "mips64": ("mips",),
+    "riscv64": ("riscv32",),
+}
+"""The 32-bit architectures that kernels run beside their own."""
+
+
+def runnable(machine: str, preferred: str = "") -> list[str]:
+    """Return the architectures that a host can run, the best one first: `preferred`, if it is one of them."""
+    known = canonical_architecture(machine) or machine
+    found = [known, *_ALSO_RUN.get(known, ())]
+    wanted = canonical_architecture(preferred)
+    return sorted(found, key=lambda name: name != wanted)

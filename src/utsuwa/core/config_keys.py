@@ -6,6 +6,7 @@ The tables are separate modules, one for each kind of object (`instance_keys`, `
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,11 @@ class KeyTable:
             return found
         return next((key for pattern, key in self._patterns if pattern.match(name)), None)
 
+    def without_effect(self, names: Iterable[str]) -> list[str]:
+        """Return the keys, of those that are set, that have no effect in this version."""
+        found = ((name, self.find(name)) for name in sorted(names))
+        return [name for name, key in found if key is not None and not key.in_force]
+
     def check(self, config: Mapping[str, str]) -> None:
         """Raise InvalidConfig, listing every problem, if any key is unknown or any value is invalid."""
         problems = list(self._problems(config))
@@ -92,11 +98,19 @@ class KeyTable:
     def _known_problems(self, name: str, value: str) -> Iterable[str]:
         key = self.find(name)
         if key is None:
-            yield f"Unknown configuration key {name[:60]!r} for {self.kind}"
+            yield f"Unknown configuration key {name[:60]!r} for {self.kind}: {self._instead_of(name)}"
         elif key.scope and key.scope == self.refused_scope:
             yield f"Configuration key {name[:60]!r} is for {key.scope.replace('-', ' ')}s only"
         elif value:
             yield from _value_problem(key, name, value)
+
+    def _instead_of(self, name: str) -> str:
+        """Return what to use in place of an unknown key."""
+        near = difflib.get_close_matches(name[:60], self._exact, n=1, cutoff=0.8)
+        if near:
+            return f"did you mean {near[0]!r}?"
+        prefix = self.free_prefixes[0] if self.free_prefixes else ""
+        return f"remove it, or use the prefix {prefix!r} for a key of your own" if prefix else "remove it"
 
 
 _TRUE = {"true", "1", "yes", "on"}

@@ -31,5 +31,8 @@ class Entitlement(Enum):
     CAN_DELETE = "can_delete"
     CAN_CREATE = "can_create"
     CAN_UPDATE_STATE = "can_update_state"
+    CAN_MANAGE_SNAPSHOTS = "can_manage_snapshots"
     CAN_EXEC = "can_exec"
     CAN_ACCESS_CONSOLE = "can_access_console"
+    CAN_ACCESS_FILES = "can_access_files"
+    CAN_CONNECT_SFTP = "can_connect_sftp"

@@ -30,7 +30,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # the client imports this module, and `typing` would take a tenth of its run time
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import ClassVar
+    from typing import ClassVar, Self
 
 
 class UtsuwaError(Exception):
@@ -42,6 +42,12 @@ class UtsuwaError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def concerning(self, what: str) -> Self:
+        """Return the error with `what` before its message, such as the instance that it concerns."""
+        self.message = f"{what}: {self.message}"
+        self.args = (self.message,)
+        return self
 
 
 class InvalidRequest(UtsuwaError):

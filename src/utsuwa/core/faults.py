@@ -15,16 +15,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-_FOLDER = os.environ.get("UTSUWA_FAULTS")
+_folder = os.environ.get("UTSUWA_FAULTS")
 _lock = threading.Lock()
+
+
+def use_folder(folder: Path) -> None:
+    """Use a directory as if it had been set in the environment of this process."""
+    global _folder
+    _folder = str(folder)
 
 
 def point(name: str) -> None:
     """Record that this point was reached; kill the daemon or wait if the test asks for it."""
-    if _FOLDER is not None:
+    if _folder is not None:
         with _lock:
-            _reach(Path(_FOLDER), name)
-        _stay(Path(_FOLDER) / "hold", name)
+            _reach(Path(_folder), name)
+        _stay(Path(_folder) / "hold", name)
 
 
 def _reach(folder: Path, name: str) -> None:

@@ -19,3 +19,17 @@ class ImageSource:
     metadata: Path
     rootfs: Path | None
     trusted: bool = True
+
+
+@dataclass(frozen=True)
+class ImageOrigin:
+    """Where an image was downloaded from by an alias, whose newer versions replace it.
+
+    `protocol` is `simplestreams` or `lxd`. `certificate` is the PEM of the server's certificate, empty for
+    one that a public authority has signed.
+    """
+
+    server: str
+    protocol: str
+    certificate: str
+    alias: str

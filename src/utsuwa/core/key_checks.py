@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 
+from utsuwa.core import clock, schedules
+from utsuwa.core.architectures import canonical_architecture
+from utsuwa.core.compression import parse_compression
 from utsuwa.core.config_keys import Validator, check_integer, parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.origins import ANY, parse_origin
@@ -21,20 +24,14 @@ _KERNEL_LIMIT = re.compile(r"(unlimited|[0-9]{1,19})(?::(unlimited|[0-9]{1,19}))
 _IDMAP_LINE = re.compile(
     r"(?:uid|gid|both)\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\Z"
 )
+_ID_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?\Z")
+_HWADDR_PATTERN = re.compile(r"[0-9A-Fa-fx]{2}(?::[0-9A-Fa-fx]{2}){5}\Z")
 _SYSCALL_LINE = re.compile(r"(?:[a-z0-9_]+(?:[ \t][ -~\t]*)?|\[[a-z0-9_]+\]|#[ -~\t]*)\Z")
 _LXC_LINE = re.compile(r"lxc\.[A-Za-z0-9_.\[\]-]+\s*=.*\Z")
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_EXPIRY = re.compile(r"(?:[0-9]{1,6}[SMHdwmy])(?: +[0-9]{1,6}[SMHdwmy])*\Z")
-_CRON_ALIASES = frozenset(
-    ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@annually", "@yearly", "@startup", "@never")
-)
-_CRON_FIELD = re.compile(
-    r"(?:\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(?:/[0-9]+)?(?:,(?:\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(?:/[0-9]+)?)*\Z"
-)
-_COMPRESSOR = re.compile(r"(?:none|(?:bzip2|gzip|lz4|lzma|pigz|xz|zstd)(?: -[0-9]{1,2})?)\Z")
-_RSYNCABLE = re.compile(r"(?:gzip|pigz|zstd)(?: -[0-9]{1,2})? --rsyncable\Z")
 _HOST = r"(?:\[[0-9A-Fa-f:.%a-z]*\]|[A-Za-z0-9_.-]*)"
 _ADDRESS = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?\Z")
+_PROXY = re.compile(rf"(?:https?://)?(?:[^\s/@]+@)?{_HOST}(?::[0-9]{{1,5}})?/?\Z")
 _TOKENS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*\Z")
 _BARE_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\Z")
 
@@ -156,35 +153,28 @@ def kernel_modules(value: str) -> None:
 
 
 def expiry(value: str) -> None:
-    """A time span such as `1H 30M`, with the units S, M(inutes), H, d, w, m(onths), y."""
-    if not _EXPIRY.match(value.strip()):
-        raise InvalidConfig("must be a time span such as 3d or '1w 12H' (S, M, H, d, w, m, y)")
+    """A time span such as `1H 30M`."""
+    schedules.add_span(value, clock.now())
 
 
 def schedule(value: str) -> None:
-    """Comma-separated cron expressions of five fields and aliases such as @daily.
-
-    A comma within a field is not followed by a space.
-    """
-    if not all(map(_is_schedule, re.split(r",\s+|,(?=@)", value.strip()))):
-        raise InvalidConfig(
-            "must be a cron expression such as '0 6 * * *', or aliases such as @daily, @startup"
-        )
-
-
-def _is_schedule(text: str) -> bool:
-    fields = text.split()
-    if len(fields) == 1:
-        return fields[0] in _CRON_ALIASES
-    return len(fields) == 5 and all(_CRON_FIELD.match(field) for field in fields)
+    schedules.parse_schedule(value)
 
 
 def compression(value: str) -> None:
     """A compressor's name and level, and `--rsyncable`: nothing else may reach its command line."""
-    if not _COMPRESSOR.match(value) and not _RSYNCABLE.match(value):
-        raise InvalidConfig(
-            "must be none, or one of bzip2, gzip, lz4, lzma, pigz, xz, zstd with a level, as in 'zstd -3'"
-        )
+    parse_compression(value)
+
+
+def proxy(value: str) -> None:
+    """`http://HOST:PORT`, with user and password if needed; the scheme may be omitted."""
+    if not _PROXY.match(value):
+        raise InvalidConfig("must be a URL such as http://proxy.example:3128")
+
+
+def architecture(value: str) -> None:
+    if canonical_architecture(value) is None:
+        raise InvalidConfig("must be an architecture such as x86_64, aarch64 or amd64")
 
 
 def listen_address(value: str) -> None:
@@ -219,6 +209,39 @@ def list_of(*allowed: str) -> Validator:
 def absolute_path(value: str) -> None:
     if not value.startswith("/") or not value.isprintable():
         raise InvalidConfig("must be an absolute path")
+
+
+def absolute_paths(value: str) -> None:
+    for path in value.split(","):
+        absolute_path(path.strip())
+
+
+def id_ranges(value: str) -> None:
+    """Comma-separated ids and ranges of them: `1000,2000-2999`."""
+    parse_id_ranges(value)
+
+
+def parse_id_ranges(value: str) -> list[range]:
+    """Return the ranges of `id_ranges`. Raises InvalidConfig."""
+    found = []
+    for part in value.split(","):
+        match = _ID_RANGE.match(part.strip())
+        ids = _range(match[1], match[2]) if match else range(0)
+        if not ids or ids[-1] > MAX_ID:
+            raise InvalidConfig("must be ids and ranges of ids such as 1000,2000-2999")
+        found.append(ids)
+    return found
+
+
+def hwaddr_pattern(value: str) -> None:
+    if not _HWADDR_PATTERN.match(value):
+        raise InvalidConfig(
+            "must be a MAC address with an x for each random digit, such as 00:16:3e:xx:xx:xx"
+        )
+    if "x" not in value:
+        raise InvalidConfig("must have an x for each random digit: otherwise, all addresses would be equal")
+    if value[1] not in "02468aceACEx":
+        raise InvalidConfig("is for multicast addresses: the second digit must be even, or an x")
 
 
 def is_uuid(value: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -24,6 +24,7 @@ class NamedLocks:
 
     def __init__(self) -> None:
         self._locks: dict[tuple[Hashable, ...], tuple[asyncio.Lock, int]] = {}
+        self._recall: dict[tuple[Hashable, ...], Callable[[], None]] = {}
 
     def held(self, *name: Hashable) -> bool:
         entry = self._locks.get(name)
@@ -33,6 +34,8 @@ class NamedLocks:
     async def hold(self, *name: Hashable) -> AsyncIterator[None]:
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, users + 1)
+        if (recall := self._recall.get(name)) is not None:
+            recall()
         try:
             async with lock:
                 yield
@@ -42,3 +45,15 @@ class NamedLocks:
                 del self._locks[name]
             else:
                 self._locks[name] = (lock, users - 1)
+
+    @asynccontextmanager
+    async def lend(self, *name: Hashable, recall: Callable[[], None]) -> AsyncIterator[None]:
+        """Hold a lock only until another task wants it: `recall` is called then, and should end the block."""
+        async with self.hold(*name):
+            self._recall[name] = recall
+            if self._locks[name][1] > 1:
+                recall()
+            try:
+                yield
+            finally:
+                del self._recall[name]

@@ -48,6 +48,16 @@ def check_object_name(kind: str, name: str) -> str:
     return name
 
 
+def check_volume_name(name: str) -> str:
+    """Check the name of a custom volume. `~` marks what is temporary on pools, and in their records."""
+    check_object_name("Storage volume", name)
+    if "~" in name:
+        raise InvalidName(f"Invalid storage volume name {name!r}: no tildes")
+    if len(name.encode()) > 160:
+        raise InvalidName(f"Storage volume name {name!r} is longer than 160 bytes")
+    return name
+
+
 def check_project_name(name: str) -> str:
     """Project names are part of storage names (`<project>_<name>`), so underscores are not allowed either."""
     check_object_name("Project", name)

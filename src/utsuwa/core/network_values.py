@@ -125,6 +125,27 @@ def _subnets(value: str, version: int) -> None:
             raise InvalidConfig(f"{part.strip()[:50]!r} is not an IPv{version} subnet such as 10.9.0.0/24")
 
 
+def is_within(subnet: str, other: str) -> bool:
+    """Return whether all addresses of a subnet are in another one."""
+    inner, outer = ipaddress.ip_network(subnet, strict=False), ipaddress.ip_network(other, strict=False)
+    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
+        return inner.subnet_of(outer)
+    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
+        return inner.subnet_of(outer)
+    return False
+
+
+def subnets_of_networks(value: str) -> None:
+    """`block`, or comma-separated entries NETWORK:SUBNET."""
+    for entry in [] if value == "block" else value.split(","):
+        network, _, subnet = entry.strip().partition(":")
+        try:
+            ipaddress.ip_network(subnet)
+        except ValueError as error:
+            raise InvalidConfig(f"must be NETWORK:SUBNET entries such as br0:10.9.0.0/24 ({error})") from None
+        check_interface_name(network)
+
+
 def ipv4_dhcp_routes(value: str) -> None:
     """Alternating subnets and gateways: `10.9.0.0/24,10.1.2.9`."""
     parts = [part.strip() for part in value.split(",")]

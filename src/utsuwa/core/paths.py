@@ -33,6 +33,16 @@ class StatePaths:
         return self.root / "server.key"
 
     @property
+    def server_ca(self) -> Path:
+        """The authority of the clients' certificates, in PKI mode only."""
+        return self.root / "server.ca"
+
+    @property
+    def ca_crl(self) -> Path:
+        """The certificates that this authority has revoked."""
+        return self.root / "ca.crl"
+
+    @property
     def lock(self) -> Path:
         return self.root / "utsuwa.lock"
 
@@ -53,6 +63,11 @@ class StatePaths:
     @property
     def images(self) -> Path:
         return self.root / "images"
+
+    @property
+    def cache(self) -> Path:
+        """Documents of image servers, which can be fetched again."""
+        return self.root / "cache"
 
     @property
     def containers(self) -> Path:
@@ -110,12 +125,13 @@ class StatePaths:
         """The hook script that liblxc runs when a container has stopped."""
         return self.root / "security" / "post-stop"
 
-    def create_folders(self) -> None:
+    def create_directories(self) -> None:
         """Create every directory with its final mode; other users may traverse, but not list them."""
         modes = {
             self.root: 0o711,
             self.root / "database": 0o700,
             self.images: 0o700,
+            self.cache: 0o700,
             self.containers: 0o711,
             self.snapshots: 0o700,
             self.storage_pools: 0o711,

@@ -3,10 +3,14 @@ own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from utsuwa.core.config_keys import ConfigKey
+from utsuwa.core import key_checks as checks
+from utsuwa.core import schedules
+from utsuwa.core.config_keys import ConfigKey, parse_bool
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.snapshot_names import check_pattern
 from utsuwa.core.units import parse_bytes
 
 
@@ -21,9 +25,9 @@ def _rate(value: str) -> None:
         parse_bytes(value)
 
 
-def _not_too_long(value: str) -> None:
-    if len(value) > 1024:
-        raise InvalidConfig("is longer than 1024 characters")
+def _schedule(value: str) -> None:
+    if schedules.runs_at_start(value):
+        raise InvalidConfig(f"cannot contain {schedules.STARTUP}: a volume is not started")
 
 
 POOL_KEYS = (
@@ -54,9 +58,13 @@ POOL_KEYS = (
 
 VOLUME_KEYS = (
     ConfigKey("size", type="size", help="Size of the volume."),
-    ConfigKey("snapshots.expiry", help="When snapshots expire.", validate=_not_too_long),
-    ConfigKey("snapshots.schedule", help="Snapshot schedule.", validate=_not_too_long),
-    ConfigKey("snapshots.pattern", help="Name pattern of snapshots.", validate=_not_too_long),
+    ConfigKey("snapshots.expiry", help="How long snapshots are kept, such as `3d`.", validate=checks.expiry),
+    ConfigKey(
+        "snapshots.schedule",
+        help="When snapshots are taken: cron expressions, or aliases such as `@daily`.",
+        validate=_schedule,
+    ),
+    ConfigKey("snapshots.pattern", help="Name pattern of snapshots.", validate=check_pattern),
     ConfigKey(
         "security.shifted",
         type="bool",
@@ -64,6 +72,19 @@ VOLUME_KEYS = (
     ),
     ConfigKey("security.unmapped", type="bool", help="Whether a custom volume is used without an id map."),
 )
+
+
+SHIFTED, UNMAPPED = "security.shifted", "security.unmapped"
+
+
+def is_shifted(config: Mapping[str, str]) -> bool:
+    """Whether each instance sees a volume through its own id map."""
+    return parse_bool(config.get(SHIFTED, ""))
+
+
+def is_unmapped(config: Mapping[str, str]) -> bool:
+    """Whether instances see the owners of a volume as they are on the host."""
+    return parse_bool(config.get(UNMAPPED, ""))
 
 
 def default_of_volumes(key: ConfigKey) -> ConfigKey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from utsuwa.core.urls import project_of
 
@@ -27,6 +27,8 @@ class Scope:
     policy: Policy = Policy()
     certificate: str | None = None
     """The fingerprint of the one certificate that is there; None for every one."""
+    root: bool = field(default=False, compare=False)
+    """Whether it is the host's root, whose images the kernel may mount."""
 
     @property
     def restricted(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from utsuwa.core import key_checks as checks
 from utsuwa.core.config_keys import ConfigKey, KeyTable, KeyType, Validator, integer_between, one_of
+from utsuwa.core.errors import InvalidConfig
 
 
 def _later(
@@ -31,6 +32,14 @@ def _later(
     )
 
 
+def _shutdown_action(value: str) -> None:
+    if value == "evacuate":
+        raise InvalidConfig(
+            "evacuate is not possible: only servers of a cluster can move instances to others"
+        )
+    one_of("shutdown")(value)
+
+
 _CORE = (
     ConfigKey(
         "core.https_address",
@@ -49,11 +58,11 @@ _CORE = (
         help="Minutes to wait for running operations when the daemon shuts down.",
         validate=checks.at_least(0),
     ),
-    _later(
+    ConfigKey(
         "core.shutdown_action",
         default="shutdown",
         help="What to do when the server shuts down.",
-        validate=one_of("shutdown", "evacuate"),
+        validate=_shutdown_action,
     ),
     _later("core.bgp_address", help="Address of the BGP server.", validate=checks.listen_address),
     _later(
@@ -65,12 +74,16 @@ _CORE = (
     _later("core.bgp_routerid", help="BGP router id of this server."),
     _later("core.debug_address", help="Address of the debug server.", validate=checks.listen_address),
     _later("core.dns_address", help="Address of the DNS server.", validate=checks.listen_address),
-    _later("core.metrics_address", help="Address of the metrics server.", validate=checks.listen_address),
-    _later(
+    ConfigKey(
+        "core.metrics_address",
+        help="Address and port where metrics alone are served over HTTPS; the default port is 9100.",
+        validate=checks.listen_address,
+    ),
+    ConfigKey(
         "core.metrics_authentication",
         "bool",
-        default="true",
-        help="Whether the metrics server requires a trusted certificate.",
+        "true",
+        help="Whether metrics require a trusted client or metrics certificate.",
     ),
     _later(
         "core.storage_buckets_address",
@@ -99,20 +112,20 @@ _CORE = (
         validate=checks.allowed_origin,
     ),
     _later("core.https_trusted_proxy", "list", help="Proxies that forward the real address of a client."),
-    _later("core.proxy_http", help="Proxy for HTTP requests."),
-    _later("core.proxy_https", help="Proxy for HTTPS requests."),
-    _later("core.proxy_ignore_hosts", "list", help="Hosts to reach without a proxy."),
-    _later(
+    ConfigKey("core.proxy_http", help="Proxy for HTTP requests.", validate=checks.proxy),
+    ConfigKey("core.proxy_https", help="Proxy for HTTPS requests.", validate=checks.proxy),
+    ConfigKey("core.proxy_ignore_hosts", "list", help="Hosts to reach without a proxy."),
+    ConfigKey(
         "core.remote_token_expiry",
-        help="Lifetime of a token for a new client, such as 1H or 3d.",
+        help="Lifetime of a token for a new client, such as 1H or 3d; if unset, tokens do not expire.",
         validate=checks.expiry,
     ),
     _later("core.syslog_socket", "bool", default="false", help="Receive OVN's log lines on a socket."),
-    _later(
+    ConfigKey(
         "core.trust_ca_certificates",
         "bool",
-        default="false",
-        help="Trust every certificate signed by the server's CA.",
+        "false",
+        help="Trust every client certificate of the authority in server.ca, also without adding it.",
     ),
 )
 
@@ -189,25 +202,29 @@ _CLUSTER = (
 )
 
 _IMAGES = (
-    _later("images.auto_update_cached", "bool", default="true", help="Keep cached images up to date."),
-    _later(
+    ConfigKey("images.auto_update_cached", "bool", "true", help="Keep cached images up to date."),
+    ConfigKey(
         "images.auto_update_interval",
         "integer",
-        default="6",
+        "6",
         help="Hours between checks for newer images; 0 for never.",
         validate=checks.at_least(0),
     ),
-    _later(
+    ConfigKey(
         "images.compression_algorithm",
         default="gzip",
-        help="Compression of new images.",
+        help="Compression of published images, such as zstd -3.",
         validate=checks.compression,
     ),
-    _later("images.default_architecture", help="Default architecture."),
-    _later(
+    ConfigKey(
+        "images.default_architecture",
+        help="Architecture of images that are preferred, if the host can run it.",
+        validate=checks.architecture,
+    ),
+    ConfigKey(
         "images.remote_cache_expiry",
         "integer",
-        default="10",
+        "10",
         help="Days after which an unused cached image is removed.",
         validate=checks.at_least(0),
     ),
@@ -306,10 +323,10 @@ _MISCELLANEOUS = (
         validate=checks.compression,
     ),
     _later("instances.lxcfs.per_instance", "bool", default="false", help="Run one lxcfs for each instance."),
-    _later(
+    ConfigKey(
         "instances.nic.host_name",
         default="random",
-        help="Naming scheme of the host interfaces of instances.",
+        help="Names of the instances' interfaces on the host: random, or lxd and the end of the MAC address.",
         validate=one_of("random", "mac"),
     ),
     _later(
@@ -317,7 +334,12 @@ _MISCELLANEOUS = (
         multiline=True,
         help="A script that chooses the member for new instances.",
     ),
-    _later("network.hwaddr_pattern", default="00:16:3e:xx:xx:xx", help="Pattern of generated MAC addresses."),
+    ConfigKey(
+        "network.hwaddr_pattern",
+        default="00:16:3e:xx:xx:xx",
+        help="Pattern of the MAC addresses of new interfaces, with an x for each random digit.",
+        validate=checks.hwaddr_pattern,
+    ),
     _later("network.ovn.ca_cert", multiline=True, help="Certificate of the OVN database's CA."),
     _later("network.ovn.client_cert", multiline=True, help="This server's certificate for OVN."),
     _later("network.ovn.client_key", multiline=True, help="This server's key for OVN.", secret=True),

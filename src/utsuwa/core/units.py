@@ -1,4 +1,4 @@
-"""Parsing of sizes and rates in config values."""
+"""Parsing of sizes and rates in config values, and formatting of sizes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def parse_bytes(text: str) -> int:
     return value
 
 
+def shown_bytes(count: int) -> str:
+    """Format bytes for people in the largest decimal unit that suits: `512B`, `12.34MB`."""
+    value, unit = float(count), 0
+    while value >= 1000 and unit < len(_SHOWN) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.2f}{_SHOWN[unit]}" if unit else f"{count}B"
+
+
+_SHOWN = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _BIT_UNITS = {"": 1, "bit": 1}
 for _power, _letter in enumerate("kMGTPE", start=1):
     _BIT_UNITS[f"{_letter}bit"] = 1000**_power

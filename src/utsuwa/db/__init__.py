@@ -1,1 +1,1 @@
-"""State: the tables, transactions as functions, and one module per entity."""
+"""The database: the schema, transactions, and one module per entity."""

@@ -29,8 +29,9 @@ class CertificateRow:
 
 
 def get(tx: Transaction, prefix: str) -> CertificateRow:
-    """The one whose fingerprint begins so. Raises NotFound, InvalidName, UnknownCode, or InvalidRequest
-    for several.
+    """Return the certificate whose fingerprint has this prefix.
+
+    Raises NotFound, InvalidName, UnknownCode, or InvalidRequest if several match.
     """
     start = check_fingerprint_prefix(prefix)
     found = _load(tx, certificates.c.fingerprint.startswith(start))
@@ -38,7 +39,7 @@ def get(tx: Transaction, prefix: str) -> CertificateRow:
         raise NotFound("Certificate not found")
     if len(found) > 1:
         raise InvalidRequest(
-            f"More than one certificate has a fingerprint that begins with {start!r}: give more of it"
+            f"More than one certificate has a fingerprint that begins with {start!r}: use a longer prefix"
         )
     if found[0].type == codes.UNKNOWN:
         raise codes.unreadable(f"Certificate {found[0].fingerprint[:12]}")
@@ -46,12 +47,12 @@ def get(tx: Transaction, prefix: str) -> CertificateRow:
 
 
 def get_all(tx: Transaction) -> list[CertificateRow]:
-    """All certificates by fingerprint, in two queries; one of an unknown type is trusted in nothing."""
+    """Return all certificates, sorted by fingerprint, in two queries. Unknown types are not trusted."""
     return [row for row in _load(tx, sa.true()) if row.type != codes.UNKNOWN]
 
 
 def insert(tx: Transaction, row: CertificateRow) -> int:
-    """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
+    """Insert a certificate, return its id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
     values = {"fingerprint": row.fingerprint, "certificate": row.certificate, **_editable(row)}
     with rows.unique("Certificate already in trust store"):
         certificate_id = tx.insert(certificates, values)
@@ -60,7 +61,7 @@ def insert(tx: Transaction, row: CertificateRow) -> int:
 
 
 def update(tx: Transaction, row: CertificateRow) -> None:
-    """Replace name, type, restriction and projects of the row with that id. Raises NotFound."""
+    """Update name, type, restriction and projects of the row with that id. Raises NotFound."""
     statement = certificates.update().where(certificates.c.id == row.id).values(**_editable(row))
     rows.one_changed(tx.execute(statement), "Certificate not found")
     tx.execute(certificates_projects.delete().where(certificates_projects.c.certificate_id == row.id))
@@ -68,7 +69,7 @@ def update(tx: Transaction, row: CertificateRow) -> None:
 
 
 def delete(tx: Transaction, certificate_id: int) -> None:
-    """Raises NotFound."""
+    """Delete a certificate. Raises NotFound."""
     result = tx.execute(certificates.delete().where(certificates.c.id == certificate_id))
     rows.one_changed(result, "Certificate not found")
 
@@ -81,18 +82,24 @@ def _editable(row: CertificateRow) -> dict[str, object]:
     }
 
 
-def _insert_projects(tx: Transaction, certificate_id: int, names: Sequence[str]) -> None:
-    if not names:
-        return
+def check_projects(tx: Transaction, names: Sequence[str]) -> dict[str, int]:
+    """Return the ids of these projects. Raises NotFound."""
     wanted = sorted(set(names))
     query = sa.select(projects.c.name, projects.c.id).where(projects.c.name.in_(wanted))
     known = {name: project_id for name, project_id in tx.execute(query)}
     for name in wanted:
         if name not in known:
             raise NotFound(f"Project {name!r} not found")
+    return known
+
+
+def _insert_projects(tx: Transaction, certificate_id: int, names: Sequence[str]) -> None:
+    if not names:
+        return
+    known = check_projects(tx, names)
     tx.execute(
         certificates_projects.insert(),
-        [{"certificate_id": certificate_id, "project_id": known[name]} for name in wanted],
+        [{"certificate_id": certificate_id, "project_id": known[name]} for name in sorted(known)],
     )
 
 

@@ -1,6 +1,6 @@
-"""Which engine holds the daemon's state: SQLite in the state folder, unless something else is asked for.
+"""Choice of the database engine: SQLite in the state directory, unless configured otherwise.
 
-`database.yaml` in the state folder:
+`database.yaml` in the state directory:
 
     url: postgresql://utsuwa:SECRET@db.example/utsuwa
     member: host1
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole of `database.yaml`: without a `url` SQLite, without a `member` no name is asked for."""
+    """The contents of `database.yaml`; the default of `url` is SQLite, that of `member` the existing name."""
 
     url: str | None = None
     member: str | None = None
 
 
 def database_settings(paths: StatePaths, given: Settings | None = None) -> Settings:
-    """What was `given` on the command line, and what else `database.yaml` says.
+    """Merge the settings of the command line (`given`) with those of `database.yaml`.
 
-    Raises HostError for a file that cannot be read. What it says is not repeated: it may hold a password.
+    Raises HostError for an unreadable file, without quoting it because it may contain a password.
     """
     stored, given = _stored(paths), given or Settings()
     return Settings(given.url or stored.url or None, given.member or stored.member or None)
@@ -47,7 +47,9 @@ def _stored(paths: StatePaths) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise HostError(f"Cannot read {paths.database_settings}: {error}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        log.warning("others may read %s, which can hold a password: chmod 600", paths.database_settings)
+        log.warning(
+            "%s is readable by other users and may contain a password: run chmod 600", paths.database_settings
+        )
     try:
         return msgspec.convert(yaml.safe_load(text), Settings)
     except yaml.YAMLError:
@@ -57,7 +59,7 @@ def _stored(paths: StatePaths) -> Settings:
 
 
 def engine_for(paths: StatePaths, url: str | None) -> Engine:
-    """The engine of a URL; None for SQLite. Raises HostError for a URL that is none of PostgreSQL's."""
+    """Return the engine for a URL; None means SQLite. Raises HostError if the URL is not PostgreSQL's."""
     if url is None:
         return Sqlite(paths.database)
     from utsuwa.db.postgres import Postgres

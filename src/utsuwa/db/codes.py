@@ -1,8 +1,7 @@
 """Numeric codes in the tables, the same as in LXD's database.
 
-A row may hold a number that no table has, written by a newer version or by hand. What the row means is not
-known then, so nothing is done with it: lists go on without it, and it is never swept or taken for something
-else. Its state is `UNKNOWN`.
+A row may contain an unknown number, written by a newer version or by hand. Such a row is ignored: lists skip
+it, and it is never swept or interpreted as something else. Its state is `UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from utsuwa.core.errors import InvalidConfig, Unavailable
 log = logging.getLogger(__name__)
 
 State = Literal["creating", "ready", "deleting", "pending", "unknown"]
-"""Rows of things that also lie on the host: what is `HALF_MADE` at start-up is swept. What is `PENDING` other
-members have and this one does not, which no row says.
+"""States of objects that also exist on the host. `HALF_MADE` objects are swept at start-up. `PENDING` is
+never stored: other members have the object, and this one does not.
 """
 
 HALF_MADE: Final = ("creating", "deleting")
@@ -26,11 +25,11 @@ UNKNOWN: Final = "unknown"
 
 
 class UnknownCode(Unavailable):
-    """A row holds a number that this version has no word for."""
+    """A row contains a code that this version does not know."""
 
 
 class Codes(dict[str, int]):
-    """The numbers by their words; `kind` says what they stand for."""
+    """Codes by name; `kind` describes them in messages."""
 
     def __init__(self, kind: str, numbers: Mapping[str, int]) -> None:
         super().__init__(numbers)
@@ -82,9 +81,29 @@ DEVICE_TYPES = Codes(
 
 INSTANCE_TYPES = Codes("type", {"container": 0, "virtual-machine": 1})
 
+IMAGE_PROTOCOLS = Codes("image protocol", {"lxd": 0, "direct": 1, "simplestreams": 2})
+
 CERTIFICATE_TYPES = Codes("type", {"client": 1, "server": 2, "metrics": 3})
 
 NETWORK_TYPES = Codes("type", {"bridge": 0})
+
+WARNING_STATUSES = Codes("status", {"new": 1, "acknowledged": 2, "resolved": 3})
+
+ENTITY_TYPES = Codes(
+    "entity type",
+    {
+        "container": 0,
+        "image": 1,
+        "profile": 2,
+        "project": 3,
+        "certificate": 4,
+        "instance": 5,
+        "network": 8,
+        "storage-pool": 12,
+        "storage-volume": 13,
+    },
+)
+"""What warnings are about; those of LXD's that rows here can refer to."""
 
 VOLUME_CONTAINER = 0
 VOLUME_IMAGE = 1
@@ -114,12 +133,12 @@ def word(codes: Codes, stored: int) -> str:
     """Return the word of a number. Raises UnknownCode for an unknown number."""
     found = codes.words.get(stored)
     if found is None:
-        raise UnknownCode(f"{stored!r} is no {codes.kind} that this version knows")
+        raise UnknownCode(f"{stored!r} is not a known {codes.kind}")
     return found
 
 
 class Reader:
-    """The words of one row; `complete` is False once one was missing, which the log has then told."""
+    """Decodes the columns of one row; `complete` becomes False on an unknown code, which is logged."""
 
     __slots__ = ("_what", "complete")
 
@@ -128,7 +147,7 @@ class Reader:
         self.complete = True
 
     def word(self, codes: Codes, stored: int) -> str:
-        """The word, or `UNKNOWN`."""
+        """Return the name, or `UNKNOWN`."""
         try:
             return word(codes, stored)
         except UnknownCode as error:
@@ -136,12 +155,12 @@ class Reader:
             return UNKNOWN
 
     def missing(self, error: UnknownCode) -> None:
-        """What the row refers to could not be read."""
+        """Mark the row as incomplete because an object that it refers to is unreadable."""
         self.complete = False
-        _tell(f"{self._what} is left alone: {error}")
+        _log_once(f"{self._what} is ignored: {error}")
 
     def state(self, stored: int) -> State:
-        """The row's state; `UNKNOWN` where any of its words is missing, so it is asked for last."""
+        """Return the row's state; `UNKNOWN` if any of its codes is, so it must be decoded last."""
         found = cast(State, self.word(STATES, stored))
         return found if self.complete else UNKNOWN
 
@@ -149,16 +168,16 @@ class Reader:
 _told: set[str] = set()
 
 
-def _tell(message: str) -> None:
-    """Once: lists are read over and over."""
+def _log_once(message: str) -> None:
+    """Log each message only once, as lists are read repeatedly."""
     if message not in _told:
         _told.add(message)
         log.warning("%s (use the version that wrote it, or correct it with 'utsuwad sql')", message)
 
 
 def unreadable(what: str) -> UnknownCode:
-    """The error for one thing that was asked for by name."""
+    """Return the error for a single object requested by name."""
     return UnknownCode(
-        f"{what} cannot be used: its row in the database holds a number that this version does not know;"
-        " the daemon's log names it"
+        f"{what} cannot be used: its row in the database contains a code that this version does not know;"
+        " see the daemon's log"
     )

@@ -1,4 +1,4 @@
-"""The daemon's database: runs functions as transactions, on connections that are opened at start."""
+"""The daemon's database: runs functions as transactions, on a fixed pool of connections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -14,6 +15,7 @@ from utsuwa.core.errors import Unavailable
 from utsuwa.core.locks import ClusterLocks
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.core.tasks import finish
+from utsuwa.db.durability import Durability
 from utsuwa.db.engine import Engine
 from utsuwa.db.members import MemberRow
 from utsuwa.db.schema import FIRST_MEMBER
@@ -26,36 +28,40 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SLOW_SECONDS = 0.5
+_SYNC_SECONDS = 0.2
+"""After which a commit that nobody waits for is synced; usually another one has covered it by then."""
 _WAIT_SECONDS = 60
-"""Seconds for which a transaction waits for a free connection."""
+"""Seconds that a transaction waits for a free connection."""
 
 
 class Database:
-    """`read` and `write` call `fn(tx, *args, **kwargs)` in a thread of the database, as one transaction.
+    """`read` and `write` run `fn(tx, *args, **kwargs)` in a database thread, as one transaction.
 
-    The function is synchronous, touches nothing but `tx`, and may be called again where another transaction
-    got in its way. A read sees one moment, and is never held up by a write.
+    The function is synchronous, accesses nothing but `tx`, and is retried after a conflict with another
+    transaction. A read sees a consistent snapshot and is never blocked by a write.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._readers = _Pool([Session(engine, read_only=True) for _ in range(engine.readers)])
-        self._writers = _Pool([Session(engine, read_only=False) for _ in range(engine.writers)])
+        self._durability = Durability(engine)
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._readers = _Pool([Session(engine) for _ in range(engine.readers)])
+        self._writers = _Pool([Session(engine, self._durability) for _ in range(engine.writers)])
         self._locks = engine.locks()
         self.member = MemberRow(FIRST_MEMBER, LONE_MEMBER, "")
-        """Whose transactions these are."""
+        """The id of the member on whose behalf transactions run."""
         self.locks: ClusterLocks = self._locks
-        """Locks that exclude all other members."""
+        """Locks shared with all other members."""
 
     @classmethod
     async def open(cls, engine: Engine) -> Database:
-        """Prepare the tables and open all connections. Raises HostError, OutOfSpace, Unavailable."""
+        """Create or upgrade the tables, open all connections. Raises HostError, OutOfSpace, Unavailable."""
         await asyncio.to_thread(engine.prepare)
         database = cls(engine)
         try:
-            # Now and not later: the daemon's descriptors do not grow with its first requests.
+            # Opened eagerly, so that the number of file descriptors does not grow with the first requests.
             for session in (*database._readers.sessions, *database._writers.sessions):
-                await session.run(lambda tx: tx.execute_sql("SELECT 1").all())
+                await session.run(lambda tx: tx.execute_sql("SELECT 1").all(), sync=False)
             await database._locks.open()
         except BaseException:
             await database.close()
@@ -63,54 +69,94 @@ class Database:
         return database
 
     def act_as(self, member: MemberRow) -> None:
-        """Have all transactions from now on be those of a member; until then they are the first one's."""
+        """Run all further transactions on behalf of a member; before, they run as the first member."""
         self.member = member
         for session in (*self._readers.sessions, *self._writers.sessions):
             session.member = member.id
 
     async def look_after_locks(self) -> None:
-        """Have this member's lock again soon after its connection has broken. Raises Unavailable."""
+        """Reacquire this member's lock if its connection has been lost. Raises Unavailable."""
         await self._locks.open()
 
     async def keep_member(self, seconds: float) -> bool:
-        """Let no other daemon work as this member, until the end; False where one does.
+        """Hold the member's lock until the daemon ends; return False if another daemon holds it.
 
         Raises Unavailable.
         """
         return await self._locks.keep("member", str(self.member.id), seconds=seconds)
 
     async def close(self) -> None:
-        """Close every connection; a write that runs is awaited first."""
+        """Close all connections, after waiting for running transactions."""
         await self._writers.close()
+        self.sync_soon()
+        await asyncio.wrap_future(self._durability.close())
         await self._readers.close()
         await self._locks.close()
 
     async def read(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What `fn` returns; `name` says in the log what it is for."""
+        """Run a read transaction and return the result of `fn`; `name` identifies it in the log."""
         session = await self._readers.take(name)
         try:
             return await session.run(partial(_call, fn, args, kwargs))
         finally:
-            self._readers.give_back(session)
+            self._readers.release(session)
 
     async def write(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What `fn` returns, when its changes are on disk; where it raises, nothing of it is stored.
+        """Run a write transaction and return the result of `fn` once it is on disk; roll back if it raises.
 
-        A caller that is cancelled is let go when the transaction has ended, one way or the other.
+        Others see the change as soon as it is committed. Cancellation takes effect when the transaction has
+        ended.
         """
+        result, on_disk = await self._commit(name, partial(_call, fn, args, kwargs))
+        if on_disk is not None:
+            await finish(asyncio.wrap_future(on_disk))
+        faults.point(f"after {name}")
+        return result
+
+    async def commit(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, but return the result once it is committed, without waiting for the disk.
+
+        For steps that the next start makes or reverts if a power failure undoes them: the last one of a
+        deletion, after the state `deleting` was written, or one between the first of a change and the last.
+        """
+        result, _ = await self._commit(name, partial(_call, fn, args, kwargs), sync=False)
+        if self._sync_timer is None:
+            loop = asyncio.get_running_loop()
+            self._sync_timer = loop.call_later(_SYNC_SECONDS, self.sync_soon)
+        faults.point(f"after {name}")
+        return result
+
+    async def settle(self) -> None:
+        """Wait until everything that was committed is on disk. Raises HostError if that failed."""
+        on_disk = self._durability.settle()
+        if on_disk is not None:
+            await finish(asyncio.wrap_future(on_disk))
+
+    def sync_soon(self) -> None:
+        """Have what was committed written to disk now, without waiting for that."""
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
+            self._sync_timer = None
+        self._durability.settle()
+
+    async def _commit(
+        self, name: str, work: Callable[[Transaction], T], *, sync: bool = True
+    ) -> tuple[T, Future[None] | None]:
+        """Run a write transaction; return its result, and what is done when it is on disk."""
         session = await self._writers.take(name)
         started = time.monotonic()
         faults.point(f"before {name}")
         try:
-            result = await finish(session.run(partial(_call, fn, args, kwargs)))
-            faults.point(f"after {name}")
-            return result
+            result = await finish(session.run(work, sync=sync))
+            return result, session.on_disk
         finally:
-            self._writers.give_back(session)
+            self._writers.release(session)
             seconds = time.monotonic() - started
             if seconds > _SLOW_SECONDS:
                 log.warning("transaction %r took %.2f s", name, seconds)
@@ -118,12 +164,25 @@ class Database:
     async def begin(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """As `write`, for the first of several steps, whose undoing needs space in the database as well.
+        """As `write`, for the first of several steps, whose undo steps need space in the database as well.
 
-        Raises OutOfSpace while little is left.
+        Raises OutOfSpace if there is little space left.
         """
         self.engine.check_room()
         return await self.write(name, fn, *args, **kwargs)
+
+    async def note(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `begin`, for steps that only change what a power failure ends: interfaces, mounts and cgroups
+        of running containers.
+
+        Only the next start of a killed daemon needs what was written, so this does not have it synced.
+        """
+        self.engine.check_room()
+        result, _ = await self._commit(name, partial(_call, fn, args, kwargs), sync=False)
+        faults.point(f"after {name}")
+        return result
 
 
 def _call(fn: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object], tx: Transaction) -> T:
@@ -131,11 +190,11 @@ def _call(fn: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, obje
 
 
 class _Pool:
-    """Sessions of one kind; whoever finds none free waits in order."""
+    """Sessions of one kind; waiters are served in order."""
 
     def __init__(self, sessions: list[Session]) -> None:
         self.sessions = sessions
-        # The one that was used last is used next: what it has read is still in its cache.
+        # Last in, first out: the most recently used session has a warm cache.
         self._idle: asyncio.LifoQueue[Session] = asyncio.LifoQueue()
         for session in sessions:
             self._idle.put_nowait(session)
@@ -152,11 +211,11 @@ class _Pool:
                     f"The database is busy: {name!r} found no free connection in {_WAIT_SECONDS} s"
                 ) from None
 
-    def give_back(self, session: Session) -> None:
+    def release(self, session: Session) -> None:
         self._idle.put_nowait(session)
 
     async def close(self) -> None:
-        """Wait for every session to be free, and close it: from then on they refuse transactions."""
+        """Wait for every session to be free, and close it; transactions are rejected from then on."""
         for session in [await self._idle.get() for _ in self.sessions]:
             await asyncio.wrap_future(session.close())
             self._idle.put_nowait(session)

@@ -1,7 +1,7 @@
-"""Changes of instances' devices that are under way, noted in the instance's config.
+"""Pending changes of instances' devices, recorded in the instance's config.
 
-While the host is changed the rows still have the devices as they were. The note keeps others from taking the
-addresses of those to be, and tells the next start of a daemon that is killed what to take back.
+While the host is being changed, the rows still contain the previous devices. The record reserves the
+addresses of the new devices, and after a crash the next start of the daemon uses it to revert the change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import sqlalchemy as sa
 
+from utsuwa.core.refs import InstanceRef
 from utsuwa.db import rows
 from utsuwa.db.nics import NicsRow
 from utsuwa.db.schema import IS_CHANGE, instances, instances_config, projects
@@ -22,43 +23,45 @@ KEY = "volatile.last_state.change"
 
 @dataclass(frozen=True)
 class DeviceChange:
-    """What becomes of one device."""
+    """The change of one device."""
 
     after: dict[str, str] | None
-    """Its config to be; None where it goes."""
+    """The new config; None if the device is removed."""
     reserved: dict[str, str] = field(default_factory=dict)
-    """Volatile keys that name what is made for it on the host."""
+    """Volatile keys that name the host's objects of the new device."""
+    again: bool = False
+    """Whether it is detached and attached again although it could be changed in place."""
 
 
 Changes = Mapping[str, DeviceChange]
 
 
 def read(config: Mapping[str, str]) -> Changes:
-    """What is under way by an instance's config; empty where nothing is."""
+    """Return the pending changes in an instance's config, by device name."""
     return _decode(config[KEY]) if config.get(KEY) else {}
 
 
 def note(tx: Transaction, changes: Mapping[int, Changes]) -> None:
-    """Note changes, by the instances' ids."""
+    """Record pending changes, by the instances' ids."""
     for instance_id, change in changes.items():
         text = msgspec.json.encode(change).decode()
         rows.patch_config(tx, instances_config, "instance_id", instance_id, {KEY: text})
 
 
 def forget(tx: Transaction, instance_ids: Iterable[int]) -> None:
-    """They are done, or taken back."""
+    """Remove the records of changes that are completed or reverted."""
     for instance_id in instance_ids:
         rows.patch_config(tx, instances_config, "instance_id", instance_id, {KEY: None})
 
 
 def nics_to_be(tx: Transaction) -> list[NicsRow]:
-    """The nics that instances are just getting, by project and name."""
+    """Return the nics of pending changes, sorted by project and name."""
     found = []
     for project, name, text in tx.fetch(_NOTED):
         devices = {device: change.after for device, change in _decode(text).items() if change.after}
         nics = {device: config for device, config in devices.items() if config["type"] == "nic"}
         if nics:
-            found.append(NicsRow(project, name, nics, {}))
+            found.append(NicsRow(InstanceRef(project, name), nics, {}))
     return found
 
 

@@ -12,50 +12,53 @@ from utsuwa.db.locks import Locks
 
 
 class Engine(Protocol):
-    """Connecting, isolation, what failures mean, and upgrades. Every method blocks.
+    """Connections, isolation, interpretation of errors, and upgrades. Every method blocks.
 
-    `readers` and `writers` say how many connections of either kind the daemon keeps open, `shared` whether
-    other daemons may work on the same database.
+    `readers` and `writers` are the numbers of connections that the daemon keeps open, `shared` is whether
+    other daemons may use the same database.
     """
 
     @property
     def name(self) -> str:
-        """What messages call the database; holds no secret."""
+        """The database's name in messages, without secrets."""
 
     readers: int
     writers: int
     shared: bool
 
     def prepare(self) -> bool:
-        """Create the tables or upgrade them; return whether there was anything to do.
+        """Create or upgrade the tables; return whether anything was changed.
 
-        Raises HostError where the database belongs to something else or to a newer version, OutOfSpace,
-        or Unavailable where it cannot be reached.
+        Raises HostError if the database belongs to another program or to a newer version, OutOfSpace,
+        or Unavailable if it cannot be reached.
         """
 
     def is_prepared(self) -> bool:
-        """Whether `prepare` has nothing to do, or cannot be asked; what it refuses, it refuses itself."""
+        """Return whether `prepare` has nothing to do, or cannot be checked; errors are left to `prepare`."""
 
     def connect(self, *, read_only: bool) -> sa.Connection:
-        """A new connection, used by the thread that opens it."""
+        """Open a connection, to be used by the calling thread only."""
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
-        """Begin a transaction: a read sees one moment, a write does not overlap with another unseen."""
+        """Begin a transaction: a read sees a consistent snapshot, and conflicting writes are detected."""
+
+    def settle(self) -> None:
+        """Wait until everything that was committed is on disk. Raises OSError."""
 
     def locks(self) -> Locks:
-        """Locks among the daemons that share the database, not opened yet."""
+        """Return the locks of the daemons that share the database, not opened yet."""
 
     def check_room(self) -> None:
-        """Raise OutOfSpace where there may be no space to take a change back later."""
+        """Raise OutOfSpace if there may be too little space to undo a change later."""
 
     def is_conflict(self, error: DBAPIError) -> bool:
-        """Whether another transaction was in the way, and the same one may be run again."""
+        """Return whether the error is a conflict with another transaction, which may be retried."""
 
     def is_lost(self, error: DBAPIError) -> bool:
-        """Whether the connection has broken, or could not be made."""
+        """Return whether the connection was lost or could not be opened."""
 
     def translated(self, error: DBAPIError) -> UtsuwaError | None:
-        """The typed error for a failure below the database; None for all others."""
+        """Return the typed error for a failure of the database's host or server; None for all others."""
 
     def dump(self, *, schema_only: bool) -> str:
-        """The database as SQL text. Raises InvalidRequest where the engine has its own program for it."""
+        """Return the database as SQL text. Raises InvalidRequest if the engine has its own program for it."""

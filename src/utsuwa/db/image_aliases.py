@@ -19,7 +19,7 @@ _SOURCE = images_aliases.join(images, images.c.id == images_aliases.c.image_id).
 
 @dataclass(frozen=True)
 class AliasRow:
-    """`fingerprint` is the whole one; `type` is the image's (`container`)."""
+    """`fingerprint` is the full fingerprint; `type` is that of the image (`container`)."""
 
     project: str
     name: str
@@ -28,24 +28,29 @@ class AliasRow:
     type: str = "container"
 
 
+def missing(name: str) -> str:
+    """Return the message for an alias that does not exist, or that the caller may not see."""
+    return f"Image alias {name!r} not found: `utsuwa image list` shows the images that this server has"
+
+
 def get(tx: Transaction, project: str, name: str) -> AliasRow:
-    """Raises NotFound, UnknownCode."""
+    """Return an alias. Raises NotFound, UnknownCode."""
     found = _load(tx, sa.and_(projects.c.name == project, images_aliases.c.name == name))
     if not found:
-        raise NotFound(f"Image alias {name!r} not found")
+        raise NotFound(missing(name))
     if found[0].type == codes.UNKNOWN:
         raise codes.unreadable(f"Image alias {name!r}")
     return found[0]
 
 
 def get_all(tx: Transaction, project: str | None) -> list[AliasRow]:
-    """The aliases of a project, or of all (None), by project and name, in one query."""
+    """Return the aliases of a project, or of all (None), sorted by project and name, in one query."""
     found = _load(tx, sa.true() if project is None else projects.c.name == project)
     return [row for row in found if row.type != codes.UNKNOWN]
 
 
 def insert(tx: Transaction, row: AliasRow) -> None:
-    """Raises AlreadyExists, NotFound (project, image)."""
+    """Insert an alias. Raises AlreadyExists, NotFound (project, image)."""
     values = {
         "project_id": rows.project_id(tx, row.project),
         "name": row.name,
@@ -57,21 +62,21 @@ def insert(tx: Transaction, row: AliasRow) -> None:
 
 
 def update(tx: Transaction, row: AliasRow) -> None:
-    """Point an alias at another image of its project, and replace its description. Raises NotFound."""
+    """Update the target and description of an alias. Raises NotFound."""
     values = {"description": row.description, "image_id": _image_id(tx, row)}
     _change(tx, row.project, row.name, values)
 
 
 def rename(tx: Transaction, project: str, name: str, new: str) -> None:
-    """Raises AlreadyExists, NotFound."""
+    """Rename an alias. Raises AlreadyExists, NotFound."""
     with rows.unique(f"Image alias {new!r} already exists"):
         _change(tx, project, name, {"name": new})
 
 
 def delete(tx: Transaction, project: str, name: str) -> None:
-    """Raises NotFound."""
+    """Delete an alias. Raises NotFound."""
     result = tx.execute(images_aliases.delete().where(_is(project, name)))
-    rows.one_changed(result, f"Image alias {name!r} not found")
+    rows.one_changed(result, missing(name))
 
 
 def _is(project: str, name: str) -> sa.ColumnElement[bool]:
@@ -81,7 +86,7 @@ def _is(project: str, name: str) -> sa.ColumnElement[bool]:
 
 def _change(tx: Transaction, project: str, name: str, values: dict[str, object]) -> None:
     result = tx.execute(images_aliases.update().where(_is(project, name)).values(**values))
-    rows.one_changed(result, f"Image alias {name!r} not found")
+    rows.one_changed(result, missing(name))
 
 
 def _image_id(tx: Transaction, row: AliasRow) -> int:

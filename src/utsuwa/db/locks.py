@@ -1,6 +1,6 @@
-"""Locks among the daemons that share a PostgreSQL database: advisory locks of one connection's session.
+"""Locks of the daemons that share a PostgreSQL database: session-level advisory locks of one connection.
 
-The server gives them back by itself when the connection ends, so a daemon that is killed holds none.
+The server releases them when the connection ends, so a killed daemon does not hold any.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _RELEASE = sa.text("SELECT pg_advisory_unlock(:key)")
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.2
 _WAIT_SECONDS = 60.0
-"""How long a lock that another daemon holds is waited for."""
+"""Seconds to wait for a lock that another daemon holds."""
 
 
 class AdvisoryLocks:
-    """One connection, in a thread of its own, holds all locks of this daemon.
+    """All locks of this daemon, held by one connection in a dedicated thread.
 
-    A lock is asked for again and again: waiting for it in the server would keep the connection from giving
-    others back. Within the daemon waiters are served in order. Where the connection breaks its locks are
-    lost; what they guard is then left to the constraints of the tables until their holders have ended.
+    Locks are acquired by polling: waiting in the server would block the connection, which could not release
+    others. Within the daemon, waiters are served in order. If the connection is lost, so are its locks; until
+    their holders have ended, only the constraints of the tables protect what they guard.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class AdvisoryLocks:
         self._kept: set[int] = set()
 
     async def open(self) -> None:
-        """Connect, or connect anew where the connection has broken. Raises Unavailable."""
+        """Connect, or reconnect if the connection was lost. Raises Unavailable."""
         await self._run(partial(self._once, _ask))
 
     async def close(self) -> None:
-        """Give all locks back."""
+        """Release all locks."""
         await self._run(self._drop)
         self._thread.shutdown(wait=False)
 
     @asynccontextmanager
     async def hold(self, *name: str) -> AsyncIterator[None]:
-        """Raises Unavailable where another daemon does not give it back, or the database is away."""
+        """Hold a lock. Raises Unavailable if another daemon does not release it, or without a connection."""
         key = key_of(name)
         async with self._inside.hold(key):
             held: list[sa.Connection] = []
@@ -74,14 +74,14 @@ class AdvisoryLocks:
                     raise Unavailable(f"Another member holds the lock {what!r} for too long: try again")
                 yield
             finally:
-                # Also where the caller was cancelled just when the lock came.
+                # Also if the caller was cancelled at the moment of acquisition.
                 for connection in held:
                     await self._run(partial(self._release, connection, key))
 
     async def keep(self, *name: str, seconds: float) -> bool:
-        """Hold a lock until the end, also by connections that come after this one.
+        """Hold a lock until `close`, reacquiring it after reconnections.
 
-        Returns whether it could be had within some `seconds`. Raises Unavailable.
+        Returns whether it was acquired within `seconds`. Raises Unavailable.
         """
         key = key_of(name)
         if not await self._acquire(key, [], seconds):
@@ -90,7 +90,7 @@ class AdvisoryLocks:
         return True
 
     async def _acquire(self, key: int, held: list[sa.Connection], seconds: float) -> bool:
-        """Whether the lock was had in time; `held` then has the connection that it belongs to."""
+        """Return whether the lock was acquired in time; `held` then contains the connection that owns it."""
         deadline = time.monotonic() + seconds
         pause = _FIRST_PAUSE
         while not await self._run(partial(self._once, partial(_try, key, held))):
@@ -112,7 +112,7 @@ class AdvisoryLocks:
         except DBAPIError as error:
             self._drop()
             if not fresh:
-                return self._once(work)  # it may have been lost long ago
+                return self._once(work)  # the connection may have been lost while it was idle
             raise self._translated(error) or error from error
 
     def _connected(self) -> sa.Connection:
@@ -154,16 +154,16 @@ def _try(key: int, held: list[sa.Connection], connection: sa.Connection) -> bool
 
 
 class LocalLocks(NamedLocks):
-    """For a database that is one daemon's alone."""
+    """Locks for a database that only one daemon uses."""
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is no connection."""
 
     async def keep(self, *name: str, seconds: float) -> bool:
-        """Whoever has the state folder has the database."""
+        """Return True: the lock of the state directory protects the database as well."""
         return True
 
 
@@ -172,6 +172,6 @@ Locks = AdvisoryLocks | LocalLocks
 
 
 def key_of(name: tuple[str, ...]) -> int:
-    """A lock's number, of 64 bits with a sign, as the server wants it."""
+    """Return a lock's key: a signed 64-bit integer, as required by the server."""
     text = "\0".join(("utsuwa", *name)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)

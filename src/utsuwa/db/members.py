@@ -1,4 +1,4 @@
-"""The members: the daemons that share the database. Each claims its own row when it starts."""
+"""Members: the daemons that share the database. Each claims its row when it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utsuwa.db.transaction import Transaction
 
 @dataclass(frozen=True)
 class MemberRow:
-    """`uuid` is that of the state folder of its daemon, empty until one has claimed the row."""
+    """`uuid` identifies the state directory of its daemon; it is empty until the row is claimed."""
 
     id: int
     name: str
@@ -22,16 +22,16 @@ class MemberRow:
 
 
 def get_all(tx: Transaction) -> list[MemberRow]:
-    """By name."""
+    """Return all members, sorted by name."""
     query = sa.select(members.c.id, members.c.name, members.c.uuid).order_by(members.c.name)
     return [MemberRow(*found) for found in tx.execute(query)]
 
 
 def claim(tx: Transaction, uuid: str, name: str | None) -> MemberRow:
-    """The row of the daemon whose state folder has this `uuid`: its own, one that nobody has yet, or a new
-    one. It gets the `name` where one is given.
+    """Return the row of the daemon whose state directory has this `uuid`: its own, an unclaimed or a new one.
 
-    Raises InvalidName, or HostError where the name, or without one the only member, is another daemon's.
+    If `name` is not None, the member is renamed. Raises InvalidName, or HostError if the member of that name,
+    or without a name the only member, belongs to another daemon.
     """
     if name is not None:
         check_member_name(name)
@@ -40,8 +40,8 @@ def claim(tx: Transaction, uuid: str, name: str | None) -> MemberRow:
     wanted = name or (row.name if row is not None else known[0].name)
     if any(other.name == wanted and other != row for other in known):
         raise HostError(
-            f"The member {wanted!r} of the database is a daemon with another state folder: "
-            "give this one a name of its own, as 'member' in database.yaml"
+            f"The member {wanted!r} of the database is a daemon with another state directory: "
+            "set a unique name as 'member' in database.yaml"
         )
     values = {"name": wanted, "uuid": uuid}
     if row is None:
@@ -51,7 +51,7 @@ def claim(tx: Transaction, uuid: str, name: str | None) -> MemberRow:
 
 
 def _own(tx: Transaction, known: list[MemberRow], uuid: str, name: str | None) -> MemberRow | None:
-    """The row to take; None where a new one is to be made."""
+    """Return the row to claim; None if a new one is to be inserted."""
     for row in known:
         if row.uuid == uuid:
             return row

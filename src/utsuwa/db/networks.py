@@ -30,7 +30,7 @@ _TABLES = parts.PartTables(
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """`id` is 0 for a row that is not stored yet; `locations`, state and config as those of a pool."""
+    """`id` is 0 until the row is stored; `locations`, state and config as in `PoolRow`."""
 
     id: int
     project: str
@@ -43,24 +43,28 @@ class NetworkRow:
 
 
 def get(tx: Transaction, project: str, name: str) -> NetworkRow:
-    """Raises NotFound, UnknownCode."""
+    """Return a network. Raises NotFound, UnknownCode."""
     found = _fetch(tx, _ONE, project=project, name=name)
     if not found:
-        raise NotFound(f"Network {name!r} not found")
+        raise not_found(name)
     if found[0].state == codes.UNKNOWN:
         raise codes.unreadable(f"Network {name!r}")
     return found[0]
 
 
+def not_found(name: str) -> NotFound:
+    return NotFound(f"Network {name!r} not found")
+
+
 def get_all(tx: Transaction, project: str | None) -> list[NetworkRow]:
-    """The networks of a project, or of all (None), by project and name, in four queries."""
+    """Return the networks of a project, or of all (None), sorted by project and name, in four queries."""
     if project is None:
         return _fetch(tx, _ALL)
     return _fetch(tx, _OF_PROJECT, project=project)
 
 
 def insert(tx: Transaction, row: NetworkRow) -> int:
-    """The id of a new network, or of one with the row's `id` that this member is to have as others do.
+    """Insert a network, or with the row's `id` this member's part of an existing one, and return its id.
 
     Raises AlreadyExists, NotFound (project).
     """
@@ -79,26 +83,26 @@ def insert(tx: Transaction, row: NetworkRow) -> int:
 
 
 def update(tx: Transaction, row: NetworkRow) -> None:
-    """Replace description and config of a network that this member has. Raises NotFound."""
+    """Update description and config of a network that this member has. Raises NotFound."""
     statement = networks.update().where(networks.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Network {row.name!r} not found")
     parts.replace_config(tx, _TABLES, row.id, row.config)
 
 
 def set_ready(tx: Transaction, network_id: int) -> None:
-    """The network is whole on this member. Raises NotFound."""
+    """Mark the network as created on this member. Raises NotFound."""
     parts.set_state(tx, _TABLES, network_id, "ready", "Network not found")
 
 
 def rename(tx: Transaction, network_id: int, new: str) -> None:
-    """Raises AlreadyExists, NotFound."""
+    """Rename a network. Raises AlreadyExists, NotFound."""
     with rows.unique(f"Network {new!r} already exists"):
         result = tx.execute(networks.update().where(networks.c.id == network_id).values(name=new))
     rows.one_changed(result, "Network not found")
 
 
 def delete(tx: Transaction, network_id: int) -> None:
-    """Take the network from this member; does nothing where it is gone."""
+    """Delete this member's part of a network, if it exists; the network with the last part."""
     parts.delete(tx, _TABLES, network_id)
 
 

@@ -1,7 +1,7 @@
-"""The nics of instances, merged from their profiles: all that networks need to know of instances.
+"""The nics of instances, merged with their profiles: all that networks need to know of instances.
 
-A launch asks for them several times, so nothing else of an instance is read, and where it is enough only
-those of some instances.
+A launch reads them several times, so nothing else of an instance is read, and only those of some instances
+where that suffices.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from utsuwa.core.refs import InstanceRef
 from utsuwa.db import codes, rows
 from utsuwa.db.instances import DEVICES
 from utsuwa.db.profiles import DEVICES as PROFILE_DEVICES
@@ -20,54 +21,53 @@ from utsuwa.db.schema import IS_GIVEN_MAC, instances, instances_config, instance
 from utsuwa.db.transaction import Prepared, Transaction
 
 _KEPT = ("hwaddr", "host_name")
-"""The volatile keys of a nic that are read: `volatile.<device>.<key>`."""
+"""Keys of a nic that are read from `volatile.<device>.<key>`."""
 
 
 @dataclass(frozen=True)
 class NicsRow:
-    """The nics of one instance by their names, and their volatile keys of `_KEPT`."""
+    """The nics of one instance by name, and their volatile keys of `_KEPT`."""
 
-    project: str
-    instance: str
+    instance: InstanceRef
     devices: rows.Devices
     config: rows.Config
     here: bool = True
-    """Whether the instance lives on this daemon's member."""
+    """Whether the instance is on this member."""
 
 
 def get_all(tx: Transaction) -> list[NicsRow]:
-    """The instances that have nics, on all members and in whatever state their rows are, by project and name;
-    four queries.
+    """Return the instances with nics on all members, whatever the state of their rows, in four queries.
+
+    They are sorted by project and name.
     """
     return _load(tx, tx.fetch(_OWN), tx.fetch(_APPLIED), None)
 
 
-def get_named(tx: Transaction, names: Collection[tuple[str, str]]) -> list[NicsRow]:
-    """As `get_all`, of the instances with these projects and names."""
-    found = [tx.fetch(_ID, project=project, name=name) for project, name in names]
+def get_of(tx: Transaction, instances: Collection[InstanceRef]) -> list[NicsRow]:
+    """As `get_all`, for some instances, as far as they exist."""
+    found = [tx.fetch(_ID, project=ref.project, name=ref.name) for ref in instances]
     return _of(tx, {instance_id for ((instance_id,),) in filter(None, found)})
 
 
 def get_with(tx: Transaction, *, keys: Collection[str] = (), macs: Collection[str] = ()) -> list[NicsRow]:
-    """As `get_all`, of the instances with a device that has one of these keys or MAC addresses.
+    """As `get_all`, for the instances with a device that has one of these keys or MAC addresses.
 
-    These are in lower case. The device may be a profile's that another one hides.
+    MAC addresses must be lower case. The device may be one of a profile that is overridden.
     """
     found: set[int] = set()
-    if macs:
-        both = sorted({spelt for mac in macs for spelt in (mac, mac.upper())})
-        given = sa.select(instances_config.c.instance_id).where(
-            IS_GIVEN_MAC, instances_config.c.value.in_(both)
-        )
-        found.update(tx.execute(given).scalars())
-        found.update(_with_device(tx, lambda c: sa.and_(c.key == "hwaddr", sa.func.lower(c.value).in_(macs))))
-    if keys:
-        found.update(_with_device(tx, lambda c: c.key.in_(sorted(keys))))
+    for mac in macs:
+        found.update(_ids(tx, (_GIVEN_MAC, *_WITH_MAC), value=mac))
+    for key in keys:
+        found.update(_ids(tx, _WITH_KEY, value=key))
     return _of(tx, found)
 
 
-def _with_device(tx: Transaction, condition: Callable[[Any], sa.ColumnElement[bool]]) -> set[int]:
-    """The ids of the instances with a device, own or a profile's, that has a key of the condition."""
+def _ids(tx: Transaction, queries: Iterable[Prepared], *, value: str) -> set[int]:
+    return {instance_id for query in queries for (instance_id,) in tx.fetch(query, value=value)}
+
+
+def _with_device(condition: Callable[[Any], sa.ColumnElement[bool]]) -> tuple[Prepared, Prepared]:
+    """Return the queries for instances with a device, local or of a profile, with a key of `condition`."""
     own = (
         sa.select(DEVICES.devices.c.instance_id)
         .join(DEVICES.config, DEVICES.config.c[DEVICES.device] == DEVICES.devices.c.id)
@@ -82,11 +82,20 @@ def _with_device(tx: Transaction, condition: Callable[[Any], sa.ColumnElement[bo
     by_profile = sa.select(instances_profiles.c.instance_id).where(
         instances_profiles.c.profile_id.in_(profiles)
     )
-    return {*tx.execute(own).scalars(), *tx.execute(by_profile).scalars()}
+    return Prepared(own), Prepared(by_profile)
 
+
+_VALUE: sa.BindParameter[str] = sa.bindparam("value", type_=sa.Text)
+_WITH_KEY = _with_device(lambda c: c.key == _VALUE)
+_WITH_MAC = _with_device(lambda c: sa.and_(c.key == "hwaddr", sa.func.lower(c.value) == _VALUE))
+_GIVEN_MAC = Prepared(
+    sa.select(instances_config.c.instance_id).where(
+        IS_GIVEN_MAC, sa.func.lower(instances_config.c.value) == _VALUE
+    )
+)
 
 _MANY = 200
-"""From this many on, all are read."""
+"""The number of instances from which on all are read."""
 
 
 def _of(tx: Transaction, ids: Collection[int]) -> list[NicsRow]:
@@ -105,7 +114,7 @@ def _load(
     applied: Iterable[tuple[Any, ...]],
     ids: Collection[int] | None,
 ) -> list[NicsRow]:
-    """Of the instances with these ids, or of all (None), by their own devices and their profiles."""
+    """Load the nics of the instances with these ids, or of all (None), from their devices and profiles."""
     of_profiles = rows.devices_of(tx.fetch(_OF_PROFILES))
     merged: defaultdict[int, rows.Devices] = defaultdict(dict)
     for instance_id, profile_id in applied:
@@ -117,12 +126,13 @@ def _load(
     for instance_id, member, project, name, config in tx.execute(_instances(names, ids)):
         nics = {key: nic for key, nic in merged[instance_id].items() if nic["type"] == "nic"}
         if nics:
-            found.append(NicsRow(project, name, nics, rows.read_config(config), member == tx.member))
+            ref = InstanceRef(project, name)
+            found.append(NicsRow(ref, nics, rows.read_config(config), member == tx.member))
     return found
 
 
 def _instances(devices: Collection[str], ids: Collection[int] | None) -> sa.Select[Any]:
-    """Instances with the wanted keys of these devices, which are few: each is looked up in the index."""
+    """Select instances with the volatile keys of these devices, which are few: each uses the index."""
     keys = sorted(f"volatile.{device}.{key}" for device in devices for key in _KEPT)
     wanted = sa.and_(instances_config.c.instance_id == instances.c.id, instances_config.c.key.in_(keys))
     query = (
@@ -141,7 +151,7 @@ def _instances(devices: Collection[str], ids: Collection[int] | None) -> sa.Sele
     return query if ids is None else query.where(instances.c.id.in_(sorted(ids)))
 
 
-# A device of any type hides a nic of the same name that stands below it.
+# A device of any type overrides a nic of the same name in an earlier profile.
 _IS_NIC = PROFILE_DEVICES.devices.c.type == codes.DEVICE_TYPES["nic"]
 _NAMES = sa.select(PROFILE_DEVICES.devices.c.name).where(_IS_NIC).scalar_subquery()
 _IN_PROFILES = PROFILE_DEVICES.devices.c.name.in_(_NAMES)

@@ -1,4 +1,4 @@
-"""Background operations that go on on some member, so that the others can tell where."""
+"""Running background operations and their members, so that other members can find them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from utsuwa.db.transaction import Transaction
 
 @dataclass(frozen=True)
 class OperationRow:
-    """`project` is empty for what is in none; `kind` is the text that clients are shown."""
+    """`project` is empty for operations without one; `kind` is the description shown to clients."""
 
     uuid: str
     project: str
     kind: str
     created_at: datetime
     location: str = ""
-    """The name of the member; it is this one for what is inserted."""
+    """The name of the member; ignored by `insert`, which uses this member."""
 
 
 def insert(tx: Transaction, row: OperationRow) -> None:
-    """Raises NotFound (project)."""
+    """Insert an operation of this member. Raises NotFound (project)."""
     values = {
         "member_id": tx.member,
         "project_id": rows.project_id(tx, row.project) if row.project else None,
@@ -37,17 +37,17 @@ def insert(tx: Transaction, row: OperationRow) -> None:
 
 
 def delete(tx: Transaction, uuid: str) -> None:
-    """Does nothing where it is gone."""
+    """Delete an operation, if it exists."""
     tx.execute(operations.delete().where(operations.c.uuid == uuid))
 
 
 def delete_here(tx: Transaction) -> None:
-    """Forget this member's: those of a daemon that has ended."""
+    """Delete this member's operations, left by a daemon that has ended."""
     tx.execute(operations.delete().where(operations.c.member_id == tx.member))
 
 
 def get_elsewhere(tx: Transaction) -> list[OperationRow]:
-    """Those of the other members, oldest first."""
+    """Return the operations of other members, oldest first."""
     query = (
         sa.select(
             operations.c.uuid,

@@ -1,6 +1,6 @@
-"""What every member has of a pool or a network: its state on the member's host, and config of its own there.
+"""Members' parts of pools and networks: the state on the member's host, and member-specific config keys.
 
-The row itself is for all members. It comes with the first part and goes with the last one.
+The object's row is shared by all members; it is inserted with the first part and deleted with the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from utsuwa.db.transaction import Prepared, Transaction
 
 
 class PartTables(NamedTuple):
-    """Where the parts of one kind of object lie; `keys` are those of its config that each member has."""
+    """The tables for the parts of one type of object; `keys` are its member-specific config keys."""
 
     owners: sa.Table
     owners_config: sa.Table
@@ -32,21 +32,21 @@ class PartTables(NamedTuple):
 
 @dataclass
 class Parts:
-    """The parts of one object: the members that have one, the state of this one's, and the whole config."""
+    """The parts of one object: the members that have one, this member's state, and the merged config."""
 
     locations: tuple[str, ...] = ()
     state: int | None = None
     config: dict[str, str] = field(default_factory=dict)
 
     def state_word(self, reader: codes.Reader) -> codes.State:
-        """That on this member; `codes.PENDING` where only others have a part."""
+        """Return the state on this member; `codes.PENDING` if only others have a part."""
         if self.state is None:
             return codes.PENDING if reader.complete else codes.UNKNOWN
         return reader.state(self.state)
 
 
 class PartQueries:
-    """The queries for the parts and config of the objects that `owners` selects the ids of."""
+    """Queries for the parts and config of the objects whose ids `owners` selects."""
 
     def __init__(self, tables: PartTables, owners: rows.Owners) -> None:
         parts, config = tables.parts, tables.parts_config
@@ -66,7 +66,7 @@ class PartQueries:
         )
 
     def fetch(self, tx: Transaction, **values: str) -> Mapping[int, Parts]:
-        """By the object's id, in three queries."""
+        """Return the parts by the object's id, in three queries."""
         found: dict[int, Parts] = {}
         for owner_id, member, name, state in tx.fetch(self._places, **values):
             parts = found.setdefault(owner_id, Parts())
@@ -89,7 +89,7 @@ def _merge(found: Mapping[int, Parts], configs: Iterable[tuple[int, str]]) -> No
 def insert(
     tx: Transaction, tables: PartTables, owner_id: int, state: codes.State, config: Mapping[str, str]
 ) -> None:
-    """This member's part of an object whose row is there. Raises IntegrityError where it has one."""
+    """Insert this member's part of an existing object. Raises IntegrityError if it has one."""
     values = {tables.owner: owner_id, "member_id": tx.member, "state": codes.STATES[state]}
     part_id = tx.insert(tables.parts, values)
     own = {key: value for key, value in config.items() if key in tables.keys}
@@ -97,13 +97,13 @@ def insert(
 
 
 def insert_common(tx: Transaction, tables: PartTables, owner_id: int, config: Mapping[str, str]) -> None:
-    """The config that all members have in common, of an object that is new."""
+    """Insert the config keys of a new object that all members share."""
     common = {key: value for key, value in config.items() if key not in tables.keys}
     rows.insert_config(tx, tables.owners_config, tables.owner, owner_id, common)
 
 
 def replace_config(tx: Transaction, tables: PartTables, owner_id: int, config: Mapping[str, str]) -> None:
-    """Of an object that this member has: what is its own, and what it has in common with the others."""
+    """Replace the member-specific and the shared config keys of an object that this member has."""
     tx.execute(tables.owners_config.delete().where(tables.owners_config.c[tables.owner] == owner_id))
     insert_common(tx, tables, owner_id, config)
     part_id = tx.execute(sa.select(tables.parts.c.id).where(_own(tx, tables, owner_id))).scalar_one()
@@ -112,13 +112,13 @@ def replace_config(tx: Transaction, tables: PartTables, owner_id: int, config: M
 
 
 def set_state(tx: Transaction, tables: PartTables, owner_id: int, state: codes.State, not_found: str) -> None:
-    """Raises NotFound(not_found) where this member has no part."""
+    """Set the state on this member. Raises NotFound(not_found) if it has no part."""
     statement = tables.parts.update().where(_own(tx, tables, owner_id)).values(state=codes.STATES[state])
     rows.one_changed(tx.execute(statement), not_found)
 
 
 def delete(tx: Transaction, tables: PartTables, owner_id: int) -> None:
-    """Remove this member's part, and the object with the last one; does nothing where it is gone."""
+    """Delete this member's part, if it exists, and the object with the last part."""
     tx.execute(tables.parts.delete().where(_own(tx, tables, owner_id)))
     rest = sa.select(tables.parts.c.id).where(tables.parts.c[tables.owner] == owner_id).limit(1)
     if not tx.execute(rest).all():

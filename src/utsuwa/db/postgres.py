@@ -1,4 +1,4 @@
-"""PostgreSQL, for hosts that share one database: repeatable reads, and retries after conflicts."""
+"""PostgreSQL, for members that share a database: repeatable reads, and retries after conflicts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from utsuwa.db.locks import AdvisoryLocks
 
 _CONNECT_SECONDS = 5
 _UPGRADE_LOCK = 0x75747375
-"""Held while the steps run, so that a second daemon waits and then finds the work done."""
+"""The advisory lock that serializes upgrades, so that a second daemon waits and then has nothing to do."""
 
 _SERVER_KEEPALIVES = """
     SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
     set_config('tcp_keepalives_count', '4', false)
 """
-"""The server gives back the locks of a host that is gone without a word within half a minute."""
+"""Lets the server release the locks of an unreachable host within half a minute."""
 
 _SERIALIZATION, _DEADLOCK = "40001", "40P01"
 _UNIQUE = "23505"
-"""What entity modules expect of it they turn into AlreadyExists. Any other comes of two transactions that
-replaced the same rows at once; run again, the later one sees what the earlier one has stored.
+"""Entity modules turn expected violations into AlreadyExists. Any others are caused by concurrent
+transactions that replaced the same rows; when retried, the later one sees the rows of the earlier one.
 """
 _DISK_FULL, _READ_ONLY = "53100", "25006"
 _NOT_NOW = ("57P01", "57P02", "57P03", "53300")
-"""The server shuts down, has crashed, starts, or has too many connections."""
+"""The server is shutting down or starting, has crashed, or has too many connections."""
 
 
 class Postgres:
-    """The engine of daemons that share one database."""
+    """The engine of daemons that share a database."""
 
     readers = 3
     writers = 2
@@ -41,15 +41,15 @@ class Postgres:
         self._url = parse_url(url)
         self._engine = sa.create_engine(
             self._url,
-            # Each connection is made by the thread that keeps it.
+            # Each connection is opened by the thread that uses it.
             poolclass=sa.NullPool,
-            # Callers' values (certificates, user data) do not get into messages and logs.
+            # Keep values from callers (certificates, user data) out of messages and logs.
             hide_parameters=True,
             isolation_level="REPEATABLE READ",
             connect_args={
                 "connect_timeout": _CONNECT_SECONDS,
                 "application_name": "utsuwad",
-                # A server that is gone without a word is noticed within half a minute.
+                # Detect an unreachable server within half a minute.
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 4,
@@ -64,7 +64,7 @@ class Postgres:
     # ---- tables
 
     def prepare(self) -> bool:
-        """All steps are one transaction: a daemon killed meanwhile leaves the database as it was."""
+        """Run all steps in one transaction, so that a killed daemon leaves the database unchanged."""
         try:
             with self._engine.connect() as plain:
                 # Each statement sees what another daemon has stored while this one waited for the lock.
@@ -101,8 +101,11 @@ class Postgres:
         return connection.execution_options(postgresql_readonly=True) if read_only else connection
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
-        """Only noted: the driver begins with the first statement, which may go past SQLAlchemy."""
+        """Only set attributes: the driver begins with the first statement, which may bypass SQLAlchemy."""
         connection.begin()
+
+    def settle(self) -> None:
+        """Do nothing: the server ends no commit before that."""
 
     def locks(self) -> AdvisoryLocks:
         return AdvisoryLocks(self._connect_for_locks, self.translated)
@@ -113,7 +116,7 @@ class Postgres:
         return connection
 
     def check_room(self) -> None:
-        """Nothing: the disk is another machine's."""
+        """Do nothing: the disk belongs to the database server."""
 
     def is_conflict(self, error: DBAPIError) -> bool:
         return _state(error) in (_SERIALIZATION, _DEADLOCK, _UNIQUE)
@@ -121,7 +124,7 @@ class Postgres:
     def is_lost(self, error: DBAPIError) -> bool:
         if error.connection_invalidated or _state(error) in _NOT_NOW:
             return True
-        # Without a state it was not the server that answered.
+        # Errors without an SQLSTATE do not come from the server.
         return isinstance(error, OperationalError | InterfaceError) and not _state(error)
 
     def _away(self, error: DBAPIError) -> Unavailable:
@@ -134,7 +137,7 @@ class Postgres:
         if state == _DISK_FULL:
             return OutOfSpace(f"No space left for {_lower(self.name)}: free some there and try again")
         if state == _READ_ONLY:
-            return Unavailable(f"{self.name} takes no changes: {_first_line(error)}")
+            return Unavailable(f"{self.name} is read-only: {_first_line(error)}")
         if isinstance(error, DataError):
             return InvalidRequest(f"The database cannot store this: {_first_line(error)}")
         return None
@@ -146,7 +149,7 @@ class Postgres:
 
 
 def parse_url(text: str) -> sa.URL:
-    """Raises HostError, which does not repeat the text: it may hold a password."""
+    """Parse a URL. Raises HostError, without quoting the text because it may contain a password."""
     try:
         url = sa.make_url(text)
     except sa.exc.ArgumentError:
@@ -157,7 +160,7 @@ def parse_url(text: str) -> sa.URL:
 
 
 def _stored_revision(connection: sa.Connection) -> str | None:
-    """The step that the tables are at; None where there are none."""
+    """Return the schema revision of the tables; None if there are none."""
     if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
         return None
     found: str | None = connection.exec_driver_sql(

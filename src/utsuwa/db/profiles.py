@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
+from utsuwa.core.refs import InstanceRef
 from utsuwa.db import codes, rows
 from utsuwa.db.schema import (
     instances,
@@ -26,13 +27,13 @@ DEVICES = rows.DeviceTables(
 )
 
 
-Users = dict[str, list[tuple[str, str]]]
-"""The instances, as (project, name) in order, that use each profile; without those that nothing uses."""
+Users = dict[tuple[str, str], list[InstanceRef]]
+"""The instances that use each profile, by its project and name, in order; unused profiles are omitted."""
 
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """`id` is 0 for a row that is not stored yet; `readable` is False where a device's type has no word."""
+    """`id` is 0 until the row is stored; `readable` is False if a device has an unknown type."""
 
     id: int
     project: str
@@ -44,7 +45,7 @@ class ProfileRow:
 
 
 def get(tx: Transaction, project: str, name: str) -> ProfileRow:
-    """Raises NotFound, UnknownCode."""
+    """Return a profile. Raises NotFound, UnknownCode."""
     found = _fetch(tx, _ONE, project=project, name=name)
     if not found:
         raise NotFound(f"Profile {name!r} not found")
@@ -53,26 +54,26 @@ def get(tx: Transaction, project: str, name: str) -> ProfileRow:
 
 
 def refuse_unreadable(found: Iterable[ProfileRow]) -> None:
-    """Raises UnknownCode: what such a profile gives to an instance is not known."""
+    """Raise UnknownCode if a profile is unreadable, as its effect on an instance is unknown."""
     for row in found:
         if not row.readable:
             raise codes.unreadable(f"Profile {row.name!r}")
 
 
 def get_all(tx: Transaction, project: str | None) -> list[ProfileRow]:
-    """The profiles of a project, or of all (None), by project and name, in three queries."""
+    """Return the profiles of a project, or of all (None), sorted by project and name, in three queries."""
     if project is None:
         return _fetch(tx, _ALL)
     return _fetch(tx, _OF_PROJECT, project=project)
 
 
 def get_applied(tx: Transaction, instance_id: int) -> list[ProfileRow]:
-    """The profiles that an instance has, by name."""
+    """Return the profiles of an instance, sorted by name."""
     return _fetch(tx, _APPLIED, instance_id=instance_id)
 
 
 def insert(tx: Transaction, row: ProfileRow) -> int:
-    """The new id. Raises AlreadyExists, NotFound (project), InvalidConfig (device type)."""
+    """Insert a profile, return its id. Raises AlreadyExists, NotFound (project), InvalidConfig (type)."""
     values = {
         "project_id": rows.project_id(tx, row.project),
         "name": row.name,
@@ -86,7 +87,7 @@ def insert(tx: Transaction, row: ProfileRow) -> int:
 
 
 def update(tx: Transaction, row: ProfileRow) -> None:
-    """Replace description, config and devices of the row with that id. Raises NotFound."""
+    """Update description, config and devices of the row with that id. Raises NotFound."""
     statement = profiles.update().where(profiles.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Profile {row.name!r} not found")
     rows.replace_config(tx, profiles_config, "profile_id", row.id, row.config)
@@ -94,37 +95,39 @@ def update(tx: Transaction, row: ProfileRow) -> None:
 
 
 def rename(tx: Transaction, profile_id: int, new: str) -> None:
-    """Raises AlreadyExists, NotFound."""
+    """Rename a profile. Raises AlreadyExists, NotFound."""
     with rows.unique(f"Profile {new!r} already exists"):
         result = tx.execute(profiles.update().where(profiles.c.id == profile_id).values(name=new))
     rows.one_changed(result, "Profile not found")
 
 
 def delete(tx: Transaction, profile_id: int) -> None:
-    """Raises InUse where an instance uses it, NotFound."""
+    """Delete a profile. Raises NotFound, InUse if an instance uses it."""
     with rows.unique("", in_use="Profile is currently in use"):
         result = tx.execute(profiles.delete().where(profiles.c.id == profile_id))
     rows.one_changed(result, "Profile not found")
 
 
-def used_by(tx: Transaction, project: str, names: Collection[str] | None) -> Users:
-    """Who uses the profiles of a project, or some of them by `names`; one query."""
+def used_by(tx: Transaction, project: str | None, names: Collection[str] | None) -> Users:
+    """Return the users of the profiles of a project, or of all (None), or of some of them by `names`; one
+    query."""
     owner = projects.alias("owner")
     query = (
-        sa.select(profiles.c.name, owner.c.name, instances.c.name)
+        sa.select(projects.c.name, profiles.c.name, owner.c.name, instances.c.name)
         .select_from(instances_profiles)
         .join(profiles, profiles.c.id == instances_profiles.c.profile_id)
         .join(projects, projects.c.id == profiles.c.project_id)
         .join(instances, instances.c.id == instances_profiles.c.instance_id)
         .join(owner, owner.c.id == instances.c.project_id)
-        .where(projects.c.name == project)
         .order_by(owner.c.name, instances.c.name)
     )
+    if project is not None:
+        query = query.where(projects.c.name == project)
     if names is not None:
         query = query.where(profiles.c.name.in_(sorted(names)))
     found: Users = {}
-    for profile, instance_project, instance in tx.execute(query):
-        found.setdefault(profile, []).append((instance_project, instance))
+    for holder, profile, project, instance in tx.execute(query):
+        found.setdefault((holder, profile), []).append(InstanceRef(project, instance))
     return found
 
 

@@ -1,15 +1,16 @@
-"""Projects. There is one so far, `default`, which the first migration makes."""
+"""Projects and their config. The first migration creates `default`, which is always there."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import AlreadyExists, NotFound
+from utsuwa.core.errors import NotFound
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.db import codes, rows
 from utsuwa.db.schema import (
@@ -25,86 +26,143 @@ from utsuwa.db.schema import (
 from utsuwa.db.transaction import Prepared, Transaction
 
 Kind = Literal["images", "networks", "profiles", "storage.volumes"]
-"""What a project has of its own where its `features.<kind>` is true. Instances are always its own."""
+"""Types of objects that a project has itself if its `features.<kind>` is true, as it always has instances."""
 
-_FEATURES = Prepared(
-    sa.select(projects.c.id, rows.json_config(projects_config))
+_CONFIGS = (
+    sa.select(projects.c.name, rows.json_config(projects_config))
     .select_from(projects.outerjoin(projects_config, projects_config.c.project_id == projects.c.id))
-    .where(projects.c.name == sa.bindparam("name", type_=sa.Text))
-    .group_by(projects.c.id)
+    .group_by(projects.c.name)
 )
+_ALL_CONFIGS = Prepared(_CONFIGS)
+_CONFIG = Prepared(_CONFIGS.where(projects.c.name == sa.bindparam("name", type_=sa.Text)))
 
 
 @dataclass(frozen=True)
 class ProjectRow:
+    """`id` is 0 for a row that is not stored yet."""
+
     id: int
     name: str
     description: str
     config: dict[str, str]
 
+    def has(self, kind: Kind) -> bool:
+        """Whether the project has its own objects of a kind."""
+        return _has(self.config, kind)
+
 
 def get(tx: Transaction, name: str) -> ProjectRow:
-    """Raises NotFound."""
+    """Return a project. Raises NotFound."""
     found = _load(tx, projects.c.name == name)
     if not found:
-        raise NotFound(f"Project {name!r} not found")
+        raise not_found(name)
     return found[0]
 
 
 def effective(tx: Transaction, name: str, kind: Kind) -> str:
-    """The project that holds the objects of a kind for a project: itself, or `default`. Raises NotFound."""
+    """Return the project that holds a project's objects of a type: itself, or `default`. Raises NotFound."""
     if name == DEFAULT_PROJECT:
         return name
-    config = _features(tx, name)
-    return name if parse_bool(config.get(f"features.{kind}", "")) else DEFAULT_PROJECT
+    return name if _has(get_config(tx, name), kind) else DEFAULT_PROJECT
+
+
+def all_effective(tx: Transaction, kind: Kind) -> dict[str, str]:
+    """Return the `effective` project of each project; one query."""
+    return {
+        name: name if name == DEFAULT_PROJECT or _has(config, kind) else DEFAULT_PROJECT
+        for name, config in get_configs(tx).items()
+    }
+
+
+def _has(config: Mapping[str, str], kind: Kind) -> bool:
+    return parse_bool(config.get(f"features.{kind}", ""))
+
+
+def not_found(name: str) -> NotFound:
+    return NotFound(f"Project {name!r} not found")
 
 
 def check(tx: Transaction, name: str) -> None:
-    """Raises NotFound where there is no such project."""
-    _features(tx, name)
+    """Raise NotFound unless the project exists."""
+    get_config(tx, name)
 
 
-def _features(tx: Transaction, name: str) -> rows.Config:
-    found = tx.fetch(_FEATURES, name=name)
+def get_config(tx: Transaction, name: str) -> rows.Config:
+    """Return a project's config. Raises NotFound."""
+    found = tx.fetch(_CONFIG, name=name)
     if not found:
-        raise NotFound(f"Project {name!r} not found")
+        raise not_found(name)
     return rows.read_config(found[0][1])
 
 
+def get_configs(tx: Transaction) -> dict[str, rows.Config]:
+    """Return the config of every project by its name."""
+    return {name: rows.read_config(text) for name, text in tx.fetch(_ALL_CONFIGS)}
+
+
 def get_all(tx: Transaction) -> list[ProjectRow]:
-    """All projects by name, in two queries."""
+    """Return all projects, sorted by name, in two queries."""
     return _load(tx, sa.true())
 
 
+def insert(tx: Transaction, row: ProjectRow) -> int:
+    """Insert a project and return its id. Raises AlreadyExists."""
+    with rows.unique(already_exists(row.name)):
+        project_id = tx.insert(projects, {"name": row.name, "description": row.description})
+    rows.insert_config(tx, projects_config, "project_id", project_id, row.config)
+    return project_id
+
+
 def update(tx: Transaction, row: ProjectRow) -> None:
-    """Replace description and config; raises NotFound."""
+    """Update description and config. Raises NotFound."""
     statement = projects.update().where(projects.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Project {row.name!r} not found")
     rows.replace_config(tx, projects_config, "project_id", row.id, row.config)
 
 
-def already_exists(name: str) -> AlreadyExists:
-    return AlreadyExists(f"Project {name!r} already exists")
+def already_exists(name: str) -> str:
+    """Return the message of a name that is in use."""
+    return f"Project {name!r} already exists"
+
+
+def rename(tx: Transaction, project_id: int, new: str) -> None:
+    """Rename a project. Raises AlreadyExists, NotFound."""
+    with rows.unique(already_exists(new)):
+        result = tx.execute(projects.update().where(projects.c.id == project_id).values(name=new))
+    rows.one_changed(result, "Project not found")
+
+
+def delete(tx: Transaction, project_id: int) -> None:
+    """Remove a project with everything in it. Raises NotFound."""
+    result = tx.execute(projects.delete().where(projects.c.id == project_id))
+    rows.one_changed(result, "Project not found")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a project, sorted; custom volumes as (pool, name)."""
+    """The objects of a project, sorted; custom volumes as (pool, name).
+
+    `cached` are those of `images` that were downloaded on demand.
+    """
 
     instances: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
     profiles: list[str] = field(default_factory=list)
     volumes: list[tuple[str, str]] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
 
 
 def contents(tx: Transaction) -> defaultdict[str, Contents]:
-    """What is in every project, by its name, in five queries."""
+    """Return the objects of every project by its name, in five queries."""
     found: defaultdict[str, Contents] = defaultdict(Contents)
     for project, name in tx.execute(_owned(instances, instances.c.name)):
         found[project].instances.append(name)
-    for project, fingerprint in tx.execute(_owned(images, images.c.fingerprint)):
+    is_cached = sa.and_(images.c.cached, images.c.state == codes.STATES["ready"])
+    for project, fingerprint, cached in tx.execute(_owned(images, images.c.fingerprint, is_cached)):
         found[project].images.append(fingerprint)
+        if cached:
+            found[project].cached.append(fingerprint)
     for project, name in tx.execute(_owned(profiles, profiles.c.name)):
         found[project].profiles.append(name)
     for project, name in tx.execute(_owned(networks, networks.c.name)):
@@ -120,9 +178,9 @@ def contents(tx: Transaction) -> defaultdict[str, Contents]:
     return found
 
 
-def _owned(table: sa.Table, name: sa.Column[str]) -> sa.Select[Any]:
+def _owned(table: sa.Table, name: sa.Column[str], *more: sa.ColumnElement[Any]) -> sa.Select[Any]:
     return (
-        sa.select(projects.c.name, name)
+        sa.select(projects.c.name, name, *more)
         .select_from(table.join(projects, projects.c.id == table.c.project_id))
         .order_by(projects.c.name, name)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,16 +16,16 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from utsuwa.core.errors import AlreadyExists, InUse, NotFound
 from utsuwa.db import codes, schema
-from utsuwa.db.transaction import Answer, Transaction
+from utsuwa.db.transaction import Answer, PreparedChange, Transaction
 
 Config = dict[str, str]
 Devices = dict[str, dict[str, str]]
 Owners = sa.Select[Any]
-"""A query of one column: the ids of the rows whose config or devices are wanted."""
+"""A query for the ids of the rows whose config or devices are loaded."""
 
 
 class DeviceTables(NamedTuple):
-    """Where the devices of one kind of object lie; `owner` is the column of the object's id."""
+    """The tables for the devices of one type of object; `owner` is the column of the object's id."""
 
     devices: sa.Table
     config: sa.Table
@@ -34,7 +35,7 @@ class DeviceTables(NamedTuple):
 
 @contextmanager
 def unique(message: str, in_use: str = "Something else still refers to it") -> Iterator[None]:
-    """A uniqueness that a statement breaks becomes AlreadyExists(message), a reference InUse(in_use)."""
+    """Translate violated unique constraints to AlreadyExists(message), and foreign keys to InUse(in_use)."""
     try:
         yield
     except IntegrityError as error:
@@ -51,7 +52,7 @@ def _breaks(error: IntegrityError, sqlite: str, sqlstate: str) -> bool:
 
 
 def project_id(tx: Transaction, project: str) -> int:
-    """Raises NotFound where there is no such project."""
+    """Return the id of a project. Raises NotFound."""
     query = sa.select(schema.projects.c.id).where(schema.projects.c.name == project)
     found = tx.execute(query).scalar_one_or_none()
     if found is None:
@@ -60,46 +61,71 @@ def project_id(tx: Transaction, project: str) -> int:
 
 
 def profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str, int]:
-    """The ids of a project's profiles by name; raises NotFound for the first that does not exist."""
-    table, projects = schema.profiles, schema.projects
-    query = (
-        sa.select(table.c.name, table.c.id)
-        .join(projects, projects.c.id == table.c.project_id)
-        .where(projects.c.name == project, table.c.name.in_(names))
-    )
-    known = {name: profile_id for name, profile_id in tx.execute(query)}
+    """Return the ids of a project's profiles by name. Raises NotFound for the first that does not exist."""
+    known = known_profile_ids(tx, project, names)
     for name in names:
         if name not in known:
             raise NotFound(f"Requested profile {name!r} does not exist")
     return known
 
 
-def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
-    """The config of every owner: its id, and keys and values as the text of a JSON object.
+def known_profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str, int]:
+    """As `profile_ids`, without those that do not exist."""
+    table, projects = schema.profiles, schema.projects
+    query = (
+        sa.select(table.c.name, table.c.id)
+        .join(projects, projects.c.id == table.c.project_id)
+        .where(projects.c.name == project, table.c.name.in_(names))
+    )
+    return {name: profile_id for name, profile_id in tx.execute(query)}
 
-    A row for each owner in place of each key: the driver gives up Python's lock for every row.
+
+def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
+    """Select the config of every owner: its id, and keys and values as a JSON object.
+
+    One row per owner is faster than one per key, as the driver releases the GIL for every row.
     """
     column = table.c[owner]
     return sa.select(column, json_config(table)).where(column.in_(owners)).group_by(column)
 
 
 def configs(found: Iterable[tuple[int, str]]) -> defaultdict[int, Config]:
-    """What `config_query` gave, by the owner's id."""
+    """Parse the rows of `config_query`; return the config by the owner's id."""
     return defaultdict(dict, {owner_id: read_config(text) for owner_id, text in found})
 
 
 def load_config(tx: Transaction, table: sa.Table, owner: str, owners: Owners) -> defaultdict[int, Config]:
-    """The config of every owner by the owner's id, in one query; sorted by key."""
+    """Return the config of every owner by the owner's id, in one query; sorted by key."""
     return configs(tx.execute(config_query(table, owner, owners)))
+
+
+class _ConfigChanges(NamedTuple):
+    """The statements that change single keys of the config in one table."""
+
+    insert: PreparedChange
+    delete: PreparedChange
+
+
+@cache
+def _config_changes(table: sa.Table, owner: str) -> _ConfigChanges:
+    of_owner = sa.bindparam("of_owner", type_=sa.Integer)
+    pair = {"key": sa.bindparam("new_key", type_=sa.Text), "value": sa.bindparam("new_value", type_=sa.Text)}
+    old_key = sa.bindparam("old_key", type_=sa.Text)
+    return _ConfigChanges(
+        PreparedChange(table.insert().values({owner: of_owner, **pair})),
+        PreparedChange(table.delete().where(table.c[owner] == of_owner, table.c.key == old_key)),
+    )
 
 
 def insert_config(
     tx: Transaction, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
-    """Store a new owner's config; an empty value says that a key is not set."""
-    rows = [{owner: owner_id, "key": key, "value": value} for key, value in config.items() if value]
-    if rows:
-        tx.execute(table.insert(), rows)
+    """Insert the config of a new owner; an empty value means that a key is not set."""
+    new = [
+        {"of_owner": owner_id, "new_key": key, "new_value": value} for key, value in config.items() if value
+    ]
+    if new:
+        tx.run(_config_changes(table, owner).insert, new)
 
 
 def replace_config(
@@ -112,15 +138,28 @@ def replace_config(
 def patch_config(
     tx: Transaction, table: sa.Table, owner: str, owner_id: int, changes: Mapping[str, str | None]
 ) -> None:
-    """Set some keys and leave the others; None or an empty value removes one."""
-    if not changes:
-        return
-    tx.execute(table.delete().where(table.c[owner] == owner_id, table.c.key.in_(sorted(changes))))
-    insert_config(tx, table, owner, owner_id, {key: value for key, value in changes.items() if value})
+    """Set some keys and keep the others; None or an empty value removes a key."""
+    if changes:
+        gone = [{"of_owner": owner_id, "old_key": key} for key in sorted(changes)]
+        tx.run(_config_changes(table, owner).delete, gone)
+        insert_config(tx, table, owner, owner_id, {key: value for key, value in changes.items() if value})
+
+
+def change_config(
+    tx: Transaction,
+    table: sa.Table,
+    owner: str,
+    owner_id: int,
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+) -> None:
+    """Replace the stored config `old` by `new`, writing only what differs."""
+    changed = {key for key in old.keys() | new.keys() if old.get(key, "") != new.get(key, "")}
+    patch_config(tx, table, owner, owner_id, {key: new.get(key) for key in changed})
 
 
 def devices_query(tables: DeviceTables, where: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """Devices by name: the owner's id, name, type's number, and config as the text of a JSON object."""
+    """Select devices, sorted by name: the owner's id, name, type code, and config as a JSON object."""
     devices, config = tables.devices, tables.config
     return (
         sa.select(devices.c[tables.owner], devices.c.name, devices.c.type, json_config(config))
@@ -132,7 +171,7 @@ def devices_query(tables: DeviceTables, where: sa.ColumnElement[bool]) -> sa.Sel
 
 
 class DevicesByOwner(defaultdict[int, Devices]):
-    """Devices by their owner's id; `unreadable` has the owners of those whose type has no word."""
+    """Devices by their owner's id; `unreadable` are the owners of devices with an unknown type."""
 
     def __init__(self) -> None:
         super().__init__(dict)
@@ -145,7 +184,7 @@ class DevicesByOwner(defaultdict[int, Devices]):
 
 
 def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> DevicesByOwner:
-    """What `devices_query` gave."""
+    """Parse the rows of `devices_query`."""
     all_devices = DevicesByOwner()
     for owner_id, name, kind, config in found:
         try:
@@ -160,12 +199,12 @@ def devices_of(found: Iterable[tuple[int, str, int, str | None]]) -> DevicesByOw
 
 
 def has_word(column: sa.ColumnElement[int], table: codes.Codes) -> sa.ColumnElement[bool]:
-    """Whether a stored number is one of a table's, which have no gaps; lists ask it of every row."""
+    """Return the condition that a code is known; the tables of codes have no gaps."""
     return column.between(min(table.values()), max(table.values()))
 
 
 def owners_of_unknown(tables: DeviceTables) -> Owners:
-    """The owners of devices whose type has no word."""
+    """Return the query for owners of devices with an unknown type."""
     return sa.select(tables.devices.c[tables.owner]).where(
         sa.not_(has_word(tables.devices.c.type, codes.DEVICE_TYPES))
     )
@@ -180,7 +219,7 @@ class _JsonObject(sa.sql.functions.GenericFunction[str]):
 
 @compiles(_JsonObject, "sqlite")
 def _json_in_sqlite(function: _JsonObject, compiler: SQLCompiler, **options: Any) -> str:
-    """In the order of the index that the rows are read by, which is that of their keys."""
+    """Sorted by key, which is the order of the index that the rows are read by."""
     return f"json_group_object{compiler.process(function.clause_expr, **options)}"
 
 
@@ -191,7 +230,7 @@ def _json_in_postgresql(function: _JsonObject, compiler: SQLCompiler, **options:
 
 
 def json_config(table: sa.Table) -> sa.ColumnElement[str]:
-    """Keys and values of a group, as text that is sorted by key; NULL where it has none."""
+    """Return the expression for a group's keys and values as a JSON object, sorted; NULL without keys."""
     pairs = _JsonObject(table.c.key, sa.func.coalesce(table.c.value, ""))
     return sa.cast(pairs.filter(table.c.key.is_not(None)), sa.Text)
 
@@ -200,14 +239,14 @@ _decode_config = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def read_config(text: str | None) -> Config:
-    """What `json_config` gave; None stands for no keys."""
+    """Parse a value of `json_config`; None means no keys."""
     return {} if text is None else _decode_config(text)
 
 
 def insert_devices(
     tx: Transaction, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Raises InvalidConfig for a device type that no table has."""
+    """Insert the devices of a new owner. Raises InvalidConfig for an unknown type."""
     for name, device in devices.items():
         kind = codes.number(codes.DEVICE_TYPES, device.get("type", ""), "device type")
         device_id = tx.insert(tables.devices, {tables.owner: owner_id, "name": name, "type": kind})
@@ -223,13 +262,32 @@ def replace_devices(
     insert_devices(tx, tables, owner_id, devices)
 
 
+def change_devices(
+    tx: Transaction,
+    tables: DeviceTables,
+    owner_id: int,
+    old: Mapping[str, Mapping[str, str]],
+    new: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Replace the stored devices `old` by `new`, writing only those that differ.
+
+    Raises InvalidConfig for an unknown type.
+    """
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    gone = sorted(changed & old.keys())
+    if gone:
+        table = tables.devices
+        tx.execute(table.delete().where(table.c[tables.owner] == owner_id, table.c.name.in_(gone)))
+    insert_devices(tx, tables, owner_id, {name: new[name] for name in sorted(changed & new.keys())})
+
+
 def one_changed(result: Answer, message: str) -> None:
-    """Raise NotFound(message) where an update or delete found no row."""
+    """Raise NotFound(message) if an update or delete matched no row."""
     if result.rowcount == 0:
         raise NotFound(message)
 
 
 def distinct(names: Collection[str], message: str) -> None:
-    """Raise AlreadyExists(message) where a name stands twice in a list."""
+    """Raise AlreadyExists(message) if a list contains a name twice."""
     if len(set(names)) != len(names):
         raise AlreadyExists(message)

@@ -1,7 +1,7 @@
-"""The tables. Names and columns are LXD's where it has them: tools that ask its database find their way.
+"""The tables, named as in LXD's database where it has them, for tools that query it.
 
-Nothing here or in the entity modules is SQLite's alone: the same metadata serves PostgreSQL.
-Every change of this file comes with a migration in `migrations/versions`; a test holds the two together.
+Neither this module nor the entity modules use features of SQLite only: the same metadata is used for
+PostgreSQL. Every change of this file needs a migration in `migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _SqliteDateTime(UserDefinedType[str]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware times in UTC. In SQLite text of one width, so that it sorts; what hands write is read too."""
+    """Aware times in UTC. In SQLite, text of fixed width, so that it sorts; other forms can be read, too."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -47,7 +47,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def read_time(value: Any) -> datetime | None:
-    """A stored time as the driver gives it."""
+    """Parse a stored time as returned by the driver."""
     if value is None:
         return None
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -57,7 +57,7 @@ def read_time(value: Any) -> datetime | None:
 
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-"""Text that sorts by its bytes on every engine, whatever the language of the database."""
+"""Text that is sorted by its bytes on every engine, whatever the database's collation."""
 
 metadata = sa.MetaData(
     naming_convention={
@@ -74,7 +74,7 @@ def _id() -> sa.Column[int]:
 
 
 def _owner(column: str, table: str, *, nullable: bool = False) -> sa.Column[int]:
-    """A reference whose rows go with the row that they refer to."""
+    """A reference with cascading deletes."""
     return sa.Column(column, sa.Integer, sa.ForeignKey(f"{table}.id", ondelete="CASCADE"), nullable=nullable)
 
 
@@ -96,12 +96,12 @@ def _time(name: str, *, nullable: bool = True) -> sa.Column[datetime]:
 
 
 def _table(name: str, *parts: sa.Column[Any] | sa.UniqueConstraint | sa.Index) -> sa.Table:
-    # AUTOINCREMENT: an id is never given out twice, so a stale one can never mean another row.
+    # AUTOINCREMENT: ids are never reused, so a stale one cannot refer to another row.
     return sa.Table(name, metadata, *parts, sqlite_autoincrement=True)
 
 
 def _config(name: str, column: str, table: str) -> sa.Table:
-    """Keys and values that belong to the rows of another table."""
+    """The config table of another table's rows."""
     return _table(
         name,
         _id(),
@@ -113,7 +113,7 @@ def _config(name: str, column: str, table: str) -> sa.Table:
 
 
 def _devices(name: str, column: str, table: str) -> sa.Table:
-    """Named devices of the rows of another table; `type` is a number of `codes.DEVICE_TYPES`."""
+    """The devices table of another table's rows; `type` is one of `codes.DEVICE_TYPES`."""
     return _table(
         name,
         _id(),
@@ -124,8 +124,19 @@ def _devices(name: str, column: str, table: str) -> sa.Table:
     )
 
 
+def _partial_index(
+    name: str, column: sa.ColumnElement[Any], *, where: sa.ColumnElement[bool], unique: bool = False
+) -> None:
+    """Define an index of the rows in which `where` is true.
+
+    The migrations create it. Here the condition is a note only: for an option of an engine, such as
+    `postgresql_where`, SQLAlchemy imports all drivers of that engine, which takes 2 MiB.
+    """
+    sa.Index(name, column, unique=unique, info={"where": where})
+
+
 def _member() -> sa.Column[int]:
-    """The member that a row lives on. The default is for rows that are written by hand on a lone host."""
+    """The member of a row. The default is for rows inserted by hand on a single host."""
     return sa.Column(
         "member_id",
         sa.Integer,
@@ -136,7 +147,7 @@ def _member() -> sa.Column[int]:
 
 
 def _members_of(table: str, column: str) -> sa.Table:
-    """The state, on each member that has it, of what is named once for all members."""
+    """The state of an object that members share, for each member that has it."""
     return _table(
         f"{table}_members",
         _id(),
@@ -147,7 +158,7 @@ def _members_of(table: str, column: str) -> sa.Table:
     )
 
 
-# The members: the daemons that share this database, each with a host of its own.
+# Members: the daemons that share this database.
 
 FIRST_MEMBER = 1
 """The id of the member that every new database has."""
@@ -164,9 +175,19 @@ members = _table(
     sa.UniqueConstraint("uuid"),
 )
 
-config = _table("config", _id(), _text("key"), sa.Column("value", TEXT), sa.UniqueConstraint("key"))
+config = _table(
+    "config",
+    _id(),
+    _owner("member_id", "members", nullable=True),
+    _text("key"),
+    sa.Column("value", TEXT),
+    sa.UniqueConstraint("member_id", "key"),
+)
+IS_SHARED = config.c.member_id.is_(None)
+"""Rows for all members; others are for one (`core.server_keys.LOCAL_KEYS`)."""
+_partial_index("config_shared_key_idx", config.c.key, where=IS_SHARED, unique=True)
 
-# Projects, and who may see them.
+# Projects, and the certificates restricted to them.
 
 projects = _table("projects", _id(), _text("name"), _text("description"), sa.UniqueConstraint("name"))
 projects_config = _config("projects_config", "project_id", "projects")
@@ -225,21 +246,11 @@ instances = _table(
 )
 instances_config = _config("instances_config", "instance_id", "instances")
 IS_GIVEN_MAC = instances_config.c.key.like(sa.literal_column("'volatile.%.hwaddr'"))
-"""Rows with the MAC address that a nic was given, which has to be unlike all others."""
-sa.Index(
-    "instances_config_hwaddr_idx",
-    instances_config.c.value,
-    sqlite_where=IS_GIVEN_MAC,
-    postgresql_where=IS_GIVEN_MAC,
-)
+"""Rows with the generated MAC address of a nic, which must be unique."""
+_partial_index("instances_config_hwaddr_idx", sa.func.lower(instances_config.c.value), where=IS_GIVEN_MAC)
 IS_CHANGE = instances_config.c.key == sa.literal_column("'volatile.last_state.change'")
-"""Rows with a change of devices that is under way."""
-sa.Index(
-    "instances_config_change_idx",
-    instances_config.c.instance_id,
-    sqlite_where=IS_CHANGE,
-    postgresql_where=IS_CHANGE,
-)
+"""Rows with a pending change of devices."""
+_partial_index("instances_config_change_idx", instances_config.c.instance_id, where=IS_CHANGE)
 instances_devices = _devices("instances_devices", "instance_id", "instances")
 instances_devices_config = _config("instances_devices_config", "instance_device_id", "instances_devices")
 sa.Index(None, instances_devices_config.c.key)
@@ -248,7 +259,7 @@ instances_profiles = _table(
     "instances_profiles",
     _id(),
     _owner("instance_id", "instances"),
-    # No cascade: a profile in use stays, even when two requests race.
+    # No cascade: a profile in use cannot be deleted, even if two requests race.
     sa.Column("profile_id", sa.Integer, sa.ForeignKey("profiles.id"), nullable=False),
     _integer("apply_order", 0),
     sa.UniqueConstraint("instance_id", "profile_id"),
@@ -264,7 +275,11 @@ instances_snapshots = _table(
     _flag("stateful"),
     _text("description"),
     _time("expiry_date"),
+    _integer("architecture", 0),
+    _flag("ephemeral"),
+    _integer("state", 0),
     sa.UniqueConstraint("instance_id", "name"),
+    sa.Index(None, "expiry_date"),
 )
 instances_snapshots_config = _config(
     "instances_snapshots_config", "instance_snapshot_id", "instances_snapshots"
@@ -274,6 +289,18 @@ instances_snapshots_devices = _devices(
 )
 instances_snapshots_devices_config = _config(
     "instances_snapshots_devices_config", "instance_snapshot_device_id", "instances_snapshots_devices"
+)
+
+instances_snapshots_profiles = _table(
+    "instances_snapshots_profiles",
+    _id(),
+    _owner("instance_snapshot_id", "instances_snapshots"),
+    # Snapshots do not keep profiles in use: the id becomes NULL when the profile is deleted.
+    sa.Column("profile_id", sa.Integer, sa.ForeignKey("profiles.id", ondelete="SET NULL")),
+    _text("name"),
+    _integer("apply_order", 0),
+    sa.UniqueConstraint("instance_snapshot_id", "apply_order"),
+    sa.Index(None, "profile_id"),
 )
 
 # Images.
@@ -300,7 +327,7 @@ images = _table(
     sa.UniqueConstraint("project_id", "fingerprint"),
 )
 
-# Whose files lie on which members.
+# The members that have each image's files.
 images_members = _table(
     "images_members",
     _id(),
@@ -412,7 +439,7 @@ networks_config = _config("networks_config", "network_id", "networks")
 networks_members = _members_of("networks", "network_id")
 networks_members_config = _config("networks_members_config", "network_member_id", "networks_members")
 
-# Background operations that go on, where several members share the database.
+# Running background operations, if several members share the database.
 
 operations = _table(
     "operations",
@@ -425,7 +452,7 @@ operations = _table(
     sa.UniqueConstraint("uuid"),
 )
 
-# What went wrong and still matters.
+# Warnings.
 
 warnings = _table(
     "warnings",

@@ -1,4 +1,4 @@
-"""A connection with a thread of its own, in which whole transactions run one after the other."""
+"""A connection with a dedicated thread, in which transactions run one after the other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from utsuwa.core.errors import Unavailable
+from utsuwa.db.durability import Durability
 from utsuwa.db.engine import Engine
 from utsuwa.db.schema import FIRST_MEMBER
 from utsuwa.db.transaction import Transaction
@@ -24,55 +25,59 @@ T = TypeVar("T")
 Work = Callable[[Transaction], T]
 
 _CONFLICTS = 20
-"""How many times a transaction is run again because of others. Each waits longer than the one before."""
+"""How often a transaction is retried after conflicts, with increasing delays."""
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.2
 
 
 class Session:
-    """Opened with its first transaction, and again after the connection has been lost."""
+    """Connects with its first transaction, and reconnects after the connection was lost."""
 
-    def __init__(self, engine: Engine, *, read_only: bool) -> None:
+    def __init__(self, engine: Engine, durability: Durability | None = None) -> None:
+        """A session without `durability` is for reading."""
         self._engine = engine
-        self._read_only = read_only
+        self._durability = durability
+        self._read_only = durability is None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._connection: sa.Connection | None = None
         self.member = FIRST_MEMBER
-        """Whose transactions these are."""
+        """The id of the member on whose behalf transactions run."""
+        self.on_disk: Future[None] | None = None
+        """Done when the last transaction that was committed is on disk; None if nothing syncs it."""
 
-    def run(self, work: Work[T]) -> asyncio.Future[T]:
-        """Run a transaction: stored when the future has its result, undone where `work` raised.
+    def run(self, work: Work[T], *, sync: bool = True) -> asyncio.Future[T]:
+        """Run a transaction: committed when the future has its result, rolled back if `work` raised.
 
-        A reader's is always undone. Raises Unavailable where the database cannot be reached, and the
-        engine's typed errors.
+        That of a reader is always rolled back. Without `sync`, it comes to the disk with the next one that is
+        synced. Raises Unavailable if the database cannot be reached, and the engine's typed errors.
         """
-        return asyncio.wrap_future(self._thread.submit(self._run, work))
+        return asyncio.wrap_future(self._thread.submit(self._run, work, sync))
 
     def close(self) -> Future[None]:
-        """Take no more transactions, and close the connection when those before are done."""
+        """Reject further transactions, and close the connection after the queued ones."""
         closed = self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
         return closed
 
     # ---- in the thread
 
-    def _run(self, work: Work[T]) -> T:
+    def _run(self, work: Work[T], sync: bool) -> T:
         conflicts = 0
         reconnected = False
         while True:
             fresh = self._connection is None
             try:
-                return self._once(work)
+                return self._once(work, sync)
             except DBAPIError as error:
                 if self._engine.is_conflict(error):
                     conflicts += 1
                     if conflicts > _CONFLICTS:
                         raise Unavailable(
-                            "The change failed, for other transactions were in the way"
+                            "The change failed because of conflicts with other transactions: try again"
                         ) from error
                     time.sleep(_pause(conflicts))
                     continue
-                # One that was idle may have been lost long ago; a new one tells how things are now.
+                # An idle connection may have been lost long ago; try a new one before failing.
                 lost = self._engine.is_lost(error)
                 if lost:
                     self._drop()
@@ -83,7 +88,7 @@ class Session:
                         raise better from error
                     raise
 
-    def _once(self, work: Work[T]) -> T:
+    def _once(self, work: Work[T], sync: bool) -> T:
         if self._connection is None:
             self._connection = self._engine.connect(read_only=self._read_only)
         transaction = Transaction(self._connection, self.member)
@@ -98,22 +103,27 @@ class Session:
         if self._read_only:
             self._roll_back()
         else:
-            self._commit(self._connection)
+            self._commit(self._connection, sync)
         return result
 
-    def _commit(self, connection: sa.Connection) -> None:
+    def _commit(self, connection: sa.Connection, sync: bool) -> None:
         try:
             connection.commit()
         except DBAPIError as error:
             self._roll_back()
             if self._engine.is_lost(error):
-                # It must not be run again: it may have been stored.
+                # It must not be retried: it may have been committed.
                 self._drop()
                 raise Unavailable(
-                    f"The connection to {self._engine.name} broke while a change was being stored: "
-                    "look whether it was before you repeat it"
+                    f"The connection to {self._engine.name} was lost during a commit: "
+                    "check whether the change was stored before repeating it"
                 ) from error
             raise
+        self.on_disk = None
+        if self._durability is not None and sync:
+            self.on_disk = self._durability.request()
+        elif self._durability is not None:
+            self._durability.note()
 
     def _roll_back(self) -> None:
         if self._connection is None:
@@ -121,8 +131,8 @@ class Session:
         try:
             self._connection.rollback()
         except SQLAlchemyError as error:
-            # What could not be undone must not become part of the next transaction.
-            log.warning("a connection to %s is opened anew: %s", self._engine.name, error)
+            # Without a rollback, the changes would become part of the next transaction.
+            log.warning("reconnecting to %s: %s", self._engine.name, error)
             self._drop()
 
     def _drop(self) -> None:

@@ -1,6 +1,6 @@
-"""SQL by hand: for root, for looking and for repairs.
+"""`utsuwad sql`: queries by root, for inspection and repairs.
 
-Only what a transaction can take back is run: all statements of a query are one transaction.
+All statements of a query run in one transaction, so only what can be rolled back is allowed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r"""'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^]]*(?:\]|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|;""",
     re.DOTALL,
 )
-"""What may hold a semicolon, and the semicolon that parts statements; unclosed quotes reach to the end."""
+"""Tokens that may contain a semicolon, and the semicolon itself; unterminated quotes extend to the end."""
 _TRANSACTIONS = frozenset(
     (
         *("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM"),
@@ -43,22 +43,22 @@ _SAFE_PRAGMA = re.compile(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one statement gave: rows under their columns, or how many rows it changed."""
+    """The result of one statement: columns and rows, or the number of changed rows."""
 
     columns: tuple[str, ...] | None
-    """None for a statement that gives no rows."""
+    """None for a statement that returns no rows."""
     rows: tuple[tuple[Any, ...], ...] = ()
     affected: int = 0
 
 
 def split(query: str) -> list[str]:
-    """The statements of a query; semicolons inside strings, comments and triggers do not part them."""
+    """Split a query into statements, ignoring semicolons in strings, comments and triggers."""
     statements, start = [], 0
     for token in _TOKEN.finditer(query):
         end = token.end()
         if token[0] != ";":
             continue
-        # A trigger's own statements end with semicolons, and it with one behind END.
+        # The statements of a trigger end with semicolons, and the trigger itself with one after END.
         if _TRIGGER.match(query, start) and not _LAST_END.search(query, max(start, end - 64), end):
             continue
         statements.append(query[start:end])
@@ -68,26 +68,26 @@ def split(query: str) -> list[str]:
 
 
 async def execute(database: Database, query: str) -> list[Outcome]:
-    """Run every statement, or none. Raises InvalidRequest with what the database says."""
+    """Run all statements or none. Raises InvalidRequest with the database's message."""
     if len(query) > MAX_QUERY:
         raise InvalidRequest(f"The query is longer than {MAX_QUERY} bytes")
     statements = split(query)
     if not statements:
-        raise InvalidRequest("There is no query")
+        raise InvalidRequest("The query is empty")
     for statement in statements:
         _refuse_control(statement)
     try:
         return await database.write("SQL by hand", _execute_all, statements)
     except DBAPIError as error:
-        raise InvalidRequest(f"The database refused the query: {error.orig}") from error
+        raise InvalidRequest(f"The query failed: {error.orig}") from error
 
 
 def _refuse_control(statement: str) -> None:
-    """What would end the transaction, or leave the daemon's connection in another state."""
+    """Reject statements that would end the transaction, or change the state of the connection."""
     found = _FIRST_WORD.match(statement)
     word = found[1].upper() if found else ""
     if word in _TRANSACTIONS:
-        raise InvalidRequest(f"{word} cannot be used here: the whole query is one transaction")
+        raise InvalidRequest(f"{word} cannot be used here: the query runs as one transaction")
     if word == "PRAGMA" and not _SAFE_PRAGMA.fullmatch(statement):
         raise InvalidRequest("This PRAGMA would change the daemon's own connection: it cannot be used here")
 
@@ -103,5 +103,5 @@ def _outcome(answer: Answer) -> Outcome:
 
 
 async def dump(database: Database, *, schema_only: bool) -> str:
-    """The database as SQL text, with or without its rows."""
+    """Return the database as SQL text, with or without its rows."""
     return await asyncio.to_thread(database.engine.dump, schema_only=schema_only)

@@ -1,4 +1,8 @@
-"""SQLite in a file of the state folder: WAL mode, one writer, every commit on disk before it is answered."""
+"""SQLite in the state directory: WAL mode, a single writer, and commits that are synced together.
+
+SQLite itself only syncs where its file could be damaged otherwise (`synchronous = NORMAL`). `settle` syncs
+the commits, so the writer does not wait for the disk, and transactions that end at the same time share one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ _ROOM = 1 << 20
 
 
 class Sqlite:
-    """The engine of a daemon that keeps its state to itself."""
+    """The engine of a daemon that does not share its database."""
 
     readers = 3
     writers = 1
@@ -39,9 +43,9 @@ class Sqlite:
     # ---- tables
 
     def prepare(self) -> bool:
-        """All steps are one transaction: a daemon killed meanwhile leaves the file as it was.
+        """Run all steps in one transaction, so that a killed daemon leaves the file unchanged.
 
-        Before an upgrade the file is copied beside itself, and the copy is checked.
+        Before an upgrade, the file is backed up next to it, and the copy is checked.
         """
         _create_file(self.path)
         try:
@@ -70,7 +74,7 @@ class Sqlite:
         return stored not in (None, *upgrade.REVISIONS[:-1])
 
     def stored_revision(self) -> str | None:
-        """The step that the file is at; None for a file without tables."""
+        """Return the schema revision of the file; None for a file without tables."""
         with closing(sqlite3.connect(self.path)) as connection:
             found = connection.execute(
                 "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
@@ -85,7 +89,7 @@ class Sqlite:
         sa.event.listen(engine, "connect", _own_transactions)
         sa.event.listen(engine, "begin", _begin_immediate)
         with engine.connect() as connection:
-            # Held while the steps run, so that a second daemon waits and then finds the work done.
+            # The write lock makes a second daemon wait, which then has nothing to do.
             upgrade.run_steps(connection)
             connection.commit()
 
@@ -101,6 +105,14 @@ class Sqlite:
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
+    def settle(self) -> None:
+        """Sync the write-ahead log; a checkpoint syncs what it takes out of it."""
+        descriptor = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def locks(self) -> LocalLocks:
         return LocalLocks()
 
@@ -110,7 +122,7 @@ class Sqlite:
             raise self._out_of_space()
 
     def is_conflict(self, error: DBAPIError) -> bool:
-        """Never: writers take turns, and readers are not held up."""
+        """Return False: writers are serialized, and readers are not blocked."""
         return False
 
     def is_lost(self, error: DBAPIError) -> bool:
@@ -140,29 +152,29 @@ class Sqlite:
 def _create_engine(path: Path) -> sa.Engine:
     return sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
-        # Each connection is made by the thread that keeps it.
+        # Each connection is opened by the thread that uses it.
         poolclass=sa.NullPool,
-        # Callers' values (certificates, user data) do not get into messages and logs.
+        # Keep values from callers (certificates, user data) out of messages and logs.
         hide_parameters=True,
     )
 
 
 def _configure(connection: Any, _: object) -> None:
-    # Transactions are ours: the driver's own would begin them late and not immediately.
+    # Transactions are begun explicitly: the driver would begin them lazily and not as IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     cursor.close()
 
 
 def _own_transactions(connection: sqlite3.Connection, _: object) -> None:
-    """The driver's own idea of transactions would leave table changes outside of them."""
+    """Disable the driver's implicit transactions, which do not cover changes of tables."""
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
-    # Off while tables are rebuilt; references are checked at the end of every step that rebuilds one.
+    # Off while tables are rebuilt; every step that rebuilds one checks the references at its end.
     connection.execute("PRAGMA foreign_keys = OFF")
 
 
@@ -171,7 +183,7 @@ def _begin_immediate(connection: sa.Connection) -> None:
 
 
 def _create_file(path: Path) -> None:
-    """Make folder and file with their final modes; SQLite gives its journals the mode of the file."""
+    """Create directory and file with their final modes; SQLite creates its journals with the file's mode."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -180,7 +192,7 @@ def _create_file(path: Path) -> None:
 
 
 def _back_up(path: Path, copy: Path) -> None:
-    """Copy the database as it is; raise sqlite3.DatabaseError where the copy is not whole."""
+    """Back up the database. Raises sqlite3.DatabaseError if the copy is damaged."""
     part = copy.with_name(f"{copy.name}.part")
     part.unlink(missing_ok=True)
     _create_file(part)
@@ -193,7 +205,7 @@ def _back_up(path: Path, copy: Path) -> None:
 
 
 def is_full(error: DBAPIError, path: Path) -> bool:
-    """Whether the disk (or a quota) is full; some of SQLite's writes report only an I/O error."""
+    """Return whether the disk or a quota is full; some writes of SQLite report only an I/O error."""
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return True

@@ -1,4 +1,4 @@
-"""Storage pools with their config, and what is on them. Volumes are in `storage_volumes`."""
+"""Storage pools with their config, and their users. Volumes are in `storage_volumes`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from utsuwa.db.schema import (
     storage_pools_members,
     storage_pools_members_config,
     storage_volumes,
+    storage_volumes_snapshots,
 )
 from utsuwa.db.transaction import Prepared, Transaction
 
@@ -35,10 +36,10 @@ _TABLES = parts.PartTables(
 
 @dataclass(frozen=True)
 class PoolRow:
-    """`id` is 0 for a row that is not stored yet; `locations` are the members that have the pool.
+    """`id` is 0 until the row is stored; `locations` are the members that have the pool.
 
-    The state is that on this member, `codes.PENDING` where only others have it; the config holds what the
-    members have in common, and what this one has itself (`MEMBER_KEYS`).
+    The state is that on this member, `codes.PENDING` if only others have it; the config consists of the keys
+    that members share and this member's `MEMBER_KEYS`.
     """
 
     id: int
@@ -51,7 +52,7 @@ class PoolRow:
 
 
 def get(tx: Transaction, name: str) -> PoolRow:
-    """Raises NotFound, UnknownCode."""
+    """Return a pool. Raises NotFound, UnknownCode."""
     found = _fetch(tx, _ONE, name=name)
     if not found:
         raise NotFound(f"Storage pool {name!r} not found")
@@ -61,12 +62,12 @@ def get(tx: Transaction, name: str) -> PoolRow:
 
 
 def get_all(tx: Transaction) -> list[PoolRow]:
-    """All pools by name, in four queries."""
+    """Return all pools, sorted by name, in four queries."""
     return _fetch(tx, _ALL)
 
 
 def insert(tx: Transaction, row: PoolRow) -> int:
-    """The id of a new pool, or of one with the row's `id` that this member is to have as others do.
+    """Insert a pool, or with the row's `id` this member's part of an existing one, and return its id.
 
     Raises AlreadyExists.
     """
@@ -80,19 +81,19 @@ def insert(tx: Transaction, row: PoolRow) -> int:
 
 
 def update(tx: Transaction, row: PoolRow) -> None:
-    """Replace description and config of a pool that this member has. Raises NotFound."""
+    """Update description and config of a pool that this member has. Raises NotFound."""
     statement = storage_pools.update().where(storage_pools.c.id == row.id).values(description=row.description)
     rows.one_changed(tx.execute(statement), f"Storage pool {row.name!r} not found")
     parts.replace_config(tx, _TABLES, row.id, row.config)
 
 
 def set_state(tx: Transaction, pool_id: int, state: codes.State) -> None:
-    """The pool is whole on this member, or on its way out. Raises NotFound."""
+    """Set the state of the pool on this member. Raises NotFound."""
     parts.set_state(tx, _TABLES, pool_id, state, "Storage pool not found")
 
 
 def delete(tx: Transaction, pool_id: int) -> None:
-    """Take the pool and its volumes' rows from this member; does nothing where they are gone."""
+    """Delete this member's part of the pool and the rows of its volumes, if they exist."""
     volumes = storage_volumes.c.storage_pool_id == pool_id
     tx.execute(storage_volumes.delete().where(volumes, storage_volumes.c.member_id == tx.member))
     parts.delete(tx, _TABLES, pool_id)
@@ -100,20 +101,21 @@ def delete(tx: Transaction, pool_id: int) -> None:
 
 @dataclass(frozen=True)
 class PoolUse:
-    """What refers to a pool: volumes as (type, project, name), images' volumes among them; profiles as
-    (project, name), whose disk devices name it."""
+    """The users of a pool: volumes as (type, project, name), including those of images, and profiles with
+    disk devices on it as (project, name)."""
 
     volumes: list[tuple[int, str, str]] = field(default_factory=list)
+    snapshots: dict[tuple[int, str, str], list[str]] = field(default_factory=dict)
+    """The names of the snapshots of these volumes, oldest first."""
     profiles: list[tuple[str, str]] = field(default_factory=list)
     here: list[int] = field(default_factory=list)
     """The types of the volumes that are on this member."""
 
 
 def used_by(tx: Transaction) -> dict[str, PoolUse]:
-    """The use of every pool by its name, on all members, in three queries; a pool that nothing uses has an
-    empty one.
+    """Return the use of every pool on all members by its name, in four queries; empty for unused pools.
 
-    A volume of an image stands once for every project that has the image.
+    The volume of an image is listed once for every project that has the image.
     """
     names = tx.execute(sa.select(storage_pools.c.name))
     found = {name: PoolUse() for (name,) in names}
@@ -141,10 +143,27 @@ def used_by(tx: Transaction) -> dict[str, PoolUse]:
             use.volumes.append((kind, project, name))
         if member == tx.member:
             use.here.append(kind)
+    for pool, kind, project, name, snapshot in tx.execute(_snapshots()):
+        found[pool].snapshots.setdefault((kind, project, name), []).append(snapshot)
     for pool, project, name in tx.execute(_profiles_with_disks()):
         if pool in found:
             found[pool].profiles.append((project, name))
     return found
+
+
+def _snapshots() -> sa.Executable:
+    snapshots = storage_volumes_snapshots
+    return (
+        sa.select(
+            *(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name),
+            snapshots.c.name,
+        )
+        .select_from(snapshots)
+        .join(storage_volumes, storage_volumes.c.id == snapshots.c.storage_volume_id)
+        .join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
+        .join(projects, projects.c.id == storage_volumes.c.project_id)
+        .order_by(snapshots.c.creation_date, snapshots.c.id)
+    )
 
 
 def _profiles_with_disks() -> sa.Executable:

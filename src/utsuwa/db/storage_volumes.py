@@ -21,9 +21,13 @@ _SOURCE = (
 )
 
 
+CREATION, DELETION = "~create", "~delete"
+"""Values of `VolumeRow.new_name` of custom volumes that are being created or deleted."""
+
+
 @dataclass(frozen=True)
 class VolumeRow:
-    """`id` is 0 for a row that is not stored yet; `location` and `here` as those of an instance."""
+    """`id` is 0 until the row is stored; `location` and `here` as in `InstanceRow`."""
 
     id: int
     project: str
@@ -36,7 +40,12 @@ class VolumeRow:
     location: str = LONE_MEMBER
     here: bool = True
     new_name: str = ""
-    """The name that its files are being given; empty while they have that of the row."""
+    """What is being done with its files (`storage/intentions.py`); empty if nothing is."""
+
+    @property
+    def half_made(self) -> bool:
+        """Whether it does not exist for callers, as it is being created or deleted."""
+        return self.new_name in (CREATION, DELETION)
 
 
 def not_found(pool: str, name: str) -> NotFound:
@@ -44,7 +53,7 @@ def not_found(pool: str, name: str) -> NotFound:
 
 
 def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
-    """This member's, where several have one of that name. Raises NotFound."""
+    """Return a volume; this member's, if several have one of that name. Raises NotFound."""
     found = _load(tx, _key(project, pool, type, name))
     if not found:
         raise not_found(pool, name)
@@ -54,8 +63,9 @@ def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> Volum
 def get_all(
     tx: Transaction, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
-    """Of all members, by pool, type, project and name; None takes all but those of an unknown type. Two
-    queries.
+    """Return the volumes of all members, sorted by pool, type, project and name, in two queries.
+
+    None selects all; volumes of an unknown type are skipped.
     """
     where: list[sa.ColumnElement[bool]] = [sa.true()]
     if project is not None:
@@ -68,25 +78,22 @@ def get_all(
 
 
 def get_here(tx: Transaction, pool: str, type: int) -> list[VolumeRow]:
-    """This member's volumes of a type on a pool, by project and name; two queries."""
+    """Return this member's volumes of a type on a pool, sorted by project and name, in two queries."""
     on_pool = sa.and_(storage_pools.c.name == pool, storage_volumes.c.type == type)
     return _load(tx, sa.and_(on_pool, storage_volumes.c.member_id == tx.member))
 
 
 def insert(tx: Transaction, row: VolumeRow) -> int:
-    """The new id. Raises AlreadyExists, NotFound (project, pool)."""
-    query = sa.select(storage_pools.c.id).where(storage_pools.c.name == row.pool)
-    pool_id = tx.execute(query).scalar_one_or_none()
-    if pool_id is None:
-        raise NotFound(f"Storage pool {row.pool!r} not found")
+    """Insert a volume and return its id. Raises AlreadyExists, NotFound (project, pool)."""
     values = {
         "project_id": rows.project_id(tx, row.project),
-        "storage_pool_id": pool_id,
+        "storage_pool_id": _pool_id(tx, row.pool),
         "member_id": tx.member,
         "name": row.name,
         "type": row.type,
         "description": row.description,
         "creation_date": row.created_at,
+        "new_name": row.new_name,
     }
     with rows.unique(f"Storage volume {row.name!r} already exists on pool {row.pool!r}"):
         volume_id = tx.insert(storage_volumes, values)
@@ -95,7 +102,7 @@ def insert(tx: Transaction, row: VolumeRow) -> int:
 
 
 def update(tx: Transaction, row: VolumeRow) -> None:
-    """Replace description and config of the row with that id. Raises NotFound."""
+    """Update description and config of the row with that id. Raises NotFound."""
     statement = (
         storage_volumes.update().where(storage_volumes.c.id == row.id).values(description=row.description)
     )
@@ -104,7 +111,7 @@ def update(tx: Transaction, row: VolumeRow) -> None:
 
 
 def set_new_name(tx: Transaction, volume_id: int, new: str) -> None:
-    """Note that the files are about to be renamed, or with an empty name that they are not any more.
+    """Record what is about to be done with the files; empty to clear it.
 
     Raises NotFound.
     """
@@ -112,18 +119,30 @@ def set_new_name(tx: Transaction, volume_id: int, new: str) -> None:
     rows.one_changed(tx.execute(statement), "Storage volume not found")
 
 
-def rename(tx: Transaction, volume_id: int, new: str) -> None:
-    """The files have their new name. Raises AlreadyExists, NotFound."""
+def move(tx: Transaction, volume_id: int, project: str, pool: str, name: str) -> None:
+    """Change project, pool and name of a volume whose files are there already.
+
+    Raises AlreadyExists, NotFound (volume, project, pool).
+    """
     statement = storage_volumes.update().where(storage_volumes.c.id == volume_id)
-    statement = statement.values(name=new, new_name="")
-    with rows.unique(f"Storage volume {new!r} already exists"):
+    statement = statement.values(
+        project_id=rows.project_id(tx, project), storage_pool_id=_pool_id(tx, pool), name=name, new_name=""
+    )
+    with rows.unique(f"Storage volume {name!r} already exists on pool {pool!r}"):
         result = tx.execute(statement)
     rows.one_changed(result, "Storage volume not found")
 
 
 def delete(tx: Transaction, volume_id: int) -> None:
-    """Remove the row and its config; does nothing where it is gone."""
+    """Delete the row and its config, if it exists."""
     tx.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
+
+
+def _pool_id(tx: Transaction, pool: str) -> int:
+    found = tx.execute(sa.select(storage_pools.c.id).where(storage_pools.c.name == pool)).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"Storage pool {pool!r} not found")
+    return int(found)
 
 
 def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool]:

@@ -1,13 +1,14 @@
-"""The interface of transactions for entity modules: statements in, plain values out.
+"""The interface of transactions for entity modules.
 
-A function that takes a `Transaction` runs as a whole in one of the database's threads, and may be run
-again after a conflict. So it touches nothing but the transaction, and returns nothing that belongs to it.
-The entity modules use SQLAlchemy Core in a form that both SQLite and PostgreSQL run.
+A function with a `Transaction` runs in one of the database's threads and is retried after a conflict. So it
+must not access anything but the transaction, and return only plain values. Entity modules use SQLAlchemy Core
+in a form that both SQLite and PostgreSQL support.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Answer:
-    """The result of a statement: all of its rows, and how many it changed (-1 where that is not known).
+    """The result of a statement: all of its rows, and the number of changed rows (-1 if unknown).
 
     `columns` is None for a statement that returns no rows.
     """
@@ -36,45 +37,45 @@ class Answer:
         return list(self._rows)
 
     def scalars(self) -> list[Any]:
-        """The first column."""
+        """Return the values of the first column."""
         return [row[0] for row in self._rows]
 
     def scalar_one_or_none(self) -> Any:
-        """The one value of the one row; None without a row. ValueError where there are more."""
+        """Return the value of the only row; None without a row. Raises ValueError if there are several."""
         if not self._rows:
             return None
         return self.scalar_one()
 
     def scalar_one(self) -> Any:
-        """The one value of the one row; ValueError where there are more or none."""
+        """Return the value of the only row. Raises ValueError if there are none or several."""
         (row,) = self._rows
         return row[0]
 
 
-class Prepared:
-    """A query that is compiled once per dialect, for what lists and every client's command read.
+class _Compiled:
+    """A statement that is compiled once per dialect; all parameters are bound by name."""
 
-    SQLAlchemy takes longer to build a statement, find it in its cache and make rows of the result than
-    SQLite takes to answer. All values are bound by name; rows are plain tuples, as the driver returns them.
-    """
-
-    def __init__(self, statement: sa.Select[Any]) -> None:
+    def __init__(self, statement: sa.ClauseElement) -> None:
         self._statement = statement
         self._compiled: dict[str, tuple[str, tuple[str, ...] | None, Mapping[str, Any]]] = {}
 
-    def fetch(self, connection: sa.Connection, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """All rows. Raises DBAPIError, as SQLAlchemy's own statements do."""
-        text, names, constants = self._compiled.get(connection.dialect.name) or self._compile(connection)
-        bound: Any = {**constants, **values}
+    @contextmanager
+    def _cursor(self, connection: sa.Connection) -> Iterator[Any]:
+        """Yield a cursor. Raises DBAPIError, as SQLAlchemy's own statements do."""
         cursor = connection.connection.cursor()
         driver = connection.dialect.loaded_dbapi
         try:
-            cursor.execute(text, bound if names is None else [bound[name] for name in names])
-            return list(cursor.fetchall())
+            yield cursor
         except driver.Error as error:
-            raise DBAPIError.instance(text, None, error, driver.Error, hide_parameters=True) from error
+            raise DBAPIError.instance(None, None, error, driver.Error, hide_parameters=True) from error
         finally:
             cursor.close()
+
+    def _bound(self, connection: sa.Connection, values: Iterable[Mapping[str, Any]]) -> tuple[str, list[Any]]:
+        """Return the statement's text, and its parameters for each of the `values`."""
+        text, names, constants = self._compiled.get(connection.dialect.name) or self._compile(connection)
+        bound = [{**constants, **one} for one in values]
+        return text, bound if names is None else [[one[name] for name in names] for one in bound]
 
     def _compile(self, connection: sa.Connection) -> tuple[str, tuple[str, ...] | None, Mapping[str, Any]]:
         compiled: Any = self._statement.compile(dialect=connection.dialect)
@@ -84,13 +85,44 @@ class Prepared:
         return found
 
 
+class Prepared(_Compiled):
+    """A query that is compiled once per dialect, for lists and the most frequent requests.
+
+    SQLAlchemy takes longer to build a statement, look it up in its cache and convert the rows than SQLite
+    takes to run it. All parameters are bound by name; rows are plain tuples, as returned by the driver.
+    """
+
+    def __init__(self, statement: sa.Select[Any]) -> None:
+        super().__init__(statement)
+
+    def fetch(self, connection: sa.Connection, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Return all rows. Raises DBAPIError, as SQLAlchemy's own statements do."""
+        text, (bound,) = self._bound(connection, [values])
+        with self._cursor(connection) as cursor:
+            cursor.execute(text, bound)
+            return list(cursor.fetchall())
+
+
+class PreparedChange(_Compiled):
+    """An insert or delete of rows, prepared like a query. Parameters must not be named like columns."""
+
+    def __init__(self, statement: sa.Insert | sa.Delete) -> None:
+        super().__init__(statement)
+
+    def run(self, connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Run it for each of the rows. Raises DBAPIError, as SQLAlchemy's own statements do."""
+        text, bound = self._bound(connection, rows)
+        with self._cursor(connection) as cursor:
+            cursor.executemany(text, bound)
+
+
 class Transaction:
-    """One transaction of one connection. Used after its end it raises RuntimeError."""
+    """A transaction of a connection. Raises RuntimeError if it is used after its end."""
 
     def __init__(self, connection: sa.Connection, member: int = FIRST_MEMBER) -> None:
         self._connection: sa.Connection | None = connection
         self.member = member
-        """The id of the member whose daemon this is: what is new lives on it."""
+        """The id of this daemon's member, which new rows belong to."""
 
     @property
     def connection(self) -> sa.Connection:
@@ -102,12 +134,16 @@ class Transaction:
         return Answer(self.connection.execute(statement, values))
 
     def execute_sql(self, statement: str) -> Answer:
-        """A statement in the database's own SQL."""
+        """Execute a statement in the database's SQL dialect."""
         return Answer(self.connection.exec_driver_sql(statement, execution_options={"no_parameters": True}))
 
     def fetch(self, query: Prepared, **values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a prepared query."""
+        """Return all rows of a prepared query."""
         return query.fetch(self.connection, values)
+
+    def run(self, change: PreparedChange, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Run a prepared change for each of the rows."""
+        change.run(self.connection, rows)
 
     def insert(self, table: sa.Table, values: Mapping[str, Any]) -> int:
         """Insert one row and return its id."""
@@ -116,5 +152,5 @@ class Transaction:
         return int(key[0])
 
     def end(self) -> None:
-        """Refuse all further work."""
+        """Reject all further use."""
         self._connection = None

@@ -1,6 +1,6 @@
-"""The steps that bring a database to this version's tables, the same for every engine.
+"""Schema upgrades: the migrations to this version's tables, the same for every engine.
 
-Alembic is imported only where there is something to do: it would be a good part of a start.
+Alembic is imported only if there is something to do, because its import takes a good part of a start.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import sqlalchemy as sa
 
 from utsuwa.core.errors import HostError
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
-"""Every step in order, the newest last; a test holds it against `migrations/versions`."""
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+"""All revisions in order, the newest last; a test compares them with `migrations/versions`."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def is_behind(stored: str | None, name: str) -> bool:
-    """Whether a database at the revision `stored` (None: without tables) needs steps. Raises HostError for
-    one of a newer version; `name` is what the message calls it.
+    """Return whether a database at revision `stored` (None: without tables) needs migrations.
+
+    Raises HostError if it belongs to a newer version; `name` is the database's name in the message.
     """
     if stored is not None and stored not in REVISIONS:
         raise HostError(
@@ -30,7 +31,7 @@ def is_behind(stored: str | None, name: str) -> bool:
 
 
 def run_steps(connection: sa.Connection) -> None:
-    """Run what is missing, in the connection's transaction, which the caller commits."""
+    """Run the missing migrations in the connection's transaction, which the caller commits."""
     from alembic import command
     from alembic.config import Config
 

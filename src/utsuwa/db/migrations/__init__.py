@@ -1,1 +1,1 @@
-"""Numbered steps of the schema, run at start-up by `db.upgrade`."""
+"""Numbered migrations of the schema, run at start-up by `db.upgrade`."""

@@ -1,4 +1,4 @@
-"""What Alembic runs: the steps, in one transaction, on the connection that `db.upgrade` hands over."""
+"""The environment for Alembic: runs the migrations in one transaction, on the connection of `db.upgrade`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One module a step. Each is fixed once it is released: later changes are later steps."""
+"""One module per migration. A released one must not be changed: later changes are later migrations."""

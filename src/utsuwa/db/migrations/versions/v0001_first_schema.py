@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 
 def _first_rows() -> None:
-    """Ids are left to the database, whose counters go on from them; the references are known: all are 1."""
+    """Leave the ids to the database, so that its sequences advance; they are all 1."""
 
     def table(name: str, *columns: str) -> sa.TableClause:
         return sa.table(name, *[sa.column(column) for column in columns])

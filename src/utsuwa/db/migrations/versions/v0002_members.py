@@ -1,7 +1,7 @@
-"""Several daemons on one database: what lives on a host names its member, and a daemon touches only its own.
+"""Members: rows of objects on a host refer to the member, and a daemon changes only its own.
 
-What the first schema holds belongs to its one member. Pools and networks keep their rows, which are for all
-members; their state, and the config that differs from host to host, move into tables of each member's part.
+Existing rows belong to the first member. The rows of pools and networks are shared by all members; their
+state, and the config that differs between hosts, move to tables of members' parts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _members() -> None:
 
 @contextmanager
 def _altered(table: str) -> Iterator[BatchOperations]:
-    """SQLite makes the table anew, which must not begin to count its ids anew."""
+    """SQLite recreates the table, whose sequence of ids must not restart."""
     counters = _named("sqlite_sequence", "name", "seq")
     own = counters.c.name == table
     last = None
@@ -76,7 +76,7 @@ def _rename_references() -> None:
 
 
 def _volumes() -> None:
-    """A volume of one name can be on several members."""
+    """Volumes of the same name can exist on several members."""
     member = sa.Column("member_id", sa.Integer, nullable=False, server_default=sa.text(str(_FIRST)))
     with _altered("storage_volumes") as table:
         table.add_column(member)
@@ -103,7 +103,7 @@ def _images() -> None:
 
 
 def _parts(table: str, column: str, part: str, keys: tuple[str, ...]) -> None:
-    """The members' tables of `table`; `keys` differ from member to member."""
+    """Create the tables of members' parts of `table`; `keys` are member-specific."""
     parts, config = f"{table}_members", f"{table}_members_config"
     _table(
         parts,

@@ -1,4 +1,4 @@
-"""Find a MAC address, or devices with a static address, without reading all instances: each launch asks."""
+"""Indexes for MAC addresses and static addresses, which each launch looks up."""
 
 from __future__ import annotations
 

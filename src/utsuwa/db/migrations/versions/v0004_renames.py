@@ -1,4 +1,4 @@
-"""The renaming of a volume's files is noted in its row before they move, no more in a file beside them."""
+"""Record the renaming of a volume's files in its row, instead of a file next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations are noted while they go on, so that a member can tell which other one to ask for them."""
+"""Record running operations, so that members can find those of others."""
 
 from __future__ import annotations
 

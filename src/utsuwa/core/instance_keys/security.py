@@ -1,0 +1,129 @@
+"""Keys of the confinement."""
+
+from __future__ import annotations
+
+from utsuwa.core import key_checks as checks
+from utsuwa.core.config_keys import ConfigKey
+from utsuwa.core.instance_keys.records import for_vms, later
+
+
+def _bool_now(name: str, default: str, help: str, *, live: bool = False) -> ConfigKey:
+    return ConfigKey(name, "bool", default, live=live, scope="container", help=help)
+
+
+def _interception(name: str, help: str) -> ConfigKey:
+    return later(
+        f"security.syscalls.intercept.{name}",
+        "bool",
+        default="false",
+        live=False,
+        scope="container",
+        help=help,
+    )
+
+
+SECURITY = (
+    later("security.devlxd", "bool", default="true", live=False, help="Provide /dev/lxd in the instance."),
+    later(
+        "security.devlxd.images",
+        "bool",
+        default="false",
+        live=False,
+        scope="container",
+        help="Let the instance fetch the host's images through /dev/lxd.",
+    ),
+    ConfigKey(
+        "security.idmap.base",
+        "integer",
+        live=False,
+        scope="container",
+        help="First host id of an isolated id map.",
+        validate=checks.user_id,
+    ),
+    _bool_now("security.idmap.isolated", "false", "Use host ids that no other isolated instance uses."),
+    ConfigKey(
+        "security.idmap.size",
+        "integer",
+        live=False,
+        scope="container",
+        help="Number of ids of an isolated id map.",
+        validate=checks.idmap_size,
+    ),
+    _bool_now("security.nesting", "false", "Allow nested containers.", live=True),
+    _bool_now("security.privileged", "false", "Run without an id map: root inside is root outside."),
+    ConfigKey("security.protection.delete", "bool", "false", help="Prevent the instance from being deleted."),
+    ConfigKey(
+        "security.protection.shift",
+        "bool",
+        "false",
+        scope="container",
+        help="Prevent the owners of the instance's files from being shifted to another id map.",
+    ),
+    ConfigKey(
+        "security.syscalls.allow",
+        live=False,
+        scope="container",
+        help="The only system calls to allow, one per line.",
+        validate=checks.syscalls,
+    ),
+    ConfigKey(
+        "security.syscalls.deny",
+        live=False,
+        scope="container",
+        help="Additional system calls to deny, one per line.",
+        validate=checks.syscalls,
+    ),
+    _bool_now("security.syscalls.deny_compat", "false", "Deny system calls of 32-bit programs."),
+    _bool_now("security.syscalls.deny_default", "true", "Deny the system calls that no container needs."),
+    _interception("bpf", "Handle bpf() for the instance."),
+    _interception("bpf.devices", "Let the instance load device programs of cgroup v2."),
+    _interception("mknod", "Create harmless device nodes for the instance."),
+    _interception("mount", "Mount the allowed file systems for the instance."),
+    later(
+        "security.syscalls.intercept.mount.allowed",
+        "list",
+        scope="container",
+        help="File systems that may be mounted for the instance.",
+    ),
+    later(
+        "security.syscalls.intercept.mount.fuse",
+        "list",
+        scope="container",
+        help="File systems to mount with a FUSE program instead, such as ext4=fuse2fs.",
+    ),
+    later(
+        "security.syscalls.intercept.mount.shift",
+        "bool",
+        default="false",
+        scope="container",
+        help="Mount them with the instance's id map.",
+    ),
+    _interception("sched_setscheduler", "Let the instance raise the priority of its processes."),
+    _interception("setxattr", "Set the allowed extended attributes for the instance."),
+    _interception("sysinfo", "Answer sysinfo() with the instance's limits."),
+    *(
+        later(f"security.bpffs.delegate_{name}", "list", live=False, scope="container", help=help)
+        for name, help in (
+            ("attachs", "Attach types of BPF programs that the instance may use."),
+            ("cmds", "bpf() commands that the instance may use."),
+            ("maps", "Types of BPF maps that the instance may use."),
+            ("progs", "Types of BPF programs that the instance may use."),
+        )
+    ),
+    later(
+        "security.bpffs.path",
+        default="/sys/fs/bpf",
+        live=False,
+        scope="container",
+        help="Mount point of the BPF file system in the instance.",
+        validate=checks.absolute_path,
+    ),
+    for_vms("security.agent.metrics", "bool", "true", help="Query the guest agent for metrics."),
+    for_vms("security.csm", "bool", "false", help="Use firmware for guests without UEFI support."),
+    for_vms("security.iommu", "bool", "false", help="Give the guest an IOMMU."),
+    for_vms("security.secureboot", "bool", "true", help="Boot only signed images."),
+    for_vms("security.sev", "bool", "false", help="Encrypt the guest's memory."),
+    for_vms("security.sev.policy.es", "bool", "false", help="Encrypt the guest's registers too."),
+    for_vms("security.sev.session.data", help="Session data of the guest's owner, in base64."),
+    for_vms("security.sev.session.dh", help="Key of the guest's owner, in base64."),
+)

@@ -26,6 +26,8 @@ _LINE = re.compile(r"\S+ (?:.* )?[0-9]{14}\.[0-9]{3} (?P<level>[A-Z]+) +\S+ - \S
 # Messages that liblxc logs on every failure, regardless of the reason.
 _NOISE = (
     "An error occurred in another process",
+    "Failed to initialize container",
+    "Failed to setup container",
     "Failed to spawn container",
     "The container failed to start",
     "To get more details",
@@ -52,7 +54,7 @@ async def start(
     Returns its processes, or None if they cannot be determined or have ended already. `log` is overwritten.
     `own_hooks` means that the configuration contains hooks of the user, which need a PATH. Without PATH,
     liblxc writes the id maps itself instead of starting four programs; shells use their default PATH then.
-    Raises StartFailed with the reason from the log, HostError if lxc is missing.
+    Raises StartFailed, whose message is the reason from the log, HostError if lxc is missing.
     """
     pidfile = conf.with_name("lxc.pid")
     program = await asyncio.to_thread(_prepare, log, pidfile)
@@ -61,7 +63,7 @@ async def start(
         await run([*argv, "-p", str(pidfile)], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
-        raise StartFailed(f"Failed to start the container: {reason}") from error
+        raise StartFailed(reason) from error
     return await asyncio.to_thread(_started, pidfile, name, lxcpath)
 
 

@@ -1,14 +1,18 @@
 """System calls that Python lacks, each a thin wrapper without policy.
 
 Failures raise OSError with errno and path; callers decide what an errno means. All of them release the
-GIL, so they run well in worker threads.
+GIL, so they run well in worker threads. The helper imports this module too, so it imports nothing large.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the helper imports this module, and must start quickly
+    from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,6 +24,9 @@ _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+
+_RENAME_NOREPLACE = 1
+_FALLOC_FL_KEEP_SIZE = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_MNT_ID = 0x1000
@@ -34,21 +41,33 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_ATIME = 0x70
+"""All settings of access times."""
+MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 
 MS_RDONLY = 0x1
 MS_REC = 0x4000
+MS_UNBINDABLE = 0x20000
 MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
@@ -56,6 +75,16 @@ RESOLVE_IN_ROOT = 0x10
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
+
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
+IN_Q_OVERFLOW = 0x4000
+IN_IGNORED = 0x8000
+IN_ONLYDIR = 0x1000000
 
 LOOP_CTL_GET_FREE = 0x4C82
 LOOP_CONFIGURE = 0x4C0A
@@ -158,7 +187,7 @@ def mount(source: str, target: Path, fstype: str | None, flags: int, data: str |
         _raise(target)
 
 
-def umount2(target: Path, flags: int = 0) -> None:
+def umount2(target: Path | str, flags: int = 0) -> None:
     if _libc.umount2(_encode(target), flags):
         _raise(target)
 
@@ -197,12 +226,27 @@ def mount_setattr(
         _call(_NR_MOUNT_SETATTR, AT_FDCWD, _encode(mount), flags, ctypes.byref(attributes), size, path=mount)
 
 
-def is_mount_root(path: Path) -> bool:
-    """Return whether `path` is a mount point (bind mounts included); symlinks are not followed."""
+def is_mount_root(path: Path | int) -> bool:
+    """Return whether a path or an open file is the root of a mount, bind mounts included; symlinks are not
+    followed.
+    """
     found = _Statx()
-    if _libc.statx(AT_FDCWD, _encode(path), _AT_SYMLINK_NOFOLLOW, _STATX_MNT_ID, ctypes.byref(found)):
-        _raise(path)
+    at = (
+        (path, b"", AT_EMPTY_PATH)
+        if isinstance(path, int)
+        else (AT_FDCWD, _encode(path), _AT_SYMLINK_NOFOLLOW)
+    )
+    if _libc.statx(*at, _STATX_MNT_ID, ctypes.byref(found)):
+        _raise(None if isinstance(path, int) else path)
     return bool(found.attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount on which a descriptor was opened."""
+    found = _Statx()
+    if _libc.statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, ctypes.byref(found)):
+        _raise()
+    return int(found.mnt_id)
 
 
 def fsopen(fstype: str) -> int:
@@ -211,6 +255,10 @@ def fsopen(fstype: str) -> int:
 
 def fsconfig_string(fs_fd: int, key: str, value: str) -> None:
     _call(_NR_FSCONFIG, fs_fd, _FSCONFIG_SET_STRING, key.encode(), _encode(value), 0, path=value)
+
+
+def fsconfig_flag(fs_fd: int, key: str) -> None:
+    _call(_NR_FSCONFIG, fs_fd, _FSCONFIG_SET_FLAG, key.encode(), None, 0, path=key)
 
 
 def fsconfig_create(fs_fd: int) -> None:
@@ -238,6 +286,35 @@ def openat2(folder_fd: int, path: str | os.PathLike[str], flags: int, *, mode: i
     return _call(_NR_OPENAT2, folder_fd, _encode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
 
 
+def renameat2(old_fd: int, old: str, new_fd: int, new: str, *, replace: bool) -> None:
+    """Rename between two open directories; without `replace` an existing `new` raises FileExistsError."""
+    flags = 0 if replace else _RENAME_NOREPLACE
+    if _libc.renameat2(old_fd, _encode(old), new_fd, _encode(new), flags):
+        _raise(new)
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Allocate the space of a range without changing the file's size, if the file system can do that."""
+    if size and _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size)):
+        number = ctypes.get_errno()
+        if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
+            _raise()
+
+
+def chown_open(fd: int, uid: int, gid: int) -> None:
+    """Change the owner of what a descriptor refers to, which may be an O_PATH one of a symlink."""
+    if _libc.fchownat(fd, b"", ctypes.c_uint32(uid), ctypes.c_uint32(gid), AT_EMPTY_PATH):
+        _raise()
+
+
+def filesystem_magic(fd: int) -> int:
+    """Return the magic number of a descriptor's file system."""
+    buffer = (ctypes.c_ulong * 32)()
+    if _libc.fstatfs(fd, buffer):
+        _raise()
+    return int(buffer[0]) & 0xFFFFFFFF
+
+
 def setfsuid(uid: int) -> None:
     """Set the calling thread's file-system user id. Raises PermissionError if that fails."""
     _libc.setfsuid(ctypes.c_uint32(uid))
@@ -261,6 +338,26 @@ def raise_capabilities() -> None:
     for word in data:
         word.effective = word.permitted
     if _libc.capset(ctypes.byref(header), data):
+        _raise()
+
+
+def inotify_init() -> int:
+    """Open a queue of events, which is read without blocking."""
+    fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
+    watch = int(_libc.inotify_add_watch(fd, _encode(path), ctypes.c_uint32(mask)))
+    if watch < 0:
+        _raise(path)
+    return watch
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    if _libc.inotify_rm_watch(fd, watch):
         _raise()
 
 

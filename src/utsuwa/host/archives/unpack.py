@@ -10,8 +10,8 @@ The content of `dev/` is skipped: a container's `/dev` is a tmpfs that liblxc po
 device nodes are unpacked: an unprivileged container cannot open them, as its root is mounted with `nodev`,
 and a privileged one only those that its device cgroup allows. Block device nodes are skipped everywhere:
 mounting a file system that the host has mounted already bypasses the device cgroup. Of the extended
-attributes only `user.*`, `security.capability` and POSIX ACLs are kept: `trusted.overlay.*` would
-control the overlay on top.
+attributes only `user.*`, `security.capability` and `system.posix_acl_*` are kept: `trusted.overlay.*` would
+control the overlay on top. ACLs as texts (`tar --acls`) are not, as they contain names of the host's users.
 
 All functions block and must run in worker threads.
 """
@@ -22,13 +22,15 @@ import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from utsuwa.core.errors import InvalidImage, OutOfSpace
 from utsuwa.host.archives import scan as archive_scan
-from utsuwa.host.processes.run import Completed, Stopper, run_blocking
+from utsuwa.host.processes.run import Completed, run_blocking
+from utsuwa.host.processes.stopper import Stopper
 
 Tree = Literal["unified", "metadata", "rootfs"]
 
@@ -41,6 +43,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1f\x8b", "gzip"),
     (0, b"\x28\xb5\x2f\xfd", "zstd"),
     (0, b"BZh", "bzip2"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
     (0, b"\x5d\0\0", "lzma"),
     (257, b"ustar", "tar"),
 )
@@ -51,6 +54,7 @@ _DECOMPRESSORS: dict[str, tuple[str, ...]] = {
     "gzip": ("gzip", "-dc"),
     "zstd": ("zstd", "-dcq", "--memory=1024MB"),
     "bzip2": ("bzip2", "-dc"),
+    "lz4": ("lz4", "-dcq"),
     "lzma": ("xz", "-dc", "--format=lzma", "--memlimit-decompress=1GiB"),
 }
 
@@ -61,6 +65,7 @@ _SUFFIXES = {
     "gzip": ".tar.gz",
     "zstd": ".tar.zst",
     "bzip2": ".tar.bz2",
+    "lz4": ".tar.lz4",
     "lzma": ".tar.lzma",
 }
 
@@ -133,7 +138,8 @@ tar)
     mkdir -p "$into" && cd "$into" || exit 1
     confined "${decompress[@]}" <&3 | scan tar "$tree" "$entries" "$size" |
         confined tar --extract --file=- --preserve-permissions --same-owner --numeric-owner \
-            --xattrs --xattrs-include='user.*' --xattrs-include=security.capability --acls \
+            --xattrs --xattrs-include='user.*' --xattrs-include=security.capability \
+            --xattrs-include='system.posix_acl_*' \
             --restrict --no-quote-chars='' --anchored --wildcards "$@"
     ;;
 list)
@@ -169,7 +175,7 @@ def archive_format(path: Path) -> str:
             return name
     raise InvalidImage(
         "The image has an unknown format: it must be a squashfs or a tar archive, uncompressed "
-        "or compressed with xz, gzip, zstd, bzip2 or lzma"
+        "or compressed with xz, gzip, zstd, bzip2, lz4 or lzma"
     )
 
 
@@ -298,26 +304,35 @@ def _unpack(
     if form == "squashfs":
         if not judged:
             _list_squashfs(archive, tree, room, stopper)
-        result = _sandbox(archive, target, room, "squashfs", f"/target/{inner}", *left_out, stopper=stopper)
+        with _read_by("unsquashfs", archive, stopper):
+            result = _sandbox(
+                archive, target, room, "squashfs", f"/target/{inner}", *left_out, stopper=stopper
+            )
         _judge(result, "unsquashfs")
         return
     excludes = [f"--exclude={start}{name}" for name in left_out for start in ("", "./", "/")]
     decompressor = _DECOMPRESSORS[form]
-    result = _sandbox(
-        archive,
-        target,
-        room,
-        "tar",
-        f"/target/{inner}",
-        tree,
-        str(room.entries),
-        str(room.size),
-        str(len(decompressor)),
-        *decompressor,
-        *excludes,
-        stopper=stopper,
-    )
+    with _read_by(decompressor[0], archive, stopper):
+        result = _sandbox(
+            archive,
+            target,
+            room,
+            "tar",
+            f"/target/{inner}",
+            tree,
+            str(room.entries),
+            str(room.size),
+            str(len(decompressor)),
+            *decompressor,
+            *excludes,
+            stopper=stopper,
+        )
     _judge(result, "decompression", "scan", "tar")
+
+
+def _read_by(program: str, archive: Path, stopper: Stopper | None) -> AbstractContextManager[None]:
+    """Have the stopper tell how much of the archive a program has read."""
+    return nullcontext() if stopper is None else stopper.reading(program, archive.stat().st_size)
 
 
 def _judge_ahead(archive: Path, tree: Tree, limits: UnpackLimits, stopper: Stopper | None) -> None:

@@ -11,9 +11,12 @@ import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.processes import oom_scores
+from utsuwa.host.processes.oom_scores import OOM_SCORE_MIN
 from utsuwa.host.system.facts import parse_cpu_list
 
 _PROC = Path("/proc")
@@ -30,6 +33,10 @@ class LimitFacts:
     """The CPUs that are online and available to this host's cgroups."""
     isolated: frozenset[int] = frozenset()
     """CPUs that the kernel's command line isolates."""
+    nodes: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """The NUMA nodes with their CPUs; none if the kernel does not support NUMA."""
+    memory_nodes: frozenset[int] = frozenset()
+    """The NUMA nodes that have memory which is available to this host's cgroups."""
     memory: int = 0
     """Total memory in bytes."""
     controllers: Mapping[str, int] = field(default_factory=dict)
@@ -40,6 +47,8 @@ class LimitFacts:
     """The default swappiness."""
     huge_pages: frozenset[str] = frozenset()
     """Sizes of huge pages in the spelling of cgroup files: `2MB`."""
+    lowest_oom_score: int = OOM_SCORE_MIN
+    """The lowest adjustment of OOM scores that this process may set."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +78,33 @@ def read_limit_facts(proc: Path = _PROC, sys: Path = _SYS) -> LimitFacts:
     mounts = cgroups.controllers(proc)
     controllers = {name: version for name, (version, _) in mounts.items()}
     online = parse_cpu_list(_text(sys / "devices/system/cpu/online") or "0")
+    cpus = frozenset(online & _allowed(mounts, "cpus") or online)
+    nodes = sys / "devices/system/node"
+    memory = parse_cpu_list(_text(nodes / "has_memory"))
     return LimitFacts(
-        cpus=frozenset(online & _allowed(mounts) or online),
+        cpus=cpus,
         isolated=frozenset(parse_cpu_list(_text(sys / "devices/system/cpu/isolated"))),
-        memory=_total_memory(proc),
+        nodes={
+            node: cpus & parse_cpu_list(_text(nodes / f"node{node}/cpulist"))
+            for node in sorted(parse_cpu_list(_text(nodes / "online")))
+        },
+        memory_nodes=frozenset(memory & _allowed(mounts, "mems") or memory),
+        memory=total_memory(proc),
         controllers=controllers,
         swap=_swap_accounted(mounts, proc),
         swappiness=int(_text(proc / "sys/vm/swappiness") or 60),
         huge_pages=frozenset(_huge_page_sizes(sys / "kernel/mm/hugepages")),
+        lowest_oom_score=oom_scores.lowest(proc),
     )
 
 
-def _allowed(mounts: Mapping[str, tuple[int, Path]]) -> set[int]:
-    """Return the CPUs of the root cgroup; empty without cpusets."""
+def _allowed(mounts: Mapping[str, tuple[int, Path]], kind: str) -> set[int]:
+    """Return the CPUs (`cpus`) or NUMA nodes (`mems`) of the root cgroup; empty without cpusets."""
     if "cpuset" not in mounts:
         return set()
     version, mount = mounts["cpuset"]
-    name = "cpuset.cpus.effective" if version == 2 else "cpuset.effective_cpus"
-    return parse_cpu_list(_text(mount / name) or (_text(mount / "cpuset.cpus") if version == 1 else ""))
+    name = f"cpuset.{kind}.effective" if version == 2 else f"cpuset.effective_{kind}"
+    return parse_cpu_list(_text(mount / name) or (_text(mount / f"cpuset.{kind}") if version == 1 else ""))
 
 
 def _swap_accounted(mounts: Mapping[str, tuple[int, Path]], proc: Path) -> bool:
@@ -102,7 +120,8 @@ def _swap_accounted(mounts: Mapping[str, tuple[int, Path]], proc: Path) -> bool:
     return any((folder / "memory.swap.max").exists() for folder in folders)
 
 
-def _total_memory(proc: Path) -> int:
+def total_memory(proc: Path) -> int:
+    """Return the host's memory in bytes."""
     for line in _text(proc / "meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
@@ -254,36 +273,51 @@ def disk_weights(pid: int, proc: Path = _PROC) -> list[tuple[int, str, str, int]
     ]
 
 
-# ---- CPUs
+def has_disk_weights(proc: Path = _PROC) -> bool:
+    """Return whether an I/O scheduler of this host has weights; the root cgroup does not tell."""
+    mounts = cgroups.controllers(proc)
+    mount = next((mounts[name][1] for name in ("blkio", "io") if name in mounts), None)
+    if mount is None or not mount.is_dir():  # a mount that this mount namespace does not show
+        return False
+    below = [folder for folder in mount.iterdir() if folder.is_dir()]
+    return not below or any((folder / file).exists() for folder in below for *_, file, _ in _DISK_WEIGHTS)
 
 
-def pinned(pid: int, proc: Path = _PROC) -> frozenset[int]:
-    """Return the CPUs that the container is pinned to; empty if it is not pinned or has ended."""
-    path = _cpuset(pid, proc)
+# ---- CPUs and NUMA nodes
+
+
+CpusetFile = Literal["cpuset.cpus", "cpuset.mems"]
+
+
+def pinned(pid: int, file: CpusetFile = "cpuset.cpus", *, proc: Path = _PROC) -> frozenset[int]:
+    """Return the CPUs or NUMA nodes of the container; empty if it is not pinned or has ended."""
+    path = _cpuset(pid, file, proc)
     return frozenset(parse_cpu_list(_text(path))) if path else frozenset()
 
 
-def pin(pid: int, cpus: frozenset[int] | None, proc: Path = _PROC) -> None:
-    """Pin a container to these CPUs, or to all of its parent for None. Raises OSError.
+def pin(
+    pid: int, numbers: frozenset[int] | None, file: CpusetFile = "cpuset.cpus", *, proc: Path = _PROC
+) -> None:
+    """Pin a container to these CPUs or NUMA nodes, or to all of its parent for None. Raises OSError.
 
     Does nothing if the container has ended.
     """
-    path = _cpuset(pid, proc)
+    path = _cpuset(pid, file, proc)
     if path is None:
         return
     try:
         if path.parent.joinpath("cgroup.controllers").exists():
-            cgroups.write(path, cpu_list(cpus) if cpus else "\n")
+            cgroups.write(path, cpu_list(numbers) if numbers else "\n")
         else:
-            _pin_v1(path, cpus or parse_cpu_list(_text(path.parent.parent / path.name)))
+            _pin_v1(path, numbers or parse_cpu_list(_text(path.parent.parent / path.name)))
     except OSError as error:
         if error.errno not in (*_GONE, errno.ENOENT):
             raise
 
 
-def _pin_v1(path: Path, cpus: Iterable[int]) -> None:
-    """Version 1 rejects removing CPUs that a descendant still has: change descendants first."""
-    wanted = frozenset(cpus)
+def _pin_v1(path: Path, numbers: Iterable[int]) -> None:
+    """Version 1 rejects removing what a descendant still has: change descendants first."""
+    wanted = frozenset(numbers)
     cgroups.write(path, cpu_list(wanted | parse_cpu_list(_text(path))))
     for child in path.parent.iterdir():
         below = child / path.name
@@ -292,10 +326,10 @@ def _pin_v1(path: Path, cpus: Iterable[int]) -> None:
     cgroups.write(path, cpu_list(wanted))
 
 
-def _cpuset(pid: int, proc: Path) -> Path | None:
+def _cpuset(pid: int, file: CpusetFile, proc: Path) -> Path | None:
     folders = cgroups.folders_of(pid, proc)
     folder = folders.get("cpuset", folders.get(""))
-    return folder / "cpuset.cpus" if folder and (folder / "cpuset.cpus").exists() else None
+    return folder / file if folder and (folder / file).exists() else None
 
 
 def cpu_list(cpus: Iterable[int]) -> str:

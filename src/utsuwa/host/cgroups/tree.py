@@ -43,6 +43,13 @@ def frozen(pid: int, proc: Path = _PROC) -> bool:
     return UNIFIED in folders and _fields(folders[UNIFIED] / "cgroup.events").get("frozen") == 1
 
 
+def is_frozen(folder: Path) -> bool:
+    """Return whether all processes in a cgroup, of either version, are frozen by now."""
+    if _text(folder / "freezer.state") == "FROZEN":
+        return True
+    return _fields(folder / "cgroup.events").get("frozen") == 1
+
+
 def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
     """Return the container's cgroup in each hierarchy by controller; v2 under the empty name."""
     hierarchies = _hierarchies(proc)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from utsuwa.host.cgroups import files
 from utsuwa.host.cgroups.tree import UNIFIED, folders_of
 
 _PROC = Path("/proc")
@@ -75,10 +75,10 @@ class Meter:
     def _read_cpu(self) -> int:
         if self._cpu is not None:
             return _number(self._cpu)
-        stat = _text(self._cpu_stat, 1024) if self._cpu_stat else b""
+        stat = files.read(self._cpu_stat, 1024) if self._cpu_stat else b""
         for line in stat.splitlines():
             if line.startswith(b"usage_usec "):
-                return _integer(line[11:]) * 1000
+                return files.number(line[11:]) * 1000
         return 0
 
 
@@ -88,24 +88,4 @@ def _path(folders: Mapping[str, Path], controller: str, name: str) -> str | None
 
 
 def _number(path: str) -> int:
-    return _integer(_text(path, _NUMBER))
-
-
-def _integer(text: bytes) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        return 0
-
-
-def _text(path: str, size: int) -> bytes:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, size)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
+    return files.number(files.read(path, _NUMBER))

@@ -1,30 +1,46 @@
-"""Access from the host to files of a container, confined to its root.
-
-The kernel resolves paths as if the tree were the root (`openat2` with RESOLVE_IN_ROOT and no magic
-links): absolute symlinks and `..` stay inside, mounts are crossed. Only regular files are opened, after
-checking the file type, so that no FIFO or device blocks the caller.
-"""
+"""The daemon's own access to files of a container that is not running, and removal of its own directories."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self, TypeVar
 
-from utsuwa.core.errors import HostError, InvalidRequest, NotFound, OutOfSpace, TooLarge
+from utsuwa.core.errors import (
+    AlreadyExists,
+    Busy,
+    Forbidden,
+    HostError,
+    InvalidRequest,
+    NotFound,
+    OutOfSpace,
+    TooLarge,
+    UtsuwaError,
+)
 from utsuwa.core.idmap import IdMap
 from utsuwa.host import syscalls
+from utsuwa.host.files.confined import ConfinedTree
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.processes.run import run_blocking
 
 T = TypeVar("T")
 
-_RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-_ATTEMPTS = 100
-"""Maximum number of retries of a lookup that raced with a rename (EAGAIN)."""
+_INVALID = frozenset(
+    {
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ENOTEMPTY,
+        errno.EXDEV,
+        errno.EMLINK,
+        errno.EFBIG,
+        errno.ENOTSUP,
+        errno.ELOOP,
+    }
+)
+"""What a request itself is the reason for."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SMALL = 200
@@ -34,7 +50,7 @@ _DEEP = 50
 
 
 class FileTree:
-    """The tree below `root`: a mounted rootfs, or `/proc/<init>/root`. Blocking; a context manager.
+    """The tree below `root`, a mounted rootfs, as the daemon itself uses it. Blocking; a context manager.
 
     `idmap` is the id map of the tree's mount: ids in arguments are the container's. Paths are relative to the
     root, or absolute as seen inside. Raises NotFound, InvalidRequest (not a regular file), TooLarge,
@@ -46,7 +62,9 @@ class FileTree:
         try:
             self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise _translated(error, str(root)) from error
+            raise translated(error, str(root)) from error
+        self._tree = ConfinedTree(self._root)
+        self._owner = (idmap.host_uid(0), idmap.host_gid(0))
 
     def close(self) -> None:
         os.close(self._root)
@@ -60,11 +78,11 @@ class FileTree:
     def exists(self, path: str) -> bool:
         """Return whether the path exists, following symlinks."""
         try:
-            os.close(self._open(path, os.O_PATH))
+            self._tree.stat(path, follow=True)
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise _translated(error, path) from error
+            raise translated(error, path) from error
         return True
 
     def read(self, path: str, limit: int) -> bytes:
@@ -82,46 +100,41 @@ class FileTree:
 
         def work() -> None:
             if parents:
-                self._make_parents(path)
-            self._write(path, data, mode, owner)
+                self._tree.make_directories(path.rpartition("/")[0], self._owner)
+            fd, _ = self._tree.create(path, os.O_WRONLY | os.O_TRUNC, mode, owner)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
 
         self._inside(path, work)
 
-    def make_folder(self, path: str) -> None:
-        """Create a directory and its missing parents (0755, owned by the container's root)."""
+    def make_mount_point(self, path: str, *, is_folder: bool) -> str:
+        """Create what a directory or another file can be mounted on, with missing parents (0755, owned by the
+        container's root), and return its absolute path in the tree, in which symlinks are resolved.
 
-        def work() -> None:
-            self._make_parents(f"{path}/inside")
+        Raises InvalidRequest if it is of the other kind.
+        """
 
-        self._inside(path, work)
+        def work() -> str:
+            found = self._tree.mount_point(path, is_folder=is_folder, owner=self._owner)
+            try:
+                return self._path_of(found)
+            finally:
+                os.close(found)
+
+        return self._inside(path, work)
+
+    def _path_of(self, fd: int) -> str:
+        root, path = (Path(f"/proc/self/fd/{number}").readlink() for number in (self._root, fd))
+        return str("/" / path.relative_to(root))
 
     def _inside(self, path: str, work: Callable[[], T]) -> T:
         try:
             return as_container_root(self._idmap, work)
         except OSError as error:
-            raise _translated(error, path) from error
-
-    def _open(self, path: str, flags: int, mode: int = 0) -> int:
-        for _ in range(_ATTEMPTS):
-            try:
-                return syscalls.openat2(self._root, path or "/", flags, mode=mode, resolve=_RESOLVE)
-            except OSError as error:
-                if error.errno != errno.EAGAIN:
-                    raise
-        raise OSError(errno.EAGAIN, "directories in the path keep being renamed", path)
-
-    def _open_regular(self, path: str, flags: int) -> int:
-        """Check the file type first, then open the same inode."""
-        looked = self._open(path, os.O_PATH)
-        try:
-            if not stat.S_ISREG(os.fstat(looked).st_mode):
-                raise InvalidRequest(f"{path} is not a regular file")
-            return os.open(f"/proc/self/fd/{looked}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
-        finally:
-            os.close(looked)
+            raise translated(error, path) from error
 
     def _read(self, path: str, limit: int) -> bytes:
-        with os.fdopen(self._open_regular(path, os.O_RDONLY), "rb", buffering=0) as file:
+        with os.fdopen(self._tree.open(path, os.O_RDONLY), "rb", buffering=0) as file:
             parts, size = [], 0
             while part := file.read(min(1 << 20, limit + 1 - size)):
                 parts.append(part)
@@ -130,69 +143,39 @@ class FileTree:
                     raise TooLarge(f"{path} is larger than {limit} bytes")
             return b"".join(parts)
 
-    def _write(self, path: str, data: bytes, mode: int, owner: tuple[int, int]) -> None:
-        try:
-            fd = self._open_regular(path, os.O_WRONLY | os.O_TRUNC)
-        except FileNotFoundError:
-            # A dangling symlink is followed too: its target is created, inside the tree.
-            fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise InvalidRequest(f"{path} is not a regular file") from None
-                file.write(data)
-                os.fchown(fd, *owner)
-                os.fchmod(fd, mode)
-            return
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-
-    def _make_parents(self, path: str) -> None:
-        for folder in reversed(PurePosixPath(path).parents):
-            if folder in (PurePosixPath("/"), PurePosixPath(".")):
-                continue
-            try:
-                os.close(self._open(str(folder), os.O_PATH | os.O_DIRECTORY))
-            except FileNotFoundError:
-                self._make_folder(folder)
-
-    def _make_folder(self, folder: PurePosixPath) -> None:
-        above = self._open(str(folder.parent), os.O_PATH | os.O_DIRECTORY)
-        try:
-            os.mkdir(folder.name, 0o755, dir_fd=above)
-            os.chmod(folder.name, 0o755, dir_fd=above)  # regardless of the umask
-        finally:
-            os.close(above)
-
 
 def remove_tree(path: Path) -> None:
     """Remove a directory of the daemon and its content; does nothing if it does not exist.
 
     Symlinks are removed, not followed; other file systems are not entered. Raises ProcessFailed.
     """
-    try:
-        if _removed(path):
-            return
-    except OSError:
-        pass  # `rm` reports the reason, and continues with the rest
-    run_blocking(["rm", "-rf", "--one-file-system", "--", str(path.absolute())], timeout=3600)
+    # Otherwise `rm` reports the reason, and continues with the rest.
+    if not remove_small_tree(path):
+        run_blocking(["rm", "-rf", "--one-file-system", "--", str(path.absolute())], timeout=3600)
 
 
-def _removed(path: Path) -> bool:
-    """Remove a small tree in this process; return False if it is too large for that."""
+def remove_small_tree(path: Path) -> bool:
+    """Remove a directory of the daemon with few entries and no mounts; True also if it does not exist.
+
+    Returns False, with a part of it removed, if it is larger or something cannot be removed. What is mounted
+    in it, bind mounts of the same file system included, is left as it is.
+    """
     try:
         folder = os.open(path, _FOLDER)
-    except FileNotFoundError:
-        return True
+    except OSError as error:
+        return error.errno == errno.ENOENT
     try:
-        if not _emptied(folder, os.fstat(folder).st_dev, [_SMALL], 0):
+        if not _emptied(folder, [_SMALL], 0):
             return False
+        path.rmdir()
+    except OSError:
+        return False
     finally:
         os.close(folder)
-    path.rmdir()
     return True
 
 
-def _emptied(folder: int, device: int, left: list[int], depth: int) -> bool:
+def _emptied(folder: int, left: list[int], depth: int) -> bool:
     """Empty a directory of at most `left` entries; return False if that is left to `rm`."""
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -203,9 +186,9 @@ def _emptied(folder: int, device: int, left: list[int], depth: int) -> bool:
         if not is_folder:
             os.unlink(name, dir_fd=folder)
             continue
-        below = os.open(name, _FOLDER, dir_fd=folder)
+        below = syscalls.openat2(folder, name, _FOLDER, resolve=syscalls.RESOLVE_NO_XDEV)
         try:
-            if os.fstat(below).st_dev != device or not _emptied(below, device, left, depth + 1):
+            if not _emptied(below, left, depth + 1):
                 return False
         finally:
             os.close(below)
@@ -213,13 +196,20 @@ def _emptied(folder: int, device: int, left: list[int], depth: int) -> bool:
     return True
 
 
-def _translated(error: OSError, path: str) -> Exception:
+def translated(error: OSError, path: str) -> UtsuwaError:
+    """Return the error for a caller who asked for `path`."""
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return NotFound(f"{path} does not exist")
+        case errno.EEXIST:
+            return AlreadyExists(f"{path} already exists")
         case errno.ENOSPC | errno.EDQUOT:
             return OutOfSpace(f"No space left while writing {path}")
-        case errno.EISDIR | errno.ENXIO | errno.ELOOP:
-            return InvalidRequest(f"{path} is not a regular file")
+        case errno.EAGAIN | errno.ETXTBSY | errno.EBUSY:
+            return Busy(f"{path} is in use: {error.strerror}")
+        case errno.EPERM | errno.EACCES | errno.EROFS:
+            return Forbidden(f"{path} cannot be accessed: {error.strerror}")
+        case number if number in _INVALID:
+            return InvalidRequest(f"{path}: {error.strerror}")
         case _:
             return HostError(f"Cannot access {path}: {error.strerror}")

@@ -116,18 +116,24 @@ def _shift_open(fd: int, shift: Shift) -> None:
     status = os.fstat(fd)
     uid, gid = shift.uid(status.st_uid), shift.gid(status.st_gid)
     names = os.listxattr(fd)
-    changed = {}
-    for name in _ACLS:
-        if name in names:
-            changed[name] = shifted_acl(os.getxattr(fd, name), shift)
-    if _CAPABILITY in names:
-        changed[_CAPABILITY] = shifted_capability(os.getxattr(fd, _CAPABILITY), shift)
+    changed = {
+        name: shifted_attribute(name, os.getxattr(fd, name), shift)
+        for name in (*_ACLS, _CAPABILITY)
+        if name in names
+    }
     if (uid, gid) != (status.st_uid, status.st_gid):
         os.fchown(fd, uid, gid)
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
             os.fchmod(fd, stat.S_IMODE(status.st_mode))
     for name, value in changed.items():
         os.setxattr(fd, name, value)
+
+
+def shifted_attribute(name: str, value: bytes, shift: Shift) -> bytes:
+    """Return the value of an extended attribute with shifted ids, if it is one that contains some."""
+    if name in _ACLS:
+        return shifted_acl(value, shift)
+    return shifted_capability(value, shift) if name == _CAPABILITY else value
 
 
 def shifted_acl(value: bytes, shift: Shift) -> bytes:

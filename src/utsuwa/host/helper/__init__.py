@@ -11,6 +11,9 @@ request's socketpair. When that socket is closed (the caller gave up, or the dae
 the command it runs and exits. When the daemon's end of the shared socket is closed, the idle workers and
 their parent exit.
 
-`client` is the daemon's side. All other modules run in the helper process, and so must not import
-anything that takes time or memory: no asyncio, no dataclasses, no other part of Utsuwa.
+Some requests begin a session: the worker then serves a series of calls (`calls`) until it is closed.
+
+`client`, `replies` and `session` are the daemon's side. All other modules run in the helper process, and so
+must not import anything that takes time or memory: no asyncio, no dataclasses, no other part of Utsuwa than
+`host.syscalls` and `host.files.confined`.
 """

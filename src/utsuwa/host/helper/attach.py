@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Callable, Sequence
 
+from utsuwa.host import syscalls
 from utsuwa.host.helper import kernel, protocol
 from utsuwa.host.helper.liblxc import Container
 
@@ -48,6 +49,8 @@ class Command:
         it by name, while a pty without any open slave looks as if all its users were gone."""
         self.rlimits = [(int(n), int(soft), int(hard)) for n, soft, hard in spec["rlimits"]]
         self._allow_rlimits()
+        if spec["oom_score"] is not None:
+            _set_oom_score(spec["oom_score"])
         self._worker = os.pidfd_open(os.getpid())
         self.failure, self._tell_failure = os.pipe2(os.O_CLOEXEC)
         self._hold: tuple[socket.socket, socket.socket] | None = None
@@ -172,6 +175,16 @@ class Command:
         return int(said) if said else None
 
 
+def _set_oom_score(score: int) -> None:
+    """Set the score that the command inherits, in the worker: inside, it could not be lowered."""
+    with contextlib.suppress(OSError):  # without CAP_SYS_RESOURCE: the command keeps the current score
+        file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, str(score).encode())
+        finally:
+            os.close(file)
+
+
 def _lower(one: int, other: int) -> int:
     """Return the lower of two limits, where -1 means unlimited."""
     return min((one, other), key=lambda limit: limit & (2**64 - 1))
@@ -195,7 +208,7 @@ def _open_in_devpts(devpts: int) -> tuple[int, int] | None:
         return None
     master = -1
     try:
-        if os.fstat(path).st_rdev != _PTMX_DEVICE or kernel.filesystem_magic(path) != kernel.DEVPTS_MAGIC:
+        if os.fstat(path).st_rdev != _PTMX_DEVICE or syscalls.filesystem_magic(path) != kernel.DEVPTS_MAGIC:
             return None
         master = os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         fcntl.ioctl(master, kernel.TIOCSPTLCK, struct.pack("i", 0))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
 import sys
 import tty
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from utsuwa.host.helper.messages import (
     Confinement,
     TerminalSize,
 )
-from utsuwa.host.lxc import reasons
+from utsuwa.host.helper.replies import HelperGone, judge, receive
+from utsuwa.host.helper.session import FileSession
 from utsuwa.host.processes import pipes
 from utsuwa.host.processes.pidfds import Process
 from utsuwa.host.processes.run import Spawned, spawn
@@ -34,7 +37,11 @@ from utsuwa.wire.instances import StateNetwork
 
 log = logging.getLogger(__name__)
 
-_Networks = list[dict[str, StateNetwork]]
+_decode_networks = msgspec.json.Decoder(dict[str, list[dict[str, StateNetwork]] | str]).decode
+"""Decodes a reply, megabytes for thousands of containers, into records without making plain objects first."""
+
+_MANY = 100
+"""Number of containers from which on their interfaces are read by more than one worker."""
 
 _MAIN = Path(__file__).with_name("__main__.py")
 _END_GRACE = 2.0
@@ -43,15 +50,6 @@ _SHORT_LIFE = 5.0
 _RESTART_DELAY = 1.0
 """Delay in seconds before restarting a helper that died early, for lack of memory or a problem of liblxc."""
 _ANSWER_TIMEOUT = 30.0
-
-
-class HelperGone(HostError):
-    """The helper or its worker ended before it replied."""
-
-    key = "helper-gone"
-
-    def __init__(self) -> None:
-        super().__init__("The container helper ended unexpectedly: try again")
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,24 @@ class AttachSpec:
     terminal: Terminal | None = None
     rlimits: Sequence[tuple[int, int, int]] = ()
     """Resource limits as (kernel's number, soft, hard), -1 for unlimited; others are the daemon's."""
+    oom_score: int | None = None
+    """The adjustment of its OOM score; None for that of the daemon."""
     cache: AttachCache | None = None
+
+
+@dataclass(frozen=True)
+class InnerPath:
+    """A path in a running container."""
+
+    init: Process
+    path: str
+    """Absolute; resolved in the container."""
+    uid: int
+    """The host's ids of the container's root, who owns what is created."""
+    gid: int
+
+    def request(self) -> Mapping[str, object]:
+        return {"path": self.path, "uid": self.uid, "gid": self.gid}
 
 
 class Console:
@@ -175,7 +190,7 @@ class Attached:
                 protocol.send(self._reply, message)
 
     async def _follow(self) -> int:
-        ended, _fds = await _receive(self._reply)
+        ended, _fds = await receive(self._reply)
         self.failure = ended["errno"]
         code = int(ended["code"])
         return code if code >= 0 else 128 - code
@@ -259,8 +274,8 @@ class Helper:
 
     async def console(self, name: str, lxcpath: Path) -> Console:
         """Open a running container's console, for one client at a time. Raises HostError on failure."""
-        answer, fds = await self._answer("console", name=name, lxcpath=str(lxcpath))
-        _judge(answer)
+        answer, fds = await self._answer("console", {"name": name, "lxcpath": str(lxcpath)})
+        judge(answer)
         return Console(*fds)
 
     async def check_config(self, conf: Path) -> None:
@@ -270,7 +285,7 @@ class Helper:
         except HelperGone:
             raise
         except HostError as error:
-            raise InvalidConfig(f"Invalid liblxc configuration: {error.message}") from error
+            raise InvalidConfig(f"liblxc refuses it: {error.message}") from error
 
     async def config(self, conf: Path, keys: Sequence[str]) -> list[str]:
         """Return the values of keys of a config file, as normalized by liblxc."""
@@ -284,9 +299,50 @@ class Helper:
         await self._freeze(name, lxcpath, conf, frozen=False)
 
     async def network_states(self, init_pids: Sequence[int]) -> dict[int, dict[str, StateNetwork]]:
-        """Return the interfaces of containers by the pid of their init, without those that have ended."""
-        found = msgspec.convert(await self._ask("network", pids=list(init_pids)), _Networks)
+        """Return the interfaces of containers by the pid of their init, without those that have ended.
+
+        Those of many containers are read by two workers in parallel.
+        """
+        half = len(init_pids) // 2 if len(init_pids) >= _MANY else 0
+        parts = [list(part) for part in (init_pids[:half], init_pids[half:]) if part]
+        replies = await asyncio.gather(
+            *(self._answer("network", {"pids": part}, decode=_decode_networks) for part in parts)
+        )
+        found = [links for answer, _ in replies for links in judge(answer)]
         return {pid: links for pid, links in zip(init_pids, found, strict=True) if links}
+
+    async def files(self, root: int, user_namespace: int | None) -> FileSession:
+        """Begin a session for the files below a directory, of which a descriptor is passed.
+
+        Its worker is root of the user namespace, None for a privileged container's.
+        """
+        return await FileSession.begin(partial(self._send, "files", {}), root, user_namespace)
+
+    async def mount(self, inside: InnerPath, tree: int, propagation: int = 0) -> None:
+        """Attach a detached mount in a running container, at a path that is created if it does not exist.
+
+        `propagation` are flags of mount(2). Raises HostError with the reason, ProcessLookupError if the
+        container has ended.
+        """
+        await self._ask("mount", (inside.init.fileno(), tree), **inside.request(), propagation=propagation)
+
+    async def unmount(self, inside: InnerPath, *, remove_file: bool = False) -> bool:
+        """Unmount what is mounted at a path in a running container; return whether anything was.
+
+        With `remove_file`, the empty file that it was mounted on is removed. Raises as `mount`.
+        """
+        fds = (inside.init.fileno(),)
+        found: bool = await self._ask("unmount", fds, **inside.request(), remove_file=remove_file)
+        return found
+
+    async def mounted(self, inside: InnerPath) -> bool:
+        """Return whether anything is mounted at a path in a running container. Raises as `mount`."""
+        found: bool = await self._ask("mounted", (inside.init.fileno(),), **inside.request())
+        return found
+
+    async def allow_device(self, name: str, lxcpath: Path, rule: str, *, allow: bool) -> None:
+        """Let the cgroup of a running container use a device (`c 10:200 rwm`), or not any more."""
+        await self._ask("allow_device", name=name, lxcpath=str(lxcpath), rule=rule, allow=allow)
 
     async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:
         """Run a command inside a container. The three descriptors still belong to the caller; with a terminal
@@ -302,6 +358,7 @@ class Helper:
             "gid": spec.gid,
             "terminal": None if spec.terminal is None else spec.terminal.request(),
             "rlimits": list(spec.rlimits),
+            "oom_score": spec.oom_score,
         }
         if spec.terminal is not None:
             return await self._attach(request, ())
@@ -339,8 +396,8 @@ class Helper:
     async def _attached(self, reply: socket.socket) -> tuple[Mapping[str, Any], Attached]:
         """Wait for the reply to a command; closes `reply` on failure."""
         try:
-            answer, fds = await _receive(reply)
-            pid = _judge(answer)
+            answer, fds = await receive(reply)
+            pid = judge(answer)
         except BaseException:
             reply.close()
             raise
@@ -352,18 +409,24 @@ class Helper:
             "freeze", name=name, lxcpath=str(lxcpath), conf=str(conf) if conf else None, frozen=frozen
         )
 
-    async def _ask(self, operation: str, **request: object) -> Any:
-        return _judge((await self._answer(operation, **request))[0])
+    async def _ask(self, operation: str, fds: Sequence[int] = (), **request: object) -> Any:
+        return judge((await self._answer(operation, request, fds))[0])
 
-    async def _answer(self, operation: str, **request: object) -> tuple[dict[str, Any], list[int]]:
-        reply = await self._send(operation, request, ())
+    async def _answer(
+        self,
+        operation: str,
+        request: Mapping[str, object],
+        fds: Sequence[int] = (),
+        decode: Callable[[bytes], dict[str, Any]] = json.loads,
+    ) -> tuple[dict[str, Any], list[int]]:
+        reply = await self._send(operation, request, fds)
         with reply:
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
-                    return await _receive(reply)
+                    return await receive(reply, decode)
             except TimeoutError:
                 raise HostError(
-                    f"liblxc did not respond within {_ANSWER_TIMEOUT:g} seconds ({operation})"
+                    f"The container did not respond within {_ANSWER_TIMEOUT:g} seconds ({operation})"
                 ) from None
 
     async def _send(self, operation: str, request: Mapping[str, object], fds: Sequence[int]) -> socket.socket:
@@ -394,26 +457,6 @@ class Helper:
                 raise HelperGone from error
             else:
                 return
-
-
-async def _receive(reply: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    while True:
-        try:
-            received = protocol.receive(reply)
-        except BlockingIOError:
-            await pipes.readable(reply.fileno())
-            continue
-        except ConnectionResetError:
-            continue  # it ended without reading everything: reported once, before the replies that it sent
-        if received is None:
-            raise HelperGone
-        return received
-
-
-def _judge(answer: Mapping[str, Any]) -> Any:
-    if "error" in answer:
-        raise HostError(reasons(answer["log"]) or answer["error"])
-    return answer["ok"]
 
 
 def _retrieve(task: asyncio.Task[int]) -> None:

@@ -129,7 +129,7 @@ class ConfinedProcess:
         container's root, or raises OSError. The result of `run` is the exit code. Afterwards this process is
         in the container's namespaces too, except for PIDs. Raises OSError if the container has ended.
         """
-        _stay_out_of_files()
+        stay_out_of_files()
         # They get the container's user namespace: without this its root could inspect both.
         kernel.set_not_dumpable()
         kernel.setns(self._init, self._confinement["namespaces"])
@@ -178,7 +178,7 @@ class ConfinedProcess:
         os.close(file)
 
 
-def _stay_out_of_files() -> None:
+def stay_out_of_files() -> None:
     """Prevent loading of code and text by path, as paths now lead to the container's files."""
     sys.meta_path.clear()
     sys.path.clear()

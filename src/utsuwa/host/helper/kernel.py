@@ -139,14 +139,6 @@ def open_beside(folder_fd: int, name: bytes) -> int:
     return fd
 
 
-def filesystem_magic(fd: int) -> int:
-    """Return the magic number of a descriptor's file system."""
-    buffer = (ctypes.c_long * 32)()
-    if _libc.fstatfs(fd, buffer):
-        raise _error()
-    return int(buffer[0])
-
-
 def set_environment(variables: Sequence[bytes]) -> None:
     """Replace this process's environment by `NAME=value` strings, which must be kept alive."""
     _libc.clearenv()

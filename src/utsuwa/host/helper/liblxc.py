@@ -178,6 +178,11 @@ class Container:
             raise LiblxcError(f"{key} cannot be read")
         return value.value.decode()
 
+    def set_cgroup(self, file: str, value: str) -> None:
+        """Write to a file of a controller of the running container's cgroup."""
+        if not _SET_FUNCTION(self._members.set_cgroup_item)(self._pointer, file.encode(), value.encode()):
+            raise LiblxcError(f"{value!r} cannot be written to {file} of its cgroup")
+
     def freeze(self) -> None:
         if not _BOOL_FUNCTION(self._members.freeze)(self._pointer):
             raise LiblxcError("the container cannot be frozen")

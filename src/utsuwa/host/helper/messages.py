@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from utsuwa.host.files.confined import Entry
 
 
 class Confinement(TypedDict):
@@ -36,6 +39,13 @@ class FreezeRequest(ContainerRequest):
     frozen: bool
 
 
+class DeviceRequest(ContainerRequest):
+    """`allow_device`: let the container's cgroup use a device, or not any more."""
+
+    rule: str
+    allow: bool
+
+
 class ConfigRequest(TypedDict):
     """`check_config` parses a liblxc config file; `config` also reads the values of `keys`."""
 
@@ -47,6 +57,29 @@ class NetworkRequest(TypedDict):
     """`network`: the interfaces inside containers, by the pids of their inits."""
 
     pids: list[int]
+
+
+class InnerPathRequest(TypedDict):
+    """`mounted`: a path in a running container, whose init is the first descriptor, a pidfd."""
+
+    path: str
+    uid: int
+    """The host's ids of the container's root."""
+    gid: int
+
+
+class MountRequest(InnerPathRequest):
+    """`mount`: attach a detached mount, the second descriptor."""
+
+    propagation: int
+    """Flags of mount(2) to apply once it is attached; 0 for none."""
+
+
+class UnmountRequest(InnerPathRequest):
+    """`unmount`: detach what is mounted at the path."""
+
+    remove_file: bool
+    """Whether to remove the empty file that it was mounted on."""
 
 
 class TerminalSize(TypedDict):
@@ -68,6 +101,7 @@ class CommandRequest(ContainerRequest):
     gid: int
     terminal: TerminalSize | None
     rlimits: Sequence[tuple[int, int, int]]
+    oom_score: int | None
 
 
 class AttachRequest(CommandRequest):
@@ -94,3 +128,56 @@ class Ended(TypedDict):
 
     code: int
     errno: int | None
+
+
+class FilesRequest(TypedDict):
+    """`files`: a session.
+
+    Its descriptors are the socket for calls, the root directory, the shared memory, and for unprivileged
+    containers the user namespace.
+    """
+
+
+class Call(TypedDict):
+    """A call in a session."""
+
+    call: str
+    args: Sequence[Any]
+
+
+class CallResult(TypedDict):
+    ok: Any
+
+
+class CallFailed(TypedDict):
+    """The OSError of a call."""
+
+    errno: int
+    error: str
+
+
+class Pulled(TypedDict):
+    """The reply to `pull`: one of `names` (a directory), `target` (a symlink), or `size` bytes in the buffer.
+
+    `handle` is that of a file of which there is more.
+    """
+
+    entry: Entry
+    names: list[str] | None
+    target: str | None
+    size: int
+    handle: int | None
+
+
+class Packed(TypedDict):
+    """The reply to `pack`: the number of bytes in the buffer, and whether more follow."""
+
+    size: int
+    more: bool
+
+
+class Unpacked(TypedDict):
+    """The reply to `unpack`: the paths that are complete; errno, reason and path of the one that failed."""
+
+    created: list[str]
+    failure: tuple[int, str, str] | None

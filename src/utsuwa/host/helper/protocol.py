@@ -10,7 +10,7 @@ import array
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PACKET = 60_000
@@ -48,7 +48,7 @@ def send_packet(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
+def receive(sock: socket.socket, decode: Callable[[bytes], Any] = json.loads) -> tuple[Any, list[int]] | None:
     """Receive a message and its descriptors (close-on-exec, to be closed by the caller); None at the end."""
     space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     data, ancillary, _flags, _address = sock.recvmsg(PACKET + 1, space, socket.MSG_CMSG_CLOEXEC)
@@ -59,9 +59,9 @@ def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
     if not data:
         return None
     if data[:1] == _INLINE:
-        return json.loads(data[1:]), list(fds)
+        return decode(data[1:]), list(fds)
     file = fds.pop()
     try:
-        return json.loads(os.pread(file, LIMIT, 0)), list(fds)
+        return decode(os.pread(file, min(LIMIT, os.fstat(file).st_size), 0)), list(fds)
     finally:
         os.close(file)

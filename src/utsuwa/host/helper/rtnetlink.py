@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 _GETLINK, _NEWLINK = 18, 16
@@ -16,6 +16,7 @@ _BUFFER = 1 << 16
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64 = 1, 3, 4, 5, 23
 _OF_LINK = frozenset((_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_STATS64))
+_OF_PEER = frozenset((_IFLA_IFNAME, _IFLA_LINK))
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _OF_ADDRESS = frozenset((_IFA_ADDRESS, _IFA_LOCAL))
 _IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x1, 0x2, 0x8, 0x10
@@ -67,9 +68,9 @@ def name_of_peer(sock: socket.socket, link: Interface) -> str:
     body = _LINK.pack(0, 0, link["peer"], 0, 0) + _WITHOUT_COUNTERS
     sock.send(_HEADER.pack(_HEADER.size + len(body), _GETLINK, _REQUEST, 1, 0) + body)
     for kind, payload in parse_messages(sock.recv(_BUFFER)):
-        peer = parse_link(payload) if kind == _NEWLINK else None
-        if peer is not None and peer["peer"] == link["index"]:
-            return str(peer["name"])
+        attributes = parse_attributes(payload, _OF_PEER, _LINK.size) if kind == _NEWLINK else {}
+        if _number(attributes.get(_IFLA_LINK)) == link["index"]:
+            return _text(attributes.get(_IFLA_IFNAME, b""))
     return ""
 
 
@@ -99,17 +100,19 @@ def parse_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def parse_attributes(data: bytes, wanted: Container[int], offset: int = 0) -> dict[int, bytes]:
+def parse_attributes(data: bytes, wanted: Collection[int], offset: int = 0) -> dict[int, bytes]:
     """Return the attributes of the `wanted` types, starting at `offset`; a link has dozens of others."""
     found: dict[int, bytes] = {}
     end, header = len(data), _ATTRIBUTE.unpack_from
-    while offset + 4 <= end:
+    missing = len(wanted)
+    while missing and offset + 4 <= end:
         length, kind = header(data, offset)
         if length < 4 or offset + length > end:
             break
         kind &= 0x3FFF
         if kind in wanted:
             found[kind] = data[offset + 4 : offset + length]
+            missing = len(wanted) - len(found)
         offset += (length + 3) & ~3
     return found
 
@@ -119,7 +122,7 @@ def parse_link(payload: bytes) -> Interface | None:
         return None
     _family, _type, index, flags, _change = _LINK.unpack_from(payload)
     attributes = parse_attributes(payload, _OF_LINK, _LINK.size)
-    name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    name = _text(attributes.get(_IFLA_IFNAME, b""))
     if not name:
         return None
     return {
@@ -154,6 +157,10 @@ def parse_address(payload: bytes) -> tuple[int, dict[str, str]] | None:
 
 def _number(raw: bytes | None) -> int | None:
     return int(struct.unpack("=I", raw)[0]) if raw is not None and len(raw) == 4 else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
 
 
 def _hwaddr(raw: bytes, flags: int) -> str:

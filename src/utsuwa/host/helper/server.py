@@ -23,8 +23,10 @@ from typing import NoReturn
 
 from utsuwa.host.helper import kernel, protocol, rtnetlink
 from utsuwa.host.helper.attach import Command, follow, open_terminal
+from utsuwa.host.helper.calls import FileCalls, enter_user_namespace, serve
 from utsuwa.host.helper.confinement import ConfinedProcess, read_back
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
+from utsuwa.host.helper.mounts import InnerMounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ _FORK_DELAY = 4
 """Delay in milliseconds before forking another worker while one is idle: an immediate fork would compete with
 the request that has just arrived for a CPU."""
 
-_REHEARSAL = '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"terminal":null,"rlimits":[]}'
+_REHEARSAL = (
+    '{"argv":["true"],"env":{"PATH":"/"},"cwd":"/","uid":0,"gid":0,"terminal":null,"rlimits":[],'
+    '"oom_score":null}'
+)
 
 _LOG_LIMIT = 64 * 1024
 _PID = struct.Struct("=i")
@@ -186,6 +191,12 @@ class Worker:
         (container.freeze if request["frozen"] else container.unfreeze)()
         protocol.send(reply, {"ok": None})
 
+    def allow_device(self, reply: socket.socket, request: messages.DeviceRequest, _fds: list[int]) -> None:
+        container = self._liblxc.container(request["name"], request["lxcpath"])
+        container.set_config("lxc.uts.name", request["name"])  # as for `freeze`
+        container.set_cgroup("devices.allow" if request["allow"] else "devices.deny", request["rule"])
+        protocol.send(reply, {"ok": None})
+
     def console(self, reply: socket.socket, request: messages.ContainerRequest, _fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         protocol.send(reply, {"ok": None}, container.console())
@@ -204,6 +215,20 @@ class Worker:
                     link["host_name"] = rtnetlink.name_of_peer(host, link)
                 found.append({link["name"]: link for link in links})
         protocol.send(reply, {"ok": found})
+
+    def mount(self, reply: socket.socket, request: messages.MountRequest, fds: list[int]) -> None:
+        """Attach a detached mount, the second descriptor; the first is a pidfd of the container's init."""
+        inside = InnerMounts(fds[0], request["uid"], request["gid"])
+        inside.attach(fds[1], request["path"], request["propagation"])
+        protocol.send(reply, {"ok": None})
+
+    def unmount(self, reply: socket.socket, request: messages.UnmountRequest, fds: list[int]) -> None:
+        inside = InnerMounts(fds[0], request["uid"], request["gid"])
+        protocol.send(reply, {"ok": inside.detach(request["path"], remove_file=request["remove_file"])})
+
+    def mounted(self, reply: socket.socket, request: messages.InnerPathRequest, fds: list[int]) -> None:
+        inside = InnerMounts(fds[0], request["uid"], request["gid"])
+        protocol.send(reply, {"ok": inside.mounted(request["path"])})
 
     def attach(self, reply: socket.socket, request: messages.AttachRequest, fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
@@ -233,6 +258,16 @@ class Worker:
         pid = process.fork(functools.partial(command.run_confined, fds[:3]))
         self._follow(reply, {"ok": pid}, command, {*fds})
 
+    def files(self, reply: socket.socket, _request: messages.FilesRequest, fds: list[int]) -> None:
+        """Serve calls for the files below a directory, as root of the container's user namespace."""
+        calls, root, memory, *namespace = fds
+        for fd in namespace:
+            enter_user_namespace(fd)
+        os.umask(0)  # all that is created has its mode from the beginning
+        protocol.send(reply, {"ok": None}, [os.pidfd_open(os.getpid())])
+        with socket.socket(fileno=calls) as sock:
+            serve(sock, FileCalls(root, memory, host_root=not namespace).methods())
+
     def _follow(
         self,
         reply: socket.socket,
@@ -254,15 +289,20 @@ class Worker:
 
 
 _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] = {
+    "allow_device": Worker.allow_device,
     "attach": Worker.attach,
     "attach_confined": Worker.attach_confined,
     "check_config": Worker.check_config,
     "config": Worker.config,
     "console": Worker.console,
+    "files": Worker.files,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
+    "mount": Worker.mount,
+    "mounted": Worker.mounted,
     "network": Worker.network,
     "state": Worker.state,
+    "unmount": Worker.unmount,
 }
 
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
-from collections.abc import Iterable
-from typing import Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from collections.abc import Callable, Iterable
 
 from utsuwa.core.errors import HostError
-from utsuwa.host.network import ip_switches
+from utsuwa.host.network import addressing, ip_switches
 
 log = logging.getLogger(__name__)
-
-_PROTO_BOOT = 3
-"""The protocol that `ip route add` sets; routes of a network itself are static."""
-_SCOPE_LINK = 253
 
 
 def add(interface: str, subnets: Iterable[str]) -> None:
@@ -41,16 +34,18 @@ def remove(interface: str, subnets: Iterable[str]) -> None:
 
 
 def _change(command: str, interface: str, subnet: str, passed_over: int) -> None:
-    more: dict[str, Any] = {"family": socket.AF_INET6} if ":" in subnet else {"scope": _SCOPE_LINK}
-    with IPRoute() as netlink:
-        try:
-            index = socket.if_nametoindex(interface)
-            netlink.route(command, dst=subnet, oif=index, proto=_PROTO_BOOT, **more)
-        except NetlinkError as error:
-            if error.code != passed_over:
-                raise HostError(
-                    f"cannot {command} the route to {subnet} over {interface!r}: {error}"
-                ) from error
-        except OSError as error:
-            if command == "add":
-                raise HostError(f"The host has no interface {interface!r}: {error.strerror}") from error
+    change: Callable[..., None] = {"add": addressing.add_route, "del": addressing.delete_route}[command]
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError as error:
+        if command == "add":
+            raise HostError(f"The host has no interface {interface!r}: {error.strerror}") from error
+        return
+    try:
+        # Routes of a network itself are static.
+        change(index, ipaddress.ip_network(subnet), addressing.PROTO_BOOT)
+    except OSError as error:
+        if error.errno != passed_over:
+            raise HostError(
+                f"cannot {command} the route to {subnet} over {interface!r}: {error.strerror}"
+            ) from error

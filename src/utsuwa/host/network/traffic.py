@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from utsuwa.core.errors import HostError, ProcessFailed
-from utsuwa.host.network import bridges
+from utsuwa.host.network import bridges, netlink
 from utsuwa.host.processes.run import run
 
 _BURST = 128 * 1024
@@ -80,19 +77,17 @@ async def _tc(*arguments: str) -> None:
 
 
 def _create(name: str) -> None:
-    with IPRoute() as netlink:
-        try:
-            netlink.link("add", ifname=name, kind="ifb", state="up")
-        except NetlinkError as error:
-            raise HostError(f"the kernel cannot limit traffic from instances: {error}") from error
+    try:
+        netlink.add_link(name, "ifb", up=True)
+    except OSError as error:
+        raise HostError(f"the kernel cannot limit traffic from instances: {error.strerror}") from error
 
 
 def _delete(name: str) -> None:
-    link = bridges.find(name)
+    link = bridges.find(name) if bridges.exists(name) else None
     if link is None or link.kind != "ifb":
         return
-    with IPRoute() as netlink:
-        try:
-            netlink.link("del", index=link.index)
-        except NetlinkError as error:
-            raise HostError(f"cannot remove the network interface {name!r}: {error}") from error
+    try:
+        netlink.delete_link(link.index)
+    except OSError as error:
+        raise HostError(f"cannot remove the network interface {name!r}: {error.strerror}") from error

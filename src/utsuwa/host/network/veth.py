@@ -8,13 +8,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from utsuwa.core import faults
 from utsuwa.core.errors import HostError, InvalidConfig
+from utsuwa.host.network import bridges, netlink
+
+_POLL = 0.0005
+"""Seconds between looks whether the kernel has begun with a deletion."""
+_deletions = ThreadPoolExecutor(4, thread_name_prefix="veth")
+"""Short work of other kinds does not wait for them."""
 
 
 @dataclass(frozen=True)
@@ -40,58 +45,71 @@ def create(pair: Pair, pid: int) -> None:
     The inner end is created in its namespace with its final name: nothing is moved or renamed, and nothing is
     left behind if a name is taken (InvalidConfig). Other failures raise HostError.
     """
-    peer: dict[str, object] = {"ifname": pair.name, "net_ns_pid": pid, "address": pair.mac}
-    settings: dict[str, object] = {}
+    both, master = [], []
     if pair.mtu is not None:
-        peer["mtu"] = settings["mtu"] = pair.mtu
-    with IPRoute() as netlink:
-        try:
-            if pair.bridge:
-                settings["master"] = socket.if_nametoindex(pair.bridge)
-            netlink.link("add", ifname=pair.host_name, kind="veth", state="up", peer=peer, **settings)
-            faults.point("veth pair created")
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
-                raise InvalidConfig(
-                    f"The network interface {pair.host_name!r} or, inside, {pair.name!r} exists already"
-                ) from error
-            raise HostError(f"cannot create the network interface {pair.host_name!r}: {error}") from error
-        except OSError as error:
-            raise HostError(f"The host has no bridge {pair.bridge!r}: {error.strerror}") from error
+        both.append(netlink.number(netlink.IFLA_MTU, pair.mtu))
+    if pair.bridge:
+        index = index_of(pair.bridge)
+        if index is None:
+            raise HostError(f"The host has no bridge {pair.bridge!r}")
+        master.append(netlink.number(netlink.IFLA_MASTER, index))
+    inner = (
+        netlink.text(netlink.IFLA_IFNAME, pair.name),
+        netlink.attribute(netlink.IFLA_ADDRESS, bytes.fromhex(pair.mac.replace(":", ""))),
+        netlink.number(netlink.IFLA_NET_NS_PID, pid),
+    )
+    peer = netlink.attribute(netlink.VETH_INFO_PEER, b"".join((netlink.link(), *inner, *both)))
+    try:
+        netlink.add_link(pair.host_name, "veth", *both, *master, data=peer, up=True)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise InvalidConfig(
+                f"The network interface {pair.host_name!r} or, inside, {pair.name!r} exists already"
+            ) from error
+        raise HostError(
+            f"cannot create the network interface {pair.host_name!r}: {error.strerror}"
+        ) from error
+    faults.point("veth pair created")
 
 
-def delete(name: str) -> None:
-    """Remove a veth pair by its end on the host; does nothing if it does not exist or is not a veth."""
-    index = index_of(name)
-    if index is None:
-        return
-    with IPRoute() as netlink:
-        try:
-            link = next(iter(netlink.get_links(index)))
-            info = link.get_attr("IFLA_LINKINFO")
-            if info is not None and info.get_attr("IFLA_INFO_KIND") == "veth":
-                netlink.link("del", index=index)
-                faults.point("veth pair deleted")
-        except OSError:
-            return
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise HostError(f"cannot remove the network interface {name!r}: {error}") from error
+async def delete(name: str) -> None:
+    """Remove a veth pair by its end on the host; does nothing if it does not exist or is not a veth.
 
-
-async def delete_early(name: str) -> None:
-    """As `delete`, but only wait until the interface is gone: the kernel takes some 20 ms more to reply,
-    waiting for other CPUs that may still use it.
+    Returns when neither namespace has its end any more, and both names are free: the kernel takes some 20 ms
+    more to free the pair, waiting for other CPUs that may still use it.
     """
     index = await asyncio.to_thread(index_of, name)
     if index is None:
         return
-    work = asyncio.ensure_future(asyncio.to_thread(delete, name))
+    ended = threading.Event()
+    work = asyncio.get_running_loop().run_in_executor(_deletions, _delete, name, index, ended)
     work.add_done_callback(lambda done: done.cancelled() or done.exception())
-    while not work.done() and _has(index):
-        await asyncio.wait([work], timeout=0.001)
-    if work.done():
-        work.result()
+    await asyncio.to_thread(_wait_until_gone, index, ended)
+    if ended.is_set():
+        await work
+    faults.point("veth pair deleted")
+
+
+def _delete(name: str, index: int, ended: threading.Event) -> None:
+    try:
+        link = bridges.at(index)
+        if link is not None and link.kind == "veth":
+            netlink.delete_link(index)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise HostError(f"cannot remove the network interface {name!r}: {error.strerror}") from error
+    finally:
+        ended.set()
+
+
+def _wait_until_gone(index: int, ended: threading.Event) -> None:
+    """Wait until an interface is gone, or its deletion has ended.
+
+    The kernel answers only between changes of interfaces: when this one is gone from its namespace, so is the
+    other end.
+    """
+    while not ended.is_set() and bridges.at(index) is not None:
+        ended.wait(_POLL)
 
 
 def index_of(name: str) -> int | None:
@@ -100,11 +118,3 @@ def index_of(name: str) -> int | None:
         return socket.if_nametoindex(name)
     except OSError:
         return None
-
-
-def _has(index: int) -> bool:
-    try:
-        socket.if_indextoname(index)
-    except OSError:
-        return False
-    return True

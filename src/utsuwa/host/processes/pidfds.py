@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 
 from utsuwa.host.processes import pipes
@@ -57,6 +58,15 @@ class Process:
         if self._fd is None:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return self._fd
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, or was released."""
+        if self._fd is None:
+            return True
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     async def wait(self) -> None:
         """Wait until it has ended; one caller at a time."""

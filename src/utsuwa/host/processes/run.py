@@ -11,15 +11,15 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from utsuwa.core.errors import ProcessFailed
 from utsuwa.host.processes import pipes, spawning
+from utsuwa.host.processes.stopper import Stopper
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 2.0
@@ -29,15 +29,20 @@ OUTPUT_LIMIT = 64 * 1024 * 1024
 
 _PACKAGES = {
     "apparmor_parser": "apparmor",
+    "blkid": "util-linux",
     "btrfs": "btrfs-progs",
+    "bzip2": "bzip2",
     "criu": "criu",
     "dnsmasq": "dnsmasq-base",
+    "gzip": "gzip",
+    "lz4": "lz4",
     "lxc-start": "lxc",
     "lxc-stop": "lxc",
     "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
     "mount": "mount",
     "nft": "nftables",
+    "pigz": "pigz",
     "rsync": "rsync",
     "tc": "iproute2",
     "tar": "tar",
@@ -72,12 +77,13 @@ async def run(
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
+    stopper: Stopper | None = None,
 ) -> Completed:
     """Run a program to completion without blocking the event loop.
 
     `env` is added to the clean environment (None removes a variable); `stdout_fd` receives stdout instead of
     the result. If cancelled or after `timeout` seconds, the program is killed (SIGTERM, SIGKILL) and reaped.
-    Raises ProcessFailed, also for a missing program.
+    Raises ProcessFailed, also for a missing program, and if `stopper` has stopped it.
     """
     child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
     try:
@@ -87,9 +93,10 @@ async def run(
         child.close()
         raise
     try:
-        async with asyncio.timeout(timeout):
-            stdout, stderr = await _communicate(child, stdin)
-            await pipes.readable(pidfd)
+        with stopper.watch(child) if stopper else contextlib.nullcontext():
+            async with asyncio.timeout(timeout):
+                stdout, stderr = await _communicate(child, stdin)
+                await pipes.readable(pidfd)
         code = child.wait()
     except TimeoutError as error:
         raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
@@ -97,74 +104,35 @@ async def run(
         raise ProcessFailed(argv, None, f"wrote more than {OUTPUT_LIMIT} bytes") from error
     finally:
         await _end(child, pidfd)
+    if stopper is not None and stopper.stopped:
+        raise ProcessFailed(argv, code, "was stopped before its end")
     return _judge(argv, code, stdout, stderr, accept)
 
 
-class Stopper:
-    """Stops programs that `run_blocking` runs in other threads; later ones are stopped at once."""
+class Options(TypedDict, total=False):
+    """The options of `run`."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[bytes]] = []
-        self.stopped = False
-
-    def stop(self) -> None:
-        with self._lock:
-            self.stopped = True
-            for process in self._running:
-                if process.returncode is None:
-                    _kill_group(process, signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Stop `process` if `stop` is called, or was called, before the end of the block."""
-        with self._lock:
-            self._running.append(process)
-            if self.stopped:
-                _kill_group(process, signal.SIGKILL)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running.remove(process)
+    stdin: bytes | None
+    accept: Container[int]
+    timeout: float
+    env: Mapping[str, str | None] | None
+    cwd: Path | None
+    pass_fds: Sequence[int]
+    stdout_fd: int | None
+    stopper: Stopper | None
 
 
-def run_blocking(
-    argv: Sequence[str],
-    *,
-    stdin: bytes | None = None,
-    accept: Container[int] = (0,),
-    timeout: float = 60,
-    env: Mapping[str, str | None] | None = None,
-    cwd: Path | None = None,
-    pass_fds: Sequence[int] = (),
-    stdout_fd: int | None = None,
-    stopper: Stopper | None = None,
-) -> Completed:
-    """`run` for worker threads, with `stopper` instead of cancellation."""
-    streams = (
-        subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-        subprocess.PIPE if stdout_fd is None else stdout_fd,
-        subprocess.PIPE,
-    )
-    process = _popen(argv, streams, env, cwd, pass_fds)
-    with process, stopper.watch(process) if stopper else contextlib.nullcontext():
-        try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise ProcessFailed(argv, None, f"did not end within {timeout:g} seconds") from error
-        finally:
-            if process.returncode is None:
-                _kill_and_reap(process)
-    if stopper is not None and stopper.stopped:
-        raise ProcessFailed(argv, process.returncode, "was stopped before its end")
-    return _judge(argv, process.returncode, stdout or b"", stderr, accept)
+def run_blocking(argv: Sequence[str], **options: Unpack[Options]) -> Completed:
+    """`run` for worker threads, which are not cancelled: `stopper` can stop the program."""
+    return asyncio.run(run(argv, **options))
 
 
-class _Child:
-    """A program run by `run`, with the daemon's ends of its pipes."""
+class Child:
+    """A program, with the daemon's ends of its pipes."""
 
-    def __init__(self, pid: int, stdin: int | None, stdout: int | None, stderr: int) -> None:
+    def __init__(
+        self, pid: int, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+    ) -> None:
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
@@ -207,25 +175,26 @@ def _start_child(
     cwd: Path | None,
     pass_fds: Sequence[int],
     stdout_fd: int | None,
-) -> _Child:
-    """Start a program without blocking other threads; stdout is not captured if `stdout_fd` receives it."""
+) -> Child:
+    """Start a program with pipes; stdout is not captured if `stdout_fd` receives it."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         stdin = None
         if with_stdin:
             their_stdin, stdin = _pipe(theirs, ours)
         else:
-            their_stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            theirs.callback(os.close, their_stdin)
+            their_stdin = _nothing(theirs)
         stdout, their_stdout = _pipe(ours, theirs) if stdout_fd is None else (None, stdout_fd)
         stderr, their_stderr = _pipe(ours, theirs)
-        try:
-            pid = spawning.start(
-                argv, environment(env), (their_stdin, their_stdout, their_stderr), cwd=cwd, pass_fds=pass_fds
-            )
-        except OSError as error:
-            raise ProcessFailed(argv, None, _why_not_started(argv[0], cwd, error)) from error
+        pid = start_program(argv, env, (their_stdin, their_stdout, their_stderr), cwd, pass_fds)
         ours.pop_all()
-    return _Child(pid, stdin, stdout, stderr)
+    return Child(pid, stdin, stdout, stderr)
+
+
+def _nothing(stack: contextlib.ExitStack) -> int:
+    """Open an empty stdin, which the stack closes."""
+    descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
@@ -239,26 +208,24 @@ def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[i
 class Spawned:
     """A long-running program, which runs until it ends or is killed; call `close` when done with it."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid = process.pid
-        self._pidfd = os.pidfd_open(process.pid)
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._child = Child(pid)
+        self._pidfd = os.pidfd_open(pid)
 
     async def wait(self) -> int:
         """Wait for it and return its exit code, -N if killed by signal N."""
-        if self._process.returncode is None:
+        if self._child.code is None:
             await pipes.readable(self._pidfd)
-        return self._process.wait()
+        return self._child.wait()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal the program and its children."""
-        if self._process.returncode is None:
-            _kill_group(self._process, number)
+        self._child.send_signal(number)
 
     def close(self) -> None:
         """Kill it if it still runs, and reap it."""
-        if self._process.returncode is None:
-            _kill_and_reap(self._process)
+        self._child.kill()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -277,7 +244,8 @@ def spawn(
     It is not killed when the daemon ends. Raises ProcessFailed if it cannot be started.
     """
     output = sys.stderr.fileno() if output_fd is None else output_fd
-    return Spawned(_popen(argv, (subprocess.DEVNULL, output, output), env, cwd, pass_fds))
+    with contextlib.ExitStack() as theirs:
+        return Spawned(start_program(argv, env, (_nothing(theirs), output, output), cwd, pass_fds))
 
 
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -286,25 +254,16 @@ def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _popen(
+def start_program(
     argv: Sequence[str],
-    streams: tuple[int, int, int],
     env: Mapping[str, str | None] | None,
+    streams: tuple[int, int, int],
     cwd: Path | None,
     pass_fds: Sequence[int],
-) -> subprocess.Popen[bytes]:
-    stdin, stdout, stderr = streams
+) -> int:
+    """Start a program without blocking other threads, and return its pid."""
     try:
-        return subprocess.Popen(
-            list(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment(env),
-            cwd=cwd,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
+        return spawning.start(argv, environment(env), streams, cwd=cwd, pass_fds=pass_fds)
     except OSError as error:
         raise ProcessFailed(argv, None, _why_not_started(argv[0], cwd, error)) from error
 
@@ -314,8 +273,13 @@ def _why_not_started(program: str, cwd: Path | None, error: OSError) -> str:
         return f"the directory {cwd} does not exist"
     if error.errno != errno.ENOENT:
         return f"cannot be started: {error.strerror}"
-    package = _PACKAGES.get(Path(program).name)
+    package = package_of(program)
     return f"not found; install Debian's package {package!r}" if package else "not found"
+
+
+def package_of(program: str) -> str:
+    """Return Debian's package with a program, as far as it is known; empty otherwise."""
+    return _PACKAGES.get(Path(program).name, "")
 
 
 def _judge(argv: Sequence[str], code: int, stdout: bytes, stderr: bytes, accept: Container[int]) -> Completed:
@@ -324,20 +288,22 @@ def _judge(argv: Sequence[str], code: int, stdout: bytes, stderr: bytes, accept:
     return Completed(tuple(argv), code, stdout, stderr)
 
 
-async def _communicate(child: _Child, stdin: bytes | None) -> tuple[bytes, bytes]:
+async def _communicate(child: Child, stdin: bytes | None) -> tuple[bytes, bytes]:
     try:
         async with asyncio.TaskGroup() as group:
             if child.stdin is not None:
                 group.create_task(_write(child.stdin, child, stdin or b""))
-            out = group.create_task(_read(child.stdout)) if child.stdout is not None else None
+            out = group.create_task(_read(child.stdout))
             err = group.create_task(_read(child.stderr))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return (out.result() if out else b""), err.result()
+    return out.result(), err.result()
 
 
-async def _read(fd: int) -> bytes:
-    """Read up to the end of a pipe. Raises OverflowError if it exceeds the limit."""
+async def _read(fd: int | None) -> bytes:
+    """Read up to the end of a pipe, if there is one. Raises OverflowError if it exceeds the limit."""
+    if fd is None:
+        return b""
     os.set_blocking(fd, False)
     parts: list[bytes] = []
     size = 0
@@ -349,7 +315,7 @@ async def _read(fd: int) -> bytes:
     return b"".join(parts)
 
 
-async def _write(fd: int, child: _Child, data: bytes) -> None:
+async def _write(fd: int, child: Child, data: bytes) -> None:
     """Write all of `data` and close the pipe; the program may close it earlier."""
     os.set_blocking(fd, False)
     try:
@@ -360,7 +326,7 @@ async def _write(fd: int, child: _Child, data: bytes) -> None:
         child.close_stdin()
 
 
-async def _end(child: _Child, pidfd: int) -> None:
+async def _end(child: Child, pidfd: int) -> None:
     """Stop the program if it still runs and close everything; never leaves a zombie."""
     try:
         if child.code is None:
@@ -373,13 +339,3 @@ async def _end(child: _Child, pidfd: int) -> None:
             child.kill()
         os.close(pidfd)
         child.close()
-
-
-def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def _kill_and_reap(process: subprocess.Popen[bytes]) -> None:
-    _kill_group(process, signal.SIGKILL)
-    process.wait()

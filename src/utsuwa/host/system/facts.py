@@ -1,4 +1,4 @@
-"""Facts about the host: kernel, distribution, liblxc, processors and memory. Read-only; blocking."""
+"""Facts about the host: kernel, distribution, liblxc and addresses. Read-only; blocking."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from utsuwa.wire.resources import CPU, Cards, Core, Devices, Disks, Memory, Resources, Socket, System, Thread
 
 _LXC_FEATURES = (
     "cgroup2",
@@ -39,8 +37,6 @@ _KERNEL_SINCE = {
 """Kernel features that LXD reports and that depend on the kernel's version; clients only show them."""
 
 _PERSONALITIES = {"x86_64": ["i686"], "aarch64": ["armv8l"], "ppc64le": [], "s390x": []}
-_CPUS = Path("/sys/devices/system/cpu")
-_KILOBYTES = " kB"
 
 
 @dataclass(frozen=True)
@@ -112,69 +108,7 @@ def _yes(value: bool) -> str:
     return "true" if value else "false"
 
 
-# ---- processors and memory
-
-
-def resources() -> Resources:
-    """Return the current processors and memory; the other parts are empty."""
-    return Resources(
-        cpu=_cpu(),
-        memory=_memory(),
-        gpu=Cards(),
-        network=Cards(),
-        storage=Disks(),
-        usb=Devices(),
-        pci=Devices(),
-        system=System(),
-    )
-
-
-def _cpu() -> CPU:
-    names = _cpu_names()
-    sockets: dict[int, dict[int, list[int]]] = {}
-    for folder in sorted(_CPUS.glob("cpu[0-9]*"), key=lambda p: int(p.name[3:])):
-        topology = folder / "topology"
-        if topology.is_dir():  # offline CPUs have none
-            package = max(_number(topology / "physical_package_id"), 0)
-            core = _number(topology / "core_id")
-            sockets.setdefault(package, {}).setdefault(core, []).append(int(folder.name[3:]))
-    found = [
-        Socket(socket=number, name=names[0], vendor=names[1], cores=_cores(cores))
-        for number, cores in sorted(sockets.items())
-    ]
-    total = sum(len(threads) for cores in sockets.values() for threads in cores.values())
-    return CPU(architecture=os.uname().machine, sockets=found, total=total)
-
-
-def _cores(cores: Mapping[int, list[int]]) -> list[Core]:
-    isolated = _isolated()
-    return [
-        Core(
-            core=number,
-            die=0,
-            threads=[
-                Thread(id=cpu, thread=n, numa_node=_node_of(cpu), online=True, isolated=cpu in isolated)
-                for n, cpu in enumerate(threads)
-            ],
-        )
-        for number, threads in sorted(cores.items())
-    ]
-
-
-def _cpu_names() -> tuple[str, str]:
-    """Return model and vendor; empty on architectures whose kernel does not report them."""
-    found: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-    return found.get("model name", ""), found.get("vendor_id", "")
-
-
-def _isolated() -> set[int]:
-    try:
-        return parse_cpu_list((_CPUS / "isolated").read_text())
-    except OSError:
-        return set()
+# ---- processors
 
 
 def parse_cpu_list(text: str) -> set[int]:
@@ -185,36 +119,6 @@ def parse_cpu_list(text: str) -> set[int]:
         if first:
             numbers.update(range(int(first), int(last or first) + 1))
     return numbers
-
-
-def _node_of(cpu: int) -> int:
-    node = next((_CPUS / f"cpu{cpu}").glob("node[0-9]*"), None)
-    return int(node.name[4:]) if node is not None else 0
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _memory() -> Memory:
-    values = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        number = int(value.split()[0])
-        values[key] = number * 1024 if value.endswith(_KILOBYTES) else number
-    size = values.get("Hugepagesize", 0)
-    huge = values.get("HugePages_Total", 0)
-    free = values["MemFree"] + values["Buffers"] + values["Cached"] + values.get("SReclaimable", 0)
-    return Memory(
-        total=values["MemTotal"],
-        used=values["MemTotal"] - free,
-        hugepages_total=huge * size,
-        hugepages_used=(huge - values.get("HugePages_Free", 0)) * size,
-        hugepages_size=size,
-    )
 
 
 # ---- addresses

@@ -20,7 +20,7 @@ from utsuwa.core.errors import HostError, ProcessFailed
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host import syscalls
 from utsuwa.host.cgroups import tree as cgroups
-from utsuwa.host.mounts import mounts
+from utsuwa.host.mounts import mounts, overlays
 from utsuwa.host.mounts.loop import mount_squashfs
 from utsuwa.host.mounts.userns import user_namespace
 from utsuwa.host.network import ip_switches
@@ -208,8 +208,8 @@ def _mounting(folder: Path) -> Mounting:
     try:
         with _scratch(folder) as scratch:
             options = {"redirect_dir": "on", "index": "on", "nfs_export": "on", "metacopy": "off"}
-            overlay = mounts.can_overlay(_subfolder(scratch, "plain"), options)
-            mapped = overlay and mounts.can_overlay_idmapped(_subfolder(scratch, "mapped"), options)
+            overlay = overlays.can_overlay(_subfolder(scratch, "plain"), options)
+            mapped = overlay and overlays.can_overlay_idmapped(_subfolder(scratch, "mapped"), options)
             loop, squashfs, squashfs_mapped = _squashfs(_subfolder(scratch, "squashfs"))
             idmapped = mounts.can_idmap(scratch)
     except OSError:  # the state directory is not writable: there is nothing to probe

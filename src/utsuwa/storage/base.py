@@ -8,9 +8,16 @@ something does nothing if it does not exist: a step can be undone without knowin
 Every driver is a `Driver`: a `PoolDriver` and a `VolumeDriver`. The other protocols are optional; where a
 driver lacks one, a generic fallback works on files, or the request is refused.
 
-A volume lies at `Volume.path` below the pool's folder. That of an instance holds `rootfs/` (the mount point,
-or the tree itself), `metadata.yaml`, `templates/`, and what the driver keeps beside them; the way to a rootfs
-is 0711, the folder is 0100 and belongs to the host id of the container's root.
+A volume is at `Volume.path` below the pool's directory. That of an instance contains `rootfs/` (the mount
+point, or the tree itself), `metadata.yaml`, `templates/`, and what the driver keeps beside them. The
+directories above a rootfs are 0711, the volume's directory is 0100 and owned by the host id of the
+container's root.
+
+A custom volume contains `rootfs/` only, whose root instances see where they attach it. It is always a tree of
+its own, never an overlay: several instances may mount it at the same time, through different id maps.
+
+A snapshot is a volume as well, with the same methods, but it is always mounted read-only. Snapshots are not
+affected by methods that are called for their volume, except `rename_snapshots`.
 """
 
 from __future__ import annotations
@@ -26,11 +33,11 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.pool_keys import POOL_KEYS, VOLUME_KEYS, default_of_volumes
 from utsuwa.core.volumes import Volume, VolumeKind
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 
 Fill = Callable[[Path], None]
-"""Creates the content of a new volume in a private folder: `rootfs/`, owned by the container's own ids, and
-the files beside it."""
+"""Creates the content of a new volume in a private directory: `rootfs/`, owned by the container's own ids,
+and the files beside it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class VolumeDriver(Protocol):
     """The volumes of one pool."""
 
     def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
-        """Create a volume, unmounted. Without `fill` its rootfs is an empty folder.
+        """Create a volume, unmounted. Without `fill` its rootfs is an empty directory.
 
         Raises HostError if one of that name exists.
         """
@@ -91,14 +98,20 @@ class VolumeDriver(Protocol):
     def rename_volume(self, volume: Volume, new: Volume) -> None:
         """Unmount and rename a volume, which needs no space; does nothing if that is done already.
 
-        Raises HostError if a volume of the new name exists.
+        A snapshot may become one of another volume. Raises HostError if a volume of the new name exists.
+        """
+
+    def rename_snapshots(self, volume: Volume, new: Volume) -> None:
+        """Rename what contains the snapshots of a volume that is being renamed; unmounts them first.
+
+        Does nothing if there are none, or if that is done already. Raises HostError if `new` has snapshots.
         """
 
     def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
         """Mount the rootfs through the id map and return its path; does nothing if that is done already."""
 
     def unmount_volume(self, volume: Volume) -> None:
-        """Unmount the rootfs and the folders beside it; does nothing if they are not mounted."""
+        """Unmount the rootfs and the directories beside it; does nothing if they are not mounted."""
 
     def volume_folder(self, volume: Volume) -> Path: ...
 
@@ -107,6 +120,9 @@ class VolumeDriver(Protocol):
 
     def volumes(self, kind: VolumeKind) -> list[str]:
         """Return the storage names of all volumes of a kind on the pool, for the sweep at start-up."""
+
+    def snapshots(self, volume: Volume) -> list[str]:
+        """Return the names of all snapshots of a volume on the pool, for the sweep at start-up."""
 
 
 class Driver(PoolDriver, VolumeDriver, Protocol):
@@ -147,15 +163,79 @@ class ImageDriver(Protocol):
 
 
 @runtime_checkable
+class CopyDriver(Protocol):
+    """Copies and snapshots on the same pool. Without it they are made file by file."""
+
+    def copy_volume(
+        self,
+        source: Volume,
+        target: Volume,
+        idmap: IdMap,
+        stopper: Stopper,
+        *,
+        mounted: IdMap | None = None,
+        like: Volume | None = None,
+    ) -> None:
+        """Create a volume or a snapshot with the content of another one, but without its snapshots.
+
+        `mounted` is the id map of the source's mount, if it is that of a running instance: then none of its
+        processes may run meanwhile. Otherwise the source is unmounted first. `like` is an older copy of it on
+        the pool, which is not in use and is about to be replaced: the target may share its files, so that
+        only what has changed is copied. Raises HostError if the target exists, ProcessFailed if `stopper`
+        cuts it short.
+        """
+
+
+@runtime_checkable
+class CloneDriver(Protocol):
+    """Copies of a rootfs that share everything until they are changed."""
+
+    def clone_volume(self, volume: Volume, new: Volume, idmap: IdMap, stopper: Stopper) -> bool:
+        """Create a volume with the rootfs of another one, which is unmounted first, in a time that does not
+        depend on its size; what is beside the rootfs is left out.
+
+        Returns False, without having created anything, if that is not possible for this volume. Raises
+        HostError if the new volume exists.
+        """
+
+
+class LayerMerge(Protocol):
+    """A merge of layers, which changes nothing but the time that later operations take."""
+
+    def run(self, stopper: Stopper) -> None:
+        """Do the work, which may take long; the lock of the volume need not be held."""
+
+    def finish(self) -> None:
+        """Have the volume use the result, if that still fits. Requires the lock of the volume."""
+
+    def end(self) -> None:
+        """Give up what is not used; always called."""
+
+
+@runtime_checkable
+class LayerDriver(Protocol):
+    """Layers that accumulate with snapshots and copies."""
+
+    def layer_merge(self, volume: Volume) -> LayerMerge | None:
+        """Return what should be done after a snapshot or a copy of the volume, ahead of the next one."""
+
+
+@runtime_checkable
 class FolderDriver(Protocol):
-    """Folders beside an instance's rootfs. Without it devices that need one are refused."""
+    """Directories beside an instance's rootfs. Without it devices that need one are refused."""
+
+    def own_folders(self, volume: Volume) -> list[str]:
+        """Return the names of all directories of a volume."""
 
     def mount_folder(self, volume: Volume, idmap: IdMap, name: str) -> Path:
-        """Mount the folder `name` of a volume through the id map and return its path.
+        """Mount the directory `name` of a volume through the id map and return its path.
 
-        It is created if necessary, lies on the pool itself and not on an overlay, is renamed and deleted with
-        the volume, and is unmounted with the rootfs.
+        It is created if necessary, is on the pool itself and not on an overlay, is renamed, copied and
+        deleted with the volume, and is unmounted with the rootfs.
         """
+
+    def frozen_folders(self) -> list[Path]:
+        """Return the directories below which nothing may be changed, except by the driver itself."""
 
 
 @runtime_checkable
@@ -175,7 +255,7 @@ class DriverType:
 
     name: str
     make: Callable[[Path, Mapping[str, str]], Driver]
-    """Returns the driver of the pool at a folder of the state folder, with this config."""
+    """Returns the driver of the pool at a directory of the state directory, with this config."""
     keys: tuple[ConfigKey, ...] = ()
     """Config keys of its pools, besides the common ones; keys that are not `live` are fixed at creation."""
     volume_keys: tuple[ConfigKey, ...] = ()
@@ -184,12 +264,19 @@ class DriverType:
     """Whether several servers can use the same pool."""
     version: str = "1"
     """The version of its on-disk format and of the tools that it needs."""
+    needs_idmapped_mounts: bool = False
+    """Whether it cannot shift the owners of files where the file system has no idmapped mounts."""
 
     @cached_property
     def pool_keys(self) -> KeyTable:
         """All config keys of a pool."""
         defaults = map(default_of_volumes, (*VOLUME_KEYS, *self.volume_keys))
         return KeyTable(f"storage pools of the driver {self.name!r}", (*POOL_KEYS, *self.keys, *defaults))
+
+    @cached_property
+    def custom_keys(self) -> KeyTable:
+        """All config keys of a custom volume."""
+        return KeyTable(f"storage volumes of the driver {self.name!r}", (*VOLUME_KEYS, *self.volume_keys))
 
     @cached_property
     def fixed(self) -> Mapping[str, str]:

@@ -1,8 +1,8 @@
-"""The fallback for drivers without shared images: the content of the image is copied into each volume.
+"""The fallback for drivers without shared images: the image's files are copied into each volume.
 
-A squashfs is unpacked straight into the volume (0.4 s for a Debian of 190 MB, quicker than a copy of an
-unpacked one); any other image is unpacked once into a volume of its own and copied from there, for
-decompressing costs more than copying.
+A squashfs is unpacked into each volume (0.4 s for a Debian of 190 MB, faster than copying an unpacked one).
+Other images are unpacked once into a separate volume and copied from there, as decompressing them costs more
+than copying.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import Volume, image_volume
 from utsuwa.host.archives.unpack import archive_format, unpack_image
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.base import Driver
 from utsuwa.storage.drivers import image_folders
 from utsuwa.storage.drivers.failures import translated
@@ -48,7 +48,7 @@ class ImagesByFiles:
         return None
 
     def trim_image(self, fingerprint: str) -> None:
-        """An image has one form only."""
+        """Do nothing: an image has only one form."""
 
     @translated
     def sync_images(self) -> None:
@@ -63,14 +63,14 @@ class ImagesByFiles:
     def image_users(self, fingerprint: str) -> list[str]:
         return []
 
-    def _copy(self, image: ImageSource, stopper: Stopper, folder: Path) -> None:
+    def _copy(self, image: ImageSource, stopper: Stopper, directory: Path) -> None:
         kept = self._driver.volume_folder(image_volume(image.fingerprint))
-        copy_metadata(kept, folder)
-        copy_tree(kept / "rootfs", folder / "rootfs", stopper)
+        copy_metadata(kept, directory)
+        copy_tree(kept / "rootfs", directory / "rootfs", stopper)
 
 
-def _unpack(image: ImageSource, stopper: Stopper, folder: Path) -> None:
-    unpack_image(image.metadata, image.rootfs, folder, stopper=stopper)
+def _unpack(image: ImageSource, stopper: Stopper, directory: Path) -> None:
+    unpack_image(image.metadata, image.rootfs, directory, stopper=stopper)
 
 
 def _unpacks_quickly(image: ImageSource) -> bool:

@@ -1,6 +1,7 @@
-"""The links `containers/<name>` in the state folder, by which liblxc and users find an instance's folder.
+"""The symlinks `containers/<name>` and `snapshots/<name>` in the state directory.
 
-Everything here blocks and must run in worker threads.
+liblxc relies on the former, users and tools on both, as with LXD. Everything here blocks and must run in
+worker threads.
 """
 
 from __future__ import annotations
@@ -8,28 +9,50 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from utsuwa.core.volumes import Volume
+from utsuwa.storage.base import VolumeDriver
+
 
 class Links:
-    """The folder `containers`."""
+    """The symlinks to the directories of instances, and to those with their snapshots."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, containers: Path, snapshots: Path) -> None:
+        self._containers = containers
+        self._snapshots = snapshots
 
     def make(self, name: str, target: Path) -> None:
-        """Point the link of an instance to its folder; does nothing if it does already."""
-        link = self._folder / name
-        if link.is_symlink():
-            if link.readlink() == target:
-                return
-            link.unlink()
-        link.symlink_to(target)
+        """Create or update the link to an instance's directory."""
+        _link(self._containers / name, target)
+
+    def add_snapshot(self, driver: VolumeDriver, snapshot: Volume) -> None:
+        """Create or update the link to an instance's snapshots, which include this one."""
+        _link(self._snapshots / snapshot.storage_name, driver.volume_folder(snapshot).parent)
+
+    def update_snapshots(self, driver: VolumeDriver, volume: Volume) -> None:
+        """Create or update the link to an instance's snapshots; remove it if there are none."""
+        link = self._snapshots / volume.storage_name
+        names = driver.snapshots(volume)
+        if names:
+            _link(link, driver.volume_folder(volume.snapshot_named(names[0])).parent)
+        else:
+            link.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Remove the link of an instance, if there is one."""
-        (self._folder / name).unlink(missing_ok=True)
+        """Remove the links of an instance, if there are any."""
+        for directory in (self._containers, self._snapshots):
+            (directory / name).unlink(missing_ok=True)
 
     def sweep(self, known: Container[str]) -> None:
-        """Remove links whose name belongs to no instance."""
-        for link in self._folder.iterdir():
-            if link.is_symlink() and link.name not in known:
-                link.unlink()
+        """Remove links without an instance."""
+        for directory in (self._containers, self._snapshots):
+            for link in directory.iterdir():
+                if link.is_symlink() and link.name not in known:
+                    link.unlink()
+
+
+def _link(link: Path, target: Path) -> None:
+    if link.is_symlink():
+        if link.readlink() == target:
+            return
+        link.unlink()
+    link.symlink_to(target)

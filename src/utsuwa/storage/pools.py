@@ -24,12 +24,16 @@ from utsuwa.core.paths import StatePaths
 from utsuwa.core.pool_keys import MEMBER_KEYS
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.urls import object_url
+from utsuwa.core.warning_types import POOL_UNAVAILABLE
 from utsuwa.db import storage_pools
 from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN, VOLUME_IMAGE, State
 from utsuwa.db.database import Database
 from utsuwa.db.storage_pools import PoolRow, PoolUse
 from utsuwa.db.transaction import Transaction
+from utsuwa.db.warnings import Subject
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.retries import Retries
+from utsuwa.operations.warnings import Warnings
 from utsuwa.storage.base import DriverType, Usage
 from utsuwa.storage.drivers import DEFAULT_DRIVER, driver_type
 from utsuwa.storage.known_pools import DELETED, KnownPool, KnownPools
@@ -44,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool as callers see it; `available` is False where it could not be mounted on this member."""
+    """A pool as returned to callers; `available` is False if it is not mounted on this member."""
 
     row: PoolRow
     use: PoolUse
@@ -66,6 +70,8 @@ class PoolManager:
         images: PoolImages,
         sweep: Sweep,
         threads: StorageThreads,
+        warnings: Warnings,
+        retries: Retries,
     ) -> None:
         self._database = database
         self._paths = paths
@@ -74,14 +80,16 @@ class PoolManager:
         self._images = images
         self._sweep = sweep
         self._threads = threads
+        self._warnings = warnings
+        self._retries = retries
         self._locks = NamedLocks()
 
     # Start and end of the daemon
 
     async def start(self, known: Known) -> None:
-        """Mount every pool, and take away those that a kill left half-made. `known` is for the sweep.
+        """Mount every pool, and remove incomplete ones. `known` is for the sweep.
 
-        A pool that cannot be mounted is shown as unavailable and does not keep the daemon from starting.
+        A pool that cannot be mounted is shown as unavailable, and tried again; the daemon starts anyway.
         """
         for row in await self._database.read("storage pools", storage_pools.get_all):
             if row.state in (UNKNOWN, PENDING):
@@ -93,11 +101,17 @@ class PoolManager:
             self._known.add(pool)
             try:
                 await self._open(pool, known)
-            except UtsuwaError as error:
-                log.error("storage pool %r cannot be used: %s", row.name, error)
+            except UtsuwaError:
+                self._retries.add(f"storage pool {row.name}", partial(self._is_settled, pool))
+
+    async def _is_settled(self, pool: KnownPool) -> bool:
+        """Try to mount a pool; return whether it can be used now, or is gone."""
+        if pool not in self._known.all():
+            return True
+        return await self.is_available(pool.name)
 
     def _of(self, row: PoolRow) -> KnownPool:
-        return KnownPool(row.name, driver_type(row.driver), self._paths.pool(row.name), row.config)
+        return KnownPool(row.name, driver_type(row.driver), self._paths.pool(row.name), row.config, row.id)
 
     async def unmount_all(self) -> None:
         """Unmount all pools, when no container is running any more."""
@@ -105,29 +119,29 @@ class PoolManager:
             try:
                 await self._threads.mount.run(pool.driver.unmount)
             except UtsuwaError as error:
-                log.warning("storage pool %r stays mounted: %s", pool.name, error)
+                log.warning("cannot unmount storage pool %r: %s", pool.name, error)
             pool.available = False
 
     async def _discard(self, row: PoolRow, pool: KnownPool) -> None:
-        log.info("removing the half-made or half-deleted storage pool %r", row.name)
+        log.info("removing the incomplete storage pool %r", row.name)
         try:
-            # The creation may have been interrupted before it saw that the source holds foreign files.
+            # The creation may have been interrupted before it checked the source for foreign files.
             await self._threads.remove.run(
                 pool.driver.discard if row.state == "creating" else pool.driver.delete
             )
         except UtsuwaError as error:
-            log.warning("the folders of storage pool %r are not all gone: %s", row.name, error)
+            log.warning("cannot remove all directories of storage pool %r: %s", row.name, error)
         await self._remove_row(row)
 
     # Reading
 
     @property
     def drivers_in_use(self) -> set[str]:
-        """The names of the drivers of all pools."""
+        """Return the names of the drivers of all pools."""
         return {pool.kind.name for pool in self._known.all()}
 
     async def get(self, name: str) -> PoolRow:
-        """A pool that this member has. Raises NotFound, also while it is still being made, OtherMember."""
+        """Return a pool of this member. Raises NotFound, also if it is incomplete, OtherMember."""
         row = await self._database.read("storage pool", _shown_row, name)
         if row.state == PENDING:
             raise OtherMember(
@@ -137,7 +151,7 @@ class PoolManager:
         return row
 
     async def show(self, name: str) -> Pool:
-        """One pool with its use, also one of other members. Raises NotFound."""
+        """Return a pool of any member with its users. Raises NotFound."""
 
         def fetch(tx: Transaction) -> tuple[PoolRow, Mapping[str, PoolUse]]:
             return _shown_row(tx, name), storage_pools.used_by(tx)
@@ -145,7 +159,7 @@ class PoolManager:
         return self._shown(*await self._database.read("storage pool", fetch))
 
     async def all(self) -> list[Pool]:
-        """All pools by name, also those of other members only."""
+        """Return the pools of all members, sorted by name."""
 
         def fetch(tx: Transaction) -> tuple[list[PoolRow], Mapping[str, PoolUse]]:
             return storage_pools.get_all(tx), storage_pools.used_by(tx)
@@ -158,7 +172,7 @@ class PoolManager:
         return Pool(row, use.get(row.name, PoolUse()), available)
 
     async def resources(self, name: str) -> Usage:
-        """Space and inodes of the file system below a pool. Raises NotFound, Unavailable."""
+        """Return space and inodes of a pool's file system. Raises NotFound, Unavailable."""
         await self.get(name)
         pool = await self.ensure_available(name)
         return await self._threads.quick.run(pool.driver.usage)
@@ -172,7 +186,7 @@ class PoolManager:
         description: str = "",
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a pool, without a driver one of the default driver; or have one that other members have.
+        """Create a pool, with the default driver unless given, or this member's part of one of others.
 
         Raises InvalidName, InvalidRequest (driver), InvalidConfig, AlreadyExists, HostError.
         """
@@ -182,9 +196,11 @@ class PoolManager:
             row = _joined(row, config or {}, await self._database.read("storage pool", _of_others, name))
             pool = self._of(row)
             row = replace(row, id=await self._database.begin("reserve storage pool", _reserve, row))
+            pool.subject = Subject("storage-pool", row.id)
             undo.push(self._remove_row, row)
             revert = partial(self._threads.remove.run, pool.driver.delete)
             await self._threads.mount.make(undo, revert, pool.driver.create)
+            await self._threads.mount.run(pool.check_mounts)
             await self._set_state(row, "ready")
             pool.available = True
             self._known.add(pool)
@@ -199,22 +215,24 @@ class PoolManager:
             given["volatile.initial_source"] = config["source"]
         else:
             given["source"] = str(self._paths.pool(name))
-        # Keys that are fixed keep their value even if the defaults of the daemon change.
+        # Fixed keys keep their value even if the daemon's defaults change.
         defaults = {key: default for key, default in kind.fixed.items() if default}
         config = {**defaults, **given}
         return PoolRow(id=0, name=name, driver=kind.name, description=description, config=config)
 
     def _checked_source(self, name: str, source: str) -> Path:
-        """The source without symlinks; nothing in the state folder but the pool's own place is one."""
+        """Resolve symlinks of the source. Raises InvalidConfig if it conflicts with the state directory."""
         path = Path(source).resolve()
         if path != self._paths.pool(name) and (path == self._paths.root or self._paths.root in path.parents):
-            raise InvalidConfig(f"The source {source} lies in the daemon's state folder: use another one")
+            raise InvalidConfig(
+                f"The source {source} is inside the daemon's state directory: use another one"
+            )
         if path in self._paths.root.parents:
-            raise InvalidConfig(f"The source {source} holds the daemon's state folder: use another one")
+            raise InvalidConfig(f"The source {source} contains the daemon's state directory: use another one")
         return path
 
     async def edit(self, name: str, change: edits.Change[StoragePoolPut], if_match: edits.IfMatch) -> None:
-        """Change description and config; keys that are fixed at creation keep their value where left out.
+        """Change description and config; keys that are fixed at creation keep their value if omitted.
 
         Raises NotFound, PreconditionFailed, InvalidConfig.
         """
@@ -227,7 +245,7 @@ class PoolManager:
                 if key in row.config:
                     wanted.setdefault(key, row.config[key])
                 if wanted.get(key) != row.config.get(key):
-                    raise InvalidConfig(f"{key} of a storage pool cannot be changed once the pool is there")
+                    raise InvalidConfig(f"{key} of a storage pool can only be set on creation")
             pool.kind.pool_keys.check(wanted)
             changed = replace(row, description=new.description, config=wanted)
             await self._database.write("update storage pool", storage_pools.update, changed)
@@ -235,7 +253,7 @@ class PoolManager:
         self._lifecycle("updated", name)
 
     async def follow_others(self) -> None:
-        """Take over what other members have changed in pools that this one has as well."""
+        """Apply other members' changes to pools that this one has as well."""
         rows = await self._database.read("storage pools", storage_pools.get_all)
         stored = {row.name: row.config for row in rows if row.state == "ready"}
         for pool in self._known.all():
@@ -245,21 +263,21 @@ class PoolManager:
                     await self._configure(pool, (await self.get(pool.name)).config)
 
     async def _configure(self, pool: KnownPool, config: Mapping[str, str]) -> None:
-        """Apply config to the driver, and drop images that it would store in another form now."""
+        """Apply the config to the driver, and drop images that it would store in another form now."""
         pool.config = config
         if await self._threads.quick.run(pool.driver.configure, config) and pool.available:
-            await self._images.bring_anew(pool)
+            await self._images.refresh(pool)
 
     async def delete(self, name: str) -> None:
         """Remove a pool with the images on it from this member.
 
-        Raises NotFound, OtherMember, InUse (instances here, profiles), HostError. What is on one that is not
-        available stays there.
+        Raises NotFound, OtherMember, InUse (instances here, profiles), HostError. The files of an unavailable
+        pool are kept.
         """
         await self.get(name)
         if not await self.is_available(name):
             reason = self._known.get(name).unavailable().message
-            log.warning("storage pool %r is deleted without what is on it: %s", name, reason)
+            log.warning("storage pool %r is deleted without its files: %s", name, reason)
         async with self._locks.hold(name):
             await self.get(name)
             pool = self._known.get(name)
@@ -274,9 +292,11 @@ class PoolManager:
         self._lifecycle("deleted", name)
 
     async def _closed_for_deletion(self, pool: KnownPool) -> PoolRow:
-        """Let nobody come to a pool any more, then look at its use: what is just being made is seen, or
-        sees that the pool is closed. It is open again where this raises InUse, or OutOfSpace for want of
-        room to note the deletion. One that is seen to be used is not closed: its instances go on.
+        """Make a pool unavailable, and check that it is unused.
+
+        The order matters: a concurrent creation is either seen, or sees that the pool is unavailable. It is
+        available again if this raises InUse or OutOfSpace. A pool that is obviously in use is not closed, so
+        that its instances are not disturbed.
         """
         await self._unused(pool.name)
         async with Rollback() as undo:
@@ -288,7 +308,7 @@ class PoolManager:
         return row
 
     async def _unused(self, name: str) -> PoolRow:
-        """Raises NotFound, InUse."""
+        """Return an unused pool. Raises NotFound, InUse."""
         pool = await self.show(name)
         if pool.use.profiles or any(kind != VOLUME_IMAGE for kind in pool.use.here):
             raise InUse(f"The storage pool {name!r} is currently in use: remove what uses it first")
@@ -298,11 +318,11 @@ class PoolManager:
         await self._database.write(f"storage pool is {state}", storage_pools.set_state, row.id, state)
 
     async def _forget(self, row: PoolRow) -> None:
-        """Remove the row of a pool that is gone from the host; if that fails, the next start does it."""
+        """Remove the row of a pool that is removed from the host; if that fails, the next start does it."""
         try:
             await self._remove_row(row)
         except UtsuwaError as error:
-            log.warning("the row of storage pool %r stays until the next start: %s", row.name, error)
+            log.warning("cannot remove the row of storage pool %r before the next start: %s", row.name, error)
 
     async def _remove_row(self, row: PoolRow) -> None:
         await self._database.write("delete storage pool", storage_pools.delete, row.id)
@@ -310,16 +330,16 @@ class PoolManager:
     # Pools that cannot be mounted
 
     async def ensure_available(self, name: str) -> KnownPool:
-        """A pool that can be used; one that could not be mounted earlier is tried again.
+        """Return an available pool, after another attempt to mount it if it is not.
 
-        Raises NotFound, or Unavailable with what keeps it from being mounted.
+        Raises NotFound, or Unavailable with the reason.
         """
         if not self._known.get(name).available:
             await self._try_again(name)
         return self._known.available(name)
 
     async def is_available(self, name: str) -> bool:
-        """Whether a pool can be used, after another attempt to mount it. Raises NotFound."""
+        """Return whether a pool is available, after another attempt to mount it. Raises NotFound."""
         with contextlib.suppress(Unavailable):
             await self.ensure_available(name)
         return self._known.get(name).available
@@ -334,7 +354,7 @@ class PoolManager:
                 await self._open(pool, known)
             except UtsuwaError as error:
                 raise pool.unavailable() from error
-            log.info("storage pool %r can be used again", name)
+            log.info("storage pool %r is available again", name)
 
     async def _open(self, pool: KnownPool, known: Known) -> None:
         try:
@@ -343,8 +363,14 @@ class PoolManager:
             await self._sweep.run(pool, known)
         except UtsuwaError as error:
             pool.reason = error.message
+            self._warnings.report(
+                POOL_UNAVAILABLE,
+                f"storage pool {pool.name!r} cannot be used: {error.message}",
+                pool.subject,
+            )
             raise
         pool.reason = DELETED
+        self._warnings.resolve(POOL_UNAVAILABLE, pool.subject)
 
     def _lifecycle(self, action: str, pool: str, context: Mapping[str, str] | None = None) -> None:
         url = object_url("storage-pools", pool)
@@ -359,7 +385,7 @@ def _shown_row(tx: Transaction, name: str) -> PoolRow:
 
 
 def _of_others(tx: Transaction, name: str) -> PoolRow | None:
-    """A pool that other members have, and this one has not."""
+    """Return a pool that only other members have."""
     try:
         row = storage_pools.get(tx, name)
     except NotFound:
@@ -368,9 +394,7 @@ def _of_others(tx: Transaction, name: str) -> PoolRow | None:
 
 
 def _joined(row: PoolRow, asked: Mapping[str, str], others: PoolRow | None) -> PoolRow:
-    """The row of a new pool, with what it has in common with that of `others`. Raises InvalidConfig where
-    something else was asked for.
-    """
+    """Return the row with this member's part of a pool of others. Raises InvalidConfig on differences."""
     if others is None:
         return row
     if row.driver != others.driver:
@@ -379,9 +403,7 @@ def _joined(row: PoolRow, asked: Mapping[str, str], others: PoolRow | None) -> P
         )
     for key, value in asked.items():
         if value and key not in MEMBER_KEYS and value != others.config.get(key):
-            raise InvalidConfig(
-                f"{key} of storage pool {row.name!r} is the same on all members: leave it out here"
-            )
+            raise InvalidConfig(f"{key} of storage pool {row.name!r} is shared by all members: omit it")
     own = {key: value for key, value in row.config.items() if key in MEMBER_KEYS}
     return replace(others, config={**others.config, **own}, state="creating")
 
@@ -391,7 +413,7 @@ def editable(row: PoolRow) -> StoragePoolPut:
 
 
 def _reserve(tx: Transaction, new: PoolRow) -> int:
-    """In place of one whose row could not be taken back, for want of space: nobody else is making one now."""
+    """Insert the row, replacing one left by a failed creation; the lock excludes concurrent ones."""
     for row in storage_pools.get_all(tx):
         if row.name == new.name and row.state in HALF_MADE:
             storage_pools.delete(tx, row.id)

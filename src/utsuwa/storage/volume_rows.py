@@ -1,4 +1,4 @@
-"""Rows of volumes as the parts of the storage make them."""
+"""Rows of volumes: new ones, those that are there, and replacements."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def new_row(pool: str, volume: Volume, config: Mapping[str, str] = MappingProxyT
         created_at=clock.now(),
         config=dict(config),
     )
+
+
+def row_of(tx: Transaction, pool: str, volume: Volume) -> VolumeRow:
+    """Return the row of a volume. Raises NotFound."""
+    return storage_volumes.get(tx, volume.project, pool, VOLUME_TYPES[volume.kind], volume.name)
 
 
 def replace_rows(tx: Transaction, stale: Iterable[int], new: Iterable[VolumeRow]) -> None:

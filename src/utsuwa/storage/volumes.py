@@ -1,15 +1,15 @@
-"""The volumes on the pools: their rows and locks, and the links to instances' folders."""
+"""The volumes on pools: their rows and locks, and the links to instances' directories."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from utsuwa.core.errors import HostError, InvalidConfig, NotFound, Unavailable, UtsuwaError
+from utsuwa.core.errors import HostError, InvalidConfig, InvalidRequest, NotFound, Unavailable, UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
@@ -18,33 +18,53 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
+from utsuwa.core.warning_types import SIZE_NOT_ENFORCED
 from utsuwa.db import images as image_rows
-from utsuwa.db import storage_volumes
-from utsuwa.db.codes import VOLUME_CUSTOM, VOLUME_IMAGE, VOLUME_TYPES
+from utsuwa.db import storage_volumes, volume_snapshots, volume_users
+from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_CUSTOM, VOLUME_IMAGE
 from utsuwa.db.database import Database
 from utsuwa.db.projects import effective
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host.processes.run import Stopper
+from utsuwa.db.volume_snapshots import VolumeSnapshotRow
+from utsuwa.db.volume_users import User, Users
+from utsuwa.db.warnings import Subject
+from utsuwa.host.processes.stopper import Stopper
+from utsuwa.operations.warnings import Warnings
+from utsuwa.storage import intentions
 from utsuwa.storage.base import FolderDriver, QuotaDriver
 from utsuwa.storage.known_pools import KnownPool, KnownPools
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
+from utsuwa.storage.progress import shown
 from utsuwa.storage.threads import StorageThreads
-from utsuwa.storage.volume_rows import new_row
+from utsuwa.storage.volume_rows import new_row, row_of
+from utsuwa.wire.edits import Change as Edit
+from utsuwa.wire.edits import IfMatch, edited
+from utsuwa.wire.storage import StorageVolumePut
 
 log = logging.getLogger(__name__)
 
 ENFORCED_KEY = "volatile.size.enforced"
-"""`false` in the config of a volume whose size has no effect: the pool's driver has no quotas."""
+"""A config key of volumes, `false` if the size is not enforced because the driver lacks quotas."""
 
 Change = Callable[[Transaction], None]
 """A change to be stored in the same transaction."""
 
 
+@dataclass(frozen=True)
+class ShownVolume:
+    """A volume as returned to callers."""
+
+    row: VolumeRow
+    users: Sequence[User]
+    """The users of a custom volume; empty for others, which belong to the object of their name."""
+    snapshots: Sequence[VolumeSnapshotRow]
+
+
 class VolumeManager:
-    """The volumes of all pools. Each volume has a lock.
+    """The volumes of all pools. Each volume has a lock, together with its snapshots.
 
     Work of a driver is always awaited until it has finished, so undo steps never run concurrently with it.
     """
@@ -57,6 +77,8 @@ class VolumeManager:
         images: PoolImages,
         links: Links,
         threads: StorageThreads,
+        warnings: Warnings,
+        locks: NamedLocks,
     ) -> None:
         self._database = database
         self._known = known
@@ -64,30 +86,44 @@ class VolumeManager:
         self._images = images
         self._links = links
         self._threads = threads
-        self._locks = NamedLocks()
+        self._warnings = warnings
+        self._locks = locks
 
     # Reading
 
     async def all(
         self, scope: Scope, pool: str, project: str | None, kind: int | None = None
-    ) -> list[VolumeRow]:
-        """The volumes of a project, or of all (None), on a pool of all members; those of images belong to
-        every project.
+    ) -> list[ShownVolume]:
+        """Return the volumes of a project, or of all (None), on a pool, on all members.
+
+        Those of images belong to every project that has the image. In a constant number of queries.
 
         Raises NotFound (pool).
         """
         await self._pools.show(pool)
 
-        def fetch(tx: Transaction) -> list[VolumeRow]:
+        def fetch(tx: Transaction) -> list[ShownVolume]:
             found = _visible(tx, scope, storage_volumes.get_all(tx, None, pool, kind))
-            if project is None:
-                return found
-            return [volume for volume in found if volume.project == _holder(tx, project, volume.type)]
+            if project is not None:
+                holders = {kind: _holder(tx, project, kind) for kind in {v.type for v in found}}
+                found = [volume for volume in found if volume.project == holders[volume.type]]
+            users, snapshots = volume_users.get_all(tx), volume_snapshots.get_on(tx, pool)
+            return [ShownVolume(row, _users_of(users, row), snapshots.get(row.id, ())) for row in found]
 
         return await self._database.read("storage volumes", fetch)
 
+    async def show(self, scope: Scope, pool: str, project: str, kind: int, name: str) -> ShownVolume:
+        """Return a volume with its users and snapshots. Raises NotFound."""
+        row = await self.get(scope, pool, project, kind, name)
+
+        def fetch(tx: Transaction) -> ShownVolume:
+            users = volume_users.get_all(tx) if kind == VOLUME_CUSTOM else {}
+            return ShownVolume(row, _users_of(users, row), volume_snapshots.get_of(tx, row.id))
+
+        return await self._database.read("storage volume", fetch)
+
     async def get(self, scope: Scope, pool: str, project: str, kind: int, name: str) -> VolumeRow:
-        """Raises NotFound."""
+        """Return a volume. Raises NotFound."""
         await self._pools.show(pool)
 
         def fetch(tx: Transaction) -> VolumeRow:
@@ -97,6 +133,43 @@ class VolumeManager:
             return row
 
         return await self._database.read("storage volume", fetch)
+
+    async def edit(
+        self,
+        scope: Scope,
+        pool: str,
+        project: str,
+        kind: int,
+        name: str,
+        change: Edit[StorageVolumePut],
+        if_match: IfMatch,
+    ) -> VolumeRow:
+        """Change the description and the `user.*` keys of an instance's volume, and return its row.
+
+        Raises NotFound, PreconditionFailed, InvalidConfig, and InvalidRequest for other types of volumes.
+        """
+        await self.get(scope, pool, project, kind, name)
+        if kind != VOLUME_CONTAINER:
+            raise InvalidRequest("Only volumes of instances can be changed")
+
+        def store(tx: Transaction) -> VolumeRow:
+            row = storage_volumes.get(tx, project, pool, kind, name)
+            new = edited(StorageVolumePut(config=row.config, description=row.description), change, if_match)
+            for key, value in new.config.items():
+                if not key.startswith(volume_snapshots.FREE_PREFIX) and row.config.get(key, "") != value:
+                    raise InvalidConfig(
+                        f"Invalid key {key[:60]!r}: only user.* can be set on the volume of an instance; "
+                        "its size is that of the instance's root disk"
+                    )
+            stored = volume_snapshots.with_free_config(row, new.description, new.config)
+            storage_volumes.update(tx, stored)
+            return stored
+
+        return await self._database.write("edit storage volume", store)
+
+    async def snapshots(self, row: VolumeRow) -> list[VolumeSnapshotRow]:
+        """Return the snapshots of a volume, oldest first."""
+        return await self._database.read("snapshots of volume", volume_snapshots.get_of, row.id)
 
     # Root volumes of instances
 
@@ -109,25 +182,43 @@ class VolumeManager:
         raises NotFound (pool), Unavailable, AlreadyExists, InvalidImage, OutOfSpace or HostError.
         """
         at = await self._pools.ensure_available(pool)
-        async with self._locks.hold(pool, volume), Rollback() as undo:
-            row = new_row(pool, volume, _shown_size(at, size))
-            row_id = await self._database.write("insert storage volume", storage_volumes.insert, row)
-            undo.push(self._remove_row, row_id)
+        async with self._locks.hold(pool, volume), self.creation(at, volume, size) as undo:
+            await self.create_files(at, volume, idmap, image, undo)
+
+    async def create_files(
+        self, pool: KnownPool, volume: Volume, idmap: IdMap, image: ImageSource | None, undo: Rollback
+    ) -> None:
+        """Create the files of a volume, from an image if there is one; the caller holds the volume's lock."""
+        revert = partial(self._threads.remove.run, pool.driver.delete_volume, volume)
+        if image is None:
+            await self._threads.quick.make(undo, revert, pool.driver.create_volume, volume, idmap, None)
+            return
+        undo.push(self._images.forget_if_possible, pool, image.fingerprint)
+        stopper = Stopper()
+        async with self._images.held(pool, image, stopper):
+            threads = self._threads.mount if pool.shares_images else self._threads.fill
+            make = threads.stopped_by(stopper.stop).make
+            async with contextlib.nullcontext() if pool.shares_images else shown(stopper.progress):
+                await make(undo, revert, pool.images.create_from_image, volume, idmap, image, stopper)
+
+    @contextlib.asynccontextmanager
+    async def creation(self, pool: KnownPool, volume: Volume, size: str) -> AsyncIterator[Rollback]:
+        """Create a volume whose files are created in the block, which pushes their removal to the rollback.
+
+        As `create`; the caller holds the lock of the volume, and has stored that the instance is being
+        created.
+        """
+        async with Rollback() as undo:
+            row = new_row(pool.name, volume, shown_size(pool, size))
+            row_id = await self._database.commit("insert storage volume", storage_volumes.insert, row)
+            undo.push(self.remove_row, row_id)
             # A concurrent deletion of the pool has either seen the row or closed the pool by now.
-            self._known.available(pool)
-            revert = partial(self._threads.remove.run, at.driver.delete_volume, volume)
-            if image is None:
-                await self._threads.quick.make(undo, revert, at.driver.create_volume, volume, idmap, None)
-            else:
-                undo.push(self._images.forget_if_possible, at, image.fingerprint)
-                stopper = Stopper()
-                async with self._images.held(at, image, stopper):
-                    threads = self._threads.mount if at.shares_images else self._threads.fill
-                    make = threads.stopped_by(stopper.stop).make
-                    await make(undo, revert, at.images.create_from_image, volume, idmap, image, stopper)
+            self._known.available(pool.name)
+            yield undo
             if size:
-                await self._apply_size(at, volume, size)
-            await self._make_link(at, volume, undo)
+                await self.apply_size(pool, volume, size)
+                self.judge_size(pool, volume, row_id, size)
+            await self._make_link(pool, volume, undo)
             undo.keep()
 
     async def set_size(self, pool: str, volume: Volume, size: str) -> None:
@@ -139,19 +230,28 @@ class VolumeManager:
         if isinstance(at.driver, QuotaDriver):
             await self._pools.ensure_available(pool)
         async with self._locks.hold(pool, volume):
-            await self._apply_size(at, volume, size)
-            await self._database.write("size of volume", _note_size, pool, volume, _shown_size(at, size))
+            await self.apply_size(at, volume, size)
+            shown = shown_size(at, size)
+            row_id = await self._database.write("size of volume", note_size, pool, volume, shown)
+            self.judge_size(at, volume, row_id, size)
 
-    async def _apply_size(self, pool: KnownPool, volume: Volume, size: str) -> None:
+    async def apply_size(self, pool: KnownPool, volume: Volume, size: str) -> None:
+        """Enforce a size if the pool can; the caller holds the lock of the volume. Raises InvalidConfig."""
         if isinstance(pool.driver, QuotaDriver):
             limit = parse_bytes(size) if size else None
             await self._threads.quick.run(pool.driver.set_quota, volume, limit)
-        elif size:
-            log.warning(
-                "the size of %s is not enforced: storage pools of the driver %r have no quotas",
-                volume.path,
-                pool.kind.name,
-            )
+
+    def judge_size(self, pool: KnownPool, volume: Volume, row_id: int, size: str) -> None:
+        """Raise or resolve the warning about a size that is not enforced."""
+        enforced = not size or isinstance(pool.driver, QuotaDriver)
+        self._warnings.judge(
+            SIZE_NOT_ENFORCED,
+            ""
+            if enforced
+            else f"the size of {volume.path} is not enforced: storage pools of the driver {pool.kind.name!r} "
+            "have no quotas",
+            Subject("storage-volume", row_id, volume.project),
+        )
 
     async def _make_link(self, pool: KnownPool, volume: Volume, undo: Rollback) -> None:
         name, target = volume.storage_name, pool.driver.volume_folder(volume)
@@ -159,75 +259,104 @@ class VolumeManager:
         await self._threads.quick.make(undo, revert, self._links.make, name, target)
 
     async def delete(self, pool: str, volume: Volume, also: Change | None = None) -> None:
-        """Remove an instance's files, link and row; does nothing for what is not there.
+        """Remove an instance's files with its snapshots, its link and row, as far as they exist.
 
-        `also` is done in the transaction that removes the row. The files of an instance whose pool is not
-        available stay where they are: a pool that is lost for good must not keep its instances for ever.
+        `also` runs in the transaction that removes the row. A power failure may undo that: what was stored
+        before has the next start delete the volume again. The files are kept if the pool is not available,
+        as a lost pool must not prevent the deletion of its instances.
         """
         available = await self._pools.is_available(pool)
         at = self._known.get(pool)
         name, fingerprint = volume.storage_name, None
+
+        def remove_links() -> str | None:
+            self._links.remove(name)
+            return at.images.image_of(volume) if available else None
+
         async with self._locks.hold(pool, volume):
-            await self._threads.quick.run(self._links.remove, name)
+            fingerprint = await self._threads.quick.run(remove_links)
             if available:
-                fingerprint = await self._threads.quick.run(at.images.image_of, volume)
-                await self._threads.remove.run(at.driver.delete_volume, volume)
+                await self._threads.remove.run(intentions.delete_all, at.driver, volume)
             else:
                 log.warning(
-                    "instance %s is deleted without its files, for storage pool %r is not available: "
-                    "should its source come back, remove %s there by hand",
+                    "instance %s is deleted without its files, as storage pool %r is not available: "
+                    "if its source becomes available again, remove %s there by hand",
                     name,
                     pool,
                     volume.path,
                 )
-            await self._database.write("delete storage volume", _forget, pool, volume, also)
+            listed = await self._database.commit(
+                "delete storage volume", _forget, pool, volume, also, fingerprint
+            )
         if fingerprint is not None:
-            await self._images.forget_if_possible(at, fingerprint, trim=True)
+            await self._images.forget_if_possible(at, fingerprint, trim=True, used=listed)
 
-    async def rename(self, pool: str, volume: Volume, new_name: str, also: Change | None = None) -> None:
-        """Rename an instance's files, link and row; unmounts it first. Raises AlreadyExists, HostError.
+    async def rename(self, pool: str, volume: Volume, new: Volume, also: Change | None = None) -> None:
+        """Rename an instance's files with its snapshots, its link and row; unmounts it first.
 
-        `also` is for what must be stored in the same transaction: files alone can be named back for sure.
-        What is intended is noted before they move, so that a start after a kill can name them back.
+        The new name may be in another project.
+
+        Raises AlreadyExists, HostError.
+
+        `also` runs in the same transaction, as only the renaming of files can be reverted reliably. The new
+        name is recorded before the files are renamed, so that the next start can revert it after a crash.
         """
         at = await self._pools.ensure_available(pool)
-        new = replace(volume, name=new_name)
-        first, second = sorted((volume, new), key=lambda volume: volume.name)
+        first, second = sorted((volume, new), key=lambda volume: volume.path)
         async with self._locks.hold(pool, first), self._locks.hold(pool, second), Rollback() as undo:
-            row_id = await self._database.begin("volume is renamed", _intended, pool, volume, new_name)
-            undo.push(self._forget_intention, row_id)
-            revert = partial(self._threads.quick.run, at.driver.rename_volume, new, volume)
-            await self._threads.quick.make(undo, revert, at.driver.rename_volume, volume, new)
+            row_id = await self._database.begin("volume is renamed", _intended, pool, volume, new)
+            undo.push(self.forget_intention, row_id)
+            for rename in (at.driver.rename_volume, at.driver.rename_snapshots):
+                revert = partial(self._threads.quick.run, rename, new, volume)
+                await self._threads.quick.make(undo, revert, rename, volume, new)
             await self._make_link(at, new, undo)
-            await self._database.write("rename storage volume", _renamed, row_id, new_name, also)
+            await self._threads.quick.run(self._links.update_snapshots, at.driver, new)
+            await self._database.write("rename storage volume", _renamed, row_id, pool, new, also)
             undo.keep()
-            # Not before: on a disk that is full it could not be made again.
+            # Last, because on a full disk the link could not be created again.
             await self._threads.quick.run(self._links.remove, volume.storage_name)
 
-    async def _forget_intention(self, row_id: int) -> None:
-        """Where there is no room for that, the next start finds the files where they were and forgets it."""
+    async def forget_intention(self, row_id: int) -> None:
+        """Clear what is recorded of a change that was reverted; if that fails, the next start does it."""
         try:
-            await self._database.write("volume is not renamed", storage_volumes.set_new_name, row_id, "")
+            await self._database.write("change is reverted", storage_volumes.set_new_name, row_id, "")
         except UtsuwaError as error:
-            log.warning("that a volume was to be renamed stays noted until the next start: %s", error)
+            log.warning("the record of a failed change is kept until the next start: %s", error)
 
     async def mount(self, pool: str, volume: Volume, idmap: IdMap) -> Path:
-        """Mount an instance's rootfs through its map (again, where the map changed) and give its path."""
+        """Mount an instance's rootfs with its id map, remounting it if that has changed; return its path.
+
+        A snapshot is mounted read-only.
+        """
         at = self._known.available(pool)
-        async with self._locks.hold(pool, volume):
+        async with self._locks.hold(pool, volume.whole):
             return await self._threads.mount.run(at.driver.mount_volume, volume, idmap)
 
-    async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
-        """Show a folder beside a mounted rootfs, as the driver's method of that name, and give its path.
+    @contextlib.asynccontextmanager
+    async def opened(self, pool: str, volume: Volume) -> AsyncIterator[Path]:
+        """Mount a volume that is not in use, or a snapshot, with the container's own ids for the block.
 
-        Raises InvalidConfig where the pool has no such folders.
+        Yields the directory of `rootfs/`, `metadata.yaml`, `templates/`; nothing else may use the volume
+        meanwhile. Raises NotFound, Unavailable, HostError.
+        """
+        at = await self._pools.ensure_available(pool)
+        async with self._locks.hold(pool, volume.whole), Rollback() as undo:
+            undo.push(self._threads.quick.run, at.driver.unmount_volume, volume)
+            await self._threads.quick.run(at.driver.unmount_volume, volume)
+            await self._threads.mount.run(at.driver.mount_volume, volume, IdMap())
+            yield at.driver.volume_folder(volume)
+
+    async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
+        """Mount a directory stored next to the rootfs, as in the driver's method; return its path.
+
+        Raises InvalidConfig if the pool does not support such directories.
         """
         at = self._known.available(pool)
         if not isinstance(at.driver, FolderDriver):
             raise InvalidConfig(
-                f"Storage pools of the driver {at.kind.name!r} have no folders beside the root disk"
+                f"Storage pools of the driver {at.kind.name!r} have no directories outside of the root disk"
             )
-        async with self._locks.hold(pool, volume):
+        async with self._locks.hold(pool, volume.whole):
             return await self._threads.mount.run(at.driver.mount_folder, volume, idmap, name)
 
     async def unmount(self, pool: str, volume: Volume) -> None:
@@ -236,12 +365,17 @@ class VolumeManager:
         It may be mounted although its pool is not available any more. Raises NotFound (pool).
         """
         at = self._known.get(pool)
-        async with self._locks.hold(pool, volume):
+        async with self._locks.hold(pool, volume.whole):
             await self._threads.quick.run(at.driver.unmount_volume, volume)
 
     def folder(self, pool: str, volume: Volume) -> Path:
-        """The folder that holds `rootfs/`, `metadata.yaml` and `templates/`. Raises NotFound, Unavailable."""
+        """Return the directory of `rootfs/`, `metadata.yaml`, `templates/`. Raises NotFound, Unavailable."""
         return self._known.available(pool).driver.volume_folder(volume)
+
+    def frozen_folders(self) -> list[Path]:
+        """Return the directories of all available pools that hold snapshots and images."""
+        drivers = [pool.driver for pool in self._known.all_available()]
+        return [path for one in drivers if isinstance(one, FolderDriver) for path in one.frozen_folders()]
 
     async def usage(self, pool: str, volume: Volume) -> int | None:
         """Return the bytes that a volume uses; None if its driver cannot tell cheaply."""
@@ -251,56 +385,63 @@ class VolumeManager:
             log.info("no disk usage of %s: %s", volume.storage_name, error)
             return None
 
-    async def _remove_row(self, row_id: int) -> None:
+    async def remove_row(self, row_id: int) -> None:
         await self._database.write("discard storage volume", storage_volumes.delete, row_id)
 
 
 def _holder(tx: Transaction, project: str, kind: int) -> str:
-    """The project of a project's volumes of a kind; those of images are in `default` for all."""
+    """Return the project that holds a project's volumes of a type; images' volumes are in `default`."""
     if kind == VOLUME_IMAGE:
         return DEFAULT_PROJECT
     return effective(tx, project, "storage.volumes") if kind == VOLUME_CUSTOM else project
 
 
 def _visible(tx: Transaction, scope: Scope, volumes: list[VolumeRow]) -> list[VolumeRow]:
-    """Those in the scope; an image's volume is in every project that has the image."""
+    """Return the complete volumes in the scope; an image's volume is in every project that has the image."""
+    volumes = [volume for volume in volumes if not volume.half_made]
     if not scope.restricted:
         return volumes
     images = {image.fingerprint for image in image_rows.get_all(tx, None) if scope.sees(image.project)}
     return [v for v in volumes if (v.name in images if v.type == VOLUME_IMAGE else scope.sees(v.project))]
 
 
-def _row_of(tx: Transaction, pool: str, volume: Volume) -> VolumeRow:
-    return storage_volumes.get(tx, volume.project, pool, VOLUME_TYPES[volume.kind], volume.name)
+def _users_of(users: Users, row: VolumeRow) -> Sequence[User]:
+    if row.type != VOLUME_CUSTOM:
+        return ()
+    return users.get((row.pool, Volume("custom", row.project, row.name)), ())
 
 
-def _forget(tx: Transaction, pool: str, volume: Volume, also: Change | None) -> None:
+def _forget(tx: Transaction, pool: str, volume: Volume, also: Change | None, fingerprint: str | None) -> bool:
+    """Remove the row of a volume; return whether a project has the image of which it was created."""
     with contextlib.suppress(NotFound):
-        storage_volumes.delete(tx, _row_of(tx, pool, volume).id)
+        storage_volumes.delete(tx, row_of(tx, pool, volume).id)
     if also is not None:
         also(tx)
+    return fingerprint is not None and bool(image_rows.projects_with(tx, fingerprint))
 
 
-def _shown_size(pool: KnownPool, size: str) -> dict[str, str]:
+def shown_size(pool: KnownPool, size: str) -> dict[str, str]:
     """Return the config keys that show the size of a volume."""
     if not size:
         return {}
     return {"size": size} if isinstance(pool.driver, QuotaDriver) else {"size": size, ENFORCED_KEY: "false"}
 
 
-def _note_size(tx: Transaction, pool: str, volume: Volume, shown: Mapping[str, str]) -> None:
-    row = _row_of(tx, pool, volume)
+def note_size(tx: Transaction, pool: str, volume: Volume, shown: Mapping[str, str]) -> int:
+    """Store what `shown_size` returned, and return the id of the volume's row."""
+    row = row_of(tx, pool, volume)
     others = {key: value for key, value in row.config.items() if key not in ("size", ENFORCED_KEY)}
     storage_volumes.update(tx, replace(row, config={**others, **shown}))
-
-
-def _intended(tx: Transaction, pool: str, volume: Volume, new: str) -> int:
-    row = _row_of(tx, pool, volume)
-    storage_volumes.set_new_name(tx, row.id, new)
     return row.id
 
 
-def _renamed(tx: Transaction, row_id: int, new: str, also: Change | None) -> None:
-    storage_volumes.rename(tx, row_id, new)
+def _intended(tx: Transaction, pool: str, volume: Volume, new: Volume) -> int:
+    row = row_of(tx, pool, volume)
+    storage_volumes.set_new_name(tx, row.id, intentions.renaming(volume, new))
+    return row.id
+
+
+def _renamed(tx: Transaction, row_id: int, pool: str, new: Volume, also: Change | None) -> None:
+    storage_volumes.move(tx, row_id, new.project, pool, new.name)
     if also is not None:
         also(tx)

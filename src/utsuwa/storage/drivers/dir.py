@@ -1,13 +1,13 @@
-"""The driver `dir`: every instance is a whole copy of its image, in a plain folder on any file system."""
+"""The driver `dir`: each instance is a complete copy of its image, in a directory on any file system."""
 
 from __future__ import annotations
 
 from utsuwa.storage.base import DriverType
-from utsuwa.storage.drivers.folder_pool import FolderPool
+from utsuwa.storage.drivers.folder_volumes import FolderVolumes
 
 
-class DirDriver(FolderPool):
-    """Whole copies in folders."""
+class DirDriver(FolderVolumes):
+    """Complete copies in directories."""
 
     name = "dir"
 

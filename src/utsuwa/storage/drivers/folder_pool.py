@@ -1,55 +1,56 @@
-"""What the drivers that keep a pool in a folder share: its layout, trees with mapped owners, clean-up.
+"""Pools in a directory: their layout, creation and removal, and directories that appear as a whole.
 
-A pool whose source is elsewhere is bind-mounted at its folder in the state folder, so that all paths
-lie below that one. Everything is made under a name with a leading dot and renamed when it is whole,
+A pool whose source is elsewhere is bind-mounted at its directory in the state directory, so that all paths
+are below that one. Everything is created under a name with a leading dot and renamed when it is complete,
 and renamed to such a name before it is removed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
 from utsuwa.core.errors import HostError, InvalidConfig
-from utsuwa.core.idmap import IdMap
-from utsuwa.core.volumes import Volume, VolumeKind, folder_of
-from utsuwa.host.files.filetree import remove_tree
-from utsuwa.host.files.shift import Shift, shift_owners
+from utsuwa.core.volumes import VolumeKind, snapshots_folder_of
+from utsuwa.host.files.filetree import remove_small_tree, remove_tree
 from utsuwa.host.mounts import mounts
-from utsuwa.storage.base import Fill, Usage
+from utsuwa.storage.base import Usage
 from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
+from utsuwa.storage.drivers.records import PoolRecord
 
-_FOLDERS = {
-    "containers": 0o711,
-    "containers-snapshots": 0o711,
-    "custom": 0o711,
-    "custom-snapshots": 0o711,
-    "images": 0o700,
-}
-_OWN_FOLDERS = "folders"
-"""Below an instance's folder: what its devices of type disk with `source=instance:<name>` show."""
+_KINDS: tuple[VolumeKind, ...] = ("container", "custom")
+"""The kinds of volumes that may have snapshots."""
 TRIAL = ".trial-"
-"""How the names of folders begin in which a driver tries what the file system can do."""
+"""Prefix of the directories in which a driver tests what the file system supports."""
 
 
 class FolderPool:
-    """A pool in a folder; drivers add where images and layers come in."""
+    """A pool in a directory."""
 
     name: ClassVar[str]
+    folders: ClassVar[Mapping[str, int]] = {
+        "containers": 0o711,
+        "containers-snapshots": 0o711,
+        "custom": 0o711,
+        "custom-snapshots": 0o711,
+        "images": 0o700,
+    }
+    """The directories of a pool, with their modes."""
+    frozen: ClassVar[tuple[str, ...]] = ("containers-snapshots", "custom-snapshots", "images")
+    """Those whose content never changes once it is there."""
 
     def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
         self.folder = folder
         self.source = Path(config.get("source") or folder)
 
     def configure(self, config: Mapping[str, str]) -> bool:
-        """None of these drivers' keys changes anything while the pool is there, unless one says so."""
+        """These drivers have no keys that change how existing pools are used; overridden by those that do."""
         return False
 
     @property
@@ -59,30 +60,35 @@ class FolderPool:
     @translated
     def create(self) -> None:
         if self._elsewhere and not self.source.is_dir():
-            raise InvalidConfig(f"The source {self.source} is not a folder that exists")
+            raise InvalidConfig(
+                f"The source {self.source} is not a directory that exists: create it, or omit 'source'"
+            )
         if self.source.is_dir() and {e.name for e in self.source.iterdir()} - {"lost+found"}:
-            raise InvalidConfig(f"The source {self.source} is not empty: a pool needs a folder of its own")
+            raise InvalidConfig(f"The source {self.source} is not empty: use an empty directory")
         try:
             self.folder.mkdir(mode=0o711, exist_ok=True)
             self._bind()
             self.folder.chmod(0o711)
-            for name, mode in _FOLDERS.items():
-                _make_folder(self.folder / name, mode)
+            self._make_folders()
             self._fix_options()
         except BaseException:
             self.delete()
             raise
 
+    def _make_folders(self) -> None:
+        for name, mode in self.folders.items():
+            make_folder(self.folder / name, mode)
+
     def _fix_options(self) -> None:
-        """Write down what holds for the pool's whole life."""
+        """Record what is fixed for the lifetime of the pool."""
         records.store_pool(self.folder, PoolRecord(self.name))
 
     @translated
     def delete(self) -> None:
-        mounts.unmount_below(self.folder / "images")
-        mounts.unmount_below(self.folder / "containers")
+        for name in self.folders:
+            mounts.unmount_below(self.folder / name)
         if not self._elsewhere or mounts.mounted(self.folder):
-            for name in _FOLDERS:
+            for name in self.folders:
                 remove_tree(self.folder / name)
             records.remove_pool(self.folder)
         self._let_go()
@@ -96,20 +102,20 @@ class FolderPool:
                 if self._elsewhere:
                     self._let_go()
                 raise HostError(f"The folder {self.source} held something before: it is left as it is")
-            for name in _FOLDERS:
+            for name in self.folders:
                 remove_tree(self.folder / name)
             records.remove_pool(self.folder)
         self._let_go()
 
     def _only_just_begun(self) -> bool:
-        """Whether the folder has what `create` makes, all of it empty but for its trials, and no more."""
-        known = {*_FOLDERS, *records.POOL_FILES, "lost+found"}
+        """Return whether the directory contains nothing but what `create` makes, without any content."""
+        known = {*self.folders, *records.POOL_FILES, "lost+found"}
         if any(entry.name not in known for entry in self.folder.iterdir()):
             return False
         for trial in (self.folder / "containers").glob(f"{TRIAL}*"):
             mounts.unmount_below(trial)
             remove_tree(trial)
-        folders = [self.folder / name for name in _FOLDERS if (self.folder / name).is_dir()]
+        folders = [self.folder / name for name in self.folders if (self.folder / name).is_dir()]
         return not any(any(folder.iterdir()) for folder in folders)
 
     def _let_go(self) -> None:
@@ -131,14 +137,27 @@ class FolderPool:
             if bound:
                 self._unbind()  # what comes to that place later is looked at anew
             raise
-        for name in ("images", "containers"):
-            for entry in (self.folder / name).iterdir():
+        self._make_folders()  # an earlier version may have had fewer
+        # Only copies mount snapshots of instances, and none has begun yet: these were interrupted.
+        mounts.unmount_below(self.folder / snapshots_folder_of("container"))
+        for folder in (self.folder / name for name in self._with_volumes()):
+            for entry in folder.iterdir():
                 if entry.name.startswith("."):
                     mounts.unmount_below(entry)
                     remove_tree(entry)
+        for folder in (self.folder / snapshots_folder_of(kind) for kind in _KINDS):
+            for owner in folder.iterdir():
+                with suppress(OSError):
+                    owner.rmdir()  # fails while there are snapshots in it
+
+    def _with_volumes(self) -> Iterator[str]:
+        """Return the directories that contain volumes, snapshots or images."""
+        yield from self.folders
+        for name in map(snapshots_folder_of, _KINDS):
+            yield from (f"{name}/{volume.name}" for volume in (self.folder / name).iterdir())
 
     def _check_own(self) -> None:
-        """Raise HostError where the source is not the one that the pool was made in."""
+        """Raise HostError if the source is not the one in which the pool was created."""
         try:
             record = records.load_pool(self.folder)
         except FileNotFoundError:
@@ -150,7 +169,7 @@ class FolderPool:
             raise HostError(f"The folder {self.source} belongs to a pool of another driver")
 
     def _bind(self) -> bool:
-        """Show the source at the pool's folder; whether that had not been done yet."""
+        """Mount the source at the pool's directory; return whether that was necessary."""
         if not self._elsewhere or mounts.mounted(self.folder):
             return False
         if not self.source.is_dir():
@@ -175,103 +194,11 @@ class FolderPool:
             inodes_total=disk.f_files,
         )
 
-    # Volumes
-
-    def volume_folder(self, volume: Volume) -> Path:
-        return self.folder / volume.path
-
-    @translated
-    def volumes(self, kind: VolumeKind) -> list[str]:
-        below = self.folder / folder_of(kind)
-        return sorted(entry.name for entry in below.iterdir() if not entry.name.startswith("."))
-
-    @translated
-    def create_volume(self, volume: Volume, idmap: IdMap, fill: Fill | None) -> None:
-        def lay_out(folder: Path) -> VolumeRecord:
-            if fill is None:
-                _make_folder(folder / "rootfs", 0o755)
-            else:
-                fill(folder)
-            return VolumeRecord()
-
-        self._create(volume, idmap, lay_out)
-
-    def _create(self, volume: Volume, idmap: IdMap, lay_out: Callable[[Path], VolumeRecord]) -> None:
-        target = self.volume_folder(volume)
-        _refuse_taken(target)
-        with self._fresh(target) as folder:
-            record = lay_out(folder)
-            if volume.kind != "image":
-                records.store_volume(folder, record)
-                _own(folder, idmap)
-
-    @translated
-    def delete_volume(self, volume: Volume) -> None:
-        self._remove(self.volume_folder(volume))
-
-    @translated
-    def rename_volume(self, volume: Volume, new: Volume) -> None:
-        old, target = self.volume_folder(volume), self.volume_folder(new)
-        if target.exists() and not old.exists():
-            return
-        _refuse_taken(target)
-        mounts.unmount_below(old)
-        old.rename(target)
-
-    @translated
-    def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
-        folder = self.volume_folder(volume)
-        record = records.load_volume(folder)
-        rootfs = folder / "rootfs"
-        if mounts.mounted(rootfs):
-            if record.mounted == idmap:
-                return rootfs
-            mounts.unmount(rootfs)
-        _own(folder, idmap)
-        self._mount(folder, idmap, record)
-        return rootfs
-
-    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
-        """Show a tree of the volume's own through its map: by a mount, or else by its owners on disk."""
-        rootfs = folder / "rootfs"
-        mapped = not idmap.privileged and mounts.can_idmap(rootfs)
-        record = _shift(folder, record, IdMap() if mapped else idmap)
-        records.change_volume(folder, record, mounted=idmap if mapped else None)
-        if mapped:
-            mounts.bind_idmapped(rootfs, rootfs, idmap)
-        elif not idmap.privileged:
-            mounts.bind_without_devices(rootfs, rootfs)
-
-    @translated
-    def mount_folder(self, volume: Volume, idmap: IdMap, name: str) -> Path:
-        folder = self.volume_folder(volume)
-        place = folder / _OWN_FOLDERS / name
-        mounts.unmount(place)
-        record = records.load_volume(folder)
-        if not place.is_dir():
-            _make_own_folder(place, record.owners)
-        if idmap.privileged:
-            return place
-        if record.owners.privileged:
-            mounts.bind_idmapped(place, place, idmap)
-        else:
-            mounts.bind_without_devices(place, place)
-        return place
-
-    @translated
-    def unmount_volume(self, volume: Volume) -> None:
-        folder = self.volume_folder(volume)
-        if folder.is_dir():
-            mounts.unmount_places(folder, [*own_folders(folder), *folder.iterdir()])
-
-    def volume_usage(self, volume: Volume) -> int | None:
-        return None
-
-    # Whole folders, all or nothing
+    # Directories that appear and disappear as a whole
 
     @contextmanager
     def _fresh(self, target: Path) -> Iterator[Path]:
-        """A new folder (0700) that becomes `target` at the end of the block, or goes where it fails."""
+        """Yield a new directory (0700) that is renamed to `target` when the block has succeeded."""
         folder = target.with_name(f".new-{secrets.token_hex(8)}")
         folder.mkdir(mode=0o700)
         try:
@@ -282,63 +209,33 @@ class FolderPool:
             remove_tree(folder)
             raise
 
+    def _unmount(self, folder: Path) -> None:
+        """Unmount what the driver mounts in the directory of a volume or image."""
+        if folder.is_dir():
+            mounts.unmount_places(folder, folder.iterdir())
+
     def _remove(self, folder: Path) -> None:
+        """Unmount what is mounted in a directory, and remove it.
+
+        The mount table, which grows with every container, is only read if something unexpected is mounted
+        there, or if the directory is large.
+        """
         if not os.path.lexists(folder):
             return
-        mounts.unmount_below(folder)
+        self._unmount(folder)
         gone = folder.with_name(f".gone-{secrets.token_hex(8)}")
-        folder.rename(gone)
-        remove_tree(gone)
+        try:
+            folder.rename(gone)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # a mount point
+                raise
+            mounts.unmount_below(folder)
+            folder.rename(gone)
+        if not remove_small_tree(gone):
+            mounts.unmount_below(gone)
+            remove_tree(gone)
 
 
-def _refuse_taken(target: Path) -> None:
-    if os.path.lexists(target):
-        raise HostError(f"The folder {target} is there already: a volume of that name was not removed")
-
-
-def _make_folder(path: Path, mode: int) -> None:
+def make_folder(path: Path, mode: int) -> None:
     path.mkdir(mode=mode, exist_ok=True)
     path.chmod(mode)
-
-
-def _own(folder: Path, idmap: IdMap) -> None:
-    """The instance's folder belongs to its root, who may pass through it and nothing else."""
-    owner = (idmap.host_uid(0), idmap.host_gid(0))
-    status = folder.stat()
-    if (status.st_uid, status.st_gid) != owner:
-        os.chown(folder, *owner)
-    if stat.S_IMODE(status.st_mode) != 0o100:
-        folder.chmod(0o100)
-
-
-def _shift(folder: Path, record: VolumeRecord, wanted: IdMap) -> VolumeRecord:
-    """Shift the owners below `rootfs` to a map, finishing first what a kill cut off."""
-    if record.shifting_to is not None:
-        record = _shift_once(folder, record, record.shifting_to, resumed=True)
-    if record.owners == wanted:
-        return record
-    record = records.change_volume(folder, record, shifting_to=wanted)
-    return _shift_once(folder, record, wanted, resumed=False)
-
-
-def _shift_once(folder: Path, record: VolumeRecord, wanted: IdMap, *, resumed: bool) -> VolumeRecord:
-    for tree in (folder / "rootfs", *own_folders(folder)):
-        shift_owners(tree, Shift(record.owners, wanted, resumed=resumed))
-    return records.change_volume(folder, record, owners=wanted, shifting_to=None)
-
-
-def own_folders(folder: Path) -> list[Path]:
-    """The folders beside an instance's rootfs that belong to it."""
-    try:
-        return sorted(e for e in (folder / _OWN_FOLDERS).iterdir() if not e.name.startswith("."))
-    except FileNotFoundError:
-        return []
-
-
-def _make_own_folder(place: Path, owners: IdMap) -> None:
-    """Empty, and owned by the container's root: all of that, or not there."""
-    _make_folder(place.parent, 0o711)
-    new = place.with_name(f".{place.name}")
-    _make_folder(new, 0o755)
-    os.chown(new, owners.host_uid(0), owners.host_gid(0))
-    new.rename(place)

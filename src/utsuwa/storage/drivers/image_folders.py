@@ -19,7 +19,7 @@ from pathlib import Path
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host import syscalls
 from utsuwa.host.archives.unpack import DEFAULT_LIMITS, unpack_image
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 from utsuwa.host.system import facts
 
 _UNSYNCED = "unsynced"

@@ -1,84 +1,87 @@
-"""The driver `overlay`: an instance is a layer over its image, which is there once for all of them.
+"""The driver `overlay`: an instance is a layer over its image, and over frozen layers.
 
-The image is unpacked once. Pools with `overlay.unpack_images=false` save that space: there the image is its
-squashfs, loop-mounted, where the kernel can map its ids and its source is trusted. What such an image
-cannot do: the kernel asks the lower layer whether it takes ACLs, so `setfacl` fails (EOPNOTSUPP) on each
-file that nothing changed yet. The key may change: instances stay on the form that they were made on.
+A volume's directory contains `layer/{upper,work}`, the upper layer, and `lower/`, where lower layers are
+attached for the moment of mounting. Owners on disk are always the container's own.
 
-An instance's folder holds `layer/{upper,work}` and `lower/`, where the image is attached for the moment of
-mounting. Owners on disk are always the container's own.
+A snapshot or copy freezes the upper layer (`storage/drivers/layers.py`): the volume gets a new, empty one
+above it, and the snapshot or copy shares the frozen ones, so its time does not depend on the size of the
+instance. The upper layer of a running instance cannot be frozen and is copied. The kernel becomes slow with
+many layers, so the newest are merged from time to time (`storage/drivers/overlay_chains.py`).
 
-Where the kernel cannot map what a new instance needs, the instance gets a whole copy in place of a
-layer; an instance with a layer that meets such a kernel later is turned into a whole copy then.
+Every change of a volume's layers is the replacement of its record. If the daemon is killed, layers that no
+record mentions are removed at its next start.
+
+Where the kernel cannot map what a new instance needs, the instance becomes a complete copy instead of a
+layer; an instance with a layer that is later used on such a kernel is turned into a complete copy then.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from utsuwa.core.config_keys import ConfigKey, parse_bool
+from utsuwa.core import faults
+from utsuwa.core.config_keys import ConfigKey
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
-from utsuwa.core.volumes import Volume, folder_of
-from utsuwa.host.archives.unpack import archive_format, holds_block_devices, unpack_metadata
+from utsuwa.core.volumes import Volume
 from utsuwa.host.files.filetree import remove_tree
-from utsuwa.host.mounts import mounts
-from utsuwa.host.mounts.loop import mount_squashfs
-from utsuwa.host.mounts.mounts import OverlayFolder
-from utsuwa.host.processes.run import Stopper
-from utsuwa.storage.base import DriverType
-from utsuwa.storage.drivers import image_folders, records
+from utsuwa.host.mounts import mounts, overlays
+from utsuwa.host.mounts.overlays import OverlayFolder
+from utsuwa.host.processes.stopper import Stopper
+from utsuwa.storage.base import DriverType, LayerMerge
+from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
-from utsuwa.storage.drivers.folder_pool import TRIAL, FolderPool, own_folders
-from utsuwa.storage.drivers.image_folders import ImageFolders
+from utsuwa.storage.drivers.file_copies import FileCopies
+from utsuwa.storage.drivers.folder_pool import TRIAL
+from utsuwa.storage.drivers.folder_volumes import copy_beside, own_folders, shift_volume
+from utsuwa.storage.drivers.layers import Claim, Layers
+from utsuwa.storage.drivers.overlay_chains import MAX_FROZEN, ChainMerge, merge_newest
+from utsuwa.storage.drivers.overlay_images import UNPACK_KEY, OverlayImages
+from utsuwa.storage.drivers.overlay_links import complete_links, forget_single_names, has_incomplete_links
 from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, check_options, parse_options
-from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord
-from utsuwa.storage.drivers.trees import bytes_below, copy_metadata, copy_tree, link_or_copy, look_alike
+from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord, layers_of
+from utsuwa.storage.drivers.trees import bytes_below, copy_metadata, copy_tree, look_alike, looks_alike
 
 log = logging.getLogger(__name__)
 
-_SQUASHFS = "rootfs.squashfs"
 _PRIVILEGED = IdMap()
 
 
-class OverlayDriver(FolderPool):
+class OverlayDriver(OverlayImages):
     """Layers over shared images."""
 
     name = "overlay"
+    folders = {**OverlayImages.folders, "layers": 0o700}
+    frozen = (*OverlayImages.frozen, "layers")
 
     def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
         super().__init__(folder, config)
-        self._images = ImageFolders(folder / "images")
         self._options = parse_options(config.get("overlay.mount_options") or DEFAULT_OPTIONS)
-        self._maps_overlays = False
-        self._unpack_images = _unpacks_images(config)
-
-    def configure(self, config: Mapping[str, str]) -> bool:
-        old, self._unpack_images = self._unpack_images, _unpacks_images(config)
-        return old != self._unpack_images
+        self._layers = Layers(folder / "layers")
 
     def _fix_options(self) -> None:
         record = PoolRecord(self.name, self._options)
         records.store_pool(self.folder, record)
-        if not self._trial(mounts.can_overlay):
+        if not self._trial(overlays.can_overlay):
             raise InvalidConfig(
                 f"The file system of {self.source} cannot hold overlay layers with these mount options (it "
                 "may be an overlay itself, or lack extended attributes): use the driver 'dir', or a source "
                 "on another file system"
             )
-        self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
+        self._maps_overlays = self._trial(overlays.can_overlay_idmapped)
 
     @translated
     def mount(self) -> None:
         super().mount()
-        self._judge_images()
-        # What the pool was made with holds, whatever the daemon's defaults became since.
+        # The options with which the pool was created apply, even if the daemon's defaults have changed.
         self._options = records.load_pool(self.folder).mount_options
-        self._maps_overlays = self._trial(mounts.can_overlay_idmapped)
+        self._maps_overlays = self._trial(overlays.can_overlay_idmapped)
+        self._layers.count(self._volume_folders().values())
 
     def _trial(self, possible: Callable[[Path, Mapping[str, str]], bool]) -> bool:
         folder = self.folder / "containers" / f"{TRIAL}{secrets.token_hex(8)}"
@@ -89,120 +92,7 @@ class OverlayDriver(FolderPool):
             mounts.unmount_below(folder)
             remove_tree(folder)
 
-    # Images
-
-    @translated
-    def ensure_image(self, image: ImageSource, stopper: Stopper, *, ahead: bool) -> None:
-        folder = self._form_for_new(image.fingerprint)
-        if folder is None:
-            folder = self._images.place(image.fingerprint)
-            with self._fresh(folder) as new:
-                if not self._mount_new_image(new, image):
-                    image_folders.unpack(image, new, stopper=stopper, ahead=ahead)
-        self._lower(folder.name)
-
-    def _form_for_new(self, fingerprint: str) -> Path | None:
-        """The folder of the image's form that new instances get; None where it is not on the pool."""
-        fit = [folder for folder in self._images.forms(fingerprint) if image_folders.sound(folder)]
-        packed = [folder for folder in fit if _is_packed(folder)]
-        unpacked = [folder for folder in fit if folder not in packed]
-        return next(iter(unpacked if self._unpack_images else [*packed, *unpacked]), None)
-
-    @translated
-    def trim_image(self, fingerprint: str) -> None:
-        forms = self._images.forms(fingerprint)
-        if len(forms) < 2:
-            return
-        kept = self._form_for_new(fingerprint)
-        for folder in forms:
-            if folder != kept and not self._users_of_form(folder):
-                self._remove(folder)
-
-    def _mount_new_image(self, folder: Path, image: ImageSource) -> bool:
-        """Lay out an image whose squashfs can stay packed; else leave the folder empty and give False."""
-        if not (image.trusted and image.rootfs and self._maps_overlays) or self._unpack_images:
-            return False
-        if archive_format(image.rootfs) != "squashfs":
-            return False
-        unpack_metadata(image.metadata, folder)
-        link_or_copy(image.rootfs, folder / _SQUASHFS)
-        rootfs = folder / "rootfs"
-        rootfs.mkdir(mode=0o755)
-        try:
-            mount_squashfs(folder / _SQUASHFS, rootfs)
-        except (OSError, HostError) as error:
-            log.warning("image %s is unpacked, for it cannot be mounted: %s", image.fingerprint, error)
-        if mounts.mounted(rootfs) and mounts.can_idmap(rootfs) and not holds_block_devices(rootfs):
-            return True
-        mounts.unmount(rootfs)
-        for entry in folder.iterdir():
-            remove_tree(entry)
-        return False
-
-    def _lower(self, name: str) -> Path:
-        """The rootfs of an image's form, mounted where it is a squashfs; HostError where the pool lost it."""
-        folder = self.folder / "images" / name
-        rootfs = folder / "rootfs"
-        if not rootfs.is_dir():
-            raise HostError(f"The image {name[:12]} that the instance was made from is gone from its pool")
-        if _is_packed(folder) and not mounts.mounted(rootfs):
-            mount_squashfs(folder / _SQUASHFS, rootfs)
-        return rootfs
-
-    @translated
-    def image_users(self, fingerprint: str) -> list[str]:
-        return self._users(lambda record: record.image == fingerprint)
-
-    def _users_of_form(self, folder: Path) -> list[str]:
-        return self._users(lambda record: records.lower_folder(record) == folder.name)
-
-    def _users(self, needs: Callable[[VolumeRecord], bool]) -> list[str]:
-        """Instances whose record cannot be read count as users: nothing is taken from below them."""
-        while True:
-            names = self.volumes("container")
-            users = [name for name in names if self._may_need(name, needs)]
-            # One that was renamed meanwhile may have been passed over under both names.
-            if self.volumes("container") == names:
-                return users
-
-    def _may_need(self, name: str, needs: Callable[[VolumeRecord], bool]) -> bool:
-        folder = self.folder / folder_of("container") / name
-        try:
-            return needs(records.load_volume(folder))
-        except FileNotFoundError:
-            return folder.is_dir()  # else it has just been deleted
-        except HostError:
-            return True
-
-    @translated
-    def images(self) -> list[str]:
-        return self._images.images()
-
-    @translated
-    def sync_images(self) -> None:
-        image_folders.sync(self._images.all())
-
-    @translated
-    def delete_image(self, fingerprint: str) -> None:
-        for folder in self._images.forms(fingerprint):
-            self._remove(folder)
-
-    def _judge_images(self) -> None:
-        """Remove the images that were not on the disk yet when the machine went down."""
-        for folder in [folder for folder in self._images.all() if not image_folders.sound(folder)]:
-            users = self._users_of_form(folder)
-            if not users:
-                log.info("image %s was not on the disk yet when the machine went down", folder.name)
-                self._remove(folder)
-                continue
-            log.warning(
-                "image %s was not on the disk yet when the machine went down: files of %s may be empty; "
-                "make these instances anew",
-                folder.name,
-                ", ".join(users),
-            )
-
-    # Volumes
+    # Creating
 
     @translated
     def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
@@ -221,7 +111,7 @@ class OverlayDriver(FolderPool):
             raise HostError(f"The image {image.fingerprint[:12]} is gone from its pool: try again")
         lower = self._lower(form.name)
         copy_metadata(form, folder)
-        if not self._can_layer(lower, idmap):
+        if not self._can_layer([lower], idmap):
             copy_tree(lower, folder / "rootfs", stopper)
             return VolumeRecord()
         layers = OverlayFolder(folder)
@@ -229,33 +119,59 @@ class OverlayDriver(FolderPool):
         look_alike(lower, layers.upper)
         return VolumeRecord(image=image.fingerprint, image_folder=form.name)
 
-    def _can_layer(self, lower: Path, idmap: IdMap) -> bool:
-        return idmap.privileged or (self._maps_overlays and mounts.can_idmap(lower))
+    def _remove(self, folder: Path) -> None:
+        try:
+            used = layers_of(records.load_volume(folder))
+        except (OSError, HostError):
+            used = frozenset()
+        super()._remove(folder)
+        self._layers.release(used)
 
-    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord) -> None:
-        lower_folder = records.lower_folder(record)
-        if lower_folder is None:
-            super()._mount(folder, idmap, record)
+    # Mounting
+
+    def _lowers(self, record: VolumeRecord) -> list[Path]:
+        """Return the lower layers of a volume, the newest first; none if it is a tree of its own."""
+        frozen = [self._layers.tree(name) for name in record.layers]
+        image = records.lower_folder(record)
+        return frozen if image is None else [*frozen, self._lower(image)]
+
+    def _can_layer(self, lowers: Sequence[Path], idmap: IdMap) -> bool:
+        return idmap.privileged or (self._maps_overlays and all(map(mounts.can_idmap, lowers)))
+
+    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord, *, readonly: bool) -> None:
+        layers = self._settled(folder, record)
+        lowers = self._lowers(record)
+        if lowers and not self._can_layer(lowers, idmap):
+            log.warning("%s becomes a complete copy: the kernel cannot map its layers", folder.name)
+            record, lowers = self._flatten(layers, lowers, record, readonly=readonly), []
+        if not lowers:
+            super()._mount(folder, idmap, record, readonly=readonly)
             return
-        layers = OverlayFolder(folder)
-        for attached in (layers.layer, layers.lower):  # left there by a kill in mid-mount
-            mounts.unmount(attached)
-        lower = self._lower(lower_folder)
-        if not self._can_layer(lower, idmap):
-            log.warning("instance %s becomes a whole copy: the kernel cannot map its image", folder.name)
-            record = self._flatten(layers, lower, record)
-            super()._mount(folder, idmap, record)
-            return
-        layers.rootfs.mkdir(mode=0o755, exist_ok=True)
         records.change_volume(folder, record, mounted=idmap)
-        mounts.mount_overlay(layers, lower, idmap, self._options)
+        self._mount_layers(layers, lowers, idmap, readonly=readonly)
 
-    def _flatten(self, layers: OverlayFolder, lower: Path, record: VolumeRecord) -> VolumeRecord:
-        """Turn a layer into a tree of its own; begun anew where a kill cut it off."""
+    def _mount_layers(
+        self, layers: OverlayFolder, lowers: Sequence[Path], idmap: IdMap, *, readonly: bool
+    ) -> None:
+        layers.detach()
+        layers.make_mount_points()
+        if readonly:
+            overlays.mount_readonly(layers, lowers, idmap, self._options)
+        else:
+            forget_single_names(layers)
+            overlays.mount_overlay(layers, lowers, idmap, self._options)
+
+    def _unmount(self, folder: Path) -> None:
+        super()._unmount(folder)
+        OverlayFolder(folder).detach()  # left by a mount that was interrupted
+
+    def _flatten(
+        self, layers: OverlayFolder, lowers: Sequence[Path], record: VolumeRecord, *, readonly: bool
+    ) -> VolumeRecord:
+        """Turn layers into a tree of the volume's own; started again if it was interrupted."""
         whole = layers.path / "rootfs.whole"
         remove_tree(whole)
-        layers.rootfs.mkdir(mode=0o755, exist_ok=True)
-        mounts.mount_overlay(layers, lower, _PRIVILEGED, self._options)
+        self._mount_layers(layers, lowers, _PRIVILEGED, readonly=readonly)
         try:
             copy_tree(layers.rootfs, whole)
         except BaseException:
@@ -265,26 +181,214 @@ class OverlayDriver(FolderPool):
             mounts.unmount(layers.rootfs)
         remove_tree(layers.rootfs)
         whole.rename(layers.rootfs)
-        record = records.change_volume(layers.path, record, image=None, image_folder="")
-        for rest in (layers.layer, layers.lower):
+        used = layers_of(record)
+        record = records.change_volume(
+            layers.path, record, image=None, image_folder="", top="", layers=(), merged=()
+        )
+        for rest in (layers.attached_layer, layers.lower):
             remove_tree(rest)
+        self._layers.release(used)
         return record
+
+    # Copying
+
+    @translated
+    def copy_volume(
+        self,
+        source: Volume,
+        target: Volume,
+        idmap: IdMap,
+        stopper: Stopper,
+        *,
+        mounted: IdMap | None = None,
+        like: Volume | None = None,
+    ) -> None:
+        if source.kind == "custom":
+            super().copy_volume(source, target, idmap, stopper, mounted=mounted, like=like)
+            return
+        freezes = self._can_freeze(records.load_volume(self.volume_folder(source)))
+        # The upper layer of a running instance would be copied whole.
+        if not freezes or (mounted is not None and like is not None):
+            FileCopies(self, self).copy_volume(source, target, idmap, stopper, mounted=mounted, like=like)
+        elif not self._copy_layers(source, target, idmap, stopper, mounted=mounted):
+            super().copy_volume(source, target, idmap, stopper, mounted=mounted, like=like)
+
+    @translated
+    def clone_volume(self, volume: Volume, new: Volume, idmap: IdMap, stopper: Stopper) -> bool:
+        if volume.kind == "custom":  # without layers
+            return False
+        possible = self._can_freeze(records.load_volume(self.volume_folder(volume)))
+        return possible and self._copy_layers(volume, new, idmap, stopper, beside=False)
+
+    def _copy_layers(
+        self,
+        source: Volume,
+        target: Volume,
+        idmap: IdMap,
+        stopper: Stopper,
+        *,
+        mounted: IdMap | None = None,
+        beside: bool = True,
+    ) -> bool:
+        """Create a volume on the layers of another one, with what is `beside` its rootfs.
+
+        Returns False if the source has none, and cannot get any.
+        """
+        folder = self.volume_folder(source)
+        if mounted is None:
+            self.unmount_volume(source)
+        with self._layers.claim() as claim:
+            record = self._with_frozen(source, mounted, claim, stopper)
+            if not record.layers and records.lower_folder(record) is None:
+                return False
+            claim.hold(record.layers)
+
+            def lay_out(new: Path) -> VolumeRecord:
+                if beside:
+                    copy_beside(folder, new, stopper)
+                return self._lay_over_frozen(target, new, record)
+
+            self._create(target, idmap, lay_out)
+            claim.hand_over(record.layers)
+        return True
+
+    def _can_freeze(self, record: VolumeRecord) -> bool:
+        """Return whether a volume's upper layer keeps its meaning as a lower one."""
+        if self._options.get("metacopy") == "on":
+            return False  # files without content of their own cannot be merged
+        return not self._is_packed(record) or overlays.has_uuid(self.folder)
+
+    def _with_frozen(
+        self, source: Volume, mounted: IdMap | None, claim: Claim, stopper: Stopper
+    ) -> VolumeRecord:
+        """Freeze or copy the upper layer of a volume; return the record of one that has what is frozen now.
+
+        It has neither lower layers nor an image if the volume remains a tree of its own.
+        """
+        folder = self.volume_folder(source)
+        record = records.load_volume(folder)
+        if source.snapshot is not None:
+            return record
+        if records.lower_folder(record) is None and not record.layers:
+            return record if mounted is not None else self._tree_as_layer(folder, record, claim)
+        record = self._shortened(folder, record, claim, stopper)
+        below = record.merged or record.layers
+        layers = self._settled(folder, record)
+        if not any(layers.upper.iterdir()) and looks_alike(layers.upper, self._lowers(record)[0]):
+            return replace(record, layers=below)
+        self._complete_links(layers, record, mounted)
+        if mounted is None:
+            return self._freeze(folder, record, claim)
+        name = claim.new()
+        copy_tree(layers.upper, self._layers.tree(name), stopper)
+        return replace(record, layers=(name, *below))
+
+    def _lay_over_frozen(self, target: Volume, new: Path, record: VolumeRecord) -> VolumeRecord:
+        """Lay out a copy of a volume above the lower layers of a record."""
+        layers = OverlayFolder(new)
+        if target.snapshot is not None:
+            layers.make_mount_points()
+        else:
+            layers.make()
+            look_alike(self._lowers(record)[0], layers.upper)
+        return replace(record, top="", merged=(), mounted=None)
+
+    def _settled(self, folder: Path, record: VolumeRecord) -> OverlayFolder:
+        """Return the layers of a volume; completes moves of its trees that were interrupted."""
+        if record.layers and records.lower_folder(record) is None:
+            oldest = self._layers.tree(record.layers[-1])
+            if not oldest.exists():
+                (folder / "rootfs").rename(oldest)
+        if not record.top:
+            return OverlayFolder(folder)
+        layers = OverlayFolder(folder, self._layers.folder(record.top))
+        if not layers.layer.exists():
+            layers.detach()
+            layers.attached_layer.rename(layers.layer)
+        return layers
+
+    def _shortened(self, folder: Path, record: VolumeRecord, claim: Claim, stopper: Stopper) -> VolumeRecord:
+        """Merge frozen layers, if there is no room for another one and it was not done ahead."""
+        chain = record.merged or record.layers
+        if len(chain) < MAX_FROZEN:
+            return record
+        merged = merge_newest(self._layers, chain, MAX_FROZEN - 1, claim, stopper)
+        return self._store(folder, record, replace(record, merged=merged), claim)
+
+    def _complete_links(self, layers: OverlayFolder, record: VolumeRecord, mounted: IdMap | None) -> None:
+        if not has_incomplete_links(layers):
+            return
+        if mounted is None:
+            self._mount_layers(layers, self._lowers(record), _PRIVILEGED, readonly=False)
+        try:
+            complete_links(layers, mounted or _PRIVILEGED)
+        finally:
+            if mounted is None:
+                mounts.unmount(layers.rootfs)
+
+    def _freeze(self, folder: Path, record: VolumeRecord, claim: Claim) -> VolumeRecord:
+        """Freeze the upper layer of an unmounted volume, which gets a new one. Returns its new record."""
+        if not record.top:
+            record = self._store(folder, record, replace(record, top=claim.name()), claim)
+            faults.point("layer is named")
+        old = self._settled(folder, record)
+        faults.point("layer is moved")
+        new = OverlayFolder(folder, self._layers.folder(claim.new()))
+        new.make()
+        look_alike(old.upper, new.upper)
+        frozen = (record.top, *(record.merged or record.layers))
+        changed = replace(record, top=new.layer.name, layers=frozen, merged=())
+        changed = self._store(folder, record, changed, claim)
+        faults.point("layer is frozen")
+        self._layers.seal(record.top)
+        return changed
+
+    def _tree_as_layer(self, folder: Path, record: VolumeRecord, claim: Claim) -> VolumeRecord:
+        """Turn an unmounted tree of the volume's own into a frozen layer, if the kernel can map layers."""
+        rootfs = folder / "rootfs"
+        if not self._maps_overlays or not mounts.can_idmap(rootfs):
+            return record
+        record = shift_volume(folder, record, IdMap())
+        tree, top = claim.new(), claim.new()
+        new = OverlayFolder(folder, self._layers.folder(top))
+        new.make()
+        look_alike(rootfs, new.upper)
+        record = self._store(folder, record, replace(record, top=top, layers=(tree,), mounted=None), claim)
+        faults.point("tree is named")
+        self._settled(folder, record).make_mount_points()
+        return record
+
+    def _store(self, folder: Path, old: VolumeRecord, new: VolumeRecord, claim: Claim) -> VolumeRecord:
+        """Replace a record, and with it the use of layers."""
+        claim.hold(layers_of(new))
+        records.store_volume(folder, new)
+        claim.hand_over(layers_of(new))
+        self._layers.release(layers_of(old))
+        return new
+
+    @translated
+    def layer_merge(self, volume: Volume) -> LayerMerge | None:
+        merge = ChainMerge(self._layers, self.volume_folder(volume))
+        if merge.needed:
+            return merge
+        merge.end()
+        return None
 
     @translated
     def volume_usage(self, volume: Volume) -> int | None:
-        folder = OverlayFolder(self.volume_folder(volume))
-        if not folder.layer.is_dir():
+        if volume.kind == "custom":
+            return super().volume_usage(volume)
+        folder = self.volume_folder(volume)
+        record = records.load_volume(folder)
+        if volume.snapshot is not None:
+            trees = [self._layers.tree(name) for name in record.layers[:1]]
+        elif record.top:
+            trees = [self._layers.tree(record.top)]
+        else:
+            trees = [OverlayFolder(folder).upper]
+        if not all(tree.is_dir() for tree in trees):
             return None
-        return sum(bytes_below(tree) for tree in (folder.upper, *own_folders(folder.path)))
-
-
-def _is_packed(folder: Path) -> bool:
-    """Whether the form of an image is a mounted squashfs."""
-    return (folder / _SQUASHFS).exists()
-
-
-def _unpacks_images(config: Mapping[str, str]) -> bool:
-    return parse_bool(config.get("overlay.unpack_images") or "true")
+        return sum(bytes_below(tree) for tree in (*trees, *own_folders(folder)))
 
 
 TYPE = DriverType(
@@ -298,14 +402,6 @@ TYPE = DriverType(
             help="Options of the overlay mounts. They shape what is on disk, so they are fixed at creation.",
             validate=check_options,
         ),
-        ConfigKey(
-            "overlay.unpack_images",
-            type="bool",
-            default="true",
-            help=(
-                "Whether images are unpacked for new instances, not mounted as squashfs. A mounted image "
-                "takes no space, but ACLs cannot be set on those of its files that nothing changed yet."
-            ),
-        ),
+        UNPACK_KEY,
     ),
 )

@@ -1,4 +1,4 @@
-"""What a pool and an instance's volume know of themselves: small JSON files that only the daemon reads."""
+"""Records of pools and volumes: small JSON files that only the daemon reads."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ class VolumeRecord:
     """The fingerprint of the image that the upper layer belongs to; None for a tree of its own."""
     image_folder: str = ""
     """The folder below `images/` that is the lower layer; empty where it is named as the image."""
+    top: str = ""
+    """The layer below `layers/` that is the upper layer; empty if it is in the volume's own directory."""
+    layers: tuple[str, ...] = ()
+    """The frozen layers below `layers/` that are between the upper layer and the image, the newest first."""
+    merged: tuple[str, ...] = ()
+    """Layers with the same content as `layers`, but fewer, for the next upper layer; empty if there are none.
+
+    An upper layer cannot be moved to other layers, even if their content is the same.
+    """
     owners: IdMap = field(default_factory=IdMap)
     """The map to which the owners on disk are shifted; privileged where they are the container's own."""
     shifting_to: IdMap | None = None
@@ -62,8 +71,13 @@ def change_volume(folder: Path, record: VolumeRecord, **changes: object) -> Volu
 
 
 def lower_folder(record: VolumeRecord) -> str | None:
-    """The name of the folder below `images/` that a volume cannot be without."""
+    """Return the name of the directory below `images/` on which a volume depends, if any."""
     return record.image_folder or record.image
+
+
+def layers_of(record: VolumeRecord) -> frozenset[str]:
+    """Return all layers below `layers/` that a volume uses."""
+    return frozenset(filter(None, (record.top, *record.layers, *record.merged)))
 
 
 def load_pool(folder: Path) -> PoolRecord:

@@ -6,10 +6,14 @@ import errno
 import os
 import shutil
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidImage
-from utsuwa.host.processes.run import Stopper, run_blocking
+from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.processes.run import run_blocking
+from utsuwa.host.processes.stopper import Stopper
+from utsuwa.storage.drivers.small_trees import copy_small_tree
 
 _COPY_TIMEOUT = 3600
 _METADATA = "metadata.yaml"
@@ -18,15 +22,27 @@ _MAX_TEMPLATE = 1024 * 1024
 _MAX_TEMPLATES = 1000
 
 
-def copy_tree(source: Path, target: Path, stopper: Stopper | None = None) -> None:
-    """Copy a tree with everything that it has, sharing blocks where the file system can.
+def copy_tree(
+    source: Path, target: Path, stopper: Stopper | None = None, descriptor: int | None = None
+) -> None:
+    """Copy a tree with all attributes, hard links and holes, sharing blocks if the file system supports it.
 
-    The copying ends with the daemon: the next one takes away what was copied so far. Raises ProcessFailed,
-    which is also how `stopper` ends it.
+    `descriptor` is passed on if `source` is a path below it in /proc/self/fd. The copying ends with the
+    daemon; what was copied so far is removed at its next start. Raises ProcessFailed, also if `stopper` is
+    stopped.
     """
+    if copy_small_tree(source, target, stopper):
+        return
     options = ["--archive", "--reflink=auto", "--one-file-system", "--no-target-directory"]
+    passed = () if descriptor is None else (descriptor,)
     copy = ["cp", *options, "--", str(source), str(target)]
-    run_blocking(["setpriv", "--pdeathsig", "KILL", *copy], timeout=_COPY_TIMEOUT, stopper=stopper)
+    with nullcontext() if stopper is None else stopper.reading("cp"):
+        run_blocking(
+            ["setpriv", "--pdeathsig", "KILL", *copy],
+            timeout=_COPY_TIMEOUT,
+            stopper=stopper,
+            pass_fds=passed,
+        )
 
 
 def copy_metadata(image: Path, folder: Path) -> None:
@@ -47,6 +63,12 @@ def copy_metadata(image: Path, folder: Path) -> None:
             raise InvalidImage(f"The image holds more than {_MAX_TEMPLATES} templates")
         for name in files:
             _copy_file(Path(below) / name, target / name)
+
+
+def remove_metadata(folder: Path) -> None:
+    """Remove what `copy_metadata` has copied."""
+    (folder / _METADATA).unlink(missing_ok=True)
+    remove_tree(folder / _TEMPLATES)
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -71,13 +93,27 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def look_alike(source: Path, target: Path) -> None:
-    """Owner, mode and attributes of one folder for another: the top of an overlay shows its upper layer's."""
+    """Copy owner, mode, attributes and times of a directory: the root of an overlay is its upper layer's."""
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))
     for name in _attributes(source):
         if name.startswith(("user.", "system.posix_acl_")):
             os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def looks_alike(first: Path, second: Path) -> bool:
+    """Return whether owner, mode, attributes and modification time of two directories are the same."""
+    return _look(first) == _look(second)
+
+
+def _look(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    attributes = {
+        name: os.getxattr(path, name) for name in _attributes(path) if not name.startswith("trusted.overlay.")
+    }
+    return status.st_uid, status.st_gid, status.st_mode, status.st_mtime_ns, attributes
 
 
 def _attributes(path: Path) -> list[str]:

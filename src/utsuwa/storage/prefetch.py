@@ -1,4 +1,4 @@
-"""Bringing images onto pools in the background, before anybody asks for an instance of them."""
+"""Prefetching: storing images on pools in the background, before their first instance is created."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from utsuwa.core.errors import NotFound, Unavailable, UtsuwaError
 from utsuwa.core.image_source import ImageSource
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 
 log = logging.getLogger(__name__)
 
-Bring = Callable[[str, ImageSource, Stopper], Awaitable[None]]
-"""Brings an image onto a pool and gives what the stopper lets go of back."""
+Prefetch = Callable[[str, ImageSource, Stopper], Awaitable[None]]
+"""Stores an image on a pool, or leaves nothing if it is stopped by the stopper."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,27 @@ class _Work:
     task: asyncio.Task[None]
 
 
-class Ahead:
-    """What is under way; one image at a time, so that an instance's start never waits for several."""
+class Prefetcher:
+    """A queue that stores one image at a time, so that creating an instance never waits for several."""
 
-    def __init__(self, bring: Bring) -> None:
-        self._bring = bring
-        self._turn = asyncio.Semaphore(1)
-        self._works: list[_Work] = []
+    def __init__(self, prefetch: Prefetch) -> None:
+        self._prefetch = prefetch
+        self._one_at_a_time = asyncio.Semaphore(1)
+        self._queue: list[_Work] = []
 
     def begin(self, pool: str, image: ImageSource) -> None:
-        """Begin to bring an image onto a pool, after those that were begun before."""
+        """Enqueue an image for a pool."""
         stopper = Stopper()
         task = asyncio.create_task(self._run(pool, image, stopper))
         work = _Work(pool, image.fingerprint, stopper, task)
-        self._works.append(work)
-        task.add_done_callback(lambda _: self._works.remove(work))
+        self._queue.append(work)
+        task.add_done_callback(lambda _: self._queue.remove(work))
 
     async def end(self, pool: str | None = None, fingerprint: str | None = None) -> None:
-        """Stop the work on a pool or an image, or all of it, and wait until nothing of it is left."""
+        """Stop the work on a pool or an image, or all work, and wait until it has ended."""
         chosen = [
             work
-            for work in self._works
+            for work in self._queue
             if pool in (None, work.pool) and fingerprint in (None, work.fingerprint)
         ]
         for work in chosen:
@@ -54,17 +54,17 @@ class Ahead:
             await asyncio.wait([work.task for work in chosen])
 
     async def _run(self, pool: str, image: ImageSource, stopper: Stopper) -> None:
-        async with self._turn:
+        async with self._one_at_a_time:
             if stopper.stopped:
                 return
             try:
-                await self._bring(pool, image, stopper)
+                await self._prefetch(pool, image, stopper)
             except (NotFound, Unavailable) as error:
-                log.info("image %s is not brought onto a pool: %s", image.fingerprint[:12], error)
+                log.info("image %s is not prefetched: %s", image.fingerprint[:12], error)
             except UtsuwaError as error:
                 if not stopper.stopped:
                     log.warning(
-                        "image %s is not unpacked on storage pool %r yet, its first launch tries again: %s",
+                        "image %s is not prefetched to storage pool %r, its first launch retries: %s",
                         image.fingerprint[:12],
                         pool,
                         error,

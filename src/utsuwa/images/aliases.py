@@ -49,7 +49,7 @@ class ImageAliases:
         return await self._database.read("image alias", _ready, scope, project, name)
 
     async def create(self, project: str, request: wire.ImageAliasesPost) -> AliasRow:
-        """Raises InvalidName, InvalidRequest, NotFound, AlreadyExists."""
+        """Create an alias. Raises InvalidName, InvalidRequest, NotFound, AlreadyExists."""
         name = check_alias_name(request.name)
         if request.type not in ("", "container"):
             raise InvalidRequest("Only images of the type container are supported, and their aliases")
@@ -61,7 +61,7 @@ class ImageAliases:
             return row
 
         row = await self._database.write("create image alias", insert)
-        self._tell("created", row, {"target": row.fingerprint})
+        self._publish("created", row, {"target": row.fingerprint})
         return row
 
     async def edit(
@@ -81,10 +81,10 @@ class ImageAliases:
             return new
 
         row = await self._database.write("update image alias", update)
-        self._tell("updated", row, {"target": row.fingerprint})
+        self._publish("updated", row, {"target": row.fingerprint})
 
     async def rename(self, project: str, name: str, new: str) -> AliasRow:
-        """Raises InvalidName, AlreadyExists, NotFound."""
+        """Rename an alias. Raises InvalidName, AlreadyExists, NotFound."""
 
         def rename(tx: Transaction) -> AliasRow:
             row = _ready(tx, EVERYTHING, project, name)
@@ -92,20 +92,20 @@ class ImageAliases:
             return replace(row, name=new)
 
         row = await self._database.write("rename image alias", rename)
-        self._tell("renamed", row, {"old_name": name})
+        self._publish("renamed", row, {"old_name": name})
         return row
 
     async def delete(self, project: str, name: str) -> None:
-        """Raises NotFound."""
+        """Delete an alias. Raises NotFound."""
 
         def delete(tx: Transaction) -> AliasRow:
             row = _ready(tx, EVERYTHING, project, name)
             alias_rows.delete(tx, row.project, name)
             return row
 
-        self._tell("deleted", await self._database.write("delete image alias", delete))
+        self._publish("deleted", await self._database.write("delete image alias", delete))
 
-    def _tell(
+    def _publish(
         self,
         action: str,
         row: AliasRow,
@@ -121,7 +121,7 @@ def _ready(tx: Transaction, scope: Scope, project: str, name: str) -> AliasRow:
     alias = alias_rows.get(tx, holder, name)
     image = image_rows.get(tx, holder, alias.fingerprint)
     if image.state != "ready" or not (image.public or scope.sees(project)):
-        raise NotFound(f"Image alias {name!r} not found")
+        raise NotFound(alias_rows.missing(name))
     return alias
 
 

@@ -1,4 +1,4 @@
-"""Parsing of images' metadata.yaml by schema, with limits, as it is untrusted."""
+"""metadata.yaml of images and instances, parsed by schema and with limits, as it is untrusted."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ MAX_TEXT = 64 * 1024
 # The C loader, if available: a megabyte of YAML takes many seconds in pure Python. The base loader keeps
 # every scalar as a string: `release: 22.10` must not become 22.1.
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 _INTEGER = re.compile(r"[0-9]{1,12}\Z")
 _LAST_SECOND = 253_402_300_799
@@ -57,17 +58,21 @@ class ImageMetadata:
     """By the path of the file in the instance: absolute, without `..`."""
 
 
-def parse_metadata(data: bytes) -> ImageMetadata:
-    """Parse metadata.yaml. Raises InvalidImage, naming the first problem. Blocking: run it in a thread."""
+def parse_metadata(data: bytes, *, complete: bool = True) -> ImageMetadata:
+    """Parse metadata.yaml. Raises InvalidImage, naming the first problem. Blocking: run it in a thread.
+
+    Unless `complete`, architecture ("") and creation date (0) may be missing: clients may remove them from an
+    instance, but an image needs them.
+    """
     content = _load(data)
     architecture = _text(content, "architecture")
-    if not architecture:
+    if complete and not architecture:
         _refuse("it has no architecture")
-    known = canonical_architecture(architecture)
+    known = canonical_architecture(architecture) if architecture else ""
     if known is None:
         _refuse(f"the architecture {architecture[:40]!r} is unknown")
     created = _date(content, "creation_date")
-    if not created:
+    if complete and not created:
         _refuse("it has no creation_date")
     return ImageMetadata(
         architecture=known,
@@ -78,8 +83,20 @@ def parse_metadata(data: bytes) -> ImageMetadata:
     )
 
 
+def format_metadata(content: Mapping[str, Any]) -> bytes:
+    """Return plain values as metadata.yaml. Raises InvalidImage if `parse_metadata` would reject them."""
+    data: bytes = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
+    parse_metadata(data, complete=False)
+    return data
+
+
+def is_template_name(name: str) -> bool:
+    """Return whether `name` may be a file in templates/."""
+    return bool(_TEMPLATE_NAME.match(name)) and name not in (".", "..")
+
+
 def _refuse(problem: str) -> NoReturn:
-    raise InvalidImage(f"The image's metadata.yaml is invalid: {problem}")
+    raise InvalidImage(f"metadata.yaml is invalid: {problem}")
 
 
 def _load(data: bytes) -> dict[str, Any]:
@@ -168,7 +185,7 @@ def _templates(content: Mapping[str, Any]) -> dict[str, Template]:
         if not isinstance(entry, dict):
             _refuse(f"{where[:-1]} is not a mapping")
         name = _text(entry, "template", where)
-        if not _TEMPLATE_NAME.match(name) or name in (".", ".."):
+        if not is_template_name(name):
             _refuse(f"{where}template is not a plain file name")
         found[target] = Template(
             when=_when(entry, where),

@@ -1,9 +1,11 @@
-"""Images and aliases as the API shows them, and what may stand in their editable parts."""
+"""The records of images and aliases in the API, and validation of their editable parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+
+from msgspec import UNSET, UnsetType
 
 from utsuwa.core import clock
 from utsuwa.core.errors import InvalidName, InvalidRequest
@@ -13,7 +15,7 @@ from utsuwa.db.images import ImageRow
 from utsuwa.wire import images as wire
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-"""What the API shows as the time of expiry of an image that never expires."""
+"""The expiry time in the API of images that never expire."""
 
 MAX_PROPERTIES = 500
 MAX_VALUE = 64 * 1024
@@ -45,6 +47,20 @@ def image_record(row: ImageRow, aliases: Iterable[AliasRow]) -> wire.Image:
         last_used_at=clock.to_wire(row.last_used_at),
         uploaded_at=clock.to_wire(row.uploaded_at),
         project=row.project,
+        update_source=_source_record(row),
+    )
+
+
+def _source_record(row: ImageRow) -> wire.ImageSource | UnsetType:
+    source = row.source
+    if source is None:
+        return UNSET
+    return wire.ImageSource(
+        server=source.server,
+        protocol=source.protocol,
+        certificate=source.certificate,
+        alias=source.alias,
+        image_type=row.type,
     )
 
 

@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from utsuwa.host.files.filetree import remove_tree
+
 log = logging.getLogger(__name__)
 
 TEMPORARY = ".upload-"
-"""Prefix of incomplete files."""
+"""Prefix of incomplete files, and of directories that are needed to make them."""
 
 _IMAGE_FILE = re.compile(r"(?P<fingerprint>[0-9a-f]{64})(?:\.rootfs)?\Z")
 
@@ -23,14 +25,14 @@ _IMAGE_FILE = re.compile(r"(?P<fingerprint>[0-9a-f]{64})(?:\.rootfs)?\Z")
 class ImageStore:
     """The directory `images` of the state directory, which only root may access."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def metadata(self, fingerprint: str) -> Path:
-        return self.folder / fingerprint
+        return self.directory / fingerprint
 
     def rootfs(self, fingerprint: str) -> Path:
-        return self.folder / f"{fingerprint}.rootfs"
+        return self.directory / f"{fingerprint}.rootfs"
 
     def complete(self, fingerprint: str, *, split: bool) -> bool:
         return self.metadata(fingerprint).is_file() and (not split or self.rootfs(fingerprint).is_file())
@@ -43,7 +45,7 @@ class ImageStore:
         if rootfs is not None:
             rootfs.rename(self.rootfs(fingerprint))
         metadata.rename(self.metadata(fingerprint))
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:
@@ -54,16 +56,24 @@ class ImageStore:
         self.metadata(fingerprint).unlink(missing_ok=True)
         self.rootfs(fingerprint).unlink(missing_ok=True)
 
+    def fingerprints(self) -> set[str]:
+        """Return the fingerprints of all images with files."""
+        matches = (_IMAGE_FILE.match(path.name) for path in self.directory.iterdir())
+        return {match["fingerprint"] for match in matches if match is not None}
+
     def sweep(self, known: Mapping[str, bool]) -> set[str]:
         """Remove what interrupted uploads and deletions have left behind.
 
         `known` maps the fingerprints of all images to whether they are split. Returns those without files.
         """
-        for path in self.folder.iterdir():
+        for path in self.directory.iterdir():
             match = _IMAGE_FILE.match(path.name)
             stale = match is not None and match["fingerprint"] not in known
             if stale or path.name.startswith(TEMPORARY):
                 log.info("removing a left-over image file", extra={"path": str(path)})
+                if path.name.startswith(TEMPORARY) and path.is_dir():
+                    remove_tree(path)
+                    continue
                 with contextlib.suppress(IsADirectoryError):
                     path.unlink()
         return {

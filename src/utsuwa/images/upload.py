@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
@@ -33,9 +34,9 @@ class Upload:
     parts are received in that order.
     """
 
-    def __init__(self, folder: Path, limit: int = MAX_UPLOAD) -> None:
-        self._base = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-        self._folder = folder
+    def __init__(self, directory: Path, limit: int = MAX_UPLOAD) -> None:
+        self._base = directory / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self._directory = directory
         self._limit = limit
         self._hash = hashlib.sha256()
         self._parts: dict[Part, Path] = {}
@@ -82,25 +83,59 @@ class Upload:
     async def receive(self, part: Part, chunks: AsyncIterator[bytes]) -> None:
         """Store one part. Raises TooLarge, OutOfSpace, and whatever `chunks` raises."""
         file = await asyncio.to_thread(self._open, part)
+        writing: asyncio.Future[None] | None = None
         buffer = bytearray()
         try:
             async for chunk in chunks:
                 buffer += chunk
                 if len(buffer) >= _BUFFER:
-                    await asyncio.to_thread(self._write, file, bytes(buffer))
-                    buffer.clear()
-            await asyncio.to_thread(self._write, file, bytes(buffer))
+                    if writing is not None:
+                        await writing
+                    # What was received is hashed and written while more is received.
+                    writing = asyncio.ensure_future(asyncio.to_thread(self._write, file, buffer))
+                    buffer = bytearray()
+            if writing is not None:
+                await writing
+            await asyncio.to_thread(self._write, file, buffer)
         finally:
+            if writing is not None:
+                await asyncio.gather(writing, return_exceptions=True)  # the first error is raised already
             # A buffered file: closing it waits for a thread that is still writing.
             await asyncio.to_thread(file.close)
 
+    @property
+    def directory(self) -> Path:
+        """The directory of its files."""
+        return self._directory
+
+    @contextlib.contextmanager
+    def writing(self, part: Part) -> Iterator[Callable[[bytes], None]]:
+        """Store one part, whose pieces the block passes on. Blocking. They raise TooLarge, OutOfSpace."""
+        with self._open(part) as file:
+            yield lambda data: self._write(file, data)
+
+    @contextlib.contextmanager
+    def made(self, part: Part) -> Iterator[Path]:
+        """Have one part be a file that the block creates. Blocking. Raises TooLarge."""
+        self._parts[part] = path = self._path(part)
+        yield path
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(_BUFFER):
+                self._hash.update(data)
+                self.size += len(data)
+        if self.size > self._limit:
+            raise _too_large(self._limit)
+
+    def _path(self, part: Part) -> Path:
+        return self._base.with_name(f"{self._base.name}.{part}")
+
     def _open(self, part: Part) -> BinaryIO:
-        path = self._base.with_name(f"{self._base.name}.{part}")
+        path = self._path(part)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._parts[part] = path
         return os.fdopen(handle, "wb")
 
-    def _write(self, file: BinaryIO, data: bytes) -> None:
+    def _write(self, file: BinaryIO, data: bytes | bytearray) -> None:
         self._check_room(len(data))
         try:
             file.write(data)
@@ -114,14 +149,18 @@ class Upload:
 
     def _check_room(self, size: int) -> None:
         if self.size + size > self._limit:
-            raise TooLarge(f"The image is larger than {self._limit} bytes")
-        disk = os.statvfs(self._folder)
+            raise _too_large(self._limit)
+        disk = os.statvfs(self._directory)
         if size + RESERVE > disk.f_bavail * disk.f_frsize:
             raise _no_space()
 
     def _remove(self) -> None:
         for path in self._parts.values():
             path.unlink(missing_ok=True)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The image is larger than {limit} bytes")
 
 
 def _no_space() -> OutOfSpace:

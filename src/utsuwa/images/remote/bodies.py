@@ -1,0 +1,52 @@
+"""Receiving the files of an image, each of which must be what its server stated before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+from aiohttp import ClientResponse
+from yarl import URL
+
+from utsuwa.core.errors import InvalidImage
+from utsuwa.images.remote.records import Progress
+from utsuwa.images.remote.web import Web, pieces, shown
+from utsuwa.images.upload import Part, Upload
+
+
+async def receive(
+    web: Web, url: URL, upload: Upload, part: Part, progress: Progress, *, size: int = 0, sha256: str = ""
+) -> None:
+    """Receive a file; `size` and `sha256` are as stated, or 0 and empty.
+
+    Raises as `Web.opened` and `Upload.receive`, and InvalidImage for a file that is another one than stated.
+    """
+    async with web.opened(url) as response:
+        length = response.content_length
+        if size and length is not None and length != size:
+            raise InvalidImage(f"{shown(url)} has {length} bytes instead of {size}")
+        await upload.expect(size or length)
+        progress.begin(part, size or length or 0)
+        await upload.receive(part, _checked(response, progress, size, sha256))
+
+
+async def _checked(
+    response: ClientResponse, progress: Progress, size: int, sha256: str
+) -> AsyncIterator[bytes]:
+    """Give the body. It is stored only when all of it has been checked, so that the end can still raise."""
+    found, received = hashlib.sha256(), 0
+    async for chunk in pieces(response):
+        received += len(chunk)
+        if size and received > size:
+            raise InvalidImage(f"{shown(response.url)} is larger than {size} bytes")
+        if sha256:
+            found.update(chunk)
+        progress.add(len(chunk))
+        yield chunk
+    if size and received < size:
+        raise InvalidImage(f"{shown(response.url)} ended after {received} of {size} bytes")
+    if sha256 and found.hexdigest() != sha256:
+        raise InvalidImage(
+            f"{shown(response.url)} has the hash {found.hexdigest()}, but the server states {sha256}: "
+            "try again later"
+        )

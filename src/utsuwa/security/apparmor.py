@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.errors import InvalidConfig, ProcessFailed
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.processes.run import run
 
@@ -298,7 +298,16 @@ class Profiles:
         await asyncio.to_thread(_write_changed, file, text)
         if stacked:
             await asyncio.to_thread((self._namespaces / name).mkdir, exist_ok=True)
-        await self._parse("--replace", "--write-cache", file=file)
+        try:
+            await self._parse("--replace", "--write-cache", file=file)
+        except ProcessFailed as error:
+            if not raw or error.code is None:
+                raise
+            reason = error.stderr.strip().replace(f" in {file}", "") or f"exit status {error.code}"
+            raise InvalidConfig(
+                f"Invalid value for 'raw.apparmor': {PARSER} refuses the profile with it: {reason}: correct "
+                "the rule, or remove it"
+            ) from error
         return [("lxc.apparmor.profile", f"{name}//&:{name}:" if stacked else name)]
 
     async def unload(self, storage_name: str) -> None:

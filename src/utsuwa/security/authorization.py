@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from utsuwa.core.entitlements import OF_SERVER, Entitlement, Entity
 from utsuwa.core.errors import Forbidden
-from utsuwa.core.scope import NOTHING, Policy, Scope
+from utsuwa.core.scope import EVERYTHING, NOTHING, Policy, Scope
 
 NOT_AUTHORIZED = "not authorized"
 """LXD's error message for untrusted callers, which clients recognize."""
@@ -23,10 +23,18 @@ class Access(enum.Enum):
 
     PUBLIC = "public"
     """Anyone: the handler returns the public part to untrusted callers, or requires a secret."""
+    SECRET = "secret"
+    """As `TRUSTED`, or anyone else with a secret that the handler requires of callers who are not trusted."""
     TRUSTED = "trusted"
     """The unix socket, or a client certificate from the trust store."""
+    METRICS = "metrics"
+    """The same, or a certificate of the type for metrics."""
     ROOT = "root"
     """The host's root on the unix socket."""
+
+    def is_judged(self, caller: Caller) -> bool:
+        """Return whether a caller also needs the route's entitlement; otherwise that is up to the handler."""
+        return caller.trusted if self is Access.SECRET else self not in (Access.PUBLIC, Access.METRICS)
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,10 @@ class Caller:
     """`host:port` of the peer, `@` for the unix socket."""
     projects: frozenset[str] | None = None
     """The projects of a restricted certificate; None means every project."""
+    metrics: bool = False
+    """Whether its certificate grants access to metrics (of `projects`), and to nothing else."""
+    label: str = ""
+    """The name of the certificate in the trust store, for the log."""
 
 
 def unix_caller(uid: int, username: str) -> Caller:
@@ -77,10 +89,12 @@ def authorize(caller: Caller, access: Access) -> None:
 
 def _allowed(caller: Caller, access: Access) -> bool:
     match access:
-        case Access.PUBLIC:
+        case Access.PUBLIC | Access.SECRET:
             return True
         case Access.TRUSTED:
             return caller.trusted
+        case Access.METRICS:
+            return caller.trusted or caller.metrics
         case Access.ROOT:
             return caller.trusted and caller.root
 
@@ -91,7 +105,17 @@ def scope_of(caller: Caller, unprivileged_only: bool = False) -> Scope:
         return NOTHING
     restricted = caller.projects is not None
     policy = Policy(restricted=restricted, unprivileged_only=unprivileged_only)
-    return Scope(caller.projects, policy, caller.fingerprint if restricted else None)
+    return Scope(caller.projects, policy, caller.fingerprint if restricted else None, root=caller.root)
+
+
+def metrics_scope(caller: Caller, scope: Scope) -> Scope:
+    """Return the scope in which a caller of metrics sees instances, given that for everything else.
+
+    A caller without a trusted certificate is here because metrics are open to everyone.
+    """
+    if caller.trusted:
+        return scope
+    return Scope(caller.projects) if caller.metrics else EVERYTHING
 
 
 def require(scope: Scope, entity: Entity, entitlement: Entitlement, project: str | None) -> None:

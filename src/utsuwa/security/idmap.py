@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +138,21 @@ def _largest(ranges: tuple[HostRange, ...], file: str) -> HostRange:
     return best
 
 
-def choose(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRange] = ()) -> Choice:
+def choose(
+    config: Mapping[str, str], host: HostIds, taken: Iterable[HostRange] = (), *, provisional: bool = False
+) -> Choice:
     """Choose the map of an instance with the expanded config `config`.
 
-    `taken` are the ranges that other instances use exclusively (see `held_ranges`). Raises InvalidConfig for
-    invalid values, HostError if the host has not enough ids.
+    `taken` are the ranges that other instances use exclusively (see `held_ranges`). A `provisional` map lacks
+    the ids of `raw.idmap` that root may not map (see `lacks_raw`). Raises InvalidConfig for invalid values,
+    HostError if the host has not enough ids.
     """
     if parse_bool(config.get("security.privileged", "")):
         return Choice(IdMap(), 0)
     raw_uids, raw_gids = parse_raw(config.get("raw.idmap", ""))
+    if provisional:
+        raw_uids = [entry for entry in raw_uids if _is_allowed(entry, host.uids)]
+        raw_gids = [entry for entry in raw_gids if _is_allowed(entry, host.gids)]
     base = 0
     if parse_bool(config.get("security.idmap.isolated", "")):
         part = _isolated(config, host, taken)
@@ -185,7 +193,7 @@ def _isolated(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRang
 def first_gap(space: HostRange, size: int, taken: Iterable[HostRange]) -> HostRange | None:
     """Return the lowest `size` ids of `space` that do not overlap with `taken`."""
     start = space.start
-    for r in sorted(taken):
+    for r in sorted(taken, key=attrgetter("start")):
         if r.start >= start + size:
             break
         start = max(start, r.end)
@@ -204,28 +212,50 @@ def _number(config: Mapping[str, str], key: str, default: int) -> int:
 def permitted(idmap: IdMap, host: HostIds) -> bool:
     """Return whether root may map all of these ids. The files may have changed since the map was chosen."""
     return all(
-        any(allowed.start <= r.host and r.host + r.count <= allowed.end for allowed in whole)
+        _is_allowed(r, whole)
         for ranges, whole in ((idmap.uids, host.uids), (idmap.gids, host.gids))
         for r in ranges
     )
 
 
-def held_ranges(config: Mapping[str, str], host: HostIds) -> list[HostRange]:
+def lacks_raw(config: Mapping[str, str], idmap: IdMap) -> bool:
+    """Return whether a map was chosen provisionally: without some ids of the config's `raw.idmap`."""
+    if idmap.privileged:
+        return False
+    raw_uids, raw_gids = parse_raw(config.get("raw.idmap", ""))
+    return not (set(raw_uids) <= set(idmap.uids) and set(raw_gids) <= set(idmap.gids))
+
+
+def _is_allowed(entry: IdRange, allowed: Iterable[HostRange]) -> bool:
+    return any(r.start <= entry.host and entry.host + entry.count <= r.end for r in allowed)
+
+
+Held = Callable[[str, str, str], frozenset[HostRange]]
+"""Returns the ids that an instance holds, from its `volatile.idmap.next`, `.current` and last power state."""
+
+
+@lru_cache(maxsize=2)
+def held_on(host: HostIds) -> Held:
+    """Return `held_ranges` for a host, cached: a choice asks for the maps of all instances."""
+    return lru_cache(maxsize=4096)(partial(held_ranges, host))
+
+
+def held_ranges(host: HostIds, next_map: str, current_map: str, power: str) -> frozenset[HostRange]:
     """Return the host ids that an instance uses exclusively, by its current and its next map.
 
     Root's default map is shared, so it is not included; ids of `raw.idmap` are. A map that root may no longer
     use is included only if the instance is running with it: its next start chooses another one.
     """
-    held = []
-    for key in ("volatile.idmap.next", "volatile.idmap.current"):
-        idmap = from_json(config.get(key, ""))
-        in_use = key.endswith("current") and config.get("volatile.last_state.power") == "RUNNING"
+    held: set[HostRange] = set()
+    # Both are usually the same map.
+    for text, in_use in {next_map: False, current_map: power == "RUNNING"}.items():
+        idmap = from_json(text)
         if not in_use and not permitted(idmap, host):
             continue
         for ranges, whole in ((idmap.uids, host.uids), (idmap.gids, host.gids)):
             shared = max(whole, key=lambda r: r.count, default=HostRange(0, 0)).start
-            held += [HostRange(r.host, r.count) for r in ranges if r.host - r.container != shared]
-    return held
+            held.update(HostRange(r.host, r.count) for r in ranges if r.host - r.container != shared)
+    return frozenset(held)
 
 
 _RAW_LINE = re.compile(
@@ -287,7 +317,7 @@ def _punch(
 ) -> tuple[IdRange, ...]:
     """Return `whole` with the container ids of `raw` mapped as in `raw`."""
     for entry in raw:
-        if not any(r.start <= entry.host and entry.host + entry.count <= r.end for r in allowed):
+        if not _is_allowed(entry, allowed):
             raise InvalidConfig(
                 f"'raw.idmap' maps the host's {kind} {entry.host}, which root may not map: "
                 f"add the line root:{entry.host}:{entry.count} to {file}"
@@ -329,8 +359,9 @@ def _entry(r: IdRange, *, user: bool) -> dict[str, bool | int]:
     return {"Isuid": user, "Isgid": not user, "Hostid": r.host, "Nsid": r.container, "Maprange": r.count}
 
 
+@lru_cache(maxsize=4096)
 def from_json(text: str) -> IdMap:
-    """Parse the map of a volatile key; the empty string and `[]` are privileged.
+    """Parse the map of a volatile key (cached); the empty string and `[]` are privileged.
 
     Raises InvalidConfig if it is not a map.
     """

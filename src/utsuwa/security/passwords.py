@@ -23,6 +23,9 @@ _SCHEME = "scrypt"
 _LOG2_COST, _BLOCK, _LANES = 14, 8, 1
 _SALT_BYTES = 16
 
+UNKNOWN_PASSWORD = "scrypt$14$8$1$AAAAAAAAAAAAAAAAAAAAAA==$" + "A" * 86 + "=="
+"""A hash that costs as much as any to compare, and that nobody knows a password for."""
+
 
 def hash_password(password: str) -> str:
     """Return `scrypt$14$8$1$<salt>$<hash>`, with a new salt; blocking."""

@@ -20,7 +20,10 @@ from utsuwa.wire.server import ServerPut
 
 log = logging.getLogger(__name__)
 
+METRICS_AUTHENTICATION = "core.metrics_authentication"
 TRUST_PASSWORD = "core.trust_password"
+TOKEN_EXPIRY = "core.remote_token_expiry"
+TRUST_ISSUED = "core.trust_ca_certificates"
 
 Listener = Callable[[frozenset[str], Mapping[str, str]], Awaitable[None]]
 """Called with the changed keys and the complete new config before it is stored; raising rejects the change.
@@ -82,6 +85,11 @@ class ServerConfig:
             await self._take_over()
             wanted = edited(self.editable(), change, if_match)
             return await self._change(await self._stored_form(wanted.config))
+
+    async def settled(self) -> None:
+        """Wait until a change that listeners have been told of is stored."""
+        async with self._lock:
+            pass
 
     async def follow_others(self) -> None:
         """Apply changes made by other members; those rejected by a listener are logged."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from utsuwa.security.peer import Peer
@@ -34,13 +35,18 @@ class ServerContext(ssl.SSLContext):
 
     _openssl: SSL.Context
 
-    def __new__(cls, certificate: Path, key: Path) -> Self:
-        del certificate, key
+    def __new__(cls, certificate: Path, key: Path, issuers: Sequence[x509.Certificate] = ()) -> Self:
+        del certificate, key, issuers
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
-    def __init__(self, certificate: Path, key: Path) -> None:
-        """Read the PEM files. Raises OSError, or `OpenSSL.SSL.Error` if they are not a key pair."""
+    def __init__(self, certificate: Path, key: Path, issuers: Sequence[x509.Certificate] = ()) -> None:
+        """Read the PEM files. Raises OSError, or `OpenSSL.SSL.Error` if they are not a key pair.
+
+        `issuers` tell clients with several certificates which one to present; it is not verified here.
+        """
         self._openssl = _openssl_context(certificate, key)
+        for issuer in issuers:
+            self._openssl.add_client_ca(issuer)
 
     def wrap_bio(
         self,

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_object_name
-from utsuwa.devices.base import BindMount, Device, DeviceHost, DeviceType, OwnVolume, Ports, RunConfig
+from utsuwa.db import codes
+from utsuwa.devices.base import (
+    BindMount,
+    Device,
+    DeviceHost,
+    DeviceType,
+    NicNaming,
+    OwnVolume,
+    Ports,
+    RunConfig,
+    RunningContainer,
+)
 from utsuwa.devices.disk import DISK, is_root_disk
 from utsuwa.devices.nic import NIC, check_free_inside
 from utsuwa.devices.none import NONE
+from utsuwa.devices.unix import UNIX_BLOCK, UNIX_CHAR, monitored_folder
 
 __all__ = [
     "DEVICE_TYPES",
@@ -17,34 +30,27 @@ __all__ = [
     "Device",
     "DeviceHost",
     "Devices",
+    "NicNaming",
     "OwnVolume",
     "Ports",
     "RunConfig",
+    "RunningContainer",
     "check_devices",
     "check_free_inside",
     "load",
+    "monitored_folder",
     "ordered",
     "root_disk",
+    "watched",
 ]
 
 Devices = Mapping[str, Mapping[str, str]]
 
-DEVICE_TYPES: tuple[DeviceType, ...] = (DISK, NIC, NONE)
+DEVICE_TYPES: tuple[DeviceType, ...] = (DISK, NIC, NONE, UNIX_BLOCK, UNIX_CHAR)
 _BY_NAME = {kind.name: kind for kind in DEVICE_TYPES}
+_KNOWN = ", ".join(sorted(_BY_NAME))
 
-LATER = frozenset(
-    {
-        "gpu",
-        "infiniband",
-        "pci",
-        "proxy",
-        "tpm",
-        "unix-block",
-        "unix-char",
-        "unix-hotplug",
-        "usb",
-    }
-)
+LATER = codes.DEVICE_TYPES.keys() - _BY_NAME.keys()
 """Types of the API that are not supported yet."""
 
 
@@ -58,16 +64,26 @@ def load(name: str, config: Mapping[str, str], *, instance: bool = True) -> Devi
     if found is not None:
         return found.load(name, config, instance)
     if kind in LATER:
-        raise NotSupportedYet(f"Device {name!r}: devices of type {kind!r} are not supported yet")
+        raise NotSupportedYet(
+            f"Device {name!r}: devices of type {kind!r} are not supported yet: use one of {_KNOWN}"
+        )
     if not kind:
-        raise InvalidConfig(f"Invalid device {name!r}: 'type' is required")
-    raise InvalidConfig(f"Invalid device {name!r}: 'type' is {kind[:40]!r}, which is not known")
+        raise InvalidConfig(f"Invalid device {name!r}: 'type' is required: use one of {_KNOWN}")
+    raise InvalidConfig(
+        f"Invalid device {name!r}: 'type' is {kind[:40]!r}, which is not a known type: use one of {_KNOWN}"
+    )
 
 
 def ordered(devices: Devices) -> list[Device]:
     """Return the devices in the order in which they are started: by name, after those at parent paths."""
     found = [load(name, config) for name, config in devices.items()]
     return sorted(found, key=lambda device: (device.place, device.name))
+
+
+def watched(devices: Devices) -> set[Path]:
+    """Return the paths on the host that devices follow while the container runs."""
+    found = (load(name, config).watched for name, config in devices.items())
+    return {path for path in found if path is not None}
 
 
 def check_devices(devices: Devices, *, profile: bool) -> None:
@@ -103,7 +119,7 @@ def _check_unique_paths(devices: Devices) -> None:
     owners: dict[str, str] = {}
     for device, config in devices.items():
         if config.get("type") == "disk" and not is_root_disk(config):
-            other = owners.setdefault(config["path"].rstrip("/"), device)
+            other = owners.setdefault(config["path"].strip("/"), device)
             if other != device:
                 raise InvalidConfig(
                     f"Invalid device {device!r}: 'path' {config['path']} is taken by device {other!r}"
@@ -111,9 +127,9 @@ def _check_unique_paths(devices: Devices) -> None:
 
 
 def root_disk(devices: Devices) -> tuple[str, Mapping[str, str]]:
-    """Return the name and the config of the root disk among an instance's merged devices.
+    """Return the name and the config of the root disk among an instance's expanded devices.
 
-    Raises InvalidConfig if there is none, if there are several, or if it names no pool.
+    Raises InvalidConfig if there is none, if there are several, or if it has no pool.
     """
     roots = _roots(devices)
     if not roots:
@@ -124,7 +140,7 @@ def root_disk(devices: Devices) -> tuple[str, Mapping[str, str]]:
     if len(roots) > 1:
         raise _several_roots(roots)
     if not devices[roots[0]].get("pool"):
-        raise InvalidConfig(f"The root device {roots[0]!r} names no storage pool")
+        raise InvalidConfig(f"The root disk {roots[0]!r} has no storage pool: set 'pool'")
     return roots[0], devices[roots[0]]
 
 

@@ -1,52 +1,34 @@
-"""Type `disk`: the root volume, with path `/` and a pool, and directories beside it."""
+"""Type `disk`: the root volume, directories beside it, custom volumes, and sources on the host."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
-from utsuwa.core.errors import InvalidConfig, NotSupportedYet
-from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_object_name
+from utsuwa.devices import io_limits
 from utsuwa.devices.base import BindMount, Device, DeviceHost, DeviceType, RunConfig, a_name
-from utsuwa.host.files.filetree import FileTree
-
-_LATER = frozenset(
-    {
-        "ceph.cluster_name",
-        "ceph.user_name",
-        "limits.max",
-        "limits.read",
-        "limits.write",
-        "optional",
-        "propagation",
-        "raw.mount.options",
-        "recursive",
-        "required",
-        "shift",
-    }
-)
-
+from utsuwa.devices.host_disk import HostDisk
+from utsuwa.devices.inner_mount import InnerMount, check_path
+from utsuwa.devices.volume_disk import VolumeDisk
+from utsuwa.host.cgroups.io_limits import IoLimit
+from utsuwa.host.mounts.detached import Options, copy_of, open_source
+from utsuwa.host.system import block_devices
 
 _INSTANCE = "instance:"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
-
-
-def _check_path(value: str) -> None:
-    parts = value.rstrip("/").split("/")
-    if len(parts) < 2 or parts[0] or any(part in ("", ".", "..") for part in parts[1:]):
-        raise InvalidConfig("must be an absolute path without '.' and '..', and not the root")
 
 
 _check_pool = a_name(partial(check_object_name, "Storage pool"))
 
 
 class RootDisk(Device):
-    """The instance's own file system."""
+    """The root file system of the instance."""
 
     keys = KeyTable(
         "disk device",
@@ -57,36 +39,41 @@ class RootDisk(Device):
             ConfigKey("size.state", type="size", help="The same for a volume of runtime state"),
             ConfigKey("boot.priority", type="integer", help="Order of boot disks of virtual machines"),
             ConfigKey("readonly", type="bool", default="false", live=False, help="Mount the root read-only"),
+            *io_limits.KEYS,
         ),
     )
-    later = _LATER
-    live_keys = frozenset({"size", "size.state", "boot.priority"})
+    live_keys = frozenset({"size", "size.state", "boot.priority"}) | io_limits.NAMES
 
     def validate(self) -> None:
         super().validate()
         if not self.config.get("pool"):
-            raise self.invalid("pool", "is required for the root disk: name a storage pool")
+            raise self.invalid("pool", "is required for the root disk: set it to a storage pool")
 
     async def start(self, host: DeviceHost) -> RunConfig:
         return RunConfig(read_only_root=parse_bool(self.config.get("readonly", "")))
 
+    async def io_limits(self, host: DeviceHost) -> list[tuple[str, IoLimit]]:
+        limit = io_limits.limit_of(self.config)
+        if limit is None:
+            return []
+        return [(self.known_disk(await asyncio.to_thread(_disk_below, host.volume.rootfs.parent)), limit)]
 
-class InstanceFolder(Device):
-    """A folder of the instance's own, beside its root file system: `source=instance:<name>`.
 
-    An overlay cannot hold another overlay's upper layer, and a root file system may be one: so what makes
-    overlays inside (Docker) needs such a folder. It is kept as long as the instance, and goes with it.
+class InstanceFolder(InnerMount):
+    """A directory of the instance's volume beside its root file system: `source=instance:<name>`.
+
+    Programs that create overlays inside (Docker) need such a directory, as the root file system may be an
+    overlay, which cannot contain the upper layer of another one. It is deleted with the instance.
     """
 
     keys = KeyTable(
         "disk device",
         (
-            ConfigKey("path", help="Where it is mounted inside", validate=_check_path),
+            ConfigKey("path", help="Where it is mounted inside", validate=check_path),
             ConfigKey("source", help="`instance:` and the folder's name"),
-            ConfigKey("readonly", type="bool", default="false", live=False, help="Mount it read-only"),
+            ConfigKey("readonly", type="bool", default="false", help="Mount it read-only"),
         ),
     )
-    later = _LATER
 
     def validate(self) -> None:
         if not self.config.get("path"):
@@ -98,42 +85,29 @@ class InstanceFolder(Device):
 
     async def start(self, host: DeviceHost) -> RunConfig:
         shown = await host.volume.mount_folder(self._folder)
-        await asyncio.to_thread(self._make_target, host.volume.rootfs, host.idmap)
-        read_only = parse_bool(self.config.get("readonly", ""))
-        return RunConfig(mounts=[BindMount(shown, self.config["path"], read_only)])
+        mount = BindMount(shown, self.target, self.flag("readonly"))
+        return RunConfig(mounts=[await asyncio.to_thread(self.with_mount_point, host, mount, is_folder=True)])
 
-    @property
-    def place(self) -> tuple[str, ...]:
-        return tuple(self.config.get("path", "").strip("/").split("/"))
+    async def attach(self, host: DeviceHost) -> RunConfig:
+        shown = await host.volume.mount_folder(self._folder)
+        tree = await asyncio.to_thread(copy_of, shown, Options(read_only=self.flag("readonly")))
+        try:
+            await self.attach_tree(host, tree)
+        finally:
+            os.close(tree)
+        return RunConfig()
 
     @property
     def _folder(self) -> str:
         return self.config.get("source", "").removeprefix(_INSTANCE)
 
-    def _make_target(self, rootfs: Path, idmap: IdMap) -> None:
-        """Create the mount point, as liblxc might follow symlinks out of the container."""
-        with FileTree(rootfs, idmap) as tree:
-            tree.make_folder(self.config["path"])
 
-
-class OtherDisk(Device):
-    """Any other disk, which is checked for completeness, but not supported yet."""
-
-    keys = KeyTable(
-        "disk device",
-        (*RootDisk.keys.keys, ConfigKey("source", help="What is mounted: a path or a volume")),
-    )
-    later = _LATER
-
-    def validate(self) -> None:
-        for key in ("source", "path"):
-            if not self.config.get(key):
-                raise self.invalid(key, "is required")
-        super().validate()
-        raise NotSupportedYet(
-            f"Device {self.name!r}: disks other than the root disk (path '/', without 'source') and "
-            "folders of the instance's own (source=instance:NAME) are not supported yet"
-        )
+def _disk_below(folder: Path) -> str | None:
+    fd = open_source(str(folder))
+    try:
+        return block_devices.below(fd)
+    finally:
+        os.close(fd)
 
 
 def is_root_disk(config: Mapping[str, str]) -> bool:
@@ -142,12 +116,15 @@ def is_root_disk(config: Mapping[str, str]) -> bool:
 
 
 def load_disk(name: str, config: Mapping[str, str], instance: bool) -> Device:
-    kind: type[Device] = OtherDisk
+    kind: type[Device] = HostDisk
     if is_root_disk(config):
         kind = RootDisk
     elif config.get("source", "").startswith(_INSTANCE):
         kind = InstanceFolder
+    elif config.get("pool"):
+        kind = VolumeDisk
     return kind(name, config, instance=instance)
 
 
-DISK = DeviceType("disk", load_disk, {"disk": RootDisk.keys})
+_ALL_KEYS = {key.name: key for table in (RootDisk, VolumeDisk, HostDisk) for key in table.keys.keys}
+DISK = DeviceType("disk", load_disk, {"disk": KeyTable("disk device", tuple(_ALL_KEYS.values()))})

@@ -24,10 +24,6 @@ from utsuwa.networks.ports import bridge_of, routes_of
 
 NICTYPES = frozenset({"bridged", "ipvlan", "macvlan", "ovn", "p2p", "physical", "routed", "sriov"})
 
-_OUI = "00:16:3e"
-"""The prefix that Xen's registration made usual for virtual interfaces, as LXC and LXD use it."""
-
-
 _check_interface = a_name(check_interface_name)
 _check_veth = a_name(check_veth_name)
 _check_inner = a_name(check_inner_interface_name)
@@ -56,7 +52,6 @@ _COMMON = (
     ConfigKey("ipv4.routes", help="IPv4 subnets that the host reaches over it", validate=ipv4_subnets),
     ConfigKey("ipv6.routes", help="IPv6 subnets that the host reaches over it", validate=ipv6_subnets),
 )
-NOTHING: Mapping[str, str] = {}
 _LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
 _ROUTES = frozenset({"ipv4.routes", "ipv6.routes"})
 _ADDRESSES = frozenset({"ipv4.address", "ipv6.address"})
@@ -73,18 +68,19 @@ class VethNic(Device):
         if self.config.get("limits.max") and (
             self.config.get("limits.ingress") or self.config.get("limits.egress")
         ):
-            raise self.invalid("limits.max", "stands for both ways: leave limits.ingress and .egress out")
+            raise self.invalid("limits.max", "is for both directions: omit limits.ingress and limits.egress")
 
     def add(self, host: DeviceHost) -> RunConfig:
         found = RunConfig()
         if not self.config.get("hwaddr") and not host.volatile(self.name, "hwaddr"):
-            found.volatile["hwaddr"] = random_mac()
+            reserved = host.reserved.get(self.name, {}).get("hwaddr")
+            found.volatile["hwaddr"] = reserved or random_mac(host.naming.mac_pattern)
         if not self.config.get("name") and self._name_is_taken(host):
             found.volatile["name"] = free_nic_name(host)
         return found
 
     def _name_is_taken(self, host: DeviceHost) -> bool:
-        """Whether the name that the device was given cannot stay: names that are configured come first."""
+        """Whether its assigned name is now that of another device; configured names take precedence."""
         name = host.volatile(self.name, "name")
         return not name or any(
             other != self.name
@@ -96,18 +92,18 @@ class VethNic(Device):
     async def check_start(self, host: DeviceHost) -> None:
         wanted = self.config.get("host_name", "")
         if wanted and wanted != host.volatile(self.name, "host_name"):
-            await self._host_name()
+            await self._free_host_name(wanted)
         await self._parent(host, RunConfig())
 
     async def start(self, host: DeviceHost) -> RunConfig:
         run = self.add(host)
         await self._parent(host, run)
-        run.volatile["host_name"] = await self._host_name()
+        run.volatile["host_name"] = await self._free_host_name(self._host_name(host, run))
         run.nics.append(self._pair(host, run))
         return run
 
     def _pair(self, host: DeviceHost, run: RunConfig, parent: Uplink | None = None) -> veth.Pair:
-        """What is made for it; without an MTU of its own it gets that of `parent`."""
+        """Return the pair to be created; the default MTU is that of `parent`."""
         mtu = self.config.get("mtu")
         return veth.Pair(
             host_name=run.volatile["host_name"],
@@ -123,14 +119,19 @@ class VethNic(Device):
         await self._route(host_name, add=routes_of(self.config))
 
     async def reserve(self, host: DeviceHost) -> dict[str, str]:
-        return {"host_name": self.config.get("host_name") or await self._host_name()}
+        run = self.add(host)
+        host_name = self._host_name(host, run) or await self._free_host_name("")
+        return {"host_name": host_name} | {k: v for k, v in run.volatile.items() if k == "hwaddr"}
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         if host.init_pid is None:
-            raise HostError(f"Device {self.name!r}: the instance does not run")
+            raise HostError(f"Device {self.name!r}: the instance is not running")
         run = self.add(host)
         parent = await self._parent(host, run)
-        run.volatile["host_name"] = await self._host_name(host.reserved.get(self.name, {}))
+        reserved = host.reserved.get(self.name, {}).get("host_name", "")
+        named = self._host_name(host, run)
+        is_free = reserved and not named  # it was chosen as such
+        run.volatile["host_name"] = reserved if is_free else await self._free_host_name(reserved or named)
         pair = self._pair(host, run, parent)
         await asyncio.to_thread(veth.create, pair, host.init_pid)
         try:
@@ -163,15 +164,15 @@ class VethNic(Device):
         return await self.stop(host)
 
     async def killed(self, host: DeviceHost) -> None:
-        """liblxc would do it when the last process has ended, and wait for it as long as those take."""
+        """Remove the pair early; otherwise, liblxc waits for it after the last process has exited."""
         host_name = host.volatile(self.name, "host_name")
         if host_name:
-            await veth.delete_early(host_name)
+            await veth.delete(host_name)
 
     async def stop(self, host: DeviceHost) -> RunConfig:
-        """The kernel removes the pair some time after the container's namespace: do it now.
+        """Remove the pair now; the kernel removes it some time after the container's namespace.
 
-        A start that follows at once would find a fixed `host_name` taken.
+        Otherwise, a configured `host_name` would still be in use at an immediate start.
         """
         host_name = host.volatile(self.name, "host_name")
         if not host_name:
@@ -181,13 +182,13 @@ class VethNic(Device):
 
     async def _remove(self, host_name: str) -> None:
         await self._route(host_name, remove=routes_of(self.config))
-        await asyncio.to_thread(veth.delete, host_name)
+        await veth.delete(host_name)
         await traffic.remove_helper(host_name)
 
     async def _route(
         self, host_name: str, *, add: Collection[str] = (), remove: Collection[str] = ()
     ) -> None:
-        """The host's routes: over the bridge, or without one over the host's end of the pair."""
+        """Change the host's routes, via the bridge or else via the host's end of the pair."""
         interface = bridge_of({**self.config, "type": "nic"}) or host_name
         if remove:
             await asyncio.to_thread(routes.remove, interface, remove)
@@ -199,7 +200,7 @@ class VethNic(Device):
         return any(self.config.get(key) for key in _LIMITS)
 
     async def _limit(self, host_name: str) -> None:
-        """Have the limits hold; where there are none nothing is touched."""
+        """Apply the limits, if there are any."""
         if not self._limited:
             return
 
@@ -210,22 +211,28 @@ class VethNic(Device):
         await traffic.limit(host_name, to_guest=rate("limits.ingress"), from_guest=rate("limits.egress"))
 
     async def _parent(self, host: DeviceHost, run: RunConfig) -> Uplink | None:
-        """The managed network that the interface will belong to, once it may; None where there is none."""
+        """Return the uplink of a managed network, after checking that the interface can use it, or None."""
         return None
 
-    async def _host_name(self, reserved: Mapping[str, str] = NOTHING) -> str:
-        wanted = self.config.get("host_name") or reserved.get("host_name")
+    def _host_name(self, host: DeviceHost, run: RunConfig) -> str:
+        """Return the name on the host, which may be in use; empty for a random one."""
+        if (wanted := self.config.get("host_name", "")) or not host.naming.by_mac:
+            return wanted
+        return f"lxd{self._mac(host, run).lower().replace(':', '')[2:]}"
+
+    async def _free_host_name(self, wanted: str) -> str:
+        """Return `wanted`, or a random name if it is empty. Raises InvalidConfig if it is in use."""
         if wanted:
             if await asyncio.to_thread(veth.exists, wanted):
                 raise InvalidConfig(
-                    f"Device {self.name!r}: the host has an interface {wanted!r} already: change 'host_name'"
+                    f"Device {self.name!r}: the host already has an interface {wanted!r}: change 'host_name'"
                 )
             return wanted
         for _ in range(100):
             name = f"veth{secrets.token_hex(4)}"
             if not await asyncio.to_thread(veth.exists, name):
                 return name
-        raise HostError("no free name for a network interface was found")
+        raise HostError("cannot find a free name for a network interface")
 
     def _inner_name(self, host: DeviceHost, run: RunConfig) -> str:
         return self.config.get("name") or run.volatile.get("name") or host.volatile(self.name, "name")
@@ -287,15 +294,16 @@ class BridgedNic(VethNic):
         if self.config.get("network"):
             for key in ("nictype", "parent"):
                 if self.config.get(key):
-                    raise self.invalid(key, "cannot stand beside 'network', which settles it")
+                    raise self.invalid(key, "cannot be combined with 'network', which determines it")
         elif not self.config.get("parent"):
-            raise self.invalid("parent", "is required: name a bridge of the host, or set 'network'")
+            raise self.invalid("parent", "is required: set it to a bridge of the host, or set 'network'")
 
     async def _parent(self, host: DeviceHost, run: RunConfig) -> Uplink | None:
         bridge = self.config.get("network") or self.config["parent"]
         uplink = await host.ports.uplink(self.name, bridge, bool(self.config.get("network")))
         if uplink is not None:
-            await host.ports.settle_addresses(self.name, bridge, self._mac(host, run).lower(), self.config)
+            mac = self._mac(host, run).lower()
+            await host.ports.settle_addresses(host.instance, self.name, bridge, mac, self.config)
         return uplink
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
@@ -307,7 +315,7 @@ class BridgedNic(VethNic):
 
 
 class OtherNic(Device):
-    """Interfaces of kinds that are known but not served yet."""
+    """Types of interfaces that are not supported yet."""
 
     keys = KeyTable("nic device", ())
 
@@ -324,7 +332,7 @@ class OtherNic(Device):
 
 
 def load_nic(name: str, config: Mapping[str, str], instance: bool) -> Device:
-    """The driver by `network` and `nictype`; where both are there, the bridged one says what is wrong."""
+    """Return the driver for `network` and `nictype`; the bridged one rejects both together."""
     kind: type[Device] = OtherNic
     if config.get("network") or config.get("nictype") == "bridged":
         kind = BridgedNic
@@ -333,14 +341,17 @@ def load_nic(name: str, config: Mapping[str, str], instance: bool) -> Device:
     return kind(name, config, instance=instance)
 
 
-def random_mac() -> str:
-    """A fresh address `00:16:3e:xx:xx:xx`."""
-    tail = secrets.token_bytes(3)
-    return f"{_OUI}:{tail[0]:02x}:{tail[1]:02x}:{tail[2]:02x}"
+def random_mac(pattern: str) -> str:
+    """Return a random address of a pattern such as `00:16:3e:xx:xx:xx`; never one for multicast."""
+    digits = (
+        character if character != "x" else secrets.choice("02468ace" if position == 1 else "0123456789abcdef")
+        for position, character in enumerate(pattern)
+    )
+    return "".join(digits).lower()
 
 
 def free_nic_name(host: DeviceHost) -> str:
-    """The first `ethN` that no other interface of the instance has."""
+    """Return the first `ethN` that no other interface of the instance has."""
     taken = {
         nic_name(device, config, host)
         for device, config in host.devices.items()
@@ -350,14 +361,15 @@ def free_nic_name(host: DeviceHost) -> str:
 
 
 def nic_name(device: str, config: Mapping[str, str], host: DeviceHost) -> str:
-    """The name of an instance's interface inside; empty where it has not been given one yet."""
+    """Return the name of an interface inside; empty if none was assigned yet."""
     return config.get("name") or host.volatile(device, "name")
 
 
 def check_free_inside(host: DeviceHost, old: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse a change of a running container's devices that gives one a name which another one keeps.
+    """Raise InvalidConfig for a change of a running container in which a name of an interface conflicts.
 
-    `old` are the devices that it has, `host.devices` those that it is to have. Raises InvalidConfig.
+    `old` are its current devices, `host.devices` the new ones. A name is in use until its interface is
+    detached.
     """
     kept = {
         nic_name(name, config, host): name
@@ -368,8 +380,8 @@ def check_free_inside(host: DeviceHost, old: Mapping[str, Mapping[str, str]]) ->
         other = kept.get(config.get("name", ""), name)
         if config.get("type") == "nic" and other != name:
             raise InvalidConfig(
-                f"Invalid device {name!r}: 'name' {config['name']!r} is taken by device {other!r} as long as "
-                "the instance runs: use another name, or stop the instance first"
+                f"Invalid device {name!r}: 'name' {config['name']!r} is taken by device {other!r} while "
+                "the instance is running: use another name, or stop the instance first"
             )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from utsuwa.core.errors import NotFound, OtherMember
+from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.core.scope import Policy
-from utsuwa.core.urls import object_url
+from utsuwa.core.warning_types import KEYS_WITHOUT_EFFECT
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db.codes import State
@@ -20,12 +22,18 @@ from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
-from utsuwa.instances.model import Loaded, RuntimePaths, RuntimeTable, not_found
+from utsuwa.images.remote.manager import RemoteImages
+from utsuwa.instances.files.places import Places
+from utsuwa.instances.model import Loaded, Running, RuntimePaths, RuntimeTable, not_found
 from utsuwa.networks.attachments import Attachments
 from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
+from utsuwa.operations.warnings import Warnings
 from utsuwa.profiles.expand import expand
+from utsuwa.projects import restrictions as project_rules
+from utsuwa.projects.restrictions import Restrictions
 from utsuwa.security.apparmor import Profiles
+from utsuwa.security.server_config import ServerConfig
 from utsuwa.storage.manager import StorageManager
 
 
@@ -36,59 +44,77 @@ class Context:
     database: Database
     paths: StatePaths
     operations: Operations
+    warnings: Warnings
     helper: Helper
     storage: StorageManager
     images: ImageManager
+    remote_images: RemoteImages
     networks: Attachments
     apparmor: Profiles
     policy: Policy
     """The policy for all instances, regardless of the caller."""
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""
+    settings: ServerConfig
     boot_id: str
-    """The kernel's id of this boot: tells a machine's reboot from the daemon's restart."""
+    """The kernel's id of this boot, which distinguishes a reboot of the host from a restart of the daemon."""
     runtime: RuntimeTable = field(default_factory=RuntimeTable)
     locks: NamedLocks = field(default_factory=NamedLocks)
+    files: Places = field(default_factory=Places)
 
-    def runtime_paths(self, instance: Loaded) -> RuntimePaths:
-        return RuntimePaths(self.paths.instance_logs(instance.storage_name))
+    def runtime_paths(self, instance: Loaded | Running) -> RuntimePaths:
+        return RuntimePaths(self.paths.instance_logs(instance.ref.storage_name))
 
-    def lifecycle(
-        self, action: str, project: str, name: str, context: Mapping[str, object] | None = None
-    ) -> None:
+    def lifecycle(self, action: str, ref: InstanceRef, context: Mapping[str, object] | None = None) -> None:
         """Publish a lifecycle event of an instance (`started` becomes `instance-started`)."""
         self.operations.events.publish_lifecycle(
-            f"instance-{action}",
-            object_url("instances", name, project=project),
-            project,
+            f"instance-{action}", ref.url(), ref.project, dict(context) if context else None
+        )
+
+    def snapshot_lifecycle(
+        self, action: str, ref: SnapshotRef, context: Mapping[str, object] | None = None
+    ) -> None:
+        """Publish a lifecycle event of a snapshot (`created` becomes `instance-snapshot-created`)."""
+        self.operations.events.publish_lifecycle(
+            f"instance-snapshot-{action}",
+            ref.url,
+            ref.instance.project,
             dict(context) if context else None,
         )
 
-    def in_background(
-        self, kind: Kind, project: str, names: Sequence[str], work: Callable[[], Awaitable[None]]
-    ) -> Operation:
-        """An operation on some instances, which does `work`."""
+    def in_background(self, kind: Kind, ref: InstanceRef, work: Callable[[], Awaitable[None]]) -> Operation:
+        """Start an operation on an instance that does `work`."""
 
         async def run(_: Operation) -> None:
             await work()
 
-        return self.operations.start(kind, project, run, names=names)
+        return self.operations.start(kind, ref.project, run, names=[ref.name])
+
+    def warn_of_keys(self, instance: Loaded) -> None:
+        """Raise or resolve the warning about an instance's own keys that have no effect in this version."""
+        names = INSTANCE_KEYS.without_effect(instance.data.config)
+        self.warnings.judge(
+            KEYS_WITHOUT_EFFECT,
+            f"these keys of instance {instance.name!r} have no effect in this version: {', '.join(names)}"
+            if names
+            else "",
+            instance.subject,
+        )
 
     async def patch_config(self, row_id: int, changes: Mapping[str, str | None]) -> None:
-        """Store volatile changes in one transaction; None removes a key."""
+        """Change some keys in one transaction; None removes a key."""
         await self.database.write("patch instance config", instance_rows.patch_config, row_id, changes)
 
 
-def merge(row: InstanceRow, profiles: Sequence[ProfileRow]) -> Loaded:
-    """Return the instance with its config expanded by its profiles, in order."""
-    config, devices = expand(profiles, row.config, row.devices)
-    return Loaded(row=row, expanded_config=config, expanded_devices=devices)
+def merge(row: InstanceRow, profiles: Sequence[ProfileRow], restrictions: Restrictions) -> Loaded:
+    """Return the instance, expanded by its profiles, in order; `restrictions` are those of its project."""
+    return Loaded(row, expand(profiles, row.data), restrictions)
 
 
 def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[ProfileRow]:
-    """The profiles that an instance of `project` has by these names, in their order.
+    """Return the profiles that an instance of `project` has under these names, in this order.
 
-    Raises NotFound for the first that does not exist, UnknownCode for one that cannot be read.
+    Raises NotFound for the first that does not exist, UnknownCode for an unreadable one.
     """
     wanted = list(names)
     if not wanted:
@@ -96,15 +122,18 @@ def profiles_named(tx: Transaction, project: str, names: Iterable[str]) -> list[
     known = {p.name: p for p in profile_rows.get_all(tx, effective(tx, project, "profiles"))}
     for name in wanted:
         if name not in known:
-            raise NotFound(f"Requested profile {name!r} does not exist")
+            raise NotFound(
+                f"Requested profile {name!r} does not exist: create it, "
+                "or choose one of `utsuwa profile list`"
+            )
     found = [known[name] for name in wanted]
     profile_rows.refuse_unreadable(found)
     return found
 
 
-async def load(ctx: Context, project: str, name: str) -> Loaded:
-    """Load an instance on this member, in order to act on it. Raises as `find` does, and OtherMember."""
-    return check_here(await find(ctx, project, name))
+async def load(ctx: Context, ref: InstanceRef) -> Loaded:
+    """Load an instance on this member, in order to act on it. Raises as `find`, and OtherMember."""
+    return check_here(await find(ctx, ref))
 
 
 def check_here(instance: Loaded) -> Loaded:
@@ -114,30 +143,37 @@ def check_here(instance: Loaded) -> Loaded:
     return instance
 
 
-async def find(ctx: Context, project: str, name: str) -> Loaded:
+async def find(ctx: Context, ref: InstanceRef) -> Loaded:
     """Load a ready instance on any member.
 
-    Raises NotFound, also while it is still being created, and UnknownCode where its row or a profile's
-    cannot be read.
+    Raises NotFound, also while it is being created, and UnknownCode if its row or that of a profile is
+    unreadable.
     """
-    return await ctx.database.read("instance", _fetch, project, name)
+    return await ctx.database.read("instance", fetch, ref)
 
 
-def _fetch(tx: Transaction, project: str, name: str) -> Loaded:
-    row = instance_rows.get(tx, project, name)
+def fetch(tx: Transaction, ref: InstanceRef) -> Loaded:
+    """Return a ready instance on any member. Raises as `find`."""
+    return merge(*fetch_parts(tx, ref))
+
+
+def fetch_parts(tx: Transaction, ref: InstanceRef) -> tuple[InstanceRow, list[ProfileRow], Restrictions]:
+    """Return what `merge` makes a ready instance of. Raises as `find`."""
+    row = instance_rows.get(tx, ref)
     if row.state != "ready":
-        raise not_found(name)
+        raise not_found(ref.name)
     found = profile_rows.get_applied(tx, row.id)
     profile_rows.refuse_unreadable(found)
     applied = {profile.id: profile for profile in found}
-    return merge(row, [applied[profile_id] for profile_id in row.profile_ids])
+    used = [applied[profile_id] for profile_id in row.data.profile_ids]
+    return row, used, project_rules.get(tx, ref.project)
 
 
 async def find_all(ctx: Context, project: str | None) -> list[Loaded]:
-    """All ready instances of a project, or of all (None), on all members, by name; a constant number of
-    queries.
+    """Return the ready instances of a project, or of all (None), on all members, in order.
 
-    Those with a profile that cannot be read are left out: what they are as a whole is not known.
+    In a constant number of queries. Those with an unreadable profile are omitted, as their expansion is
+    unknown.
     """
 
     def fetch(tx: Transaction) -> list[Loaded]:
@@ -147,7 +183,7 @@ async def find_all(ctx: Context, project: str | None) -> list[Loaded]:
 
 
 async def load_all(ctx: Context, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:
-    """The instances of this member that are in these states, of all projects; otherwise as `find_all`."""
+    """As `find_all`, for the instances of this member in these states, of all projects."""
 
     def fetch(tx: Transaction) -> list[Loaded]:
         return _merged(tx, instance_rows.get_here(tx), states)
@@ -158,5 +194,10 @@ async def load_all(ctx: Context, states: tuple[State, ...] = ("ready",)) -> list
 def _merged(tx: Transaction, found: Iterable[InstanceRow], states: tuple[State, ...]) -> list[Loaded]:
     rows = [row for row in found if row.state in states]
     profiles = {profile.id: profile for profile in profile_rows.get_all(tx, None)}
-    applied = ((row, [profiles[profile_id] for profile_id in row.profile_ids]) for row in rows)
-    return [merge(row, used) for row, used in applied if all(profile.readable for profile in used)]
+    applied = ((row, [profiles[profile_id] for profile_id in row.data.profile_ids]) for row in rows)
+    rules = project_rules.get_all(tx)
+    return [
+        merge(row, used, rules[row.ref.project])
+        for row, used in applied
+        if all(profile.readable for profile in used)
+    ]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
-from utsuwa.db import instances as instance_rows
+from utsuwa.core.warning_types import IDS_LOST
+from utsuwa.db import idmaps as stored_idmaps
 from utsuwa.db.instances import InstanceRow
+from utsuwa.host.mounts import mounts
 from utsuwa.instances import allocations
 from utsuwa.instances.context import Context
-from utsuwa.instances.lifecycle import device_steps
+from utsuwa.instances.lifecycle import device_host, device_steps
 from utsuwa.instances.model import Loaded
 from utsuwa.security import idmap
 
@@ -31,36 +34,48 @@ _IDMAP_KEYS = (
 
 
 def machine() -> str:
-    """The architecture of this host by the kernel's name for it."""
+    """Return the kernel's name of this host's architecture."""
     return platform.machine()
 
 
-def idmap_of(config: Mapping[str, str], key: str) -> IdMap:
+def next_idmap(instance: Loaded) -> IdMap:
+    """Return the id map of the next start."""
+    return _stored_idmap(instance, "next")
+
+
+def current_idmap(instance: Loaded) -> IdMap:
+    """Return the id map with which the container was started last."""
+    return _stored_idmap(instance, "current")
+
+
+def _stored_idmap(instance: Loaded, which: str) -> IdMap:
     """Return the map stored in a volatile key; unset means privileged."""
-    return idmap.from_json(config.get(key, ""))
+    return idmap.from_json(instance.data.config.get(f"volatile.idmap.{which}", ""))
 
 
 async def reserve(ctx: Context, instance: Loaded) -> dict[str, str]:
-    """The volatile keys of a new instance; call with `allocations` held until its row is stored."""
-    chosen = await choose_idmap(ctx, instance)
-    host = device_steps.host_of(ctx, instance, IdMap())
+    """Choose the volatile keys of a new instance. `allocations` must be held until its row is stored."""
+    chosen = await choose_idmap(ctx, instance, provisional=True)
+    host = device_host.host_of(ctx, instance, IdMap())
     added = {key: value for key, value in device_steps.add_all(host).items() if value is not None}
     return {**chosen, "volatile.last_state.idmap": "[]", **added}
 
 
-async def choose_idmap(ctx: Context, instance: Loaded, changed: Sequence[InstanceRow] = ()) -> dict[str, str]:
-    """The map for the next start, chosen beside those that other instances hold for themselves.
+async def choose_idmap(
+    ctx: Context, instance: Loaded, changed: Sequence[InstanceRow] = (), *, provisional: bool = False
+) -> dict[str, str]:
+    """Choose the id map for the next start; an isolated one does not overlap those of other instances.
 
-    `changed` are rows of others as they are about to be stored.
+    `changed` are rows of other instances as they are about to be stored. A `provisional` map is replaced when
+    the instance starts, which fails then if root may not map all ids of `raw.idmap`.
 
-    Raises InvalidConfig for settings that do not fit, HostError where root has no ids to give.
+    Raises InvalidConfig for settings that cannot be satisfied, HostError if root has no subordinate ids.
     """
     host = await asyncio.to_thread(idmap.read_host_ids)
-    config = instance.expanded_config
+    config = instance.expanded.config
     isolated = parse_bool(config.get("security.idmap.isolated", ""))
-    choice = idmap.choose(
-        config, host, await _held_by_others(ctx, instance, host, changed) if isolated else ()
-    )
+    taken = await _held_by_others(ctx, instance, host, changed) if isolated else ()
+    choice = idmap.choose(config, host, taken, provisional=provisional)
     return {
         "volatile.idmap.base": str(choice.base),
         "volatile.idmap.next": idmap.to_json(choice.idmap),
@@ -68,55 +83,81 @@ async def choose_idmap(ctx: Context, instance: Loaded, changed: Sequence[Instanc
 
 
 async def with_permitted_idmap(ctx: Context, instance: Loaded) -> Loaded:
-    """An instance that is about to start, its map chosen anew where root has lost ids of the last one.
+    """Return an instance that is about to start, with a new id map if the previous one is provisional, or
+    root has lost ids of it.
 
-    Ids that are not root's any more can be given to other users, who would then own the instance's
-    processes and files. The storage moves the files' owners when it mounts them, where they are on disk
-    at all. Raises as `choose_idmap`.
+    Ids that no longer belong to root may be assigned to other users, who would then own the instance's
+    processes and files. If owners on disk depend on the id map, storage shifts them on mount. Raises as
+    `choose_idmap`.
     """
     host = await asyncio.to_thread(idmap.read_host_ids)
-    if idmap.permitted(idmap_of(instance.row.config, "volatile.idmap.next"), host):
+    stored = next_idmap(instance)
+    lost = not idmap.permitted(stored, host)
+    if not lost and not idmap.lacks_raw(instance.expanded.config, stored):
         return instance
     async with allocations.hold(ctx):
         chosen = await choose_idmap(ctx, instance)
         await ctx.patch_config(instance.row.id, chosen)
-    log.warning(
-        "instance %r gets other ids: by /etc/subuid and /etc/subgid root no longer has those that it had",
-        instance.name,
-    )
-    return replace(instance, row=replace(instance.row, config={**instance.row.config, **chosen}))
-
-
-async def warn_of_lost_ids(instance: Loaded) -> None:
-    """Tell that a running instance has ids which root has lost; they stay until it is started again."""
-    host = await asyncio.to_thread(idmap.read_host_ids)
-    if not idmap.permitted(idmap_of(instance.row.config, "volatile.idmap.current"), host):
+    if lost:
         log.warning(
-            "instance %r runs with ids that root no longer has by /etc/subuid and /etc/subgid: "
-            "restart it, so that it gets others",
+            "instance %r gets other ids: /etc/subuid and /etc/subgid no longer assign its previous ones to "
+            "root",
             instance.name,
+        )
+    return replace(instance, row=instance.row.with_config({**instance.data.config, **chosen}))
+
+
+async def refuse_shift(ctx: Context, instance: Loaded) -> None:
+    """Raise InvalidRequest if a mount would shift the owners of a protected instance's files on disk.
+
+    `security.protection.shift` prevents this, as it takes long and changes each file. With idmapped mounts,
+    owners on disk do not depend on the id map.
+    """
+    if not parse_bool(instance.expanded.config.get("security.protection.shift", "")):
+        return
+    if next_idmap(instance) == current_idmap(instance):
+        return
+    folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
+    if not await asyncio.to_thread(mounts.can_idmap, folder):
+        raise InvalidRequest(
+            f"The instance {instance.name!r} is protected against shifting the owners of its files, which "
+            "its id map requires here: restore the previous one, or unset security.protection.shift"
+        )
+
+
+async def warn_of_lost_ids(ctx: Context, instance: Loaded) -> None:
+    """Warn if a running instance has ids that root has lost, which it keeps until it is restarted."""
+    host = await asyncio.to_thread(idmap.read_host_ids)
+    if not idmap.permitted(current_idmap(instance), host):
+        ctx.warnings.report(
+            IDS_LOST,
+            f"instance {instance.name!r} is running with ids that /etc/subuid and /etc/subgid no longer "
+            "assign to root: restart it to get others",
+            instance.subject,
         )
 
 
 async def _held_by_others(
     ctx: Context, instance: Loaded, host: idmap.HostIds, changed: Sequence[InstanceRow]
-) -> list[idmap.HostRange]:
-    rows = [*await ctx.database.read("instances", instance_rows.get_here), *changed]
-    others = [row for row in rows if (row.project, row.name) != instance.key]
-    return [held for row in others for held in idmap.held_ranges(row.config, host)]
+) -> set[idmap.HostRange]:
+    stored = await ctx.database.read("id maps of instances", stored_idmaps.of_others, instance.row.id)
+    others = {stored_idmaps.stored_maps(row.data.config) for row in changed if row.ref != instance.ref}
+    held = idmap.held_on(host)
+    return {ids for maps in stored | others for ids in held(*maps)}
 
 
 async def after_change(
     ctx: Context, old: Loaded, new: Loaded, changed: Sequence[InstanceRow]
 ) -> dict[str, str]:
-    """The map for the next start where a change of `old` to `new` asks for another one.
+    """Choose another id map for the next start if the change from `old` to `new` requires it.
 
-    `changed` are the rows of other instances that the same transaction stores.
+    `changed` are rows of other instances that the same transaction stores.
     """
-    same = all(old.expanded_config.get(k, "") == new.expanded_config.get(k, "") for k in _IDMAP_KEYS)
-    return {} if same else await choose_idmap(ctx, new, changed)
+    same = all(old.expanded.config.get(k, "") == new.expanded.config.get(k, "") for k in _IDMAP_KEYS)
+    running = ctx.runtime.get(old.ref) is not None
+    return {} if same else await choose_idmap(ctx, new, changed, provisional=not running)
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot of the machine."""
+    """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

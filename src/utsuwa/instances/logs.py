@@ -1,7 +1,7 @@
-"""The files in an instance's folder of logs: listed, opened and removed by name.
+"""The files in an instance's log directory: listed, opened and removed by name.
 
-liblxc writes there, and what commands said is recorded in `exec-output`. Names come from outside, so
-only known ones are taken, and no symlink is followed.
+liblxc writes its logs there, and recorded output of commands is in `exec-output`. Names are external, so only
+known ones are accepted, and symlinks are not followed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RE
 
 @dataclass(frozen=True)
 class Output:
-    """A file that a command writes one of its streams to."""
+    """A file to which a command writes one of its streams."""
 
     name: str
     fd: int
 
 
 async def names(folder: Path) -> list[str]:
-    """The logs that may be read, by name; none where the instance was never started."""
+    """Return the names of the logs, sorted; none if the instance has never been started."""
     return await asyncio.to_thread(_names, folder, _LOG)
 
 
 async def output_names(folder: Path) -> list[str]:
-    """The recorded outputs of commands."""
+    """Return the names of the recorded outputs of commands, sorted."""
     return await asyncio.to_thread(_names, folder / OUTPUT_FOLDER, _OUTPUT)
 
 
 async def open_log(folder: Path, name: str) -> io.BufferedReader:
-    """An open log, the caller's to close. InvalidRequest for names that no log has, NotFound."""
+    """Open a log, which the caller must close. Raises InvalidRequest for invalid names, NotFound."""
     return await asyncio.to_thread(_open, folder, _checked(name, _LOG))
 
 
@@ -55,10 +55,10 @@ async def open_output(folder: Path, name: str) -> io.BufferedReader:
 
 
 async def delete_log(folder: Path, name: str) -> None:
-    """Remove an old log; the ones in use are refused."""
+    """Remove an old log. Raises InvalidRequest for one that is in use or an invalid name, NotFound."""
     _checked(name, _LOG)
     if not name.endswith(".old"):
-        raise InvalidRequest(f"{name} may not be deleted: the instance uses it")
+        raise InvalidRequest(f"{name} cannot be deleted: the instance uses it")
     await asyncio.to_thread(_delete, folder, name)
 
 
@@ -67,17 +67,17 @@ async def delete_output(folder: Path, name: str) -> None:
 
 
 async def create_outputs(folder: Path, operation_id: str) -> list[Output]:
-    """Files for the stdout and the stderr of an operation's command, open for writing."""
+    """Create the files for stdout and stderr of an operation's command, open for writing."""
     return await asyncio.to_thread(_create_outputs, folder, operation_id)
 
 
 async def finish_outputs(outputs: Sequence[Output]) -> None:
-    """Close the files; liblxc hands what a command writes to over to it, so they are taken back."""
+    """Restore owner and mode of the files, which liblxc passes to the command's user, and close them."""
     await asyncio.to_thread(_finish_outputs, outputs)
 
 
 async def truncate(folder: Path, name: str) -> None:
-    """Empty a log that something may be appending to; does nothing where it is not there."""
+    """Truncate a log that may be open for appending, if it exists."""
     await asyncio.to_thread(_truncate, folder, _checked(name, _LOG))
 
 
@@ -104,13 +104,13 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _open_file(folder: Path, name: str, flags: int) -> int:
-    """A regular file of the folder; raises NotFound or InvalidRequest."""
+    """Open a regular file of the directory. Raises NotFound, InvalidRequest, HostError."""
     try:
         with _opened(folder) as parent:
             fd = syscalls.openat2(parent, name, flags | os.O_NONBLOCK | os.O_NOCTTY, resolve=_RESOLVE)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise NotFound(f"The log file {name!r} is not there") from error
+            raise NotFound(f"The log file {name!r} does not exist") from error
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise InvalidRequest(f"{name!r} is not a regular file") from error
         raise HostError(f"The log file {name!r} cannot be opened: {error.strerror}") from error
@@ -129,7 +129,7 @@ def _delete(folder: Path, name: str) -> None:
         with _opened(folder) as parent:
             os.unlink(name, dir_fd=parent)
     except FileNotFoundError as error:
-        raise NotFound(f"The log file {name!r} is not there") from error
+        raise NotFound(f"The log file {name!r} does not exist") from error
 
 
 def _truncate(folder: Path, name: str) -> None:

@@ -1,28 +1,31 @@
-"""What the verbs share: an instance as it is loaded, its status, and the services they work with."""
+"""The objects that the verbs of this package operate on: loaded instances and running containers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
-from utsuwa import devices
 from utsuwa.core.errors import NotFound
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.names import storage_name
-from utsuwa.core.volumes import Volume
+from utsuwa.core.refs import InstanceRef
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
+from utsuwa.db.warnings import Subject
+from utsuwa.host.cgroups.accounting import Accounts
 from utsuwa.host.cgroups.usage import Meter
 from utsuwa.host.helper.client import AttachCache
 from utsuwa.host.processes.pidfds import Process
+from utsuwa.profiles.expand import Expanded
+from utsuwa.projects.restrictions import Restrictions
 
 
 class Status(Enum):
-    """Names and codes as the API shows them."""
+    """Names and codes of the API."""
 
     STOPPED = ("Stopped", 102)
     RUNNING = ("Running", 103)
@@ -39,127 +42,150 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An instance as stored, with its profiles merged in. A snapshot of one moment: never kept."""
+    """An instance as stored, expanded by its profiles. Valid for one operation only: never cache it."""
 
     row: InstanceRow
-    expanded_config: dict[str, str]
-    expanded_devices: dict[str, dict[str, str]]
+    expanded: Expanded
+    restrictions: Restrictions
+    """The restrictions of its project."""
+
+    @property
+    def ref(self) -> InstanceRef:
+        return self.row.ref
 
     @property
     def project(self) -> str:
-        return self.row.project
+        return self.row.ref.project
 
     @property
     def name(self) -> str:
-        return self.row.name
-
-    @cached_property
-    def storage_name(self) -> str:
-        return storage_name(self.row.project, self.row.name)
+        return self.row.ref.name
 
     @property
-    def key(self) -> tuple[str, str]:
-        return (self.row.project, self.row.name)
+    def data(self) -> InstanceData:
+        return self.row.data
 
     @property
-    def volume(self) -> Volume:
-        """Its root volume."""
-        return Volume("container", self.row.project, self.row.name)
-
-    def root_disk(self) -> tuple[str, Mapping[str, str]]:
-        """The name and the config of the root disk device; raises InvalidConfig where there is none."""
-        return devices.root_disk(self.expanded_devices)
+    def subject(self) -> Subject:
+        """What its warnings are about."""
+        return Subject("instance", self.row.id, self.project)
 
     @property
     def pool(self) -> str:
-        return self.root_disk()[1]["pool"]
-
-    @property
-    def root_size(self) -> str:
-        """The size of the root disk as it is configured; empty where none is."""
-        return self.root_disk()[1].get("size", "")
+        """The storage pool of its root disk. Raises InvalidConfig if it has no root disk."""
+        return self.expanded.pool
 
 
-class Comeback:
-    """A container that is to start again once it has ended: by a restart, or by a reboot from inside."""
+@dataclass(frozen=True)
+class CpuWish:
+    """Which CPUs and which memory an instance is to be pinned to; false if to none."""
+
+    limit: str = ""
+    """`limits.cpu`."""
+    nodes: str = ""
+    """`limits.cpu.nodes`; in place of `balanced`, the node that was chosen."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, str]) -> CpuWish:
+        nodes = config.get("limits.cpu.nodes", "")
+        if nodes == "balanced":
+            nodes = config.get(CHOSEN_NODES, "")
+        return cls(config.get("limits.cpu", ""), nodes)
+
+    def __bool__(self) -> bool:
+        return bool(self.limit or self.nodes)
+
+
+CHOSEN_NODES = "volatile.cpu.nodes"
+
+
+class PendingRestart:
+    """A start that will follow the end of a container, because of a restart or of a reboot from inside."""
 
     def __init__(self) -> None:
-        self.abandoned = False
-        """Whether somebody has stopped it since: it stays stopped."""
-        self.over = asyncio.Event()
-        """Set when it runs again, or will not any more."""
+        self.cancelled = False
+        """Whether the container has been stopped meanwhile, and is not started again."""
+        self.finished = asyncio.Event()
+        """Set when the container is running again, or will not be started."""
 
 
 @dataclass
 class Running:
-    """A container that runs: what the daemon holds of it, found again after a restart."""
+    """A running container. Recreated from the host's state when the daemon is restarted."""
 
     row_id: int
-    project: str
-    name: str
+    ref: InstanceRef
     init_pid: int
     monitor_pid: int | None
     devices: Mapping[str, Mapping[str, str]]
-    """The expanded devices that it was started with, kept up to date by live changes."""
+    """The expanded devices, as started and changed since."""
     config: Mapping[str, str]
-    """Its expanded config, kept up to date by live changes."""
+    """The expanded config, as started and changed since."""
     idmap: IdMap
-    """The map that it was started with."""
-    cpu_limit: str = field(init=False)
-    """`limits.cpu` as it is in force: a change sets it before it is stored."""
+    """The id map that the container was started with."""
+    cpu_wish: CpuWish = field(init=False)
+    """The effective limits of CPUs and NUMA nodes, which a change sets before it is stored."""
     cpus: frozenset[int] | None = None
-    """The CPUs that it was given; None where it has all."""
+    """The CPUs that it is pinned to; None if it can use all."""
+    memory_nodes: frozenset[int] | None = None
+    """The NUMA nodes whose memory it is pinned to; None if it can use all."""
     frozen: bool = False
     forced: bool = False
-    """Whether the stop under way was forced: a reboot that it meets is not followed."""
-    comeback: Comeback | None = None
-    """The restart under way, where there is one."""
-    noted_as_stopped: bool = True
-    """Whether its end was stored and told as one that nothing follows."""
+    """Whether it is being stopped by force; a simultaneous reboot from inside is ignored then."""
+    pending_restart: PendingRestart | None = None
+    """The restart in progress, if any."""
+    recorded_as_stopped: bool = True
+    """Whether its end was stored and published as final, without a restart."""
     keep_power: bool = False
-    """Whether the last power state stays RUNNING: the host goes down, not the user's instance."""
-    hastened: asyncio.Future[None] | None = None
-    """What a forced stop takes away beside the container's end: the clean-up after that waits for it."""
+    """Whether the last power state remains RUNNING, because the host shuts down."""
+    early_cleanup: asyncio.Future[None] | None = None
+    """The clean-up that a forced stop runs while the container is ending; the regular clean-up awaits it."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the container has ended and everything of it is cleaned away."""
+    """Set when the container has ended and has been cleaned up."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set after that, when an ephemeral one is deleted."""
+    """Set after `ended`, when an ephemeral instance has been deleted as well."""
     init: Process = field(init=False)
-    """Held from the start: once init has ended its id may be that of any process of the host."""
+    """Opened at the start, as the pid can be reused by any process of the host once init has ended."""
     monitor: Process | None = field(init=False)
     attach_cache: AttachCache | None = field(init=False)
-    """For the commands that are run inside."""
+    """The confinement of commands that run inside; None if it must not be cached."""
 
     def __post_init__(self) -> None:
         self.init = Process(self.init_pid)
         self.monitor = Process(self.monitor_pid) if self.monitor_pid is not None else None
-        # Lines of its own for liblxc may concern attached processes in ways that cannot be read back.
+        # raw.lxc may affect attached processes in ways that cannot be read back.
         self.attach_cache = None if self.config.get("raw.lxc") else AttachCache(self.init)
-        self.cpu_limit = self.config.get("limits.cpu", "")
+        self.cpu_wish = CpuWish.of(self.config)
 
     @property
     def restarting(self) -> bool:
-        """Whether whoever stops it will start it again: neither `stopped` events nor an ephemeral's end."""
-        return self.comeback is not None and not self.comeback.abandoned
+        """Whether the stop is part of a restart: no `stopped` event, no deletion of an ephemeral instance."""
+        return self.pending_restart is not None and not self.pending_restart.cancelled
 
     def release(self) -> None:
-        """Let go of the processes, which have ended or run on without the daemon."""
+        """Close the pidfds; the processes have ended, or continue without the daemon."""
         self.init.close()
         if self.monitor is not None:
             self.monitor.close()
 
     @property
-    def key(self) -> tuple[str, str]:
-        return (self.project, self.name)
+    def name(self) -> str:
+        return self.ref.name
 
-    @cached_property
-    def storage_name(self) -> str:
-        return storage_name(self.project, self.name)
+    @property
+    def subject(self) -> Subject:
+        """What its warnings are about."""
+        return Subject("instance", self.row_id, self.ref.project)
 
     @cached_property
     def meter(self) -> Meter:
-        """What reads its usage; made by a thread. ProcessLookupError where it has ended."""
+        """The reader of its resource usage. Blocking. Raises ProcessLookupError if it has ended."""
         return Meter(self.init_pid)
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """The reader of what metrics show of it. Blocking. Raises ProcessLookupError if it has ended."""
+        return Accounts(self.init_pid)
 
     @property
     def status(self) -> Status:
@@ -168,53 +194,76 @@ class Running:
         return Status.RUNNING
 
 
+RuntimeListener = Callable[[Running, bool], None]
+"""Called with a container, and whether it is running."""
+
+
 class RuntimeTable:
-    """The running containers by project and name."""
+    """The running containers by instance."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, str], Running] = {}
-        self._comebacks: dict[tuple[str, str], list[Comeback]] = {}
+        self._running: dict[InstanceRef, Running] = {}
+        self._restarts: dict[InstanceRef, list[PendingRestart]] = {}
+        self._listeners: list[RuntimeListener] = []
 
-    def get(self, key: tuple[str, str]) -> Running | None:
-        return self._running.get(key)
+    def get(self, ref: InstanceRef) -> Running | None:
+        return self._running.get(ref)
 
-    def status(self, key: tuple[str, str]) -> Status:
-        running = self._running.get(key)
+    def status(self, ref: InstanceRef) -> Status:
+        running = self._running.get(ref)
         return running.status if running else Status.STOPPED
 
     def add(self, running: Running) -> None:
-        self._running[running.key] = running
+        self._running[running.ref] = running
+        self._tell(running, present=True)
 
     def remove(self, running: Running) -> None:
-        if self._running.get(running.key) is running:
-            del self._running[running.key]
+        if self._running.get(running.ref) is running:
+            del self._running[running.ref]
+            self._tell(running, present=False)
+
+    def update(self, changed: Loaded) -> None:
+        """Take over the config and devices of an instance that may be running."""
+        running = self._running.get(changed.ref)
+        if running is not None:
+            running.devices = changed.expanded.devices
+            running.config = changed.expanded.config
+            self._tell(running, present=True)
+
+    def listen(self, listener: RuntimeListener) -> None:
+        """Call `listener` whenever a container starts or ends, or its devices change."""
+        self._listeners.append(listener)
+
+    def _tell(self, running: Running, *, present: bool) -> None:
+        for listener in self._listeners:
+            listener(running, present)
 
     def all(self) -> list[Running]:
         return list(self._running.values())
 
     @contextmanager
-    def coming_back(self, key: tuple[str, str]) -> Iterator[Comeback]:
-        """As long as this lasts, what stops the instance can keep it from coming back."""
-        comeback = Comeback()
-        expected = self._comebacks.setdefault(key, [])
-        expected.append(comeback)
+    def expect_restart(self, ref: InstanceRef) -> Iterator[PendingRestart]:
+        """Register a restart for the duration of the block, in which it can be cancelled."""
+        restart = PendingRestart()
+        expected = self._restarts.setdefault(ref, [])
+        expected.append(restart)
         try:
-            yield comeback
+            yield restart
         finally:
-            expected.remove(comeback)
+            expected.remove(restart)
             if not expected:
-                del self._comebacks[key]
-            comeback.over.set()
+                del self._restarts[ref]
+            restart.finished.set()
 
-    def comes_back(self, key: tuple[str, str]) -> bool:
-        return any(not comeback.abandoned for comeback in self._comebacks.get(key, ()))
+    def will_restart(self, ref: InstanceRef) -> bool:
+        return any(not restart.cancelled for restart in self._restarts.get(ref, ()))
 
-    def abandon(self, key: tuple[str, str]) -> list[Comeback]:
-        """Keep the instance from coming back; gives what was under way, to be waited for."""
-        comebacks = list(self._comebacks.get(key, ()))
-        for comeback in comebacks:
-            comeback.abandoned = True
-        return comebacks
+    def cancel_restarts(self, ref: InstanceRef) -> list[PendingRestart]:
+        """Cancel all restarts of an instance, and return them so that the caller can wait for their end."""
+        restarts = list(self._restarts.get(ref, ()))
+        for restart in restarts:
+            restart.cancelled = True
+        return restarts
 
 
 def not_found(name: str) -> NotFound:
@@ -223,7 +272,7 @@ def not_found(name: str) -> NotFound:
 
 @dataclass(frozen=True)
 class RuntimePaths:
-    """Where one instance's generated files lie, all in its log folder."""
+    """The paths of an instance's generated files, all in its log directory."""
 
     folder: Path
 
@@ -246,10 +295,20 @@ class RuntimePaths:
 
     @property
     def last_target(self) -> Path:
-        """Where that is put aside while the container is started again after a reboot."""
+        """`target` is moved here while the container is being started again after a reboot."""
         return self.folder / "lxc.target.last"
 
     @property
+    def held(self) -> Path:
+        """Exists while the container is frozen for a copy of its files, and not by a user."""
+        return self.folder / "held"
+
+    @property
+    def stop_requested(self) -> Path:
+        """Created by a request to stop a container with `boot.autorestart`; removed by the next start."""
+        return self.folder / "stop-requested"
+
+    @property
     def killed(self) -> Path:
-        """Made when a forced stop begins to take the container apart; the next start removes it."""
+        """Created before a forced stop removes devices of the container; removed by the next start."""
         return self.folder / "killed"

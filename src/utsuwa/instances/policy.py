@@ -1,4 +1,4 @@
-"""The one judgement of an instance's configuration: of the final one, with its profiles merged in."""
+"""The check of every final instance configuration, expanded by its profiles."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Forbidden, InvalidRequest
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.scope import Policy
-from utsuwa.instances.confinement import lxcconf
-from utsuwa.instances.model import Loaded
+from utsuwa.db.instance_data import InstanceData
+from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
+from utsuwa.profiles.expand import Expanded
+from utsuwa.projects.restrictions import Restrictions
 from utsuwa.security import apparmor, seccomp
 
 
-def judge(instance: Loaded, policy: Policy) -> Loaded:
-    """Refuse an instance that is not valid, or that `policy` does not allow; returns it.
+def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, policy: Policy) -> None:
+    """Refuse a configuration that is not valid, or that `policy` does not allow.
 
-    Whatever makes or changes instances comes here. Raises InvalidConfig, InvalidRequest, Forbidden.
+    Everything that creates or changes instances calls this, with `data` expanded by its profiles. Raises
+    InvalidConfig, InvalidRequest, Forbidden.
     """
-    if len(set(instance.row.profiles)) != len(instance.row.profiles):
-        raise InvalidRequest("A profile is named twice: an instance can have each profile once")
-    config = instance.expanded_config
-    INSTANCE_KEYS.check(instance.row.config)
-    device_types.check_devices(instance.row.devices, profile=False)
+    if len(set(data.profiles)) != len(data.profiles):
+        raise InvalidRequest("A profile is listed twice: an instance can have each profile only once")
+    config = expanded.config
+    INSTANCE_KEYS.check(data.config)
+    device_types.check_devices(data.devices, profile=False)
     INSTANCE_KEYS.check(config)
-    lxcconf.check_raw_lxc(config.get("raw.lxc", ""), policy)
+    check_raw_lxc(config.get("raw.lxc", ""), policy)
     if policy.unprivileged_only and parse_bool(config.get("security.privileged", "")):
         raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
+    restrictions.check(config, expanded.devices, profile=False)
     seccomp.check(config)
     apparmor.check_raw(config.get("raw.apparmor", ""))
-    device_types.check_devices(instance.expanded_devices, profile=False)
-    instance.root_disk()
-    return instance
+    device_types.check_devices(expanded.devices, profile=False)
+    expanded.root_disk()

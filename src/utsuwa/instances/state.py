@@ -1,4 +1,4 @@
-"""What instances use right now, and their records for the API."""
+"""The state and resource usage of instances, and their records for the API."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.host.cgroups.usage import Usage
 from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.context import Context, check_here, find_all
 from utsuwa.instances.model import Loaded, Running, Status
+from utsuwa.profiles.expand import Expanded
 from utsuwa.wire.instances import (
     Instance,
     InstanceFull,
@@ -29,51 +31,56 @@ log = logging.getLogger(__name__)
 
 
 def record(ctx: Context, instance: Loaded) -> Instance:
-    """The instance as recursion=1 gives it; asks nothing of the host."""
+    """Return the record of an instance for recursion=1, without accessing the host."""
     return Instance(**_shown(ctx, instance))
 
 
 def status_of(ctx: Context, instance: Loaded) -> Status:
-    """Of an instance on another member the one that it was left in, or brought into, when that was stored."""
+    """Return the status; for an instance on another member, the one that was last stored."""
     if instance.row.here:
-        return ctx.runtime.status(instance.key)
-    running = instance.row.config.get("volatile.last_state.power") == "RUNNING"
+        return ctx.runtime.status(instance.ref)
+    running = instance.data.config.get("volatile.last_state.power") == "RUNNING"
     return Status.RUNNING if running else Status.STOPPED
 
 
 def _shown(ctx: Context, instance: Loaded) -> dict[str, Any]:
-    """The fields of an `Instance`."""
+    """Return the fields of an `Instance`."""
     row = instance.row
     status = status_of(ctx, instance)
     return {
-        "architecture": row.architecture,
-        "config": row.config,
-        "devices": row.devices,
-        "ephemeral": row.ephemeral,
-        "profiles": row.profiles,
-        "stateful": row.stateful,
-        "description": row.description,
+        **shown_data(instance.data, instance.expanded),
         "created_at": clock.to_wire(row.created_at),
-        "expanded_config": instance.expanded_config,
-        "expanded_devices": instance.expanded_devices,
-        "name": row.name,
+        "name": instance.name,
         "status": status.text,
         "status_code": status.code,
-        "last_used_at": clock.to_wire(row.last_used_at),
+        "last_used_at": clock.to_wire(row.last_used_at) if row.last_used_at else clock.NEVER_USED,
         "location": row.location,
         "type": "container",
-        "project": row.project,
+        "project": instance.project,
+    }
+
+
+def shown_data(data: InstanceData, expanded: Expanded) -> dict[str, Any]:
+    """Return the fields that the records of instances and of snapshots have in common."""
+    return {
+        "architecture": data.architecture,
+        "config": data.config,
+        "devices": data.devices,
+        "ephemeral": data.ephemeral,
+        "profiles": data.profiles,
+        "stateful": data.stateful,
+        "description": data.description,
+        "expanded_config": expanded.config,
+        "expanded_devices": expanded.devices,
     }
 
 
 def running_target(ctx: Context, running: Running) -> ExecTarget:
-    """A running container as commands see it; asks neither the database nor the host."""
+    """Return the target for commands in a running container, without accessing database or host."""
     return ExecTarget(
-        project=running.project,
-        name=running.name,
-        storage_name=running.storage_name,
+        instance=running.ref,
         lxcpath=ctx.paths.containers,
-        logs=ctx.paths.instance_logs(running.storage_name),
+        logs=ctx.paths.instance_logs(running.ref.storage_name),
         config=running.config,
         idmap=running.idmap,
         running=True,
@@ -83,21 +90,19 @@ def running_target(ctx: Context, running: Running) -> ExecTarget:
 
 
 def stopped_target(ctx: Context, instance: Loaded) -> ExecTarget:
-    """A stopped one: it has logs, and commands are refused with a clear reason."""
+    """Return the target for a stopped instance, which has logs but rejects commands."""
     return ExecTarget(
-        project=instance.project,
-        name=instance.name,
-        storage_name=instance.storage_name,
+        instance=instance.ref,
         lxcpath=ctx.paths.containers,
-        logs=ctx.paths.instance_logs(instance.storage_name),
-        config=instance.expanded_config,
+        logs=ctx.paths.instance_logs(instance.ref.storage_name),
+        config=instance.expanded.config,
         idmap=IdMap(),
         running=False,
     )
 
 
 async def state(ctx: Context, instance: Loaded) -> InstanceState:
-    """The state of one instance, with the disk space that it takes: the one figure that walks its files.
+    """Return the state of one instance, with its disk usage, for which its files are walked.
 
     Raises OtherMember.
     """
@@ -107,32 +112,34 @@ async def state(ctx: Context, instance: Loaded) -> InstanceState:
 
 
 async def states(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceState]:
-    """The states of many instances, in their order, without disk usage: measuring that walks their files."""
+    """Return the states of several instances, in this order, without disk usage, which is slow to measure."""
     running = _running(ctx, instances)
-    async with _asked(ctx, running) as asking:
-        seen = await _look(running, asking)
+    async with request_networks(ctx, running) as request:
+        seen = await _collect(running, request)
     return [_state(ctx, instance, seen) for instance in instances]
 
 
 async def full(ctx: Context, instances: Sequence[Loaded]) -> list[InstanceFull]:
-    """The instances with their states, as recursion=2 gives them."""
+    """Return the records of instances for recursion=2, with their states."""
     return _full(ctx, instances, await states(ctx, instances))
 
 
 async def full_of_all(ctx: Context, project: str | None) -> list[InstanceFull]:
-    """`full` for a project, or for all (None): a constant number of queries, one pass over the cgroups, and
-    one request to the helper for all networks, which works on it meanwhile.
+    """As `full`, for a project or for all (None).
+
+    With a constant number of queries, one pass over the cgroups, and one concurrent request to the helper for
+    all networks.
     """
-    asked = [r for r in ctx.runtime.all() if project in (None, r.project)]
-    async with _asked(ctx, asked) as asking:
+    asked = [r for r in ctx.runtime.all() if project in (None, r.ref.project)]
+    async with request_networks(ctx, asked) as request:
         instances = await find_all(ctx, project)
         running = _running(ctx, instances)
-        seen = await _look(running, asking)
+        seen = await _collect(running, request)
     known = {r.init_pid for r in asked}
     new = [r for r in running if r.init_pid not in known]
     if new:  # started meanwhile
-        async with _asked(ctx, new) as asking:
-            seen |= await _look(new, asking)
+        async with request_networks(ctx, new) as request:
+            seen |= await _collect(new, request)
     return _full(ctx, instances, [_state(ctx, instance, seen) for instance in instances])
 
 
@@ -144,29 +151,31 @@ def _full(ctx: Context, instances: Sequence[Loaded], found: Sequence[InstanceSta
 
 
 def _running(ctx: Context, instances: Sequence[Loaded]) -> list[Running]:
-    return [r for i in instances if (r := ctx.runtime.get(i.key)) is not None]
+    return [r for i in instances if (r := ctx.runtime.get(i.ref)) is not None]
 
 
 AllNetworks = dict[int, dict[str, StateNetwork]]
-"""Interfaces by the pid of the container's init; who has ended is left out."""
-Seen = dict[int, tuple[Usage | None, dict[str, StateNetwork] | None]]
-"""What containers use and their networks, by the pid of their init; None where it has ended."""
+"""Interfaces by the pid of the container's init; containers that have ended are omitted."""
+Measured = dict[int, tuple[Usage | None, dict[str, StateNetwork] | None]]
+"""Resource usage and interfaces by the pid of the container's init; None if it has ended."""
 
 
 @asynccontextmanager
-async def _asked(ctx: Context, running: Sequence[Running]) -> AsyncIterator[asyncio.Task[AllNetworks]]:
-    """The helper is asked for networks, and works on it while other things are done."""
-    asking = asyncio.create_task(_networks(ctx, [r.init_pid for r in running]))
+async def request_networks(
+    ctx: Context, running: Sequence[Running]
+) -> AsyncIterator[asyncio.Task[AllNetworks]]:
+    """Let the helper read the networks concurrently with the block."""
+    request = asyncio.create_task(_networks(ctx, [r.init_pid for r in running]))
     try:
-        await asyncio.sleep(0)  # the request is sent before threads of ours take the processor
-        yield asking
+        await asyncio.sleep(0)  # send the request before threads of the daemon occupy the processors
+        yield request
     finally:
-        asking.cancel()
+        request.cancel()
 
 
-async def _look(running: Sequence[Running], asking: asyncio.Task[AllNetworks]) -> Seen:
+async def _collect(running: Sequence[Running], request: asyncio.Task[AllNetworks]) -> Measured:
     usages = await asyncio.to_thread(_usages, running) if running else {}
-    networks = await asking
+    networks = await request
     return {r.init_pid: (usages.get(r.init_pid), networks.get(r.init_pid)) for r in running}
 
 
@@ -182,30 +191,33 @@ async def _networks(ctx: Context, pids: Sequence[int]) -> AllNetworks:
     try:
         return await ctx.helper.network_states(pids) if pids else {}
     except UtsuwaError as error:
-        log.warning("no network states: %s", error)
+        log.warning("cannot read the network states of containers: %s", error)
         return {}
 
 
-def _state(ctx: Context, instance: Loaded, seen: Seen) -> InstanceState:
+def _state(ctx: Context, instance: Loaded, seen: Measured) -> InstanceState:
     status = status_of(ctx, instance)
-    state = InstanceState(status=status.text, status_code=status.code)
-    container = ctx.runtime.get(instance.key)
+    container = ctx.runtime.get(instance.ref)
     usage, network = seen.get(container.init_pid, (None, None)) if container else (None, None)
-    if container is not None and usage is not None:
-        state.pid = container.init_pid
-        state.cpu = StateCpu(usage=usage.cpu_ns)
-        state.memory = StateMemory(
+    if container is None or usage is None:
+        return InstanceState(status=status.text, status_code=status.code)
+    return InstanceState(
+        status=status.text,
+        status_code=status.code,
+        memory=StateMemory(
             usage=usage.memory,
             usage_peak=usage.memory_peak,
             swap_usage=usage.swap,
             swap_usage_peak=usage.swap_peak,
-        )
-        state.processes = usage.processes
-        state.network = network
-    return state
+        ),
+        network=network,
+        pid=container.init_pid,
+        processes=usage.processes,
+        cpu=StateCpu(usage=usage.cpu_ns),
+    )
 
 
 async def _disk(ctx: Context, instance: Loaded) -> dict[str, StateDisk]:
-    name, _ = instance.root_disk()
-    used = await ctx.storage.volumes.usage(instance.pool, instance.volume)
+    name, _ = instance.expanded.root_disk()
+    used = await ctx.storage.volumes.usage(instance.pool, instance.ref.volume)
     return {} if used is None else {name: StateDisk(usage=used)}

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from utsuwa.core.config_keys import KeyTable
+from utsuwa.core.refs import InstanceRef
 from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.leases import Lease, LeaseView
 from utsuwa.networks.ports import Port
 from utsuwa.networks.subnets import Subnet
+from utsuwa.networks.troubles import Judge
 
 
 class Settings(Protocol):
@@ -50,22 +52,19 @@ class Uplink:
 
 @dataclass(frozen=True)
 class DriverHost:
-    """The context of a driver: a directory for each network below `folder`, and the daemon's firewall.
+    """The context of a driver: a directory for each network below `directory`, and the daemon's firewall.
 
-    `owner` is unique to the daemon on its host.
+    `owner` is unique to the daemon on its host; `judge` is called with what a network lacks.
     """
 
-    folder: Path
+    directory: Path
     owner: str
     firewall: Firewall
-
-
-Owner = tuple[str, str]
-"""The project and the name of an instance that has ports."""
+    judge: Judge
 
 
 @dataclass(frozen=True)
-class Told:
+class PortUpdate:
     """The result of updating ports; `gone` are MAC addresses that no port has any more."""
 
     changed: bool
@@ -75,30 +74,30 @@ class Told:
 class AddressService(Protocol[S_contra]):
     """The address service (DHCP and DNS) of a network."""
 
-    def is_told(self, name: str) -> bool:
-        """Whether all ports of a network have been set since it came up, so that changes are sufficient."""
+    def is_current(self, name: str) -> bool:
+        """Return whether all ports have been set since the network came up, so that changes suffice."""
 
-    async def tell(
-        self, network: S_contra, ports: Collection[Port], owners: Collection[Owner] | None
-    ) -> Told:
+    async def update(
+        self, network: S_contra, ports: Collection[Port], instances: Collection[InstanceRef] | None
+    ) -> PortUpdate:
         """Update names and static addresses of the network's ports.
 
-        `ports` are all ports of the `owners` on it, or all ports of the network if None.
+        `ports` are all ports of the `instances` on it, or all ports of the network if None.
         """
 
-    async def leases(self, network: S_contra, about: Collection[str] | None = None) -> list[Lease]:
-        """Return the active leases: all, or those whose entries contain one of the strings of `about`."""
+    async def leases(self, network: S_contra, matching: Collection[str] | None = None) -> list[Lease]:
+        """Return the active leases: all, or those whose entries contain one of the strings of `matching`."""
 
-    async def give_back(self, network: S_contra, given: Collection[Lease]) -> None:
+    async def release(self, network: S_contra, leases: Collection[Lease]) -> None:
         """Release leases early, so that others can use their addresses."""
 
-    async def reclaim(self, network: S_contra, given: Collection[Lease]) -> None:
-        """As `give_back`, and wait until their addresses are free."""
+    async def reclaim(self, network: S_contra, leases: Collection[Lease]) -> None:
+        """As `release`, and wait until their addresses are free."""
 
-    async def has_room(self, network: S_contra, mac: str, static: Sequence[Port]) -> bool:
+    async def has_free_address(self, network: S_contra, mac: str, static: Sequence[Port]) -> bool:
         """Return whether a device with this MAC can get an address; `static` are ports with a static one."""
 
-    def views(self, network: S_contra, ports: Sequence[Port], given: Sequence[Lease]) -> list[LeaseView]:
+    def views(self, network: S_contra, ports: Sequence[Port], leases: Sequence[Lease]) -> list[LeaseView]:
         """Return the addresses in use, for the API."""
 
 
@@ -116,7 +115,7 @@ class NetworkDriver(ABC, Generic[S]):
         """Return the config of a new network, with defaults for unset keys."""
         return {key: value for key, value in config.items() if value}
 
-    async def filled(
+    async def with_auto_values(
         self, name: str, config: Mapping[str, str], taken: Callable[[], Awaitable[Collection[Subnet]]]
     ) -> dict[str, str]:
         """Return the config with each `auto` replaced; `taken` returns the subnets in use by others."""
@@ -166,7 +165,7 @@ class NetworkType:
     """The record of a type of network."""
 
     name: str
-    """The name in the API; `db.codes.NETWORK_TYPES` has its number."""
+    """The name in the API; `db.codes.NETWORK_TYPES` has its code."""
     keys: KeyTable
     driver: Callable[[DriverHost], NetworkDriver[Any]]
     new_names: str

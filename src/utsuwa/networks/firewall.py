@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from utsuwa.core.errors import ProcessFailed
 from utsuwa.host.processes.run import PATH, run
 from utsuwa.networks.ruleset import Command, Contribution, Passage, Table
-
-log = logging.getLogger(__name__)
 
 _TOOLS = {4: "iptables", 6: "ip6tables"}
 _FAMILIES = {4: "ip", 6: "ip6"}
@@ -27,18 +24,21 @@ class Firewall:
 
     def __init__(self, name: str) -> None:
         self._table = Table("inet", name)
-        self._warned: set[tuple[str, str]] = set()
 
-    async def apply(self, contribution: Contribution) -> None:
-        """Apply a source's contribution, atomically replacing its previous one."""
+    async def apply(self, contribution: Contribution) -> list[str]:
+        """Apply a source's contribution, atomically replacing its previous one.
+
+        Returns the chains of others, which this table cannot override, that drop packets of its passages.
+        """
         present = await self._chains_of(contribution.source)
         await _nft(self._table.replacement(contribution, present))
         closed = await _closed_chains()
         for version, tool in _TOOLS.items():
             if await self._enter_docker(contribution, version, tool):
                 closed = [chain for chain in closed if chain["family"] != _FAMILIES[version]]
-        if contribution.passages:
-            self._warn(contribution.source, closed)
+        if not contribution.passages:
+            return []
+        return [f"{chain['family']} {chain['table']} {chain['name']}" for chain in closed]
 
     async def remove(self, source: str) -> None:
         """Remove a source's rules; the table is removed with its last chain."""
@@ -56,19 +56,6 @@ class Firewall:
 
     async def _chains_of(self, source: str) -> list[str]:
         return [name for name in await self._chains() if self._table.is_of(source, name)]
-
-    def _warn(self, source: str, closed: Iterable[dict[str, Any]]) -> None:
-        """Log a warning, once per chain in the daemon's lifetime."""
-        for chain in closed:
-            where = f"{chain['family']} {chain['table']} {chain['name']}"
-            if (source, where) not in self._warned:
-                self._warned.add((source, where))
-                log.warning(
-                    "the firewall chain '%s' drops what it does not know: let it accept traffic of the "
-                    "bridge %r, or instances there reach nothing outside",
-                    where,
-                    source,
-                )
 
     async def _enter_docker(self, contribution: Contribution, version: int, tool: str) -> bool:
         """Accept the passages in Docker's chain for others; return whether that chain exists.

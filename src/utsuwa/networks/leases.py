@@ -44,7 +44,7 @@ class Holders:
 
     def __init__(self, ports: Iterable[Port]) -> None:
         self._by_mac = {port.mac: port for port in ports if port.mac}
-        self._by_name = {port.instance.lower(): port for port in self._by_mac.values()}
+        self._by_name = {port.instance.name.lower(): port for port in self._by_mac.values()}
 
     def of(self, lease: Lease) -> Port | None:
         """Return the port, by its MAC address; DHCPv6 clients, which need not send it, are found by name."""

@@ -10,16 +10,18 @@ from typing import Any
 
 from utsuwa.core.errors import OtherMember, UtsuwaError
 from utsuwa.core.locks import NamedLocks
+from utsuwa.core.warning_types import NETWORK_UNAVAILABLE
 from utsuwa.db import networks as rows
 from utsuwa.db.codes import PENDING, UNKNOWN
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.host.network import bridges
+from utsuwa.host.network import addressing
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.networks.base import AddressService, DriverHost, NetworkDriver, Settings
 from utsuwa.networks.drivers import NETWORK_TYPES
 from utsuwa.networks.ports_watch import PortsWatch
 from utsuwa.networks.subnets import Subnet
+from utsuwa.networks.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,9 @@ def check_here(row: NetworkRow) -> NetworkRow:
 class LiveNetworks:
     """The networks that are up, by name; only changed under the lock `networks`."""
 
-    def __init__(self, database: Database, host: DriverHost, links: LinkEvents) -> None:
+    def __init__(self, database: Database, host: DriverHost, links: LinkEvents, troubles: Troubles) -> None:
         self.locks = NamedLocks()
+        self.troubles = troubles
         self._database = database
         self._drivers = {kind.name: kind.driver(host) for kind in NETWORK_TYPES}
         self._up: dict[str, Live] = {}
@@ -87,17 +90,25 @@ class LiveNetworks:
 
     async def bring_up(self, row: NetworkRow) -> Live:
         """Bring a network up. Raises InvalidConfig, HostError."""
-        network = self.read(row)
-        await network.driver.up(network.settings)
-        self.note_up(network)
+        self.troubles.know(row)
+        try:
+            network = self.read(row)
+            await network.driver.up(network.settings)
+        except UtsuwaError as error:
+            self.troubles.judge(
+                NETWORK_UNAVAILABLE, row.name, f"network {row.name!r} cannot be used: {error.message}"
+            )
+            raise
+        self.mark_up(network)
         return network
 
-    def note_up(self, network: Live) -> None:
+    def mark_up(self, network: Live) -> None:
         """Record that it is up, or has changed settings."""
         self._up[network.name] = network
+        self.troubles.judge(NETWORK_UNAVAILABLE, network.name, "")
         self._watch_external()
 
-    def note_down(self, name: str) -> None:
+    def mark_down(self, name: str) -> None:
         self._up.pop(name, None)
         self._watch_external()
 
@@ -118,7 +129,7 @@ class LiveNetworks:
                     if new.settings != up.settings:
                         log.info("network %r was changed on another member", row.name)
                         await new.driver.change(up.settings, new.settings)
-                        self.note_up(new)
+                        self.mark_up(new)
                 except UtsuwaError as error:
                     log.error("network %r cannot be changed as on other members: %s", row.name, error)
 
@@ -161,7 +172,7 @@ class LiveNetworks:
 
 async def taken_subnets(live: LiveNetworks, name: str) -> dict[str, Collection[Subnet]]:
     """Return the subnets of networks other than `name` and of other host interfaces, by owner."""
-    by_interface = await asyncio.to_thread(bridges.taken_subnets)
+    by_interface = await asyncio.to_thread(addressing.taken)
     found: dict[str, Collection[Subnet]] = {
         f"the interface {link!r}": used for link, used in by_interface.items() if link != name
     }

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from utsuwa.core.config_keys import without_volatile
@@ -21,7 +22,6 @@ from utsuwa.db import networks as rows
 from utsuwa.db.codes import HALF_MADE, PENDING, UNKNOWN
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.network import bridges
 from utsuwa.host.network.link_events import LinkEvents
@@ -31,9 +31,13 @@ from utsuwa.networks.base import DriverHost
 from utsuwa.networks.drivers import network_type
 from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.live import Live, LiveNetworks, check_here, taken_subnets
-from utsuwa.networks.reading import NetworkReader
+from utsuwa.networks.ports import describe_port
+from utsuwa.networks.reading import NetworkReader, visible
+from utsuwa.networks.troubles import Troubles
 from utsuwa.operations.events import EventHub
-from utsuwa.projects import scope
+from utsuwa.operations.retries import Retries
+from utsuwa.operations.warnings import Warnings
+from utsuwa.projects import limits, restrictions, scope
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.networks import NetworkPut, NetworksPost
 
@@ -51,12 +55,22 @@ class NetworkManager:
     """
 
     def __init__(
-        self, database: Database, paths: StatePaths, events: EventHub, links: LinkEvents, owner: str
+        self,
+        database: Database,
+        paths: StatePaths,
+        events: EventHub,
+        links: LinkEvents,
+        owner: str,
+        warnings: Warnings,
+        retries: Retries,
     ) -> None:
         self._database = database
         self._paths = paths
         self._events = events
-        self._live = LiveNetworks(database, DriverHost(paths.networks, owner, Firewall(owner)), links)
+        self._retries = retries
+        troubles = Troubles(warnings)
+        host = DriverHost(paths.networks, owner, Firewall(owner), troubles.judge)
+        self._live = LiveNetworks(database, host, links, troubles)
         self._locks = self._live.locks
         self.ports = Attachments(database, self._live)
         self.reader = NetworkReader(database, self._live)
@@ -66,14 +80,15 @@ class NetworkManager:
     async def start(self) -> None:
         """Bring every network up again, and remove what an interruption left incomplete.
 
-        A network that cannot be brought up is shown as unavailable; the daemon starts nevertheless.
+        A network that cannot be brought up is shown as unavailable, and tried again; the daemon starts
+        nevertheless.
         """
         found = await self._database.read("all networks", rows.get_all, None)
         for row in found:
             try:
                 await self._bring_up(row)
-            except UtsuwaError as error:
-                log.error("network %r cannot be used: %s", row.name, error)
+            except UtsuwaError:
+                self._retries.add(f"network {row.name}", partial(self._try_again, row))
         await self._sweep({row.name for row in found if row.state not in (*HALF_MADE, PENDING)})
         await self.ports.refresh()
 
@@ -86,6 +101,14 @@ class NetworkManager:
             await self._remove_row(row)
             return
         await self._live.bring_up(row)
+
+    async def _try_again(self, row: NetworkRow) -> bool:
+        """Bring a network up after all; return whether that is settled."""
+        try:
+            await self.ports.bring_up_again(row.id)
+        except UtsuwaError:
+            return False
+        return True
 
     async def _sweep(self, known: set[str]) -> None:
         """Sweep networks with a directory but no row, which interrupted changes have left behind."""
@@ -132,14 +155,15 @@ class NetworkManager:
                 raise AlreadyExists(f"The host has a network interface {name!r} already: use another name")
             row = replace(row, id=await self._database.begin("reserve network", _reserve, row))
             undo.push(self._remove_row, row)
+            self._live.troubles.know(row)
             await driver.check(network.settings, network.external)
             undo.push(driver.down, name, network.external)
             await driver.up(network.settings)
             await self._database.write("network is ready", rows.set_ready, row.id)
-            self._live.note_up(network)
+            self._live.mark_up(network)
             undo.keep()
         await self.ports.refresh()
-        return self._tell("created", row)
+        return self._publish("created", row)
 
     async def edit(self, project: str, name: str, change: Change[NetworkPut], if_match: IfMatch) -> None:
         """Change description and config; instances stay connected.
@@ -154,18 +178,19 @@ class NetworkManager:
             wanted = edited(editable(old), change, if_match)
             config = {key: value for key, value in without_volatile(wanted.config).items() if value}
             new = await self._filled(replace(old, description=wanted.description, config=config))
+            await self._database.read("restrictions", _check_rules, new)
+            await self._check_ports(project, self._live.read(new))
             await self._bring_over(self._live.read(old), self._live.read(new), undo)
-            await self._database.write("update network", rows.update, new)
-            self._live.note_up(self._live.read(new))
+            await self._database.write("update network", _update, new)
+            self._live.mark_up(self._live.read(new))
             undo.keep()
         await self.ports.refresh()
-        self._tell("updated", new)
+        self._publish("updated", new)
 
     async def _bring_over(self, stored: Live, new: Live, undo: Rollback) -> None:
         """Change from the stored to new settings, if valid; the current state may be neither."""
         if set(new.subnets) - set(stored.subnets):
             await self._check_subnets(new)
-        await self._check_ports(new)
         up = self._live.get(new.name)
         if up is not None and up.settings == new.settings:
             return
@@ -195,15 +220,16 @@ class NetworkManager:
                 raise AlreadyExists(f"The host has a network interface {new!r} already: use another name")
             undo.push(old.driver.up, old.settings)
             await old.driver.down(name, old.external)
-            self._live.note_down(name)
-            undo.push(self._live.note_up, old)
+            self._live.mark_down(name)
+            undo.push(self._live.mark_up, old)
+            self._live.troubles.know(renamed)
             undo.push(network.driver.down, new, network.external)
             await network.driver.up(network.settings)
             await self._database.write("rename network", rows.rename, row.id, new)
-            self._live.note_up(network)
+            self._live.mark_up(network)
             undo.keep()
         await self.ports.refresh()
-        return self._tell("renamed", renamed, {"old_name": name})
+        return self._publish("renamed", renamed, {"old_name": name})
 
     async def delete(self, project: str, name: str) -> None:
         """Remove a network from this member. Raises InUse, NotFound, OtherMember.
@@ -220,13 +246,13 @@ class NetworkManager:
                 undo.push(network.driver.up, network.settings)
             await network.driver.down(name, network.external, keep_files=True)
             await self._remove_row(row)
-            self._live.note_down(name)
+            self._live.mark_down(name)
             undo.keep()
             try:
                 await network.driver.remove_files(name)
             except UtsuwaError as error:  # the next start tries again
                 log.error("what is left of the network %r cannot be removed: %s", name, error)
-        self._tell("deleted", row)
+        self._publish("deleted", row)
 
     async def follow_others(self) -> None:
         """Apply other members' changes to networks that this one has as well."""
@@ -247,11 +273,11 @@ class NetworkManager:
 
     async def _row(self, project: str, name: str) -> NetworkRow:
         def fetch(tx: Transaction) -> NetworkRow:
-            return rows.get(tx, effective(tx, project, "networks"), name)
+            return visible(tx, project, name)
 
         row = check_here(await self._database.read("network", fetch))
         if row.state != "ready":
-            raise NotFound(f"Network {name!r} not found")
+            raise rows.not_found(name)
         return row
 
     async def _unused(self, project: str, name: str) -> NetworkRow:
@@ -269,32 +295,34 @@ class NetworkManager:
         return next(name for n in range(len(known) + 1) if (name := f"{prefix}{n}") not in known)
 
     async def _filled(self, row: NetworkRow) -> NetworkRow:
-        """With a value that the driver has chosen in place of each `auto`."""
+        """Return the row with each `auto` replaced by a value that the driver has chosen."""
 
         async def taken() -> Collection[subnets.Subnet]:
             return [one for used in (await taken_subnets(self._live, row.name)).values() for one in used]
 
-        return replace(row, config=await self._live.driver(row.type).filled(row.name, row.config, taken))
+        return replace(
+            row, config=await self._live.driver(row.type).with_auto_values(row.name, row.config, taken)
+        )
 
     async def _check_subnets(self, network: Live) -> None:
         taken = await taken_subnets(self._live, network.name)
         for subnet in network.subnets:
             subnets.refuse_overlap(f"ipv{subnet.version}.address", subnet, taken)
 
-    async def _check_ports(self, network: Live) -> None:
-        """A change of a network leaves the static addresses of its instances valid."""
+    async def _check_ports(self, project: str, network: Live) -> None:
+        """Reject changes by a caller in `project` that would invalidate static addresses of instances."""
         ports = await self._database.read("all ports", port_rows.everywhere)
         for port in ports:
             if port.bridge == network.name:
                 try:
                     network.driver.check_port(port, network.settings)
                 except InvalidConfig as error:
+                    reason = f": {error.message}" if port.instance.project == project else ""
                     raise InvalidConfig(
-                        f"The network cannot change so, for instance {port.instance!r} stands against it: "
-                        f"{error.message}"
+                        f"The change conflicts with {describe_port(port, project)}{reason}"
                     ) from error
 
-    def _tell(
+    def _publish(
         self,
         action: str,
         row: NetworkRow,
@@ -306,7 +334,7 @@ class NetworkManager:
 
 
 def check_network_name(name: str) -> str:
-    """A network has the name of its interface, and of a folder. Raises InvalidName."""
+    """Check a name, which is also that of an interface and of a directory. Raises InvalidName."""
     check_new_interface_name(name)
     if not name[0].isalnum():
         raise InvalidName(f"Invalid network name {name!r}: begin with a letter or digit")
@@ -323,14 +351,10 @@ def _of_others(tx: Transaction, project: str, name: str) -> NetworkRow | None:
 
 
 def _joined(given: NetworkRow, others: NetworkRow) -> NetworkRow:
-    """The row of what this member is to have as `others` do. Raises InvalidConfig where something else was
-    asked for.
-    """
+    """Return the row with this member's part of a network of others. Raises InvalidConfig on differences."""
     for key, value in given.config.items():
         if key not in MEMBER_KEYS and value not in ("", "auto", others.config.get(key)):
-            raise InvalidConfig(
-                f"{key} of network {given.name!r} is the same on all members: leave it out here"
-            )
+            raise InvalidConfig(f"{key} of network {given.name!r} is shared by all members: omit it")
     if given.type != others.type:
         raise InvalidConfig(f"Network {given.name!r} is of the type {others.type!r} on other members")
     own = {key: value for key, value in given.config.items() if key in MEMBER_KEYS and value}
@@ -338,8 +362,24 @@ def _joined(given: NetworkRow, others: NetworkRow) -> NetworkRow:
 
 
 def _reserve(tx: Transaction, new: NetworkRow) -> int:
-    """In place of one that could not be undone wholly, for want of space: nobody else is making one now."""
+    """Insert the row, replacing one left by a failed creation; the lock excludes concurrent ones.
+
+    Raises Forbidden if the project's limits or restrictions do not allow it.
+    """
     for row in rows.get_all(tx, None):
         if row.name == new.name and row.state == "creating":
             rows.delete(tx, row.id)
-    return rows.insert(tx, new)
+    row_id = rows.insert(tx, new)
+    limits.check(tx, new.project)
+    _check_rules(tx, new)
+    return row_id
+
+
+def _update(tx: Transaction, new: NetworkRow) -> None:
+    rows.update(tx, new)
+    _check_rules(tx, new)
+
+
+def _check_rules(tx: Transaction, row: NetworkRow) -> None:
+    """Raise Forbidden if the restrictions of its project do not allow a network."""
+    restrictions.get(tx, row.project).check_network(row.name, row.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.urls import object_url
 from utsuwa.db import device_changes, nics
 from utsuwa.db import profiles as profile_rows
@@ -26,11 +27,9 @@ def here(tx: Transaction) -> list[Port]:
     return _here(nics.get_all(tx))
 
 
-def of_instances(tx: Transaction, owners: Collection[tuple[str, str]]) -> list[Port]:
-    """The ports of some of this member's instances, given by project and name; those that do not exist have
-    none.
-    """
-    return _here(nics.get_named(tx, owners))
+def of_instances(tx: Transaction, instances: Collection[InstanceRef]) -> list[Port]:
+    """Return the ports of some of this member's instances, as far as they exist."""
+    return _here(nics.get_of(tx, instances))
 
 
 def with_static_address(tx: Transaction, key: str) -> list[Port]:
@@ -39,8 +38,9 @@ def with_static_address(tx: Transaction, key: str) -> list[Port]:
 
 
 def rivals(tx: Transaction, ports: Collection[Port]) -> list[Port]:
-    """The ports, and maybe others, of all members that may have what `ports` claim: few, however many there
-    are. Those that instances are just getting are among them.
+    """Return a small superset of the ports of all members that conflict with `ports`.
+
+    It includes those of pending changes.
     """
     keys = set(_ROUTES) if any(port.routes for port in ports) else set()
     keys |= {f"ipv{address.version}.address" for port in ports for address in port.static}
@@ -56,9 +56,9 @@ def _ports(found: Iterable[NicsRow]) -> list[Port]:
     ports = [
         replace(port, here=row.here)
         for row in found
-        for port in ports_of(row.project, row.instance, row.devices, row.config)
+        for port in ports_of(row.instance, row.devices, row.config)
     ]
-    return sorted(ports, key=lambda port: (port.project, port.instance, port.device))
+    return sorted(ports, key=lambda port: (port.instance, port.device))
 
 
 def uses(tx: Transaction) -> dict[str, list[str]]:
@@ -66,7 +66,7 @@ def uses(tx: Transaction) -> dict[str, list[str]]:
     profiles = profile_rows.get_all(tx, None)
     found: dict[str, list[str]] = {}
     for port in everywhere(tx):
-        url = object_url("instances", port.instance, project=port.project)
+        url = port.instance.url()
         if url not in found.setdefault(port.bridge, []):
             found[port.bridge].append(url)
     for profile in profiles:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.refs import InstanceRef
 from utsuwa.networks.subnets import Address
 
 Devices = Mapping[str, Mapping[str, str]]
@@ -17,8 +18,7 @@ Devices = Mapping[str, Mapping[str, str]]
 class Port:
     """One device; its MAC address is empty until one is assigned."""
 
-    project: str
-    instance: str
+    instance: InstanceRef
     device: str
     bridge: str
     managed: bool
@@ -40,10 +40,6 @@ class Port:
             ipaddress.ip_address(address) for address in (self.ipv4, self.ipv6) if address not in ("", "none")
         )
 
-    @property
-    def owner(self) -> tuple[str, str]:
-        return self.project, self.instance
-
     def invalid(self, key: str, why: str) -> InvalidConfig:
         return InvalidConfig(f"Invalid device {self.device!r}: {key!r} {why}")
 
@@ -57,13 +53,12 @@ def bridge_of(device: Mapping[str, str]) -> str:
     return device.get("parent", "") if device.get("nictype") == "bridged" else ""
 
 
-def ports_of(project: str, instance: str, devices: Devices, config: Mapping[str, str]) -> Iterator[Port]:
+def ports_of(instance: InstanceRef, devices: Devices, config: Mapping[str, str]) -> Iterator[Port]:
     """Yield the ports among an instance's expanded devices; `config` contains its volatile keys."""
     for name, device in devices.items():
         bridge = bridge_of(device)
         if bridge:
             yield Port(
-                project=project,
                 instance=instance,
                 device=name,
                 bridge=bridge,
@@ -96,7 +91,7 @@ class Others:
         for port in ports:
             for _, claim in (*_routes(port), *_addresses(port)):
                 self._holders[claim].append(port)
-            self._holders[port.owner, port.bridge].append(port)
+            self._holders[port.instance, port.bridge].append(port)
 
     def refuse_taken_routes(self, port: Port) -> None:
         """Raise InvalidConfig if another port has the same route: the host can only have one."""
@@ -111,27 +106,27 @@ class Others:
         for key, claim in claims:
             for other in self._holders[claim]:
                 if not _is_same(port, other):
-                    who = _named(other, port.project)
+                    who = describe_port(other, port.instance.project)
                     verb = "leads to" if key.endswith(".routes") else "is taken by"
-                    end = " already" if key.endswith(".routes") else ""
+                    end = " already" if key.endswith(".routes") else ": choose another one"
                     raise port.invalid(key, f"{claim[-1]} {verb} {who}{end}")
 
     def _refuse_second(self, port: Port) -> None:
         """Reject a second device on a network, whose DNS name would be ambiguous."""
-        for other in self._holders[port.owner, port.bridge]:
+        for other in self._holders[port.instance, port.bridge]:
             if other.device < port.device:
                 raise InvalidConfig(
-                    f"Invalid device {port.device!r}: the instance DNS name {port.instance!r} is already "
+                    f"Invalid device {port.device!r}: the instance DNS name {port.instance.name!r} is "
                     f"used on network {port.bridge!r}, by device {other.device!r}: use another network for "
                     "one of them"
                 )
 
 
-def _named(port: Port, project: str) -> str:
-    """How a message to somebody in `project` calls a port; names of other projects are not for everybody."""
-    if port.project != project:
+def describe_port(port: Port, project: str) -> str:
+    """Return a port's description for a caller in `project`, without names of other projects."""
+    if port.instance.project != project:
         return "an instance of another project"
-    return f"device {port.device!r} of instance {port.instance!r}"
+    return f"device {port.device!r} of instance {port.instance.name!r}"
 
 
 def _routes(port: Port) -> Iterator[Claim]:
@@ -147,12 +142,12 @@ def _addresses(port: Port) -> Iterator[Claim]:
 
 
 def _is_same(port: Port, other: Port) -> bool:
-    return other.owner == port.owner and other.device == port.device
+    return other.instance == port.instance and other.device == port.device
 
 
 def refuse_addresses(port: Port) -> None:
     """Check a device on an unmanaged bridge. Raises InvalidConfig."""
     for key, value in (("ipv4.address", port.ipv4), ("ipv6.address", port.ipv6)):
         if value:
-            why = f"cannot be set: {port.bridge!r} is no network of this server, so nobody gives it out"
+            why = f"cannot be set: {port.bridge!r} is not a managed network"
             raise port.invalid(key, why)

@@ -19,9 +19,10 @@ from utsuwa.db import networks as network_rows
 from utsuwa.db import profiles as rows
 from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
-from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.profiles import ProfileRow, Users
 from utsuwa.db.transaction import Transaction
 from utsuwa.operations.events import EventHub
+from utsuwa.projects import restrictions, rules
 from utsuwa.projects.scope import effective
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.profiles import Profile, ProfilePut, ProfilesPost
@@ -33,16 +34,21 @@ Judge = Callable[[Policy, ProfileRow], None]
 """Raises if the policy does not allow a profile, even if no instance uses it."""
 
 
+Store = Callable[[Transaction], None]
+"""Stores what a change of a profile has changed in the instances that use it."""
+
+
 class Follower(Protocol):
     """Applies a changed profile to the instances that use it."""
 
     def __call__(
         self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback, /
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[AbstractAsyncContextManager[Store]]:
         """Entered before the new profile is stored; raising then rejects the complete change.
 
         Undo steps of changes to instances are pushed to `undo`, which runs if a later step fails. The block
         is left when the profile is stored or everything is undone: until then, the instances are locked.
+        The inner block is entered for the transaction in which profile and instances are stored together.
         """
 
 
@@ -80,21 +86,17 @@ class ProfileManager:
         """Call `listener` after each change of a profile that instances may use."""
         self._listeners.append(listener)
 
-    async def names(self, project: str) -> list[str]:
-        holder = await effective(self._database, project, "profiles")
-        return [
-            row.name for row in await self._database.read("profiles", rows.get_all, holder) if row.readable
-        ]
-
-    async def list(self, scope: Scope, project: str) -> list[Profile]:
-        """Return all profiles with their users, in a constant number of queries."""
-        holder = await effective(self._database, project, "profiles")
+    async def list(self, scope: Scope, project: str | None) -> list[Profile]:
+        """Return the profiles of a project, or of all that the caller sees (None), with their users, in a
+        constant number of queries."""
+        holder = None if project is None else await effective(self._database, project, "profiles")
 
         def fetch(tx: Transaction) -> tuple[Collection[ProfileRow], rows.Users]:
             return rows.get_all(tx, holder), rows.used_by(tx, holder, None)
 
         found, users = await self._database.read("profiles", fetch)
-        return [_shown(scope, row, users) for row in found if row.readable]
+        visible = [row for row in found if project is not None or scope.sees(row.project)]
+        return [_shown(scope, row, users) for row in visible if row.readable]
 
     async def get(self, scope: Scope, project: str, name: str) -> tuple[Profile, ProfileRow]:
         """Return the profile's record and row (for its ETag). Raises NotFound."""
@@ -118,7 +120,7 @@ class ProfileManager:
         )
         await self._check(policy, row)
         await self._database.write("create profile", rows.insert, row)
-        return self._tell("created", row)
+        return self._publish("created", row)
 
     async def edit(
         self, policy: Policy, project: str, name: str, change: Change[ProfilePut], if_match: IfMatch
@@ -144,7 +146,7 @@ class ProfileManager:
 
         async with self._database.locks.hold("profile", holder, name):
             row = await self._database.write("rename profile", rename)
-        return self._tell("renamed", replace(row, name=new), {"old_name": name})
+        return self._publish("renamed", replace(row, name=new), {"old_name": name})
 
     async def delete(self, project: str, name: str) -> None:
         """Raises Forbidden (`default`), InUse, NotFound."""
@@ -155,13 +157,16 @@ class ProfileManager:
         def delete(tx: Transaction) -> ProfileRow:
             row = rows.get(tx, holder, name)
             if rows.used_by(tx, holder, (name,)):
-                raise InUse("Profile is currently in use")
+                raise InUse(
+                    f"Profile {name!r} is currently in use: remove it first from the instances that "
+                    f"`utsuwa profile show {name}` lists"
+                )
             rows.delete(tx, row.id)
             return row
 
         async with self._database.locks.hold("profile", holder, name):
             row = await self._database.write("delete profile", delete)
-        self._tell("deleted", row)
+        self._publish("deleted", row)
 
     async def _update(
         self,
@@ -179,19 +184,25 @@ class ProfileManager:
             old = await self._database.read("profile", rows.get, project, name)
             new = _with(old, edited(editable(old), change, if_match))
             await self._check(policy, new)
-            for follower in self._followers:
+            applied = [
                 await followed.enter_async_context(follower(policy, old, new, undo))
-            await self._database.write("update profile", rows.update, new)
+                for follower in self._followers
+            ]
+            async with AsyncExitStack() as storing:
+                stores = [await storing.enter_async_context(one) for one in applied]
+                await self._database.write("update profile", _update_with_users, new, stores)
             undo.keep()
         for listener in self._listeners:
             await listener()
-        self._tell("updated", new)
+        self._publish("updated", new)
 
     async def _check(self, policy: Policy, row: ProfileRow) -> None:
         PROFILE_KEYS.check(row.config)
         for judge in self._judges:
             judge(policy, row)
         device_types.check_devices(row.devices, profile=True)
+        restricted = await self._database.read("restrictions", restrictions.get, row.project)
+        restricted.check(row.config, row.devices, profile=True)
         await self._check_named(row, "pool", "storage pool")
         await self._check_named(row, "network", "network")
 
@@ -210,7 +221,7 @@ class ProfileManager:
             if value not in known:
                 raise InvalidConfig(f"Invalid device {name!r}: {what} {value!r} does not exist")
 
-    def _tell(
+    def _publish(
         self,
         action: str,
         row: ProfileRow,
@@ -221,15 +232,26 @@ class ProfileManager:
         return url
 
 
-def _shown(scope: Scope, row: ProfileRow, users: Mapping[str, Collection[tuple[str, str]]]) -> Profile:
+def _update_with_users(tx: Transaction, row: ProfileRow, stores: Collection[Store]) -> None:
+    """Raises NotFound, or Forbidden if it violates the limits or restrictions of a project that uses it.
+
+    Instances of other members, which are not changed now, are checked as well.
+    """
+    rows.update(tx, row)
+    for store in stores:
+        store(tx)
+    users = rows.used_by(tx, row.project, (row.name,)).get((row.project, row.name), ())
+    rules.check_all(tx, [ref.project for ref in users])
+
+
+def _shown(scope: Scope, row: ProfileRow, users: Users) -> Profile:
     return Profile(
         name=row.name,
         description=row.description,
         config=row.config,
         devices=row.devices,
-        used_by=scope.visible(
-            object_url("instances", name, project=project) for project, name in users.get(row.name, ())
-        ),
+        project=row.project,
+        used_by=scope.visible(ref.url() for ref in users.get((row.project, row.name), ())),
     )
 
 

@@ -22,7 +22,7 @@ async def read(target: ExecTarget) -> bytes:
     try:
         file = await logs.open_log(target.logs, CONSOLE_LOG)
     except NotFound:
-        raise NotFound(f"The instance {target.name!r} has no console log yet") from None
+        raise NotFound(f"The instance {target.instance.name!r} has no console log yet") from None
     with file:
         return await asyncio.to_thread(_tail, file.fileno())
 

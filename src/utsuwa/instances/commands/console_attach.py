@@ -10,6 +10,7 @@ import contextlib
 import errno
 
 from utsuwa.core.errors import Conflict, InvalidRequest
+from utsuwa.core.refs import InstanceRef
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.processes import pipes
 from utsuwa.instances.commands.exec import CONNECT_TIMEOUT, ExecTarget
@@ -26,8 +27,8 @@ class ConsoleManager:
     def __init__(self, operations: Operations, helper: Helper) -> None:
         self._operations = operations
         self._helper = helper
-        self._sessions: dict[tuple[str, str], Operation] = {}
-        """The last session at each container's console, by project and name."""
+        self._sessions: dict[InstanceRef, Operation] = {}
+        """The last session at each container's console."""
         self._connected: set[Operation] = set()
         """The sessions whose clients have connected: others can be replaced."""
 
@@ -39,13 +40,16 @@ class ConsoleManager:
         if request.type != "console":
             raise InvalidRequest(f"Containers have no console of type {request.type[:20]!r}: use 'console'")
         if not target.running:
-            raise InvalidRequest("Instance is not running")
-        self._sessions = {key: session for key, session in self._sessions.items() if not session.ended}
-        before = self._sessions.get((target.project, target.name))
+            raise InvalidRequest(
+                f"Instance is not running: start it with `utsuwa start {target.instance.name}`"
+            )
+        self._sessions = {ref: session for ref, session in self._sessions.items() if not session.ended}
+        before = self._sessions.get(target.instance)
         if before in self._connected and not request.force:
+            name = target.instance.name
             raise Conflict(
-                f"The console of {target.name!r} is in use by another session: detach that one, or take it "
-                f"over with `utsuwa console --force {target.name}`"
+                f"The console of {name!r} is in use by another session: detach that one, or take it over "
+                f"with `utsuwa console --force {name}`"
             )
 
         async def run(operation: Operation) -> None:
@@ -55,11 +59,15 @@ class ConsoleManager:
             await self._attend(target, operation)
 
         operation = self._operations.start(
-            kinds.CONSOLE_SHOW, target.project, run, names=[target.name], websockets=("0", "control")
+            kinds.CONSOLE_SHOW,
+            target.instance.project,
+            run,
+            names=[target.instance.name],
+            websockets=("0", "control"),
         )
-        self._sessions[target.project, target.name] = operation
+        self._sessions[target.instance] = operation
         self._operations.events.publish_lifecycle(
-            "instance-console", target.url(), target.project, {"type": request.type}
+            "instance-console", target.instance.url(), target.instance.project, {"type": request.type}
         )
         return operation
 
@@ -73,7 +81,7 @@ class ConsoleManager:
             self._connected.discard(operation)
 
     async def _converse(self, target: ExecTarget, sockets: Sockets) -> None:
-        console = await self._helper.console(target.storage_name, target.lxcpath)
+        console = await self._helper.console(target.instance.storage_name, target.lxcpath)
         socket = sockets.streams["0"]
         works = (_show(console.master, socket), _listen(console.master, socket), _wait_for_close(sockets))
         tasks = [asyncio.create_task(work) for work in works]

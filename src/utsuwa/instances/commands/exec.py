@@ -10,11 +10,11 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.urls import object_url
+from utsuwa.core.refs import InstanceRef
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.helper.client import AttachCache, Attached, AttachSpec, Helper, Terminal
-from utsuwa.host.processes import pipes
+from utsuwa.host.processes import oom_scores, pipes
 from utsuwa.instances import logs
 from utsuwa.instances.commands.exec_streams import Conversation, Sockets
 from utsuwa.instances.confinement import limits
@@ -36,9 +36,7 @@ _NO_DESCRIPTOR = -1
 class ExecTarget:
     """The current state of the instance, provided by the instance manager."""
 
-    project: str
-    name: str
-    storage_name: str
+    instance: InstanceRef
     lxcpath: Path
     logs: Path
     """The instance's log directory."""
@@ -49,10 +47,6 @@ class ExecTarget:
     running: bool
     frozen: bool = False
     cache: AttachCache | None = None
-
-    def url(self, *below: str) -> str:
-        """Return the URL of the instance, or of an object below it."""
-        return object_url("instances", self.name, *below, project=self.project)
 
 
 class ExecManager:
@@ -74,14 +68,14 @@ class ExecManager:
         names = ["0", "control"] if request.interactive else ["0", "1", "2", "control"]
         operation = self._operations.start(
             kinds.COMMAND_EXEC,
-            target.project,
+            target.instance.project,
             _Command(self._helper, target, spec, request).run,
-            names=[target.name],
+            names=[target.instance.name],
             metadata=_metadata(spec, request) if wanted else None,
             websockets=names if wanted else (),
         )
         self._operations.events.publish_lifecycle(
-            "instance-exec", target.url(), target.project, {"command": request.command}
+            "instance-exec", target.instance.url(), target.instance.project, {"command": request.command}
         )
         return operation
 
@@ -114,7 +108,7 @@ class _Command:
             attached, conversation = await self._attach_to_pipes(sockets)
         try:
             code = await conversation.run()
-            _report(operation, attached, code)
+            _report(operation, attached, code, self._spec.argv[0])
         finally:
             conversation.close()
             attached.close()
@@ -141,7 +135,7 @@ class _Command:
         finally:
             await logs.finish_outputs(outputs)
             urls = {
-                str(number): self._target.url("logs", "exec-output", output.name)
+                str(number): self._target.instance.url("logs", "exec-output", output.name)
                 for number, output in enumerate(outputs, 1)
             }
             operation.update_metadata({"output": urls})
@@ -161,23 +155,27 @@ class _Command:
         finally:
             os.close(null)
         try:
-            _report(operation, attached, await attached.wait())
+            _report(operation, attached, await attached.wait(), self._spec.argv[0])
         finally:
             attached.close()
 
 
-def _report(operation: Operation, attached: Attached, code: int) -> None:
+def _report(operation: Operation, attached: Attached, code: int, name: str) -> None:
     """Put the exit code into the metadata. Raises InvalidRequest if the command could not be executed."""
     operation.update_metadata({"return": code})
     match attached.failure:
         case None:
             return
         case errno.ENOENT | errno.ENOTDIR:
-            raise InvalidRequest("Command not found")
+            raise InvalidRequest(
+                f"Command not found: {name[:100]!r} is neither a path in the container nor in its PATH"
+            )
         case errno.EACCES | errno.ENOEXEC:
-            raise InvalidRequest("Command not executable")
+            raise InvalidRequest(
+                f"Command not executable: {name[:100]!r} lacks the permission, or is not a program"
+            )
         case number:
-            raise InvalidRequest(f"Command cannot be executed: {os.strerror(number)}")
+            raise InvalidRequest(f"Command {name[:100]!r} cannot be executed: {os.strerror(number)}")
 
 
 def _metadata(spec: AttachSpec, request: InstanceExecPost) -> dict[str, object]:
@@ -190,9 +188,9 @@ def _metadata(spec: AttachSpec, request: InstanceExecPost) -> dict[str, object]:
 
 def _check_running(target: ExecTarget) -> None:
     if not target.running:
-        raise InvalidRequest("Instance is not running")
+        raise InvalidRequest(f"Instance is not running: start it with `utsuwa start {target.instance.name}`")
     if target.frozen:
-        raise InvalidRequest(f"Instance is frozen: `utsuwa start {target.name}` resumes it")
+        raise InvalidRequest(f"Instance is frozen: `utsuwa start {target.instance.name}` resumes it")
 
 
 def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
@@ -210,7 +208,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
         raise InvalidRequest(f"The working directory {request.cwd[:100]!r} must be an absolute path")
     _check_ids(target.idmap, request)
     return AttachSpec(
-        name=target.storage_name,
+        name=target.instance.storage_name,
         lxcpath=target.lxcpath,
         argv=request.command,
         env=env,
@@ -219,6 +217,7 @@ def _spec(target: ExecTarget, request: InstanceExecPost) -> AttachSpec:
         gid=request.group,
         terminal=_terminal(target.idmap, request),
         rlimits=cgroup_limits.numbered(limits.rlimits(target.config)),
+        oom_score=limits.oom_priority(target.config) if target.config.get(oom_scores.KEY) else None,
         cache=target.cache,
     )
 

@@ -15,11 +15,14 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.units import parse_bytes
+from utsuwa.core.warning_types import LIMITS_NOT_APPLIED
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups.limits import Knob, LimitFacts, Rlimit
+from utsuwa.host.processes import oom_scores
 from utsuwa.host.system import descriptors
 from utsuwa.host.system.facts import parse_cpu_list
 from utsuwa.instances.model import Running
+from utsuwa.operations.warnings import Warnings
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,9 @@ _PREFIX = "limits."
 _KERNEL = "limits.kernel."
 _OPEN_FILES = "limits.kernel.nofile"
 _HUGE_PAGES = "limits.hugepages."
+_NODES = "limits.cpu.nodes"
+BALANCED = "balanced"
+"""The value of `limits.cpu.nodes` for the least busy node."""
 _TOP_PRIORITY = 10
 _MIDDLE_PRIORITY = 5
 _MAX_PROCESSES = 2**22
@@ -48,16 +54,20 @@ def plan(config: Config, facts: LimitFacts) -> dict[Knob, str]:
 
 
 def start_lines(config: Config, facts: LimitFacts) -> list[tuple[str, str]]:
-    """The limits of a container that is about to start, as lxc.conf has them."""
+    """Return the limits of a container that is about to start, as lines of lxc.conf."""
     return [(knob.lxc, value) for knob, value in _differences(plan({}, facts), plan(config, facts)).items()]
 
 
-def cpu_lines(cpus: frozenset[int] | None, facts: LimitFacts) -> list[tuple[str, str]]:
-    """The line that holds a container to its CPUs from the start."""
-    if cpus is None:
-        return []
-    knob = Knob("limits.cpu", "cpuset", _version(facts, "cpuset"), "cpuset.cpus")
-    return [(knob.lxc, cgroup_limits.cpu_list(cpus))]
+def cpuset_lines(
+    cpus: frozenset[int] | None, nodes: frozenset[int] | None, facts: LimitFacts
+) -> list[tuple[str, str]]:
+    """Return the lines that pin a container to its CPUs and NUMA nodes from the start."""
+    version = _version(facts, "cpuset")
+    return [
+        (Knob("limits.cpu", "cpuset", version, file).lxc, cgroup_limits.cpu_list(numbers))
+        for file, numbers in (("cpuset.cpus", cpus), ("cpuset.mems", nodes))
+        if numbers is not None
+    ]
 
 
 def limited(config: Config) -> bool:
@@ -71,6 +81,7 @@ def _differences(old: Mapping[Knob, str], new: Mapping[Knob, str]) -> dict[Knob,
 _CONTROLLERS = {
     "limits.cpu": "cpuset",
     "limits.cpu.allowance": "cpu",
+    "limits.cpu.nodes": "cpuset",
     "limits.cpu.priority": "cpu",
     "limits.disk.priority": "io",
     "limits.memory": "memory",
@@ -85,14 +96,17 @@ def check(config: Config, facts: LimitFacts) -> None:
     for key, controller in _CONTROLLERS.items():
         if config.get(key) and not _version(facts, controller):
             raise InvalidConfig(
-                f"Cannot hold {key!r}: this host's kernel has no cgroup controller {controller!r}; "
-                "unset it, or start the kernel with that controller"
+                f"Cannot enforce {key!r}: this host's kernel has no cgroup controller {controller!r}; "
+                "unset it, or boot the kernel with that controller enabled"
             )
     if not facts.swap and not _is_bool(config.get("limits.memory.swap", "")):
         raise InvalidConfig(
-            "Cannot hold a size in 'limits.memory.swap': this host's kernel does not account for swap"
+            "Cannot enforce a size in 'limits.memory.swap': this host's kernel does not account for swap; "
+            "unset it, or boot the kernel with swapaccount=1"
         )
     _check_cpus(config, facts)
+    _check_nodes(config, facts)
+    _check_oom_priority(config, facts)
     _check_huge_pages(config, facts)
 
 
@@ -106,13 +120,47 @@ def _check_cpus(config: Config, facts: LimitFacts) -> None:
         )
 
 
+def _check_nodes(config: Config, facts: LimitFacts) -> None:
+    """Reject NUMA nodes that the host does not have."""
+    value = config.get(_NODES, "")
+    if value and not facts.nodes:
+        raise InvalidConfig(
+            f"Cannot enforce {_NODES!r}: this host's kernel does not support NUMA; "
+            "unset it, or boot a kernel with CONFIG_NUMA"
+        )
+    if lacking := nodes_named(value) - facts.nodes.keys():
+        raise InvalidConfig(
+            f"Invalid value {value[:60]!r} for {_NODES!r}: this host has no NUMA node "
+            f"{cgroup_limits.cpu_list(lacking)}; it has {cgroup_limits.cpu_list(facts.nodes)}"
+        )
+
+
+def nodes_named(value: str) -> frozenset[int]:
+    """Return the NUMA nodes of a set such as `0-1`; empty for `balanced`."""
+    return frozenset() if value == BALANCED else frozenset(parse_cpu_list(value))
+
+
+def _check_oom_priority(config: Config, facts: LimitFacts) -> None:
+    if oom_priority(config) < facts.lowest_oom_score:
+        raise InvalidConfig(
+            f"Cannot enforce {oom_scores.KEY!r}: the daemon has no CAP_SYS_RESOURCE on the host, so the key "
+            f"must be at least {facts.lowest_oom_score} here"
+        )
+
+
+def oom_priority(config: Config) -> int:
+    """Return the adjustment of OOM scores; containers without one inherit that of the daemon."""
+    value = config.get(oom_scores.KEY, "")
+    return int(value) if value else oom_scores.own()
+
+
 def cpus_named(value: str) -> frozenset[int]:
-    """The CPUs of a set such as `0-2,4`; none where it is a number of CPUs, or empty."""
+    """Return the CPUs of a set such as `0-2,4`; empty for a number of CPUs."""
     return frozenset() if value.isdecimal() else frozenset(parse_cpu_list(value))
 
 
 def _version(facts: LimitFacts, controller: str) -> int:
-    """1 or 2; 0 where the host has no such controller. What is `io` now was `blkio`."""
+    """Return the cgroup version of a controller, 0 if the host does not have it. v1 calls `io` `blkio`."""
     if controller == "io" and "blkio" in facts.controllers:
         return facts.controllers["blkio"]
     return facts.controllers.get(controller, 0)
@@ -130,7 +178,7 @@ def _memory(config: Config, facts: LimitFacts) -> Lines:
 
 
 def _memory_limits(config: Config, facts: LimitFacts) -> tuple[int | None, int | None]:
-    """Bytes as a hard and as a soft limit; None where there is no such limit."""
+    """Return the hard and the soft limit in bytes; None if unlimited."""
     value = config.get("limits.memory", "")
     if not value:
         return None, None
@@ -139,7 +187,7 @@ def _memory_limits(config: Config, facts: LimitFacts) -> tuple[int | None, int |
 
 
 def _swap(config: Config) -> bool | int:
-    """Whether swap may be used, or how many bytes of it."""
+    """Return whether swap may be used, or the limit in bytes."""
     value = config.get("limits.memory.swap", "")
     return parse_bool(value or "true") if _is_bool(value) else parse_bytes(value)
 
@@ -153,7 +201,7 @@ def _is_bool(value: str) -> bool:
 
 
 def _memory_v1(config: Config, facts: LimitFacts) -> Lines:
-    """Swap is counted together with memory: by default an instance gets no more of both than of memory."""
+    """cgroup v1 counts memory and swap together: by default the limit of memory applies to their sum."""
 
     def knob(name: str, key: str = "limits.memory") -> Knob:
         return Knob(key, "memory", 1, f"memory.{name}")
@@ -171,7 +219,7 @@ def _memory_v1(config: Config, facts: LimitFacts) -> Lines:
 
 
 def _memory_v2(config: Config, facts: LimitFacts) -> Lines:
-    """Swap is counted by itself: by default an instance may swap as much as it may have memory."""
+    """cgroup v2 counts swap separately: by default the limit of swap is that of memory."""
 
     def knob(name: str, key: str = "limits.memory") -> Knob:
         return Knob(key, "memory", 2, f"memory.{name}")
@@ -179,7 +227,7 @@ def _memory_v2(config: Config, facts: LimitFacts) -> Lines:
     hard, soft = _memory_limits(config, facts)
     swap = _swap(config)
     yield knob("max"), _or(hard, "max")
-    # Of what is above it the kernel takes first when the host runs short.
+    # The kernel reclaims memory above this limit first.
     yield knob("low"), _or(soft, "0")
     if facts.swap:
         size = (hard if swap else 0) if isinstance(swap, bool) else swap
@@ -215,9 +263,9 @@ def _cpu(config: Config, facts: LimitFacts) -> Lines:
 
 
 def cpu_share(allowance: str, priority: str) -> float:
-    """How much CPU time an instance gets on a busy host, beside one of 1.0 without any limit.
+    """Return the share of CPU time on a busy host, relative to 1.0 for an instance without limits.
 
-    A percentage is taken as it is; each step of priority below 10 takes an eleventh of it.
+    It is the percentage of the allowance, reduced by an eleventh for each step of priority below 10.
     """
     percent = int(allowance[:-1]) if allowance.endswith("%") else 100
     return percent / 100 * (int(priority or _TOP_PRIORITY) + 1) / (_TOP_PRIORITY + 1)
@@ -246,22 +294,25 @@ def _check_huge_pages(config: Config, facts: LimitFacts) -> None:
     for key, value in config.items():
         if value and key.startswith(_HUGE_PAGES) and key.removeprefix(_HUGE_PAGES) not in has:
             sizes = " and ".join(sorted(has)) or "none"
-            raise InvalidConfig(f"Cannot hold {key!r}: sizes of huge pages that can be limited here: {sizes}")
+            raise InvalidConfig(
+                f"Cannot enforce {key!r}: this host can limit huge pages of these sizes: {sizes}"
+            )
 
 
 # ---- disks
 
 
 def disk_plan(config: Config, pid: int) -> dict[Knob, str]:
-    """The weight of disk requests. Which files there are for it shows in a container's cgroup only.
+    """Return the weight of disk requests, for the files that the container's cgroup has.
 
-    Priority 5 is the kernel's own weight. Raises InvalidConfig where there is a priority and no file.
+    Priority 5 is the kernel's default weight. Raises InvalidConfig for a priority if the kernel has no such
+    file.
     """
     priority = config.get("limits.disk.priority", "")
     weights = cgroup_limits.disk_weights(pid)
     if priority and not weights:
         raise InvalidConfig(
-            "Cannot hold 'limits.disk.priority': this host's kernel gives no weights to disk requests"
+            "Cannot enforce 'limits.disk.priority': this host's kernel does not weight disk requests"
         )
     factor = max(int(priority or _MIDDLE_PRIORITY), 0.1) / _MIDDLE_PRIORITY
     return {
@@ -273,7 +324,7 @@ def disk_plan(config: Config, pid: int) -> dict[Knob, str]:
 
 
 async def apply_disk_priority(pid: int, config: Config) -> None:
-    """Give a container that has just started its weight, where it has a priority."""
+    """Apply the disk priority of a container that was just started, if it has one."""
     if config.get("limits.disk.priority"):
         weights = await asyncio.to_thread(disk_plan, config, pid)
         await asyncio.to_thread(cgroup_limits.change, pid, weights)
@@ -285,8 +336,7 @@ async def apply_disk_priority(pid: int, config: Config) -> None:
 async def change_running(running: Running, config: Config, undo: Rollback) -> None:
     """Change the limits of a running container to those of `config`, all or none.
 
-    Raises InvalidConfig if the host or the container's usage prevents it. CPUs are not assigned here:
-    `running.cpu_limit` is used by `cpu_balance` afterwards.
+    Raises InvalidConfig if the host or the container's usage prevents it. CPUs are assigned by `cpu_balance`.
     """
     old, new = _of(running.config), _of(config)
     if old == new:
@@ -299,8 +349,10 @@ async def change_running(running: Running, config: Config, undo: Rollback) -> No
     written = await asyncio.to_thread(cgroup_limits.change, running.init_pid, differences)
     undo.push(asyncio.to_thread, cgroup_limits.restore, written)
     await _change_rlimits(running, old, new, undo)
-    undo.push(setattr, running, "cpu_limit", running.cpu_limit)
-    running.cpu_limit = new.get("limits.cpu", "")
+    if old.get(oom_scores.KEY) != new.get(oom_scores.KEY):
+        had = await asyncio.to_thread(oom_scores.change, running.init_pid, oom_priority(new))
+        if had is not None:
+            undo.push(asyncio.to_thread, oom_scores.change, running.init_pid, had)
 
 
 def _of(config: Config) -> dict[str, str]:
@@ -308,29 +360,36 @@ def _of(config: Config) -> dict[str, str]:
 
 
 async def check_change(old: Config, new: Config) -> None:
-    """Refuse what this host cannot hold, where the limits are not those that the instance had already."""
+    """Raise InvalidConfig for changed limits that this host does not support."""
     if limited(new) and _of(old) != _of(new):
         check(new, await asyncio.to_thread(cgroup_limits.read_limit_facts))
 
 
-async def enforce_all(containers: Sequence[Running]) -> None:
-    """Set the limits of containers that ran without the daemon, which may have ended amid a change."""
+async def enforce_all(warnings: Warnings, containers: Sequence[Running]) -> None:
+    """Apply the limits of containers when the daemon starts, as it may have been killed during a change."""
     facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
     for running in containers:
         values = plan(running.config, facts)
         if "lxc.cgroup" in running.config.get("raw.lxc", ""):
-            # What no key is set for may be the user's own.
+            # Leave files without a key alone, as raw.lxc may set them.
             values = _differences(plan({}, facts), values)
         try:
             await asyncio.to_thread(cgroup_limits.change, running.init_pid, values)
+            if "oom_score_adj" not in running.config.get("raw.lxc", ""):
+                await asyncio.to_thread(oom_scores.change, running.init_pid, oom_priority(running.config))
         except InvalidConfig as error:
-            log.warning("the limits of instance %r are not as configured: %s", running.name, error)
-        if running.cpu_limit:
+            message = f"cannot apply the limits of instance {running.name!r}: {error.message}"
+            warnings.report(LIMITS_NOT_APPLIED, message, running.subject)
+        if running.cpu_wish:
             running.cpus = await asyncio.to_thread(cgroup_limits.pinned, running.init_pid)
+        if running.cpu_wish.nodes:
+            running.memory_nodes = await asyncio.to_thread(
+                cgroup_limits.pinned, running.init_pid, "cpuset.mems"
+            )
 
 
 async def _change_rlimits(running: Running, old: Config, new: Config, undo: Rollback) -> None:
-    """Init gets them, and so what it starts from now on; one that is unset becomes what it is by default."""
+    """Change the limits of init, which new processes inherit; unset ones return to their defaults."""
     before, after = _rlimits_set(old), _rlimits_set(new)
     wanted = {name: limit for name, limit in after.items() if before.get(name) != limit}
     had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
@@ -341,13 +400,13 @@ async def _change_rlimits(running: Running, old: Config, new: Config, undo: Roll
         try:
             had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, {name: limit})
         except InvalidConfig as error:
-            log.info("instance %r keeps a limit until its next start: %s", running.name, error)
+            log.info("instance %r keeps a previous limit until its next start: %s", running.name, error)
         else:
             undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
 
 
 def with_kernel_defaults(config: Config) -> Config:
-    """With the limits that a container gets where its config does not say: not the daemon's own."""
+    """Add defaults of limits, which are not those that the daemon has raised for itself."""
     given = descriptors.original_limit()
     if given is None or config.get(_OPEN_FILES):
         return config
@@ -356,7 +415,7 @@ def with_kernel_defaults(config: Config) -> Config:
 
 
 def rlimits(config: Config) -> dict[str, Rlimit]:
-    """The resource limits of an instance, by name: what `limits.kernel.*` sets, and defaults."""
+    """Return the resource limits of an instance by name: `limits.kernel.*` and defaults."""
     return _rlimits_set(with_kernel_defaults(config))
 
 

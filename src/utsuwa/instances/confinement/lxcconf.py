@@ -1,7 +1,6 @@
 """Generation of lxc.conf from an immutable description of a container.
 
-Everything here is pure but `read_host_facts` and the two functions that write files. No value can add
-further lines: every line is created by `line`, which rejects control characters.
+Everything here is pure but the two functions that write files. Every line is created by `line`.
 """
 
 from __future__ import annotations
@@ -15,29 +14,13 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap, IdRange
-from utsuwa.core.scope import Policy
 from utsuwa.devices import BindMount
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.lxcentries import mount_entry
 from utsuwa.host.network import veth
-
-Pair = tuple[str, str]
-
-_KEY = re.compile(r"lxc\.[A-Za-z0-9_.:/-]{1,200}\Z")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """Facts of the host that affect every container: read before each start, as lxcfs may be restarted."""
-
-    cgroup_namespaces: bool = True
-    folders: tuple[Path, ...] = ()
-    """Folders of the host that containers share, where the host has them."""
-    lxcfs: Path | None = None
-    """The mount point of lxcfs, None if it is not running."""
-    lxcfs_files: tuple[str, ...] = ()
-    """Its files, relative to its mount point: `proc/uptime`; also the folder of processors."""
+from utsuwa.instances.confinement.conf_lines import Pair, line
+from utsuwa.instances.confinement.host_facts import HostFacts
+from utsuwa.instances.confinement.raw_lxc import raw_lines
 
 
 @dataclass(frozen=True)
@@ -48,25 +31,27 @@ class ContainerSpec:
     """The host name inside."""
     architecture: str
     rootfs: Path
-    """The mounted root file system, owners as the container shall see them through its id map."""
+    """The mounted root file system, with owners as seen through the id map."""
     idmap: IdMap
     config: Mapping[str, str]
-    """The merged config: environment.*, limits.kernel.*, linux.sysctl.*, security.*, raw.lxc."""
+    """The expanded config: environment.*, limits.kernel.*, linux.sysctl.*, security.*, raw.lxc."""
     cgroup: str
-    """The daemon's own cgroup, below which the container's is made."""
+    """The daemon's cgroup, below which that of the container is created."""
     console_log: Path
     post_stop: Path
-    """The script that `write_post_stop` wrote."""
+    """The script of `write_post_stop`."""
     target: Path
-    """Where that script records why the container ended."""
+    """The file in which that script records whether the container was stopped or rebooted."""
     host: HostFacts = HostFacts()
     nodes: Sequence[tuple[Path, str]] = ()
-    """Device nodes with their places inside."""
+    """Device nodes on the host with their paths inside."""
     mounts: Sequence[BindMount] = ()
+    device_rules: Sequence[str] = ()
+    """Further devices that a privileged container may use, as `c 10:200 rwm`."""
     nics: Sequence[veth.Pair] = ()
     read_only_root: bool = False
     limits: Sequence[Pair] = ()
-    """Lines `lxc.cgroup.*` and `lxc.cgroup2.*` that hold what the instance may use."""
+    """`lxc.cgroup.*` and `lxc.cgroup2.*` with the resource limits."""
     apparmor: Sequence[Pair] = ()
     seccomp: Path | None = None
 
@@ -87,27 +72,7 @@ def build(spec: ContainerSpec) -> str:
         _hooks(spec),
     )
     text = "".join(line(key, value) for part in parts for key, value in part)
-    return text + _raw(spec.config.get("raw.lxc", ""))
-
-
-def line(key: str, value: str) -> str:
-    """Return one line of lxc.conf. Raises InvalidConfig if the value could be parsed as anything else."""
-    _check_pair(key, value)
-    if value != value.strip() or (value[:1] in ("'", '"') and value[-1:] == value[0]):
-        # liblxc strips white space and one pair of quotes
-        value = f'"{value}"'
-    return f"{key} = {value}\n"
-
-
-def _check_pair(key: str, value: str) -> None:
-    if not _KEY.match(key):
-        raise InvalidConfig(f"{key[:60]!r} is not a key of a container's configuration")
-    if _CONTROL.search(value):
-        raise InvalidConfig(f"Invalid value {value[:60]!r} for {key!r}: line breaks or control characters")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidConfig(f"Invalid value {value[:60]!r} for {key!r}: not valid Unicode") from None
+    return text + raw_lines(spec.config.get("raw.lxc", ""))
 
 
 _PERSONALITIES = {
@@ -154,20 +119,20 @@ def _idmap_value(kind: str, r: IdRange) -> str:
 
 
 def _cgroups(spec: ContainerSpec) -> Iterator[Pair]:
-    """Below the daemon's cgroup liblxc makes `lxc.payload.<name>`, `lxc.monitor.<name>` and `lxc.pivot`.
+    """Let liblxc create `lxc.payload.<name>`, `lxc.monitor.<name>` and `lxc.pivot` below the daemon's cgroup.
 
-    Names of our own (`lxc.cgroup.dir.container` and its like) would make a start fail where a killed
-    monitor left its cgroup; with these liblxc takes the next free number.
+    With explicit names (`lxc.cgroup.dir.container`), a start would fail if a killed monitor has left its
+    cgroup; with these, liblxc appends a free number.
     """
     yield "lxc.cgroup.dir", spec.cgroup
     if spec.idmap.privileged:
         for version in ("cgroup", "cgroup2"):
             yield f"lxc.{version}.devices.deny", "a"
-            for rule in _DEVICE_RULES:
+            for rule in (*DEVICE_RULES, *spec.device_rules):
                 yield f"lxc.{version}.devices.allow", rule
 
 
-_DEVICE_RULES = (
+DEVICE_RULES = (
     "c *:* m",
     "c 1:3 rwm",
     "c 1:5 rwm",
@@ -181,10 +146,10 @@ _DEVICE_RULES = (
     "c 10:229 rwm",
     "c 136:* rwm",
 )
-"""For privileged containers: null, zero, full, (u)random, terminals, tun and fuse; other nodes may be made.
+"""For privileged containers: null, zero, full, (u)random, terminals, tun, fuse, and creation of other nodes.
 
-No nodes of block devices: a mount of one whose file system the host has mounted already never opens the
-device, so that no other rule here would stop it.
+Creating nodes of block devices is not allowed: mounting one whose file system is already mounted by the host
+does not open the device, so no other rule would prevent it.
 """
 
 
@@ -200,7 +165,7 @@ def _mounts(spec: ContainerSpec) -> Iterator[Pair]:
         yield mount_entry(str(node), place, "none", "bind,create=file,optional")
     nesting = parse_bool(spec.config.get("security.nesting", ""))
     if nesting:
-        # the kernel lets a nested user namespace mount proc and sysfs only where whole ones are in sight
+        # The kernel lets a nested user namespace mount proc and sysfs only if complete ones are visible.
         yield mount_entry("proc", "dev/.lxc/proc", "proc", "create=dir,optional")
         yield mount_entry("sys", "dev/.lxc/sys", "sysfs", "create=dir,optional")
     if spec.host.lxcfs is not None:
@@ -212,7 +177,7 @@ def _mounts(spec: ContainerSpec) -> Iterator[Pair]:
 
 def _confinement(spec: ContainerSpec) -> Iterator[Pair]:
     own_policy = any(key == "lxc.apparmor.profile" and "//&:" in value for key, value in spec.apparmor)
-    # whoever has an AppArmor namespace of its own may administer that
+    # A container with its own AppArmor namespace may administer it.
     mac = "" if own_policy else " mac_admin mac_override"
     yield "lxc.cap.drop", f"sys_time sys_module sys_rawio{mac}"
     yield from spec.apparmor
@@ -248,6 +213,8 @@ def _limits(config: Mapping[str, str]) -> Iterator[Pair]:
             if not _SYSCTL.match(name):
                 raise InvalidConfig(f"Invalid configuration key {key[:80]!r}: not the name of a sysctl")
             yield f"lxc.sysctl.{name}", value
+        elif key == "limits.memory.oom_priority" and value:
+            yield "lxc.proc.oom_score_adj", value
 
 
 def _environment(config: Mapping[str, str]) -> Iterator[Pair]:
@@ -262,9 +229,23 @@ def _environment(config: Mapping[str, str]) -> Iterator[Pair]:
 def _device_mounts(spec: ContainerSpec) -> Iterator[Pair]:
     if spec.read_only_root:
         yield "lxc.rootfs.options", "ro"
+    targets = {mount.target for mount in spec.mounts}
+    if "/run" not in targets and any(target.startswith("/run/") for target in targets):
+        # Otherwise the container's init would mount one over the devices.
+        yield mount_entry("tmpfs", "run", "tmpfs", "nosuid,nodev,mode=755,size=20%,create=dir")
     for mount in spec.mounts:
-        options = "bind,ro" if mount.read_only else "bind"
-        yield mount_entry(str(mount.source), mount.target.strip("/"), "none", options)
+        yield mount_entry(str(mount.source), mount.target.strip("/"), "none", _bind_options(mount))
+
+
+def _bind_options(mount: BindMount) -> str:
+    options = ["rbind" if mount.recursive else "bind"]
+    if mount.read_only:
+        options.append("ro")
+    if mount.propagation:
+        options.append(mount.propagation)
+    if mount.create:
+        options.append(f"create={mount.create}")
+    return ",".join(options)
 
 
 def _network(nics: Sequence[veth.Pair]) -> Iterator[Pair]:
@@ -302,97 +283,10 @@ printf '%s\\n' "$LXC_TARGET" >"$1"
 
 
 def write_post_stop(path: Path) -> None:
-    """Write the script that every container's configuration names."""
+    """Write the script to which every container's configuration refers."""
     replace_file(path, POST_STOP, 0o700)
 
 
 def write(path: Path, text: str) -> None:
     """Store a container's configuration for its next start."""
     replace_file(path, text, 0o600)
-
-
-# ---- raw.lxc
-
-
-_NEVER = (
-    "lxc.cgroup.dir",
-    "lxc.cgroup.relative",
-    "lxc.ephemeral",
-    "lxc.hook.version",
-    "lxc.log.",
-    "lxc.logfile",
-    "lxc.loglevel",
-    "lxc.prlimit.",
-    "lxc.rootfs.managed",
-    "lxc.rootfs.path",
-    "lxc.uts.name",
-)
-"""What the daemon relies on, or has a key of its own for."""
-_UNPRIVILEGED_NEVER = ("lxc.idmap", "lxc.id_map", "lxc.include")
-_RESTRICTED_MAY = ("lxc.environment", "lxc.init.cwd", "lxc.signal.", "lxc.start.", "lxc.sysctl.")
-
-
-def check_raw_lxc(text: str, policy: Policy) -> None:
-    """Refuse lines of `raw.lxc` that the policy does not allow; liblxc's parser judges the rest.
-
-    Restricted callers get a short list of harmless keys: no hooks, id maps, includes, AppArmor lines,
-    mounts or devices. Where only unprivileged instances are allowed, nobody gets id maps and includes.
-    """
-    for key, value in _parse_raw(text):
-        refused = _NEVER + (_UNPRIVILEGED_NEVER if policy.unprivileged_only else ())
-        if key.startswith(refused):
-            raise InvalidConfig(f"The key {key!r} cannot be set in 'raw.lxc'")
-        if policy.restricted and not key.startswith(_RESTRICTED_MAY):
-            raise InvalidConfig(f"The key {key!r} in 'raw.lxc' is not allowed for restricted callers")
-        if key.startswith("lxc.hook") and not value:
-            raise InvalidConfig(f"'raw.lxc' cannot clear {key!r}: the daemon has a hook of its own")
-
-
-def _parse_raw(text: str) -> Iterator[Pair]:
-    """Keys and values as liblxc reads them: one a line, comments only at a line's beginning."""
-    for text_line in text.split("\n"):
-        stripped = text_line.strip(" \t")
-        if not stripped or stripped.startswith("#"):
-            continue
-        key, found, value = stripped.partition("=")
-        key, value = key.rstrip(" \t"), value.strip(" \t")
-        if not found or not _KEY.match(key):
-            raise InvalidConfig(f"Invalid line {stripped[:60]!r} in 'raw.lxc': use lxc.KEY = VALUE")
-        _check_pair(key, value)
-        yield key, value
-
-
-def _raw(text: str) -> str:
-    """`raw.lxc` line by line, without its comments; quotes stay as they are."""
-    return "".join(f"{key} = {value}\n" for key, value in _parse_raw(text))
-
-
-# ---- the host
-
-
-_SHARED = ("/sys/fs/fuse/connections", "/sys/kernel/security")
-_PROCESSORS = "sys/devices/system/cpu"
-LXCFS = Path("/var/lib/lxcfs")
-
-
-def read_host_facts(root: Path = Path("/"), lxcfs: Path = LXCFS) -> HostFacts:
-    """Blocking: run it in a thread, for a dead lxcfs can make its caller wait."""
-    folders = tuple(Path(name) for name in _SHARED if (root / name.lstrip("/")).is_dir())
-    files = _lxcfs_files(lxcfs)
-    return HostFacts(
-        cgroup_namespaces=(root / "proc/self/ns/cgroup").exists(),
-        folders=folders,
-        lxcfs=lxcfs if files else None,
-        lxcfs_files=files,
-    )
-
-
-def _lxcfs_files(lxcfs: Path) -> tuple[str, ...]:
-    try:
-        files = sorted(f"proc/{file.name}" for file in (lxcfs / "proc").iterdir())
-        if (lxcfs / _PROCESSORS / "uevent").exists():
-            files.append(_PROCESSORS)
-    except OSError:
-        # not running, or its mount point is what a dead one left
-        return ()
-    return tuple(files)

@@ -1,52 +1,41 @@
-"""Device nodes that every container gets: of its own, not the host's.
+"""Device nodes that every container has: separate nodes, not the host's.
 
-A container's udev sets owners and modes in `/dev`. Bound from the host, a privileged container's would set
-them on the host's nodes, and an unprivileged one would have whatever mode the host's administrator chose.
+A container's udev sets owners and modes in `/dev`. If the host's nodes were bound, that of a privileged
+container would change them, and an unprivileged container would depend on the modes that the host's
+administrator chose.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from utsuwa.core.idmap import IdMap
-from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.mounts.device_folder import DeviceFolder, DeviceNumber, Node
 
 _SHARED = ("dev/fuse", "dev/net/tun")
-"""Drivers that keep what one container does apart from others and the host."""
+"""Devices whose drivers isolate containers from each other and from the host."""
 
 
-def make(folder: Path, idmap: IdMap, root: Path = Path("/")) -> list[tuple[Path, str]]:
-    """Make the nodes for a start below `folder`: which file is to be bound where inside. Blocking.
+def make(folder: DeviceFolder, idmap: IdMap, root: Path = Path("/")) -> list[tuple[Path, str]]:
+    """Create the nodes for a start in `folder`; return each with its path inside. Blocking.
 
-    Only those that the host has. Where no nodes can be made or opened, as in a user namespace, the host's
-    own are given.
+    Nodes that the host lacks are omitted. If nodes cannot be created or opened, as in a user namespace, the
+    host's nodes are returned.
     """
-    remove(folder)
     nodes = [(root / name, name) for name in _SHARED if _is_node(root / name)]
-    if not nodes:
-        return []
-    # As with root file systems: open to the container's root, who may pass and nothing else.
-    folder.mkdir(mode=0o700)
-    os.chown(folder, idmap.host_uid(0), idmap.host_gid(0))
-    folder.chmod(0o100)
-    if os.statvfs(folder).f_flag & os.ST_NODEV:
-        return nodes
     try:
-        return list(_copies(nodes, folder, idmap))
+        return [(_copy(source, folder, idmap), name) for source, name in nodes]
     except PermissionError:
         return nodes
 
 
-def _copies(nodes: list[tuple[Path, str]], folder: Path, idmap: IdMap) -> Iterator[tuple[Path, str]]:
-    for source, name in nodes:
-        node = folder / name.replace("/", "-")
-        os.mknod(node, stat.S_IFCHR | 0o600, source.stat().st_rdev)
-        os.chown(node, idmap.host_uid(0), idmap.host_gid(0))
-        node.chmod(0o666)
-        yield node, name
+def _copy(source: Path, folder: DeviceFolder, idmap: IdMap) -> Path:
+    number = source.stat().st_rdev
+    device = DeviceNumber("char", os.major(number), os.minor(number))
+    node = Node(device, 0o666, idmap.host_uid(0), idmap.host_gid(0))
+    return folder.make_node(f"{source.parent.name}-{source.name}", node)
 
 
 def _is_node(path: Path) -> bool:
@@ -54,9 +43,3 @@ def _is_node(path: Path) -> bool:
         return stat.S_ISCHR(path.stat().st_mode)
     except OSError:
         return False
-
-
-def remove(folder: Path) -> None:
-    """Take the nodes away when the container has ended; safe to repeat. Blocking."""
-    if folder.is_dir():
-        remove_tree(folder)

@@ -1,4 +1,4 @@
-"""The actions that change an instance's state: what each is called, and which instances it concerns."""
+"""The actions of state changes: their kinds of operations, and the statuses to which they apply."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
+from utsuwa.core.refs import InstanceRef
 from utsuwa.instances.model import Status
 from utsuwa.operations import kinds
 from utsuwa.operations.kinds import Kind
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Action:
-    """`statuses` are those of the instances that a change of all of them concerns."""
+    """`statuses` selects the instances to which a bulk change applies."""
 
     kind: Kind
     statuses: tuple[Status, ...]
@@ -35,33 +36,33 @@ ACTIONS = {
 
 
 def requested(request: InstanceStatePut) -> Action:
-    """The action that a request wants. Raises InvalidRequest, NotSupportedYet."""
+    """Return the requested action. Raises InvalidRequest, NotSupportedYet."""
     action = ACTIONS.get(request.action)
     if action is None:
         raise InvalidRequest(f"Unknown action {request.action[:40]!r}: use one of {', '.join(ACTIONS)}")
     if request.stateful:
         raise NotSupportedYet("Keeping the running state (stateful) is not supported yet")
     if request.force:
-        # Waiting for a container to stop by itself can take long, and can be given up: this does not.
+        # Only waiting for a container to stop by itself can be cancelled.
         return replace(action, kind=replace(action.kind, cancellable=False))
     return action
 
 
-async def do_all(names: Sequence[str], change: Callable[[str], Awaitable[None]]) -> None:
-    """Change the states of all these at once. Raises InvalidRequest that tells of each that failed."""
-    results = await asyncio.gather(*map(change, names), return_exceptions=True)
+async def do_all(refs: Sequence[InstanceRef], change: Callable[[InstanceRef], Awaitable[None]]) -> None:
+    """Change the states of several instances concurrently. Raises InvalidRequest with all failures."""
+    results = await asyncio.gather(*map(change, refs), return_exceptions=True)
     problems = [
-        f"{name}: {_told(name, error)}"
-        for name, error in zip(names, results, strict=True)
+        f"{ref.name}: {_error_text(ref, error)}"
+        for ref, error in zip(refs, results, strict=True)
         if error is not None
     ]
     if problems:
         raise InvalidRequest("; ".join(problems))
 
 
-def _told(name: str, error: BaseException) -> str:
-    """What a client may read of a failure; our own faults go to the log."""
+def _error_text(ref: InstanceRef, error: BaseException) -> str:
+    """Return the message for the client; unexpected errors are logged instead."""
     if isinstance(error, UtsuwaError):
         return error.message
-    log.error("a change of instance %r failed", name, exc_info=error)
+    log.error("a change of instance %r failed", ref.name, exc_info=error)
     return INTERNAL_ERROR

@@ -7,28 +7,39 @@ import contextlib
 import os
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from utsuwa.core import clock
 from utsuwa.core.architectures import canonical_architecture
-from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.config_keys import VOLATILE
+from utsuwa.core.errors import AlreadyExists, InvalidConfig, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.idmap import IdMap
+from utsuwa.core.instance_types import limits_of_type
 from utsuwa.core.names import check_instance_name
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy
 from utsuwa.db import codes
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.images import ImageRow
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
+from utsuwa.devices import root_disk
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.files.filetree import remove_tree
+from utsuwa.images.remote.records import RemoteSource, source_of
 from utsuwa.instances import allocations, identity
 from utsuwa.instances.confinement import limits
 from utsuwa.instances.context import Context, merge, profiles_named
+from utsuwa.instances.lifecycle import device_host, device_updates
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.policy import judge
+from utsuwa.projects import limits as project_limits
+from utsuwa.projects import restrictions
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
 _OWN_VOLATILE = ("volatile.base_image", "volatile.uuid", "volatile.idmap.", "volatile.last_state.")
@@ -50,9 +61,9 @@ _SECOND = (
 
 
 def is_own_volatile(key: str) -> bool:
-    """Whether the daemon alone writes a key, whatever a request says: a request leaves it as it is.
+    """Whether only the daemon writes a key, so that values in requests are ignored.
 
-    So are the names of interfaces on the host, which are removed by them.
+    This includes the names of interfaces on the host, which the daemon removes by name.
     """
     return key.startswith(_OWN_VOLATILE) or (key.startswith("volatile.") and key.endswith(".host_name"))
 
@@ -65,85 +76,144 @@ def random_name() -> str:
 async def reserve(
     ctx: Context, policy: Policy, project: str, request: InstancesPost
 ) -> tuple[Loaded, ImageRow | None]:
-    """Judge the request and reserve the name: a row in the state `creating` that `build` or `discard` ends.
+    """Validate a request and reserve the name, with a row in the state `creating`, for `build` or `discard`.
 
-    Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists or OutOfSpace, nothing being made.
+    Raises InvalidRequest, NotFound (image, profile, pool), AlreadyExists, Forbidden or OutOfSpace, without
+    having stored anything.
     """
-    _refuse_what_is_not_there(request)
+    reject_unsupported(request)
+    image = await find_image(ctx, project, request.source)
+    return await reserve_with(ctx, policy, project, request, image), image
+
+
+async def reserve_with(
+    ctx: Context, policy: Policy, project: str, request: InstancesPost, image: ImageRow | None
+) -> Loaded:
+    """As `reserve`, with an image that is known."""
     name = check_instance_name(request.name or random_name())
-    image = await _find_image(ctx, project, request.source)
-    row = _first_row(project, name, request, image)
-    instance = await _judged_and_stored(ctx, policy, row)
-    await ctx.networks.refresh(instance.key)
-    return instance, image
+    row = _new_row(InstanceRef(project, name), request, image)
+    instance = await check_and_store(ctx, policy, row, request.config)
+    await ctx.networks.refresh(instance.ref)
+    return instance
 
 
-async def _judged_and_stored(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
-    """Judge by the profiles as they are when the row is stored."""
+async def check_before_image(
+    ctx: Context, policy: Policy, project: str, request: InstancesPost
+) -> RemoteSource:
+    """Check a request whose image must be fetched first, as far as possible without it; return its source.
+
+    Raises as `reserve`.
+    """
+    reject_unsupported(request)
+    source = remote_source(request.source)
+    ref = InstanceRef(project, check_instance_name(request.name))
+    if await ctx.database.read("instance name", instance_rows.is_taken, ref):
+        raise AlreadyExists(f"Instance {ref.name!r} already exists: choose another name")
+    await _checked(ctx, policy, _new_row(ref, request, None))
+    return source
+
+
+def remote_source(source: InstanceSource) -> RemoteSource:
+    """Return the source of an image on another server. A private one is known by its fingerprint only."""
+    names = source.alias, source.fingerprint
+    return source_of(source, *(reversed(names) if source.secret else names))
+
+
+async def check_and_store(
+    ctx: Context, policy: Policy, row: InstanceRow, requested: Mapping[str, str]
+) -> Loaded:
+    """Check with the profiles as they are when the row is stored; `requested` is the request's config."""
+    if any(key.startswith(VOLATILE) for key in requested):
+        rules = await ctx.database.read("restrictions", restrictions.get, row.ref.project)
+        rules.check_volatile({}, requested)
     while True:
-        instance = await _judged(ctx, policy, row)
-        async with allocations.hold(ctx, row.project, row.profiles):
+        instance = await _checked(ctx, policy, row)
+        async with allocations.hold(ctx, row.ref.project, row.data.profiles):
             if await merged(ctx, row) == instance:
                 return await _insert(ctx, instance)
 
 
-async def _judged(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
-    loaded = judge(await merged(ctx, row), policy)
-    await limits.check_change({}, loaded.expanded_config)
+async def _checked(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
+    loaded = await merged(ctx, row)
+    judge(loaded.data, loaded.expanded, loaded.restrictions, policy)
+    await limits.check_change({}, loaded.expanded.config)
     await check_by_liblxc(ctx, loaded)
-    await ctx.storage.pools.get(loaded.pool)
+    await device_updates.check_added(device_host.host_of(ctx, loaded, IdMap()), {})
+    await _check_pool(ctx, loaded)
     return loaded
+
+
+async def _check_pool(ctx: Context, instance: Loaded) -> None:
+    """Raise NotFound if the pool of the root disk does not exist."""
+    try:
+        await ctx.storage.pools.get(instance.pool)
+    except NotFound as error:
+        name, _ = root_disk(instance.expanded.devices)
+        raise NotFound(
+            f"Invalid device {name!r}: {error.message}: create it, or choose one of `utsuwa storage list`"
+        ) from error
 
 
 async def _insert(ctx: Context, instance: Loaded) -> Loaded:
     given = await identity.reserve(ctx, instance)
     await allocations.check(ctx, [instance], given)
-    stored = replace(instance.row, config={**instance.row.config, **given})
-    row_id = await ctx.database.begin("reserve instance", instance_rows.insert, stored)
+    stored = instance.row.with_config({**instance.data.config, **given})
+    row_id = await ctx.database.begin("reserve instance", _insert_within_limits, stored)
     return replace(instance, row=replace(stored, id=row_id))
 
 
+def _insert_within_limits(tx: Transaction, row: InstanceRow) -> int:
+    """Return the id. Raises as `db.instances.insert`, or Forbidden if the project's limits are exceeded."""
+    row_id = instance_rows.insert(tx, row)
+    project_limits.check(tx, row.ref.project)
+    return row_id
+
+
 async def merged(ctx: Context, row: InstanceRow) -> Loaded:
-    """The instance of a row as its profiles are stored now. Raises NotFound, UnknownCode."""
-    return merge(row, await ctx.database.read("profiles", profiles_named, row.project, row.profiles))
+    """Return the instance of a row, expanded by its profiles as stored now. Raises NotFound, UnknownCode."""
+    return await ctx.database.read("profiles", merge_stored, row)
+
+
+def merge_stored(tx: Transaction, row: InstanceRow) -> Loaded:
+    profiles = profiles_named(tx, row.ref.project, row.data.profiles)
+    return merge(row, profiles, restrictions.get(tx, row.ref.project))
 
 
 async def check_by_liblxc(ctx: Context, instance: Loaded, old: Loaded | None = None) -> None:
-    """Have liblxc read `raw.lxc` where it is not the `old` one. Raises InvalidConfig with its reason."""
-    raw = instance.expanded_config.get("raw.lxc", "")
-    if not raw or (old is not None and raw == old.expanded_config.get("raw.lxc")):
+    """Validate a changed `raw.lxc` with liblxc's parser. Raises InvalidConfig with its message."""
+    raw = instance.expanded.config.get("raw.lxc", "")
+    if not raw or (old is not None and raw == old.expanded.config.get("raw.lxc")):
         return
     handle = os.memfd_create("raw.lxc", os.MFD_CLOEXEC)
+    conf = Path(f"/proc/{os.getpid()}/fd/{handle}")
     try:
         os.write(handle, raw.encode() + b"\n")
-        await ctx.helper.check_config(Path(f"/proc/{os.getpid()}/fd/{handle}"))
+        await ctx.helper.check_config(conf)
     except InvalidConfig as error:
-        raise InvalidConfig(f"Invalid value for 'raw.lxc': {error.message}") from error
+        reason = error.message.replace(f'config file "{conf}" at ', "").replace("config file at ", "")
+        raise InvalidConfig(
+            f"Invalid value for 'raw.lxc': {reason}: correct this line, or remove it"
+        ) from error
     finally:
         os.close(handle)
 
 
-def _refuse_what_is_not_there(request: InstancesPost) -> None:
+def reject_unsupported(request: InstancesPost) -> None:
     if request.type not in ("", "container"):
         raise InvalidRequest(
             f"Instance type {request.type!r} is not supported: this server runs containers only"
         )
-    if request.instance_type:
-        raise NotSupportedYet(
-            "Instance types by size (instance_type) are not supported yet: set limits instead"
-        )
     if request.stateful:
         raise InvalidRequest("A new instance cannot be stateful")
     kind = request.source.type
-    if kind in ("copy", "migration", "backup"):
+    if kind in ("migration", "backup"):
         raise NotSupportedYet(f"Creating an instance from a {kind} is not supported yet")
-    if kind not in ("image", "none"):
-        raise InvalidRequest(f"Unknown source type {kind!r}: use image or none")
-    if request.source.server:
-        raise NotSupportedYet("Images from remote servers are not supported yet: import the image first")
+    if kind not in ("image", "copy", "none"):
+        raise InvalidRequest(f"Unknown source type {kind!r}: use image, copy or none")
 
 
-async def _find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
+async def find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:
+    """Return the image of a source, None for the type `none`. Raises NotFound, InvalidRequest."""
     if source.type == "none":
         return None
     image = await ctx.images.resolve(
@@ -155,38 +225,37 @@ async def _find_image(ctx: Context, project: str, source: InstanceSource) -> Ima
     return ctx.images.check_here(image)
 
 
-def _first_row(project: str, name: str, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
-    config = {key: value for key, value in request.config.items() if not is_own_volatile(key)}
+def _new_row(ref: InstanceRef, request: InstancesPost, image: ImageRow | None) -> InstanceRow:
+    given = {key: value for key, value in request.config.items() if not is_own_volatile(key)}
+    config = limits_of_type(request.instance_type) | given
     if image is not None:
-        config.update({f"image.{key}": value for key, value in image.properties.items()})
-        config["volatile.base_image"] = image.fingerprint
-        config["volatile.apply_template"] = "create"
+        config |= config_of_image(image)
     config["volatile.uuid"] = str(uuid.uuid4())
     config["volatile.cloud-init.instance-id"] = str(uuid.uuid4())
-    return InstanceRow(
-        id=0,
-        project=project,
-        name=name,
+    data = InstanceData(
         architecture=_architecture(request.architecture, image),
         ephemeral=request.ephemeral,
-        stateful=False,
         description=request.description,
-        created_at=clock.now(),
-        last_used_at=None,
         config=config,
         devices={key: dict(device) for key, device in request.devices.items()},
         profiles=_profiles(request, image),
-        state="creating",
     )
+    return InstanceRow(id=0, ref=ref, data=data, created_at=clock.now())
+
+
+def config_of_image(image: ImageRow) -> dict[str, str]:
+    """Return the keys that an instance gets from its image."""
+    config = {f"image.{key}": value for key, value in image.properties.items()}
+    return config | {"volatile.base_image": image.fingerprint, "volatile.apply_template": "create"}
 
 
 def _architecture(wanted: str, image: ImageRow | None) -> str:
-    """That of the image, whatever the request says: clients send their own numbers and names for it."""
+    """Return the image's architecture; that of the request is ignored, as clients use other names for it."""
     return image.architecture if image else known_architecture(wanted) or identity.machine()
 
 
 def known_architecture(name: str) -> str:
-    """The kernel's name for what a request calls an architecture, empty for none. Raises InvalidConfig."""
+    """Return the kernel's name of an architecture in a request; empty if not given. Raises InvalidConfig."""
     found = canonical_architecture(name) or name
     if found:
         codes.number(codes.ARCHITECTURES, found, "architecture")
@@ -194,31 +263,34 @@ def known_architecture(name: str) -> str:
 
 
 def _profiles(request: InstancesPost, image: ImageRow | None) -> list[str]:
-    """Those asked for, else those of the image, else `default`."""
+    """Return the requested profiles, by default those of the image, or `default`."""
     if request.profiles is not None:
         return list(request.profiles)
     return list(image.profiles) if image is not None else ["default"]
 
 
 async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
-    """Create the reserved instance's files and make it visible; on failure, remove everything."""
-    cgroup_moves.warm_soon()  # most instances are started as soon as they are there
-    async with ctx.locks.hold("instance", *instance.key), Rollback() as undo:
+    """Create the files of a reserved instance and make it visible; on failure, remove everything."""
+    cgroup_moves.warm_soon()  # most instances are started immediately after their creation
+    async with ctx.locks.hold("instance", instance.ref), Rollback() as undo:
         undo.push(discard, ctx, instance)
-        idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
+        idmap = identity.next_idmap(instance)
         source = ctx.images.source(image) if image is not None else None
-        await ctx.storage.volumes.create(instance.pool, instance.volume, idmap, source, instance.root_size)
-        undo.push(ctx.storage.volumes.delete, instance.pool, instance.volume)
-        await asyncio.to_thread(_fresh_log_folder, ctx, instance)
-        await ctx.database.write("instance is ready", _made, instance, image)
+        await ctx.storage.volumes.create(
+            instance.pool, instance.ref.volume, idmap, source, instance.expanded.root_size
+        )
+        undo.push(ctx.storage.volumes.delete, instance.pool, instance.ref.volume)
+        await asyncio.to_thread(create_log_folder, ctx, instance)
+        await ctx.database.write("complete creation of instance", _mark_ready, instance, image)
         undo.keep()
+    ctx.warn_of_keys(instance)
     location = ctx.database.member.name
     context = {"location": location, "storage-pool": instance.pool, "type": "container"}
-    ctx.lifecycle("created", *instance.key, context)
+    ctx.lifecycle("created", instance.ref, context)
 
 
-def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
-    """Make the instance visible; its image may have been deleted meanwhile."""
+def _mark_ready(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
+    """Make the instance visible. Its image may have been deleted meanwhile."""
     instance_rows.set_ready(tx, instance.row.id)
     if image is not None:
         with contextlib.suppress(NotFound):
@@ -228,12 +300,12 @@ def _made(tx: Transaction, instance: Loaded, image: ImageRow | None) -> None:
 async def discard(ctx: Context, instance: Loaded) -> None:
     """Release a reserved name."""
     await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
-    await ctx.networks.refresh(instance.key)
+    await ctx.networks.refresh(instance.ref)
 
 
-def _fresh_log_folder(ctx: Context, instance: Loaded) -> None:
+def create_log_folder(ctx: Context, instance: Loaded) -> None:
     """Discard logs of an earlier instance of that name."""
-    folder = ctx.paths.instance_logs(instance.storage_name)
+    folder = ctx.paths.instance_logs(instance.ref.storage_name)
     if folder.exists():
         remove_tree(folder)
     folder.mkdir(mode=0o700)

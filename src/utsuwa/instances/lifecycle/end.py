@@ -5,80 +5,96 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 
 from utsuwa.core.errors import NotFound, UtsuwaError
+from utsuwa.core.refs import InstanceRef
+from utsuwa.core.warning_types import (
+    CPUS_NOT_ASSIGNED,
+    ENDS_TOO_OFTEN,
+    IDS_LOST,
+    LEFTOVERS,
+    LIMITS_NOT_APPLIED,
+)
 from utsuwa.host import lxc
 from utsuwa.instances import identity
 from utsuwa.instances.confinement import cpu_balance
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.context import Context, load
-from utsuwa.instances.lifecycle import device_steps, orphans
-from utsuwa.instances.model import Comeback, Loaded, Running, RuntimePaths
+from utsuwa.instances.lifecycle import autorestart, device_host, device_steps, orphans
+from utsuwa.instances.model import Loaded, PendingRestart, Running, RuntimePaths
 
 log = logging.getLogger(__name__)
 
 MONITOR_GRACE = 10.0
-"""Seconds that liblxc's monitor gets to tidy up after the container's init has ended."""
+"""Seconds that liblxc's monitor has to clean up after the container's init has ended."""
 
 STOP_GRACE = 10.0
-"""Seconds that what follows an end gets to undo itself when the daemon stops."""
+"""Seconds that pending follow-ups have to be undone when the daemon stops."""
 
-Reboot = Callable[[Loaded, Comeback], Awaitable[None]]
+Reboot = Callable[[Loaded, PendingRestart], Awaitable[None]]
 Delete = Callable[[Loaded], Awaitable[None]]
 
 
-class Sequel(Enum):
-    """What follows the end of a container."""
+class FollowUp(Enum):
+    """The action after the end of a container."""
 
-    STOPPED = "stopped"
-    """Nothing: it ended by itself, was stopped or killed."""
-    BACK = "back"
-    """Nothing now: whoever stopped it starts it again, this daemon or its next start."""
+    NONE = "none"
+    """It ended by itself, or was stopped or killed."""
+    RESTART = "restart"
+    """The request that stopped it, or the next start of the daemon, starts it again."""
     REBOOT = "reboot"
     DELETE = "delete"
 
 
-def sequel(running: Running, target: str, *, ephemeral: bool) -> Sequel:
-    """Judge by who stopped the container and by what the post-stop hook recorded."""
+def follow_up(running: Running, target: str, *, ephemeral: bool, autorestart: bool = False) -> FollowUp:
+    """Determine the follow-up from how the container was stopped and what the post-stop hook recorded.
+
+    With `autorestart` it is started again if it has ended by itself.
+    """
     if running.restarting or running.keep_power:
-        return Sequel.BACK
-    if target == "reboot" and not running.forced:
-        return Sequel.REBOOT
-    return Sequel.DELETE if ephemeral else Sequel.STOPPED
+        return FollowUp.RESTART
+    if (target == "reboot" or autorestart) and not running.forced:
+        return FollowUp.REBOOT
+    return FollowUp.DELETE if ephemeral else FollowUp.NONE
 
 
-_NOTED: Mapping[Sequel, Mapping[str, str | None]] = {
-    Sequel.STOPPED: {"volatile.last_state.power": "STOPPED", "volatile.last_state.boot_id": None},
-    Sequel.BACK: {"volatile.last_state.boot_id": None},
-    # As if it had not been seen: a daemon that is killed before the sequel is complete finds at its next
-    # start that the container has ended meanwhile, and carries it out then.
-    Sequel.REBOOT: {},
-    Sequel.DELETE: {},
+_RECORDED: Mapping[FollowUp, Mapping[str, str | None]] = {
+    FollowUp.NONE: {"volatile.last_state.power": "STOPPED", "volatile.last_state.boot_id": None},
+    FollowUp.RESTART: {"volatile.last_state.boot_id": None},
+    # Nothing is recorded: if the daemon is killed before the follow-up is complete, its next start finds that
+    # the container has ended meanwhile, and performs the follow-up then.
+    FollowUp.REBOOT: {},
+    FollowUp.DELETE: {},
 }
 
 
 class Watch:
-    """Waits for containers to end. `reboot` and `delete` are the verbs that may follow."""
+    """Waits for containers to end. `reboot` and `delete` perform follow-ups."""
 
     def __init__(self, ctx: Context, reboot: Reboot, delete: Delete) -> None:
         self._ctx = ctx
         self._reboot = reboot
         self._delete = delete
         self._tasks: set[asyncio.Task[None]] = set()
+        self._restarts = autorestart.RestartLimit()
 
     def begin(self, running: Running) -> None:
-        """Watch a container that has just been entered into the runtime table."""
+        """Watch a container that was just added to the runtime table."""
         task = asyncio.create_task(self._follow(running), name=f"watch {running.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _task: running.release())
 
     async def stop(self) -> None:
-        """Stop watching: the daemon ends, the containers run on. What was just following an end is undone."""
+        """Stop watching when the daemon ends.
+
+        The containers keep running; follow-ups in progress are undone.
+        """
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -86,124 +102,146 @@ class Watch:
             await asyncio.wait(tasks, timeout=STOP_GRACE)
 
     async def _follow(self, running: Running) -> None:
-        comeback: Comeback | None = None
+        restart: PendingRestart | None = None
         with ExitStack() as stack:
             try:
                 await orphans.wait_for_end(running)
-                comeback = stack.enter_context(self._ctx.runtime.coming_back(running.key))
+                restart = stack.enter_context(self._ctx.runtime.expect_restart(running.ref))
                 instance, follows = await self._clean(running)
             except Exception:
                 log.exception("cleaning up after instance %r failed", running.name)
                 self._ctx.runtime.remove(running)
-                instance, follows = None, Sequel.STOPPED
+                instance, follows = None, FollowUp.NONE
             running.ended.set()
-            if follows is not Sequel.DELETE:
+            if follows is not FollowUp.DELETE:
                 running.settled.set()
-            if instance is not None and comeback is not None:
-                self._tell(follows, running)
-                await self._try(self._carry_out(follows, instance, comeback))
+            if instance is not None and restart is not None:
+                self._publish(follows, running)
+                await self._run_logged(self._perform(follows, instance, restart))
         running.settled.set()
 
     async def _wait_for_monitor(self, running: Running) -> None:
-        """The monitor runs the post-stop hook and takes its cgroups away; then it ends by itself."""
-        if running.monitor is None:  # init had ended when it was looked for
-            await lxc.wait_until_gone(running.storage_name, self._ctx.paths.containers)
+        """Wait for the monitor, which runs the post-stop hook, removes its cgroups and exits."""
+        if running.monitor is None:  # init had already ended when it was looked up
+            await lxc.wait_until_gone(running.ref.storage_name, self._ctx.paths.containers)
             return
         try:
             await asyncio.wait_for(running.monitor.wait(), MONITOR_GRACE)
         except TimeoutError:
-            log.warning("the monitor of instance %r did not end: killed", running.name)
+            log.warning("the monitor of instance %r did not exit and is killed", running.name)
             running.monitor.send_signal(signal.SIGKILL)
 
-    async def _clean(self, running: Running) -> tuple[Loaded | None, Sequel]:
-        """Take away what the container had on the host; gives the instance, None where it is gone.
+    async def _clean(self, running: Running) -> tuple[Loaded | None, FollowUp]:
+        """Clean up the host after a container; return the instance, or None if it was deleted.
 
-        Init has ended, so nothing in the container uses its files any more: they are unmounted while
-        liblxc's monitor still ends.
+        As init has ended, nothing in the container uses its files any more: they are unmounted while liblxc's
+        monitor is still exiting.
         """
         ctx = self._ctx
-        async with ctx.locks.hold("instance", *running.key):
+        async with ctx.locks.hold("instance", running.ref):
             try:
-                instance = await load(ctx, *running.key)
+                instance = await load(ctx, running.ref)
             except NotFound:
                 await self._wait_for_monitor(running)
                 ctx.runtime.remove(running)
-                return None, Sequel.STOPPED
+                return None, FollowUp.NONE
             cleaned, _ = await asyncio.gather(
                 clean_host(ctx, instance), self._wait_for_monitor(running), return_exceptions=True
             )
-            if running.hastened is not None:
-                await asyncio.wait([running.hastened])
+            if running.early_cleanup is not None:
+                await asyncio.wait([running.early_cleanup])
             paths = ctx.runtime_paths(instance)
-            if not read_small(paths.target):  # the monitor did not come to its end
-                await orphans.remove_cgroups(ctx, running.storage_name)
+            if not read_small(paths.target):  # the monitor did not complete
+                await orphans.remove_cgroups(ctx, running.ref.storage_name)
             target = read_target(paths)
-            follows = sequel(running, target, ephemeral=instance.row.ephemeral)
-            running.noted_as_stopped = follows is not Sequel.BACK
-            if isinstance(cleaned, UtsuwaError):  # its end is noted all the same; the next start tries again
-                log.error("not all of instance %r is taken away: %s", running.name, cleaned)
-            elif cleaned is not None:
+            again = target != "reboot" and await self._restarts_itself(running, instance, paths)
+            follows = follow_up(running, target, ephemeral=instance.data.ephemeral, autorestart=again)
+            running.recorded_as_stopped = follows is not FollowUp.RESTART
+            if cleaned is not None and not isinstance(cleaned, UtsuwaError):
                 raise cleaned
-            await clean_up(ctx, instance, running.devices, {**_NOTED[follows]})
+            _judge_end(ctx, running, cleaned)
+            await clean_up(ctx, instance, running.devices, {**_RECORDED[follows]})
             ctx.runtime.remove(running)
             return instance, follows
 
-    def _tell(self, follows: Sequel, running: Running) -> None:
-        """At once, so that nothing else is heard of the instance before."""
-        if follows is not Sequel.REBOOT and (follows is not Sequel.BACK or running.comeback is None):
-            self._ctx.lifecycle("stopped" if running.forced else "shutdown", *running.key)
+    async def _restarts_itself(self, running: Running, instance: Loaded, paths: RuntimePaths) -> bool:
+        """Whether `boot.autorestart` starts a container again; a warning is raised if it ends too often."""
+        if running.forced or not await autorestart.wanted(instance, paths):
+            return False
+        allowed = self._restarts.allows(running.row_id, time.monotonic())
+        log.warning("instance %r has ended unexpectedly", running.name, extra={"restarted": allowed})
+        self._ctx.warnings.judge(
+            ENDS_TOO_OFTEN,
+            ""
+            if allowed
+            else f"instance {running.name!r} has ended unexpectedly more than {autorestart.MAX_RESTARTS} "
+            f"times within {autorestart.PERIOD:.0f} s and is not restarted any more: look at its console "
+            f"(`utsuwa console --show-log {running.name}`), and start it",
+            running.subject,
+        )
+        return allowed
 
-    async def _carry_out(self, follows: Sequel, instance: Loaded, comeback: Comeback) -> None:
+    def _publish(self, follows: FollowUp, running: Running) -> None:
+        """Publish the end before anything else happens to the instance."""
+        if follows is not FollowUp.REBOOT and (
+            follows is not FollowUp.RESTART or running.pending_restart is None
+        ):
+            self._ctx.lifecycle("stopped" if running.forced else "shutdown", running.ref)
+
+    async def _perform(self, follows: FollowUp, instance: Loaded, restart: PendingRestart) -> None:
         await cpu_balance.try_to_rebalance(self._ctx)
-        if follows is Sequel.DELETE:
+        if follows is FollowUp.DELETE:
             await self._delete(instance)
-        elif follows is Sequel.REBOOT and not await self._try(self._reboot(instance, comeback)):
-            await note_stopped(self._ctx, *instance.key)
+        elif follows is FollowUp.REBOOT and not await self._run_logged(self._reboot(instance, restart)):
+            await record_stopped(self._ctx, instance.ref)
 
-    async def _try(self, follow: Awaitable[None]) -> bool:
+    async def _run_logged(self, follow: Awaitable[None]) -> bool:
         try:
             await follow
         except Exception:
-            log.exception("what should follow the end of a container failed")
+            log.exception("the follow-up of the end of a container failed")
             return False
         return True
 
 
-async def note_boot(ctx: Context, running: Running, boot_id: str | None) -> None:
-    """None before a container is stopped to come back: the daemon's next start sees to it where this one
-    cannot any more. The boot's id takes that back where the container has not ended.
+async def record_boot_id(ctx: Context, running: Running, boot_id: str | None) -> None:
+    """Store the boot's id of a running container.
+
+    It is None while the container is stopped for a restart, so that the next start of the daemon completes
+    the restart if this one cannot; the id is stored again if the container did not stop.
     """
     await ctx.patch_config(running.row_id, {"volatile.last_state.boot_id": boot_id})
 
 
-async def not_restarted(ctx: Context, running: Running, comeback: Comeback) -> None:
-    """A restart has failed or was cancelled before its container had ended: what it noted is taken back."""
-    if running.comeback is comeback:
-        running.comeback = None
-    async with ctx.locks.hold("instance", *running.key):
-        if ctx.runtime.get(running.key) is running:
-            if running.comeback is None:
-                await note_boot(ctx, running, ctx.boot_id)
+async def restart_failed(ctx: Context, running: Running, restart: PendingRestart) -> None:
+    """Revert what a restart has recorded that failed or was cancelled before the container had ended."""
+    if running.pending_restart is restart:
+        running.pending_restart = None
+    async with ctx.locks.hold("instance", running.ref):
+        if ctx.runtime.get(running.ref) is running:
+            if running.pending_restart is None:
+                await record_boot_id(ctx, running, ctx.boot_id)
             return
-    await note_stopped(ctx, *running.key)  # it ended after all, just then
+    await record_stopped(ctx, running.ref)  # it has ended meanwhile
 
 
-async def note_stopped(ctx: Context, project: str, name: str) -> None:
-    """A container that was to come back at once did not: it counts as stopped from now on."""
-    async with ctx.locks.hold("instance", project, name):
-        if ctx.runtime.get((project, name)) is not None:
+async def record_stopped(ctx: Context, ref: InstanceRef) -> None:
+    """Record that a container which was to be restarted is stopped."""
+    async with ctx.locks.hold("instance", ref):
+        if ctx.runtime.get(ref) is not None:
             return
         try:
-            instance = await load(ctx, project, name)
+            instance = await load(ctx, ref)
         except NotFound:
             return
-        await ctx.patch_config(instance.row.id, _NOTED[Sequel.STOPPED])
-    ctx.lifecycle("stopped", project, name)
+        await ctx.patch_config(instance.row.id, _RECORDED[FollowUp.NONE])
+    ctx.lifecycle("stopped", ref)
 
 
 async def clean_host(ctx: Context, instance: Loaded) -> None:
-    """Unmount and unload what belongs to a container that has ended; safe to repeat."""
-    await ctx.storage.volumes.unmount(instance.pool, instance.volume)
+    """Unmount the volume and unload the confinement of a container that has ended. Idempotent."""
+    await ctx.files.release(instance.ref)
+    await ctx.storage.volumes.unmount(instance.pool, instance.ref.volume)
     await confinement.remove(ctx, instance)
 
 
@@ -213,15 +251,15 @@ async def clean_up(
     devices: device_steps.Devices,
     changes: dict[str, str | None],
 ) -> None:
-    """Stop the devices that the container had and store their volatile changes with `changes`."""
-    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.current")
-    host = device_steps.host_of(ctx, instance, idmap)
-    changes.update(await device_steps.stop_all(device_steps.with_devices(host, devices)))
+    """Stop the devices of a container that has ended; store their volatile changes and `changes`."""
+    idmap = identity.current_idmap(instance)
+    host = device_host.host_of(ctx, instance, idmap)
+    changes.update(await device_steps.stop_all(device_host.with_devices(host, devices)))
     await ctx.patch_config(instance.row.id, changes)
 
 
 def read_target(paths: RuntimePaths) -> str:
-    """What the post-stop hook recorded: `stop`, `reboot`, or nothing."""
+    """Return what the post-stop hook recorded: `stop`, `reboot`, or an empty string."""
     return read_small(paths.target) or read_small(paths.last_target)
 
 
@@ -231,3 +269,19 @@ def read_small(path: Path) -> str:
             return file.read(64).decode("ascii", "replace").strip()
     except OSError:
         return ""
+
+
+def _judge_end(ctx: Context, running: Running, failure: UtsuwaError | None) -> None:
+    """Resolve the warnings about a container that has ended, and raise one if it was not cleaned up.
+
+    The next start of the instance tries to clean up again.
+    """
+    for kind in (LIMITS_NOT_APPLIED, CPUS_NOT_ASSIGNED, IDS_LOST):
+        ctx.warnings.resolve(kind, running.subject)
+    ctx.warnings.judge(
+        LEFTOVERS,
+        ""
+        if failure is None
+        else f"instance {running.name!r} was not cleaned up completely: {failure.message}",
+        running.subject,
+    )

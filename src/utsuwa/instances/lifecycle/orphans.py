@@ -16,17 +16,17 @@ from utsuwa.instances.model import Loaded, Running
 
 log = logging.getLogger(__name__)
 
-DEATH_PATIENCE = 1.0
-"""Seconds that a container's init gets to end by itself when its monitor has: the kernel kills it then."""
-END_PATIENCE = 10.0
-"""Seconds that killed processes get to end."""
+INIT_GRACE = 1.0
+"""Seconds that a container's init has to end after its monitor, when the kernel kills it."""
+KILL_GRACE = 10.0
+"""Seconds that killed processes have to exit."""
 _PAUSES = (0.0, 0.01, 0.05, 0.2, 1.0)
 
 
 async def wait_for_end(running: Running) -> None:
-    """Until a container's init has ended; where its monitor is killed init is as well.
+    """Wait until a container's init has ended. If its monitor was killed, init is killed as well.
 
-    liblxc has the kernel do that, which a frozen init does not notice.
+    liblxc lets the kernel do this, which does not affect a frozen init.
     """
     if running.monitor is None:
         await running.init.wait()
@@ -36,9 +36,9 @@ async def wait_for_end(running: Running) -> None:
     try:
         await asyncio.wait((init, monitor), return_when=asyncio.FIRST_COMPLETED)
         if not init.done():
-            await asyncio.wait((init,), timeout=DEATH_PATIENCE)
+            await asyncio.wait((init,), timeout=INIT_GRACE)
         if not init.done():
-            log.warning("the monitor of instance %r has ended: what runs in it is killed", running.name)
+            log.warning("the monitor of instance %r has exited: killing its processes", running.name)
             await kill(set((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values()))
             running.init.send_signal(signal.SIGKILL)
         await init
@@ -49,7 +49,7 @@ async def wait_for_end(running: Running) -> None:
 
 
 async def kill(folders: Collection[Path]) -> None:
-    """Kill all processes in some cgroups, frozen or not, and wait for their end."""
+    """Kill all processes in some cgroups, frozen or not, and wait for them to exit."""
 
     def begin() -> set[int]:
         found: set[int] = set()
@@ -63,13 +63,13 @@ async def kill(folders: Collection[Path]) -> None:
 
     pids = await asyncio.to_thread(begin)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(END_PATIENCE):
+        async with asyncio.timeout(KILL_GRACE):
             for pid in pids:
                 await pidfds.wait(pid)
 
 
-async def kill_left(ctx: Context, stopped: Sequence[Loaded]) -> None:
-    """Kill what still runs in containers that have no monitor any more, at the start of the daemon."""
+async def kill_orphans(ctx: Context, stopped: Sequence[Loaded]) -> None:
+    """Kill processes of containers without a monitor, when the daemon starts."""
     folders = await asyncio.to_thread(cgroups.payloads, ctx.cgroup)
     if not folders:
         return
@@ -77,20 +77,20 @@ async def kill_left(ctx: Context, stopped: Sequence[Loaded]) -> None:
     for running in ctx.runtime.all():
         known.update((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values())
     for instance in stopped:
-        left = [f for f in folders if f not in known and cgroups.is_payload_of(f, instance.storage_name)]
-        if await asyncio.to_thread(_inhabited, left):
-            log.warning("instance %r has no monitor any more: what runs in it is killed", instance.name)
+        left = [f for f in folders if f not in known and cgroups.is_payload_of(f, instance.ref.storage_name)]
+        if await asyncio.to_thread(_have_processes, left):
+            log.warning("instance %r has no monitor: killing its processes", instance.name)
             await kill(left)
 
 
-def _inhabited(folders: list[Path]) -> bool:
+def _have_processes(folders: list[Path]) -> bool:
     return any(cgroups.processes(folder) for folder in folders)
 
 
 async def remove_cgroups(ctx: Context, storage_name: str) -> None:
-    """Take away the cgroups of a container that has ended, which its monitor did not."""
+    """Remove the cgroups of a container that has ended, if its monitor did not."""
     for pause in _PAUSES:
         await asyncio.sleep(pause)
         if await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=storage_name):
             return
-    log.warning("the cgroups of %s cannot be removed: processes are left in them", storage_name)
+    log.warning("cannot remove the cgroups of %s: they still contain processes", storage_name)

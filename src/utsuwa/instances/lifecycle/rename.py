@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from functools import partial
 
 from utsuwa.core.errors import AlreadyExists, InvalidRequest
-from utsuwa.core.names import check_instance_name, storage_name
+from utsuwa.core.names import check_instance_name
+from utsuwa.core.refs import InstanceRef
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.files.filetree import remove_tree
@@ -15,44 +17,45 @@ from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded
 
 
-async def check(ctx: Context, project: str, name: str, new: str) -> Loaded:
-    """The instance, where it may be given that name: it is stopped, and the name is free."""
+async def check(ctx: Context, ref: InstanceRef, new: str) -> Loaded:
+    """Return the instance. Raises InvalidRequest if it is running, AlreadyExists, InvalidName, NotFound."""
     check_instance_name(new)
-    instance = await load(ctx, project, name)
-    if new == name:
-        raise AlreadyExists(f"The instance is already named {name!r}")
-    if ctx.runtime.get(instance.key) is not None:
-        raise InvalidRequest(f"The instance {name!r} is running: stop it first to rename it")
-    if any(row.name == new for row in await ctx.database.read("instances", instance_rows.get_all, project)):
+    instance = await load(ctx, ref)
+    if new == ref.name:
+        raise AlreadyExists(f"The instance is already named {ref.name!r}")
+    if ctx.runtime.get(ref) is not None:
+        raise InvalidRequest(f"The instance {ref.name!r} is running: stop it first to rename it")
+    if await ctx.database.read("name of instance", instance_rows.is_taken, replace(ref, name=new)):
         raise AlreadyExists(f"An instance named {new!r} already exists")
     return instance
 
 
-async def rename(ctx: Context, project: str, name: str, new: str) -> None:
-    """Give an instance another name; raises InvalidRequest while it runs, AlreadyExists for a taken one."""
-    first, second = sorted((name, new))
-    async with (
-        ctx.locks.hold("instance", project, first),
-        ctx.locks.hold("instance", project, second),
-    ):
-        instance = await check(ctx, project, name, new)
-        old_stored, new_stored = instance.storage_name, storage_name(project, new)
-        note = partial(_note, row_id=instance.row.id, new=new)
-        await ctx.storage.volumes.rename(instance.pool, instance.volume, new, note)
-        await asyncio.to_thread(_move_logs, ctx, old_stored, new_stored)
-    await ctx.networks.refresh((project, name), (project, new))
-    ctx.lifecycle("renamed", project, new, {"old_name": name})
+async def rename(ctx: Context, ref: InstanceRef, new: str) -> None:
+    """Rename a stopped instance. Raises as `check`."""
+    renamed = replace(ref, name=new)
+    first, second = sorted((ref, renamed))
+    async with ctx.locks.hold("instance", first), ctx.locks.hold("instance", second):
+        instance = await check(ctx, ref, new)
+        note = partial(_note, row_id=instance.row.id, new=renamed)
+        await ctx.storage.volumes.rename(instance.pool, instance.ref.volume, renamed.volume, note)
+        await asyncio.to_thread(move_logs, ctx, ref, renamed)
+    await ctx.networks.refresh(ref, renamed)
+    ctx.lifecycle("renamed", renamed, {"old_name": ref.name})
 
 
-def _note(tx: Transaction, row_id: int, new: str) -> None:
+def _note(tx: Transaction, row_id: int, new: InstanceRef) -> None:
     instance_rows.rename(tx, row_id, new)
-    changes = {"volatile.apply_template": "rename", "volatile.cloud-init.instance-id": str(uuid.uuid4())}
-    instance_rows.patch_config(tx, row_id, changes)
+    instance_rows.patch_config(tx, row_id, config_of_renamed())
 
 
-def _move_logs(ctx: Context, old_stored: str, new_stored: str) -> None:
-    """They follow the name; those of an instance that was called so long ago are gone."""
-    old, new = ctx.paths.instance_logs(old_stored), ctx.paths.instance_logs(new_stored)
+def config_of_renamed() -> dict[str, str]:
+    """Return the keys that change with an instance's name."""
+    return {"volatile.apply_template": "rename", "volatile.cloud-init.instance-id": str(uuid.uuid4())}
+
+
+def move_logs(ctx: Context, before: InstanceRef, after: InstanceRef) -> None:
+    """Move the logs, replacing those that an earlier instance of the new name has left."""
+    old, new = (ctx.paths.instance_logs(ref.storage_name) for ref in (before, after))
     if old.exists():
         remove_tree(new)
         old.rename(new)

@@ -17,15 +17,16 @@ DEFAULT_TIMEOUT = 30
 
 
 async def shutdown_all(ctx: Context, *, force: bool) -> None:
-    """Stop every container, those of a higher `boot.stop.priority` first, each rank side by side.
+    """Stop all containers, by descending `boot.stop.priority`, those of equal priority concurrently.
 
-    Each gets its `boot.host_shutdown_timeout` and is killed after it; `force` kills at once.
+    Each is killed after its `boot.host_shutdown_timeout`, or immediately with `force` or if its
+    `boot.host_shutdown_action` is to be killed.
     """
 
     def rank(running: Running) -> int:
         return -int(running.config.get("boot.stop.priority") or 0)
 
-    # Again and again: what was just being started when this began runs only later.
+    # Repeated, as containers that were being started may only be running later.
     while rest := [running for running in ctx.runtime.all() if not running.keep_power]:
         first = min(map(rank, rest))
         await asyncio.gather(
@@ -35,14 +36,15 @@ async def shutdown_all(ctx: Context, *, force: bool) -> None:
 
 async def _stop(ctx: Context, running: Running, *, force: bool) -> None:
     running.keep_power = True
+    force = force or running.config.get("boot.host_shutdown_action") == "force-stop"
     timeout = int(running.config.get("boot.host_shutdown_timeout") or DEFAULT_TIMEOUT)
     try:
         if not force and not running.frozen and timeout > 0:
             try:
-                await stop.stop(ctx, *running.key, force=False, seconds=timeout)
+                await stop.stop(ctx, running.ref, force=False, seconds=timeout)
                 return
             except stop.NotStoppedInTime:
-                log.warning("instance %r did not stop in %d s: killed", running.name, timeout)
+                log.warning("instance %r did not stop within %d s and is killed", running.name, timeout)
         await stop.kill(ctx, running)
     except UtsuwaError as error:
-        log.error("stopping instance %r: %s", running.name, error)
+        log.error("cannot stop instance %r: %s", running.name, error)

@@ -1,4 +1,4 @@
-"""The signals that ask a container's init to end: its own configuration's, or what it listens to."""
+"""The signals by which a container's init is stopped: as configured, or as init handles them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import signal
 from pathlib import Path
 
 from utsuwa.instances.context import Context
-from utsuwa.instances.model import Running, RuntimePaths
+from utsuwa.instances.model import Running
 
-_LISTEN_ROUNDS = 100
-_LISTEN_DELAY = 0.02
-"""Seconds between two looks at whether an init listens: for two seconds in all."""
+_HANDLER_TRIES = 100
+_HANDLER_DELAY = 0.02
+"""Seconds between two checks whether init handles the signal: two seconds in total."""
 _UNSTOPPABLE = (signal.SIGKILL, signal.SIGSTOP)
 
 
 async def configured(ctx: Context, container: Running, *names: str) -> int | None:
-    """The signal of `lxc.signal.NAME`, the first that is set; None where there is none.
+    """Return the first of the signals `lxc.signal.NAME` that is configured, or None.
 
-    liblxc is asked, which knows all spellings of signals, and included files. The file is as it was at the
+    liblxc parses them, as it supports several notations and included files. The file is unchanged since the
     container's start.
     """
-    paths = RuntimePaths(ctx.paths.instance_logs(container.storage_name))
-    if not await asyncio.to_thread(_may_have_signals, paths.conf):
+    conf = ctx.runtime_paths(container).conf
+    if not await asyncio.to_thread(_may_have_signals, conf):
         return None
-    values = await ctx.helper.config(paths.conf, [f"lxc.signal.{name}" for name in names])
+    values = await ctx.helper.config(conf, [f"lxc.signal.{name}" for name in names])
     return next((int(value) for value in values if int(value)), None)
 
 
@@ -36,28 +36,31 @@ def _may_have_signals(conf: Path) -> bool:
     return "lxc.signal." in text or "lxc.include" in text
 
 
-async def ask_to_end(container: Running, wanted: int | None) -> int:
-    """The signal that asks an init to halt; one that has just been started may still need a moment.
+async def wait_for_handler(container: Running, wanted: int | None) -> int:
+    """Return the signal that halts an init, once init handles it, or after a timeout.
 
-    The kernel drops what an init does not listen to, and its container would not stop at all.
+    The kernel discards signals that init does not handle, and the container would not stop. An init that was
+    just started may not have set up its handlers yet.
     """
-    for _ in range(_LISTEN_ROUNDS):
-        heard = await asyncio.to_thread(heard_signal, container.init_pid, wanted)
-        if heard is not None:
-            return heard
+    for _ in range(_HANDLER_TRIES):
+        number = await asyncio.to_thread(handled_signal, container.init_pid, wanted)
+        if number is not None:
+            return number
         if container.forced or container.ended.is_set():
             break
-        await asyncio.sleep(_LISTEN_DELAY)
+        await asyncio.sleep(_HANDLER_DELAY)
     return wanted or signal.SIGPWR
 
 
-def heard_signal(init_pid: int, wanted: int | None = None) -> int | None:
-    """`wanted`; without one SIGRTMIN+3 for systemd, which blocks it to read it from a descriptor, and
-    SIGPWR for all others. None where init does not listen to it yet.
+def handled_signal(init_pid: int, wanted: int | None = None) -> int | None:
+    """Return the signal to halt an init, or None if init does not handle it yet.
+
+    It is `wanted`, if given; otherwise SIGRTMIN+3 for systemd, which blocks it to read it from a signalfd,
+    and SIGPWR for other inits.
     """
     try:
         status = Path(f"/proc/{init_pid}/status").read_text()
-    except OSError:  # it has just ended by itself
+    except OSError:  # init has ended
         return wanted or signal.SIGPWR
     masks = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith("Sig"))
     blocked, caught = int(masks["SigBlk"], 16), int(masks["SigCgt"], 16)
@@ -66,5 +69,5 @@ def heard_signal(init_pid: int, wanted: int | None = None) -> int | None:
         if blocked >> (systemd - 1) & 1:
             return systemd
         wanted = signal.SIGPWR
-    listens = wanted in _UNSTOPPABLE or (blocked | caught) >> (wanted - 1) & 1
-    return wanted if listens else None
+    handled = wanted in _UNSTOPPABLE or (blocked | caught) >> (wanted - 1) & 1
+    return wanted if handled else None

@@ -1,4 +1,4 @@
-"""Starting a container: root file system, devices and confinement, then liblxc; completely or not at all."""
+"""Starting a container: root file system, devices and confinement, then liblxc. Undone on failure."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from utsuwa.core import clock
 from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed, UtsuwaError
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
+from utsuwa.devices import DeviceHost
 from utsuwa.host import lxc
+from utsuwa.host.cgroups import io_limits
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.processes import pidfds
-from utsuwa.instances import identity, templates
-from utsuwa.instances.confinement import cpu_balance, limits, lxcconf, nodes
+from utsuwa.instances import identity
+from utsuwa.instances.confinement import cpu_balance, host_facts, limits, lxcconf, nodes
 from utsuwa.instances.confinement import policies as confinement
+from utsuwa.instances.confinement.conf_lines import Pair
 from utsuwa.instances.context import Context, load
-from utsuwa.instances.lifecycle import device_steps
+from utsuwa.instances.lifecycle import device_host, device_steps
 from utsuwa.instances.lifecycle.create import check_by_liblxc
 from utsuwa.instances.lifecycle.end import Watch, read_target
-from utsuwa.instances.model import Comeback, Loaded, Running, RuntimePaths
+from utsuwa.instances.lifecycle.start_remedies import remedy
+from utsuwa.instances.model import CHOSEN_NODES, CpuWish, Loaded, PendingRestart, Running, RuntimePaths
 from utsuwa.instances.policy import judge
+from utsuwa.instances.templates import files as templates
 
 
 class NotStartedAgain(UtsuwaError):
@@ -39,26 +45,25 @@ class NotStartedAgain(UtsuwaError):
     status = 400
 
 
-async def start(
-    ctx: Context, watch: Watch, project: str, name: str, comeback: Comeback | None = None
-) -> None:
+async def start(ctx: Context, watch: Watch, ref: InstanceRef, restart: PendingRestart | None = None) -> None:
     """Start a stopped container and watch it from then on.
 
-    Raises InvalidRequest where it runs already, InvalidConfig or NotFound for what its settings name
-    in vain, StartFailed with liblxc's reason; what was prepared is taken away again. NotStartedAgain
-    where `comeback`, to which the start belongs, was abandoned.
+    Raises InvalidRequest if it is already running, InvalidConfig or NotFound if its configuration refers to
+    something that does not exist, StartFailed with liblxc's reason, or NotStartedAgain if the start belongs
+    to a `restart` that was cancelled. On failure, all preparations are undone.
     """
     cgroup_moves.warm_soon()
-    async with ctx.locks.hold("instance", project, name):
-        if comeback is not None and comeback.abandoned:
+    async with ctx.locks.hold("instance", ref):
+        if restart is not None and restart.cancelled:
             raise NotStartedAgain(
-                f"Another request stopped the instance {name!r}: this one does not start it again"
+                f"The instance {ref.name!r} is not started again: another request has stopped it"
             )
-        instance = judge(await load(ctx, project, name), ctx.policy)
-        if ctx.runtime.get(instance.key) is not None:
-            raise InvalidRequest(f"The instance {name!r} is already running")
+        instance = await load(ctx, ref)
+        judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
+        if ctx.runtime.get(instance.ref) is not None:
+            raise InvalidRequest(f"The instance {ref.name!r} is already running")
         async with Rollback() as undo:
-            with _told_of_a_full_disk(ctx.paths.root):
+            with _report_full_disk(ctx.paths.root):
                 running = await _bring_up(ctx, instance, undo)
             undo.keep()
         ctx.runtime.add(running)
@@ -66,25 +71,28 @@ async def start(
     await cpu_balance.try_to_rebalance(ctx)
 
 
-async def check_again(ctx: Context, project: str, name: str) -> None:
-    """Raise InvalidRequest where a running container could not start again, as far as that can be known."""
+async def check_restart(ctx: Context, ref: InstanceRef) -> None:
+    """Raise InvalidRequest if a running container could not be started again, as far as can be checked."""
     try:
-        instance = judge(await load(ctx, project, name), ctx.policy)
+        instance = await load(ctx, ref)
+        judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
+        ctx.database.engine.check_room()
         await ctx.storage.pools.ensure_available(instance.pool)
-        if limits.limited(instance.expanded_config):
-            limits.check(instance.expanded_config, await asyncio.to_thread(cgroup_limits.read_limit_facts))
-        idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
-        host = device_steps.host_of(ctx, instance, idmap)
+        if limits.limited(instance.expanded.config):
+            limits.check(instance.expanded.config, await asyncio.to_thread(cgroup_limits.read_limit_facts))
+        idmap = identity.next_idmap(instance)
+        host = device_host.host_of(ctx, instance, idmap)
         await device_steps.check_all(host)
         await check_by_liblxc(ctx, instance)
     except UtsuwaError as error:
         raise InvalidRequest(
-            f"The instance {name!r} was not stopped, for it could not start again: {error.message}"
+            f"The instance {ref.name!r} was not stopped because it could not be started again: "
+            f"{error.message}"
         ) from error
 
 
 @contextlib.contextmanager
-def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
+def _report_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -95,125 +103,170 @@ def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A container that can be started: what was done to the host for it, and its configuration."""
+
+    instance: Loaded
+    host: DeviceHost
+    steps: device_steps.Steps
+    spec: lxcconf.ContainerSpec
+    place: cpu_balance.Place
+    nodes: Mapping[str, str | None]
+    """The change of the volatile key with the chosen NUMA node."""
+
+
 async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
+    prepared = await _prepare(ctx, instance, undo)
+    instance, steps, paths = prepared.instance, prepared.steps, ctx.runtime_paths(instance)
+    rebooted = await asyncio.to_thread(_write_files, ctx, instance, prepared.spec)
+    # If the daemon is killed after this, its next start finds the container by name, and its id map and
+    # devices in the database.
+    await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
+    if steps.changes_addresses:
+        await ctx.networks.refresh(instance.ref)
+    if rebooted:
+        undo.push(
+            asyncio.to_thread, _record_again, paths
+        )  # overwrites what the end of a killed container records
+    undo.push(_kill_leftover, ctx, instance)
+    pid, monitor = await _run(ctx, instance, paths)
+    if rebooted:
+        await asyncio.to_thread(paths.last_target.unlink, missing_ok=True)
+    await device_steps.started_all(replace(prepared.host, init_pid=pid), steps)
+    await limits.apply_disk_priority(pid, instance.expanded.config)
+    return Running(
+        row_id=instance.row.id,
+        ref=instance.ref,
+        init_pid=pid,
+        monitor_pid=monitor,
+        devices=instance.expanded.devices,
+        config=device_steps.with_changes(instance.expanded.config, prepared.nodes),
+        idmap=prepared.spec.idmap,
+        cpus=prepared.place.cpus,
+        memory_nodes=prepared.place.memory_nodes,
+    )
+
+
+async def _prepare(ctx: Context, instance: Loaded, undo: Rollback) -> _Prepared:
+    """Mount the root file system, and prepare devices, limits and confinement."""
     paths = ctx.runtime_paths(instance)
     await ctx.storage.pools.ensure_available(instance.pool)
     instance = await identity.with_permitted_idmap(ctx, instance)
-    idmap = identity.idmap_of(instance.row.config, "volatile.idmap.next")
-    undo.push(ctx.storage.volumes.unmount, instance.pool, instance.volume)  # or cancelled in mid-mount
-    rootfs = await ctx.storage.volumes.mount(instance.pool, instance.volume, idmap)
+    await identity.refuse_shift(ctx, instance)
+    idmap = identity.next_idmap(instance)
+    undo.push(
+        ctx.storage.volumes.unmount, instance.pool, instance.ref.volume
+    )  # also if cancelled during the mount
+    rootfs = await ctx.storage.volumes.mount(instance.pool, instance.ref.volume, idmap)
     await _apply_templates(ctx, instance, rootfs, idmap)
-    host = device_steps.host_of(ctx, instance, idmap)
-    steps = await device_steps.start_all(host, undo)
+    host = device_host.host_of(ctx, instance, idmap)
     undo.push(confinement.remove, ctx, instance)
-    lines, cpus = await _limits(ctx, instance)
+    own = await asyncio.to_thread(_make_device_folder, host)
+    steps = await device_steps.start_all(host, undo)
+    lines, place, chosen = await _limits(ctx, instance)
+    lines += await asyncio.to_thread(io_limits.lines, await device_steps.io_limits(host))
     spec = lxcconf.ContainerSpec(
         name=instance.name,
-        architecture=instance.row.architecture,
+        architecture=instance.data.architecture,
         rootfs=rootfs,
         idmap=idmap,
-        config=limits.with_kernel_defaults(instance.expanded_config),
+        config=limits.with_kernel_defaults(instance.expanded.config),
         cgroup=ctx.cgroup,
         console_log=paths.console,
         post_stop=ctx.paths.post_stop,
         target=paths.target,
+        nodes=own,
         mounts=steps.mounts,
+        device_rules=[device.rule for device in steps.allowed_devices],
         nics=steps.nics,
         read_only_root=steps.read_only_root,
         limits=lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
     )
-    rebooted = await asyncio.to_thread(_write_files, ctx, instance, spec)
-    # A kill of the daemon from here on leaves a container that its next start finds by its name,
-    # and whose map and devices it reads where they are noted now.
-    await _remember(ctx, instance, steps, undo)
-    if steps.changes_addresses:
-        await ctx.networks.refresh(instance.key)
-    if rebooted:
-        undo.push(asyncio.to_thread, _record_again, paths)  # over what the end of a killed one records
-    undo.push(_kill_left_over, ctx, instance)
-    pid, monitor = await _run(ctx, instance, paths)
-    if rebooted:
-        await asyncio.to_thread(paths.last_target.unlink, missing_ok=True)
-    await device_steps.started_all(replace(host, init_pid=pid), steps)
-    await limits.apply_disk_priority(pid, instance.expanded_config)
-    return Running(
-        row_id=instance.row.id,
-        project=instance.project,
-        name=instance.name,
-        init_pid=pid,
-        monitor_pid=monitor,
-        devices=instance.expanded_devices,
-        config=instance.expanded_config,
-        idmap=idmap,
-        cpus=cpus,
-    )
+    return _Prepared(instance, host, steps, spec, place, chosen)
 
 
-async def _limits(ctx: Context, instance: Loaded) -> tuple[list[lxcconf.Pair], cpu_balance.Cpus | None]:
-    """What lxc.conf says of the instance's limits, and the CPUs among that."""
-    config = instance.expanded_config
+def _make_device_folder(host: DeviceHost) -> list[tuple[Path, str]]:
+    host.folder.make(host.idmap)
+    return nodes.make(host.folder, host.idmap)
+
+
+async def _limits(
+    ctx: Context, instance: Loaded
+) -> tuple[list[Pair], cpu_balance.Place, dict[str, str | None]]:
+    """Return the limits as lines for lxc.conf, the assigned CPUs, and changes of volatile keys."""
+    config = instance.expanded.config
     if not limits.limited(config):
-        return [], None
+        return [], cpu_balance.Place(), {CHOSEN_NODES: None} if CHOSEN_NODES in config else {}
     facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
     limits.check(config, facts)
-    cpus = cpu_balance.for_start(ctx, instance.key, config.get("limits.cpu", ""), facts)
-    return limits.start_lines(config, facts) + limits.cpu_lines(cpus, facts), cpus
+    chosen = cpu_balance.choose_nodes(ctx, instance.ref, config, facts)
+    wish = CpuWish.of(device_steps.with_changes(config, chosen))
+    place = cpu_balance.for_start(ctx, instance.ref, wish, facts)
+    lines = limits.start_lines(config, facts) + limits.cpuset_lines(*place, facts)
+    return lines, place, chosen
 
 
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:
-    """Start liblxc's monitor and the container's init in it; gives init's pid and the monitor's."""
-    own_hooks = bool(instance.expanded_config.get("raw.lxc"))
-    pids = await lxc.start(
-        instance.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks
-    )
+    """Start liblxc's monitor and the container's init; return the pids of init and of the monitor."""
+    own_hooks = bool(instance.expanded.config.get("raw.lxc"))
+    try:
+        pids = await lxc.start(
+            instance.ref.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks
+        )
+    except StartFailed as error:
+        raise StartFailed(
+            f"Failed to start the container {instance.name!r}: {error.message}: "
+            f"{remedy(error.message, instance.name)}"
+        ) from error
     if pids is not None:
         return pids.init, pids.monitor
-    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
+    pid = await ctx.helper.init_pid(instance.ref.storage_name, ctx.paths.containers)
     if pid is None:
         reason = await asyncio.to_thread(lxc.logged, paths.log)
         raise StartFailed(
-            f"The container {instance.name!r} ended as soon as it had started: "
-            f"{reason or 'look at its console log'}"
+            f"The container {instance.name!r} ended immediately after the start: "
+            f"{reason or 'liblxc gives no reason'}: {remedy(reason, instance.name)}"
         )
     return pid, await asyncio.to_thread(lxc.monitor_pid, pid)
 
 
 async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
-    """The image's templates: those of an event that waited for this start, then those of every start."""
-    folder = ctx.storage.volumes.folder(instance.pool, instance.volume)
+    """Apply the image's templates: those of a pending event (create, copy, rename), then those of starts."""
+    folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
     context = templates.TemplateContext(
         name=instance.name,
-        architecture=instance.row.architecture,
-        ephemeral=instance.row.ephemeral,
+        architecture=instance.data.architecture,
+        ephemeral=instance.data.ephemeral,
         privileged=idmap.privileged,
-        config=instance.expanded_config,
-        devices=instance.expanded_devices,
+        config=instance.expanded.config,
+        devices=instance.expanded.devices,
         idmap=idmap,
     )
     triggers: list[templates.Trigger] = ["start"]
-    match instance.row.config.get("volatile.apply_template", ""):
-        case "create" | "copy" | "rename" as waiting:
-            triggers.insert(0, waiting)
+    match instance.data.config.get("volatile.apply_template", ""):
+        case "create" | "copy" | "rename" as pending:
+            triggers.insert(0, pending)
         case _:
             pass
     await templates.apply(triggers, folder, rootfs, context)
 
 
 def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) -> bool:
-    """Write what liblxc reads, by what the host has now; gives whether the last end was a reboot.
+    """Write the files that liblxc reads; return whether the last end of the container was a reboot.
 
-    That one's record is put aside until the container runs: a reboot that is cut off is begun again by it.
+    The record of a reboot is moved aside until the container runs, so that an interrupted reboot is repeated.
     """
     paths = ctx.runtime_paths(instance)
     paths.folder.mkdir(mode=0o700, exist_ok=True)
     paths.killed.unlink(missing_ok=True)
+    paths.stop_requested.unlink(missing_ok=True)
     for old in (paths.log, paths.console):
         with contextlib.suppress(FileNotFoundError):
             old.replace(old.with_name(f"{old.name}.old"))
     policy = confinement.prepare_seccomp(ctx, instance)
-    own = nodes.make(device_steps.devices_path(ctx.paths, instance.storage_name), spec.idmap)
-    spec = replace(spec, host=lxcconf.read_host_facts(), seccomp=policy, nodes=own)
+    spec = replace(spec, host=host_facts.read_host_facts(), seccomp=policy)
     lxcconf.write(paths.conf, lxcconf.build(spec))
     rebooted = read_target(paths) == "reboot"
     with contextlib.suppress(FileNotFoundError):
@@ -229,31 +282,33 @@ def _record_again(paths: RuntimePaths) -> None:
         paths.last_target.replace(paths.target)
 
 
-async def _kill_left_over(ctx: Context, instance: Loaded) -> None:
-    """A start that failed late, or was cancelled, may have left the container running."""
-    pid = await ctx.helper.init_pid(instance.storage_name, ctx.paths.containers)
+async def _kill_leftover(ctx: Context, instance: Loaded) -> None:
+    """Kill a container that a failed or cancelled start has left running."""
+    pid = await ctx.helper.init_pid(instance.ref.storage_name, ctx.paths.containers)
     if pid is not None:
         pidfds.kill(pid)
-    await lxc.wait_until_gone(instance.storage_name, ctx.paths.containers)
-    await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=instance.storage_name)
+    await lxc.wait_until_gone(instance.ref.storage_name, ctx.paths.containers)
+    await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=instance.ref.storage_name)
 
 
-async def _remember(ctx: Context, instance: Loaded, steps: device_steps.Steps, undo: Rollback) -> None:
-    """Store in one transaction what the start has settled."""
+async def _store_start(
+    ctx: Context, instance: Loaded, volatile: Mapping[str, str | None], undo: Rollback
+) -> None:
+    """Store the volatile keys and the time of the start in one transaction."""
     row = instance.row
     changes: dict[str, str | None] = {
-        **steps.volatile,
-        "volatile.idmap.current": row.config.get("volatile.idmap.next"),
+        **volatile,
+        "volatile.idmap.current": row.data.config.get("volatile.idmap.next"),
         "volatile.last_state.power": "RUNNING",
         "volatile.last_state.boot_id": ctx.boot_id,
         "volatile.apply_template": None,
     }
-    before = {key: row.config.get(key) for key in changes}
-    undo.push(ctx.database.write, "instance does not start", _note, row.id, before, row.last_used_at)
-    await ctx.database.begin("instance starts", _note, row.id, changes, clock.now())
+    before = {key: row.data.config.get(key) for key in changes}
+    undo.push(ctx.database.write, "undo start of instance", _patch, row.id, before, row.last_used_at)
+    await ctx.database.begin("start instance", _patch, row.id, changes, clock.now())
 
 
-def _note(
+def _patch(
     tx: Transaction, row_id: int, changes: Mapping[str, str | None], last_used: datetime | None
 ) -> None:
     instance_rows.patch_config(tx, row_id, changes)

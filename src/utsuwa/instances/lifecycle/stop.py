@@ -1,4 +1,4 @@
-"""Stopping: by asking the container's init, or by killing it; freezing and thawing."""
+"""Stopping: by asking the container's init, or by killing it."""
 
 from __future__ import annotations
 
@@ -7,66 +7,69 @@ import contextlib
 import logging
 import signal
 
+from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.refs import InstanceRef
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.instances.context import Context, load
-from utsuwa.instances.lifecycle import device_steps, signals
-from utsuwa.instances.model import Running, not_found
+from utsuwa.instances.lifecycle import device_host, device_steps, signals
+from utsuwa.instances.model import Running
 
 log = logging.getLogger(__name__)
 
 CLEAN_STOP_LIMIT = 600.0
-"""Seconds that a clean stop without a time limit of its own waits: LXD's bound."""
+"""Seconds that a clean stop waits if the request has no timeout, as in LXD."""
 KILL_GRACE = 30.0
-"""Seconds from SIGKILL until the container must be gone."""
-LAST_MOMENT = 0.02
-"""Seconds that a container which is to be killed may live on while its interfaces are taken away."""
+"""Seconds that a container has to end after SIGKILL."""
+EARLY_CLEANUP_LIMIT = 0.02
+"""Seconds that the removal of its interfaces can delay the killing of a container."""
 STOP_SIGNAL_GRACE = 5.0
-"""Seconds that a container which has a signal of its own for a forced stop gets to end by it."""
+"""Seconds that a container has to end after `lxc.signal.stop`, if configured, before SIGKILL."""
 
 
 class NotStoppedInTime(UtsuwaError):
-    """The container's init was asked to stop and did not within the time given."""
+    """The container did not stop within the timeout."""
 
     key = "not-stopped-in-time"
     status = 400
 
 
-def running(ctx: Context, project: str, name: str) -> Running:
-    """The running container; raises InvalidRequest where it is stopped."""
-    found = ctx.runtime.get((project, name))
+def running(ctx: Context, ref: InstanceRef) -> Running:
+    """Return the running container. Raises InvalidRequest if it is stopped."""
+    found = ctx.runtime.get(ref)
     if found is None:
-        raise InvalidRequest(f"The instance {name!r} is already stopped")
+        raise InvalidRequest(f"The instance {ref.name!r} is already stopped")
     return found
 
 
-async def stop(
-    ctx: Context, project: str, name: str, *, force: bool, seconds: float, reboot: bool = False
-) -> None:
-    """Stop a container and wait until everything of it is cleaned away, an ephemeral one deleted.
+async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, reboot: bool = False) -> None:
+    """Stop a container and wait until it is cleaned up, and deleted if it is ephemeral.
 
-    Cleanly it gets `seconds` (none: up to CLEAN_STOP_LIMIT) and raises NotStoppedInTime, the
-    container still running; forced it is killed. One that is to come back (`reboot`) may have a signal
-    of its own for that. Cancelled while it waits, nothing more is done to the container.
+    With `force` it is killed. Otherwise it has `seconds` to stop (CLEAN_STOP_LIMIT if not positive); after
+    that, NotStoppedInTime is raised and it keeps running. With `reboot`, its reboot signal is preferred. If
+    cancelled while waiting, nothing more is done to the container.
     """
-    container = running(ctx, project, name)
+    container = running(ctx, ref)
     if force:
         await kill(ctx, container)
         return
     _check_thawed(container)
     wanted = await signals.configured(ctx, container, *(("reboot", "halt") if reboot else ("halt",)))
-    number = await signals.ask_to_end(container, wanted)
-    async with ctx.locks.hold("instance", project, name):
-        if ctx.runtime.get((project, name)) is not container:
+    number = await signals.wait_for_handler(container, wanted)
+    async with ctx.locks.hold("instance", ref):
+        if ctx.runtime.get(ref) is not container:
             return
         _check_thawed(container)
+        if parse_bool(container.config.get("boot.autorestart", "")):
+            marker = ctx.runtime_paths(container).stop_requested
+            await asyncio.to_thread(marker.touch)
         container.init.send_signal(number)
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
     except TimeoutError:
         raise NotStoppedInTime(
-            f"The instance {name!r} did not stop in time: look at its console "
-            f"(`utsuwa console --show-log {name}`), or stop it with `utsuwa stop --force {name}`"
+            f"The instance {ref.name!r} did not stop in time: look at its console "
+            f"(`utsuwa console --show-log {ref.name}`), or stop it with `utsuwa stop --force {ref.name}`"
         ) from None
     await container.settled.wait()
 
@@ -75,23 +78,23 @@ def _check_thawed(container: Running) -> None:
     if container.frozen:
         raise InvalidRequest(
             f"The instance {container.name!r} is frozen: resume it with `utsuwa start {container.name}`, or "
-            f"stop it as it is with `utsuwa stop --force {container.name}`"
+            f"kill it with `utsuwa stop --force {container.name}`"
         )
 
 
 async def kill(ctx: Context, container: Running) -> None:
-    """Kill a container's init, and with it all of its processes; waits for the end.
+    """Kill a container's init, and thereby all of its processes, and wait for the end.
 
-    A `lxc.signal.stop` of its own configuration is tried before.
+    If `lxc.signal.stop` is configured, that signal is tried first.
     """
     container.forced = True
     if container.frozen:
-        await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
+        await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
         container.frozen = False
     try:
         number = await signals.configured(ctx, container, "stop")
     except HostError as error:
-        log.warning("the stop signal of instance %r cannot be told: %s", container.name, error)
+        log.warning("cannot read the stop signal of instance %r: %s", container.name, error)
         number = None
     if number not in (None, signal.SIGKILL):
         container.init.send_signal(number)
@@ -104,65 +107,39 @@ async def kill(ctx: Context, container: Running) -> None:
 
 async def _kill_now(ctx: Context, container: Running) -> None:
     await _send_kill(ctx, container)
-    async with cgroup_moves.kept_warm():  # not before: the kernel lets nobody kill by cgroup meanwhile
+    async with cgroup_moves.kept_warm():  # not earlier: meanwhile, the kernel blocks killing by cgroup
         try:
             await asyncio.wait_for(container.ended.wait(), KILL_GRACE)
         except TimeoutError:
             raise NotStoppedInTime(
-                f"The instance {container.name!r} was killed, but its processes do not end: "
-                "the host may hang on a disk or a network file system"
+                f"The instance {container.name!r} was killed, but its processes do not exit: "
+                "they may be blocked on a disk or a network file system"
             ) from None
 
 
 async def _send_kill(ctx: Context, container: Running) -> None:
     cgroup = await asyncio.to_thread(
-        cgroup_moves.container_folder, container.init_pid, container.storage_name
+        cgroup_moves.container_folder, container.init_pid, container.ref.storage_name
     )
-    if container.hastened is None:
-        container.hastened = asyncio.create_task(_hasten(ctx, container))
-    await asyncio.wait([container.hastened], timeout=LAST_MOMENT)
+    if container.early_cleanup is None:
+        container.early_cleanup = asyncio.create_task(_clean_up_early(ctx, container))
+    await asyncio.wait([container.early_cleanup], timeout=EARLY_CLEANUP_LIMIT)
     container.init.send_signal(signal.SIGKILL)
-    # Where it has just ended by itself it may run anew.
-    if cgroup is not None and ctx.runtime.get(container.key) is container:
+    # If it ended by itself just before, it may already have been started again.
+    if cgroup is not None and ctx.runtime.get(container.ref) is container:
         await asyncio.to_thread(cgroup_moves.kill_all, cgroup)
 
 
-async def _hasten(ctx: Context, container: Running) -> None:
-    """What takes long to take away when the container has ended, and can go with it or before, goes now."""
+async def _clean_up_early(ctx: Context, container: Running) -> None:
+    """Start slow clean-up early, as far as it can be done while the container is ending."""
     try:
-        instance = await load(ctx, *container.key)
+        instance = await load(ctx, container.ref)
     except NotFound:
         return
     try:
-        # A daemon that ends here leaves a container without its devices: the next one finishes the stop.
+        # If the daemon is killed after this, the container lacks devices: its next start completes the stop.
         await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
     except OSError:  # such as a full disk
         return
-    host = device_steps.host_of(ctx, instance, container.idmap)
-    await device_steps.killed_all(device_steps.with_devices(host, container.devices))
-
-
-async def freeze(ctx: Context, project: str, name: str) -> None:
-    async with ctx.locks.hold("instance", project, name):
-        container = running(ctx, project, name)
-        if container.frozen:
-            raise InvalidRequest(f"The instance {name!r} is already frozen")
-        await ctx.helper.freeze(container.storage_name, ctx.paths.containers)
-        container.frozen = True
-        if container.forced:  # killed meanwhile: frozen processes would not end
-            await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
-            container.frozen = False
-            raise InvalidRequest(f"The instance {name!r} is being stopped")
-    ctx.lifecycle("paused", project, name)
-
-
-async def unfreeze(ctx: Context, project: str, name: str) -> None:
-    async with ctx.locks.hold("instance", project, name):
-        container = ctx.runtime.get((project, name))
-        if container is None:
-            raise not_found(name)
-        if not container.frozen:
-            raise InvalidRequest(f"The instance {name!r} is not frozen")
-        await ctx.helper.unfreeze(container.storage_name, ctx.paths.containers)
-        container.frozen = False
-    ctx.lifecycle("resumed", project, name)
+    host = device_host.host_of(ctx, instance, container.idmap)
+    await device_steps.killed_all(device_host.with_devices(host, container.devices))

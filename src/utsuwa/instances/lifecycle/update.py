@@ -1,348 +1,257 @@
-"""Changing instances: their own config and devices, or a profile below them; all of it or nothing."""
+"""Changes of an instance's own config and devices, applied completely or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from utsuwa import devices as device_types
-from utsuwa.core.errors import Busy, InvalidConfig, NotFound, NotSupportedYet
+from utsuwa.core.errors import Busy, Forbidden
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy
-from utsuwa.db import device_changes
-from utsuwa.db import instances as instance_rows
-from utsuwa.db.codes import State
-from utsuwa.db.device_changes import Changes
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
-from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.devices import DeviceHost
-from utsuwa.instances import allocations, identity
-from utsuwa.instances.confinement import cpu_balance, limits
-from utsuwa.instances.confinement.lxcconf import check_raw_lxc
-from utsuwa.instances.context import Context, load, load_all, merge, profiles_named
-from utsuwa.instances.lifecycle import device_steps
+from utsuwa.instances import allocations
+from utsuwa.instances.confinement import limits
+from utsuwa.instances.context import Context, check_here, fetch_parts, merge
+from utsuwa.instances.lifecycle import changes
 from utsuwa.instances.lifecycle.create import (
     check_by_liblxc,
     is_own_volatile,
     known_architecture,
-    merged,
+    merge_stored,
 )
-from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.model import Loaded
 from utsuwa.instances.policy import judge
+from utsuwa.projects import limits as project_limits
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.instances import InstancePut
 
 Edit = Change[InstancePut]
 
 
-def editable(instance: Loaded) -> InstancePut:
-    row = instance.row
+def editable(data: InstanceData) -> InstancePut:
     return InstancePut(
-        architecture=row.architecture,
-        config=row.config,
-        devices=row.devices,
-        ephemeral=row.ephemeral,
-        profiles=row.profiles,
-        description=row.description,
+        architecture=data.architecture,
+        config=data.config,
+        devices=data.devices,
+        ephemeral=data.ephemeral,
+        profiles=data.profiles,
+        description=data.description,
     )
 
 
-async def check(
-    ctx: Context, policy: Policy, project: str, name: str, wanted: Edit, if_match: IfMatch
-) -> None:
-    """Raise what `edit` would raise for what is asked, were it done now."""
-    old = await load(ctx, project, name)
-    await _judged(ctx, policy, old, _edited(old, wanted, if_match))
+@dataclass(frozen=True)
+class Proposal:
+    """An instance before and after a change that is not made yet, as stored at one time."""
+
+    old: Loaded
+    new: Loaded
+    excess: Forbidden | None = field(default=None, compare=False)
+    """The error if its project would exceed a limit."""
+
+
+Propose = Callable[[], Awaitable[Proposal]]
+"""Returns the change with the instance and its profiles as they are stored now."""
+
+
+async def check(ctx: Context, policy: Policy, ref: InstanceRef, wanted: Edit, if_match: IfMatch) -> Proposal:
+    """Raise the error that `edit` would raise now, without changing anything.
+
+    Returns what was checked, for an `edit` that follows.
+    """
+    proposal = await _propose(ctx, ref, wanted, if_match)
+    await _check(ctx, policy, proposal)
+    return proposal
 
 
 async def edit(
-    ctx: Context, policy: Policy, project: str, name: str, wanted: Edit, if_match: IfMatch
+    ctx: Context,
+    policy: Policy,
+    ref: InstanceRef,
+    wanted: Edit,
+    if_match: IfMatch,
+    checked: Proposal | None = None,
 ) -> None:
-    """Change the editable part of an instance; a container that runs is changed with it.
+    """Change the editable part of an instance, and of its container if it is running.
 
-    Raises NotFound (instance, profiles), PreconditionFailed, InvalidConfig or InvalidRequest, all being as
-    before.
+    A change that was `checked` before is checked again only if anything else has changed since. Raises
+    NotFound (instance, profiles), PreconditionFailed, InvalidConfig, InvalidRequest or Forbidden, without
+    having changed anything.
     """
-    async with ctx.locks.hold("instance", project, name):
-        old = await load(ctx, project, name)
-        await _apply(ctx, policy, old, _edited(old, wanted, if_match))
-    ctx.lifecycle("updated", project, name)
+    propose = partial(_propose, ctx, ref, wanted, if_match)
+    async with ctx.locks.hold("instance", ref), _applied(ctx, policy, propose, checked) as (plan, changed):
+        async with allocations.hold(ctx, ref.project, changed[0].data.profiles):
+            rows = await changes.rows_to_store(ctx, plan, changed)
+            await ctx.database.write("update instance", _store, plan, rows)
+        for new in changed:
+            ctx.runtime.update(new)
+            ctx.warn_of_keys(new)
+    ctx.lifecycle("updated", ref)
+
+
+async def _propose(ctx: Context, ref: InstanceRef, wanted: Edit, if_match: IfMatch) -> Proposal:
+    return await ctx.database.read("change of instance", _proposed, ref, wanted, if_match)
+
+
+def _proposed(tx: Transaction, ref: InstanceRef, wanted: Edit, if_match: IfMatch) -> Proposal:
+    stored, profiles, restrictions = fetch_parts(tx, ref)
+    old = check_here(merge(stored, profiles, restrictions))
+    row = _edited(old, wanted, if_match)
+    if row.data.profiles != old.data.profiles:
+        return _with_row(tx, old, row)
+    return _within_limits(tx, old, merge(row, profiles, restrictions))
+
+
+def _with_row(tx: Transaction, old: Loaded, row: InstanceRow) -> Proposal:
+    return _within_limits(tx, old, merge_stored(tx, row))
+
+
+def _within_limits(tx: Transaction, old: Loaded, new: Loaded) -> Proposal:
+    changed = {new.row.id: (new.expanded.config, new.expanded.devices)}
+    try:
+        project_limits.check(tx, new.project, changed)
+    except Forbidden as error:
+        return Proposal(old, new, error)
+    return Proposal(old, new)
 
 
 def _edited(old: Loaded, wanted: Edit, if_match: IfMatch) -> InstanceRow:
-    new = edited(editable(old), wanted, if_match)
-    if new.restore:
-        raise NotSupportedYet("Restoring snapshots is not supported yet")
-    return replace(
-        old.row,
-        architecture=known_architecture(new.architecture) or old.row.architecture,
-        config=_with_own_volatile(old.row.config, _with_volatile(old.row.config, new.config)),
+    new = edited(editable(old.data), wanted, if_match)
+    config = with_volatile(old.data.config, new.config)
+    old.restrictions.check_volatile(old.data.config, config)
+    data = replace(
+        old.data,
+        architecture=known_architecture(new.architecture) or old.data.architecture,
+        config=with_own_volatile(old.data.config, config),
         devices={key: dict(device) for key, device in new.devices.items()},
         ephemeral=new.ephemeral,
         profiles=list(new.profiles),
         description=new.description,
     )
+    return replace(old.row, data=data)
 
 
-def _with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str, str]:
-    """A config without any volatile key comes from a client that does not deal with them, and not from one
-    that took all of them away: the instance keeps its addresses, its id for cloud-init, and the templates
-    that are still to be written.
+def with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str, str]:
+    """Keep the volatile keys if the new config has none, or those of another instance.
+
+    The former comes from a client that ignores volatile keys, not from one that wants to remove all of them;
+    the latter from `lxc copy --refresh`, which stores the config of the source, or a snapshot that was copied
+    with its instance. The instance keeps its addresses, its id for cloud-init, and its pending templates.
     """
-    if any(key.startswith("volatile.") for key in new):
+    given = {key: value for key, value in new.items() if key.startswith("volatile.")}
+    changed = {key for key, value in given.items() if value not in ("", old.get(key, ""))}
+    # Two instances also differ in their ids for cloud-init; who changes the uuid alone means this instance.
+    is_own = "volatile.uuid" not in changed or len(changed) == 1
+    if is_own and given.keys() - {"volatile.base_image"}:
         return new
-    return {**{key: value for key, value in old.items() if key.startswith("volatile.")}, **new}
+    kept = {key: value for key, value in old.items() if key.startswith("volatile.")}
+    return {**{key: value for key, value in new.items() if not key.startswith("volatile.")}, **kept}
 
 
-def _with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+def with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in old.items() if is_own_volatile(key)}
     others = {key: value for key, value in new.items() if not is_own_volatile(key) and value != ""}
     return {**others, **kept}
 
 
-async def _judged(ctx: Context, policy: Policy, old: Loaded, row: InstanceRow) -> Loaded:
-    """The changed instance with its profiles merged in; refuses one that is not valid as a whole."""
-    new = judge(await merged(ctx, row), policy)
-    _check_change(ctx, old, new)
-    await limits.check_change(old.expanded_config, new.expanded_config)
-    await allocations.check(ctx, [new])
+async def checked(
+    ctx: Context, policy: Policy, old: Loaded, row: InstanceRow, *, moves: bool = False
+) -> Loaded:
+    """Return the changed instance, expanded. Raises the errors of `edit` if it is not valid.
+
+    One that `moves` may get another name, project and pool.
+    """
+    proposal = await ctx.database.read("change of instance", _with_row, old, row)
+    await _check(ctx, policy, proposal, moves=moves)
+    return proposal.new
+
+
+async def _check(ctx: Context, policy: Policy, proposal: Proposal, *, moves: bool = False) -> None:
+    old, new = proposal.old, proposal.new
+    judge(new.data, new.expanded, new.restrictions, policy)
+    await changes.check_change(ctx, old, new, moves=moves)
+    await limits.check_change(old.expanded.config, new.expanded.config)
+    if proposal.excess is not None:
+        raise proposal.excess
+    await allocations.check_changes(ctx, [(old, new)])
     await check_by_liblxc(ctx, new, old)
-    return new
 
 
-async def _apply(ctx: Context, policy: Policy, old: Loaded, row: InstanceRow) -> None:
+@asynccontextmanager
+async def _applied(
+    ctx: Context, policy: Policy, propose: Propose, checked: Proposal | None = None, *, moves: bool = False
+) -> AsyncIterator[tuple[changes.Plan, list[Loaded]]]:
+    """Apply a change to the host; it is reverted unless the block has stored it."""
     async with Rollback() as undo:
-        plan = await _judged_and_reserved(ctx, policy, old, row, undo)
-        changed = await _act(ctx, plan, undo)
-        async with allocations.hold(ctx, row.project, row.profiles):
-            if await merged(ctx, row) != plan.instances[0][1]:
-                raise Busy("A profile of the instance was changed at the same moment: try again")
-            await _store(ctx, plan, changed)
+        plan = await _check_and_reserve(ctx, policy, propose, checked, undo, moves=moves)
+        changed = await changes.apply_to_host(ctx, plan, undo)
+        yield plan, changed
         undo.keep()
-    await ctx.networks.refresh(old.key)
+    ((old, _),), (new,) = plan.instances, changed
+    ports = allocations.ports(new)
+    if allocations.ports(old) != ports:
+        await ctx.networks.follow({old.ref, new.ref}, ports)
 
 
-async def _judged_and_reserved(
-    ctx: Context, policy: Policy, old: Loaded, row: InstanceRow, undo: Rollback
-) -> Plan:
-    """Judge by the profiles as they are when the reservation is made."""
-    while True:
-        new = await _judged(ctx, policy, old, row)
-        async with allocations.hold(ctx, row.project, row.profiles):
-            if await merged(ctx, row) == new:
-                return await _reserve(ctx, [(old, new)], undo)
+@asynccontextmanager
+async def prepared(
+    ctx: Context,
+    policy: Policy,
+    old: Loaded,
+    row: InstanceRow,
+    new: Loaded | None = None,
+    *,
+    moves: bool = False,
+) -> AsyncIterator[Callable[[Transaction], None]]:
+    """Prepare a change that the block stores with other changes, in one transaction, by what is yielded.
+
+    Raises the errors of `edit`; so does the function in the transaction. `new` is what `checked` has returned
+    for the row: it is checked again only if a profile has changed since. `moves` as there.
+    """
+    propose = partial(ctx.database.read, "change of instance", _with_row, old, row)
+    checked = None if new is None else Proposal(old, new)
+    async with _applied(ctx, policy, propose, checked, moves=moves) as (plan, changed):
+        yield partial(_store, plan=plan, rows=await changes.rows_to_store(ctx, plan, changed))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Changes of some instances, from what they are to what is wanted; all of them or none."""
-
-    instances: Sequence[tuple[Loaded, Loaded]]
-    devices: Mapping[int, Changes]
-    """What becomes of devices, by the id of the instance's row."""
-    named: bool
-    """Whether an error has to name its instance, which the caller did not."""
-
-    def naming(self, instance: Loaded) -> AbstractContextManager[None]:
-        return _naming(instance) if self.named else nullcontext()
-
-
-async def _reserve(
-    ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
-) -> Plan:
-    """Keep what the changes need from others, until they are stored or `undo` runs. Raises InvalidConfig."""
-    await allocations.check(ctx, [new for _, new in instances])
-    devices: dict[int, Changes] = {}
-    plan = Plan(instances, devices, named)
-    for old, new in instances:
-        if old.expanded_devices != new.expanded_devices:
-            with plan.naming(old):
-                devices[old.row.id] = await _planned(ctx, old, new)
-    if devices:
-        undo.push(ctx.database.write, "change taken back", device_changes.forget, list(devices))
-        await ctx.database.begin("change begins", device_changes.note, devices)
+async def _check_and_reserve(
+    ctx: Context,
+    policy: Policy,
+    propose: Propose,
+    checked: Proposal | None,
+    undo: Rollback,
+    *,
+    moves: bool,
+) -> changes.Plan:
+    """Reserve what a change needs, once it is checked as it is stored at that time."""
+    while checked is None or (plan := await _reserve(ctx, propose, checked, undo)) is None:
+        proposal = await propose()
+        await _check(ctx, policy, proposal, moves=moves)
+        checked = proposal
     return plan
 
 
-async def _planned(ctx: Context, old: Loaded, new: Loaded) -> Changes:
-    running = ctx.runtime.get(old.key)
-    host = _host(ctx, old, new, running)
-    before = old.expanded_devices if running is None else running.devices
-    return await device_steps.plan_change(host, before, new.expanded_devices, running=running is not None)
+async def _reserve(ctx: Context, propose: Propose, checked: Proposal, undo: Rollback) -> changes.Plan | None:
+    """Make the reservation; None if the change is not what was `checked` any more."""
+    new = checked.new
+    async with allocations.hold(ctx, new.project, new.data.profiles):
+        if await propose() != checked:
+            return None
+        changes.check_running(ctx, checked.old, new)
+        return await changes.reserve(ctx, [(checked.old, new)], undo)
 
 
-async def _act(ctx: Context, plan: Plan, undo: Rollback) -> list[Loaded]:
-    """Bring the host to what is planned, after which the CPUs are handed out anew."""
-    undo.push(cpu_balance.rebalance, ctx)  # the last to be undone: by then all want again what they had
-    changed = []
-    for old, new in plan.instances:
-        with plan.naming(old):
-            changed.append(await _change(ctx, old, new, plan.devices.get(old.row.id, {}), undo))
-    await cpu_balance.rebalance(ctx, must_move=[new.key for new in changed])
-    return changed
+def _store(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow]) -> None:
+    """Store a changed instance with its final `rows`, in which the volatile keys are.
 
-
-async def _store(ctx: Context, plan: Plan, changed: Sequence[Loaded]) -> None:
-    """Store all of them in one transaction, each with the id map of its next start."""
-    rows: list[InstanceRow] = []
-    for (old, _), new in zip(plan.instances, changed, strict=True):
-        with plan.naming(old):
-            config = {**new.row.config, **await identity.after_change(ctx, old, new, rows)}
-        rows.append(replace(new.row, config=config))
-    await ctx.database.write("update instance", _update_all, rows)
-    for new in changed:
-        _remember(ctx, new)
-
-
-@contextmanager
-def _naming(instance: Loaded) -> Iterator[None]:
-    """Say which of the instances with a profile refuses its change."""
-    try:
-        yield
-    except InvalidConfig as error:
-        raise InvalidConfig(f"Instance {instance.name!r}: {error.message}") from error
-
-
-async def _change(ctx: Context, old: Loaded, new: Loaded, changes: Changes, undo: Rollback) -> Loaded:
-    """Bring the host from `old` to `new`, both merged; gives `new` with the volatile keys that came of it."""
-    running = ctx.runtime.get(old.key)
-    host = _host(ctx, old, new, running)
-    volatile = _forgotten(old, new)
-    if new.root_size != old.root_size and new.row.state == "ready":
-        undo.push(ctx.storage.volumes.set_size, old.pool, old.volume, old.root_size)
-        await ctx.storage.volumes.set_size(new.pool, new.volume, new.root_size)
-    if running is not None:
-        steps = await device_steps.change_running(host, running.devices, host.devices, changes, undo)
-        volatile.update(steps.volatile)
-        await limits.change_running(running, new.expanded_config, undo)
-    elif changes:
-        volatile.update(device_steps.add_all(host))
-    config = device_steps.changed_over(new.row.config, volatile)
-    return replace(new, row=replace(new.row, config=config))
-
-
-def _host(ctx: Context, old: Loaded, new: Loaded, running: Running | None) -> DeviceHost:
-    idmap = identity.idmap_of(old.row.config, "volatile.idmap.current")
-    init_pid = running.init_pid if running else None
-    return device_steps.host_of(ctx, new, idmap, init_pid)
-
-
-def _check_change(ctx: Context, old: Loaded, new: Loaded) -> None:
-    """Refuse what is valid by itself, but cannot come of what the instance is now (InvalidConfig)."""
-    _refuse_root_move(old, new)
-    running = ctx.runtime.get(old.key)
-    if running is not None and new.expanded_devices != running.devices:
-        host = device_steps.host_of(ctx, new, running.idmap)
-        device_types.check_free_inside(host, running.devices)
-
-
-def _refuse_root_move(old: Loaded, new: Loaded) -> None:
-    if old.pool != new.pool:
-        raise InvalidConfig(
-            f"The root disk cannot move from pool {old.pool!r} to {new.pool!r} by a change of its device"
-        )
-
-
-def _forgotten(old: Loaded, new: Loaded) -> dict[str, str | None]:
-    """Volatile keys of devices that the instance no longer has."""
-    gone = old.expanded_devices.keys() - new.expanded_devices.keys()
-    prefixes = tuple(f"volatile.{name}." for name in gone)
-    return {key: None for key in old.row.config if prefixes and key.startswith(prefixes)}
-
-
-def _remember(ctx: Context, new: Loaded) -> None:
-    running = ctx.runtime.get(new.key)
-    if running is not None:
-        running.devices = new.expanded_devices
-        running.config = new.expanded_config
-
-
-def judge_profile(policy: Policy, profile: ProfileRow) -> None:
-    """Whoever is restricted cannot leave in a profile what others would give their instances."""
-    if policy.restricted:
-        check_raw_lxc(profile.config.get("raw.lxc", ""), policy)
-
-
-class ProfileFollower:
-    """Applies changed profiles to the instances that use them; a change that one refuses is refused whole."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    @asynccontextmanager
-    async def __call__(
-        self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback
-    ) -> AsyncIterator[None]:
-        """Entered before the new profile is stored, left after it, or after `undo` has run: nobody else
-        changes or starts the instances meanwhile, or makes one with the old profile.
-        """
-        async with await self._locked(old):
-            await self._follow(policy, old, new, undo)
-            yield
-
-    async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
-        """The locks of all ready instances with the profile, by name as everywhere, and of the profile."""
-        while True:
-            users = await self._users(profile, ("ready",))
-            async with AsyncExitStack() as locks:
-                for user in users:
-                    await locks.enter_async_context(self._ctx.locks.hold("instance", *user.key))
-                held = self._ctx.locks.hold("profile", profile.project, profile.name)
-                await locks.enter_async_context(held)
-                now = await self._users(profile, ("ready",))
-                if {user.key for user in now} <= {user.key for user in users}:
-                    return locks.pop_all()
-
-    async def _users(self, profile: ProfileRow, states: tuple[State, ...]) -> list[Loaded]:
-        """Those on this member. Those on others take the profile as it is stored when they start next."""
-        return _using(profile, await load_all(self._ctx, states))
-
-    async def _follow(self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback) -> None:
-        ctx = self._ctx
-        # Those that are just being made as well: they are started with what is stored now.
-        users = await self._users(old, ("ready", "creating"))
-        found = await ctx.database.read("profiles", profiles_named, old.project, _all_profiles(users))
-        profiles = {profile.name: profile for profile in found}
-        profiles[old.name] = new
-        wanted = []
-        for before in users:
-            with _naming(before):
-                after = judge(merge(before.row, [profiles[name] for name in before.row.profiles]), policy)
-                _check_change(ctx, before, after)
-                await limits.check_change(before.expanded_config, after.expanded_config)
-                await check_by_liblxc(ctx, after, before)
-            wanted.append(after)
-        async with allocations.hold(ctx):
-            plan = await _reserve(ctx, list(zip(users, wanted, strict=True)), undo, named=True)
-        changed = await _act(ctx, plan, undo)
-        async with allocations.hold(ctx):
-            await _store(ctx, plan, changed)
-        undo.push(self._store_again, users)
-
-    async def _store_again(self, instances: Sequence[Loaded]) -> None:
-        await self._ctx.database.write("profile not followed", _update_all, [i.row for i in instances])
-        for instance in instances:
-            _remember(self._ctx, instance)
-
-
-def _using(profile: ProfileRow, instances: Sequence[Loaded]) -> list[Loaded]:
-    return [instance for instance in instances if profile.id in instance.row.profile_ids]
-
-
-def _update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:
-    for row in rows:
-        with suppress(NotFound) if row.state == "creating" else nullcontext():  # its making may have failed
-            instance_rows.update(tx, row)
-
-
-def _all_profiles(instances: Sequence[Loaded]) -> list[str]:
-    return sorted({name for instance in instances for name in instance.row.profiles})
+    Raises Busy if a profile was changed since, Forbidden if the project's limits are exceeded now.
+    """
+    ((_, new),) = plan.instances
+    if merge_stored(tx, new.row) != new:
+        raise Busy("A profile of the instance was changed at the same time: try again")
+    changes.update_all(tx, rows)
+    project_limits.check_all(tx, [row.ref.project for row in rows])

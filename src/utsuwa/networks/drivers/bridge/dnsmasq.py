@@ -1,4 +1,4 @@
-"""dnsmasq's configuration for one bridge: text from settings, nothing of the host."""
+"""Generation of dnsmasq's configuration for a bridge from its settings, without access to the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.names import storage_name
 from utsuwa.networks.drivers.bridge.settings import BridgeSettings, Family
 from utsuwa.networks.ports import Port
 
@@ -17,7 +16,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
-class Folder:
+class DnsmasqFiles:
     """The files of one network's dnsmasq."""
 
     path: Path
@@ -32,7 +31,7 @@ class Folder:
 
     @property
     def hosts(self) -> Path:
-        """A file for each device of an instance: its addresses and its name."""
+        """The directory with a file for each device of an instance: its addresses and its name."""
         return self.path / "dnsmasq.hosts"
 
     @property
@@ -45,30 +44,30 @@ class Folder:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """What starts it, and what its process is known by."""
+        """The command line, by which the process is also identified."""
         return ("dnsmasq", f"--conf-file={self.conf}")
 
 
-def configuration(bridge: BridgeSettings, folder: Folder, user: str, group: str) -> str:
-    """The text of dnsmasq.conf, which ends with what `raw.dnsmasq` holds by including its file."""
+def configuration(bridge: BridgeSettings, files: DnsmasqFiles, user: str, group: str) -> str:
+    """Return the text of dnsmasq.conf, which includes the file with `raw.dnsmasq` at its end."""
     return _text(
         (
-            *_process(folder, user, group),
+            *_process(files, user, group),
             f"interface={bridge.name}",
             "bind-interfaces",
             "except-interface=lo",
             *(f"listen-address={address.ip}" for address in bridge.addresses),
             *_names(bridge),
-            *(_dhcp(bridge, folder)),
-            *([f"conf-file={folder.raw}"] if bridge.raw_dnsmasq else []),
+            *(_dhcp(bridge, files)),
+            *([f"conf-file={files.raw}"] if bridge.raw_dnsmasq else []),
         )
     )
 
 
-def _process(folder: Folder, user: str, group: str) -> Iterator[str]:
+def _process(files: DnsmasqFiles, user: str, group: str) -> Iterator[str]:
     yield f"user={user}"
     yield f"group={group}"
-    yield f"pid-file={folder.pid}"
+    yield f"pid-file={files.pid}"
     yield "no-hosts"
     yield "no-ping"
     yield "no-negcache"
@@ -76,7 +75,7 @@ def _process(folder: Folder, user: str, group: str) -> Iterator[str]:
 
 
 def _names(bridge: BridgeSettings) -> Iterator[str]:
-    """What the bridge knows of names. Those of its own domain are never asked for elsewhere."""
+    """Yield the options for DNS. Queries for the bridge's own domain are not forwarded."""
     yield f"domain={bridge.domain}"
     if bridge.dns_mode == "none":
         return
@@ -89,20 +88,20 @@ def _names(bridge: BridgeSettings) -> Iterator[str]:
 
 
 def _reverse_zone(family: Family) -> str:
-    """The zone of reverse names; parts of the prefix that fill no whole label are left out."""
+    """Return the zone of reverse names, from the labels that the prefix covers completely."""
     bits = 8 if family.subnet.version == 4 else 4
     labels = family.subnet.network_address.reverse_pointer.split(".")
     kept = family.subnet.prefixlen // bits
     return ".".join(labels[len(labels) - 2 - kept :])
 
 
-def _dhcp(bridge: BridgeSettings, folder: Folder) -> Iterator[str]:
+def _dhcp(bridge: BridgeSettings, files: DnsmasqFiles) -> Iterator[str]:
     ipv4, ipv6 = bridge.ipv4, bridge.ipv6
     if (ipv4 is not None and ipv4.dhcp) or ipv6 is not None:
         yield from ("dhcp-authoritative", "dhcp-no-override", "dhcp-rapid-commit")
         yield from ("quiet-dhcp", "quiet-dhcp6", "quiet-ra")
-        yield f"dhcp-leasefile={folder.leases}"
-        yield f"dhcp-hostsdir={folder.hosts}"
+        yield f"dhcp-leasefile={files.leases}"
+        yield f"dhcp-hostsdir={files.hosts}"
         if bridge.dns_mode != "dynamic":
             yield "dhcp-ignore-names"
         if bridge.search:
@@ -130,7 +129,7 @@ def _dhcp4(bridge: BridgeSettings, family: Family) -> Iterator[str]:
 
 
 def _dhcp6(bridge: BridgeSettings, family: Family) -> Iterator[str]:
-    """Router advertisements always, so that instances get addresses and a route; DHCPv6 as configured."""
+    """Yield the options for router advertisements, which are always enabled, and for DHCPv6 as configured."""
     network = family.subnet.network_address
     if not family.dhcp:
         yield f"dhcp-range={network},ra-only,{family.subnet.prefixlen}"
@@ -149,15 +148,15 @@ def _dhcp6(bridge: BridgeSettings, family: Family) -> Iterator[str]:
 
 
 _KEYWORDS = frozenset({"ignore", "infinite"})
-"""Words that mean something else than a name in a `dhcp-host` line, in lower case only."""
+"""Keywords in a `dhcp-host` line, which dnsmasq only recognizes in lower case."""
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 _LONGEST_FILE_NAME = 255
 
 
 def host_file(instance: str, device: str) -> str:
-    """The file name for a device of an instance (given by its name on disk): one that dnsmasq reads.
+    """Return a file name for a device of an instance (with its storage name) that dnsmasq reads.
 
-    It passes over names that begin with a dot, end in `~`, or begin and end with `#`.
+    It ignores names that begin with a dot, end in `~`, or begin and end with `#`.
     """
     name = _NOT_IN_FILE_NAMES.sub(_percent_encoded, f"{instance}.{device}")
     if len(name) <= _LONGEST_FILE_NAME:
@@ -170,36 +169,38 @@ def _percent_encoded(match: re.Match[str]) -> str:
 
 
 def host_name(instance: str) -> str:
-    """An instance's name as a `dhcp-host` line has to spell it to mean that name.
+    """Return an instance's name in a spelling that `dhcp-host` lines accept.
 
-    dnsmasq converts names with upper-case letters by the rules of IDN, which refuse some valid labels
-    (`Ab--c`); the result is in lower case in any case. Its keywords in turn are in lower case only.
+    dnsmasq converts names with upper-case letters to lower case by the rules of IDN, which reject some valid
+    labels (`Ab--c`), so they are passed in lower case. Keywords are capitalized to be read as names.
     """
     lower = instance.lower()
     return lower.capitalize() if lower in _KEYWORDS else lower
 
 
-def file_of(port: Port) -> str:
-    """The name of the file that a port has among the hosts."""
-    return host_file(storage_name(port.project, port.instance), port.device)
+def port_file(port: Port) -> str:
+    """Return the name of a port's file in the directory of hosts."""
+    return host_file(port.instance.storage_name, port.device)
 
 
 def host_line(port: Port, dns_mode: str) -> str:
-    """The text of a port's file; empty where there is nothing to tell."""
+    """Return the text of a port's file; empty if it has neither a name nor a static address."""
     parts = [port.mac]
     if port.ipv4 not in ("", "none"):
         parts.append(port.ipv4)
     if port.ipv6 not in ("", "none"):
         parts.append(f"[{port.ipv6}]")
     if dns_mode == "managed" or (len(parts) > 1 and dns_mode != "none"):
-        parts.append(host_name(port.instance))
+        parts.append(host_name(port.instance.name))
     return _text([",".join(parts)]) if len(parts) > 1 else ""
 
 
 def _text(lines: Iterable[str]) -> str:
-    """Lines of a config file. No line can hold another one, whatever the values say."""
+    """Join the lines of a config file. Raises InvalidConfig for control characters, such as newlines."""
     checked: Sequence[str] = list(lines)
     for line in checked:
         if _UNSAFE.search(line):
-            raise InvalidConfig(f"Control characters cannot stand in dnsmasq's configuration: {line[:60]!r}")
+            raise InvalidConfig(
+                f"Control characters are not allowed in dnsmasq's configuration: {line[:60]!r}"
+            )
     return "".join(f"{line}\n" for line in checked)

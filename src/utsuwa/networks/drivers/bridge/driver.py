@@ -1,4 +1,4 @@
-"""One managed bridge on the host: brought up, changed in place, taken down."""
+"""The driver for managed bridges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 
 from utsuwa.core.errors import HostError, UtsuwaError
-from utsuwa.host.network import bridges, ip_switches
+from utsuwa.core.warning_types import EXTERNAL_INTERFACE_MISSING, FIREWALL_DROPS, NO_FORWARDING, NO_IPV6
+from utsuwa.host.network import addressing, bridges, ip_switches
 from utsuwa.networks import subnets
 from utsuwa.networks.base import DriverHost, NetworkDriver, Uplink
 from utsuwa.networks.drivers.bridge import rules
@@ -22,31 +23,33 @@ from utsuwa.networks.drivers.bridge.settings import BridgeSettings, Family, sett
 from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.ports import Port
 from utsuwa.networks.subnets import Subnet
+from utsuwa.networks.troubles import Judge
 
 log = logging.getLogger(__name__)
 
 
 class BridgeDriver(NetworkDriver[BridgeSettings]):
-    """What is done on the host for networks of the type `bridge`."""
+    """Networks of the type `bridge` on the host."""
 
-    def __init__(self, owner: str, servers: Servers, firewall: Firewall) -> None:
+    def __init__(self, owner: str, servers: Servers, firewall: Firewall, judge: Judge) -> None:
         self._owner = owner
         self._servers = servers
         self._firewall = firewall
+        self._judge = judge
         self._addresses = BridgeAddresses(servers)
         self.addresses = self._addresses
         self._missing: dict[str, dict[str, str]] = {}
-        """By network: the external interfaces that are not its ports, with the reason."""
+        """External interfaces that are not attached, with the reason, by network."""
 
     @classmethod
     def on(cls, host: DriverHost) -> BridgeDriver:
-        return cls(host.owner, Servers(host.folder), host.firewall)
+        return cls(host.owner, Servers(host.directory, host.judge), host.firewall, host.judge)
 
     def settings(self, name: str, config: Mapping[str, str]) -> BridgeSettings:
         return settings(name, config, self._owner)
 
     def with_defaults(self, config: Mapping[str, str]) -> dict[str, str]:
-        """Subnets are chosen, and hidden behind the host's address, unless told otherwise."""
+        """Return the config with chosen subnets and NAT for them, unless configured otherwise."""
         filled = super().with_defaults(config)
         for family in ("ipv4", "ipv6"):
             filled.setdefault(f"{family}.address", "auto")
@@ -54,7 +57,7 @@ class BridgeDriver(NetworkDriver[BridgeSettings]):
                 filled.setdefault(f"{family}.nat", "true")
         return filled
 
-    async def filled(
+    async def with_auto_values(
         self, name: str, config: Mapping[str, str], taken: Callable[[], Awaitable[Collection[Subnet]]]
     ) -> dict[str, str]:
         check_bridge_config(config)
@@ -62,14 +65,14 @@ class BridgeDriver(NetworkDriver[BridgeSettings]):
         wanted = [key for key in ("ipv4.address", "ipv6.address") if filled.get(key) == "auto"]
         if not wanted:
             return filled
-        used = [*await taken(), *await asyncio.to_thread(bridges.routed_subnets)]
+        used = [*await taken(), *await asyncio.to_thread(addressing.routed)]
         chance = random.SystemRandom()
         for key in wanted:
             if key == "ipv4.address":
                 filled[key] = str(subnets.free_ipv4(used, chance))
             elif lack := await asyncio.to_thread(ip_switches.ipv6_lack, name):
                 log.warning(
-                    "network %r gets no IPv6 subnet, for %s: turn IPv6 on, then set ipv6.address=auto on it",
+                    "network %r gets no IPv6 subnet because %s: enable IPv6, then set ipv6.address=auto",
                     name,
                     lack,
                 )
@@ -82,19 +85,19 @@ class BridgeDriver(NetworkDriver[BridgeSettings]):
         return await asyncio.to_thread(bridges.exists, name)
 
     async def check(self, network: BridgeSettings, added: Collection[str]) -> None:
-        """What external interfaces are, and what dnsmasq says of its configuration."""
+        """Check the external interfaces, and the configuration with dnsmasq itself."""
         if added:
             await asyncio.to_thread(bridges.check_ports, network.name, added)
         await self._servers.test(network)
 
     async def up(self, bridge: BridgeSettings) -> None:
-        """Bring the host to these settings; what is as it should be stays, so that nobody is cut off.
+        """Apply the settings to the host; what already matches is kept, so that connections are not lost.
 
-        The folder comes first and goes last: a kill leaves nothing that it does not tell of.
-        A host without IPv6 gets IPv4 alone, and external interfaces that are missing are passed over, each
-        with a warning. Raises InvalidConfig, HostError.
+        The directory is created first and removed last, so that it marks anything left by a killed daemon.
+        IPv6 is skipped on hosts without it, and so are missing external interfaces, each with a warning.
+        Raises InvalidConfig, HostError.
         """
-        bridge = await asyncio.to_thread(_without_lacking_ipv6, bridge)
+        bridge = await self._without_lacking_ipv6(bridge)
         await self._servers.prepare(bridge.name)
         await asyncio.to_thread(
             bridges.configure,
@@ -105,25 +108,34 @@ class BridgeDriver(NetworkDriver[BridgeSettings]):
             routes=[subnet for family in bridge.families for subnet in family.routes],
         )
         await self.join(bridge)
-        await asyncio.to_thread(_allow_forwarding, bridge)
-        await self._firewall.apply(rules.contribution(bridge))
+        self._judge(NO_FORWARDING, bridge.name, await asyncio.to_thread(_allow_forwarding, bridge))
+        closed = await self._firewall.apply(rules.contribution(bridge))
+        self._judge(FIREWALL_DROPS, bridge.name, _closed(bridge, closed))
         await self._servers.ensure(bridge)
 
+    async def _without_lacking_ipv6(self, bridge: BridgeSettings) -> BridgeSettings:
+        """Return the settings without IPv6 if the host lacks it, as dnsmasq requires addresses to exist."""
+        lack = "" if bridge.ipv6 is None else await asyncio.to_thread(ip_switches.ipv6_lack, bridge.name)
+        self._judge(
+            NO_IPV6,
+            bridge.name,
+            f"network {bridge.name!r} has no IPv6 because {lack}: enable IPv6 and restart the daemon, "
+            "or set ipv6.address=none on the network"
+            if lack
+            else "",
+        )
+        return replace(bridge, ipv6=None) if lack else bridge
+
     async def join(self, bridge: BridgeSettings) -> None:
-        """Have the external interfaces be ports, as many as can; what is told once is not told again."""
+        """Attach the available external interfaces; each problem is logged once."""
         before = self._missing.pop(bridge.name, {})
-        if not bridge.external:
-            return
-        missing = await asyncio.to_thread(bridges.join, bridge.name, bridge.external)
-        for port, why in missing.items():
-            if before.get(port) != why:
-                log.warning(
-                    "network %r does without its external interface for now: %s; it joins as soon as it can",
-                    bridge.name,
-                    why,
-                )
-        for port in before.keys() - missing.keys():
-            log.info("the external interface %r has joined the network %r", port, bridge.name)
+        missing: dict[str, str] = {}
+        if bridge.external:
+            missing = await asyncio.to_thread(bridges.join, bridge.name, bridge.external)
+        if not missing or missing != before:
+            self._judge(EXTERNAL_INTERFACE_MISSING, bridge.name, _missing(bridge, missing))
+        for port in before.keys() & set(bridge.external) - missing.keys():
+            log.info("the external interface %r was attached to the network %r", port, bridge.name)
         if missing:
             self._missing[bridge.name] = missing
 
@@ -133,9 +145,9 @@ class BridgeDriver(NetworkDriver[BridgeSettings]):
         await self.up(new)
 
     async def down(self, network: str, external: Collection[str] = (), *, keep_files: bool = False) -> None:
-        """Take the bridge, its rules and its dnsmasq away; safe to repeat.
+        """Remove the bridge, its rules and its dnsmasq; idempotent.
 
-        What cannot be taken away does not keep the rest: the first failure is raised at the end.
+        Failures do not prevent the other steps: the first one is raised at the end.
         """
         self._missing.pop(network, None)
         self._addresses.forget(network)
@@ -176,7 +188,7 @@ def _check_static(port: Port, bridge: BridgeSettings, family: Family | None, key
     protocol = key[:4]
     if family is None:
         raise port.invalid(key, f"cannot be set: the network {bridge.name!r} has no {protocol}.address")
-    if not family.gives_addresses:
+    if not family.assigns_addresses:
         needed = f"{protocol}.dhcp" if not family.dhcp else f"{protocol}.dhcp.stateful"
         raise port.invalid(key, f"cannot be set: the network {bridge.name!r} lacks {needed}=true")
     address = ipaddress.ip_address(text)
@@ -185,35 +197,38 @@ def _check_static(port: Port, bridge: BridgeSettings, family: Family | None, key
     if address in (family.address.ip, family.subnet.network_address) or (
         address.version == 4 and address == family.subnet.broadcast_address
     ):
-        raise port.invalid(key, f"{text} is the bridge's own or stands for the whole subnet")
+        raise port.invalid(key, f"{text} is the bridge's own address, or the network or broadcast address")
 
 
-def _without_lacking_ipv6(bridge: BridgeSettings) -> BridgeSettings:
-    """The settings as far as the host can have them. dnsmasq, too, refuses an address that is not there."""
-    if bridge.ipv6 is None:
-        return bridge
-    lack = ip_switches.ipv6_lack(bridge.name)
-    if not lack:
-        return bridge
-    log.warning(
-        "network %r has no IPv6 for now, for %s: turn IPv6 on and restart the daemon, "
-        "or set ipv6.address=none on the network",
-        bridge.name,
-        lack,
+def _missing(bridge: BridgeSettings, missing: Mapping[str, str]) -> str:
+    if not missing:
+        return ""
+    return (
+        f"network {bridge.name!r} lacks an external interface: {'; '.join(missing.values())}; "
+        "it will be attached when possible"
     )
-    return replace(bridge, ipv6=None)
 
 
-def _allow_forwarding(bridge: BridgeSettings) -> None:
-    """Where /proc/sys is read-only, a network without a way out is better than none."""
+def _closed(bridge: BridgeSettings, chains: Collection[str]) -> str:
+    if not chains:
+        return ""
+    return (
+        f"the firewall chain {' and '.join(map(repr, chains))} drops forwarded packets: make it accept "
+        f"traffic of the bridge {bridge.name!r}, otherwise its instances have no external connectivity"
+    )
+
+
+def _allow_forwarding(bridge: BridgeSettings) -> str:
+    """Enable IP forwarding, and return what is wrong. If /proc/sys is read-only, a network without routing is
+    better than none.
+    """
     for family in bridge.families:
         if family.routing:
             try:
                 ip_switches.allow_forwarding(family.subnet.version)
             except HostError as error:
-                log.warning(
-                    "instances on the network %r reach nothing outside of the host by IPv%s: %s",
-                    bridge.name,
-                    family.subnet.version,
-                    error,
+                return (
+                    f"instances on the network {bridge.name!r} have no external connectivity by "
+                    f"IPv{family.subnet.version}: {error}"
                 )
+    return ""

@@ -1,11 +1,11 @@
 """The config keys of managed bridges.
 
-What one value means beside another (ranges inside the subnet, say) is judged in `settings`.
+Dependencies between values, such as ranges inside the subnet, are checked in `settings`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between, one_of
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
@@ -29,7 +29,7 @@ from utsuwa.core.network_values import (
 )
 
 DEFAULT_DOMAIN = "lxd"
-"""What names of instances end with: as LXD has it, so that scripts find them."""
+"""The DNS domain of instances; the same as in LXD, for compatibility with scripts."""
 
 LATER_PREFIXES = (
     "bgp.",
@@ -42,7 +42,7 @@ LATER_PREFIXES = (
     "security.acls",
     "tunnel.",
 )
-"""Keys that are documented, but that this version does not serve."""
+"""Prefixes of LXD's keys that are not supported yet."""
 
 
 def _driver(value: str) -> None:
@@ -52,152 +52,137 @@ def _driver(value: str) -> None:
 
 
 _COMMON = (
-    ConfigKey("bridge.driver", default="native", help="What makes the bridge: the kernel.", validate=_driver),
+    ConfigKey("bridge.driver", default="native", help="The bridge driver: the kernel's.", validate=_driver),
     ConfigKey(
         "bridge.external_interfaces",
-        help="Interfaces of the host, without addresses of their own, that become ports of the bridge; one "
-        "that goes away later joins again when it is back.",
+        help="Host interfaces without IP addresses that are attached to the bridge; one that disappears is "
+        "attached again when it is back.",
         validate=interfaces,
     ),
-    ConfigKey("bridge.hwaddr", help="The bridge's own MAC address.", validate=mac_address),
+    ConfigKey("bridge.hwaddr", help="The MAC address of the bridge.", validate=mac_address),
     ConfigKey(
         "bridge.mtu",
         "integer",
         default="1500",
-        help="The largest packet, in bytes, that the bridge passes on.",
+        help="The MTU of the bridge, in bytes.",
         validate=integer_between(1280, 65535),
     ),
     ConfigKey(
         "dns.domain",
         default=DEFAULT_DOMAIN,
-        help="The domain in which the instances' names are known.",
+        help="The DNS domain of the instances' names.",
         validate=domain,
     ),
     ConfigKey(
         "dns.mode",
         default="managed",
-        help="Whose names are known: those of the instances (managed), those that DHCP clients claim "
-        "(dynamic), or nobody's (none).",
+        help="Which names have DNS records: those of the instances (managed), those that DHCP clients send "
+        "(dynamic), or no names (none).",
         validate=one_of("managed", "dynamic", "none"),
     ),
     ConfigKey(
         "dns.nameservers",
-        help="The name servers that instances are told; the bridge itself where none are given.",
+        help="The name servers announced to instances; the bridge by default.",
         validate=nameservers,
     ),
     ConfigKey(
         "dns.search",
-        help="The domains that instances append to short names; dns.domain where none are given.",
+        help="The search domains announced to instances; dns.domain by default.",
         validate=domains,
     ),
-    ConfigKey("raw.dnsmasq", help="Lines that are added to the configuration of dnsmasq.", multiline=True),
+    ConfigKey("raw.dnsmasq", help="Lines appended to the configuration of dnsmasq.", multiline=True),
 )
 
+
+def _family_keys(
+    version: int,
+    *,
+    interface: Callable[[str], None],
+    address: Callable[[str], None],
+    ranges: Callable[[str], None],
+    subnets: Callable[[str], None],
+) -> tuple[ConfigKey, ...]:
+    """Return the keys that exist for both address families, with the validators of one."""
+    prefix = f"ipv{version}"
+    return (
+        ConfigKey(
+            f"{prefix}.address",
+            help="The bridge's address with its prefix length; auto, the default of new networks, chooses an "
+            f"unused subnet, none disables IPv{version}.",
+            validate=interface,
+        ),
+        ConfigKey(
+            f"{prefix}.dhcp.expiry", default="1h", help="The duration of DHCP leases.", validate=lease_time
+        ),
+        ConfigKey(
+            f"{prefix}.dhcp.ranges",
+            help="The address ranges for DHCP, as FIRST-LAST; the complete subnet by default.",
+            validate=ranges,
+        ),
+        ConfigKey(
+            f"{prefix}.firewall",
+            "bool",
+            default="true",
+            help="Whether firewall rules accept the traffic that the network needs.",
+        ),
+        ConfigKey(
+            f"{prefix}.nat",
+            "bool",
+            default="false",
+            help="Whether to masquerade outgoing traffic; true for new networks with a chosen subnet.",
+        ),
+        ConfigKey(f"{prefix}.nat.address", help="The source address of outgoing traffic.", validate=address),
+        ConfigKey(
+            f"{prefix}.nat.order",
+            default="before",
+            help="Whether the NAT rules come before or after those of other programs.",
+            validate=one_of("before", "after"),
+        ),
+        ConfigKey(f"{prefix}.routes", help="Additional subnets to route to the bridge.", validate=subnets),
+        ConfigKey(
+            f"{prefix}.routing",
+            "bool",
+            default="true",
+            help="Whether to route traffic between the bridge and other interfaces.",
+        ),
+    )
+
+
 _IPV4 = (
-    ConfigKey(
-        "ipv4.address",
-        help="The bridge's address with its prefix; auto, which new networks have, picks a free subnet; "
-        "none switches IPv4 off.",
-        validate=ipv4_interface,
+    *_family_keys(
+        4, interface=ipv4_interface, address=ipv4_address, ranges=ipv4_ranges, subnets=ipv4_subnets
     ),
-    ConfigKey("ipv4.dhcp", "bool", default="true", help="Whether instances get addresses by DHCP."),
-    ConfigKey(
-        "ipv4.dhcp.expiry", default="1h", help="How long a lease lasts unrenewed.", validate=lease_time
-    ),
+    ConfigKey("ipv4.dhcp", "bool", default="true", help="Whether to assign addresses by DHCP."),
     ConfigKey(
         "ipv4.dhcp.gateway",
-        help="The gateway that instances are told: the bridge where none is given; none for no gateway.",
+        help="The default gateway announced to instances; the bridge by default, none for no gateway.",
         validate=ipv4_gateway,
     ),
     ConfigKey(
-        "ipv4.dhcp.ranges",
-        help="Where DHCP takes addresses from, as FIRST-LAST; the whole subnet where none are given.",
-        validate=ipv4_ranges,
-    ),
-    ConfigKey(
         "ipv4.dhcp.routes",
-        help="More routes that instances are told: subnet and gateway by turns.",
+        help="Additional routes announced to instances: subnet and gateway alternately.",
         validate=ipv4_dhcp_routes,
     ),
-    ConfigKey(
-        "ipv4.firewall",
-        "bool",
-        default="true",
-        help="Whether the firewall is told to let through what the network needs.",
-    ),
-    ConfigKey(
-        "ipv4.nat",
-        "bool",
-        default="false",
-        help="Whether instances reach out by the host's address; true on a new network with a chosen subnet.",
-    ),
-    ConfigKey("ipv4.nat.address", help="The address that they go out with.", validate=ipv4_address),
-    ConfigKey(
-        "ipv4.nat.order",
-        default="before",
-        help="Whether the rules for this come before or after those of others.",
-        validate=one_of("before", "after"),
-    ),
-    ConfigKey(
-        "ipv4.routes", help="More subnets that the host reaches over the bridge.", validate=ipv4_subnets
-    ),
-    ConfigKey("ipv4.routing", "bool", default="true", help="Whether the host passes packets in and out."),
 )
 
 _IPV6 = (
-    ConfigKey(
-        "ipv6.address",
-        help="The bridge's address with its prefix; auto, which new networks have, picks a free subnet; "
-        "none switches IPv6 off.",
-        validate=ipv6_interface,
+    *_family_keys(
+        6, interface=ipv6_interface, address=ipv6_address, ranges=ipv6_ranges, subnets=ipv6_subnets
     ),
-    ConfigKey(
-        "ipv6.dhcp", "bool", default="true", help="Whether instances learn more than routes by DHCPv6."
-    ),
-    ConfigKey(
-        "ipv6.dhcp.expiry", default="1h", help="How long a lease lasts unrenewed.", validate=lease_time
-    ),
-    ConfigKey(
-        "ipv6.dhcp.ranges",
-        help="Where stateful DHCPv6 takes addresses from, as FIRST-LAST.",
-        validate=ipv6_ranges,
-    ),
+    ConfigKey("ipv6.dhcp", "bool", default="true", help="Whether to provide network settings by DHCPv6."),
     ConfigKey(
         "ipv6.dhcp.stateful",
         "bool",
         default="false",
-        help="Whether DHCPv6 gives addresses, in place of those that instances make for themselves.",
+        help="Whether DHCPv6 assigns addresses, instead of SLAAC.",
     ),
-    ConfigKey(
-        "ipv6.firewall",
-        "bool",
-        default="true",
-        help="Whether the firewall is told to let through what the network needs.",
-    ),
-    ConfigKey(
-        "ipv6.nat",
-        "bool",
-        default="false",
-        help="Whether instances reach out by the host's address; true on a new network with a chosen subnet.",
-    ),
-    ConfigKey("ipv6.nat.address", help="The address that they go out with.", validate=ipv6_address),
-    ConfigKey(
-        "ipv6.nat.order",
-        default="before",
-        help="Whether the rules for this come before or after those of others.",
-        validate=one_of("before", "after"),
-    ),
-    ConfigKey(
-        "ipv6.routes", help="More subnets that the host reaches over the bridge.", validate=ipv6_subnets
-    ),
-    ConfigKey("ipv6.routing", "bool", default="true", help="Whether the host passes packets in and out."),
 )
 
 BRIDGE_KEYS = KeyTable("networks of the type 'bridge'", (*_COMMON, *_IPV4, *_IPV6))
 
 
 def check_bridge_config(config: Mapping[str, str]) -> None:
-    """Judge every key by itself. Raises InvalidConfig, or NotSupportedYet for keys of later versions."""
+    """Validate each key separately. Raises InvalidConfig, or NotSupportedYet for keys of later versions."""
     for key, value in config.items():
         if value and key.startswith(LATER_PREFIXES):
             raise NotSupportedYet(f"The network key {key[:60]!r} is not supported yet: leave it out")

@@ -1,4 +1,4 @@
-"""dnsmasq's file of leases."""
+"""Parser for dnsmasq's lease file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}\Z")
 
 
 def parse(text: str, now: float) -> Iterator[Lease]:
-    """The leases of a file: lines of expiry, MAC (or IAID), address, name and client id (or DUID).
+    """Parse lines of expiry, MAC (or IAID), address, name and client id (or DUID).
 
-    Leases that ended before `now` (seconds since 1970) are left out, and lines that are not of this form
-    passed over: the file is dnsmasq's own, and it forgets leases only when it has something else to do.
+    Leases that expired before `now` (seconds since 1970) are skipped, as dnsmasq removes them only later, and
+    so are malformed lines.
     """
     for line in text.splitlines():
         parts = line.split(" ")
@@ -43,7 +43,7 @@ def parse(text: str, now: float) -> Iterator[Lease]:
 
 
 def server_duid(text: str) -> bytes:
-    """How dnsmasq names itself to DHCPv6 clients; empty where it has not had to yet."""
+    """Return dnsmasq's DUID for DHCPv6; empty if it has not created one yet."""
     found = (line.removeprefix("duid ") for line in text.splitlines() if line.startswith("duid "))
     return _identifier(next(found, ""))
 
@@ -56,21 +56,21 @@ def _identifier(text: str) -> bytes:
 
 
 def _mac_of_duid(duid: str) -> str:
-    """The MAC address at the end of a DUID made from one (types 1 and 3)."""
+    """Return the MAC address in a DUID of type 1 or 3; empty for others."""
     octets = duid.lower().split(":")
     if len(octets) >= 10 and octets[:2] in (["00", "01"], ["00", "03"]):
         return ":".join(octets[-6:])
     return ""
 
 
-def lines_about(text: str, words: Collection[str]) -> str:
-    """The lines in which one of some addresses or names may stand: to parse them takes much longer."""
+def matching_lines(text: str, words: Collection[str]) -> str:
+    """Return the lines that contain one of `words`, ignoring case; much faster than parsing all lines."""
     wanted = [word.lower() for word in words if word]
     return "\n".join(line for line in text.splitlines() if any(word in line.lower() for word in wanted))
 
 
-def has_room(family: Family, taken: Iterable[str]) -> bool:
-    """Whether the ranges hold an address that is neither taken nor the bridge's own."""
+def has_free_address(family: Family, taken: Iterable[str]) -> bool:
+    """Return whether the ranges contain an address that is neither taken nor the bridge's own."""
     used = {ipaddress.ip_address(address) for address in taken} | {family.address.ip}
     free = 0
     for low, high in family.ranges:
@@ -79,6 +79,6 @@ def has_room(family: Family, taken: Iterable[str]) -> bool:
     return free > 0
 
 
-def surely_has_room(family: Family, taken: int) -> bool:
-    """Whether the ranges are larger than so many addresses could fill, beside the bridge's own."""
+def surely_has_free_address(family: Family, taken: int) -> bool:
+    """Return whether the ranges are larger than `taken` addresses and the bridge's own could fill."""
     return sum(int(high) - int(low) + 1 for low, high in family.ranges) > taken + 1

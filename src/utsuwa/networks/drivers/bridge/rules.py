@@ -1,7 +1,7 @@
-"""What a bridge contributes to the firewall.
+"""Firewall rules of a bridge.
 
-`in.NAME` and `out.NAME` let DHCP and DNS through to and from the host, `fwd.NAME` what is routed, and
-`pstrt.NAME` gives packets that leave the host's address.
+The chains `in.NAME` and `out.NAME` accept DHCP and DNS between bridge and host, `fwd.NAME` accepts routed
+traffic, and `pstrt.NAME` applies source NAT.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from utsuwa.networks.ruleset import (
 )
 
 _SRCNAT = 100
-"""nftables' usual priority of source NAT, which Docker's rules have too."""
+"""nftables' standard priority of source NAT, which Docker uses as well."""
 _NEIGHBOURS = ("nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert", "mld2-listener-report")
 _ERRORS = ("destination-unreachable", "echo-reply", "echo-request", "parameter-problem", "time-exceeded")
 _PING_AND_ERRORS_V6 = (*_ERRORS, "packet-too-big")
 
 
 def contribution(bridge: BridgeSettings) -> Contribution:
-    """Chains without a rule are left out, so that nothing is looked at in vain."""
+    """Return the rules, without chains that would be empty."""
     chains = (
         Chain("in", "filter", "input", 0, tuple(_services(bridge, "iifname", "dport"))),
         Chain("out", "filter", "output", 0, tuple(_services(bridge, "oifname", "sport"))),
@@ -51,7 +51,7 @@ def _nat_priority(bridge: BridgeSettings) -> int:
 
 
 def _services(bridge: BridgeSettings, interface: str, port: str) -> Iterator[Rule]:
-    """Names, addresses and errors between the host and the bridge."""
+    """Yield rules for DNS, DHCP and ICMP errors between host and bridge."""
     for family in bridge.families:
         if family.firewall:
             here = [equals(meta(interface), bridge.name), _is_family(family)]

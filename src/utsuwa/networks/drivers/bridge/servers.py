@@ -1,4 +1,4 @@
-"""The dnsmasq of each bridge: started, found again, told to read its files anew, kept alive."""
+"""The dnsmasq processes of bridges: starting, finding, reloading and supervising them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, InvalidConfig, OutOfSpace, ProcessFailed, UtsuwaError
+from utsuwa.core.warning_types import DNSMASQ_ENDED
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import run
-from utsuwa.networks.drivers.bridge.dnsmasq import Folder, configuration
+from utsuwa.networks.drivers.bridge.dnsmasq import DnsmasqFiles, configuration
 from utsuwa.networks.drivers.bridge.settings import BridgeSettings
+from utsuwa.networks.troubles import Judge
 
 log = logging.getLogger(__name__)
 
 _ACCOUNTS = ("dnsmasq", "nobody")
-"""Whom dnsmasq becomes once it has its sockets: the first of these that the host has."""
+"""Candidates for the user that dnsmasq switches to; the first existing one is used."""
 _RETRY_SECONDS = (0.2, 1.0, 5.0, 30.0)
-"""How long to wait before each attempt to bring a dnsmasq back; the last one again and again."""
+"""Delays before the attempts to restart a dnsmasq; the last one is repeated."""
 _BAD_CONFIG = (1,)
 _RELOAD_SECONDS = 1.0
-"""How long hosts that are gone may be known on."""
+"""Delay after which removed hosts are dropped."""
 
 
 @dataclass(frozen=True)
@@ -43,31 +45,32 @@ class Account:
 
 
 def account() -> Account:
-    """Raises HostError where the host has none of the users. Blocking."""
+    """Return the account for dnsmasq. Raises HostError if the host has none. Blocking."""
     for name in _ACCOUNTS:
         try:
             entry = pwd.getpwnam(name)
             return Account(name, grp.getgrgid(entry.pw_gid).gr_name, entry.pw_gid)
         except KeyError:
             continue
-    raise HostError("dnsmasq needs a user without rights: install Debian's package 'dnsmasq-base'")
+    raise HostError("dnsmasq needs an unprivileged user: install Debian's package 'dnsmasq-base'")
 
 
 class Servers:
-    """All dnsmasq processes of this daemon, one a network; they run on when the daemon ends."""
+    """All dnsmasq processes of this daemon, one per network; they keep running when the daemon stops."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, judge: Judge) -> None:
         self._root = root
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._judge = judge
+        self._supervisors: dict[str, asyncio.Task[None]] = {}
         self._to_reload: dict[str, asyncio.Task[None]] = {}
-        """By network: what will have dnsmasq read its hosts anew."""
+        """Scheduled reloads, by network."""
 
-    def folder(self, network: str) -> Folder:
-        return Folder(self._root / network)
+    def files(self, network: str) -> DnsmasqFiles:
+        return DnsmasqFiles(self._root / network)
 
     async def test(self, bridge: BridgeSettings) -> None:
-        """Have dnsmasq read a configuration that is not in use. Raises InvalidConfig with its message."""
-        trial = Folder(self._root / f".{bridge.name}.test")
+        """Check a configuration with `dnsmasq --test`. Raises InvalidConfig with its message."""
+        trial = DnsmasqFiles(self._root / f".{bridge.name}.test")
         try:
             await asyncio.to_thread(_write, trial, bridge)
             await run([*trial.argv, "--test"])
@@ -75,58 +78,59 @@ class Servers:
             if error.code not in _BAD_CONFIG:
                 raise
             why = error.stderr.strip().removeprefix("dnsmasq:").strip().replace(f"{trial.path}/", "")
-            raise InvalidConfig(f"dnsmasq refuses its configuration: {why}: change raw.dnsmasq") from error
+            raise InvalidConfig(f"dnsmasq rejects its configuration: {why}: change raw.dnsmasq") from error
         finally:
             await asyncio.to_thread(shutil.rmtree, trial.path, ignore_errors=True)
 
     async def prepare(self, network: str) -> None:
-        """Make the network's folder."""
-        await asyncio.to_thread(_prepare, self.folder(network).path)
+        """Create the network's directory."""
+        await asyncio.to_thread(_prepare, self.files(network).path)
 
     async def ensure(self, bridge: BridgeSettings) -> None:
-        """Have dnsmasq run with just these settings: started, restarted, stopped or left alone.
+        """Ensure that dnsmasq runs with these settings; start, restart or stop it if necessary.
 
         Raises ProcessFailed with dnsmasq's message.
         """
-        folder = self.folder(bridge.name)
-        changed = await asyncio.to_thread(_write, folder, bridge)
-        await self._let_go(bridge.name)
-        pid = await asyncio.to_thread(find, folder)
+        files = self.files(bridge.name)
+        changed = await asyncio.to_thread(_write, files, bridge)
+        await self._stop_supervising(bridge.name)
+        pid = await asyncio.to_thread(find, files)
         if not bridge.serves or changed:
             await self.stop(bridge.name)
             pid = None
         if bridge.serves:
             if pid is None:
-                pid = await _start(folder)
-            self._keep(bridge.name, pid)
+                pid = await _start(files)
+            self._supervise(bridge.name, pid)
+        self._judge(DNSMASQ_ENDED, bridge.name, "")
 
     async def stop(self, network: str) -> None:
-        """End a network's dnsmasq; its leases stay. Does nothing where there is none."""
-        await self._let_go(network)
-        folder = self.folder(network)
-        pid = await asyncio.to_thread(find, folder)
+        """Stop a network's dnsmasq, if it is running; its leases are kept."""
+        await self._stop_supervising(network)
+        files = self.files(network)
+        pid = await asyncio.to_thread(find, files)
         if pid is not None:
             await _end(pid)
-        folder.pid.unlink(missing_ok=True)
+        files.pid.unlink(missing_ok=True)
 
     async def remove(self, network: str) -> None:
-        """End a network's dnsmasq and remove its files."""
+        """Stop a network's dnsmasq and remove its files."""
         await self.stop(network)
-        await asyncio.to_thread(shutil.rmtree, self.folder(network).path, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self.files(network).path, ignore_errors=True)
 
     async def reload(self, network: str) -> None:
-        """Have dnsmasq read all files of hosts anew, and forget those that are gone."""
+        """Make dnsmasq reload all files of hosts, which drops removed ones."""
         waiting = self._to_reload.pop(network, None)
         if waiting is not None:
             waiting.cancel()
-        await asyncio.to_thread(_reload, self.folder(network))
+        await asyncio.to_thread(_reload, self.files(network))
 
     def will_reload(self, network: str) -> bool:
-        """Whether dnsmasq still knows hosts whose files are gone."""
+        """Return whether a reload is scheduled, so that dnsmasq still has hosts whose files are removed."""
         return network in self._to_reload
 
     def reload_soon(self, network: str) -> None:
-        """As `reload`, once for all that ask for it in a while: dnsmasq takes 20 us a host, and logs each."""
+        """Schedule one reload for several changes, as dnsmasq takes 20 us per host, and logs each."""
         if network not in self._to_reload:
             name = f"hosts of {network}"
             self._to_reload[network] = asyncio.create_task(self._reload_later(network), name=name)
@@ -134,54 +138,59 @@ class Servers:
     async def _reload_later(self, network: str) -> None:
         await asyncio.sleep(_RELOAD_SECONDS)
         del self._to_reload[network]
-        await asyncio.to_thread(_reload, self.folder(network))
+        await asyncio.to_thread(_reload, self.files(network))
 
     def leave(self) -> None:
-        """The daemon ends: nobody keeps the processes, which run on."""
+        """Stop supervising the processes, which keep running, when the daemon stops."""
         for network, task in self._to_reload.items():
             task.cancel()
-            _reload(self.folder(network))
+            _reload(self.files(network))
         self._to_reload.clear()
-        for keeper in self._keepers.values():
-            keeper.cancel()
-        self._keepers.clear()
+        for supervisor in self._supervisors.values():
+            supervisor.cancel()
+        self._supervisors.clear()
 
-    async def _let_go(self, network: str) -> None:
-        """Nobody brings it back from here on."""
-        keeper = self._keepers.pop(network, None)
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+    async def _stop_supervising(self, network: str) -> None:
+        """Stop restarting a network's dnsmasq."""
+        supervisor = self._supervisors.pop(network, None)
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait([supervisor])
 
-    def _keep(self, network: str, pid: int) -> None:
+    def _supervise(self, network: str, pid: int) -> None:
         name = f"dnsmasq of {network}"
-        self._keepers[network] = asyncio.create_task(self._bring_back(network, pid), name=name)
+        self._supervisors[network] = asyncio.create_task(self._restart_on_exit(network, pid), name=name)
 
-    async def _bring_back(self, network: str, pid: int) -> None:
-        """Start dnsmasq again whenever it ends without having been told to."""
-        folder = self.folder(network)
+    async def _restart_on_exit(self, network: str, pid: int) -> None:
+        """Restart dnsmasq whenever it ends unexpectedly."""
+        files = self.files(network)
         while True:
             await pidfds.wait(pid)
-            log.warning("dnsmasq of network %r has ended: starting it again", network)
+            log.warning("dnsmasq of network %r has ended: restarting it", network)
             attempt = 0
             while True:
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 try:
-                    pid = await _start(folder)
+                    pid = await _start(files)
                     break
                 except UtsuwaError as error:
-                    log.warning("dnsmasq of network %r does not start: %s", network, error)
+                    self._judge(
+                        DNSMASQ_ENDED, network, f"dnsmasq of network {network!r} does not start: {error}"
+                    )
                     attempt += 1
+            self._judge(DNSMASQ_ENDED, network, "")
 
 
-async def _start(folder: Folder) -> int:
-    """The pid of a new dnsmasq. It goes to the background by itself, in a session of its own, once it
-    serves; until then what it has to say comes as the message of ProcessFailed."""
-    folder.pid.unlink(missing_ok=True)
-    await run(folder.argv)
-    pid = await asyncio.to_thread(find, folder)
+async def _start(files: DnsmasqFiles) -> int:
+    """Start dnsmasq, which daemonizes once it is ready, and return its pid.
+
+    Raises ProcessFailed with its message.
+    """
+    files.pid.unlink(missing_ok=True)
+    await run(files.argv)
+    pid = await asyncio.to_thread(find, files)
     if pid is None:
-        raise HostError("dnsmasq ended as soon as it had started: look into the system's log")
+        raise HostError("dnsmasq ended immediately after its start: see the system's log")
     return pid
 
 
@@ -194,46 +203,46 @@ async def _end(pid: int) -> None:
         await pidfds.wait(pid)
 
 
-def find(folder: Folder) -> int | None:
-    """The pid of the dnsmasq that runs with this folder; None where there is none. Blocking.
+def find(files: DnsmasqFiles) -> int | None:
+    """Return the pid of the dnsmasq that uses these files; None if it is not running. Blocking.
 
-    The pid file alone proves nothing: the number may have been given to another process since.
+    The pid file alone is not sufficient, as another process may have the pid by now.
     """
     try:
-        pid = int(folder.pid.read_text().strip())
+        pid = int(files.pid.read_text().strip())
         command = Path("/proc", str(pid), "cmdline").read_bytes()
     except (OSError, ValueError):
         return None
-    return pid if os.fsencode(folder.argv[1]) in command.split(b"\0") else None
+    return pid if os.fsencode(files.argv[1]) in command.split(b"\0") else None
 
 
-def _write(folder: Folder, bridge: BridgeSettings) -> bool:
-    """Write all files but the hosts' for these settings; gives whether anything has changed."""
+def _write(files: DnsmasqFiles, bridge: BridgeSettings) -> bool:
+    """Write all files except those of hosts; return whether anything has changed."""
     who = account()
-    with _writing(folder.path):
-        return _write_as(who, folder, bridge)
+    with _writing(files.path):
+        return _write_as(who, files, bridge)
 
 
-def _write_as(who: Account, folder: Folder, bridge: BridgeSettings) -> bool:
-    _make(folder.path, 0o710, who.gid)
-    _make(folder.hosts, 0o2750, who.gid)  # what is written there has its group from the beginning
+def _write_as(who: Account, files: DnsmasqFiles, bridge: BridgeSettings) -> bool:
+    _make(files.path, 0o710, who.gid)
+    _make(files.hosts, 0o2750, who.gid)  # setgid: new files inherit the group
     raw = bridge.raw_dnsmasq if bridge.raw_dnsmasq.endswith("\n") else f"{bridge.raw_dnsmasq}\n"
-    wanted = {folder.conf: configuration(bridge, folder, who.user, who.group), folder.raw: raw}
+    wanted = {files.conf: configuration(bridge, files, who.user, who.group), files.raw: raw}
     changed = {path: text for path, text in wanted.items() if _read(path) != text}
     for path, text in changed.items():
         replace_file(path, text)
     return bool(changed)
 
 
-def _reload(folder: Folder) -> None:
-    pid = find(folder)
+def _reload(files: DnsmasqFiles) -> None:
+    pid = find(files)
     if pid is not None:
         pidfds.send_signal(pid, signal.SIGHUP)
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Files below a network's folder; raises HostError or OutOfSpace where the disk refuses them."""
+    """Translate OSError on writing a network's files to HostError or OutOfSpace."""
     try:
         yield
     except OSError as error:

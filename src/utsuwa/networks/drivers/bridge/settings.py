@@ -1,4 +1,4 @@
-"""A bridge's config as values that belong together; judged as a whole when they are made."""
+"""The parsed config of a bridge; dependencies between keys are checked on creation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ DEFAULT_MTU = 1500
 
 @dataclass(frozen=True)
 class Family:
-    """What the keys of one family (`ipv4.`, `ipv6.`) say where it is switched on."""
+    """The settings of one address family (`ipv4.` or `ipv6.` keys), if it is enabled."""
 
     address: Interface
     dhcp: bool
     stateful: bool
-    """Whether DHCP gives addresses: always with IPv4."""
+    """Whether DHCP assigns addresses; always true for IPv4."""
     expiry: str
     ranges: tuple[tuple[Address, Address], ...]
-    """Where DHCP takes addresses from; the bridge's own address is not given out in any case."""
+    """The ranges for DHCP; the bridge's own address is never assigned."""
     gateway: str
     """An address, `none`, or empty for the bridge itself."""
     dhcp_routes: str
@@ -42,13 +42,13 @@ class Family:
         return self.address.network
 
     @property
-    def gives_addresses(self) -> bool:
+    def assigns_addresses(self) -> bool:
         return self.dhcp and self.stateful
 
 
 @dataclass(frozen=True)
 class BridgeSettings:
-    """Everything that a bridge, its firewall rules and its dnsmasq are made from."""
+    """All settings of a bridge, its firewall rules and its dnsmasq."""
 
     name: str
     mtu: int
@@ -76,14 +76,14 @@ class BridgeSettings:
 
     @property
     def serves(self) -> bool:
-        """Whether the bridge has a dnsmasq: for addresses, routes or names."""
+        """Whether the bridge needs a dnsmasq, for addresses, routes or names."""
         return bool(self.families)
 
 
 def settings(name: str, config: Mapping[str, str], owner: str) -> BridgeSettings:
-    """The settings of a config that has no `auto` left. Raises InvalidConfig, NotSupportedYet.
+    """Parse a config without `auto`. Raises InvalidConfig, NotSupportedYet.
 
-    `owner` tells daemons apart: with the name it makes the MAC address where none is configured.
+    The default MAC address is generated from `owner`, which is unique to the daemon, and the name.
     """
     check_bridge_config(config)
     ipv4, ipv6 = _ipv4(config), _ipv6(config)
@@ -91,7 +91,7 @@ def settings(name: str, config: Mapping[str, str], owner: str) -> BridgeSettings
     return BridgeSettings(
         name=name,
         mtu=mtu,
-        mac=(config.get("bridge.hwaddr") or own_mac(owner, name)).lower(),
+        mac=(config.get("bridge.hwaddr") or generated_mac(owner, name)).lower(),
         external=_parts(config, "bridge.external_interfaces"),
         ipv4=ipv4,
         ipv6=ipv6,
@@ -103,8 +103,8 @@ def settings(name: str, config: Mapping[str, str], owner: str) -> BridgeSettings
     )
 
 
-def own_mac(owner: str, name: str) -> str:
-    """A MAC address that the bridge keeps: without one it would take that of its lowest port."""
+def generated_mac(owner: str, name: str) -> str:
+    """Return a stable MAC address; without one, the bridge would change it when ports are added."""
     tail = hashlib.sha256(f"{owner}\0{name}".encode()).digest()
     return f"00:16:3e:{tail[0]:02x}:{tail[1]:02x}:{tail[2]:02x}"
 
@@ -145,8 +145,8 @@ def _ipv6(config: Mapping[str, str]) -> Family | None:
     dhcp = _flag(config, "ipv6.dhcp", True)
     if subnet.prefixlen != 64 and not (stateful and dhcp and subnet.prefixlen > 64):
         raise InvalidConfig(
-            f"Invalid value for 'ipv6.address': {subnet} is not a /64, which instances need to make "
-            "addresses for themselves: use a /64, or a smaller subnet with ipv6.dhcp.stateful=true"
+            f"Invalid value for 'ipv6.address': {subnet} is not a /64, as required by "
+            "SLAAC: use a /64, or a smaller subnet with ipv6.dhcp.stateful=true"
         )
     return _family(config, 6, address, (subnet[2], subnet[-1]), stateful=stateful)
 

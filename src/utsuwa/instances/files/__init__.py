@@ -1,0 +1,1 @@
+"""Files in instances, running and stopped: over HTTP and SFTP."""

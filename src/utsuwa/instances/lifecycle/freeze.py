@@ -1,0 +1,88 @@
+"""Freezing the processes of a container: as a state that users see, and while its files are copied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from utsuwa.core import faults
+from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.refs import InstanceRef
+from utsuwa.core.tasks import finish
+from utsuwa.host.cgroups import freezer
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle.stop import running
+from utsuwa.instances.model import Running, not_found
+
+
+async def freeze(ctx: Context, ref: InstanceRef) -> None:
+    async with ctx.locks.hold("instance", ref):
+        container = running(ctx, ref)
+        if container.frozen:
+            raise InvalidRequest(f"The instance {ref.name!r} is already frozen")
+        await ctx.helper.freeze(container.ref.storage_name, ctx.paths.containers)
+        container.frozen = True
+        if container.forced:  # killed meanwhile: frozen processes would not end
+            await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
+            container.frozen = False
+            raise InvalidRequest(f"The instance {ref.name!r} is being stopped")
+    ctx.lifecycle("paused", ref)
+
+
+async def unfreeze(ctx: Context, ref: InstanceRef) -> None:
+    async with ctx.locks.hold("instance", ref):
+        container = ctx.runtime.get(ref)
+        if container is None:
+            raise not_found(ref.name)
+        if not container.frozen:
+            raise InvalidRequest(f"The instance {ref.name!r} is not frozen")
+        await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
+        container.frozen = False
+    ctx.lifecycle("resumed", ref)
+
+
+@asynccontextmanager
+async def held(ctx: Context, container: Running) -> AsyncIterator[None]:
+    """Keep a container's processes from running; does nothing if they are frozen already.
+
+    The caller holds the instance's lock. If the daemon is killed meanwhile, its next start thaws them.
+    """
+    if container.frozen:
+        yield
+        return
+    marker = ctx.runtime_paths(container).held
+    await asyncio.to_thread(marker.touch)
+    try:
+        async with freezer.frozen(container.init_pid, container.ref.storage_name):
+            faults.point("container held")
+            yield
+    finally:
+        await finish(asyncio.to_thread(marker.unlink, missing_ok=True))
+
+
+@asynccontextmanager
+async def held_all(ctx: Context, instances: Collection[InstanceRef]) -> AsyncIterator[None]:
+    """Keep the processes of all running ones of some instances from running; holds the instances' locks."""
+    async with AsyncExitStack() as stack:
+        for ref in sorted(instances):
+            await stack.enter_async_context(ctx.locks.hold("instance", ref))
+            container = ctx.runtime.get(ref)
+            if container is not None:
+                await stack.enter_async_context(held(ctx, container))
+        yield
+
+
+async def thaw_held(ctx: Context, container: Running) -> None:
+    """Thaw a container that was being held when the daemon was killed."""
+    marker = ctx.runtime_paths(container).held
+    if await asyncio.to_thread(marker.exists):
+        await asyncio.to_thread(_thaw, container.init_pid)
+        container.frozen = False
+        await asyncio.to_thread(marker.unlink, missing_ok=True)
+
+
+def _thaw(init_pid: int) -> None:
+    for folder in cgroups.folders_of(init_pid).values():
+        cgroups.thaw(folder)

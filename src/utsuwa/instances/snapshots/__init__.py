@@ -1,0 +1,1 @@
+"""Snapshots of instances: taken, changed, deleted, restored, and taken and deleted by schedule."""

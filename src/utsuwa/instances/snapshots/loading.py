@@ -1,0 +1,109 @@
+"""Loading of snapshots, and their records for the API."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from utsuwa.core import clock
+from utsuwa.core.errors import NotFound
+from utsuwa.core.refs import InstanceRef, SnapshotRef
+from utsuwa.db import profiles as profile_rows
+from utsuwa.db import snapshots as snapshot_rows
+from utsuwa.db.snapshots import SnapshotRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.instances import context
+from utsuwa.instances.context import Context
+from utsuwa.instances.model import Loaded
+from utsuwa.instances.state import shown_data
+from utsuwa.profiles.expand import Expanded, expand
+from utsuwa.wire.snapshots import Snapshot, SnapshotPut
+
+
+@dataclass(frozen=True)
+class LoadedSnapshot:
+    """A snapshot as stored, expanded by those of its profiles that still exist."""
+
+    row: SnapshotRow
+    expanded: Expanded
+
+    @property
+    def ref(self) -> SnapshotRef:
+        return self.row.ref
+
+
+async def find(ctx: Context, ref: SnapshotRef) -> LoadedSnapshot:
+    """Load a complete snapshot, on any member. Raises NotFound, UnknownCode."""
+
+    return await ctx.database.read("snapshot", _fetch, ref)
+
+
+async def load_with_instance(ctx: Context, ref: SnapshotRef) -> tuple[Loaded, LoadedSnapshot]:
+    """Load a complete snapshot and its instance, which is on this member.
+
+    Raises NotFound, UnknownCode, OtherMember.
+    """
+
+    def fetch(tx: Transaction) -> tuple[Loaded, LoadedSnapshot]:
+        instance = context.check_here(context.fetch(tx, ref.instance))
+        return instance, _fetch(tx, ref)
+
+    return await ctx.database.read("snapshot and instance", fetch)
+
+
+def _fetch(tx: Transaction, ref: SnapshotRef) -> LoadedSnapshot:
+    row = snapshot_rows.get(tx, ref)
+    if row.state != "ready":
+        raise NotFound(snapshot_rows.missing(ref))
+    return _expanded(tx, [row])[0]
+
+
+async def find_of(ctx: Context, instance: InstanceRef) -> list[LoadedSnapshot]:
+    """Load the complete snapshots of an instance, oldest first."""
+
+    def fetch(tx: Transaction) -> list[LoadedSnapshot]:
+        return _expanded(tx, _ready(snapshot_rows.get_of(tx, instance)))
+
+    return await ctx.database.read("snapshots of instance", fetch)
+
+
+async def find_all(ctx: Context, project: str | None) -> dict[InstanceRef, list[LoadedSnapshot]]:
+    """Load the complete snapshots of all instances of a project, or of all projects (None), oldest first."""
+
+    def fetch(tx: Transaction) -> list[LoadedSnapshot]:
+        return _expanded(tx, _ready(snapshot_rows.get_all(tx, project)))
+
+    found: defaultdict[InstanceRef, list[LoadedSnapshot]] = defaultdict(list)
+    for snapshot in await ctx.database.read("snapshots", fetch):
+        found[snapshot.ref.instance].append(snapshot)
+    return found
+
+
+def _ready(rows: Iterable[SnapshotRow]) -> list[SnapshotRow]:
+    return [row for row in rows if row.state == "ready"]
+
+
+def _expanded(tx: Transaction, rows: list[SnapshotRow]) -> list[LoadedSnapshot]:
+    if not rows:
+        return []
+    profiles = {profile.id: profile for profile in profile_rows.get_all(tx, None) if profile.readable}
+    return [
+        LoadedSnapshot(row, expand((profiles[i] for i in row.data.profile_ids if i in profiles), row.data))
+        for row in rows
+    ]
+
+
+def record(snapshot: LoadedSnapshot) -> Snapshot:
+    row = snapshot.row
+    return Snapshot(
+        **shown_data(row.data, snapshot.expanded),
+        name=snapshot.ref.name,
+        created_at=clock.to_wire(row.created_at),
+        expires_at=clock.to_wire(row.expires_at),
+        last_used_at=clock.ZERO_TIME,
+    )
+
+
+def editable(row: SnapshotRow) -> SnapshotPut:
+    return SnapshotPut(expires_at=clock.to_wire(row.expires_at), description=row.data.description)

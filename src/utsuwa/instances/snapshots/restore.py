@@ -1,0 +1,91 @@
+"""Restoring an instance to a snapshot: its files, configuration, devices and profiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from utsuwa.core.errors import InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.refs import InstanceRef, SnapshotRef
+from utsuwa.core.scope import Policy
+from utsuwa.db import volume_snapshots
+from utsuwa.db.instances import InstanceRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.instances import identity
+from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle import device_host, device_steps, update
+from utsuwa.instances.model import Loaded
+from utsuwa.instances.snapshots import rows
+from utsuwa.instances.snapshots.loading import LoadedSnapshot, load_with_instance
+from utsuwa.storage.copying import Copying
+from utsuwa.wire.edits import IfMatch
+
+
+def named(instance: InstanceRef, name: str) -> SnapshotRef:
+    """Return the snapshot that a request names, as `snapshot` or `instance/snapshot`. Raises NotFound."""
+    owner, slash, snapshot = name.rpartition("/")
+    if slash and owner != instance.name:
+        raise NotFound(f"Snapshot {name!r} does not belong to the instance {instance.name!r}")
+    return SnapshotRef(instance, snapshot)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An instance and a snapshot as they were loaded, and the valid result of a restore."""
+
+    instance: Loaded
+    snapshot: LoadedSnapshot
+    new: Loaded
+
+
+async def check(ctx: Context, policy: Policy, ref: SnapshotRef, if_match: IfMatch) -> Judged:
+    """Raise what `restore` would raise now; NotFound if the snapshot does not exist, PreconditionFailed.
+
+    Returns what was checked, for a `restore` that follows.
+    """
+    instance, snapshot = await load_with_instance(ctx, ref)
+    if_match(update.editable(instance.data))
+    await ctx.storage.pools.ensure_available(instance.pool)
+    return await _judged(ctx, policy, instance, snapshot)
+
+
+async def _judged(ctx: Context, policy: Policy, instance: Loaded, snapshot: LoadedSnapshot) -> Judged:
+    """Return the restored instance, if it is valid and its profiles, pool and networks exist."""
+    row = _restored(instance, snapshot)
+    try:
+        new = await update.checked(ctx, policy, instance, row)
+        await device_steps.check_all(device_host.host_of(ctx, new, identity.next_idmap(instance)))
+    except UtsuwaError as error:
+        raise InvalidRequest(
+            f"The snapshot {snapshot.ref.name!r} of the instance {instance.name!r} cannot be restored: "
+            f"{error.message}"
+        ) from error
+    return Judged(instance, snapshot, new)
+
+
+def _restored(instance: Loaded, snapshot: LoadedSnapshot) -> InstanceRow:
+    old = instance.data.config
+    config = update.with_own_volatile(old, update.with_volatile(old, snapshot.row.data.config))
+    return replace(instance.row, data=replace(snapshot.row.data, config=config, stateful=False))
+
+
+async def restore(ctx: Context, policy: Policy, ref: SnapshotRef, judged: Judged) -> None:
+    """Restore a stopped instance, completely or not at all. Raises InvalidRequest, also while it runs.
+
+    What `check` has `judged` is judged again only if instance, snapshot or profiles have changed since.
+    """
+    async with ctx.locks.hold("instance", ref.instance):
+        if ctx.runtime.get(ref.instance) is not None:
+            raise InvalidRequest(f"The instance {ref.instance.name!r} was started: stop it to restore it")
+        instance, snapshot = await load_with_instance(ctx, ref)
+        if (instance, snapshot) != (judged.instance, judged.snapshot):
+            judged = await _judged(ctx, policy, instance, snapshot)
+        async with update.prepared(ctx, policy, instance, judged.new.row, judged.new) as store:
+            pool, idmap = instance.pool, identity.next_idmap(instance)
+
+            def also(tx: Transaction) -> None:
+                store(tx)
+                volume_snapshots.restore(tx, rows.volume_of(tx, pool, ref.instance), ref.name)
+
+            copying = Copying(pool, ref.volume, pool, ref.instance.volume, idmap)
+            await ctx.storage.copies.replace(copying, also)
+    ctx.snapshot_lifecycle("restored", ref)

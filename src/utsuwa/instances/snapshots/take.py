@@ -1,0 +1,94 @@
+"""Taking snapshots of stopped and running instances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+from utsuwa.core import clock, faults
+from utsuwa.core.errors import NotSupportedYet
+from utsuwa.core.refs import InstanceRef, SnapshotRef
+from utsuwa.core.rollback import Rollback
+from utsuwa.core.schedules import add_span
+from utsuwa.core.snapshot_names import DEFAULT_PATTERN, check_snapshot_name, next_name
+from utsuwa.db import snapshots as snapshot_rows
+from utsuwa.db.snapshots import SnapshotRow
+from utsuwa.db.transaction import Transaction
+from utsuwa.instances.context import Context, load
+from utsuwa.instances.lifecycle import freeze
+from utsuwa.instances.model import Loaded
+from utsuwa.instances.snapshots import rows
+from utsuwa.wire.snapshots import SnapshotsPost
+
+
+async def reserve(
+    ctx: Context, ref: InstanceRef, request: SnapshotsPost, *, scheduled: bool = False
+) -> SnapshotRow:
+    """Reserve the name: a row in the state `creating` that `take` or `discard` ends.
+
+    Raises NotFound, OtherMember, InvalidName, InvalidRequest (time), AlreadyExists, Forbidden or
+    NotSupportedYet.
+    """
+    if request.stateful:
+        raise NotSupportedYet("Snapshots with the running state (stateful) are not supported yet")
+    name = check_snapshot_name(request.name) if request.name else ""
+    instance = await load(ctx, ref)
+    instance.restrictions.check_snapshot()
+    now = clock.now()
+    if request.expires_at is None:
+        expires = _expiry(instance, now, scheduled=scheduled)
+    else:
+        expires = clock.from_wire(request.expires_at)
+    row = SnapshotRow(0, instance.row.id, SnapshotRef(ref, name), instance.data, now, expires)
+    pattern = instance.expanded.config.get("snapshots.pattern") or DEFAULT_PATTERN
+    return await ctx.database.begin("reserve snapshot", _insert, row, pattern)
+
+
+def _expiry(instance: Loaded, now: datetime, *, scheduled: bool) -> datetime | None:
+    config = instance.expanded.config
+    manual = "" if scheduled else config.get("snapshots.expiry.manual", "")
+    return add_span(manual or config.get("snapshots.expiry", ""), now)
+
+
+def _insert(tx: Transaction, row: SnapshotRow, pattern: str) -> SnapshotRow:
+    """Insert the row, named by the pattern if it has no name."""
+    ref = row.ref
+    if not ref.name:
+        taken = snapshot_rows.names(tx, ref.instance)
+        ref = replace(ref, name=next_name(pattern, taken, row.created_at.astimezone()))
+    named = replace(row, ref=ref)
+    return replace(named, id=snapshot_rows.insert(tx, named))
+
+
+async def take(ctx: Context, row: SnapshotRow) -> None:
+    """Copy the files for a reserved snapshot and make it visible; on failure, remove everything."""
+    async with Rollback() as undo:
+        undo.push(discard, ctx, row)
+        async with ctx.locks.hold("instance", row.ref.instance):
+            await _take(ctx, row)
+        undo.keep()
+    ctx.snapshot_lifecycle("created", row.ref)
+
+
+async def _take(ctx: Context, row: SnapshotRow) -> None:
+    instance = await load(ctx, row.ref.instance)
+    container = ctx.runtime.get(instance.ref)
+    async with Rollback() as undo:
+        create = partial(ctx.storage.copies.create_snapshot, instance.pool, row.ref.volume)
+        if container is None:
+            await create()
+        else:
+            async with freeze.held(ctx, container):
+                await create(mounted=container.idmap)
+        undo.push(ctx.storage.copies.delete_snapshot, instance.pool, row.ref.volume)
+        faults.point("snapshot copied")
+        # The instance may have been changed since the name was reserved.
+        ready = replace(row, data=instance.data, state="ready")
+        await ctx.database.write("snapshot is ready", rows.complete, instance.pool, ready)
+        undo.keep()
+
+
+async def discard(ctx: Context, row: SnapshotRow) -> None:
+    """Release a reserved name."""
+    await ctx.database.write("discard snapshot", snapshot_rows.delete, row.id)

@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from utsuwa.api import cross_site
+from utsuwa.api import audit, cross_site
+from utsuwa.api.bodies import CLOSING
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, etag_of
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
 from utsuwa.core.entitlements import Entitlement, Entity
-from utsuwa.core.errors import InvalidRequest, UtsuwaError
+from utsuwa.core.errors import InvalidRequest, Unavailable, UtsuwaError
 from utsuwa.db.projects import Kind
 from utsuwa.operations.events import act_as
+from utsuwa.operations.operations import SHUTTING_DOWN
 from utsuwa.projects.scope import effective
 from utsuwa.security.authorization import Access, Caller, authorize, require, scope_of
+from utsuwa.security.server_config import METRICS_AUTHENTICATION
 from utsuwa.wire.envelope import async_reply, error_reply, sync_reply
 
 log = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ Identify = Callable[[asyncio.BaseTransport], Caller]
 
 _EMPTY = sync_reply({})
 _CREATED = sync_reply(None)
-_INTERNAL = "Internal error: the reason is in the daemon's log"
+_INTERNAL = "Internal error: see the daemon's log"
 
 
 class Application:
@@ -56,9 +59,16 @@ class Application:
         return HttpServer(self.handle)
 
     async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
-        response = await self._answer(raw)
+        try:
+            response = await self._answer(raw)
+        except BaseException:
+            audit.record(raw, audit.CUT_OFF)
+            raise
+        audit.record(raw, response.status)
         if not response.prepared:
             response.headers.update(cross_site.reply_headers(raw))
+            if raw.get(CLOSING):
+                response.force_close()
         return response
 
     async def _answer(self, raw: web.BaseRequest) -> web.StreamResponse:
@@ -76,6 +86,13 @@ class Application:
             log.exception("request failed: %s %s", raw.method, raw.rel_url.raw_path)
             return _failed(raw, 500, _INTERNAL, UtsuwaError.key)
 
+    def _check_running(self, route: Route) -> None:
+        """Raise Unavailable for changes while the daemon waits for the operations that run when it stops."""
+        if self._services.operations.refuses_new and not (
+            route.method == "GET" or route.concerns is Entity.OPERATION or route.path.startswith("/internal/")
+        ):
+            raise Unavailable(SHUTTING_DOWN)
+
     async def _require_of_holder(self, request: Request, project: str) -> None:
         """Check that inherited objects of `default` are only changed by callers with access to `default`."""
         entity, needs = request.route.concerns, request.route.needs
@@ -85,21 +102,24 @@ class Application:
 
     async def _run(self, raw: web.BaseRequest) -> Result:
         if raw.transport is None:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         caller = self._identify(raw.transport)
+        if not caller.trusted and (header := raw.headers.get("Authorization")):
+            caller = self._services.certificates.store.bearer(header, caller.address)
+        audit.note(raw, caller)
         cross_site.admit(raw, caller, self._services)
         if raw.method == "OPTIONS":  # a preflight request: only the headers of the reply matter
             return Raw(web.Response())
         method, path = raw.method, raw.rel_url.raw_path
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("request", extra={"method": method, "url": path, "user": caller.username})
         route, params = self._router.find(method, path)
-        authorize(caller, route.access)
+        if route.access is not Access.METRICS or self._services.server.flag(METRICS_AUTHENTICATION):
+            authorize(caller, route.access)
+        self._check_running(route)
         if raw.headers.get("Expect", "").lower() == "100-continue":
             await _continue(raw)
         scope = scope_of(caller, self._unprivileged_only)
         request = Request(raw, self._services, route, params, caller, scope)
-        if scope.restricted and route.access is not Access.PUBLIC:
+        if scope.restricted and route.access.is_judged(caller):
             require(scope, route.concerns, route.needs, request.object_project)
         # Handlers of projects look them up themselves; for all others, the project must exist.
         project = None if route.concerns is Entity.PROJECT else request.object_project

@@ -1,25 +1,34 @@
-"""`/1.0/certificates`: trusted client certificates."""
+"""`/1.0/certificates`: trusted certificates of clients, and tokens for new clients."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from utsuwa.api.http import Created, Empty, Handler, Request, Result, Route, Sync, about
+from utsuwa.api.http import Background, Created, Empty, Handler, Request, Result, Route, Sync, about
+from utsuwa.core import clock
 from utsuwa.core.entitlements import Entitlement, Entity
-from utsuwa.core.errors import Forbidden, InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import Forbidden, InvalidRequest
+from utsuwa.core.schedules import add_span
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, require
 from utsuwa.security.certificates import (
-    ClientCertificate,
     certificate_url,
+    check_name,
     check_type,
     default_name,
     editable,
-    parse_certificate,
-    parse_der,
 )
+from utsuwa.security.client_certificate import ClientCertificate, parse_certificate, parse_der
 from utsuwa.security.peer import peer_of
-from utsuwa.wire.certificates import Certificate, CertificatePatch, CertificatePut, CertificatesPost
+from utsuwa.security.server_config import TOKEN_EXPIRY
+from utsuwa.security.trust_store import CLIENT
+from utsuwa.wire.certificates import (
+    Certificate,
+    CertificatePatch,
+    CertificatePut,
+    CertificatesPost,
+    parse_token,
+)
 from utsuwa.wire.edits import merge, replace
 
 
@@ -31,25 +40,55 @@ async def list_certificates(request: Request) -> Result:
 
 
 async def add_certificate(request: Request) -> Result:
-    """Untrusted callers need the trust password, which is checked before anything is revealed."""
+    """Untrusted callers need the trust password or a token, checked before anything is revealed."""
     body = await request.body(CertificatesPost)
-    manager = request.services.certificates
     if request.caller.trusted:
         require(request.scope, Entity.CERTIFICATE, Entitlement.CAN_CREATE, None)
-    else:
-        if not body.password:
-            raise Forbidden(NOT_AUTHORIZED)
-        await manager.check_password(body.password, request.caller.address)
-    check_type(body.type)
+        return await (_issue_token(request, body) if body.token else _add(request, body))
     if body.token:
-        raise NotSupportedYet(
-            "Certificate tokens are not supported in this version: "
-            "add the client's certificate file, or set core.trust_password"
-        )
-    certificate = parse_certificate(body.certificate) if body.certificate else _own(request)
-    name = body.name or default_name(certificate, request.caller.address)
-    row = await manager.add(certificate, name, restricted=body.restricted, projects=body.projects)
+        raise Forbidden(NOT_AUTHORIZED)
+    services = request.services
+    token = parse_token(body.password)
+    if token is None:
+        await services.trust_password.check(body.password, request.caller.address)
+        return await _add(request, body)
+    if not services.join_tokens.knows(token.secret):
+        services.trust_password.count_guess(request.caller.address)
+    with services.join_tokens.redeem(token.secret) as grant:
+        return await _add(request, grant)
+
+
+async def _add(request: Request, wanted: CertificatesPost) -> Result:
+    check_type(wanted.type)
+    certificate = parse_certificate(wanted.certificate) if wanted.certificate else _own(request)
+    name = wanted.name or default_name(certificate, request.caller.address)
+    row = await request.services.certificates.add(
+        certificate, name, type=wanted.type, restricted=wanted.restricted, projects=wanted.projects
+    )
     return Created(certificate_url(row))
+
+
+async def _issue_token(request: Request, wanted: CertificatesPost) -> Result:
+    if wanted.certificate:
+        raise InvalidRequest("A token is for a client with an unknown certificate: omit the certificate")
+    if wanted.type != CLIENT:
+        raise InvalidRequest(f"Tokens can only be issued for certificates of the type {CLIENT!r}")
+    check_name(wanted.name)
+    services = request.services
+    await services.certificates.check_projects(wanted.projects)
+    server = await services.daemon.environment()
+    if not server.addresses:
+        raise InvalidRequest(
+            "Tokens cannot be issued while the server is not on the network: set core.https_address first"
+        )
+    operation = services.join_tokens.issue(
+        wanted,
+        fingerprint=server.certificate_fingerprint,
+        addresses=server.addresses,
+        expires_at=add_span(services.server.value(TOKEN_EXPIRY), clock.now()),
+    )
+    services.events.publish_lifecycle("certificate-token-created", operation.url)
+    return Background(operation)
 
 
 async def show_certificate(request: Request) -> Result:
@@ -111,14 +150,22 @@ ROUTES: tuple[Route, ...] = about(
         "POST",
         "",
         add_certificate,
-        "Trust a certificate",
+        "Trust a certificate, or issue a token",
         reply=Created,
         body=CertificatesPost,
         access=Access.PUBLIC,
-        description="Callers who are not trusted add their own with the trust password.",
+        may_continue=True,
+        description="Callers who are not trusted add their own with the trust password or a token. With"
+        " token, one is issued: an operation of the class token, whose metadata contains it.",
     ),
     _route("GET", "/{fingerprint}", show_certificate, "Show a trusted certificate", reply=Certificate),
-    _route("PUT", "/{fingerprint}", replace_certificate, "Replace what can be edited", body=CertificatePut),
-    _route("PATCH", "/{fingerprint}", patch_certificate, "Change what can be edited", body=CertificatePatch),
-    _route("DELETE", "/{fingerprint}", delete_certificate, "Stop trusting a certificate"),
+    _route(
+        "PUT",
+        "/{fingerprint}",
+        replace_certificate,
+        "Replace a certificate's editable part",
+        body=CertificatePut,
+    ),
+    _route("PATCH", "/{fingerprint}", patch_certificate, "Change a certificate", body=CertificatePatch),
+    _route("DELETE", "/{fingerprint}", delete_certificate, "Remove a certificate from the trust store"),
 )

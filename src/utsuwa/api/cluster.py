@@ -18,7 +18,7 @@ class Cluster(msgspec.Struct, kw_only=True):
 
 
 async def get_cluster(request: Request) -> Result:
-    return Sync(Cluster())
+    return Sync(Cluster(), etag=Cluster())
 
 
 ROUTES: tuple[Route, ...] = (Route("GET", "/1.0/cluster", get_cluster, "Show the cluster", Cluster),)

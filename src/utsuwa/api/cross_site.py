@@ -25,7 +25,7 @@ _OWN_PAGES = frozenset(("same-origin", "none"))
 _TLS_SCHEMES = frozenset(("https", "wss"))
 _SCHEMES = _TLS_SCHEMES | {"http", "ws"}
 _LOCAL_SCHEME = "ws+unix"
-"""What ws4py, which pylxd uses, names as its origin on the unix socket; no page has such an origin."""
+"""The origin that ws4py, used by pylxd, sends on the unix socket; no page has such an origin."""
 _NO_HEADERS: Mapping[str, str] = {}
 _REPLY_HEADERS = web.RequestKey("cross-site reply headers", dict[str, str])
 
@@ -53,12 +53,12 @@ def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:
     config = services.server
     if len(origins) != 1 or not _allowed(origins[0], config):
         raise Forbidden(
-            "Requests from web pages of other sites are refused: if you trust the site, name it in"
+            "Requests from web pages of other sites are rejected: if you trust the site, add it to"
             " core.https_allowed_origin"
         )
     if raw.method != "OPTIONS" and caller.trusted and not _may_act_as_caller(config):
         raise Forbidden(
-            "Web pages of any site may not act for a trusted client: name the site in place of * in"
+            "Web pages of any site may not act for a trusted client: use the site's origin instead of * in"
             " core.https_allowed_origin, or set core.https_allowed_credentials"
         )
     raw[_REPLY_HEADERS] = _sharing_headers(origins[0], config)
@@ -87,7 +87,7 @@ def _allowed(text: str, config: ServerConfig) -> bool:
 
 
 def _may_act_as_caller(config: ServerConfig) -> bool:
-    """Browsers hold `*` not to be meant for requests with credentials; neither is it here by itself."""
+    """As in browsers, `*` does not include requests with credentials, unless they are enabled separately."""
     return config.value("core.https_allowed_origin") != ANY or config.flag("core.https_allowed_credentials")
 
 

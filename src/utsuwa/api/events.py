@@ -67,6 +67,6 @@ ROUTES: tuple[Route, ...] = (
         Raw,
         entity=Entity.PROJECT,
         lists_projects=True,
-        description="A websocket. type takes operation, lifecycle and logging, joined by commas.",
+        description="A websocket. type is a comma-separated list of operation, lifecycle and logging.",
     ),
 )

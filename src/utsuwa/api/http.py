@@ -28,7 +28,9 @@ from utsuwa.core.errors import (
 from utsuwa.core.filters import Filter
 from utsuwa.core.filters import parse as parse_filter
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.scope import EVERYTHING, Scope
+from utsuwa.core.urls import object_url
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import Access, Caller
 from utsuwa.wire.codec import InvalidBody, convert, decode_object, encode_stable
@@ -85,8 +87,25 @@ class Request:
     def all_projects(self) -> bool:
         wanted = self.flag("all-projects")
         if wanted and self.query.get("project"):
-            raise InvalidRequest("Give either project or all-projects, not both")
+            raise InvalidRequest("project and all-projects are mutually exclusive")
         return wanted
+
+    @property
+    def instance(self) -> InstanceRef:
+        """The instance of `{name}` in the path, which need not exist."""
+        return InstanceRef(self.project, self.params["name"])
+
+    @property
+    def listed_project(self) -> str | None:
+        """The project whose objects a list returns; None for those of all projects that the caller sees."""
+        return None if self.all_projects else self.project
+
+    def listed_url(self, kind: str, name: str, project: str) -> str:
+        """The URL of an image or network in a list: with the project only in lists of all projects.
+
+        As with LXD, whose clients take all that follows the last slash for the name.
+        """
+        return object_url(kind, name, project=project if self.all_projects else DEFAULT_PROJECT)
 
     @property
     def object_project(self) -> str | None:
@@ -96,7 +115,7 @@ class Request:
             return self.params["name"]
         if entity in OF_SERVER or entity is Entity.OPERATION:
             return None
-        return None if self.route.lists_projects and self.all_projects else self.project
+        return self.listed_project if self.route.lists_projects else self.project
 
     @property
     def recursion(self) -> int:
@@ -119,7 +138,7 @@ class Request:
 
     @property
     def requestor(self) -> Requestor:
-        """The caller as events show them."""
+        """The caller, as shown in events."""
         caller = self.caller
         return Requestor(username=caller.username, protocol=caller.protocol, address=caller.address)
 
@@ -190,6 +209,12 @@ class Request:
 
 def _too_large() -> TooLarge:
     return TooLarge(f"The request body is larger than {MAX_BODY // 2**20} MiB")
+
+
+def inline(name: str) -> dict[str, str]:
+    """Return the header with the name of a file; characters that are not printable ASCII become `_`."""
+    plain = "".join(char if char.isascii() and char.isprintable() else "_" for char in name)
+    return {"Content-Disposition": f"inline;filename={plain}"}
 
 
 def etag_of(source: Any) -> str:
@@ -273,6 +298,8 @@ class Route:
     """None for the default of the method."""
     lists_projects: bool = False
     """Whether the handler supports `?all-projects=true`, for all objects that the caller sees."""
+    may_continue: bool = False
+    """Whether some requests are answered by `Background` instead of `reply`."""
 
     @property
     def concerns(self) -> Entity:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
-from email.message import Message
-from typing import BinaryIO
+import dataclasses
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
-from aiohttp import (
-    BadContentDispositionHeader,
-    BadContentDispositionParam,
-    BodyPartReader,
-    MultipartReader,
-    web,
-)
+from aiohttp import web
 
 from utsuwa.api import cross_site
-from utsuwa.api.http import BINARY, JSON, URL_ENCODED, Request
+from utsuwa.api.http import BINARY, JSON, URL_ENCODED, Request, inline
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotSupportedYet, UnsupportedMedia
-from utsuwa.images.manager import ExportedFile, NewImage
+from utsuwa.core.errors import InvalidConfig, InvalidRequest, UnsupportedMedia
+from utsuwa.images import forms
+from utsuwa.images.forms import ExportedFile
+from utsuwa.images.new import NewAlias, NewImage
 from utsuwa.images.records import check_filename
-from utsuwa.images.upload import Part, Upload
+from utsuwa.images.upload import Upload
 
-_CHUNK = 256 * 1024
-_MAX_PARTS = 16
 _MAX_FIELDS = 1000
 _FORM = "multipart/form-data"
-
-# aiohttp's reader warns about Content-Disposition, which clients may choose freely.
-warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
-warnings.filterwarnings("ignore", category=BadContentDispositionParam)
 
 
 def is_upload(request: Request) -> bool:
@@ -66,49 +52,11 @@ async def receive(request: Request, upload: Upload) -> str:
 
 
 async def _receive_form(request: Request, upload: Upload) -> str:
-    filename = ""
     try:
         reader = await request.raw.multipart()
-        for _ in range(_MAX_PARTS):
-            part = await reader.next()
-            if part is None:
-                break
-            if isinstance(part, MultipartReader):
-                raise InvalidRequest("The upload has a form inside a form")
-            name, given = _disposition(part)
-            if name == "metadata":
-                filename = check_filename(given)
-            await _receive_part(upload, name, part)
     except (ValueError, AssertionError, LookupError) as error:
-        # Raised by aiohttp's reader for a truncated form or malformed.
-        raise InvalidRequest("The upload is not a whole multipart form") from error
-    if upload.parts != ("metadata", "rootfs"):
-        raise InvalidRequest("The upload needs the parts metadata and rootfs, in this order")
-    return filename
-
-
-async def _receive_part(upload: Upload, name: str, part: BodyPartReader) -> None:
-    wanted: Part = "metadata" if name == "metadata" else "rootfs"
-    if name == "rootfs.img":
-        raise NotSupportedYet("Images of virtual machines are not supported: containers only")
-    if name not in ("metadata", "rootfs"):
-        raise InvalidRequest(f"Unknown part {name[:40]!r} in the upload: use metadata and rootfs")
-    if wanted in upload.parts or (wanted == "rootfs" and not upload.parts):
-        raise InvalidRequest("The upload needs the parts metadata and rootfs, in this order")
-    await upload.receive(wanted, _chunks(part))
-
-
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(_CHUNK):
-        yield chunk
-
-
-def _disposition(part: BodyPartReader) -> tuple[str, str]:
-    """The names of a part's field and file; the standard library forgives what clients write there."""
-    message = Message()
-    message["Content-Disposition"] = part.headers.get("Content-Disposition", "")
-    name = message.get_param("name", "", "Content-Disposition")
-    return (name if isinstance(name, str) else ""), message.get_filename("")
+        raise InvalidRequest("The upload is not a complete multipart form") from error
+    return await forms.receive_form(reader, upload)
 
 
 def new_image(request: Request) -> NewImage:
@@ -120,7 +68,7 @@ def new_image(request: Request) -> NewImage:
         public=_flag(request, "public"),
         properties=dict(_fields(_header(request, "properties"))),
         profiles=profiles or ("default",),
-        aliases=_values(_header(request, "aliases"), "alias"),
+        aliases=[NewAlias(name) for name in _values(_header(request, "aliases"), "alias")],
         trusted=request.caller.root,
     )
 
@@ -152,52 +100,30 @@ def _values(text: str, key: str) -> list[str]:
 async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamResponse:
     """Stream an image's files and close them: a single file unchanged, two as a form."""
     try:
-        if len(files) == 1:
-            headers = {"Content-Disposition": f"inline;filename={files[0].name}"}
-            return await _send(request, BINARY, headers, [(b"", files[0].file)], b"")
-        boundary = secrets.token_hex(16)
-        pieces = [(_part_head(boundary, file), file.file) for file in files]
-        end = f"\r\n--{boundary}--\r\n".encode()
-        return await _send(request, f"{_FORM}; boundary={boundary}", {}, pieces, end)
+        form = forms.Form(files)
+        named = inline(files[0].name) if len(files) == 1 else {}
+        sharing = cross_site.reply_headers(request.raw)
+        response = web.StreamResponse(headers={**sharing, **named, "Content-Type": form.content_type})
+        response.content_length = form.size
+        await response.prepare(request.raw)
+        async for chunk in form.chunks():
+            await response.write(chunk)
+        await response.write_eof()
+        return response
     finally:
         for file in files:
             file.file.close()
 
 
-def _part_head(boundary: str, file: ExportedFile) -> bytes:
-    """Return the lines before a part; names are fingerprints with a suffix, so they need no quoting."""
-    return (
-        f"\r\n--{boundary}\r\n"
-        f'Content-Disposition: form-data; name="{file.part}"; filename="{file.name}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode()
+def pushed_image(request: Request, agreed: NewImage) -> NewImage:
+    """Return the settings of an image that another server uploads, as it was agreed on."""
+    sent = new_image(request)
+    properties = {**agreed.properties, **sent.properties}
+    return dataclasses.replace(
+        agreed, filename=sent.filename, fingerprint=sent.fingerprint, properties=properties
+    )
 
 
-async def _send(
-    request: Request,
-    content_type: str,
-    headers: dict[str, str],
-    pieces: Sequence[tuple[bytes, BinaryIO]],
-    end: bytes,
-) -> web.StreamResponse:
-    sharing = cross_site.reply_headers(request.raw)
-    response = web.StreamResponse(headers={**sharing, **headers, "Content-Type": content_type})
-    response.content_length = len(end) + sum(len(head) + _size(file) for head, file in pieces)
-    await response.prepare(request.raw)
-    for head, file in pieces:
-        await response.write(head)
-        await _copy(file.read, response)
-    await response.write(end)
-    await response.write_eof()
-    return response
-
-
-async def _copy(read: Callable[[int], bytes], response: web.StreamResponse) -> None:
-    while chunk := await asyncio.to_thread(read, _CHUNK):
-        await response.write(chunk)
-
-
-def _size(file: BinaryIO) -> int:
-    size = file.seek(0, 2)
-    file.seek(0)
-    return size
+def secret_of(request: Request) -> str:
+    """Return the secret with which another server uploads an image, or ''."""
+    return _header(request, "secret")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NoReturn
+import secrets
 
 import msgspec
 
@@ -15,7 +15,9 @@ from utsuwa.core.urls import object_url
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.images import records
-from utsuwa.security.authorization import Access
+from utsuwa.images.new import NewImage
+from utsuwa.instances.publish import INSTANCES, SNAPSHOT
+from utsuwa.security.authorization import Access, authorize
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.images import (
     Image,
@@ -24,23 +26,30 @@ from utsuwa.wire.images import (
     ImageAliasesEntryPost,
     ImageAliasesEntryPut,
     ImageAliasesPost,
+    ImageExportPost,
     ImagePatch,
     ImagePut,
     ImagesPost,
 )
 
+_PUBLISHED = (*INSTANCES, SNAPSHOT)
+"""The types of sources that are published."""
 _SOURCES = {
-    "image": "Copying images from other servers is not supported yet: export the image there and import it",
-    "url": "Downloading images by URL is not supported yet: download the files and import them",
-    "instance": "Publishing instances is not supported yet",
-    "container": "Publishing instances is not supported yet",
     "virtual-machine": "This server runs containers only",
-    "snapshot": "Publishing snapshots is not supported yet",
 }
 
 
 async def _image(request: Request) -> ImageRow:
     return await request.services.images.get(request.scope, request.project, request.params["fingerprint"])
+
+
+async def _image_or_private(request: Request, *, last: bool = False) -> ImageRow:
+    """Return an image that is visible, or for which the caller has a secret, whose `last` use this may be."""
+    secret = request.query.get("secret", "")
+    if not secret or request.scope.sees(request.project):
+        return await _image(request)
+    images, prefix = request.services.images, request.params["fingerprint"]
+    return await images.get_by_secret(request.project, prefix, secret, last=last)
 
 
 async def _alias(request: Request) -> AliasRow:
@@ -49,36 +58,67 @@ async def _alias(request: Request) -> AliasRow:
 
 async def list_images(request: Request) -> Result:
     wanted = request.filter
-    found = await request.services.images.records(request.scope, request.project)
+    found = await request.services.images.records(request.scope, request.listed_project)
     if wanted is not None:
         found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion:
         return Sync(found)
-    return Sync([object_url("images", record.fingerprint, project=record.project) for record in found])
+    return Sync([request.listed_url("images", record.fingerprint, record.project) for record in found])
 
 
 async def create_image(request: Request) -> Result:
+    if not image_transfer.secret_of(request):
+        authorize(request.caller, Access.TRUSTED)
     if not image_transfer.is_upload(request):
-        _refuse_source((await request.body(ImagesPost)).source.type)
-    new = image_transfer.new_image(request)
+        return await _create_from_source(request)
+    new, secret = _new_upload(request)
     upload = request.services.images.upload()
     try:
         filename = await image_transfer.receive(request, upload)
-        new = dataclasses.replace(new, filename=new.filename or filename)
-        return Background(request.services.images.create(request.project, upload, new))
+        new = dataclasses.replace(new, filename=filename or new.filename)
+        return Background(request.services.images.create(request.project, upload, new, secret))
     except BaseException:
         await upload.discard()
         raise
 
 
-def _refuse_source(kind: str) -> NoReturn:
+def _new_upload(request: Request) -> tuple[NewImage, str]:
+    """Return the settings of an upload, and a secret to wait for its end with.
+
+    A server that pushes an image has the secret that was agreed on, and may not be trusted otherwise. Raises
+    Forbidden.
+    """
+    secret = image_transfer.secret_of(request)
+    if secret:
+        new = image_transfer.new_image(request)
+        agreed = request.services.remote_images.pushed.take(request.project, new.fingerprint, secret)
+        if agreed is not None:
+            return image_transfer.pushed_image(request, agreed), secrets.token_hex(32)
+    authorize(request.caller, Access.TRUSTED)
+    return image_transfer.new_image(request), ""
+
+
+async def _create_from_source(request: Request) -> Result:
+    authorize(request.caller, Access.TRUSTED)
+    body = await request.body(ImagesPost)
+    if body.source.mode == "push":
+        return Background(await request.services.remote_images.expect_push(request.project, body))
+    kind = body.source.type
+    if kind in _PUBLISHED:
+        return Background(await request.services.instances.publish(request.scope, request.project, body))
+    if kind in ("image", "url"):
+        return Background(
+            await request.services.remote_images.start_import(
+                request.project, body, trusted=request.scope.root
+            )
+        )
     if kind in _SOURCES:
         raise NotSupportedYet(_SOURCES[kind])
     raise InvalidRequest(f"Unknown image source type {kind[:40]!r}")
 
 
 async def get_image(request: Request) -> Result:
-    row = await _image(request)
+    row = await _image_or_private(request)
     return Sync(await request.services.images.record(row), etag=records.editable(row))
 
 
@@ -103,31 +143,32 @@ async def delete_image(request: Request) -> Result:
 
 
 async def export_image(request: Request) -> Result:
-    row = await _image(request)
+    row = await _image_or_private(request, last=True)
     files = await request.services.images.files(row)
     return Raw(await image_transfer.send(request, files))
 
 
 async def push_image(request: Request) -> Result:
-    await _image(request)
-    raise NotSupportedYet("Pushing images to other servers is not supported yet: export the image")
+    body = await request.body(ImageExportPost)
+    row = await _image(request)
+    return Background(await request.services.remote_images.push(request.project, row, body))
 
 
 async def refresh_image(request: Request) -> Result:
-    await _image(request)
-    raise NotSupportedYet("Refreshing images from their servers is not supported yet: import the new one")
+    fingerprint = request.params["fingerprint"]
+    return Background(await request.services.remote_images.start_refresh(request.project, fingerprint))
 
 
 async def make_secret(request: Request) -> Result:
-    await _image(request)
-    raise NotSupportedYet("Secrets for private images are not supported yet: make the image public")
+    fingerprint = request.params["fingerprint"]
+    return Background(await request.services.images.make_secret(request.project, fingerprint))
 
 
 async def list_aliases(request: Request) -> Result:
     rows = await request.services.images.aliases.all(request.scope, request.project)
     if request.recursion:
         return Sync([records.alias_record(row) for row in rows])
-    return Sync([records.alias_url(row) for row in rows])
+    return Sync([object_url("images", "aliases", row.name) for row in rows])
 
 
 async def create_alias(request: Request) -> Result:
@@ -175,16 +216,39 @@ _PUBLIC = Access.PUBLIC
 
 ROUTES: tuple[Route, ...] = about(
     Entity.IMAGE,
-    Route("GET", "/1.0/images", list_images, "List images", list[str] | list[Image], access=_PUBLIC),
-    Route("POST", "/1.0/images", create_image, "Import an image", Background),
+    Route(
+        "GET",
+        "/1.0/images",
+        list_images,
+        "List images",
+        list[str] | list[Image],
+        access=_PUBLIC,
+        lists_projects=True,
+    ),
+    Route(
+        "POST",
+        "/1.0/images",
+        create_image,
+        "Import an image",
+        Background,
+        access=Access.SECRET,
+        description="Untrusted callers need the secret of an image that is to be pushed.",
+    ),
     Route("GET", _ONE, get_image, "Show an image", Image, access=_PUBLIC),
     Route("PUT", _ONE, put_image, "Replace an image's editable part", body=ImagePut),
     Route("PATCH", _ONE, patch_image, "Change an image", body=ImagePatch),
     Route("DELETE", _ONE, delete_image, "Delete an image", Background),
     Route("GET", f"{_ONE}/export", export_image, "Export an image's files", Raw, access=_PUBLIC),
-    Route("POST", f"{_ONE}/export", push_image, "Push an image to another server", Background),
+    Route(
+        "POST",
+        f"{_ONE}/export",
+        push_image,
+        "Push an image to another server",
+        Background,
+        ImageExportPost,
+    ),
     Route("POST", f"{_ONE}/refresh", refresh_image, "Refresh an image", Background),
-    Route("POST", f"{_ONE}/secret", make_secret, "Make a secret for a private image", Background),
+    Route("POST", f"{_ONE}/secret", make_secret, "Create a secret for a private image", Background),
     Route(
         "GET",
         _ALIASES,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from utsuwa.api.http import Background, Empty, Raw, Request, Result, Route, Sync, about
+from utsuwa.api.http import BINARY, Background, Empty, Raw, Request, Result, Route, Sync, about, inline
 from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.instances import logs
 from utsuwa.instances.commands import console
@@ -18,16 +18,15 @@ _BASE = "/1.0/instances/{name}"
 
 
 async def _target(request: Request) -> ExecTarget:
-    return await request.services.instances.exec_target(request.project, request.params["name"])
+    return await request.services.instances.exec_target(request.instance)
 
 
 def _urls(target: ExecTarget, folder: Sequence[str], names: list[str]) -> Sync:
-    return Sync([target.url(*folder, name) for name in names])
+    return Sync([target.instance.url(*folder, name) for name in names])
 
 
 def _file(name: str, file: io.BufferedReader) -> Raw:
-    headers = {"Content-Disposition": f"inline;filename={name}"}
-    return Raw(web.Response(body=file, headers=headers, content_type="application/octet-stream"))
+    return Raw(web.Response(body=file, headers=inline(name), content_type=BINARY))
 
 
 async def run_command(request: Request) -> Result:
@@ -92,7 +91,7 @@ ROUTES: tuple[Route, ...] = about(
         Background,
         InstanceExecPost,
         entitlement=Entitlement.CAN_EXEC,
-        description="The operation's metadata has the exit code as `return`, and `output` where recorded.",
+        description="The operation's metadata has the exit code as `return`, and `output` if recorded.",
     ),
     Route("GET", f"{_BASE}/logs", list_logs, "List the log files", list[str]),
     Route("GET", f"{_BASE}/logs/{{filename}}", get_log, "Get a log file", Raw),

@@ -9,6 +9,7 @@ import msgspec
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.urls import object_url
 from utsuwa.instances.lifecycle.update import editable
 from utsuwa.wire.edits import merge, replace
@@ -19,6 +20,7 @@ from utsuwa.wire.instances import (
     InstancePatch,
     InstancePost,
     InstancePut,
+    InstanceRebuildPost,
     InstancesPost,
     InstanceState,
     InstanceStatePut,
@@ -28,12 +30,12 @@ from utsuwa.wire.instances import (
 async def list_instances(request: Request) -> Result:
     _check_type(request)
     instances = request.services.instances
-    project = None if request.all_projects else request.project
+    project = request.listed_project
     wanted = request.filter
     if request.query.get("instance-type") == "virtual-machine":
         return Sync([])
     if request.recursion == 0 and wanted is None:
-        return Sync([_url(request, *key) for key in await instances.names(request.scope, project)])
+        return Sync([_url(request, ref) for ref in await instances.names(request.scope, project)])
     records: Sequence[Instance]
     if request.recursion == 2:
         records = await instances.full_records(request.scope, project)
@@ -42,7 +44,7 @@ async def list_instances(request: Request) -> Result:
     if wanted is not None:
         records = [record for record in records if wanted.matches(msgspec.to_builtins(record))]
     if request.recursion == 0:
-        return Sync([_url(request, record.project, record.name) for record in records])
+        return Sync([_url(request, InstanceRef(record.project, record.name)) for record in records])
     return Sync(records)
 
 
@@ -52,13 +54,13 @@ def _check_type(request: Request) -> None:
         raise InvalidRequest(f"Unknown instance type {kind[:40]!r}: use container or virtual-machine")
 
 
-def _url(request: Request, project: str, name: str) -> str:
-    return object_url("containers" if request.containers_api else "instances", name, project=project)
+def _url(request: Request, ref: InstanceRef) -> str:
+    return object_url("containers" if request.containers_api else "instances", ref.name, project=ref.project)
 
 
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
-    return Background(await request.services.instances.create(request.scope.policy, request.project, body))
+    return Background(await request.services.instances.create(request.scope, request.project, body))
 
 
 async def change_all_states(request: Request) -> Result:
@@ -68,17 +70,27 @@ async def change_all_states(request: Request) -> Result:
 
 async def get_instance(request: Request) -> Result:
     manager = request.services.instances
-    instance = await manager.find(request.project, request.params["name"])
+    instance = await manager.find(request.instance)
     if request.recursion == 0:
-        return Sync(manager.record(instance), etag=editable(instance))
-    return Sync(await manager.full_record(instance), etag=editable(instance))
+        return Sync(manager.record(instance), etag=editable(instance.data))
+    return Sync(await manager.full_record(instance), etag=editable(instance.data))
 
 
 async def put_instance(request: Request) -> Result:
     body = await request.body(InstancePut)
+    if body.restore:
+        return Background(
+            await request.services.instances.restore(
+                request.scope.policy,
+                request.instance,
+                body.restore,
+                request.if_match,
+                stateful=body.stateful,
+            )
+        )
     return Background(
         await request.services.instances.edit_in_background(
-            request.scope.policy, request.project, request.params["name"], replace(body), request.if_match
+            request.scope.policy, request.instance, replace(body), request.if_match
         )
     )
 
@@ -86,34 +98,37 @@ async def put_instance(request: Request) -> Result:
 async def patch_instance(request: Request) -> Result:
     body = await request.body(InstancePatch)
     await request.services.instances.edit(
-        request.scope.policy, request.project, request.params["name"], merge(body), request.if_match
+        request.scope.policy, request.instance, merge(body), request.if_match
     )
     return Empty()
 
 
-async def rename_instance(request: Request) -> Result:
+async def rename_or_move_instance(request: Request) -> Result:
     body = await request.body(InstancePost)
-    if body.migration or body.pool or body.project:
-        raise NotSupportedYet("Moving instances between servers, pools or projects is not supported yet")
-    return Background(
-        await request.services.instances.rename(request.project, request.params["name"], body.name)
-    )
+    if body.moves:
+        return Background(await request.services.instances.move(request.scope, request.instance, body))
+    if body.migration:
+        raise NotSupportedYet("Moving instances between servers is not supported yet")
+    return Background(await request.services.instances.rename(request.instance, body.name))
+
+
+async def rebuild_instance(request: Request) -> Result:
+    body = await request.body(InstanceRebuildPost)
+    return Background(await request.services.instances.rebuild(request.scope, request.instance, body.source))
 
 
 async def delete_instance(request: Request) -> Result:
-    return Background(await request.services.instances.delete(request.project, request.params["name"]))
+    return Background(await request.services.instances.delete(request.instance))
 
 
 async def get_state(request: Request) -> Result:
     manager = request.services.instances
-    return Sync(await manager.state(await manager.find(request.project, request.params["name"])))
+    return Sync(await manager.state(await manager.find(request.instance)))
 
 
 async def put_state(request: Request) -> Result:
     body = await request.body(InstanceStatePut)
-    return Background(
-        await request.services.instances.change_state(request.project, request.params["name"], body)
-    )
+    return Background(await request.services.instances.change_state(request.instance, body))
 
 
 ROUTES: tuple[Route, ...] = about(
@@ -147,8 +162,26 @@ ROUTES: tuple[Route, ...] = about(
     ),
     Route("PUT", "/1.0/instances/{name}", put_instance, "Replace an instance", Background, InstancePut),
     Route("PATCH", "/1.0/instances/{name}", patch_instance, "Change parts of it", Empty, InstancePatch),
-    Route("POST", "/1.0/instances/{name}", rename_instance, "Rename an instance", Background, InstancePost),
+    Route(
+        "POST",
+        "/1.0/instances/{name}",
+        rename_or_move_instance,
+        "Rename or move an instance",
+        Background,
+        InstancePost,
+        description="A move to another pool or project requires that it is stopped.",
+    ),
     Route("DELETE", "/1.0/instances/{name}", delete_instance, "Delete an instance", Background),
+    Route(
+        "POST",
+        "/1.0/instances/{name}/rebuild",
+        rebuild_instance,
+        "Replace the root disk of a stopped instance",
+        Background,
+        InstanceRebuildPost,
+        entitlement=Entitlement.CAN_EDIT,
+        description="The source is an image, or of the type none. Snapshots and configuration stay.",
+    ),
     Route("GET", "/1.0/instances/{name}/state", get_state, "Show an instance's state", InstanceState),
     Route(
         "PUT",

@@ -6,11 +6,12 @@ import gc
 from typing import Any
 
 from utsuwa.api.http import Empty, Request, Result, Route, Sync
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet, Unavailable
+from utsuwa.core.errors import InvalidRequest, Unavailable
 from utsuwa.core.tasks import finish
 from utsuwa.db import sql
 from utsuwa.security.authorization import Access
 from utsuwa.wire.sql import SqlBatch, SqlDump, SqlQuery, SqlResult
+from utsuwa.wire.warnings import TestWarning
 
 _DATABASES = ("global", "local")
 """LXD has two databases; here they are the same."""
@@ -37,7 +38,8 @@ async def collect_garbage(request: Request) -> Result:
 
 
 async def make_warning(request: Request) -> Result:
-    raise NotSupportedYet("This version keeps no warnings")
+    await request.services.warnings.make(await request.body(TestWarning))
+    return Empty()
 
 
 async def query_database(request: Request) -> Result:
@@ -73,7 +75,14 @@ def _cell(value: Any) -> str | int | float | None:
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/internal/ready", ready, "Whether start-up has finished"),
     Route("PUT", "/internal/shutdown", shutdown, "Stop containers and daemon", access=Access.ROOT),
-    Route("POST", "/internal/testing/warnings", make_warning, "Make a warning", access=Access.ROOT),
+    Route(
+        "POST",
+        "/internal/testing/warnings",
+        make_warning,
+        "Make a warning",
+        body=TestWarning,
+        access=Access.ROOT,
+    ),
     Route("GET", "/internal/sql", dump_database, "Show the database as SQL", SqlDump, access=Access.ROOT),
     Route(
         "POST",

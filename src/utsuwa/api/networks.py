@@ -7,8 +7,8 @@ import asyncio
 from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import NotFound
+from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.scope import Scope
-from utsuwa.core.urls import object_url
 from utsuwa.db.codes import PENDING
 from utsuwa.host.helper import rtnetlink
 from utsuwa.host.network import bridges
@@ -35,11 +35,11 @@ _KINDS = {"bridge": "bridge", "bond": "bond", "vlan": "vlan", "macvlan": "macvla
 
 async def list_networks(request: Request) -> Result:
     request.refuse_filter()
-    found = await request.services.networks.reader.all(request.project)
+    found = await request.services.networks.reader.all(request.scope, request.listed_project)
     records = [_record(request.scope, one) for one in found]
     if request.recursion:
         return Sync(records)
-    return Sync([object_url("networks", record.name, project=request.project) for record in records])
+    return Sync([request.listed_url("networks", one.name, one.project) for one in records])
 
 
 async def create_network(request: Request) -> Result:
@@ -49,8 +49,9 @@ async def create_network(request: Request) -> Result:
 
 async def show_network(request: Request) -> Result:
     found = await request.services.networks.reader.get(request.project, request.params["name"])
+    record = _record(request.scope, found)
     return Sync(
-        _record(request.scope, found), etag=editable(found.row) if isinstance(found, Network) else None
+        record, etag=editable(found.row) if isinstance(found, Network) else [record.name, record.type]
     )
 
 
@@ -110,7 +111,8 @@ def _record(scope: Scope, found: Network | Interface) -> NetworkRecord:
             used_by=scope.visible(found.used_by),
             managed=False,
             status="",
-            locations=[],
+            locations=None,
+            project=DEFAULT_PROJECT,
         )
     return NetworkRecord(
         config=found.row.config,
@@ -121,6 +123,7 @@ def _record(scope: Scope, found: Network | Interface) -> NetworkRecord:
         managed=True,
         status=_status(found),
         locations=list(found.row.locations),
+        project=found.row.project,
     )
 
 
@@ -132,7 +135,7 @@ def _status(network: Network) -> str:
 
 
 def _state(name: str) -> NetworkState:
-    """Blocking. Raises NotFound if the interface does not exist (any more)."""
+    """Return an interface's state. Blocking. Raises NotFound if it does not exist (any more)."""
     link = next((one for one in rtnetlink.interfaces() if one["name"] == name), None)
     if link is None:
         raise NotFound(f"The host has no network interface {name!r}")
@@ -169,11 +172,18 @@ _ONE = "/1.0/networks/{name}"
 
 ROUTES: tuple[Route, ...] = about(
     Entity.NETWORK,
-    Route("GET", "/1.0/networks", list_networks, "List the networks", list[str] | list[NetworkRecord]),
-    Route("POST", "/1.0/networks", create_network, "Make a network", Created, NetworksPost),
+    Route(
+        "GET",
+        "/1.0/networks",
+        list_networks,
+        "List the networks",
+        list[str] | list[NetworkRecord],
+        lists_projects=True,
+    ),
+    Route("POST", "/1.0/networks", create_network, "Create a network", Created, NetworksPost),
     Route("GET", _ONE, show_network, "Show a network", NetworkRecord),
     Route("PUT", _ONE, replace_network, "Replace a network's description and config", Empty, NetworkPut),
-    Route("PATCH", _ONE, patch_network, "Change a part of a network", Empty, NetworkPatch),
+    Route("PATCH", _ONE, patch_network, "Change a network", Empty, NetworkPatch),
     Route("POST", _ONE, rename_network, "Rename a network", Created, NetworkPost),
     Route("DELETE", _ONE, delete_network, "Delete a network", Empty),
     Route("GET", f"{_ONE}/state", show_state, "Show a network's addresses and counters", NetworkState),

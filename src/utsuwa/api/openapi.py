@@ -53,7 +53,11 @@ def _operation(route: Route, known: dict[str, Schema]) -> Schema:
     operation: Schema = {
         "summary": route.summary,
         "x-access": route.access.value,
-        "responses": {**_success(route.reply, known), "default": _json("An error", _ref(ErrorReply))},
+        "responses": {
+            **_success(route.reply, known),
+            **(_success(Background, known) if route.may_continue else {}),
+            "default": _json("An error", _ref(ErrorReply)),
+        },
     }
     if route.description:
         operation["description"] = route.description
@@ -71,9 +75,9 @@ def _success(reply: Any, known: dict[str, Schema]) -> Schema:
     if reply is Raw:
         return {"200": {"description": "The content itself"}, "101": {"description": "A websocket"}}
     if reply is Background:
-        return {"202": _json("The work goes on in the background", _ref(AsyncReply))}
+        return {"202": _json("The operation continues in the background", _ref(AsyncReply))}
     if reply is Created:
-        return {"201": _json("Made; Location has its URL", _envelope({"type": "null"}))}
+        return {"201": _json("Created; Location contains the URL", _envelope({"type": "null"}))}
     if reply is Empty:
         return {"200": _json("Done", _envelope({"type": "object"}))}
     payloads = [known[str(kind)] for kind in reply_types(reply)]

@@ -15,7 +15,7 @@ from utsuwa.wire import operations as wire
 
 
 async def _find(request: Request, secret: str = "") -> Operation:
-    """Raises NotFound, OtherMember."""
+    """Return a visible operation. Raises NotFound, OtherMember."""
     wanted = request.params["id"]
     try:
         return request.services.operations.get(request.scope, wanted, secret)
@@ -72,7 +72,7 @@ async def connect_websocket(request: Request) -> Result:
     operation = await _by_secret(request)
     secret = request.query.get("secret", "")
     if not secret:
-        raise InvalidRequest("Missing secret: give the one of the websocket from the operation's metadata")
+        raise InvalidRequest("Missing secret: use that of the websocket in the operation's metadata")
     socket = websocket_response(request)
     name = operation.claim(secret)
     await socket.prepare(request.raw)
@@ -93,7 +93,7 @@ ROUTES: tuple[Route, ...] = about(
         reply=dict[str, list[str]] | dict[str, list[wire.Operation]],
         entity=Entity.PROJECT,
         lists_projects=True,
-        description="Ended ones stay visible for five seconds.",
+        description="Completed ones remain visible for five seconds.",
     ),
     Route("GET", "/1.0/operations/{id}", get_operation, "Show an operation", wire.Operation),
     Route("DELETE", "/1.0/operations/{id}", cancel_operation, "Cancel an operation"),
@@ -101,10 +101,10 @@ ROUTES: tuple[Route, ...] = about(
         "GET",
         "/1.0/operations/{id}/wait",
         wait_for_operation,
-        "Wait for an operation's end",
+        "Wait for an operation",
         wire.Operation,
         access=Access.PUBLIC,
-        description="timeout in seconds, -1 for none; untrusted callers give the operation's secret.",
+        description="timeout in seconds, -1 for none; untrusted callers need the operation's secret.",
     ),
     Route(
         "GET",

@@ -12,11 +12,11 @@ from utsuwa.wire.profiles import Profile, ProfilePatch, ProfilePost, ProfilePut,
 
 async def list_profiles(request: Request) -> Result:
     request.refuse_filter()
-    manager = request.services.profiles
+    found = await request.services.profiles.list(request.scope, request.listed_project)
     if request.recursion:
-        return Sync(await manager.list(request.scope, request.project))
-    names = await manager.names(request.project)
-    return Sync([object_url("profiles", name, project=request.project) for name in names])
+        return Sync(found)
+    project = request.listed_project
+    return Sync([object_url("profiles", one.name, project=project or one.project) for one in found])
 
 
 async def create_profile(request: Request) -> Result:
@@ -59,11 +59,18 @@ _ONE = "/1.0/profiles/{name}"
 
 ROUTES: tuple[Route, ...] = about(
     Entity.PROFILE,
-    Route("GET", "/1.0/profiles", list_profiles, "List the profiles", list[str] | list[Profile]),
-    Route("POST", "/1.0/profiles", create_profile, "Add a profile", Created, ProfilesPost),
+    Route(
+        "GET",
+        "/1.0/profiles",
+        list_profiles,
+        "List the profiles",
+        list[str] | list[Profile],
+        lists_projects=True,
+    ),
+    Route("POST", "/1.0/profiles", create_profile, "Create a profile", Created, ProfilesPost),
     Route("GET", _ONE, get_profile, "Show a profile", Profile),
-    Route("PUT", _ONE, put_profile, "Replace a profile's content", Empty, ProfilePut),
-    Route("PATCH", _ONE, patch_profile, "Change a part of a profile", Empty, ProfilePatch),
+    Route("PUT", _ONE, put_profile, "Replace a profile's editable part", Empty, ProfilePut),
+    Route("PATCH", _ONE, patch_profile, "Change a profile", Empty, ProfilePatch),
     Route("POST", _ONE, rename_profile, "Rename a profile", Created, ProfilePost),
     Route("DELETE", _ONE, delete_profile, "Delete a profile", Empty),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.api.http import Created, Empty, Request, Result, Route, Sync, about
+from utsuwa.api.http import Background, Created, Empty, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entity
 from utsuwa.core.urls import object_url
 from utsuwa.projects.manager import editable
@@ -48,8 +48,7 @@ async def patch_project(request: Request) -> Result:
 
 async def rename_project(request: Request) -> Result:
     body = await request.body(ProjectPost)
-    await request.services.projects.rename(request.params["name"], body.name)
-    return Empty()
+    return Background(await request.services.projects.rename(request.params["name"], body.name))
 
 
 async def delete_project(request: Request) -> Result:
@@ -85,7 +84,7 @@ ROUTES: tuple[Route, ...] = about(
     Route("GET", _ONE, get_project, "Show a project", Project),
     Route("PUT", _ONE, put_project, "Replace a project's content", Empty, ProjectPut),
     Route("PATCH", _ONE, patch_project, "Change a part of a project", Empty, ProjectPatch),
-    Route("POST", _ONE, rename_project, "Rename a project", Empty, ProjectPost),
+    Route("POST", _ONE, rename_project, "Rename a project", Background, ProjectPost),
     Route("DELETE", _ONE, delete_project, "Delete a project", Empty),
     Route("GET", f"{_ONE}/state", get_state, "Show what a project takes", ProjectState),
 )

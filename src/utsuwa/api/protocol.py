@@ -58,7 +58,7 @@ class _Protocol(web.RequestHandler):
             raise exc
         if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        log.debug("a request is no HTTP: %s", type(exc).__name__)
+        log.debug("a request is not valid HTTP: %s", type(exc).__name__)
         if isinstance(exc, LineTooLong):
             status, said = 431, f"The address or a header of the request is longer than {_LIMIT} bytes"
         else:

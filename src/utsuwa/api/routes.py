@@ -14,9 +14,14 @@ from utsuwa.api import (
     events,
     images,
     instance_exec,
+    instance_files,
+    instance_metadata,
+    instance_sftp,
+    instance_snapshots,
     instances,
     internal,
     metadata,
+    metrics,
     networks,
     nothing_yet,
     operations,
@@ -24,6 +29,9 @@ from utsuwa.api import (
     projects,
     server,
     storage_pools,
+    storage_volume_snapshots,
+    storage_volumes,
+    warnings,
 )
 from utsuwa.api.http import Raw, Request, Result, Route, Sync
 from utsuwa.api.lxd_paths import PATHS
@@ -38,13 +46,21 @@ _MODULES = (
     projects,
     profiles,
     storage_pools,
+    storage_volume_snapshots,
+    storage_volumes,
     images,
     instances,
     instance_exec,
+    instance_files,
+    instance_metadata,
+    instance_sftp,
+    instance_snapshots,
     networks,
     metadata,
+    metrics,
     operations,
     events,
+    warnings,
     nothing_yet,
     cluster,
     internal,
@@ -54,7 +70,7 @@ _INSTANCES = "/1.0/instances"
 
 
 async def _get_description(request: Request) -> Result:
-    """Plain, as tools for OpenAPI want it."""
+    """Return it without envelope, as expected by tools for OpenAPI."""
     return Raw(web.Response(body=encode(description()), content_type="application/json"))
 
 
@@ -78,11 +94,26 @@ _DESCRIPTION = (
 
 @cache
 def description() -> dict[str, Any]:
-    """The OpenAPI description of what is served."""
+    """Return the OpenAPI description of the supported routes."""
     return describe(served())
 
 
+_LATER = {
+    "backups": "Backups are not supported yet: take a snapshot, or copy the instance or volume",
+    "cluster": "Clusters are not supported: several hosts can share a PostgreSQL database instead",
+    "forwards": "Network forwards are not supported yet",
+    "network-acls": "Network ACLs are not supported yet",
+    "network-zones": "Network zones are not supported yet: each network has DNS for its instances",
+    "peers": "Network peers are not supported: they connect networks of the type ovn",
+}
+"""What is said about the paths that have one of these parts."""
+
+
 async def _not_yet(request: Request) -> Result:
+    shape = request.route.path.split("/")
+    for part, reason in _LATER.items():
+        if part in shape:
+            raise NotSupportedYet(reason)
     raise NotSupportedYet(
         f"{request.raw.method} {request.raw.rel_url.raw_path} is not supported by this version of Utsuwa"
     )

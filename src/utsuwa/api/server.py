@@ -92,5 +92,5 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("PUT", "/1.0", replace_config, "Replace the server's config", Empty, ServerPut),
     Route("PATCH", "/1.0", patch_config, "Change some keys of the server's config", Empty, ServerPut),
-    Route("GET", "/1.0/resources", get_resources, "Show the host's processors and memory", Resources),
+    Route("GET", "/1.0/resources", get_resources, "Show the host's hardware", Resources),
 )

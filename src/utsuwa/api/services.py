@@ -8,17 +8,24 @@ from typing import Protocol
 from utsuwa.core.paths import StatePaths
 from utsuwa.db.database import Database
 from utsuwa.images.manager import ImageManager
+from utsuwa.images.remote.manager import RemoteImages
 from utsuwa.instances.commands.console_attach import ConsoleManager
 from utsuwa.instances.commands.exec import ExecManager
+from utsuwa.instances.files.transfer import FileManager
 from utsuwa.instances.manager import InstanceManager
+from utsuwa.instances.metadata import MetadataManager
+from utsuwa.instances.snapshots.manager import SnapshotManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.join_tokens import JoinTokens
 from utsuwa.operations.operations import Operations
 from utsuwa.operations.shared import SharedOperations
+from utsuwa.operations.warnings import Warnings
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security.certificates import CertificateManager
 from utsuwa.security.server_config import ServerConfig
+from utsuwa.security.trust_password import TrustPassword
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
@@ -31,6 +38,10 @@ class DaemonControl(Protocol):
     def ready(self) -> bool:
         """Return whether start-up is complete."""
 
+    @property
+    def uptime(self) -> float:
+        """Return the seconds since the daemon's start."""
+
     def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
         """Stop all containers, then the daemon; returns immediately."""
 
@@ -38,7 +49,7 @@ class DaemonControl(Protocol):
         """Return the facts of host and daemon that `GET /1.0` shows to trusted callers."""
 
     async def resources(self) -> Resources:
-        """Return the host's processors and memory."""
+        """Return the host's hardware."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +61,21 @@ class Services:
     events: EventHub
     operations: Operations
     shared_operations: SharedOperations
+    warnings: Warnings
     server: ServerConfig
     certificates: CertificateManager
+    trust_password: TrustPassword
+    join_tokens: JoinTokens
     projects: ProjectManager
     profiles: ProfileManager
     storage: StorageManager
     images: ImageManager
+    remote_images: RemoteImages
     networks: NetworkManager
     instances: InstanceManager
+    snapshots: SnapshotManager
+    instance_metadata: MetadataManager
     exec: ExecManager
     console: ConsoleManager
+    files: FileManager
     daemon: DaemonControl

@@ -41,8 +41,8 @@ class WebSocket(web.WebSocketResponse):
     async def send_frame(self, message: bytes, opcode: web.WSMsgType, compress: int | None = None) -> None:
         """As the base class, and let the event loop run.
 
-        A sender that always has more at hand would never learn that its client has gone: uvloop's TLS
-        transport reports that in the loop's next round only, and drops all that is written until then.
+        A sender that never waits would not detect that its client has disconnected: uvloop's TLS transport
+        reports that only in the next iteration of the loop, and drops all data written until then.
         """
         await super().send_frame(message, opcode, compress)
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ class WebSocket(web.WebSocketResponse):
         await self.send_frame(data, web.WSMsgType.BINARY, compress)
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """As the base class, with the memory of the connection given back at once.
+        """As the base class, and free the memory of the connection immediately.
 
         The exception that the base class keeps refers to this object by its traceback: such a cycle, with
         buffers of up to a megabyte, would wait for the garbage collector.

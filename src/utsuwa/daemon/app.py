@@ -8,11 +8,13 @@ import logging
 import os
 import socket
 import ssl
+import time
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from aiohttp import web
 
+from utsuwa.api import metrics
 from utsuwa.api.application import Application
 from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routes import all_routes
@@ -20,39 +22,48 @@ from utsuwa.api.services import Services
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
-from utsuwa.core.scope import Policy
+from utsuwa.core.scope import EVERYTHING, Policy
 from utsuwa.daemon import membership
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.following import Following
+from utsuwa.daemon.host_warnings import HostWarnings, judge_server_config
 from utsuwa.daemon.host_watch import HostWatch
-from utsuwa.daemon.https import HttpsListener
+from utsuwa.daemon.https import API_ADDRESS, METRICS_ADDRESS, HttpsListener
 from utsuwa.daemon.logging import EventHandler
 from utsuwa.daemon.prepare import prepare
-from utsuwa.daemon.serving import UnixListener, bind_unix, socket_group, unix_peer
+from utsuwa.daemon.serving import UnixListener, bind_unix, judge_group, socket_group, unix_peer
+from utsuwa.daemon.trust import load_authority, load_certificates
 from utsuwa.db.choice import Settings, database_settings, engine_for
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.hardware import inventory
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.host.system import facts
 from utsuwa.images.manager import ImageManager
+from utsuwa.images.remote.manager import RemoteImages
+from utsuwa.images.remote.upkeep import ImageUpkeep
 from utsuwa.instances.commands.console_attach import ConsoleManager
 from utsuwa.instances.commands.exec import ExecManager
 from utsuwa.instances.context import Context
-from utsuwa.instances.lifecycle.update import judge_profile
+from utsuwa.instances.lifecycle.freeze import held_all
+from utsuwa.instances.lifecycle.profile_follower import judge_profile
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.join_tokens import JoinTokens
 from utsuwa.operations.operations import Operations
+from utsuwa.operations.retries import Retries
 from utsuwa.operations.shared import SharedOperations
+from utsuwa.operations.warnings import Warnings
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security import apparmor
 from utsuwa.security.authorization import Caller
-from utsuwa.security.certificates import CertificateManager
 from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
+from utsuwa.security.trust_password import TrustPassword
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.envelope import error_reply
 from utsuwa.wire.resources import Resources
@@ -94,7 +105,11 @@ class Daemon:
         self._unix: UnixListener | None = None
         """The socket, if it was opened before the API was available."""
         self._told = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Set when running operations are not to be waited for any longer."""
         self._shutdown: tuple[bool, float | None] | None = None
+        """Whether to kill the containers, and the time on the event loop's clock at which to give up."""
+        self._begun = time.monotonic()
         self._ready = False
         self._all_stopped = False
 
@@ -105,13 +120,28 @@ class Daemon:
         return self._ready
 
     def request_stop(self) -> None:
-        """Stop the daemon, but not its containers."""
+        """Stop the daemon, but not its containers, once operations have ended; at once if asked again."""
+        if self._told.is_set():
+            self._hurry.set()
         self._told.set()
 
     def request_shutdown(self, *, force: bool, timeout: float | None) -> None:
-        """Stop the containers, waiting at most `timeout` seconds, then stop the daemon."""
-        self._shutdown = self._shutdown or (force, timeout)
+        """Stop the containers, waiting at most `timeout` seconds, then stop the daemon.
+
+        At least half of this time is left for the containers.
+        """
+        if self._shutdown is None:
+            loop = asyncio.get_running_loop()
+            self._shutdown = (force, None if timeout is None else loop.time() + timeout)
+            if force:
+                self._hurry.set()
+            elif timeout is not None:
+                loop.call_later(timeout / 2, self._hurry.set)
         self._told.set()
+
+    @property
+    def uptime(self) -> float:
+        return time.monotonic() - self._begun
 
     async def environment(self) -> Environment:
         return environment(
@@ -119,7 +149,7 @@ class Daemon:
         )
 
     async def resources(self) -> Resources:
-        return await asyncio.to_thread(facts.resources)
+        return await asyncio.to_thread(inventory.resources)
 
     # ---- life cycle
 
@@ -136,6 +166,8 @@ class Daemon:
         async with self._stack:
             await self._told.wait()
             self._ready = False
+            patience = 60.0 * int(self._server_config.value("core.shutdown_timeout"))
+            await self._operations.complete(patience, self._hurry)
             if self._shutdown is not None:
                 await self._stop_containers(*self._shutdown)
 
@@ -145,59 +177,31 @@ class Daemon:
             self._open_database(), asyncio.to_thread(facts.host_facts)
         )
         stack.push_async_callback(database.close)
-
         events = EventHub(database.member.name)
         self._publish_log(events)
-        self._operations = Operations(events)
-        shared_operations = SharedOperations(database)
-        await shared_operations.start()
-        self._operations.on_start(shared_operations.note)
-        stack.push_async_callback(shared_operations.stop)
+        shared_operations = await self._start_operations(database, events)
+        self._warnings = Warnings(database, events)
+        await self._warnings.start()
+        stack.push_async_callback(self._warnings.stop)
 
-        server = ServerConfig(database)
+        server = self._server_config = ServerConfig(database)
         await server.load()
-        certificates = CertificateManager(database, events, server)
-        await certificates.load()
+        self._authority = await load_authority(paths, stack)
+        certificates = await load_certificates(database, events, server, self._authority)
         self._certificate = await asyncio.to_thread(ensure_key_pair, paths)
 
-        helper = Helper(always_by_liblxc=parse_bool(os.environ.get("UTSUWA_ATTACH_BY_LIBLXC", "")))
-        await helper.start()
-        stack.push_async_callback(helper.close)
-
-        self._storage = StorageManager(database, paths, events)
-        await self._storage.start()
-        stack.push_async_callback(self._close_storage)
-        images = ImageManager(database, paths, self._operations, self._storage.images)
-        await images.start()
-
-        owner = owner_name(paths)
-        links = LinkEvents()
-        stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
-        self._networks = NetworkManager(database, paths, events, links, owner)
-        stack.push_async_callback(self._close_networks)
-        await self._networks.start()
-        projects = ProjectManager(database)
-        profiles = ProfileManager(database, events)
-        context = Context(
-            database=database,
-            paths=paths,
-            operations=self._operations,
-            helper=helper,
-            storage=self._storage,
-            images=images,
-            networks=self._networks.ports,
-            apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
-            cgroup=owner,
-            boot_id=facts.boot_id(),
-            policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),
+        helper = await self._start_helper()
+        images = await self._start_resources(database, events)
+        remote_images = RemoteImages(
+            images, database, paths, self._operations, server, self._certificate, self._storage.images
         )
-        self._instances = InstanceManager(context, links)
-        profiles.judge_by(judge_profile)
-        profiles.on_change(self._instances.follow_profile)
-        profiles.on_stored(self._networks.ports.refresh)
-        stack.push_async_callback(self._instances.stop_watching)
-        await self._instances.recover()
-        stack.callback(HostWatch(lambda: self._instances.any_running).start().cancel)
+        projects = ProjectManager(database, self._operations)
+        projects.drop_cached_by(images.drop_cached)
+        projects.on_names_changed(certificates.follow_others)
+        join_tokens = JoinTokens(self._operations, partial(projects.names, EVERYTHING))
+        projects.on_names_changed(join_tokens.follow_projects)
+        profiles = ProfileManager(database, events)
+        await self._start_instances(database, helper, images, remote_images, profiles)
 
         services = Services(
             paths=paths,
@@ -205,19 +209,97 @@ class Daemon:
             events=events,
             operations=self._operations,
             shared_operations=shared_operations,
+            warnings=self._warnings,
             server=server,
             certificates=certificates,
+            trust_password=TrustPassword(server),
+            join_tokens=join_tokens,
             projects=projects,
             profiles=profiles,
             storage=self._storage,
             images=images,
+            remote_images=remote_images,
             networks=self._networks,
             instances=self._instances,
+            snapshots=self._instances.snapshots,
             exec=ExecManager(self._operations, helper),
             console=ConsoleManager(self._operations, helper),
+            instance_metadata=self._instances.metadata,
+            files=self._instances.files,
             daemon=self,
         )
         await self._listen(services, events)
+        upkeep = ImageUpkeep(images, remote_images, database, server)
+        upkeep.begin()
+        stack.push_async_callback(upkeep.end)
+
+    async def _start_operations(self, database: Database, events: EventHub) -> SharedOperations:
+        self._operations = Operations(events)
+        shared = SharedOperations(database)
+        await shared.start()
+        self._operations.on_start(shared.note)
+        self._stack.push_async_callback(shared.stop)
+        return shared
+
+    async def _start_helper(self) -> Helper:
+        helper = Helper(always_by_liblxc=parse_bool(os.environ.get("UTSUWA_ATTACH_BY_LIBLXC", "")))
+        await helper.start()
+        self._stack.push_async_callback(helper.close)
+        return helper
+
+    async def _start_resources(self, database: Database, events: EventHub) -> ImageManager:
+        """Create what instances use: pools, images and networks."""
+        paths, stack, owner = self._paths, self._stack, owner_name(self._paths)
+        links = LinkEvents()
+        self._retries = Retries(links, self._warnings)
+        await self._retries.begin("host", HostWarnings(self._warnings, paths.root).judge)
+        self._storage = StorageManager(database, paths, self._operations, self._warnings, self._retries)
+        await self._storage.start()
+        stack.push_async_callback(self._close_storage)
+        images = ImageManager(database, paths, self._operations, self._storage.images, self._server_config)
+        await images.start()
+
+        stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
+        self._networks = NetworkManager(database, paths, events, links, owner, self._warnings, self._retries)
+        stack.push_async_callback(self._close_networks)
+        await self._networks.start()
+        return images
+
+    async def _start_instances(
+        self,
+        database: Database,
+        helper: Helper,
+        images: ImageManager,
+        remote_images: RemoteImages,
+        profiles: ProfileManager,
+    ) -> None:
+        """Create the instance manager, and find running containers again."""
+        paths, stack, owner = self._paths, self._stack, owner_name(self._paths)
+        context = Context(
+            database=database,
+            paths=paths,
+            operations=self._operations,
+            warnings=self._warnings,
+            helper=helper,
+            storage=self._storage,
+            images=images,
+            remote_images=remote_images,
+            networks=self._networks.ports,
+            apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
+            cgroup=owner,
+            settings=self._server_config,
+            boot_id=facts.boot_id(),
+            policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),
+        )
+        self._storage.custom.quiet_by(partial(held_all, context))
+        self._instances = InstanceManager(context, self._retries)
+        profiles.judge_by(judge_profile)
+        profiles.on_change(self._instances.follow_profile)
+        profiles.on_stored(self._networks.ports.refresh)
+        stack.push_async_callback(self._instances.stop_watching)
+        stack.push_async_callback(self._retries.stop)
+        await self._instances.recover()
+        stack.callback(HostWatch(lambda: self._instances.any_running, self._warnings).start().cancel)
 
     async def _open_database(self) -> Database:
         settings = await asyncio.to_thread(database_settings, self._paths, self._database_settings)
@@ -265,25 +347,40 @@ class Daemon:
 
         application = Application(services, all_routes(), identify, unprivileged_only=UNPRIVILEGED_ONLY)
         unix = self._unix or self._bind_socket(application.server())
+        if self._passed_socket is None:
+            judge = partial(judge_group, self._warnings, self._paths.socket, self._group)
+            await self._retries.begin("socket group", judge)
         self._stack.push_async_callback(unix.close)
-        self._https = HttpsListener(application.handle, self._tls_context, trust)
+        only_metrics = Application(services, metrics.ROUTES, identify)
+        self._https, for_metrics = (
+            HttpsListener(key, serving.handle, self._tls_context, trust, self._warnings, self._retries)
+            for key, serving in ((API_ADDRESS, application), (METRICS_ADDRESS, only_metrics))
+        )
         self._stack.push_async_callback(self._https.close)
+        self._stack.push_async_callback(for_metrics.close)
 
         # Pushed after the listeners, so run before them: requests that wait for events or for operations are
         # completed before connections are closed.
         self._stack.push_async_callback(self._operations.stop)
         self._stack.callback(events.close)
+        self._stack.callback(services.files.disconnect)
         self._stack.callback(unix.stop_accepting)
 
+        judge_config = partial(judge_server_config, self._warnings)
+        await judge_config((), services.server.get())
+        services.server.on_change(judge_config)
         services.server.on_change(self._https.config_changed)
+        services.server.on_change(for_metrics.config_changed)
         if services.database.engine.shared:
             self._follow_others(services)
-        await self._https.open(services.server.value("core.https_address"))
+        await self._https.open(services.server.value(API_ADDRESS.name))
+        await for_metrics.open(services.server.value(METRICS_ADDRESS.name))
         if unix.is_open:
             unix.answer_with(application.handle)
         else:
             await unix.open()
         self._ready = True
+        self._warnings.settle()
         log.info("ready", extra={"socket": self._paths.socket})
 
     def _follow_others(self, services: Services) -> None:
@@ -291,9 +388,11 @@ class Daemon:
             [
                 services.database.look_after_locks,
                 services.certificates.follow_others,
+                services.join_tokens.follow_projects,
                 services.server.follow_others,
                 services.networks.follow_others,
                 services.storage.pools.follow_others,
+                services.images.follow_others,
             ]
         )
         following.start()
@@ -303,7 +402,8 @@ class Daemon:
         """Create the context for HTTPS, importing it on demand, as it is slow to load."""
         from utsuwa.security.tls import ServerContext
 
-        return ServerContext(self._certificate.certificate_file, self._certificate.key_file)
+        issuers = self._authority.certificates if self._authority is not None else ()
+        return ServerContext(self._certificate.certificate_file, self._certificate.key_file, issuers)
 
     def _publish_log(self, events: EventHub) -> None:
         handler = EventHandler(events, asyncio.get_running_loop())
@@ -320,15 +420,14 @@ class Daemon:
         # A start that was in progress when all were stopped may have succeeded afterwards.
         await self._storage.stop(unmount=self._all_stopped and not self._instances.any_running)
 
-    async def _stop_containers(self, force: bool, limit: float | None) -> None:
+    async def _stop_containers(self, force: bool, end: float | None) -> None:
         log.info("stopping all containers", extra={"force": force})
-        self._operations.refuse_new()
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout_at(end):
                 await self._instances.shutdown_all(force=force)
             self._all_stopped = True
         except TimeoutError:
-            log.warning("some containers did not stop in time", extra={"seconds": limit})
+            log.warning("some containers did not stop in time")
 
 
 async def _refuse(reason: Unavailable, _: web.BaseRequest) -> web.Response:

@@ -1,27 +1,27 @@
-"""Warnings in the log when the host is about to run out of resources shared by all containers."""
+"""Warnings when the host is about to run out of resources shared by all containers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
+from utsuwa.core.warning_types import HOST_NEAR_LIMITS
 from utsuwa.host.system import near_limits
+from utsuwa.operations.warnings import Warnings
 
 log = logging.getLogger(__name__)
 
 _EVERY = 30.0
-_AGAIN = 24 * 3600.0
-"""Seconds before a warning is repeated, as usage may fluctuate."""
 
 
 class HostWatch:
     """Checks periodically, while containers run: their systems allocate resources some time after a start."""
 
-    def __init__(self, any_running: Callable[[], bool]) -> None:
+    def __init__(self, any_running: Callable[[], bool], warnings: Warnings) -> None:
         self._any_running = any_running
-        self._told: dict[str, float] = {}
+        self._warnings = warnings
+        self._near: frozenset[str] = frozenset()
 
     def start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self._run(), name="limits of the host")
@@ -29,21 +29,23 @@ class HostWatch:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
-            if self._any_running():
+            if self._any_running() or self._near:
                 try:
                     await self.check()
                 except (OSError, ValueError) as error:
                     log.debug("cannot check the host's limits: %s", error)
 
     async def check(self) -> None:
-        """Warn of each limit that is nearly reached, but not repeatedly."""
-        now = time.monotonic()
-        for name, use in (await asyncio.to_thread(near_limits.check)).items():
-            if now - self._told.get(name, -_AGAIN) >= _AGAIN:
-                self._told[name] = now
-                log.warning(
-                    "the host is near its limit %s: %s: raise it before containers fail to start or to work "
-                    "(see utsuwad check)",
-                    name,
-                    use,
-                )
+        """Warn when a limit is nearly reached, but not whenever the usage changes."""
+        found = await asyncio.to_thread(near_limits.check)
+        if self._near == found.keys():
+            return
+        self._near = frozenset(found)
+        uses = "; ".join(f"{name}: {use}" for name, use in sorted(found.items()))
+        self._warnings.judge(
+            HOST_NEAR_LIMITS,
+            f"the host is near these limits: {uses}: raise them before containers fail to start or to work "
+            "(see utsuwad check)"
+            if found
+            else "",
+        )

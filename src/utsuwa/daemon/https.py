@@ -1,4 +1,4 @@
-"""The HTTPS listener of the API, which can change its address while requests are running."""
+"""The HTTPS listeners, which can change their addresses while requests are running."""
 
 from __future__ import annotations
 
@@ -11,47 +11,61 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from utsuwa.api.protocol import Handle
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.warning_types import HTTPS_UNAVAILABLE, METRICS_UNAVAILABLE, WarningType
 from utsuwa.daemon.tls_port import Limits, TlsPort
-from utsuwa.security.certificates import TrustStore
+from utsuwa.operations.retries import Retries
+from utsuwa.operations.warnings import Warnings
+from utsuwa.security.trust_store import TrustStore
 
 log = logging.getLogger(__name__)
 
-HTTPS_ADDRESS = "core.https_address"
-DEFAULT_PORT = 8443
-RETRY_SECONDS = 10
-"""Seconds between attempts to listen at an address that was not available at start-up."""
 _BACKLOG = 1024
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Parse `core.https_address` into host (empty for all addresses) and port.
+@dataclass(frozen=True)
+class AddressKey:
+    """A key of the server's config with the address of a listener."""
+
+    name: str
+    default_port: int
+    unavailable: WarningType
+    """Raised while the configured address cannot be used."""
+
+
+API_ADDRESS = AddressKey("core.https_address", 8443, HTTPS_UNAVAILABLE)
+METRICS_ADDRESS = AddressKey("core.metrics_address", 9100, METRICS_UNAVAILABLE)
+
+
+def parse_address(key: AddressKey, text: str) -> tuple[str, int]:
+    """Parse the value of a key into host (empty for all addresses) and port.
 
     Accepts `host`, `host:port`, `:port`, `[v6]`, `[v6]:port` and a bare IPv6 address. Raises InvalidConfig.
     """
-    host, port = _split(text.strip())
+    host, port = _split(key, text.strip())
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
-        raise InvalidConfig(f"Invalid port {port[:20]!r} in {HTTPS_ADDRESS} {text[:80]!r}: use 0 to 65535")
+        raise InvalidConfig(f"Invalid port {port[:20]!r} in {key.name} {text[:80]!r}: use 0 to 65535")
     if any(c.isspace() or not c.isprintable() or c in "/[]@" for c in host):
-        raise InvalidConfig(f"Invalid host in {HTTPS_ADDRESS} {text[:80]!r}: use a name or an IP address")
+        raise InvalidConfig(f"Invalid host in {key.name} {text[:80]!r}: use a name or an IP address")
     return host, int(port)
 
 
-def _split(text: str) -> tuple[str, str]:
-    default = str(DEFAULT_PORT)
+def _split(key: AddressKey, text: str) -> tuple[str, str]:
+    default = str(key.default_port)
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
         if not closed or (rest and not rest.startswith(":")):
-            raise InvalidConfig(f"Invalid {HTTPS_ADDRESS} {text[:80]!r}: use [address]:port for IPv6")
+            raise InvalidConfig(f"Invalid {key.name} {text[:80]!r}: use [address]:port for IPv6")
         return host, rest[1:] if rest else default
     with contextlib.suppress(ValueError):
         return str(ipaddress.IPv6Address(text)), default
     host, found, port = text.rpartition(":")
     if ":" in host:
-        raise InvalidConfig(f"Invalid {HTTPS_ADDRESS} {text[:80]!r}: use [address]:port for IPv6")
+        raise InvalidConfig(f"Invalid {key.name} {text[:80]!r}: use [address]:port for IPv6")
     return (host, port) if found else (text, default)
 
 
@@ -67,16 +81,16 @@ class _Endpoint:
         return int(self.address[1])
 
 
-async def _resolve(text: str) -> _Endpoint:
+async def _resolve(key: AddressKey, text: str) -> _Endpoint:
     """Resolve an address. Raises InvalidConfig on failure."""
-    host, port = parse_address(text)
+    host, port = parse_address(key, text)
     if host in ("", "::"):
         return _every_address(port)
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InvalidConfig(f"Cannot resolve the host of {HTTPS_ADDRESS} {text[:80]!r}: {error}") from error
+        raise InvalidConfig(f"Cannot resolve the host of {key.name} {text[:80]!r}: {error}") from error
     family, _, _, _, address = found[0]
     return _Endpoint(family, tuple(address))
 
@@ -105,26 +119,31 @@ def _bind(endpoint: _Endpoint) -> socket.socket:
 
 
 class HttpsListener:
-    """Serves the API at `core.https_address`; `config_changed` is a listener of the server config."""
+    """Serves requests at the address of a key; `config_changed` is a listener of the server config."""
 
     def __init__(
         self,
+        key: AddressKey,
         handle: Handle,
         make_context: Callable[[], ssl.SSLContext],
         trust: TrustStore,
+        warnings: Warnings,
+        retries: Retries,
         limits: Limits | None = None,
     ) -> None:
         """`make_context` is called in a thread, before the first connection."""
+        self._key = key
         self._handle = handle
         self._make_context = make_context
         self._context: ssl.SSLContext | None = None
         self._trust = trust
+        self._warnings = warnings
+        self._retries = retries
         self._limits = limits or Limits()
         self._endpoint: _Endpoint | None = None
         self._port: TlsPort | None = None
         self._draining: set[TlsPort] = set()
         self._moving = asyncio.Lock()
-        self._retrying: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -132,30 +151,29 @@ class HttpsListener:
         return self._port.address if self._port is not None else ""
 
     async def config_changed(self, changed: frozenset[str], config: Mapping[str, str]) -> None:
-        if HTTPS_ADDRESS in changed:
-            await self.listen(config.get(HTTPS_ADDRESS, ""))
+        if self._key.name in changed:
+            await self.listen(config.get(self._key.name, ""))
 
     async def open(self, text: str) -> None:
         """Listen at the configured address. A failure (for example, because its network is not up yet) must
-        not prevent the daemon from starting: it is logged and retried."""
-        try:
-            await self.listen(text)
-        except InvalidConfig as error:
-            log.error("%s; trying again every %d seconds", error, RETRY_SECONDS)
-            self._retrying = asyncio.create_task(self._try_again(text))
+        not prevent the daemon from starting: it is a warning, and retried."""
+        await self._retries.begin(self._key.name, partial(self._try, text))
 
-    async def _try_again(self, text: str) -> None:
-        while True:
-            await asyncio.sleep(RETRY_SECONDS)
-            with contextlib.suppress(InvalidConfig):
-                await self.listen(text)
-                return
+    async def _try(self, text: str) -> bool:
+        async with self._moving:
+            try:
+                await self._move(text)
+            except InvalidConfig as error:
+                self._warnings.report(self._key.unavailable, f"{error}; it is tried again")
+                return False
+        return True
 
     async def listen(self, text: str) -> None:
         """Listen at `text` only, or stop listening if it is empty.
 
         The old address is released when the new one is bound. Raises InvalidConfig, keeping the old one.
         """
+        self._retries.drop(self._key.name)
         async with self._moving:
             await self._move(text)
 
@@ -163,7 +181,7 @@ class HttpsListener:
         if not text:
             self._use(None, None)
             return
-        endpoint = await _resolve(text)
+        endpoint = await _resolve(self._key, text)
         if endpoint == self._endpoint and endpoint.port:
             return
         if self._context is None:
@@ -172,11 +190,15 @@ class HttpsListener:
             bound = self._bind_new(endpoint)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise InvalidConfig(f"Cannot listen on {HTTPS_ADDRESS} {text[:80]!r}: {reason}") from error
+            raise InvalidConfig(
+                f"Cannot listen on {self._key.name} {text[:80]!r}: {reason}: use an address of this host and "
+                "a port that is not in use"
+            ) from error
         self._use(endpoint, bound)
 
     async def close(self, grace: float = 3) -> None:
         """Stop listening, and abort requests after `grace` seconds."""
+        self._retries.drop(self._key.name)
         self._use(None, None)
         await asyncio.gather(*(port.finish(grace) for port in list(self._draining)))
 
@@ -202,13 +224,12 @@ class HttpsListener:
         try:
             self._port.accept_from(_bind(old))
         except OSError as error:
-            log.error("lost the address %s: %s", self._port.address, error)
+            lost = f"lost the address {self._port.address}: {error}"
             self._use(None, None)
+            self._warnings.report(self._key.unavailable, lost)
 
     def _use(self, endpoint: _Endpoint | None, bound: socket.socket | None) -> None:
-        if self._retrying is not None and self._retrying is not asyncio.current_task():
-            self._retrying.cancel()
-        self._retrying = None
+        self._warnings.resolve(self._key.unavailable)
         old = self._port
         self._endpoint = endpoint
         self._port = None

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from utsuwa.api.audit import audit_log
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.operations.events import EventHub
 
@@ -78,7 +79,10 @@ def _escape(character: str) -> str:
 
 
 def set_up(*, level: int, file: Path | None) -> None:
-    """Log to stderr and optionally to a file, which may be rotated. Raises OSError for the file."""
+    """Log to stderr and optionally to a file, which may be rotated. Raises OSError for the file.
+
+    The audit log is written at every `level`.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
@@ -86,6 +90,7 @@ def set_up(*, level: int, file: Path | None) -> None:
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     logging.getLogger("utsuwa").setLevel(level)
+    audit_log.setLevel(min(level, logging.INFO))
     for handler in handlers:
         handler.setFormatter(LineFormatter())
         root.addHandler(handler)

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in (sys.argv[1:] if argv is None else argv) if a]
     if arguments and arguments[0] in LATER:
         return _fail(f"`utsuwad {arguments[0]}` is not supported yet: use the REST API or the lxc client")
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
@@ -40,14 +40,18 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     general = argparse.ArgumentParser(add_help=False)
     general.add_argument("--group", metavar="G", default=argparse.SUPPRESS, help="group of the unix socket")
     general.add_argument(
         "--logfile", metavar="F", type=Path, default=argparse.SUPPRESS, help="also log to this file"
     )
-    general.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS)
-    general.add_argument("-d", "--debug", action="store_true", default=argparse.SUPPRESS)
+    general.add_argument(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log what is done"
+    )
+    general.add_argument(
+        "-d", "--debug", action="store_true", default=argparse.SUPPRESS, help="log every request as well"
+    )
     parser = argparse.ArgumentParser(
         prog="utsuwad",
         description="The daemon of Utsuwa. It runs in the foreground unless a command is given.",
@@ -164,6 +168,8 @@ def _sql(options: argparse.Namespace) -> int:
 def _activate(options: argparse.Namespace) -> int:
     from utsuwa.daemon import activation
 
+    if options.debug:
+        print("Looking for a reason to start the daemon", file=sys.stderr)
     reason = activation.reason_to_start(StatePaths.from_environment())
     if reason is None:
         return 0

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import grp
-import logging
 import os
 import pwd
 import socket
@@ -17,9 +16,9 @@ from typing import Any
 
 from utsuwa.api.protocol import Handle, HttpServer
 from utsuwa.core.errors import HostError
+from utsuwa.core.warning_types import NO_SOCKET_GROUP
+from utsuwa.operations.warnings import Warnings
 from utsuwa.security.authorization import Caller, unix_caller
-
-log = logging.getLogger(__name__)
 
 DEFAULT_GROUP = "utsuwa"
 _BACKLOG = 1024
@@ -36,11 +35,7 @@ def socket_group(wanted: str | None) -> int | None:
     except KeyError:
         if wanted:
             raise HostError(f"The group {wanted!r} does not exist: create it or use another one") from None
-    log.warning(
-        "the group does not exist, so only root can use the unix socket: create it or use --group",
-        extra={"group": DEFAULT_GROUP},
-    )
-    return None
+        return None
 
 
 def bind_unix(path: Path, group: int | None) -> socket.socket:
@@ -58,8 +53,7 @@ def bind_unix(path: Path, group: int | None) -> socket.socket:
         finally:
             os.umask(previous)
         if group is not None:
-            os.chown(new, 0 if os.geteuid() == 0 else -1, group)
-            new.chmod(0o660)
+            _allow(new, group)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         new.rename(path)
@@ -67,6 +61,30 @@ def bind_unix(path: Path, group: int | None) -> socket.socket:
         listener.close()
         raise HostError(f"Cannot listen on {path}: {error}") from error
     return listener
+
+
+async def judge_group(warnings: Warnings, path: Path, wanted: str | None) -> bool:
+    """Warn if the group of the socket at `path` does not exist; when it does, let it use the socket.
+
+    Returns whether the group exists.
+    """
+    group = await asyncio.to_thread(socket_group, wanted)
+    if group is None:
+        if not warnings.is_raised(NO_SOCKET_GROUP):
+            warnings.report(
+                NO_SOCKET_GROUP,
+                f"the group {DEFAULT_GROUP!r} does not exist, so only root can use the unix socket: "
+                "create it, or use --group",
+            )
+        return False
+    await asyncio.to_thread(_allow, path, group)
+    warnings.resolve(NO_SOCKET_GROUP)
+    return True
+
+
+def _allow(path: Path, group: int) -> None:
+    os.chown(path, 0 if os.geteuid() == 0 else -1, group)
+    path.chmod(0o660)
 
 
 class UnixListener:

@@ -24,7 +24,7 @@ def run(socket: Path, database: str, query: str) -> int:
         sys.stdout.write(api.get(url)["text"])
         return 0
     if not query.strip():
-        raise InvalidRequest("There is no query")
+        raise InvalidRequest("The query is empty")
     reply = api.request("POST", "/internal/sql", {"database": database, "query": query})
     sys.stdout.write(shown(reply.metadata["results"]))
     return 0

@@ -14,8 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from utsuwa.api.protocol import Handle, HttpServer
-from utsuwa.security.certificates import TrustStore, format_address, host_of
 from utsuwa.security.passwords import network_of
+from utsuwa.security.trust_store import TrustStore, format_address, host_of
 
 log = logging.getLogger(__name__)
 

@@ -155,13 +155,17 @@ class EventHub:
 
         The event contains the requestor of this context.
         """
+        requestor = current_requestor()
+        if log.isEnabledFor(logging.INFO):
+            who = {} if requestor is None else {"user": requestor.username, "address": requestor.address}
+            log.info(action, extra={"source": source, **who})
         if not self._subscriptions:
             return
         record = Lifecycle(
             action=action,
             source=source,
             context=dict(context) if context else None,
-            requestor=current_requestor(),
+            requestor=requestor,
         )
         self._publish(LIFECYCLE, record, project)
 

@@ -19,14 +19,24 @@ class Kind:
     """The entitlement required to start and to cancel it."""
     cancellable: bool = False
     """Whether clients can cancel it, until it reaches a point of no return."""
+    class_: str = "task"
+    """Its class in the API; that of operations with websockets is `websocket`."""
 
 
 _INSTANCE = ("instances", "containers")
 
 INSTANCE_CREATE = Kind("Creating instance", _INSTANCE, Entitlement.CAN_CREATE)
 INSTANCE_UPDATE = Kind("Updating instance", _INSTANCE, Entitlement.CAN_EDIT)
+INSTANCE_REBUILD = Kind("Rebuilding instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_RENAME = Kind("Renaming instance", _INSTANCE, Entitlement.CAN_EDIT)
+INSTANCE_MIGRATE = Kind("Migrating instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_DELETE = Kind("Deleting instance", _INSTANCE, Entitlement.CAN_DELETE)
+
+SNAPSHOT_CREATE = Kind("Snapshotting instance", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
+SNAPSHOT_UPDATE = Kind("Updating snapshot", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
+SNAPSHOT_RENAME = Kind("Renaming snapshot", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
+SNAPSHOT_DELETE = Kind("Deleting snapshot", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
+SNAPSHOT_RESTORE = Kind("Restoring snapshot", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
 
 _STATE = ("instances",)
 
@@ -39,5 +49,24 @@ INSTANCE_UNFREEZE = Kind("Unfreezing instance", _STATE, Entitlement.CAN_UPDATE_S
 COMMAND_EXEC = Kind("Executing command", _INSTANCE, Entitlement.CAN_EXEC)
 CONSOLE_SHOW = Kind("Showing console", _INSTANCE, Entitlement.CAN_ACCESS_CONSOLE)
 
-IMAGE_DOWNLOAD = Kind("Downloading image", (), Entitlement.CAN_CREATE)
+IMAGE_DOWNLOAD = Kind("Downloading image", (), Entitlement.CAN_CREATE, cancellable=True)
+IMAGE_REFRESH = Kind("Refreshing image", ("images",), Entitlement.CAN_EDIT, cancellable=True)
+IMAGE_SECRET = Kind(
+    "Image download token", ("images",), Entitlement.CAN_EDIT, cancellable=True, class_="token"
+)
+IMAGE_PUSH = Kind("Pushing image", ("images",), Entitlement.CAN_EDIT, cancellable=True)
 IMAGE_DELETE = Kind("Deleting image", ("images",), Entitlement.CAN_DELETE)
+
+JOIN_TOKEN = Kind(
+    "Waiting for the client of a token", (), Entitlement.CAN_CREATE, cancellable=True, class_="token"
+)
+
+PROJECT_RENAME = Kind("Renaming project", (), Entitlement.CAN_EDIT)
+
+_VOLUME = ("storage_volumes",)
+
+VOLUME_COPY = Kind("Copying storage volume", _VOLUME, Entitlement.CAN_CREATE)
+VOLUME_MOVE = Kind("Moving storage volume", _VOLUME, Entitlement.CAN_EDIT)
+VOLUME_SNAPSHOT_CREATE = Kind("Creating storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)
+VOLUME_SNAPSHOT_RENAME = Kind("Renaming storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)
+VOLUME_SNAPSHOT_DELETE = Kind("Deleting storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)

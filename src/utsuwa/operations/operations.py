@@ -8,11 +8,12 @@ seconds, so that late clients can still get the result.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +21,7 @@ from utsuwa.core import clock
 from utsuwa.core.errors import Cancelled as CancelledOperation
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable, UtsuwaError
 from utsuwa.core.scope import EVERYTHING, Scope
+from utsuwa.core.units import shown_bytes
 from utsuwa.core.urls import object_url
 from utsuwa.operations.events import EventHub, act_as, current_requestor
 from utsuwa.operations.kinds import Kind
@@ -37,7 +39,8 @@ SUCCESS = ("Success", 200)
 FAILURE = ("Failure", 400)
 CANCELLED = ("Cancelled", 401)
 
-INTERNAL_ERROR = "Internal error: the reason is in the daemon's log"
+SHUTTING_DOWN = "The daemon is shutting down: try again when it is running again"
+INTERNAL_ERROR = "Internal error: see the daemon's log"
 CANCELLED_ERROR = "The operation was cancelled"
 
 current: ContextVar[Operation | None] = ContextVar("current_operation", default=None)
@@ -48,6 +51,20 @@ def forbid_cancellation() -> None:
     """Prevent clients from cancelling the current operation, if any, from now on."""
     operation = current.get()
     if operation is not None:
+        operation.may_cancel = False
+
+
+@contextlib.contextmanager
+def cancellable() -> Iterator[None]:
+    """Allow clients to cancel the current operation, if any, during the block."""
+    operation = current.get()
+    if operation is None or operation.may_cancel:
+        yield
+        return
+    operation.may_cancel = True
+    try:
+        yield
+    finally:
         operation.may_cancel = False
 
 
@@ -85,13 +102,13 @@ class Operation:
         names: Sequence[str],
         metadata: Mapping[str, Any] | None,
         websockets: Sequence[str],
+        secret: str = "",
     ) -> None:
         self.id = str(uuid.uuid4())
         self.project = project
         self.kind = kind
-        self.resources = {
-            entity: [object_url(entity, name, project=project) for name in names] for entity in kind.entities
-        }
+        # Without the project, as with LXD: its clients take all that follows the last slash for the name.
+        self.resources = {entity: [object_url(entity, name) for name in names] for entity in kind.entities}
         self.metadata = dict(metadata or {})
         self.may_cancel = kind.cancellable
         self.cancelled_by_client = False
@@ -104,8 +121,11 @@ class Operation:
         self._sockets = {name: _Socket(name) for name in websockets}
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._secret = secret
         if websockets:
             self.metadata["fds"] = self.secrets
+        if secret:
+            self.metadata["secret"] = secret
 
     @property
     def url(self) -> str:
@@ -132,7 +152,7 @@ class Operation:
         """Return the current record for the API."""
         return wire.Operation(
             id=self.id,
-            class_="websocket" if self._sockets else "task",
+            class_="websocket" if self._sockets else self.kind.class_,
             description=self.kind.text,
             created_at=self.created_at,
             updated_at=self.updated_at,
@@ -153,17 +173,22 @@ class Operation:
         self.updated_at = clock.now()
         self._publish()
 
-    def set_progress(self, stage: str, progress: int | str, speed: int = 0) -> None:
+    def set_progress(
+        self, stage: str, label: str, *, percent: int = 0, processed: int = 0, speed: int = 0
+    ) -> None:
         """Set the progress of `stage` (such as `download` or `create_instance_from_image_unpack`).
 
-        `progress` is a percentage or a text to show; `speed` is in bytes per second, 0 if unknown.
+        `label` is what clients show of it, before the numbers that are known (not 0): the percentage or else
+        the bytes that are done, and bytes per second.
         """
-        percent = str(progress) if isinstance(progress, int) else ""
-        text = f"{percent}%" if percent else str(progress)
+        done = f"{percent}%" if percent else shown_bytes(processed) if processed else ""
+        rate = f"({shown_bytes(speed)}/s)" if speed else ""
+        text = label if not done else f"{label}: {done} {rate}".rstrip()
         if self.metadata.get(f"{stage}_progress") == text:
             return
-        details = {"stage": stage, "percent": percent, "speed": str(speed) if speed else ""}
-        self.update_metadata({f"{stage}_progress": text, "progress": {k: v for k, v in details.items() if v}})
+        numbers = {"percent": percent, "processed": processed, "speed": speed}
+        details = {"stage": stage, **{name: str(number) for name, number in numbers.items() if number}}
+        self.update_metadata({f"{stage}_progress": text, "progress": details})
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Wait for completion, at most `timeout` seconds; return whether it has completed."""
@@ -210,9 +235,10 @@ class Operation:
             self._sockets[name].connected.set_result(socket)
 
     def knows_secret(self, secret: str) -> bool:
-        """Return whether `secret` is that of one of its websockets."""
+        """Return whether `secret` is its own, or that of one of its websockets."""
         given = secret.encode()
-        matches = [hmac.compare_digest(known.encode(), given) for known in self.secrets.values()]
+        known = [*self.secrets.values(), *([self._secret] if self._secret else [])]
+        matches = [hmac.compare_digest(one.encode(), given) for one in known]
         return any(matches)
 
     def start(self, run: Run) -> None:
@@ -295,15 +321,19 @@ class Operations:
         names: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         websockets: Sequence[str] = (),
+        secret: str = "",
     ) -> Operation:
         """Start `run` in the background, on behalf of the requestor of this context.
 
         `names` are the names of the objects concerned. `websockets` are the names of the sockets that the
-        client must connect; their secrets are in the metadata under `fds`. Raises Unavailable.
+        client must connect; their secrets are in the metadata under `fds`. Callers who know `secret`, which
+        is in the metadata as well, may wait for it. Raises Unavailable.
         """
         if self._stopping:
-            raise Unavailable("The daemon is shutting down")
-        operation = Operation(self, kind, project, names=names, metadata=metadata, websockets=websockets)
+            raise Unavailable(SHUTTING_DOWN)
+        operation = Operation(
+            self, kind, project, names=names, metadata=metadata, websockets=websockets, secret=secret
+        )
         self._operations[operation.id] = operation
         operation.start(run)
         for listener in self._listeners:
@@ -334,6 +364,31 @@ class Operations:
         """Make `start` raise Unavailable; running operations continue."""
         self._stopping = True
 
+    @property
+    def refuses_new(self) -> bool:
+        """Whether the daemon is stopping."""
+        return self._stopping
+
+    async def complete(self, timeout: float, hurry: asyncio.Event) -> None:  # noqa: ASYNC109
+        """Refuse new operations, and wait for the running ones, at most `timeout` seconds or until `hurry`.
+
+        Those that clients may cancel are cancelled, as in LXD.
+        """
+        self.refuse_new()
+        running = [op for op in self.all(EVERYTHING) if not op.ended]
+        for op in running:
+            if op.may_cancel:
+                op.cancel()
+        if not running or timeout <= 0 or hurry.is_set():
+            return
+        log.info("waiting for running operations", extra={"count": len(running), "seconds": timeout})
+        waits = [asyncio.ensure_future(wait) for wait in (_all_ended(running), hurry.wait())]
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if late := [op for op in running if not op.ended]:
+            log.warning("some operations did not end in time", extra={"count": len(late)})
+
     async def stop(self, timeout: float = 10) -> None:  # noqa: ASYNC109
         """Refuse new operations, cancel the running ones and wait for their undo steps."""
         self.refuse_new()
@@ -342,3 +397,9 @@ class Operations:
             _, late = await asyncio.wait(tasks, timeout=timeout)
             for task in late:
                 log.warning("an operation did not stop in time", extra={"task": task.get_name()})
+
+
+async def _all_ended(operations: Sequence[Operation]) -> bool:
+    for operation in operations:
+        await operation.wait()
+    return True

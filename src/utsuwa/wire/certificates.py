@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from utsuwa.wire.codec import InvalidBody, decode
+
+MAX_TOKEN = 16 * 1024
+"""Maximum length of a token in characters; it contains all addresses of the server."""
 
 
 class Certificate(msgspec.Struct, kw_only=True):
@@ -51,3 +58,26 @@ class CertificatePatch(msgspec.Struct, kw_only=True):
     restricted: bool | UnsetType = UNSET
     projects: list[str] | UnsetType = UNSET
     certificate: str | UnsetType = UNSET
+
+
+class CertificateAddToken(msgspec.Struct, kw_only=True):
+    """The content of a token, which is base64 of this record as JSON."""
+
+    fingerprint: str
+    addresses: list[str]
+    secret: str
+    client_name: str = ""
+
+    def __repr__(self) -> str:
+        return f"CertificateAddToken(client_name={self.client_name!r})"
+
+
+def parse_token(text: str) -> CertificateAddToken | None:
+    """Decode a token; None if the text is not one, so it is a password."""
+    if not text.isascii() or len(text) > MAX_TOKEN:
+        return None
+    try:
+        token = decode(b64decode("".join(text.split()), validate=True), CertificateAddToken)
+    except (ValueError, InvalidBody):
+        return None
+    return token if token.secret and token.fingerprint and token.addresses else None

@@ -43,13 +43,13 @@ def replace(body: R) -> Change[R]:
     return change
 
 
-def merge(body: msgspec.Struct) -> Change[Any]:
+def merge(body: msgspec.Struct, *, empty_removes: bool = True) -> Change[Any]:
     """Return the change of a PATCH: merge maps by key, where an empty value removes one, replace other
-    fields."""
+    fields. Unless `empty_removes`, an empty value is a value as well."""
 
     def change(current: R) -> R:
         given = {
-            name: _merged(getattr(current, name), value)
+            name: _merged(getattr(current, name), value, empty_removes=empty_removes)
             for name, value in _fields(body)
             if value is not msgspec.UNSET
         }
@@ -62,7 +62,7 @@ def _fields(record: msgspec.Struct) -> list[tuple[str, Any]]:
     return [(name, getattr(record, name)) for name in record.__struct_fields__]
 
 
-def _merged(old: Any, new: Any) -> Any:
+def _merged(old: Any, new: Any, *, empty_removes: bool) -> Any:
     if not isinstance(new, dict):
         return new
-    return {key: value for key, value in {**old, **new}.items() if value != ""}
+    return {key: value for key, value in {**old, **new}.items() if not empty_removes or value != ""}

@@ -15,6 +15,16 @@ class ImageAlias(msgspec.Struct, kw_only=True):
     description: str
 
 
+class ImageSource(msgspec.Struct, kw_only=True):
+    """The server, and the alias there, of an image that was downloaded."""
+
+    server: str
+    protocol: str
+    certificate: str
+    alias: str
+    image_type: str
+
+
 class Image(msgspec.Struct, kw_only=True):
     """An image; times are RFC 3339 in UTC, `expires_at` is 1970-01-01 for never."""
 
@@ -35,6 +45,8 @@ class Image(msgspec.Struct, kw_only=True):
     last_used_at: str
     uploaded_at: str
     project: str
+    update_source: ImageSource | UnsetType = UNSET
+    """Where newer versions come from."""
 
 
 class ImagePut(msgspec.Struct, kw_only=True):
@@ -61,12 +73,56 @@ class ImagesPostSource(msgspec.Struct, kw_only=True):
     """The source of a new image that is not uploaded."""
 
     type: str = ""
+    """`instance` (or `container`), `snapshot`, `image` or `url`."""
+    name: str = ""
+    """Of the instance, or `<instance>/<snapshot>`."""
+    mode: str = ""
+    server: str = ""
+    protocol: str = ""
+    certificate: str = ""
+    alias: str = ""
+    fingerprint: str = ""
+    secret: str = ""
+    project: str = ""
+    image_type: str = ""
+    url: str = ""
+
+
+class ImageAliasPost(msgspec.Struct, kw_only=True):
+    """An alias that a new image gets."""
+
+    name: str = ""
+    description: str = ""
 
 
 class ImagesPost(msgspec.Struct, kw_only=True):
     """A request for a new image that is not an upload."""
 
     source: ImagesPostSource = msgspec.field(default_factory=ImagesPostSource)
+    filename: str = ""
+    auto_update: bool = False
+    public: bool = False
+    properties: dict[str, str] | UnsetType = UNSET
+    """These replace those of the source; absent ones are kept."""
+    expires_at: datetime | None = None
+    profiles: list[str] = []
+    """Empty for the profile `default`."""
+    aliases: list[ImageAliasPost] = []
+    compression_algorithm: str = ""
+    """Empty for what the project or the server has configured."""
+
+
+class ImageExportPost(msgspec.Struct, kw_only=True):
+    """A request to push an image to another server."""
+
+    target: str = ""
+    """The URL of that server."""
+    certificate: str = ""
+    """The server's certificate as PEM; empty for what the system trusts."""
+    secret: str = ""
+    """What that server expects from who uploads the image."""
+    project: str = ""
+    """The project there; empty for `default`."""
 
 
 class ImageAliasesEntry(msgspec.Struct, kw_only=True):

@@ -7,9 +7,15 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from utsuwa.wire.snapshots import Snapshot
+
 
 class InstanceSource(msgspec.Struct, kw_only=True):
-    """The source of a new instance. `type` is `image` or `none`; there is no `copy` or `migration` yet."""
+    """The source of a new instance. `type` is `image`, `copy` or `none`; there is no `migration` yet.
+
+    `source` of a copy is `instance` or `instance/snapshot`, in `project` if given. An image is on another
+    server if `server` is given; `project` is the one there.
+    """
 
     type: str = ""
     alias: str = ""
@@ -17,8 +23,20 @@ class InstanceSource(msgspec.Struct, kw_only=True):
     properties: dict[str, str] = {}
     server: str = ""
     protocol: str = ""
+    certificate: str = ""
     secret: str = ""
+    mode: str = ""
     project: str = ""
+    source: str = ""
+    instance_only: bool = False
+    container_only: bool = False
+    refresh: bool = False
+
+
+class InstanceRebuildPost(msgspec.Struct, kw_only=True):
+    """A request for new files of an instance; `type` of the source is `image` or `none`."""
+
+    source: InstanceSource
 
 
 class InstancesPost(msgspec.Struct, kw_only=True):
@@ -63,12 +81,26 @@ class InstancePatch(msgspec.Struct, kw_only=True):
 
 
 class InstancePost(msgspec.Struct, kw_only=True):
-    """A rename (`name`), or a move, which is not supported yet (`migration`, `pool`, `project`)."""
+    """A rename (`name`), or a move on this server: to a pool, a project, or with another configuration.
+
+    `config` and `devices` are merged, `profiles` replace those of the instance. Without all of these, a
+    `migration` would be one to another server, which is not supported yet.
+    """
 
     name: str = ""
     migration: bool = False
     pool: str = ""
     project: str = ""
+    instance_only: bool = False
+    container_only: bool = False
+    config: dict[str, str] = {}
+    devices: dict[str, dict[str, str]] = {}
+    profiles: list[str] | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether more than the name changes."""
+        return bool(self.pool or self.project or self.config or self.devices) or self.profiles is not None
 
 
 class InstanceStatePut(msgspec.Struct, kw_only=True):
@@ -106,17 +138,17 @@ class Instance(msgspec.Struct, kw_only=True):
     project: str
 
 
-class StateCpu(msgspec.Struct, kw_only=True):
+class StateCpu(msgspec.Struct, kw_only=True, gc=False):
     usage: int = 0
     """Nanoseconds."""
 
 
-class StateDisk(msgspec.Struct, kw_only=True):
+class StateDisk(msgspec.Struct, kw_only=True, gc=False):
     usage: int = 0
     """Bytes."""
 
 
-class StateMemory(msgspec.Struct, kw_only=True):
+class StateMemory(msgspec.Struct, kw_only=True, gc=False):
     """Bytes."""
 
     usage: int = 0
@@ -125,14 +157,14 @@ class StateMemory(msgspec.Struct, kw_only=True):
     swap_usage_peak: int = 0
 
 
-class NetworkAddress(msgspec.Struct, kw_only=True):
+class NetworkAddress(msgspec.Struct, kw_only=True, gc=False):
     family: str
     address: str
     netmask: str
     scope: str
 
 
-class NetworkCounters(msgspec.Struct, kw_only=True):
+class NetworkCounters(msgspec.Struct, kw_only=True, gc=False):
     bytes_received: int = 0
     bytes_sent: int = 0
     packets_received: int = 0
@@ -143,7 +175,7 @@ class NetworkCounters(msgspec.Struct, kw_only=True):
     packets_dropped_inbound: int = 0
 
 
-class StateNetwork(msgspec.Struct, kw_only=True):
+class StateNetwork(msgspec.Struct, kw_only=True, gc=False):
     addresses: list[NetworkAddress]
     counters: NetworkCounters
     hwaddr: str
@@ -153,7 +185,7 @@ class StateNetwork(msgspec.Struct, kw_only=True):
     type: str
 
 
-class InstanceState(msgspec.Struct, kw_only=True):
+class InstanceState(msgspec.Struct, kw_only=True, gc=False):
     """The current resource usage of an instance; all zero if it is stopped."""
 
     status: str
@@ -171,4 +203,4 @@ class InstanceFull(Instance, kw_only=True):
 
     backups: list[Any] | None
     state: InstanceState
-    snapshots: list[Any] | None
+    snapshots: list[Snapshot] | None

@@ -46,7 +46,9 @@ class Network(msgspec.Struct, kw_only=True):
     used_by: list[str]
     managed: bool
     status: str
-    locations: list[str]
+    locations: list[str] | None
+    """None for interfaces that are not managed."""
+    project: str
 
 
 class NetworkLease(msgspec.Struct, kw_only=True):

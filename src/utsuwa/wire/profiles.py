@@ -44,4 +44,5 @@ class Profile(msgspec.Struct, kw_only=True):
     description: str
     config: dict[str, str]
     devices: dict[str, dict[str, str]]
+    project: str
     used_by: list[str]

@@ -29,7 +29,7 @@ def edit(session: Session, text: str, apply: Callable[[dict[str, Any]], None]) -
         apply(yaml_in.parse(sys.stdin.read()))
         return
     while True:
-        edited = _run_editor(text)
+        edited = run_editor(text.encode(), ".yaml").decode("utf-8", "replace")
         try:
             apply(yaml_in.parse(edited))
         except UtsuwaError as error:
@@ -41,17 +41,17 @@ def edit(session: Session, text: str, apply: Callable[[dict[str, Any]], None]) -
             return
 
 
-def _run_editor(text: str) -> str:
-    """Return the text as edited by the user. Raises CommandFailed."""
+def run_editor(content: bytes, suffix: str) -> bytes:
+    """Return the content of a file as edited by the user. Raises CommandFailed."""
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or _default_editor()
-    descriptor, path = tempfile.mkstemp(prefix="utsuwa-", suffix=".yaml")
+    descriptor, path = tempfile.mkstemp(prefix="utsuwa-", suffix=suffix)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content)
         status = os.spawnvp(os.P_WAIT, "sh", ["sh", "-c", f"{command} {shlex.quote(path)}"])
         if status:
             raise CommandFailed(f"The editor {command!r} exited with status {status}: set $EDITOR")
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             return file.read()
     finally:
         os.unlink(path)

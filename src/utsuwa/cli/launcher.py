@@ -24,11 +24,7 @@ def text(python: str, folder: str) -> str:
     if any(c.isspace() for c in python) or len(first) > _LIMIT:
         raise UsageError(f"A program cannot start with {python}: install under a shorter path without spaces")
     return (
-        f"{first}\n"
-        "import sys\n"
-        f"sys.path.append({folder!r})\n"
-        "from utsuwa.cli.main import main\n"
-        "sys.exit(main())\n"
+        f"{first}\nimport sys\nsys.path.append({folder!r})\nfrom utsuwa.cli.main import program\nprogram()\n"
     )
 
 

@@ -12,6 +12,8 @@ from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from utsuwa.cli.parsing.command import Command
 
 # The exit statuses of `sh` for processes killed by signals 2 and 13.
@@ -36,6 +38,20 @@ def main(words: list[str] | None = None) -> int:
         _close_stdout()
         return _BROKEN_PIPE
     return status
+
+
+def program() -> NoReturn:
+    """Run the command line of the process and end it at once.
+
+    An orderly end of the interpreter would take a tenth of the time of most commands.
+    """
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # nobody reads it any more
+    os._exit(status)
 
 
 def run(words: list[str]) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from utsuwa.client import remotes, server
+from utsuwa.client import remotes
+from utsuwa.client.connect import connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Session:
         name = remote or self.config.default
         if name not in self._servers:
             trace = self.warn if self.debug else None
-            self._servers[name] = server.connect(self.config, name, project=self.project, trace=trace)
+            self._servers[name] = connect(self.config, name, project=self.project, trace=trace)
         return self._servers[name]
 
     def target(self, text: str) -> tuple[Server, str]:

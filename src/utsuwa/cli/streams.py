@@ -37,7 +37,7 @@ _FORWARDED = (
 
 def pump(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
     """Connect a command without a terminal to three descriptors. Raises BrokenPipeError of its output."""
-    sockets = {name: server.operation_socket(operation, name) for name in ("0", "1", "2")}
+    sockets = server.operation_sockets(operation, ("0", "1", "2"))
     stdin, stdout, stderr = descriptors
     outputs = {sockets["1"]: stdout, sockets["2"]: stderr}
     control = Control(server, operation)

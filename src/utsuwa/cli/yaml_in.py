@@ -41,14 +41,15 @@ def parse(text: str) -> dict[str, Any]:
         raise UsageError("The YAML must be a mapping of `key: value` lines")
     for name in _SWITCHES:
         if name in found:
-            found[name] = _switch(name, found[name])
-    for name in ("config", "devices", "properties"):
+            found[name] = switch(name, found[name])
+    for name in ("config", "devices", "properties", "templates"):
         if found.get(name) == "":
             found[name] = {}
     return found
 
 
-def _switch(name: str, value: object) -> bool:
+def switch(name: str, value: object) -> bool:
+    """Return the value of a switch. Raises UsageError."""
     if value in _TRUE:
         return True
     if value in _FALSE:

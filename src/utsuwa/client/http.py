@@ -5,19 +5,24 @@ Importing http.client takes twice as long as starting the interpreter.
 
 from __future__ import annotations
 
+import os
+
 from utsuwa.client import lean
 from utsuwa.client.errors import BadAnswer, Unreachable
+from utsuwa.core.errors import InvalidRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import TypeAlias
 
     Opener = Callable[[], lean.Socket]
-    Body = bytes | Iterable[bytes] | None
+    Body: TypeAlias = "bytes | Iterable[bytes] | FileBody | None"
 
 _LINE_LIMIT = 65536
 _HEADER_LIMIT = 200
 _CHUNK = 256 * 1024
+_FILE_STEP = 4 * 1024 * 1024
 
 
 class Reply:
@@ -37,6 +42,32 @@ class Reply:
     def stream(self) -> Iterator[bytes]:
         """Return the body in chunks of up to 256 KiB."""
         return self._chunks
+
+
+class FileBody:
+    """The content of an open file from its beginning, whose size is sent ahead."""
+
+    def __init__(self, fd: int, size: int, sent: Callable[[int], None]) -> None:
+        """`sent` is called with the number of bytes that have been sent."""
+        self._fd = fd
+        self.size = size
+        self._sent = sent
+
+    def send(self, sock: lean.Socket) -> None:
+        """Send all of it, a unix socket the pages themselves. Raises InvalidRequest if it has shrunk."""
+        local = isinstance(sock, lean.Socket) and sock.family == lean.AF_UNIX
+        done = 0
+        while done < self.size:
+            if local:
+                count = os.sendfile(sock.fileno(), self._fd, done, min(_FILE_STEP, self.size - done))
+            else:
+                data = os.pread(self._fd, min(_CHUNK, self.size - done), done)
+                sock.sendall(data)
+                count = len(data)
+            if not count:
+                raise InvalidRequest("The file has become shorter while it was read")
+            done += count
+            self._sent(done)
 
 
 class Connection:
@@ -69,6 +100,22 @@ class Connection:
             self.close()
             raise self._broken(error) from error
 
+    def send(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> None:
+        """Send a request ahead: `receive` its response later, after those to earlier requests."""
+        try:
+            self._send(method, target, body, headers)
+        except OSError as error:
+            self.close()
+            raise self._broken(error) from error
+
+    def receive(self, method: str) -> Reply:
+        """Read the head of the response to the oldest request that was sent ahead."""
+        try:
+            return self._read_reply(method)
+        except (OSError, EOFError) as error:
+            self.close()
+            raise self._broken(error) from error
+
     def take_socket(self) -> tuple[lean.Socket, bytes]:
         """Detach and return the socket and the data already read from it, for a protocol upgrade."""
         sock, rest = self._open(), bytes(self._buffer)
@@ -89,18 +136,23 @@ class Connection:
         return self._socket
 
     def _exchange(self, method: str, target: str, body: Body, headers: Mapping[str, str]) -> Reply:
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if any("\r" in line or "\n" in line for line in lines):
-            raise BadAnswer("A request cannot contain line breaks")
-        sock = self._open()
         if body is None or isinstance(body, bytes):
-            if body is not None:
-                lines.append(f"Content-Length: {len(body)}")
-            sock.sendall("\r\n".join((*lines, "\r\n")).encode() + (body or b""))
+            self._send(method, target, body, headers)
             return self._read_reply(method)
-        lines.append("Transfer-Encoding: chunked")
-        sock.sendall("\r\n".join((*lines, "\r\n")).encode())
+        if isinstance(body, FileBody):
+            sock = self._open()
+            sock.sendall(self._head(method, target, {**headers, "Content-Length": str(body.size)}))
+            try:
+                body.send(sock)
+            except (BrokenPipeError, ConnectionResetError):
+                return self._read_reply(method)
+            except InvalidRequest:
+                self.close()
+                raise
+            return self._read_reply(method)
+        head = self._head(method, target, {**headers, "Transfer-Encoding": "chunked"})
+        sock = self._open()
+        sock.sendall(head)
         try:
             for chunk in body:
                 if chunk:
@@ -110,6 +162,18 @@ class Connection:
             # A server may reject an upload before it has read it completely: its response says why.
             return self._read_reply(method)
         return self._read_reply(method)
+
+    def _send(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> None:
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        data = self._head(method, target, {**headers, **length}) + (body or b"")
+        self._open().sendall(data)
+
+    def _head(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if any("\r" in line or "\n" in line for line in lines):
+            raise BadAnswer("A request cannot contain line breaks")
+        return "\r\n".join((*lines, "\r\n")).encode()
 
     def _read_reply(self, method: str) -> Reply:
         status = 100

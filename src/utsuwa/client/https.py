@@ -1,7 +1,9 @@
 """HTTPS to remote servers, with this client's certificate and the pinned certificate of the server.
 
 A server whose certificate was accepted is identified by that certificate only; any other must present one
-that the system trusts for its host name.
+that the system trusts for its host name. Image servers are never shown this client's certificate.
+
+`https_proxy` and `no_proxy` of the environment are followed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from utsuwa.client import proxies
 from utsuwa.client.errors import Unreachable
 from utsuwa.core.errors import InvalidRequest
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from utsuwa.client.remotes import ClientConfig, Remote
 
 DEFAULT_PORT = 8443
+_WEB_PORT = 443
 _CONNECT_SECONDS = 30
 
 
@@ -32,6 +36,15 @@ def opener(config: ClientConfig, name: str, remote: Remote) -> Opener:
         return _connect(config, remote.addr, pinned)
 
     return open_remote
+
+
+def public_opener(url: str) -> Opener:
+    """Return a function that opens connections to a public web server."""
+
+    def open_public() -> socket.socket:
+        return _handshake(_context(), url, default_port=_WEB_PORT)
+
+    return open_public
 
 
 def normal_address(text: str) -> str:
@@ -50,21 +63,21 @@ def normal_address(text: str) -> str:
     return f"https://{shown}:{port}"
 
 
-def server_certificate(address: str) -> bytes:
+def server_certificate(address: str, seconds: float = _CONNECT_SECONDS) -> bytes:
     """Return a server's certificate (DER) without verifying it. Raises Unreachable."""
     context = _context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with _handshake(context, address) as sock:
+    with _handshake(context, address, seconds) as sock:
         found = sock.getpeercert(binary_form=True)
     assert found is not None, "a TLS server without a certificate"
     return found
 
 
-def is_trusted_by_system(address: str) -> bool:
-    """Return whether the system trusts the server's certificate. Raises Unreachable."""
+def is_trusted(config: ClientConfig, address: str) -> bool:
+    """Return whether the system, or the authority in `client.ca`, trusts the server. Raises Unreachable."""
     try:
-        _handshake(_context(), address).close()
+        _handshake(_verifying(config), address).close()
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             return False
@@ -92,7 +105,7 @@ def _read_pinned(path: str) -> bytes | None:
 
 
 def _connect(config: ClientConfig, address: str, pinned: bytes | None) -> socket.socket:
-    context = _context()
+    context = _verifying(config)
     if pinned is not None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -113,26 +126,47 @@ def _connect(config: ClientConfig, address: str, pinned: bytes | None) -> socket
     return sock
 
 
+def _verifying(config: ClientConfig) -> ssl.SSLContext:
+    """Return a context that verifies the server. Raises InvalidRequest if `client.ca` cannot be used."""
+    context = _context()
+    if os.path.exists(config.client_authority):
+        try:
+            context.load_verify_locations(config.client_authority)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidRequest(
+                f"Cannot use {config.client_authority}: {error}; put in a certificate in PEM"
+            ) from error
+    return context
+
+
 def _context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _handshake(context: ssl.SSLContext, address: str) -> ssl.SSLSocket:
+def _handshake(
+    context: ssl.SSLContext,
+    address: str,
+    seconds: float = _CONNECT_SECONDS,
+    *,
+    default_port: int = DEFAULT_PORT,
+) -> ssl.SSLSocket:
     parts = urlsplit(address)
-    host, port = parts.hostname or "", parts.port or DEFAULT_PORT
+    host, port = parts.hostname or "", parts.port or default_port
     try:
-        plain = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
+        plain = proxies.connect(host, port, seconds)
     except OSError as error:
         raise Unreachable(f"Cannot connect to {address}: {error.strerror or error}") from error
     try:
         sock = context.wrap_socket(plain, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
         plain.close()
+        remedy = "accept it by adding the remote again"
+        if default_port == _WEB_PORT:
+            remedy = "install the certificate of its authority on this system"
         raise Unreachable(
-            f"The certificate of {address} is not trusted ({error.verify_message}): "
-            "accept it by adding the remote again"
+            f"The certificate of {address} is not trusted ({error.verify_message}): {remedy}"
         ) from error
     except OSError as error:
         plain.close()

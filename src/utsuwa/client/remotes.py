@@ -2,6 +2,7 @@
 
 config.yml                 remotes, the default remote, aliases
 client.crt, client.key     this client's certificate and key
+client.ca                  optional: the authority of servers' certificates
 servercerts/<remote>.crt   the accepted certificate of a remote
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 ARGUMENTS = "@ARGS@"
 """Placeholder in an alias for the remaining arguments, which are appended if it is missing."""
+_UBUNTU = "https://cloud-images.ubuntu.com"
 _BUILT_IN_ALIASES = {"shell": f"exec {ARGUMENTS} -- su -l"}
 
 
@@ -76,6 +78,8 @@ def _built_in() -> dict[str, Remote]:
     return {
         LOCAL: Remote("unix://", static=True),
         "images": Remote("https://images.linuxcontainers.org", "simplestreams", public=True),
+        "ubuntu": Remote(f"{_UBUNTU}/releases", "simplestreams", public=True, static=True),
+        "ubuntu-daily": Remote(f"{_UBUNTU}/daily", "simplestreams", public=True, static=True),
     }
 
 
@@ -203,6 +207,11 @@ class ClientConfig:
         return f"{self.folder}/client.crt"
 
     @property
+    def client_authority(self) -> str:
+        """Return the path of the authority of servers' certificates, which need not exist."""
+        return f"{self.folder}/client.ca"
+
+    @property
     def client_key(self) -> str:
         return f"{self.folder}/client.key"
 
@@ -265,17 +274,24 @@ def load(folder: str | None = None) -> ClientConfig:
 
 
 def _parse(text: str, path: str) -> dict[str, Any]:
-    try:
-        stored = lean.loads(text)
-    except ValueError:
-        import yaml
-
-        try:
-            stored = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidRequest(f"{path} is not valid YAML: {error}") from error
+    stored = _loads(text, path)
     if stored is None:
         return {}
     if not isinstance(stored, dict) or not isinstance(stored.get("remotes") or {}, dict):
         raise InvalidRequest(f"{path} is not a client configuration")
     return stored
+
+
+def _loads(text: str, path: str) -> Any:
+    try:
+        return lean.loads(text)
+    except ValueError:
+        from utsuwa.client import plain_yaml
+    try:
+        return plain_yaml.loads(text)
+    except plain_yaml.NotPlain:
+        import yaml
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"{path} is not valid YAML: {error}") from error

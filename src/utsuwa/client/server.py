@@ -6,15 +6,14 @@ import os
 
 from utsuwa.client import lean
 from utsuwa.client.errors import ApiError, BadAnswer
-from utsuwa.client.http import Connection, open_unix
+from utsuwa.client.http import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from utsuwa.client.http import Opener, Reply
-    from utsuwa.client.remotes import ClientConfig, Remote
+    from utsuwa.client.http import FileBody, Opener, Reply
     from utsuwa.client.websocket import WebSocket
 
     Trace = Callable[[str], None]
@@ -33,10 +32,11 @@ def path_to(*parts: str) -> str:
     return "/".join(("/1.0", *map(quote, parts)))
 
 
-def socket_path() -> str:
-    """Return `$UTSUWA_SOCKET`, or the socket in `$UTSUWA_DIR`, or that in `/var/lib/utsuwa`."""
-    configured = os.environ.get("UTSUWA_SOCKET")
-    return configured or (os.environ.get("UTSUWA_DIR") or "/var/lib/utsuwa") + "/unix.socket"
+def instance_path(name: str) -> str:
+    """Return the path of an instance, or that of a snapshot for `instance/snapshot`."""
+    instance, slash, snapshot = name.partition("/")
+    path = path_to("instances", instance)
+    return f"{path}/snapshots/{quote(snapshot)}" if slash else path
 
 
 class Server:
@@ -75,7 +75,7 @@ class Server:
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes] | None = None,
+        body: bytes | Iterable[bytes] | FileBody | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Make a request without envelopes, for uploads and downloads."""
@@ -83,6 +83,20 @@ class Server:
         if self._trace:
             self._trace(f"> {method} {target}" + ("" if body is None else " with a raw body"))
         return self._connection.request(method, target, body, headers)
+
+    def send_ahead(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Make a request without waiting; `reply_ahead` returns the responses in order."""
+        target = self._target(path, {})
+        if self._trace:
+            self._trace(f"> {method} {target} with a raw body")
+        self._connection.send(method, target, body, headers)
+
+    def reply_ahead(self, method: str) -> Reply:
+        return self._connection.receive(method)
+
+    def has(self, extension: str) -> bool:
+        """Whether the server has an extension of the API."""
+        return extension in self.get("/1.0").get("api_extensions", ())
 
     def checked(self, reply: Reply) -> Reply:
         """Return a reply of `raw`, or raise ApiError if it is an error."""
@@ -106,31 +120,53 @@ class Server:
 
     def websocket(self, path: str) -> WebSocket:
         """Open a websocket on a separate connection."""
+        return self._websockets(path)[0]
+
+    def upgrade(self, path: str, headers: Mapping[str, str]) -> tuple[lean.Socket, bytes]:
+        """Have a separate connection carry another protocol.
+
+        Returns its socket, and what has arrived already.
+        """
+        return self._upgraded(self._ask_upgrade(path, headers))
+
+    def _ask_upgrade(self, path: str, headers: Mapping[str, str]) -> Connection:
+        connection = Connection(self._opener, self._host)
+        target = self._target(path, {})
+        if self._trace:
+            self._trace(f"{headers['Upgrade']} {target}")
+        connection.send("GET", target, None, {**headers, "Connection": "Upgrade"})
+        return connection
+
+    def _upgraded(self, connection: Connection) -> tuple[lean.Socket, bytes]:
+        reply = connection.receive("GET")
+        if reply.status != 101:
+            self._metadata(reply)
+            raise BadAnswer(f"{self._host} refused to upgrade the connection with status {reply.status}")
+        return connection.take_socket()
+
+    def operation_socket(self, operation: Mapping[str, Any], name: str) -> WebSocket:
+        """Open the websocket of an operation by the name of its secret (`0`, `control`, ...)."""
+        return self.operation_sockets(operation, (name,))[name]
+
+    def operation_sockets(self, operation: Mapping[str, Any], names: Iterable[str]) -> dict[str, WebSocket]:
+        """Open several of them, with a single wait for the server."""
+        secrets = {name: quote(operation["metadata"]["fds"][name]) for name in names}
+        path = f"/1.0/operations/{operation['id']}/websocket?secret="
+        return dict(
+            zip(secrets, self._websockets(*(path + secret for secret in secrets.values())), strict=True)
+        )
+
+    def _websockets(self, *paths: str) -> list[WebSocket]:
         import binascii
 
         from utsuwa.client.websocket import WebSocket
 
-        connection = Connection(self._opener, self._host)
-        key = binascii.b2a_base64(os.urandom(16), newline=False).decode()
-        target = self._target(path, {})
-        if self._trace:
-            self._trace(f"websocket {target}")
-        upgrade = {
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Key": key,
-            "Sec-WebSocket-Version": "13",
-        }
-        reply = connection.request("GET", target, headers=upgrade)
-        if reply.status != 101:
-            self._metadata(reply)
-            raise BadAnswer(f"{self._host} refused a websocket with status {reply.status}")
-        return WebSocket(*connection.take_socket())
-
-    def operation_socket(self, operation: Mapping[str, Any], name: str) -> WebSocket:
-        """Open the websocket of an operation by the name of its secret (`0`, `control`, ...)."""
-        secret = quote(operation["metadata"]["fds"][name])
-        return self.websocket(f"/1.0/operations/{operation['id']}/websocket?secret={secret}")
+        asked = []
+        for path in paths:
+            key = binascii.b2a_base64(os.urandom(16), newline=False).decode()
+            headers = {"Upgrade": "websocket", "Sec-WebSocket-Key": key, "Sec-WebSocket-Version": "13"}
+            asked.append(self._ask_upgrade(path, headers))
+        return [WebSocket(*self._upgraded(connection)) for connection in asked]
 
     def listen(self, types: Iterable[str] = (), *, all_projects: bool = False) -> WebSocket:
         """Open a websocket for events of the given types, or all types if none is given."""
@@ -193,30 +229,3 @@ def succeeded(record: dict[str, Any]) -> dict[str, Any]:
     if record["status_code"] != 200:
         raise ApiError(record["err"] or record["status"], 0)
     return record
-
-
-def connect(config: ClientConfig, name: str, *, project: str = "", trace: Trace | None = None) -> Server:
-    """Return a remote's server, not connected yet. Raises NotFound, or InvalidRequest for image servers."""
-    remote = config.remote(name)
-    if remote.protocol == "simplestreams":
-        from utsuwa.core.errors import NotSupportedYet
-
-        raise NotSupportedYet(
-            f'The remote "{name}" is an image server (simplestreams): this client cannot read it; '
-            "name its images as the source of launch or init"
-        )
-    opener, host = _opener(config, name, remote)
-    return Server(opener, host, project=project or remote.project, trace=trace)
-
-
-def _opener(config: ClientConfig, name: str, remote: Remote) -> tuple[Opener, str]:
-    if remote.is_unix:
-        path = remote.addr.removeprefix("unix:").removeprefix("//") or socket_path()
-
-        def open_local() -> lean.Socket:
-            return open_unix(path)
-
-        return open_local, "utsuwa"
-    from utsuwa.client.https import opener
-
-    return opener(config, name, remote), remote.addr.split("//", 1)[-1]

@@ -10,7 +10,7 @@ from utsuwa.cli.output.records import arrange, settings
 from utsuwa.cli.output.render import show_yaml
 from utsuwa.cli.parsing.command import Command, Entry
 from utsuwa.cli.parsing.flags import Flag
-from utsuwa.client.server import path_to
+from utsuwa.client.server import instance_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ class _Owner:
     def __init__(self, session: Session, text: str) -> None:
         self._session = session
         self.server, self.name = session.target(text)
-        self.url = path_to("instances", self.name) if self.name else "/1.0"
+        self.url = instance_path(self.name) if self.name else "/1.0"
         self.kind = "instance-settings" if self.name else "server-settings"
+        if "/" in self.name:
+            self.kind = "snapshot-settings"
 
     def read(self) -> tuple[dict[str, Any], str]:
         """Return the editable settings and the ETag."""
@@ -42,12 +44,20 @@ class _Owner:
 def _show(session: Session, arguments: list[str], flags: Flags) -> None:
     owner = _Owner(session, arguments[0] if arguments else "")
     record = owner.server.get(owner.url)
+    if "/" in owner.name:
+        _show_snapshot(session, record, expanded=flags.on("expanded"))
+        return
     found = settings(record, owner.kind)
     if flags.on("expanded"):
         if not owner.name:
             raise UsageError("--expanded can only be used with instances")
         found["config"], found["devices"] = record["expanded_config"], record["expanded_devices"]
     show_yaml(session, found, owner.kind)
+
+
+def _show_snapshot(session: Session, record: dict[str, Any], *, expanded: bool) -> None:
+    hidden = () if expanded else ("expanded_config", "expanded_devices")
+    show_yaml(session, {name: value for name, value in record.items() if name not in hidden}, "snapshot")
 
 
 def _get(session: Session, arguments: list[str], flags: Flags) -> None:
@@ -117,8 +127,8 @@ COMMAND = Command(
             "edit",
             "Edit instance or server configurations as YAML",
             _edit,
-            args="[<remote>:][<instance>]",
-            complete=("instances",),
+            args="[<remote>:][<instance>[/<snapshot>]]",
+            complete=("instances-and-snapshots",),
             example=("utsuwa config edit web < web.yaml", "Replace the configuration by that in a file."),
         ),
         Command(
@@ -127,9 +137,10 @@ COMMAND = Command(
             _get,
             args="[<remote>:][<instance>] <key>",
             flags=(Flag("expanded", "Access the expanded configuration", _EXPANDED),),
-            complete=("instances", ()),
+            complete=("instances", "instance-key"),
             example=("utsuwa config get web limits.memory", "Show the value of limits.memory of web."),
         ),
+        Entry("metadata", "config_metadata", "Manage instance metadata files"),
         Command(
             "set",
             "Set instance or server configuration keys",
@@ -145,21 +156,22 @@ COMMAND = Command(
             "show",
             "Show instance or server configurations",
             _show,
-            args="[<remote>:][<instance>]",
+            args="[<remote>:][<instance>[/<snapshot>]]",
             flags=(Flag("expanded", "Show the expanded configuration", _EXPANDED),),
-            complete=("instances",),
+            complete=("instances-and-snapshots",),
             example=(
                 "utsuwa config show web --expanded",
                 "Include the configuration of its profiles.",
             ),
         ),
+        Entry("template", "config_template", "Manage instance file templates"),
         Entry("trust", "config_trust", "Manage trusted clients"),
         Command(
             "unset",
             "Unset instance or server configuration keys",
             _unset,
             args="[<remote>:][<instance>] <key>",
-            complete=("instances", ()),
+            complete=("instances", "instance-key"),
             example=("utsuwa config unset web limits.memory", "Reset the key to its default."),
         ),
     ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import sys
 
+from utsuwa.cli.commands import config_trust_tokens, objects
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output.render import show_list, show_yaml
 from utsuwa.cli.parsing.command import Command, format_flag
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
 
+_TYPES = ("client", "metrics")
+_NOUN = objects.Noun(
+    "trust",
+    "certificates",
+    kind="certificate-settings",
+    fields=("name", "type", "restricted", "projects", "certificate"),
+    members="certificates",
+    argument="fingerprint",
+    sample="5ae1c5b4c7d8",
+)
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -69,22 +81,30 @@ def _show(session: Session, arguments: list[str], _flags: Flags) -> None:
 
 
 def _add(session: Session, arguments: list[str], flags: Flags) -> None:
+    kind = flags.text("type")
+    if kind not in _TYPES:
+        raise UsageError(f"Unknown certificate type {kind!r}: use one of {', '.join(_TYPES)}")
     server, rest = session.takes_remote(arguments[:1])
     files = rest + arguments[1:]
-    if len(files) != 1:
-        raise UsageError(
-            "Specify the client's certificate file (client.crt): tokens are not supported; "
-            "clients can add themselves with a trust password (core.trust_password)"
-        )
-    body: dict[str, Any] = {
-        "name": flags.text("name") or files[0].rsplit("/", 1)[-1],
-        "type": flags.text("type"),
-        "certificate": _file(files[0]),
-        "restricted": flags.on("restricted"),
-    }
+    body: dict[str, Any] = {"type": kind, "restricted": flags.on("restricted")}
     if flags.given("projects"):
         body["projects"] = [project for project in flags.text("projects").split(",") if project]
-    server.post("/1.0/certificates", body)
+    if not files:
+        if kind != "client":
+            raise UsageError(f"Certificates of the type {kind} cannot be added by a token: name the file")
+        config_trust_tokens.issue(session, server, {**body, "name": flags.text("name") or _ask_name()})
+        return
+    name = flags.text("name") or files[0].rsplit("/", 1)[-1]
+    server.post("/1.0/certificates", {**body, "name": name, "certificate": _file(files[0])})
+
+
+def _ask_name() -> str:
+    sys.stderr.write("Please provide client name: ")
+    sys.stderr.flush()
+    name = sys.stdin.readline().strip()
+    if not name:
+        raise UsageError("Give the client a name (--name)")
+    return name
 
 
 def _file(path: str) -> str:
@@ -119,10 +139,17 @@ COMMAND = Command(
                 Flag("name", "Alternative certificate name", kind=TEXT),
                 Flag("projects", "Projects to restrict the certificate to, split by commas", kind=TEXT),
                 Flag("restricted", "Restrict the certificate to one or more projects", kind=BOOL),
-                Flag("type", "Type of certificate", kind=TEXT, default="client"),
+                Flag("type", "Type of certificate", kind=TEXT, default="client", complete=_TYPES),
             ),
-            example=("utsuwa config trust add ann.crt", "Let Ann use this server with her certificate."),
+            details="""\
+Without a certificate, a token is printed, with which one client can add its own (`utsuwa remote add NAME
+TOKEN`). Certificates of the type metrics give access to metrics only.""",
+            example=(
+                "utsuwa config trust add --name ann",
+                "Print a token with which Ann can add herself.",
+            ),
         ),
+        objects.edit(_NOUN),
         Command(
             "list",
             "List trusted clients",
@@ -132,6 +159,7 @@ COMMAND = Command(
             aliases=("ls",),
             example=("utsuwa config trust list", "List the clients that may use this server over HTTPS."),
         ),
+        config_trust_tokens.LIST,
         Command(
             "remove",
             "Remove trusted client",
@@ -141,6 +169,7 @@ COMMAND = Command(
             complete=("certificates",),
             example=("utsuwa config trust remove 5ae1c5b4c7d8", "Remove a client by fingerprint prefix."),
         ),
+        config_trust_tokens.REVOKE,
         Command(
             "show",
             "Show trust configurations",

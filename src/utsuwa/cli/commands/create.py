@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
+from utsuwa.cli.output.values import override_devices, pairs
 from utsuwa.cli.parsing.command import Command, console_flag
 from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
 from utsuwa.client.server import path_to
@@ -47,7 +48,7 @@ def _create(session: Session, arguments: list[str], flags: Flags) -> tuple[Serve
     body = _request(session, server, flags) | {"name": name, "source": _source(session, image, server)}
     record = session.wait(server, server.post("/1.0/instances", body), "Creating")
     if not name:
-        name = _made_name(record)
+        name = made_name(record)
         session.say(f"Instance name is: {name}")
     return server, name
 
@@ -78,12 +79,7 @@ def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
         from utsuwa.cli import yaml_in
 
         given = yaml_in.parse(text)
-    config = dict(given.get("config") or {})
-    for setting in flags.many("config"):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"Bad key=value pair: {setting}")
-        config[key] = value
+    config = dict(given.get("config") or {}) | pairs(flags.many("config"))
     devices = _devices(session, server, flags, given)
     body = {
         "architecture": given.get("architecture", ""),
@@ -137,16 +133,7 @@ def _devices(
         devices[network] = {"type": "nic", "name": "eth0", **link}
     if pool := flags.text("storage"):
         devices["root"] = {"type": "disk", "path": "/", "pool": pool}
-    for setting in flags.many("device"):
-        name, comma, fields = setting.partition(",")
-        if not comma:
-            raise UsageError(f"Bad device setting {setting!r}: use --device NAME,KEY=VALUE")
-        device = devices.setdefault(name, _inherited(server, flags, given, name))
-        for field in fields.split(","):
-            key, equals, value = field.partition("=")
-            if not equals:
-                raise UsageError(f"Bad device setting {setting!r}: use --device NAME,KEY=VALUE")
-            device[key] = value
+    override_devices(devices, flags.many("device"), lambda name: _inherited(server, flags, given, name))
     return devices
 
 
@@ -160,7 +147,7 @@ def _inherited(server: Server, flags: Flags, given: dict[str, Any], name: str) -
     return {}
 
 
-def _made_name(record: dict[str, Any]) -> str:
+def made_name(record: dict[str, Any]) -> str:
     """Return the name chosen by the server."""
     return str(record["resources"]["instances"][0]).rsplit("/", 1)[-1].split("?")[0]
 

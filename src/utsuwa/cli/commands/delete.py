@@ -1,4 +1,4 @@
-"""`utsuwa delete`."""
+"""`utsuwa delete`, for instances and snapshots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from utsuwa.cli.errors import CommandFailed
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import Flag
 from utsuwa.client.errors import ApiError
-from utsuwa.client.server import path_to
+from utsuwa.client.server import instance_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +28,11 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
 
 def _check(server: Server, name: str, text: str, flags: Flags) -> None:
     try:
-        instance = server.get(path_to("instances", name))
+        instance = server.get(instance_path(name))
     except ApiError as error:
         raise CommandFailed(f'Failed checking instance exists "{text}": {error}') from error
+    if "/" in name:
+        return
     if instance["status"] != "Stopped" and not flags.on("force"):
         raise CommandFailed("The instance is currently running, stop it first or pass --force")
     if instance["expanded_config"].get("security.protection.delete") in ("true", "1", "yes", "on"):
@@ -38,8 +40,8 @@ def _check(server: Server, name: str, text: str, flags: Flags) -> None:
 
 
 def _delete(session: Session, server: Server, name: str) -> None:
-    url = path_to("instances", name)
-    if server.get(url)["status"] != "Stopped":
+    url = instance_path(name)
+    if "/" not in name and server.get(url)["status"] != "Stopped":
         body = {"action": "stop", "timeout": -1, "force": True, "stateful": False}
         session.wait(server, server.put(f"{url}/state", body), f"Stopping {name}")
     try:
@@ -58,14 +60,14 @@ def _confirmed(name: str) -> bool:
 
 COMMAND = Command(
     "delete",
-    "Delete instances",
+    "Delete instances and snapshots",
     _run,
-    args="[<remote>:]<instance> [[<remote>:]<instance>...]",
+    args="[<remote>:]<instance>[/<snapshot>] [[<remote>:]<instance>[/<snapshot>]...]",
     flags=(
         Flag("force", "Force the removal of running instances", "f"),
         Flag("interactive", "Require user confirmation", "i"),
     ),
     aliases=("rm",),
     example=("utsuwa delete web --force", "Stop web and delete it."),
-    complete=("instances",),
+    complete=("instances-and-snapshots",),
 )

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from utsuwa.cli.parsing.command import Run
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
-    from utsuwa.client.server import Server
 
 TYPES = (
     "disk",
@@ -146,50 +145,28 @@ def _override(session: Session, arguments: list[str], _flags: Flags) -> None:
     session.say(f"Device {name} overridden for {holder.name}")
 
 
-def attach(session: Session, path: str, text: str, name: str, device: dict[str, str]) -> None:
-    """Add one device to an instance or a profile. Raises CommandFailed."""
-    holder = Holder(session, path, text)
-    holder.add(name, device)
-    holder.save()
-
-
-def detach(session: Session, path: str, text: str, network: str, name: str) -> None:
-    """Remove the nic `name`, or the only nic of a network. Raises CommandFailed."""
-    holder = Holder(session, path, text)
-    if not name:
-        uses = [n for n, d in holder.devices.items() if network in (d.get("network"), d.get("parent"))]
-        if not uses:
-            raise CommandFailed("No device found for this network")
-        if len(uses) > 1:
-            raise CommandFailed("More than one device matches, specify the device name")
-        name = uses[0]
-    device = holder.own(name, "removed from individual instance. Override device or modify profile instead")
-    if device.get("type") != "nic":
-        raise CommandFailed(f"The device {name} is not a nic: it is of type {device.get('type')}")
-    del holder.devices[name]
-    holder.save()
-
-
-def is_managed(server: Server, network: str) -> bool:
-    found: dict[str, Any] = server.get(path_to("networks", network))
-    return bool(found.get("managed"))
-
-
 def group(path: str, argument: str, place: str) -> Command:
     """The `device` commands for instances (`config`) or profiles."""
     holder = f"[<remote>:]<{argument}>"
     call = f"utsuwa {place} device"
-    key = " <device> <key>"
-    complete: tuple[str | tuple[str, ...], ...] = (path, ())
+    device, keys = f"devices of {path}", f"device-keys of {path}"
 
-    def command(name: str, summary: str, run: Run, more: str, example: str, **rest: Any) -> Command:
+    def command(
+        name: str,
+        summary: str,
+        run: Run,
+        more: str,
+        example: str,
+        *complete: str | tuple[str, ...],
+        **rest: Any,
+    ) -> Command:
         return Command(
             name,
             summary,
             run,
             args=holder + more,
             example=(f"{call} {name} web {example}".rstrip(), f"{summary}."),
-            complete=rest.pop("complete", complete),
+            complete=(path, *complete),
             **rest,
         )
 
@@ -199,15 +176,29 @@ def group(path: str, argument: str, place: str) -> Command:
             f"Add {argument} devices",
             _add(path),
             " <device> <type> [<key>=<value>...]",
-            "data disk source=instance:data path=/srv/data",
-            complete=(path, (), TYPES, ()),
+            "data disk source=/srv/data path=/mnt",
+            (),
+            TYPES,
+            "device-keys of a type",
         ),
         command(
-            "get", "Get values for device configuration keys", _get(path), " <device> <key>", "data path"
+            "get",
+            "Get values for device configuration keys",
+            _get(path),
+            " <device> <key>",
+            "data path",
+            device,
+            f"device-key of {path}",
         ),
-        command("list", f"List {argument} devices", _list(path), "", "", aliases=("ls",)),
+        command("list", f"List {argument} devices", _list(path), "", "", (), aliases=("ls",)),
         command(
-            "remove", f"Remove {argument} devices", _remove(path), " <device>...", "data", aliases=("rm",)
+            "remove",
+            f"Remove {argument} devices",
+            _remove(path),
+            " <device>...",
+            "data",
+            device,
+            aliases=("rm",),
         ),
         command(
             "set",
@@ -215,12 +206,24 @@ def group(path: str, argument: str, place: str) -> Command:
             _set(path),
             " <device> <key>=<value>...",
             "data readonly=true",
+            device,
+            keys,
         ),
-        command("show", "Show full device configuration", _show(path), "", ""),
-        command("unset", "Unset device configuration keys", _unset(path), key, "data readonly"),
+        command("show", "Show full device configuration", _show(path), "", "", ()),
+        command(
+            "unset",
+            "Unset device configuration keys",
+            _unset(path),
+            " <device> <key>",
+            "data readonly",
+            device,
+            f"device-key of {path}",
+        ),
     ]
     if path == "instances":
         summary = "Copy profile inherited devices and override configuration keys"
         more = " <device> [<key>=<value>...]"
-        children.append(command("override", summary, _override, more, "eth0 ipv4.address=10.0.3.7"))
+        children.append(
+            command("override", summary, _override, more, "eth0 ipv4.address=10.0.3.7", device, keys)
+        )
     return Command("device", "Manage devices", children=tuple(sorted(children, key=lambda c: c.name)))

@@ -6,8 +6,8 @@ from utsuwa.cli import sources
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import values
 from utsuwa.cli.output.records import arrange, settings
-from utsuwa.cli.output.render import by_columns, show_list, show_yaml
-from utsuwa.cli.parsing.command import Command, Entry, format_flag
+from utsuwa.cli.output.render import by_columns, list_query, show_list, show_yaml
+from utsuwa.cli.parsing.command import Command, Entry, all_projects_flag, format_flag
 from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
@@ -67,8 +67,8 @@ def _columns(text: str) -> list[Column]:
 
 def _list(session: Session, arguments: list[str], flags: Flags) -> None:
     server, filters = session.takes_remote(arguments)
-    columns = _columns(flags.text("columns"))
-    found = [image for image in server.get("/1.0/images", recursion="1") if _fits(image, filters)]
+    query, columns = list_query(flags, _columns(flags.text("columns")))
+    found = [image for image in server.get("/1.0/images", **query) if _fits(image, filters)]
     show_list(session, flags.text("format"), columns, found, "image", order=by_columns)
 
 
@@ -220,6 +220,7 @@ COMMAND = Command(
             "Read the new settings from a file, or open an editor.",
         ),
         Entry("export", "image_transfer:EXPORT", "Export and download images"),
+        Entry("export-tree", "image_tree", "Write images as the tree of an image server"),
         _command(
             "get-property",
             "Get image properties",
@@ -243,6 +244,7 @@ COMMAND = Command(
             _list,
             args="[<remote>:] [<filter>...]",
             flags=(
+                all_projects_flag("images"),
                 Flag("columns", "Columns", "c", kind=TEXT, default=_DEFAULT),
                 format_flag(),
             ),

@@ -47,13 +47,14 @@ def _rename(session: Session, arguments: list[str], _flags: Flags) -> None:
     server.post(path_to("images", "aliases", name), {"name": arguments[1]})
 
 
-def ensure(server: Server, name: str, fingerprint: str) -> None:
-    """Create an alias for an image, or change its target."""
+def ensure(server: Server, name: str, fingerprint: str, description: str = "") -> None:
+    """Create an alias for an image, or change its target; an empty description is left as it is."""
+    wanted = {"target": fingerprint} | ({"description": description} if description else {})
     known = {alias["name"] for alias in server.get("/1.0/images/aliases", recursion="1")}
     if name in known:
-        server.patch(path_to("images", "aliases", name), {"target": fingerprint})
+        server.patch(path_to("images", "aliases", name), wanted)
     else:
-        server.post("/1.0/images/aliases", {"name": name, "target": fingerprint})
+        server.post("/1.0/images/aliases", {"name": name, **wanted})
 
 
 COMMAND = Command(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from utsuwa.cli import multipart, sources
+from utsuwa.cli import image_files, sources
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import progress
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, Flag
-from utsuwa.client.server import path_to, quote
+from utsuwa.client.server import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ _CHUNK = 256 * 1024
 def _import(session: Session, arguments: list[str], flags: Flags) -> None:
     files, remote, properties = _sort(session, arguments)
     server = session.server(remote)
+    if files[0].startswith("http://"):
+        raise UsageError("Only https:// is supported for remote image import")
     if files[0].startswith("https://"):
         operation = _by_url(server, files[0], properties, flags)
+    elif os.path.isdir(files[0]):
+        operation = _upload_folder(session, server, files, properties, flags)
     else:
         operation = _upload(session, server, files, properties, flags)
     record = session.wait(server, operation, "Importing the image")
@@ -65,12 +69,43 @@ def _by_url(server: Server, url: str, properties: dict[str, str], flags: Flags) 
     return found
 
 
+def _upload_folder(
+    session: Session, server: Server, files: list[str], properties: dict[str, str], flags: Flags
+) -> dict[str, Any]:
+    """Upload a directory with metadata.yaml, rootfs/ and perhaps templates/. Raises CommandFailed."""
+    import tempfile
+
+    folder = files[0]
+    if len(files) > 1:
+        raise UsageError(f"{folder} is a directory, which is a complete image: specify no second file")
+    if os.geteuid():
+        raise CommandFailed("Must run as root to import from directory")
+    for name in ("metadata.yaml", "rootfs"):
+        if not os.path.lexists(os.path.join(folder, name)):
+            raise CommandFailed(f"{folder} contains no {name}: an image needs metadata.yaml and rootfs/")
+    names = [name for name in _CONTENT if os.path.lexists(os.path.join(folder, name))]
+    with tempfile.TemporaryDirectory(prefix="utsuwa-") as place:
+        archive = os.path.join(place, f"{os.path.basename(os.path.abspath(folder))}.tar.xz")
+        command = ["tar", *_PACK, f"--file={archive}", f"--directory={folder}", *names]
+        if os.spawnvp(os.P_WAIT, "tar", command):
+            raise CommandFailed(f"{folder} cannot be packed with tar and xz")
+        return _upload(session, server, [archive], properties, flags)
+
+
+_CONTENT = ("metadata.yaml", "rootfs", "templates")
+_PACK = (
+    "--create", "--use-compress-program=xz -T0", "--format=posix", "--numeric-owner", "--sparse",
+    "--sort=name", "--xattrs", "--xattrs-include=user.*", "--xattrs-include=security.capability",
+    "--xattrs-include=system.posix_acl_*",
+)  # fmt: skip
+
+
 def _upload(
     session: Session, server: Server, files: list[str], properties: dict[str, str], flags: Flags
 ) -> dict[str, Any]:
     for path in files:
         if os.path.isdir(path):
-            raise CommandFailed(f"{path} is a directory: pack metadata.yaml and rootfs/ with tar first")
+            raise CommandFailed(f"{path} is a directory: a root file system has to be packed as a file")
         if not os.access(path, os.R_OK):
             raise CommandFailed(f"Cannot read {path}: it does not exist or is not readable")
     headers = {"X-LXD-public": "true" if flags.on("public") else "false"}
@@ -113,15 +148,7 @@ def _export(session: Session, arguments: list[str], _flags: Flags) -> None:
     server, name = session.target(arguments[0])
     target = arguments[1] if len(arguments) > 1 else "."
     fingerprint = sources.fingerprint(server, name)
-    reply = server.checked(server.raw("GET", path_to("images", fingerprint, "export")))
-    total = int(reply.headers.get("content-length", 0))
-    chunks = progress.counted(reply.stream(), total, "Exporting the image", show=session.shows_progress)
-    kind = reply.headers.get("content-type", "")
-    if "boundary=" in kind:
-        boundary = kind.partition("boundary=")[2].split(";")[0].strip('"')
-        parts = multipart.split(chunks, boundary)
-    else:
-        parts = multipart.single(chunks, reply.headers.get("content-disposition", ""))
+    parts = image_files.download(session, server, fingerprint, "Exporting the image")
     written = [_write_part(target, place, filename, data) for place, (filename, data) in enumerate(parts)]
     if not written:
         raise CommandFailed("The server sent no file")
@@ -148,7 +175,7 @@ IMPORT = Command(
     "import",
     "Import image into the image store",
     _import,
-    args="<file>|<URL> [<rootfs file>] [<remote>:] [<key>=<value>...]",
+    args="<file>|<directory>|<URL> [<rootfs file>] [<remote>:] [<key>=<value>...]",
     flags=(
         Flag("alias", "New aliases to add to the image", kind=MANY),
         Flag("public", "Make image public"),

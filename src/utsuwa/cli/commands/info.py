@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.output import values
+from utsuwa.cli.output import idmaps, table, values
 from utsuwa.cli.output.render import natural, show_yaml
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import Flag
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def _run(session: Session, arguments: list[str], flags: Flags) -> int:
     server, name = session.target(arguments[0] if arguments else "")
     if flags.on("resources"):
-        show_yaml(session, server.get("/1.0/resources"), "")
+        from utsuwa.cli.output.resources import describe
+
+        session.write("".join(f"{line}\n" for line in describe(server.get("/1.0/resources"))))
     elif name:
         _show_instance(session, server, name, show_log=flags.on("show-log"))
     else:
@@ -41,10 +43,19 @@ def _lower_drivers(info: dict[str, Any]) -> dict[str, Any]:
 def _show_instance(session: Session, server: Server, name: str, *, show_log: bool) -> None:
     url = path_to("instances", name)
     instance, state = server.get(url), server.get(f"{url}/state")
+    snapshots = server.get(f"{url}/snapshots", recursion="1")
     session.write("".join(line + "\n" for line in _describe(instance, state)))
+    if snapshots:
+        header = ("NAME", "TAKEN AT", "EXPIRES AT", "STATEFUL")
+        session.write(f"\nSnapshots:\n{table.table(header, list(map(_snapshot_row, snapshots)))}")
     if show_log:
         log = server.checked(server.raw("GET", f"{url}/logs/lxc.log")).read()
         session.write(f"\nLog:\n\n{log.decode(errors='replace')}\n")
+
+
+def _snapshot_row(snapshot: dict[str, Any]) -> list[str]:
+    times = [values.minute(snapshot[field]) for field in ("created_at", "expires_at")]
+    return [snapshot["name"], *times, "YES" if snapshot["stateful"] else "NO"]
 
 
 def _describe(instance: dict[str, Any], state: dict[str, Any]) -> Iterator[str]:
@@ -60,6 +71,7 @@ def _describe(instance: dict[str, Any], state: dict[str, Any]) -> Iterator[str]:
     for title, field in (("Created", "created_at"), ("Last Used", "last_used_at")):
         if time := values.minute(instance[field]):
             yield f"{title}: {time}"
+    yield from idmaps.describe(instance["config"], running=bool(state["pid"]))
     if state["pid"]:
         yield ""
         yield "Resources:"
@@ -122,6 +134,9 @@ COMMAND = Command(
         Flag("resources", "Show the resources available to the server"),
         Flag("show-log", "Show the last lines of the instance's log"),
     ),
-    example=("utsuwa info web --show-log", "Show state, resource usage, addresses and the log of web."),
+    example=(
+        "utsuwa info web --show-log",
+        "Show state, id map, resource usage, addresses and the log of web.",
+    ),
     complete=("instances",),
 )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.commands import devices, objects
+from utsuwa.cli.commands import links, objects
 from utsuwa.cli.output import values
-from utsuwa.cli.output.render import show_list
-from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.output.render import list_query, show_list
+from utsuwa.cli.parsing.command import Command, all_projects_flag, format_flag
 from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-    from utsuwa.cli.parsing.command import Run
+    from utsuwa.cli.commands.links import Device
+    from utsuwa.cli.output.render import Column
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
 
@@ -31,28 +32,26 @@ _NOUN = objects.Noun(
 _HIDDEN = ("loopback", "unknown")
 
 
+_COLUMNS: tuple[Column, ...] = (
+    ("NAME", lambda n: n["name"]),
+    ("TYPE", lambda n: n["type"]),
+    ("MANAGED", lambda n: "YES" if n["managed"] else "NO"),
+    ("IPV4", lambda n: n["config"].get("ipv4.address", "")),
+    ("IPV6", lambda n: n["config"].get("ipv6.address", "")),
+    ("DESCRIPTION", lambda n: n["description"]),
+    ("USED BY", lambda n: str(len(n["used_by"] or ()))),
+    ("STATE", lambda n: n["status"].upper()),
+)
+
+
 def _list(session: Session, arguments: list[str], flags: Flags) -> None:
     server, _ = session.takes_remote(arguments)
     style = flags.text("format")
-    found = server.get("/1.0/networks", recursion="1")
+    query, columns = list_query(flags, _COLUMNS)
+    found = server.get("/1.0/networks", **query)
     if style not in ("json", "yaml"):
         found = [network for network in found if network["type"] not in _HIDDEN]
-    show_list(
-        session,
-        style,
-        [
-            ("NAME", lambda n: n["name"]),
-            ("TYPE", lambda n: n["type"]),
-            ("MANAGED", lambda n: "YES" if n["managed"] else "NO"),
-            ("IPV4", lambda n: n["config"].get("ipv4.address", "")),
-            ("IPV6", lambda n: n["config"].get("ipv6.address", "")),
-            ("DESCRIPTION", lambda n: n["description"]),
-            ("USED BY", lambda n: str(len(n["used_by"] or ()))),
-            ("STATE", lambda n: n["status"].upper()),
-        ],
-        found,
-        "network",
-    )
+    show_list(session, style, columns, found, "network")
 
 
 def _create(session: Session, arguments: list[str], flags: Flags) -> None:
@@ -113,71 +112,51 @@ def _leases(session: Session, arguments: list[str], flags: Flags) -> None:
     )
 
 
-def _attach(path: str) -> Run:
-    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
-        remote, network = session.config.split(arguments[0])
-        holder = arguments[1]
-        name = arguments[2] if len(arguments) > 2 else network
-        device = {"type": "nic"}
-        if devices.is_managed(session.server(remote), network):
-            device["network"] = network
-        else:
-            device |= {"nictype": _nictype(session, remote, network), "parent": network}
-        if len(arguments) > 3:
-            device["name"] = arguments[3]
-        devices.attach(session, path, f"{remote}:{holder}", name, device)
-
-    return run
+def _device(session: Session, named: list[str], more: list[str]) -> tuple[str, Device]:
+    remote, network = session.config.split(named[0])
+    record = session.server(remote).get(path_to("networks", network))
+    device = {"type": "nic"}
+    if record["managed"]:
+        device["network"] = network
+    else:
+        device |= {"nictype": "bridged" if record["type"] == "bridge" else "macvlan", "parent": network}
+    if len(more) > 1:
+        device["name"] = more[1]
+    return more[0] if more else network, device
 
 
-def _nictype(session: Session, remote: str, network: str) -> str:
-    """Return the nictype for an unmanaged interface: bridged for a bridge, macvlan for others."""
-    kind = session.server(remote).get(path_to("networks", network))["type"]
-    return "bridged" if kind == "bridge" else "macvlan"
+def _matches(session: Session, named: list[str]) -> Callable[[Device], bool]:
+    _, network = session.config.split(named[0])
+    return lambda device: network in (device.get("network"), device.get("parent"))
 
 
-def _detach(path: str) -> Run:
-    def run(session: Session, arguments: list[str], _flags: Flags) -> None:
-        remote, network = session.config.split(arguments[0])
-        name = arguments[2] if len(arguments) > 2 else ""
-        devices.detach(session, path, f"{remote}:{arguments[1]}", network, name)
-
-    return run
-
-
-def _links(path: str, noun: str, suffix: str) -> tuple[Command, Command]:
-    """Return the attach and detach commands for instances or profiles."""
-    args = f"[<remote>:]<network> <{noun}> [<device-name>]"
-    complete = ("networks", path, ())
-    return (
-        Command(
-            f"attach{suffix}",
-            f"Attach network interfaces to {noun}s",
-            _attach(path),
-            args=f"{args} [<interface-name>]",
-            complete=complete,
-            example=(f"utsuwa network attach{suffix} utsuwabr0 web eth1", "Add a nic eth1 on this network."),
+_ATTACH, _DETACH, _ATTACH_PROFILE, _DETACH_PROFILE = links.commands(
+    links.Linked(
+        "network",
+        "[<remote>:]<network>",
+        attached="network interfaces",
+        type="nic",
+        last="<interface-name>",
+        complete=("networks",),
+        examples=(
+            ("utsuwabr0 web eth1", "Add a nic eth1 on this network."),
+            ("utsuwabr0 web eth1", "Remove the nic eth1."),
         ),
-        Command(
-            f"detach{suffix}",
-            f"Detach network interfaces from {noun}s",
-            _detach(path),
-            args=args,
-            complete=complete,
-            example=(f"utsuwa network detach{suffix} utsuwabr0 web eth1", "Remove the nic eth1."),
-        ),
-    )
+        device=_device,
+        matches=_matches,
+    ),
+    "network",
+)
 
 
 _ONE = "[<remote>:]<network>"
-_INSTANCES, _PROFILES = _links("instances", "instance", ""), _links("profiles", "profile", "-profile")
 
 COMMAND = Command(
     "network",
     "Manage and attach instances to networks",
     children=(
-        _INSTANCES[0],
-        _PROFILES[0],
+        _ATTACH,
+        _ATTACH_PROFILE,
         Command(
             "create",
             "Create new networks",
@@ -190,8 +169,8 @@ COMMAND = Command(
             ),
         ),
         objects.delete(_NOUN),
-        _INSTANCES[1],
-        _PROFILES[1],
+        _DETACH,
+        _DETACH_PROFILE,
         objects.edit(_NOUN),
         objects.get(_NOUN),
         Command(
@@ -207,7 +186,7 @@ COMMAND = Command(
             "List available networks",
             _list,
             args="[<remote>:]",
-            flags=(format_flag(),),
+            flags=(all_projects_flag("networks"), format_flag()),
             aliases=("ls",),
             example=("utsuwa network list", "List managed networks and the host's other interfaces."),
         ),

@@ -24,17 +24,29 @@ class Noun:
     """A type of object.
 
     `word` is its name for users, `path` its collection below /1.0, `kind` its record in
-    `utsuwa.cli.output.records`, `fields` the editable fields, `members` its kind in completion.
+    `utsuwa.cli.output.records`, `fields` the editable fields, `members` its kind in completion, `keys` that
+    of its configuration keys, and `sample` a name for examples.
     """
 
     def __init__(
-        self, word: str, path: str, *, kind: str, fields: tuple[str, ...], members: str, argument: str
+        self,
+        word: str,
+        path: str,
+        *,
+        kind: str,
+        fields: tuple[str, ...],
+        members: str,
+        argument: str,
+        keys: str = "",
+        sample: str = "default",
     ) -> None:
         self.word = word
         self.path = path
         self.kind = kind
         self.fields = fields
         self.members = members
+        self.keys = keys
+        self.sample = sample
         self.argument = f"[<remote>:]<{argument}>"
 
     @property
@@ -49,14 +61,19 @@ class Noun:
         body = {field: record[field] for field in self.fields if field in record}
         server.put(self.url(name), body, etag)
 
+    def has_moved(self, session: Session, text: str, new: str) -> None:
+        """Adapt the client's own configuration after `text` was renamed, or deleted if `new` is empty."""
 
-def show(noun: Noun, flags: tuple[Flag, ...] = ()) -> Command:
+
+def show(noun: Noun, flags: tuple[Flag, ...] = (), *, in_order: bool = True) -> Command:
+    """Return the command; `in_order` sorts the users of the object, as `lxc` does for most types."""
+
     def run(session: Session, arguments: list[str], _flags: Flags) -> None:
         server, name = session.target(arguments[0])
         record = server.get(noun.url(name))
-        if record.get("used_by"):
+        if in_order and record.get("used_by"):
             record["used_by"] = sorted(record["used_by"])
-        show_yaml(session, record, noun.kind)
+        show_yaml(session, settings(record, noun.kind), noun.kind)
 
     return _command(noun, "show", f"Show {noun.word} configurations", run, flags=flags)
 
@@ -88,11 +105,14 @@ def set_(noun: Noun) -> Command:
     )
 
 
-def unset(noun: Noun) -> Command:
+def unset(noun: Noun, *, lenient: bool = False) -> Command:
+    """Return the command; with `lenient`, the key need not be set, as in `lxc` for some types."""
+
     def run(session: Session, arguments: list[str], _flags: Flags) -> None:
         server, name = session.target(arguments[0])
         record, etag = server.get_with_etag(noun.url(name))
-        remove_key(record["config"], arguments[1])
+        if not lenient or arguments[1] in record["config"]:
+            remove_key(record["config"], arguments[1])
         noun.put(server, name, record, etag)
 
     return _command(noun, "unset", f"Unset {noun.word} configuration keys", run, " <key>")
@@ -124,6 +144,7 @@ def rename(noun: Noun) -> Command:
     def run(session: Session, arguments: list[str], _flags: Flags) -> None:
         server, name = session.target(arguments[0])
         session.settle(server, server.post(noun.url(name), {"name": arguments[1]}))
+        noun.has_moved(session, arguments[0], arguments[1])
         session.say(f"{noun.title} {name} renamed to {arguments[1]}")
 
     return _command(noun, "rename", f"Rename {noun.word}s", run, " <new-name>", aliases=("mv",))
@@ -133,6 +154,7 @@ def delete(noun: Noun) -> Command:
     def run(session: Session, arguments: list[str], _flags: Flags) -> None:
         server, name = session.target(arguments[0])
         session.settle(server, server.delete(noun.url(name)))
+        noun.has_moved(session, arguments[0], "")
         session.say(f"{noun.title} {name} deleted")
 
     return _command(noun, "delete", f"Delete {noun.word}s", run, aliases=("rm",))
@@ -157,9 +179,10 @@ def _command(
     example: str = "",
     meaning: str = "",
 ) -> Command:
-    place = {"networks": "network", "storage-pools": "storage", "profiles": "profile"}[noun.path]
+    place = {"storage-pools": "storage", "certificates": "config trust"}.get(noun.path, noun.word)
     words = {" <key>": "user.owner", " <new-name>": "other"}.get(more, example)
-    line = f"utsuwa {place} {verb} default {words}".rstrip()
+    line = f"utsuwa {place} {verb} {noun.sample} {words}".rstrip()
+    keys = noun.keys if "=" in more else noun.keys.removesuffix("s") if "<key>" in more else ""
     return Command(
         verb,
         summary,
@@ -168,5 +191,5 @@ def _command(
         flags=flags,
         aliases=aliases,
         example=(line, meaning or f"{summary}."),
-        complete=(noun.members, ()),
+        complete=(noun.members, keys or ()),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from utsuwa.cli.commands import devices, objects
 from utsuwa.cli.errors import CommandFailed
-from utsuwa.cli.output.render import show_list
-from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.output.render import list_query, show_list
+from utsuwa.cli.parsing.command import Command, all_projects_flag, format_flag
 from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from utsuwa.cli.output.render import Column
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
 
@@ -21,22 +22,21 @@ _NOUN = objects.Noun(
     fields=("config", "description", "devices"),
     members="profiles",
     argument="profile",
+    keys="instance-keys",
+)
+
+
+_COLUMNS: tuple[Column, ...] = (
+    ("NAME", lambda p: p["name"]),
+    ("DESCRIPTION", lambda p: p["description"]),
+    ("USED BY", lambda p: str(len(p["used_by"]))),
 )
 
 
 def _list(session: Session, arguments: list[str], flags: Flags) -> None:
     server, _ = session.takes_remote(arguments)
-    show_list(
-        session,
-        flags.text("format"),
-        [
-            ("NAME", lambda p: p["name"]),
-            ("DESCRIPTION", lambda p: p["description"]),
-            ("USED BY", lambda p: str(len(p["used_by"]))),
-        ],
-        server.get("/1.0/profiles", recursion="1"),
-        "profile",
-    )
+    query, columns = list_query(flags, _COLUMNS)
+    show_list(session, flags.text("format"), columns, server.get("/1.0/profiles", **query), "profile")
 
 
 def _create(session: Session, arguments: list[str], _flags: Flags) -> None:
@@ -145,7 +145,7 @@ COMMAND = Command(
             "List profiles",
             _list,
             args="[<remote>:]",
-            flags=(format_flag(),),
+            flags=(all_projects_flag("profiles"), format_flag()),
             aliases=("ls",),
             example=("utsuwa profile list", "List all profiles with the number of their instances."),
         ),

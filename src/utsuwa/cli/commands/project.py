@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.output.render import show_list, show_yaml
+from utsuwa.cli.commands import objects
+from utsuwa.cli.output import values
+from utsuwa.cli.output.render import show_list, write_data
 from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.parsing.flags import MANY, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
@@ -13,6 +16,30 @@ if TYPE_CHECKING:
 
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
+
+
+_IN_BYTES = ("disk", "memory")
+
+
+class _Project(objects.Noun):
+    def has_moved(self, session: Session, text: str, new: str) -> None:
+        """Switch to the new name of the current project, or back to `default`."""
+        remote, name = session.config.split(text)
+        if session.config.remote(remote).project == name:
+            session.config.remote(remote).project = new
+            session.config.save()
+
+
+_NOUN = _Project(
+    "project",
+    "projects",
+    kind="project",
+    fields=("config", "description"),
+    members="projects",
+    argument="project",
+    keys="project-keys",
+    sample="web",
+)
 
 
 def _list(session: Session, arguments: list[str], flags: Flags) -> None:
@@ -42,9 +69,36 @@ def _feature(name: str) -> Callable[[dict[str, Any]], str]:
     return cell
 
 
-def _show(session: Session, arguments: list[str], _flags: Flags) -> None:
+def _create(session: Session, arguments: list[str], flags: Flags) -> None:
     server, name = session.target(arguments[0])
-    show_yaml(session, server.get(path_to("projects", name)), "project")
+    server.post("/1.0/projects", {"name": name, "config": values.pairs(flags.many("config"))})
+    session.say(f"Project {name} created")
+
+
+def _info(session: Session, arguments: list[str], flags: Flags) -> None:
+    server, name = session.target(arguments[0])
+    state, style = server.get(f"{_NOUN.url(name)}/state"), flags.text("format")
+    if style in ("json", "yaml"):
+        write_data(session, style, state, "project-state")
+        return
+
+    def amount(resource: dict[str, Any], field: str) -> str:
+        count = resource[field]
+        if count < 0:
+            return "UNLIMITED"
+        return values.size(count) if resource["name"] in _IN_BYTES else str(count)
+
+    show_list(
+        session,
+        style,
+        [
+            ("RESOURCE", lambda r: r["name"].upper()),
+            ("LIMIT", lambda r: amount(r, "Limit")),
+            ("USAGE", lambda r: amount(r, "Usage")),
+        ],
+        [{"name": name, **resource} for name, resource in state["resources"].items()],
+        "project-state",
+    )
 
 
 def _switch(session: Session, arguments: list[str], _flags: Flags) -> None:
@@ -59,8 +113,39 @@ _ONE = "[<remote>:]<project>"
 
 COMMAND = Command(
     "project",
-    "Show and switch projects",
+    "Manage projects",
     children=(
+        Command(
+            "create",
+            "Create projects",
+            _create,
+            args=_ONE,
+            flags=(
+                Flag(
+                    "config",
+                    "Config key/value to apply to the new project",
+                    "c",
+                    kind=MANY,
+                    complete="project-keys",
+                ),
+            ),
+            example=(
+                "utsuwa project create web -c limits.memory=8GiB",
+                "Create the project web, whose instances may have 8 GiB of memory together.",
+            ),
+        ),
+        objects.delete(_NOUN),
+        objects.edit(_NOUN),
+        objects.get(_NOUN),
+        Command(
+            "info",
+            "Get a summary of resource allocations",
+            _info,
+            args=_ONE,
+            flags=(format_flag(),),
+            complete=("projects",),
+            example=("utsuwa project info web", "Show its limits, and what its instances use of them."),
+        ),
         Command(
             "list",
             "List projects",
@@ -70,14 +155,9 @@ COMMAND = Command(
             aliases=("ls",),
             example=("utsuwa project list", "List all projects; the current one is marked."),
         ),
-        Command(
-            "show",
-            "Show project options",
-            _show,
-            args=_ONE,
-            complete=("projects",),
-            example=("utsuwa project show default", "Show its configuration and the objects in it."),
-        ),
+        objects.rename(_NOUN),
+        objects.set_(_NOUN),
+        objects.show(_NOUN, in_order=False),
         Command(
             "switch",
             "Switch the current project",
@@ -86,5 +166,6 @@ COMMAND = Command(
             complete=("projects",),
             example=("utsuwa project switch default", "Use this project for further commands."),
         ),
+        objects.unset(_NOUN, lenient=True),
     ),
 )

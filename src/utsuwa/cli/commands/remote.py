@@ -98,6 +98,22 @@ def _get_url(session: Session, arguments: list[str], _flags: Flags) -> None:
     session.write(f"{session.config.remote(arguments[0]).addr}\n")
 
 
+def _get_client_certificate(session: Session, _arguments: list[str], _flags: Flags) -> None:
+    from utsuwa.client import keypair
+
+    keypair.ensure(session.config)
+    with open(session.config.client_certificate, encoding="ascii") as file:
+        session.write(file.read())
+
+
+def _get_client_token(session: Session, arguments: list[str], _flags: Flags) -> None:
+    from utsuwa.client import bearer, keypair
+
+    seconds = bearer.parse_duration(arguments[0])
+    keypair.ensure(session.config)
+    session.write(bearer.sign(session.config, seconds) + "\n")
+
+
 def _set_url(session: Session, arguments: list[str], _flags: Flags) -> None:
     from utsuwa.client.https import normal_address
 
@@ -114,6 +130,24 @@ COMMAND = Command(
     "Manage the list of remote servers",
     children=(
         Entry("add", "remote_add:ADD", "Add new remote servers"),
+        Command(
+            "get-client-certificate",
+            "Show the client certificate",
+            _get_client_certificate,
+            details="It is generated if there is none. On a server, `utsuwa config trust add` takes it.",
+            example=("utsuwa remote get-client-certificate", "Show the certificate for `config trust add`."),
+        ),
+        Command(
+            "get-client-token",
+            "Generate a client token derived from the client certificate",
+            _get_client_token,
+            args="<expiry>",
+            details="""\
+Until it expires, the token grants whoever has it what servers grant to this client's certificate. It is
+passed in the header `Authorization: Bearer TOKEN`. A server that gets it can use it on all others that trust
+this client.""",
+            example=("utsuwa remote get-client-token 10m", "Print a token that is valid for ten minutes."),
+        ),
         Command(
             "get-default",
             "Show the default remote",

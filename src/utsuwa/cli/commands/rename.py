@@ -1,10 +1,10 @@
-"""`utsuwa rename`."""
+"""`utsuwa rename`, for instances and snapshots."""
 
 from __future__ import annotations
 
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.parsing.command import Command
-from utsuwa.client.server import path_to
+from utsuwa.client.server import instance_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,15 +17,20 @@ def _run(session: Session, arguments: list[str], _flags: Flags) -> int:
     new_remote, new_name = session.config.split(arguments[1])
     if ":" in arguments[1] and session.server(new_remote) is not server:
         raise UsageError("Can't specify a different remote for rename")
-    session.wait(server, server.post(path_to("instances", name), {"name": new_name}))
+    instance, slash, _ = name.partition("/")
+    if slash and "/" in new_name:
+        owner, _, new_name = new_name.partition("/")
+        if owner != instance:
+            raise UsageError("A snapshot stays with its instance: only its name can be changed")
+    session.wait(server, server.post(instance_path(name), {"name": new_name}))
     return 0
 
 
 COMMAND = Command(
     "rename",
-    "Rename instances",
+    "Rename instances and snapshots",
     _run,
-    args="[<remote>:]<instance> <new-name>",
+    args="[<remote>:]<instance>[/<snapshot>] <new-name>",
     example=("utsuwa rename web shop", "Rename a stopped instance."),
-    complete=("instances", ()),
+    complete=("instances-and-snapshots", ()),
 )

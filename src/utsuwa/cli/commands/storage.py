@@ -81,11 +81,15 @@ def _info(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _users(urls: Any) -> dict[str, list[str]]:
-    """Return the users of a pool by type: `{"instances": ["web"]}`."""
+    """Return the users of a pool by type: `{"instances": ["web", "web/snap0"]}`."""
     found: dict[str, list[str]] = {}
     for url in sorted(urls):
         kind, _, name = url.partition("?")[0].removeprefix("/1.0/").partition("/")
-        found.setdefault(kind, []).append(name.rsplit("/", 1)[-1])
+        if kind == "storage-pools":  # of a custom volume: POOL/volumes/custom/NAME
+            kind, name = "volumes", name.split("/", 3)[3]
+        with_owner = kind in ("instances", "volumes")
+        short = name.replace("/snapshots/", "/") if with_owner else name.rpartition("/")[2]
+        found.setdefault(kind, []).append(short)
     return dict(sorted(found.items()))
 
 
@@ -133,6 +137,6 @@ COMMAND = Command(
             example=("utsuwa storage show default --resources", "Show space and inodes of the pool."),
         ),
         objects.unset(_NOUN),
-        Entry("volume", "storage_volume", "Show storage volumes"),
+        Entry("volume", "storage_volume", "Manage storage volumes"),
     ),
 )

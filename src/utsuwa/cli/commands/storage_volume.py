@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from utsuwa.cli.errors import UsageError
-from utsuwa.cli.output import values
-from utsuwa.cli.output.render import show_list
+from utsuwa.cli.commands.storage_volume_attach import ATTACH, ATTACH_PROFILE, DETACH, DETACH_PROFILE
+from utsuwa.cli.commands.storage_volume_config import CREATE, DELETE, EDIT, GET, RENAME, SET, SHOW, UNSET
+from utsuwa.cli.commands.storage_volume_copy import COPY, MOVE, RESTORE, SNAPSHOT
+from utsuwa.cli.errors import CommandFailed, UsageError
+from utsuwa.cli.output import table, values
+from utsuwa.cli.output.render import natural, show_list
 from utsuwa.cli.parsing.command import Command, format_flag
 from utsuwa.cli.parsing.flags import TEXT, Flag
+from utsuwa.cli.volumes import Place
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from utsuwa.cli.parsing.flags import Flags
@@ -72,10 +76,59 @@ def _usage(server: Server, url: str, volume: Volume) -> str:
     return values.size(state["usage"]["used"]) if state.get("usage") else ""
 
 
+def _info(session: Session, arguments: list[str], _flags: Flags) -> None:
+    place = Place(session, arguments[0], arguments[1])
+    if place.snapshot or place.type == "image":
+        raise CommandFailed("Only instance or custom volumes are supported")
+    volume, state = place.server.get(place.url), place.server.get(f"{place.url}/state")
+    snapshots = place.server.get(f"{place.url}/snapshots", recursion="1")
+    session.write("".join(f"{line}\n" for line in _describe(volume, state.get("usage"))))
+    if snapshots:
+        header = ("NAME", "DESCRIPTION", "EXPIRES AT")
+        rows = sorted(map(_snapshot_row, snapshots), key=lambda row: natural(row[0]))
+        session.write(f"\nSnapshots:\n{table.table(header, rows)}")
+
+
+def _describe(volume: Volume, usage: dict[str, int] | None) -> Iterator[str]:
+    yield f"Name: {volume['name']}"
+    if volume["description"]:
+        yield f"Description: {volume['description']}"
+    yield f"Type: {volume['type']}"
+    yield f"Content type: {volume['content_type'] or 'filesystem'}"
+    if usage is not None:
+        yield f"Usage: {values.size(usage['used'])}"
+        if usage.get("total"):
+            yield f"Total: {values.size(usage['total'])}"
+
+
+def _snapshot_row(snapshot: Volume) -> list[str]:
+    name = snapshot["name"].rpartition("/")[2]
+    return [name, snapshot["description"], values.minute(snapshot["expires_at"]) or " "]
+
+
 COMMAND = Command(
     "volume",
-    "Show storage volumes",
+    "Manage storage volumes",
+    details="""\
+A volume is a custom one unless it has the prefix of another type: `container/web`.""",
     children=(
+        ATTACH,
+        ATTACH_PROFILE,
+        COPY,
+        CREATE,
+        DELETE,
+        DETACH,
+        DETACH_PROFILE,
+        EDIT,
+        GET,
+        Command(
+            "info",
+            "Show storage volume state information",
+            _info,
+            args="[<remote>:]<pool> <volume>",
+            complete=("pools", "volumes"),
+            example=("utsuwa storage volume info default data", "Show usage and snapshots."),
+        ),
         Command(
             "list",
             "List storage volumes",
@@ -96,5 +149,12 @@ u - number of references (used by), U - current disk usage.""",
                 "List root disks of instances.",
             ),
         ),
+        MOVE,
+        RENAME,
+        RESTORE,
+        SET,
+        SHOW,
+        SNAPSHOT,
+        UNSET,
     ),
 )

@@ -13,22 +13,32 @@ _INSTANCE = (
 _ORDERS = {
     "instance": _INSTANCE + " backups state snapshots",
     "instance-settings": "architecture config devices ephemeral profiles stateful description",
+    "snapshot": "expires_at architecture config created_at devices ephemeral expanded_config "
+    "expanded_devices last_used_at name profiles stateful size",
+    "snapshot-settings": "expires_at",
     "profile": "config description devices name used_by",
     "image": "auto_update properties public expires_at profiles aliases architecture cached filename "
     "fingerprint size update_source type created_at last_used_at uploaded_at",
     "image-settings": "auto_update properties public expires_at profiles",
+    "metadata": "architecture creation_date expiry_date properties templates",
     "alias": "description target name type",
     "network": "config description name type used_by managed status locations",
     "pool": "config description name driver used_by status locations",
     "volume": "config description name type used_by location content_type project created_at",
+    "volume-snapshot": "description expires_at name config content_type created_at",
     "project": "config description name used_by",
+    "project-state": "resources",
     "operation": "id class description created_at updated_at status status_code resources metadata "
     "may_cancel err location",
     "certificate": "name type restricted projects certificate fingerprint",
     "certificate-settings": "name type restricted projects certificate",
+    "token": "ClientName Token ExpiresAt",
     "server-settings": "config",
     "server": "config api_extensions api_status api_version auth public auth_methods environment",
     "event": "location metadata project timestamp type",
+    "warning": "status uuid location project type count first_seen_at last_seen_at last_message severity "
+    "entity_url",
+    "usage": "name project cpu_percent cpu_seconds memory swap processes received_per_second sent_per_second",
     "lease": "hostname hwaddr address type location",
 }
 ORDERS = {kind: tuple(fields.split()) for kind, fields in _ORDERS.items()}
@@ -53,7 +63,7 @@ def arrange(value: Any, kind: str, *, nulls: bool = False) -> Any:
     With `nulls`, null lists and maps are kept, as in JSON; otherwise they become empty, as in YAML.
     """
     if isinstance(value, list | tuple):
-        return [arrange(item, kind, nulls=nulls) for item in value]
+        return [arrange(item, kind, nulls=nulls) if isinstance(item, dict) else item for item in value]
     known = ORDERS.get(kind, ())
     names = [name for name in known if name in value] + [name for name in value if name not in known]
     return {name: _field(name, value[name], nulls) for name in names}

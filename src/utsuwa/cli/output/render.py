@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
 
     Column = tuple[str, Callable[[dict[str, Any]], str]]
@@ -44,6 +45,13 @@ def show_list(
         session.write(table.compact(header, rows))
     else:
         session.write(table.table(header, rows))
+
+
+def list_query(flags: Flags, columns: Sequence[Column]) -> tuple[dict[str, str], Sequence[Column]]:
+    """Return the query of a list, and its columns, with that of the project for `--all-projects`."""
+    if not flags.on("all-projects"):
+        return {"recursion": "1"}, columns
+    return {"recursion": "1", "all_projects": "true"}, [("PROJECT", lambda r: r["project"]), *columns]
 
 
 def write_data(session: Session, style: str, value: Any, kind: str) -> None:

@@ -6,7 +6,7 @@ from utsuwa.cli.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -50,6 +50,24 @@ def pairs(arguments: Iterable[str]) -> dict[str, str]:
             raise UsageError(f"Invalid key=value configuration: {argument}")
         found[key] = value
     return found
+
+
+def override_devices(
+    devices: dict[str, dict[str, str]],
+    settings: Iterable[str],
+    inherited: Callable[[str], dict[str, str]],
+) -> None:
+    """Apply `--device NAME,KEY=VALUE...` to devices; `inherited` returns one that profiles have, or `{}`.
+
+    Raises UsageError.
+    """
+    for setting in settings:
+        name, comma, fields = setting.partition(",")
+        if not comma:
+            raise UsageError(f"Bad device setting {setting!r}: use --device NAME,KEY=VALUE")
+        if name not in devices:
+            devices[name] = dict(inherited(name))
+        devices[name] |= pairs(fields.split(","))
 
 
 def changes(arguments: list[str]) -> dict[str, str]:

@@ -87,6 +87,10 @@ def console_flag() -> Flag:
     return Flag("console", "Immediately attach to the console", kind=TEXT, bare="console")
 
 
+def all_projects_flag(what: str) -> Flag:
+    return Flag("all-projects", f"Display {what} from all projects")
+
+
 def format_flag(default: str = "table") -> Flag:
     return Flag(
         "format", "Format (csv|json|table|yaml|compact)", "f", kind=TEXT, default=default, complete=FORMATS

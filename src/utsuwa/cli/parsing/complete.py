@@ -9,6 +9,7 @@ import sys
 
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT, descend, without_alias
 from utsuwa.cli.parsing.flags import BOOL, Flag, Flags
+from utsuwa.client.server import instance_path, path_to
 from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
 
 # Kind: path of the collection, and the field with the names.
 _COLLECTIONS = {
@@ -25,6 +27,7 @@ _COLLECTIONS = {
     "profiles": ("/1.0/profiles", "name"),
     "projects": ("/1.0/projects", "name"),
     "operations": ("/1.0/operations", "id"),
+    "warnings": ("/1.0/warnings", "uuid"),
     "certificates": ("/1.0/certificates", "fingerprint"),
     "images": ("/1.0/images/aliases", "name"),
 }
@@ -58,7 +61,8 @@ def candidates(before: list[str], word: str) -> list[str]:
             found += _alias_names(before)
     elif command.complete:
         place = min(len(arguments), len(command.complete) - 1)
-        found = _named(command.complete[place], word)
+        kind = command.complete[place]
+        found = _own_snapshots(arguments[0]) if kind == "own-snapshots" else _named(kind, word, arguments)
     else:
         found = []
     return sorted({name for name in found if name.startswith(word)})
@@ -105,18 +109,27 @@ def _walk(words: list[str], known: tuple[Flag, ...]) -> tuple[list[str], Flag | 
     return arguments, waiting
 
 
-def _named(kind: str | tuple[str, ...], word: str) -> list[str]:
-    """Return the given words, or the names of a kind on the server of the word's remote."""
+def _named(kind: str | tuple[str, ...], word: str, arguments: list[str] | None = None) -> list[str]:
+    """Return the given words, or the names of a kind on the server of the word's remote.
+
+    For devices, the arguments before it say of what, and of which type.
+    """
     if not isinstance(kind, str):
         return list(kind)
     from utsuwa.cli.session import Session
 
     session = Session(Flags(GLOBAL_FLAGS))
-    if kind == "remotes":
-        return list(session.config.remotes)
-    if kind == "aliases":
-        return list(session.config.aliases)
-    if kind in ("instance-keys", "server-keys"):
+    of_client: dict[str, Iterable[str]] = {
+        "remotes": session.config.remotes,
+        "aliases": session.config.aliases,
+    }
+    if kind in of_client:
+        return list(of_client[kind])
+    if kind.startswith("device"):
+        return _of_devices(session, kind, arguments or [])
+    if kind.startswith("volume") or kind == "pools-and-volumes":
+        return _of_volumes(session, kind, word, arguments or [])
+    if kind.endswith(("-key", "-keys")):
         return _keys(session, kind)
     if kind == "storage-drivers":
         return _storage_drivers(session)
@@ -124,7 +137,20 @@ def _named(kind: str | tuple[str, ...], word: str) -> list[str]:
     prefix = f"{remote}:" if colon else ""
     if colon:
         session.config.remote(remote)
+    if kind == "instances-and-snapshots":
+        instance, slash, _ = word.removeprefix(prefix).partition("/")
+        if slash:
+            return [f"{prefix}{instance}/{name}" for name in _own_snapshots(prefix + instance)]
+        kind = "instances"
     return [prefix + name for name in _members(session, kind, remote if colon else "")]
+
+
+def _own_snapshots(instance: str) -> list[str]:
+    """Return the names of the snapshots of `remote:instance`."""
+    from utsuwa.cli.session import Session
+
+    server, name = Session(Flags(GLOBAL_FLAGS)).target(instance)
+    return [record["name"] for record in server.get(f"{instance_path(name)}/snapshots", recursion="1")]
 
 
 def _members(session: Session, kind: str, remote: str) -> list[str]:
@@ -137,10 +163,72 @@ def _members(session: Session, kind: str, remote: str) -> list[str]:
 
 
 def _keys(session: Session, kind: str) -> list[str]:
-    """Return the configuration keys from the server's metadata."""
+    """Return the configuration keys from the server's metadata, for `instance-keys` etc. with `=`."""
     configs = session.server().get("/1.0/metadata/configuration")["configs"]
-    groups = configs["instance" if kind == "instance-keys" else "server"]
-    return [f"{key}=" for group in groups.values() for entry in group["keys"] for key in entry]
+    groups = configs[kind.partition("-")[0]]
+    suffix = "=" if kind.endswith("-keys") else ""
+    return [f"{key}{suffix}" for group in groups.values() for entry in group["keys"] for key in entry]
+
+
+def _of_devices(session: Session, kind: str, arguments: list[str]) -> list[str]:
+    """Return the names of devices (`devices of instances`), their keys, or those of a type.
+
+    The arguments are their holder, and for keys a device or, in `device-keys of a type`, its type at last.
+    """
+    what, _, path = kind.partition(" of ")
+    device_type = arguments[2] if path == "a type" else ""
+    if path != "a type":
+        server, name = session.target(arguments[0])
+        record = server.get(f"/1.0/{path}/{name}")
+        devices = {**(record.get("expanded_devices") or {}), **record["devices"]}
+        if what == "devices":
+            return list(devices)
+        device_type = devices.get(arguments[1], {}).get("type", "")
+    groups = session.server().get("/1.0/metadata/configuration")["configs"]["devices"]
+    suffix = "=" if what == "device-keys" else ""
+    return [
+        f"{key}{suffix}"
+        for name, group in groups.items()
+        if _is_group_of(name, device_type)
+        for entry in group["keys"]
+        for key in entry
+    ]
+
+
+def _of_volumes(session: Session, kind: str, word: str, arguments: list[str]) -> list[str]:
+    """Return custom volumes or keys of them, of the pool in the first argument, or its snapshots.
+
+    `pools-and-volumes` are volumes with their pool: `default/data`.
+    """
+    if kind == "pools-and-volumes":
+        server, path = session.target(word)
+        prefix, (pool, slash, _) = word.removesuffix(path), path.partition("/")
+        if not slash:
+            return [f"{prefix}{name}/" for name in _names_in(server, "/1.0/storage-pools")]
+        found = _names_in(server, path_to("storage-pools", pool, "volumes", "custom"))
+        return [f"{prefix}{pool}/{name}" for name in found]
+    server, pool = session.target(arguments[0])
+    if kind.startswith("volume-key"):
+        driver = server.get(path_to("storage-pools", pool))["driver"]
+        groups = server.get("/1.0/metadata/configuration")["configs"][f"storage_{driver}"]
+        keys = [key for group in groups.values() for entry in group["keys"] for key in entry]
+        suffix = "=" if kind == "volume-keys" else ""
+        return [f"{key.removeprefix('volume.')}{suffix}" for key in keys if key.startswith("volume.")]
+    names = _names_in(server, path_to("storage-pools", pool, "volumes", "custom"))
+    if kind == "volume-snapshots":
+        above = f"{arguments[1]}/"
+        return [name.removeprefix(above) for name in names if name.startswith(above)]
+    return names
+
+
+def _names_in(server: Server, url: str) -> list[str]:
+    return [record["name"] for record in server.get(url, recursion="1")]
+
+
+def _is_group_of(group: str, device_type: str) -> bool:
+    """Groups of keys are named after a type and its driver (`nic_bridged`), or after two types."""
+    types = ("unix-char", "unix-block") if group == "unix-char-block" else (group.partition("_")[0],)
+    return device_type in types
 
 
 def _storage_drivers(session: Session) -> list[str]:

@@ -35,16 +35,16 @@ def _section(title: str, text: str) -> str:
 
 
 def _flags(flags: tuple[Flag, ...]) -> str:
-    return _columns([(_spelled(flag), _meaning(flag)) for flag in flags])
+    return _columns([(spelled(flag), meaning(flag)) for flag in flags])
 
 
-def _spelled(flag: Flag) -> str:
+def spelled(flag: Flag) -> str:
     short = f"-{flag.short}, " if flag.short else "    "
     value = f'[="{flag.bare}"]' if flag.bare is not None else "" if flag.kind == BOOL else f" <{flag.kind}>"
     return f"{short}--{flag.name}{value}"
 
 
-def _meaning(flag: Flag) -> str:
+def meaning(flag: Flag) -> str:
     return f'{flag.help} (default "{flag.default}")' if flag.default else flag.help
 
 

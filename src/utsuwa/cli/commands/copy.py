@@ -1,0 +1,190 @@
+"""`utsuwa copy` and `utsuwa move`."""
+
+from __future__ import annotations
+
+from utsuwa.cli.commands.create import made_name
+from utsuwa.cli.errors import CommandFailed, UsageError
+from utsuwa.cli.output.values import override_devices, pairs
+from utsuwa.cli.parsing.command import Command
+from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
+from utsuwa.client.server import instance_path, path_to
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from utsuwa.cli.parsing.flags import Flags
+    from utsuwa.cli.session import Session
+    from utsuwa.client.server import Server
+
+# The flags that change the configuration.
+_OVERRIDES = ("config", "device", "profile", "no-profiles")
+# Volatile keys that a copy takes over.
+_KEPT = ("volatile.base_image", "volatile.last_state.idmap")
+_MODES = ("pull", "push", "relay")
+
+
+def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
+    source, name = session.target(arguments[0])
+    target, new = session.target(arguments[1]) if len(arguments) > 1 else (source, "")
+    if target is not source:
+        raise CommandFailed("Copying instances between servers is not supported yet")
+    _check(flags)
+    project, refresh = flags.text("target-project"), flags.on("refresh")
+    if "/" in name and refresh:
+        raise UsageError("--refresh can only be used with instances")
+    if refresh and flags.on("no-profiles"):
+        raise UsageError("--no-profiles cannot be used with --refresh")
+    record = source.get(instance_path(name))
+    if not new and not project and "/" not in name:
+        session.say("The copy gets a name that the server chooses")
+    new = new or (name if project and "/" not in name else "")
+    settings = {
+        "architecture": record["architecture"],
+        "config": _config(record, flags),
+        "devices": _devices(record, flags),
+        "profiles": _profiles(record, flags),
+        "ephemeral": flags.on("ephemeral"),
+        "description": record.get("description", ""),
+    }
+    body = settings | {
+        "name": new,
+        "type": "container",
+        "source": {
+            "type": "copy",
+            "source": name,
+            "project": source.project,
+            "instance_only": flags.on("instance-only"),
+            "live": record["stateful"] and not flags.on("stateless") and not refresh,
+            "refresh": refresh,
+            "allow_inconsistent": flags.on("allow-inconsistent"),
+        },
+    }
+    where = {"project": project} if project else {}
+    done = session.wait(source, source.post("/1.0/instances", body, **where), f"Copying {name}")
+    if not new:
+        session.say(f"Instance name is: {made_name(done)}")
+    elif refresh:
+        # Without volatile keys, so that the copy keeps its own.
+        kept = {key: value for key, value in settings["config"].items() if not key.startswith("volatile.")}
+        answer = source.put(path_to("instances", new), settings | {"config": kept}, **where)
+        session.settle(source, answer, f"Refreshing {new}")
+
+
+def _check(flags: Flags) -> None:
+    """Check the flags of transfers, which make no difference on one server."""
+    if flags.text("mode") not in _MODES:
+        raise UsageError(f"Unknown mode {flags.text('mode')!r}: use {', '.join(_MODES)}")
+    if flags.text("target"):
+        raise CommandFailed("To use --target, the destination remote must be a cluster")
+
+
+def _config(record: dict[str, Any], flags: Flags) -> dict[str, str]:
+    own = {k: v for k, v in record["config"].items() if not k.startswith("volatile.") or k in _KEPT}
+    return own | pairs(flags.many("config"))
+
+
+def _devices(record: dict[str, Any], flags: Flags) -> dict[str, dict[str, str]]:
+    """Return the devices of the source, changed by `--device` and `--storage`, also those of profiles."""
+    devices = {name: dict(device) for name, device in record["devices"].items()}
+    expanded = record["expanded_devices"]
+    override_devices(devices, flags.many("device"), lambda name: expanded.get(name, {}))
+    if pool := flags.text("storage"):
+        root = next((n for n, d in expanded.items() if d["type"] == "disk" and d.get("path") == "/"), "root")
+        if root not in devices:
+            devices[root] = dict(expanded.get(root, {"type": "disk", "path": "/"}))
+        devices[root]["pool"] = pool
+    return devices
+
+
+def _profiles(record: dict[str, Any], flags: Flags) -> list[str]:
+    if flags.on("no-profiles"):
+        return []
+    return flags.many("profile") or list(record["profiles"])
+
+
+def _move(session: Session, arguments: list[str], flags: Flags) -> None:
+    source, name = session.target(arguments[0])
+    target, new = session.target(arguments[1]) if len(arguments) > 1 else (source, "")
+    project, pool = flags.text("target-project"), flags.text("storage")
+    if "/" in name:
+        _rename_snapshot(session, source, name, target, new)
+        return
+    if target is not source:
+        raise CommandFailed("Moving instances between servers is not supported yet")
+    _check(flags)
+    overrides = any(flags.given(flag) for flag in _OVERRIDES)
+    if not (project or pool or overrides) and new in ("", name):
+        raise UsageError("Specify a new name, or --storage, or --target-project")
+    body: dict[str, Any] = {"name": new or name}
+    if project or pool or overrides:
+        body |= {"migration": True, "pool": pool, "project": project, "live": not flags.on("stateless")}
+        body |= {"instance_only": flags.on("instance-only")} | _overrides(source, name, flags)
+    session.wait(source, source.post(path_to("instances", name), body), f"Moving {name}")
+
+
+def _overrides(source: Server, name: str, flags: Flags) -> dict[str, Any]:
+    """Return what the flags change of the configuration."""
+    found: dict[str, Any] = {"config": pairs(flags.many("config"))}
+    if flags.given("device"):
+        expanded = source.get(instance_path(name))["expanded_devices"]
+        found["devices"] = {}
+        override_devices(found["devices"], flags.many("device"), lambda device: expanded.get(device, {}))
+    if flags.given("profile") or flags.on("no-profiles"):
+        found["profiles"] = [] if flags.on("no-profiles") else flags.many("profile")
+    return found
+
+
+def _rename_snapshot(session: Session, source: Server, name: str, target: Server, new: str) -> None:
+    """Snapshots stay with their instance: moving one renames it."""
+    instance, _, _ = name.partition("/")
+    owner, slash, snapshot = new.partition("/")
+    if not slash or owner != instance or target is not source:
+        raise UsageError("A snapshot can only be renamed: `utsuwa move web/old web/new`, or copied")
+    session.wait(source, source.post(instance_path(name), {"name": snapshot}), f"Renaming {name}")
+
+
+_FLAGS = (
+    Flag("allow-inconsistent", "Ignore copy errors for volatile files"),
+    Flag("config", "Config key/value to apply to the new instance", "c", kind=MANY, complete="instance-keys"),
+    Flag("device", "New key/value to apply to a specific device", "d", kind=MANY),
+    Flag("instance-only", "Leave out the snapshots"),
+    Flag(
+        "mode",
+        "Transfer mode between servers (pull, push, relay)",
+        kind=TEXT,
+        default="pull",
+        complete=_MODES,
+    ),
+    Flag("no-profiles", "Apply no profiles to the new instance"),
+    Flag("profile", "Profile to apply to the new instance", "p", kind=MANY, complete="profiles"),
+    Flag("stateless", "Leave out the running state of a stateful instance"),
+    Flag("storage", "Storage pool name", "s", kind=TEXT, complete="pools"),
+    Flag("target", "Member of a cluster", kind=TEXT),
+    Flag("target-project", "Another project as the destination", kind=TEXT, complete="projects"),
+)
+
+COPY = Command(
+    "copy",
+    "Copy instances",
+    _copy,
+    args="[<remote>:]<source>[/<snapshot>] [[<remote>:]<destination>]",
+    flags=(
+        *_FLAGS,
+        Flag("ephemeral", "Ephemeral instance", "e"),
+        Flag("refresh", "Perform an incremental copy"),
+    ),
+    aliases=("cp",),
+    example=("utsuwa copy web/before-update test", "Create test from a snapshot of web."),
+    complete=("instances-and-snapshots", ()),
+)
+MOVE = Command(
+    "move",
+    "Move or rename instances, or rename snapshots",
+    _move,
+    args="[<remote>:]<instance>[/<snapshot>] [[<remote>:]<instance>[/<snapshot>]]",
+    flags=_FLAGS,
+    aliases=("mv",),
+    example=("utsuwa move web --storage fast", "Move the files of a stopped instance to another pool."),
+    complete=("instances-and-snapshots", ()),
+)

@@ -1,0 +1,169 @@
+"""An image server (simplestreams) as a server whose images can be read, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
+
+from utsuwa.client import streams
+from utsuwa.client.errors import ApiError, BadAnswer, Unreachable
+from utsuwa.client.http import Connection
+from utsuwa.client.server import Server
+from utsuwa.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any, NoReturn
+
+    from utsuwa.client.http import FileBody, Opener, Reply
+    from utsuwa.client.server import Trace
+    from utsuwa.client.streams import StreamImage
+
+_IMAGES = "/1.0/images"
+_ALIASES = f"{_IMAGES}/aliases"
+_DOCUMENT_LIMIT = 64 * 2**20
+_REDIRECTS = 5
+_MOVED = (301, 302, 303, 307, 308)
+_NOT_FOUND = 404
+# What users of these servers leave out in aliases.
+_OMITTED = {"https://cloud-images.ubuntu.com": "ubuntu/"}
+
+
+class ImageServer(Server):
+    """Answers the requests of the image commands from the documents of the server, which are read once."""
+
+    def __init__(self, url: str, opener: Callable[[str], Opener], *, trace: Trace | None = None) -> None:
+        """`opener` returns what opens connections to the server of a URL."""
+        self._url = url.rstrip("/") + "/"
+        self._opener_for = opener
+        self._known: list[StreamImage] | None = None
+        super().__init__(opener(url), urlsplit(url).netloc, trace=trace)
+
+    def get(self, path: str, **query: str) -> Any:
+        if path == _IMAGES:
+            return [found.record for found in self._images()]
+        if path == _ALIASES:
+            return [
+                {"name": alias["name"], "target": record["fingerprint"], "type": record["type"]}
+                | {"description": alias["description"]}
+                for record in self.get(_IMAGES)
+                for alias in record["aliases"]
+            ]
+        below = path.removeprefix(f"{_IMAGES}/")
+        if below == path:
+            self._refuse()
+        if path.startswith(f"{_ALIASES}/"):
+            return self._alias(unquote(path.removeprefix(f"{_ALIASES}/")))
+        return self._image(unquote(below)).record
+
+    def get_with_etag(self, path: str, **query: str) -> tuple[Any, str]:
+        return self.get(path, **query), ""
+
+    def files(self, fingerprint: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """Yield name and data of each file of an image, which must be consumed before the next one.
+
+        Raises BadAnswer at the end of a file that is not the one that the server has announced.
+        """
+        image, whole = self._image(fingerprint), hashlib.sha256()
+        for path, name, sha256, size in image.files:
+            yield name, self._file(path, sha256, size, whole)
+        if whole.hexdigest() != image.record["fingerprint"]:
+            raise BadAnswer(
+                f"The files of image {fingerprint[:12]} do not match the fingerprint that {self._host} states"
+            )
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | FileBody | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        self._refuse()
+
+    def _send(self, method: str, path: str, body: Any, query: Mapping[str, str], etag: str = "") -> Reply:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InvalidRequest(
+            f"{self._url} is an image server: its images can be listed, copied and launched, and nothing else"
+        )
+
+    # Images
+
+    def _images(self) -> list[StreamImage]:
+        if self._known is None:
+            omitted = next((text for url, text in _OMITTED.items() if self._url.startswith(url)), "")
+            machine, found = os.uname().machine, list[streams.StreamImage]()
+            for path in streams.product_paths(self._document(streams.INDEX)):
+                found += streams.images(self._document(path), machine, omitted)
+            self._known = streams.newest_first(found)
+        return self._known
+
+    def _alias(self, name: str) -> dict[str, str]:
+        for record in self.get(_IMAGES):
+            if any(alias["name"] == name for alias in record["aliases"]):
+                target = record["fingerprint"]
+                return {"name": name, "target": target, "type": record["type"], "description": ""}
+        raise ApiError(f"{self._url} has no image with the alias {name!r}", _NOT_FOUND)
+
+    def _image(self, prefix: str) -> StreamImage:
+        matching = [found for found in self._images() if found.record["fingerprint"].startswith(prefix)]
+        if not prefix or not matching:
+            raise ApiError(f"{self._url} has no image {prefix!r}", _NOT_FOUND)
+        if len({found.record["fingerprint"] for found in matching}) > 1:
+            raise InvalidRequest(f"Several fingerprints start with {prefix!r}: use a longer prefix")
+        return matching[0]
+
+    # Requests
+
+    def _document(self, path: str) -> Any:
+        data = bytearray()
+        for chunk in self._fetch(path).stream():
+            data += chunk
+            if len(data) > _DOCUMENT_LIMIT:
+                raise BadAnswer(f"{self._url}{path} is larger than {_DOCUMENT_LIMIT >> 20} MiB")
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadAnswer(f"{self._url}{path} is not valid JSON") from error
+
+    def _file(self, path: str, sha256: str, size: int, whole: hashlib._Hash) -> Iterator[bytes]:
+        own, done = hashlib.sha256(), 0
+        for chunk in self._fetch(path).stream():
+            done += len(chunk)
+            if done > size:
+                break
+            own.update(chunk)
+            whole.update(chunk)
+            yield chunk
+        if done != size or (sha256 and own.hexdigest() != sha256):
+            raise BadAnswer(f"{self._url}{path} is not the file that the index of the server names")
+
+    def _fetch(self, path: str) -> Reply:
+        """Request a file, following redirects to other servers as far as they use HTTPS."""
+        url = urljoin(self._url, path)
+        connection: Connection | None = self._connection
+        for _ in range(_REDIRECTS):
+            parts = urlsplit(url)
+            if connection is None:
+                connection = Connection(self._opener_for(url), parts.netloc)
+            target = parts.path + (f"?{parts.query}" if parts.query else "")
+            if self._trace:
+                self._trace(f"> GET {url}")
+            reply = connection.request("GET", target)
+            if reply.status not in _MOVED:
+                break
+            reply.read()
+            url, connection = urljoin(url, reply.headers.get("location", "")), None
+            if urlsplit(url).scheme != "https":
+                raise BadAnswer(f"{self._url}{path} redirects to {url[:200]!r}, which is not HTTPS")
+        else:
+            raise BadAnswer(f"{self._url}{path} redirects too often")
+        if reply.status != 200:
+            reply.read()
+            raise Unreachable(f"{url} cannot be read: the server responds with status {reply.status}")
+        return reply

@@ -1,4 +1,4 @@
-"""Fixtures of all tests; what they are made of lies in `tests/support`."""
+"""Fixtures for all tests, based on `tests/support`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,20 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Waiting for a turn is no part of the test's time."""
+    """Exclude waiting for other workers from the test's timeout."""
     with workers.turn(item.config.stash[SHARED], alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """System tests have a network and mounts of their own, before any of their fixtures begins."""
+    """Enter separate network and mount namespaces before the fixtures of system tests."""
     if item.path.is_relative_to(SYSTEM) and os.geteuid() == 0:
         isolation.enter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Root tests are skipped for other users; a Debian test gets time for building the image."""
+    """Skip root tests for other users, and extend the timeouts of tests that build the Debian image."""
     for item in items:
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
@@ -72,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _guards(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Unit tests start no processes (marker `processes` lifts it) and block no event loop."""
+    """Reject processes (without the marker `processes`) and blocked event loops in unit tests."""
     if not request.path.is_relative_to(UNIT):
         yield
     elif request.node.get_closest_marker("processes"):
@@ -88,9 +89,10 @@ def _guards(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_daemon() -> Callable[..., Daemon]:
-    """`make_daemon(env={...}, arguments=(...))`: one not started yet; the test calls `close()` itself
-    and asserts that the list of problems is empty, or better takes one of the fixtures below."""
-    return Daemon
+    """`make_daemon(env={...}, arguments=(...))`: one not started yet, whose start is that of users; the test
+    calls `close()` itself and asserts that the list of problems is empty, or better takes one of the fixtures
+    below."""
+    return partial(Daemon, warm=False)
 
 
 def _serve(defaults: bool) -> Iterator[Daemon]:
@@ -108,25 +110,25 @@ def _serve(defaults: bool) -> Iterator[Daemon]:
 
 @pytest.fixture
 def bare_daemon() -> Iterator[Daemon]:
-    """A running daemon as it comes: no pool, an empty default profile."""
+    """A running daemon in its initial state: no pool, an empty default profile."""
     yield from _serve(defaults=False)
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    """A running daemon of the test's own with pool `default` (overlay) and a usable default profile."""
+    """A running daemon for a single test, with the pool `default` (overlay) and a usable default profile."""
     yield from _serve(defaults=True)
 
 
 @pytest.fixture(scope="module")
 def module_daemon() -> Iterator[Daemon]:
-    """As `daemon`, one for all tests of a module."""
+    """As `daemon`, for all tests of a module."""
     yield from _serve(defaults=True)
 
 
 @pytest.fixture
 def shared_daemon(module_daemon: Daemon) -> Iterator[Daemon]:
-    """The module's daemon; instances that the test leaves are deleted after it."""
+    """The module's daemon; remaining instances are deleted after each test."""
     yield module_daemon
     module_daemon.delete_instances()
 
@@ -136,7 +138,7 @@ def shared_daemon(module_daemon: Daemon) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server, for whoever makes databases of its own on it."""
+    """A PostgreSQL server, on which tests create their databases."""
     server = PostgresServer()
     yield server
     server.close()
@@ -155,14 +157,14 @@ def postgres_template(postgres: PostgresServer) -> str:
 
 @pytest.fixture(scope="session")
 def busybox_image(pytestconfig: pytest.Config) -> images.Image:
-    """Files of a busybox image, unified and split; the same for all workers, and not to be written to."""
+    """Files of a busybox image, unified and split; shared by all workers, so read-only."""
     folder = workers.once(pytestconfig.stash[SHARED], "busybox", images.build_busybox)
     return images.busybox_in(folder)
 
 
 @pytest.fixture(scope="session")
 def debian_image() -> images.Image:
-    """Files of a Debian 12 image with systemd; building it takes a minute, the result is kept."""
+    """Files of a Debian 12 image with systemd, which is cached, as building it takes a minute."""
     return images.debian()
 
 

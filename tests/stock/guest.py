@@ -514,7 +514,7 @@ def _untouched(disturb: Callable[[int], object]) -> str:
     before, daemon = [init_of(box) for box in BOXES], _daemon()
     disturb(daemon)
     wait_for("a new daemon", lambda: _daemon() not in (0, daemon))
-    must("utsuwad", "waitready", "--timeout", "60")
+    must("utsuwad", "waitready", "--timeout", "100")
     after = [init_of(box) for box in BOXES]
     expect(before == after, f"before {before}, after {after}")
     for box in BOXES:
@@ -533,7 +533,7 @@ def near_limit() -> str:
         "--unit",
         "utsuwa",
         "--grep",
-        "near its limit kernel.keys.maxkeys",
+        "near these limits: .*kernel.keys.maxkeys",
         "--output",
         "cat",
     )
@@ -653,7 +653,8 @@ def main() -> None:
 
 
 def _journal() -> str:
-    return run("journalctl", "--no-pager", "--lines=80", "--unit=utsuwa*").out[-12000:]
+    kernel = run("journalctl", "--no-pager", "--dmesg", "--lines=30").out
+    return run("journalctl", "--no-pager", "--lines=120", "--unit=utsuwa*").out[-12000:] + kernel[-4000:]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small HTTP client over a unix socket, for tests only."""
+"""A minimal HTTP client over a unix socket, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """One HTTP connection over the unix socket at `path`."""
+    """An HTTP connection over the unix socket at `path`."""
 
     def __init__(self, path: Path, timeout: float = 60) -> None:
         super().__init__("localhost", timeout=timeout)
@@ -26,7 +26,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer as it came; `headers` have lower-case names."""
+    """A response; `headers` have lower-case names."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,12 +42,12 @@ class Reply:
 
     @property
     def error(self) -> str:
-        """The sentence of an error envelope; raises KeyError where the reply is none."""
+        """The message of an error envelope. Raises KeyError for other replies."""
         return str(self.json["error"])
 
     @property
     def operation(self) -> str:
-        """The URL of the background operation; raises KeyError where there is none."""
+        """The URL of the background operation. Raises KeyError if there is none."""
         return str(self.json["operation"])
 
 

@@ -1,4 +1,4 @@
-"""A busybox container run straight by liblxc from a generated lxc.conf, without a daemon."""
+"""A busybox container run by liblxc from a generated lxc.conf, without a daemon."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from typing import Self
 from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
 from utsuwa.instances.confinement import lxcconf
+from utsuwa.instances.confinement.host_facts import read_host_facts
 from utsuwa.security import idmap, seccomp
 
 MACHINE = os.uname().machine
 
 
 class Box:
-    """Made from an image's unified file with its owners shifted; a context manager that leaves nothing."""
+    """A container from an image's unified file with shifted owners; a context manager that removes it."""
 
     def __init__(self, image: Image, config: Mapping[str, str], lxcfs: Path = Path("/nowhere")) -> None:
         self.folder = _open_folder()
@@ -62,13 +63,13 @@ class Box:
             console_log=self.folder / "console.log",
             post_stop=self.folder / "post-stop",
             target=self.target,
-            host=lxcconf.read_host_facts(lxcfs=lxcfs),
+            host=read_host_facts(lxcfs=lxcfs),
             seccomp=seccomp.write(self.folder, "seccomp", policy) if policy else None,
         )
         lxcconf.write(self.folder / "lxc.conf", lxcconf.build(spec))
 
     def start(self) -> int:
-        """Start it and give its init's pid."""
+        """Start it and return its init's pid."""
         self.target.unlink(missing_ok=True)
         log = self.folder / "lxc.log"
         argv = self._command("lxc-start", "-d", "-f", self.folder / "lxc.conf", "-o", log)
@@ -85,7 +86,7 @@ class Box:
         return [tool, "-n", self.name, "-P", str(self.folder), *map(str, arguments)]
 
     def run(self, *argv: str) -> str:
-        """What a command prints inside, stderr as well."""
+        """Run a command inside and return stdout and stderr."""
         done = subprocess.run(
             self._command("lxc-attach", "-f", self.folder / "lxc.conf", "--", *argv),
             stdin=subprocess.DEVNULL,
@@ -97,7 +98,7 @@ class Box:
         return done.stdout
 
     def wait_for_end(self, seconds: float = 10) -> None:
-        """Until liblxc's monitor is gone too."""
+        """Wait until the container and liblxc's monitor have ended."""
         deadline = time.monotonic() + seconds
         while any(self._monitors()):
             assert time.monotonic() < deadline, "the monitor did not end"
@@ -114,7 +115,7 @@ class Box:
                     yield int(entry.name)
 
     def add_program(self, name: str, code: bytes) -> None:
-        """Put a program of a few machine instructions into /bin."""
+        """Write a program of a few machine instructions to /bin."""
         path = self.rootfs / "bin" / name
         path.write_bytes(program(code))
         path.chmod(0o755)
@@ -134,7 +135,7 @@ class Box:
 
 
 def program(code: bytes) -> bytes:
-    """An ELF file for x86_64 that holds nothing but `code`."""
+    """Return a minimal ELF file for x86_64 with `code`."""
     base, head = 0x400000, 64 + 56
     elf = b"\x7fELF\x02\x01\x01" + bytes(9)
     elf += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
@@ -147,20 +148,20 @@ _EXIT = b"\xf7\xd8\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05"
 
 
 def call(number: int, *arguments: int) -> bytes:
-    """Code for one system call of 64-bit programs."""
+    """Return code for a 64-bit system call."""
     loads = (b"\xbf", b"\xbe", b"\xba")  # mov edi, esi, edx
     code = b"".join(load + struct.pack("<I", value) for load, value in zip(loads, arguments, strict=False))
     return code + b"\xb8" + struct.pack("<I", number) + b"\x0f\x05" + _EXIT
 
 
 def call_32(number: int) -> bytes:
-    """Code for one system call by the entry of 32-bit programs, its arguments 0."""
+    """Return code for a 32-bit system call with arguments 0."""
     return b"\xb8" + struct.pack("<I", number) + b"\x31\xdb\x31\xc9\xcd\x80" + _EXIT
 
 
 @contextmanager
 def running_lxcfs() -> Iterator[Path]:
-    """An lxcfs of our own and where it is mounted."""
+    """Run a separate lxcfs and yield its mount point."""
     folder = _open_folder()
     mount = folder / "lxcfs"
     mount.mkdir()
@@ -181,7 +182,7 @@ def running_lxcfs() -> Iterator[Path]:
 
 
 def _open_folder() -> Path:
-    """A fresh folder that a container's root may pass through, which pytest's own forbid."""
+    """Yield a new directory that a container's root can traverse, unlike those of pytest."""
     folder = Path(tempfile.mkdtemp(prefix="utsuwa-box-", dir="/var/tmp"))
     folder.chmod(0o711)
     return folder

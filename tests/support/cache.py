@@ -1,4 +1,4 @@
-"""What takes minutes to make and is kept between runs, in /var/cache/utsuwa-test or `$UTSUWA_TEST_CACHE`."""
+"""Files that take long to create, cached in /var/cache/utsuwa-test or `$UTSUWA_TEST_CACHE`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.workers import lock
 def cached(name: str, made_of: Sequence[bytes], make: Callable[[Path], object]) -> Path:
     """The folder of that name, filled by `make` where nothing made of the same lies in the cache.
 
-    Only one process makes it; others wait. What was made of something else goes.
+    Only one process creates it, others wait. Directories made from other inputs are removed.
     """
     cache = Path(os.environ.get("UTSUWA_TEST_CACHE", "/var/cache/utsuwa-test"))
     cache.mkdir(parents=True, exist_ok=True)

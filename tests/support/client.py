@@ -1,4 +1,4 @@
-"""Our own client at a daemon of the tests, started as the installed launcher does."""
+"""The client `utsuwa`, started as by the installed launcher, on a daemon of the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.daemon import Daemon
 # As the launcher: no site, the paths of the interpreter that runs the tests.
 _SOURCE = str(Path(utsuwa.__file__).parents[1])
 _PATHS = [_SOURCE, *(path for path in sys.path if path.endswith("site-packages"))]
-LAUNCHER = f"import sys; sys.path[:0] = {_PATHS!r}; from utsuwa.cli.main import main; sys.exit(main())"
+LAUNCHER = f"import sys; sys.path[:0] = {_PATHS!r}; from utsuwa.cli.main import program; program()"
 
 
 def command(*arguments: str) -> list[str]:
@@ -21,7 +21,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(daemon: Daemon, conf: str = "u") -> dict[str, str]:
-    """With the daemon as `local` and a configuration folder of its own."""
+    """Return the environment with the daemon as `local` and a separate configuration directory."""
     return daemon.lxc_environment() | {
         "UTSUWA_DIR": str(daemon.dir),
         "UTSUWA_CONF": str(daemon.home / conf),
@@ -39,7 +39,7 @@ def utsuwa_client(
     env: dict[str, str] | None = None,
     timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `utsuwa`; text out."""
+    """Run `utsuwa` with text output."""
     ended = subprocess.run(
         command(*arguments),
         env=environment(daemon, conf) | (env or {}),

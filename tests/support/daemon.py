@@ -1,4 +1,4 @@
-"""A daemon of its own for a test: started, talked to, restarted, killed, and searched for leaks."""
+"""A daemon for a test, with methods to start, use, restart and kill it, and to check for leaks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.support import leaks
+from tests.support import forks, leaks
 from tests.support.api import Reply, request
 from tests.support.netbox import NetBox
+from tests.support.prepared import prepare
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon.app import owner_name
 
+_AT_IMPORT = "UTSUWA_UNPRIVILEGED_ONLY"
+"""A variable that the daemon's modules read when they are imported; Python and libraries read others."""
 START_SECONDS = 60
 STOP_SECONDS = 30
+HURRY_SECONDS = 2
+"""After which a stopping daemon is told not to wait for operations."""
 # What a healthy daemon never writes, not even while it refuses bad input.
 SIGNS_OF_FAULTS = (
     "Traceback (most recent call",
@@ -33,9 +38,11 @@ SIGNS_OF_FAULTS = (
 
 
 class Daemon:
-    """`utsuwad` with a state folder below a short temporary path (unix sockets allow 107 bytes).
+    """`utsuwad` with a state directory below a short temporary path (unix sockets allow 107 bytes).
 
-    `home` holds everything: `dir` (UTSUWA_DIR), `conf` (LXD_CONF of the `lxc` client), `log`.
+    `home` contains `dir` (UTSUWA_DIR), `conf` (LXD_CONF of the `lxc` client) and `log`. A `warm` one is
+    forked from a process that has imported the daemon's modules, on a prepared state directory; otherwise, a
+    program is started as users do.
     """
 
     def __init__(
@@ -43,8 +50,11 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         box: NetBox | None = None,
+        *,
+        warm: bool = True,
     ) -> None:
         self.box = box
+        self.warm = warm
         self.before = leaks.HostState.now()
         below = os.environ.get("UTSUWA_TEST_DIR", "/var/tmp")
         self.home = Path(tempfile.mkdtemp(prefix=leaks.HOME_PREFIX, dir=below))
@@ -55,15 +65,27 @@ class Daemon:
         self.socket = self.dir / "unix.socket"
         self.env = dict(env or {})
         self.arguments = arguments
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forks.Forked | None = None
         self.faults_expected = False
 
     # ---- its life
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, and return when it serves; raises AssertionError with its log where it does not."""
+        """Start it and wait until it is ready. Raises AssertionError with its log on failure."""
+        if self.warm and not self.dir.exists() and "--database" not in self.arguments:
+            prepare(StatePaths(self.dir))
+        late = all(name.startswith("UTSUWA_") and name != _AT_IMPORT for name in self.env)
+        self.process = self._forked() if self.warm and late else self._popen()
+        if wait:
+            self.wait_ready()
+
+    def _forked(self) -> forks.Forked:
+        env = self.environment(UTSUWA_DIR=str(self.dir), **self.env)
+        return forks.start(["--debug", *self.arguments], env, self.log, self.box.pid if self.box else None)
+
+    def _popen(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [
                     *(self.box.prefix if self.box else ()),
                     sys.executable,
@@ -79,8 +101,6 @@ class Daemon:
                 stderr=log,
                 start_new_session=True,
             )
-        if wait:
-            self.wait_ready()
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         deadline = time.monotonic() + seconds
@@ -98,13 +118,13 @@ class Daemon:
             return False
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        """Ask it to end (its containers run on) and return its exit code."""
+        """Stop it, while its containers keep running, and return its exit code."""
         assert self.process is not None, "the daemon was not started"
         self.process.send_signal(signal_number)
         return self._ended()
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it as in a crash."""
         assert self.process is not None, "the daemon was not started"
         self.process.kill()
         self._ended()
@@ -112,11 +132,19 @@ class Daemon:
     def _ended(self) -> int:
         assert self.process is not None, "the daemon was not started"
         try:
-            code = self.process.wait(STOP_SECONDS)
+            code = self.process.wait(HURRY_SECONDS)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"utsuwad did not end in {STOP_SECONDS} s:\n{self.log_tail()}") from None
+            code = self._hurry(self.process)
         self.process = None
         return code
+
+    def _hurry(self, process: subprocess.Popen[bytes] | forks.Forked) -> int:
+        """Have it not wait for operations that a test has left running."""
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"utsuwad did not end in {STOP_SECONDS} s:\n{self.log_tail()}") from None
 
     def restart(self) -> None:
         code = self.stop()
@@ -129,7 +157,7 @@ class Daemon:
         return self.process.pid
 
     def log_tail(self, lines: int = 40) -> str:
-        """The end of its log, without the requests."""
+        """Return the end of its log, without requests."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join([line for line in text.splitlines() if "msg=request " not in line][-lines:])
 
@@ -144,17 +172,17 @@ class Daemon:
         headers: Mapping[str, str] | None = None,
         timeout: float = 60,
     ) -> Reply:
-        """One request over the unix socket, whatever its answer."""
+        """Send a request over the unix socket and return the reply, whatever its status."""
         return request(self.socket, method, url, body, headers=headers, timeout=timeout)
 
     def get(self, url: str) -> Any:
-        """The metadata of a successful GET."""
+        """Return the metadata of a successful GET."""
         reply = self.api("GET", url)
         assert reply.status == 200, f"GET {url}: {reply.status} {reply.body!r}"
         return reply.metadata
 
     def do(self, method: str, url: str, body: object = None, *, timeout: float = 60) -> Any:
-        """Send, wait for the operation where there is one, and return its metadata; it must succeed."""
+        """Send a request, wait for its operation if any, and return the metadata; both must succeed."""
         reply = self.api(method, url, body, timeout=timeout)
         assert reply.status in (200, 201, 202), f"{method} {url}: {reply.status} {reply.body!r}"
         if reply.status != 202:
@@ -164,7 +192,7 @@ class Daemon:
         return ended["metadata"]
 
     def wait(self, reply: Reply, *, timeout: float = 60) -> dict[str, Any]:
-        """The ended operation that `reply` announced."""
+        """Wait for the operation of `reply` and return it."""
         ended = self.api("GET", f"{reply.operation}/wait", timeout=timeout)
         assert ended.status == 200, f"{reply.operation}: {ended.status} {ended.body!r}"
         metadata: dict[str, Any] = ended.metadata
@@ -173,7 +201,7 @@ class Daemon:
     def lxc(
         self, *arguments: str, input: str | bytes | None = None, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Debian's `lxc` client, unmodified, at our socket; text in and out."""
+        """Run Debian's unmodified `lxc` client on this daemon, with text input and output."""
         text = input.decode() if isinstance(input, bytes) else input
         ended = subprocess.run(
             ["lxc", *arguments],
@@ -205,7 +233,7 @@ class Daemon:
     # ---- what most tests begin and end with
 
     def make_defaults(self, driver: str = "overlay") -> None:
-        """A pool `default`, and the default profile with a root disk on it and a p2p nic."""
+        """Create the pool `default`, and add a root disk on it and a p2p nic to the default profile."""
         self.do("POST", "/1.0/storage-pools", {"name": "default", "driver": driver, "config": {}})
         devices = {
             "root": {"type": "disk", "path": "/", "pool": "default"},
@@ -221,8 +249,9 @@ class Daemon:
         return str(new)
 
     def clean(self) -> None:
-        """Delete all instances, images, own profiles and pools; each deletion must succeed."""
+        """Delete all projects, instances, images, own profiles, volumes and pools; each must succeed."""
         self.delete_instances()
+        self.delete_projects()
         for image in self.get("/1.0/images?recursion=1"):
             self.do("DELETE", f"/1.0/images/{image['fingerprint']}")
         self.do("PATCH", "/1.0/profiles/default", {"devices": {}})
@@ -231,19 +260,44 @@ class Daemon:
         for profile in self.get("/1.0/profiles?recursion=1"):
             if profile["name"] != "default":
                 self.do("DELETE", f"/1.0/profiles/{quote(profile['name'], safe='')}")
+        self.delete_volumes()
         for network in self.get("/1.0/networks?recursion=1"):
             if network["managed"]:
-                self.do("DELETE", f"/1.0/networks/{network['name']}")
+                self.do("DELETE", f"/1.0/networks/{quote(network['name'], safe='')}")
         for pool in self.get("/1.0/storage-pools?recursion=1"):
             self.do("DELETE", f"/1.0/storage-pools/{quote(pool['name'], safe='')}")
 
     def delete_instances(self) -> None:
-        for instance in self.get("/1.0/instances?recursion=1"):
+        for instance in self.get("/1.0/instances?recursion=1&all-projects=true"):
             url = f"/1.0/instances/{instance['name']}"
+            project = f"?project={quote(instance['project'], safe='')}"
             if instance["status"] != "Stopped":
-                self.do("PUT", f"{url}/state", {"action": "stop", "force": True, "timeout": 30})
-            if self.api("GET", url).status != 404:  # an ephemeral one has gone by itself
-                self.do("DELETE", url)
+                self._stop_instance(f"{url}/state{project}")
+            if self.api("GET", f"{url}{project}").status != 404:  # an ephemeral one has gone by itself
+                self.do("DELETE", f"{url}{project}")
+
+    def _stop_instance(self, url: str) -> None:
+        reply = self.api("PUT", url, {"action": "stop", "force": True, "timeout": 30})
+        error = self.wait(reply)["err"] if reply.status == 202 else reply.error
+        # One that a test has asked to stop may end by itself meanwhile.
+        assert not error or "already stopped" in error, f"PUT {url}: {error}"
+
+    def delete_volumes(self) -> None:
+        """Delete the custom volumes of the project `default`, which nothing uses any more."""
+        for pool in self.get("/1.0/storage-pools?recursion=1"):
+            for url in pool["used_by"]:
+                if "/volumes/custom/" in url and "/snapshots/" not in url:
+                    self.do("DELETE", url)
+
+    def delete_projects(self) -> None:
+        """Delete all projects but `default`, with what is in them except instances."""
+        for project in self.get("/1.0/projects?recursion=1"):
+            if project["name"] == "default":
+                continue
+            for url in project["used_by"]:
+                if not url.startswith("/1.0/profiles/default?"):
+                    self.do("DELETE", url)
+            self.do("DELETE", f"/1.0/projects/{quote(project['name'], safe='')}")
 
     # ---- the end
 
@@ -276,6 +330,8 @@ class Daemon:
 
     def _force(self) -> None:
         """Take away what a broken daemon left, so that the next test is not harmed."""
+        if self.process is not None:
+            self.process.kill()
         for _ in range(3):
             for pid, _command in leaks.processes_of(self.home):
                 with contextlib.suppress(ProcessLookupError):

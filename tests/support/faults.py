@@ -1,4 +1,4 @@
-"""Killing a daemon at a fault point of its code, or having it hang there."""
+"""Killing a daemon at a fault point of its code, or blocking it there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.daemon import Daemon
 
 
 class Faults:
-    """The fault points of one daemon; `Daemon.env` has to be given `env` before its start."""
+    """The fault points of one daemon; `env` must be added to `Daemon.env` before its start."""
 
     def __init__(self, folder: Path) -> None:
         self.env = {"UTSUWA_FAULTS": str(folder)}
@@ -23,16 +23,16 @@ class Faults:
         self._reached = folder / "reached"
 
     def reached(self) -> list[str]:
-        """The points that were reached since the last `forget`, in order."""
+        """Return the points reached since the last `forget`, in order."""
         return self._reached.read_text().splitlines() if self._reached.exists() else []
 
     def forget(self) -> None:
-        """What was reached until now does not count."""
+        """Clear the list of reached points."""
         self._reached.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def hold_at(self, point: str) -> Iterator[None]:
-        """Whoever comes to a point, in a thread, stays there until the block has ended."""
+        """Block threads that reach a point until the end of the block."""
         self.forget()
         self._hold.write_text(point)
         try:
@@ -41,7 +41,7 @@ class Faults:
             self._hold.unlink()
 
     def wait_for(self, point: str) -> None:
-        """Until somebody has come to the point since the last `forget`."""
+        """Wait until the point is reached after the last `forget`."""
         deadline = time.monotonic() + 30
         while point not in self.reached():
             assert time.monotonic() < deadline, f"nobody came to the point {point!r}: {self.reached()}"
@@ -56,10 +56,10 @@ class Faults:
         meanwhile: Callable[[], object] = lambda: None,
         required: bool = True,
     ) -> Iterator[None]:
-        """Do what is in the block; the daemon kills itself at a point meanwhile, and is started again.
+        """Run the block, in which the daemon kills itself at a point, and start the daemon again.
 
-        A point is named, or is the number of those before it. `meanwhile` is called while no daemon runs.
-        Fails where the daemon does not come to a point that is `required`; it is killed after the block then.
+        A point is a name, or the number of points before it. `meanwhile` is called while the daemon is not
+        running. If the point is not reached, fails if it is `required`, or kills the daemon after the block.
         """
         self.forget()
         self._kill.write_text(str(point))

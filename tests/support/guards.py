@@ -25,11 +25,11 @@ class ProcessRefused(BaseException):
 
 
 class LoopBlocked(AssertionError):
-    """Something held the event loop."""
+    """A callback blocked the event loop."""
 
 
 class _ProcessGuard:
-    """The audit hook; hooks cannot be removed, so it is installed once and switched."""
+    """The audit hook; hooks cannot be removed, so it is installed once and enabled as needed."""
 
     def __init__(self) -> None:
         self.active = False
@@ -69,7 +69,7 @@ def _starved() -> float:
 
 @contextmanager
 def refuse_processes() -> Iterator[None]:
-    """Raise ProcessRefused in whoever starts a process meanwhile, in any thread."""
+    """Raise ProcessRefused in any thread that starts a process during the block."""
     if not _guard.installed:
         sys.addaudithook(_guard)
         _guard.installed = True
@@ -82,7 +82,7 @@ def refuse_processes() -> Iterator[None]:
 
 @contextmanager
 def allow_processes() -> Iterator[None]:
-    """For what tests need around them, such as a database server; the code under test starts nothing."""
+    """Allow processes needed by fixtures, such as a database server, but not by the code under test."""
     active, _guard.active = _guard.active, False
     try:
         yield
@@ -92,10 +92,10 @@ def allow_processes() -> Iterator[None]:
 
 @contextmanager
 def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
-    """Raise LoopBlocked at the end when a callback held an asyncio loop for more than `limit` seconds.
+    """Raise LoopBlocked at the end if a callback blocked an asyncio loop for more than `limit` seconds.
 
-    The time in which threads were ready to run, but others had the processors, does not count.
-    `time.sleep` in a thread with a running loop is refused at once, however short.
+    Time in which threads were ready to run, but lacked a processor, is subtracted.
+    `time.sleep` in a thread with a running loop always raises.
     """
     slow: list[str] = []
     run, sleep = asyncio.Handle._run, time.sleep

@@ -1,4 +1,4 @@
-"""Images for tests: a busybox of 2 MB that boots in milliseconds, and a whole Debian."""
+"""Images for tests: a busybox of 2 MB that boots in milliseconds, and a complete Debian."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTS = b"127.0.0.1\tlocalhost\n127.0.1.1\t{{ container.name }}\n"
 
 @dataclass(frozen=True)
 class Image:
-    """The files of an image in both forms; `unified` is None where only the split one was built."""
+    """The files of an image in both forms; `unified` is None if only the split form was built."""
 
     metadata: Path
     rootfs: Path
@@ -42,7 +42,7 @@ def template(path: str, when: tuple[str, ...], file: str) -> dict[str, Any]:
 
 
 def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> Image:
-    """Write the files of both forms into the folder.
+    """Write the files of both forms to the directory.
 
     Images built from other `properties` have another fingerprint.
     """
@@ -79,7 +79,7 @@ def build_busybox(folder: Path, properties: Mapping[str, str] | None = None) -> 
 
 
 def busybox_in(folder: Path) -> Image:
-    """What `build_busybox` has written there."""
+    """Return the image that `build_busybox` has written there."""
     return Image(folder / METADATA, folder / ROOTFS, folder / UNIFIED)
 
 
@@ -94,7 +94,7 @@ def build_with_init(folder: Path, name: str, init: str) -> Path:
 
 
 def _busybox_files() -> dict[str, bytes | str | None]:
-    """Path to content: bytes for a file, str for a symlink's target, None for a folder."""
+    """Return content by path: bytes for a file, str for a symlink's target, None for a directory."""
     applets = subprocess.run([str(BUSYBOX), "--list-full"], capture_output=True, check=True, text=True)
     files: dict[str, bytes | str | None] = dict.fromkeys(FOLDERS)
     files |= {"bin/busybox": BUSYBOX.read_bytes()}
@@ -137,7 +137,7 @@ def _add(tar: tarfile.TarFile, files: Mapping[str, bytes | str | None]) -> None:
 
 
 def debian() -> Image:
-    """The Debian image, built once by `scripts/build-debian-image` and kept while that is unchanged."""
+    """Return the Debian image, built by `scripts/build-debian-image` and cached until that changes."""
     script = ROOT / "scripts" / "build-debian-image"
 
     def build(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Network and mount namespaces for a process that runs system tests, so that such processes do not meet.
+"""Network and mount namespaces for processes that run system tests, to isolate them from each other.
 
-Interfaces, firewall rules, ports, abstract unix sockets and mounts are then its own; cgroups and loop devices
-stay the machine's, and bear the name of the daemon that made them.
+This isolates interfaces, firewall rules, ports, abstract unix sockets and mounts; cgroups and loop devices
+are shared, and can be attributed to the daemon by their names.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _host: list[int] = []
 
 
 def enter() -> None:
-    """Move the calling thread, and all that it starts from now on, into new namespaces.
+    """Move the calling thread, and its future children, into new namespaces.
 
-    Later calls change nothing. Raises OSError where it is not allowed.
+    Later calls do nothing. Raises OSError if it is not permitted.
     """
     if _host:
         return
@@ -44,7 +44,7 @@ def enter() -> None:
 
 
 def host_prefix() -> tuple[str, ...]:
-    """What to put before a command that needs the machine's own network and mounts."""
+    """Return a prefix for commands that need the machine's network and mounts."""
     if not _host:
         return ()
     net, mnt = (f"/proc/{os.getpid()}/fd/{number}" for number in _host)

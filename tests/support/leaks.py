@@ -1,13 +1,13 @@
-"""What a daemon may leave behind on the host, and how to find it.
+"""Detection of what a daemon has left behind on the host.
 
-Everything that can be traced to the daemon by the name of its folder is searched for always, so that tests
-beside each other do not see what is the others'. Network interfaces carry no such name: new ones count as
-leaks only while no other manager of containers runs in the same network namespace, because then nobody else
-can have made them.
+Objects are attributed to the daemon by the name of its state directory, so that concurrent tests do not
+affect each other. Network interfaces have no such name: new ones are only reported if no other container
+manager is running in the same network namespace.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,7 +25,7 @@ MANAGERS = ("utsuwa.daemon.main", "utsuwad", "lxd", "incusd")
 
 @dataclass(frozen=True)
 class HostState:
-    """What was on the host before the daemon started and cannot be told from its name."""
+    """The state of the host before the daemon's start that cannot be attributed by name."""
 
     interfaces: frozenset[str]
 
@@ -35,10 +35,10 @@ class HostState:
 
 
 def find_leaks(folder: Path, owner: str, before: HostState, patience: float = 3) -> list[str]:
-    """Whatever of the daemon in `folder` is still on the host, one line each.
+    """Return what the daemon in `folder` has left on the host, one line each.
 
-    `owner` is what the daemon names its cgroups and tables by. What goes by itself (a process that is
-    just ending) gets `patience` seconds to do so.
+    `owner` is the name of the daemon's cgroups and tables. Waits up to `patience` seconds for objects that
+    disappear by themselves, such as ending processes.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -60,7 +60,7 @@ def _all_leaks(folder: Path, owner: str, before: HostState) -> Iterator[str]:
 
 
 def mounts_below(folder: Path, pid: int | None = None) -> list[str]:
-    """Mount points at or below the folder, deepest last in mount order, as process `pid` sees them."""
+    """Return the mount points of process `pid` at or below the folder, in mount order."""
     points = []
     for line in Path("/proc", str(pid or "self"), "mountinfo").read_text().splitlines():
         point = line.split(" ")[4].encode().decode("unicode_escape")
@@ -70,7 +70,7 @@ def mounts_below(folder: Path, pid: int | None = None) -> list[str]:
 
 
 def loop_devices(folder: Path) -> list[tuple[str, str]]:
-    """(device, backing file) of the loop devices whose file lies below the folder."""
+    """Return (device, backing file) of the loop devices with files below the folder."""
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
@@ -83,7 +83,7 @@ def loop_devices(folder: Path) -> list[tuple[str, str]]:
 
 
 def processes_of(folder: Path) -> list[tuple[int, str]]:
-    """(pid, command) of processes that mention the folder in argv, environment, cwd or root."""
+    """Return (pid, command) of processes that refer to the folder in argv, environment, cwd or root."""
     token = os.fsencode(str(folder))
     found = []
     for pid in _pids():
@@ -94,6 +94,15 @@ def processes_of(folder: Path) -> list[tuple[int, str]]:
         links = b"".join(os.fsencode(_link(here / name)) for name in ("cwd", "root", "exe"))
         if token in command or token in links or token in _read(here / "environ"):
             found.append((pid, command.replace(b"\0", b" ").decode(errors="replace")[:200]))
+    return found
+
+
+def open_files(pid: int) -> set[str]:
+    """Return what a process has open, without what it closes meanwhile."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
     return found
 
 
@@ -116,7 +125,7 @@ def _link(path: Path) -> str:
 
 
 def _other_managers(token: str) -> bool:
-    """Whether another daemon that makes interfaces and tables runs in this network namespace."""
+    """Return whether another daemon that creates interfaces and tables runs in this network namespace."""
     own = _link(Path("/proc/self/ns/net"))
     for pid in _pids():
         here = Path("/proc", str(pid))
@@ -131,7 +140,7 @@ def _other_managers(token: str) -> bool:
 
 
 def _files_named(folder: Path) -> Iterator[str]:
-    """Files and folders elsewhere that bear the folder's name; the outermost of each."""
+    """Return files and directories elsewhere whose names contain that of the folder, not their contents."""
     for place in PLACES:
         for top, folders, files in os.walk(place):
             named = [f"{top}/{name}" for name in (*folders, *files) if folder.name in name]
@@ -141,12 +150,12 @@ def _files_named(folder: Path) -> Iterator[str]:
 
 
 def _is_empty_lock_folder(path: str) -> bool:
-    """liblxc keeps the way to its lock files, one for each state folder; the files themselves must go."""
+    """Return whether it is one of liblxc's directories for lock files, which it never removes."""
     return path.startswith(f"{LIBLXC_LOCKS}/") and not any(files for _, _, files in os.walk(path))
 
 
 def remove_lock_folders(folder: Path) -> None:
-    """Take away the empty folders that liblxc leaves for its lock files."""
+    """Remove the empty directories that liblxc leaves for its lock files."""
     locks = Path(LIBLXC_LOCKS) / folder.relative_to("/")
     for top, _, _ in os.walk(locks, topdown=False):
         Path(top).rmdir()
@@ -163,6 +172,6 @@ def _nft_tables() -> list[str]:
 
 
 def cgroups_of(owner: str) -> Iterator[str]:
-    """The folders in every hierarchy that bear the daemon's name."""
+    """Return the cgroups of the daemon in every hierarchy."""
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         yield from (f"{top}/{name}" for name in folders if name.startswith(owner))

@@ -1,4 +1,4 @@
-"""A database as two members see it, one after the other."""
+"""Use of a database as another member."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utsuwa.db.database import Database
 
 @asynccontextmanager
 async def second_member(database: Database) -> AsyncIterator[None]:
-    """What is done in the block is the work of `host2`; the first member is called `host1` from now on."""
+    """Run the block as the member `host2`; the first member is renamed to `host1`."""
     first = await database.write("test", members.claim, "uuid-1", "host1")
     database.act_as(await database.write("test", members.claim, "uuid-2", "host2"))
     try:

@@ -1,6 +1,6 @@
-"""A network namespace of a test's own, so that nothing of the machine's network is touched.
+"""Network namespaces for tests, so that they do not affect the machine's network.
 
-It comes with a mount namespace, because the /sys of another network namespace would tell of that one.
+Each has a mount namespace as well, because /sys shows the network namespace in which it was mounted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NetBox:
         return ("nsenter", f"--target={self.pid}", "--net", "--mount", "--")
 
     def run(self, *argv: str, check: bool = True, input: str | None = None) -> str:
-        """What a program inside prints, both outputs."""
+        """Run a program inside and return stdout and stderr."""
         done = subprocess.run(
             [*self.prefix, *argv],
             input=input,
@@ -77,7 +77,7 @@ class NetBox:
         return listed
 
     def leaks(self, before: set[str]) -> list[str]:
-        """Interfaces and tables that were not there before."""
+        """Return new interfaces and tables."""
         found = [f"network interface: {name}" for name in sorted(set(self.links()) - before)]
         return found + [f"firewall table: {name}" for name in self.tables()]
 

@@ -1,4 +1,4 @@
-"""What tests of networks share: networks and containers on them, and their leases."""
+"""Helpers for tests of networks: networks, containers on them, and their leases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ esac
 
 
 def prepared(daemon: Daemon, image: Image) -> Daemon:
-    """With the image `busybox`, and a default profile without a nic."""
+    """Import the image `busybox`, and mask the nic of the default profile."""
     daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
     daemon.import_image(image.metadata, image.rootfs, alias="busybox")
     return daemon

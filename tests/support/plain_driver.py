@@ -1,7 +1,8 @@
-"""A driver in as few lines as the contract asks for: plain folders, on a kernel that maps ids."""
+"""The smallest storage driver that fulfils the contract: plain directories, with idmapped mounts."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from utsuwa.core.config_keys import ConfigKey
 from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.volumes import Volume, VolumeKind, folder_of
+from utsuwa.core.volumes import Volume, VolumeKind, folder_of, snapshots_folder_of
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.mounts import mounts
 from utsuwa.storage.base import DriverType, Fill, Usage
@@ -20,7 +21,7 @@ _KINDS: tuple[VolumeKind, ...] = ("container", "image", "custom")
 
 
 class PlainDriver:
-    """All that a driver needs, and none of what it may have beyond that."""
+    """A driver without any of the optional protocols."""
 
     def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
         self.folder = folder
@@ -31,6 +32,7 @@ class PlainDriver:
             raise InvalidConfig(f"The folder {self.folder} is not empty")
         for kind in _KINDS:
             (self.folder / folder_of(kind)).mkdir(mode=0o711, parents=True)
+            (self.folder / snapshots_folder_of(kind)).mkdir(mode=0o711)
 
     @translated
     def delete(self) -> None:
@@ -42,7 +44,8 @@ class PlainDriver:
     @translated
     def mount(self) -> None:
         for kind in _KINDS:
-            for begun in (self.folder / folder_of(kind)).glob(".*"):
+            volumes, snapshots = self.folder / folder_of(kind), self.folder / snapshots_folder_of(kind)
+            for begun in (*volumes.glob(".*"), *snapshots.glob("*/.*")):
                 mounts.unmount_below(begun)
                 remove_tree(begun)
 
@@ -64,6 +67,7 @@ class PlainDriver:
         target = self.volume_folder(volume)
         _refuse_taken(target)
         new = target.with_name(f".{target.name}")
+        new.parent.mkdir(mode=0o711, exist_ok=True)
         new.mkdir(mode=0o700)
         try:
             if fill is None:
@@ -79,6 +83,9 @@ class PlainDriver:
     def delete_volume(self, volume: Volume) -> None:
         self.unmount_volume(volume)
         remove_tree(self.volume_folder(volume))
+        if volume.snapshot is not None:
+            with contextlib.suppress(OSError):
+                self.volume_folder(volume).parent.rmdir()
 
     @translated
     def rename_volume(self, volume: Volume, new: Volume) -> None:
@@ -87,7 +94,19 @@ class PlainDriver:
             return
         _refuse_taken(target)
         self.unmount_volume(volume)
+        target.parent.mkdir(mode=0o711, exist_ok=True)
         old.rename(target)
+        if volume.snapshot is not None:
+            with contextlib.suppress(OSError):
+                old.parent.rmdir()
+
+    @translated
+    def rename_snapshots(self, volume: Volume, new: Volume) -> None:
+        old, target = self.folder / volume.snapshots_path, self.folder / new.snapshots_path
+        if old.exists():
+            _refuse_taken(target)
+            mounts.unmount_below(old)
+            old.rename(target)
 
     @translated
     def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
@@ -96,8 +115,9 @@ class PlainDriver:
         mounts.unmount(rootfs)
         os.chown(folder, idmap.host_uid(0), idmap.host_gid(0))
         folder.chmod(0o100)
-        if not idmap.privileged:
-            mounts.bind_idmapped(rootfs, rootfs, idmap)
+        readonly = volume.snapshot is not None
+        if readonly or not idmap.privileged:
+            mounts.bind_idmapped(rootfs, rootfs, idmap, readonly=readonly)
         return rootfs
 
     @translated
@@ -115,6 +135,10 @@ class PlainDriver:
         below = self.folder / folder_of(kind)
         return sorted(entry.name for entry in below.iterdir() if not entry.name.startswith("."))
 
+    @translated
+    def snapshots(self, volume: Volume) -> list[str]:
+        return sorted(path.name for path in (self.folder / volume.snapshots_path).glob("[!.]*"))
+
 
 def _refuse_taken(target: Path) -> None:
     if target.exists():
@@ -126,4 +150,5 @@ TYPE = DriverType(
     PlainDriver,
     keys=(ConfigKey("plain.color", default="white", live=False, help="Nothing comes of it."),),
     volume_keys=(ConfigKey("plain.shade", help="Nor of this."),),
+    needs_idmapped_mounts=True,
 )

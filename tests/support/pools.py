@@ -9,11 +9,13 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.support import plain_driver
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import Volume
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.base import DriverType, FolderDriver
 from utsuwa.storage.drivers import DRIVERS
 from utsuwa.storage.known_pools import KnownPool
@@ -31,17 +33,46 @@ MAP, OTHER = idmap(100_000), idmap(2_000_000)
 
 TYPES: Mapping[str, DriverType] = {**DRIVERS, plain_driver.TYPE.name: plain_driver.TYPE}
 
-WAYS = (
-    *("overlay", "overlay packed", "overlay untrusted", "overlay tar", "overlay shifted"),
-    *("dir", "dir tar", "dir shifted"),
-    *("plain", "plain tar"),
-)
-"""A driver, and what holds: `unpack_images` is off and the image a squashfs that may be mounted (packed) or
-may not (untrusted); it is a tar; there are no idmapped mounts (shifted)."""
+
+def unpack_key(kind: DriverType) -> str | None:
+    """The key of a driver that can also mount an image as it is."""
+    name = f"{kind.name}.unpack_images"
+    return name if any(key.name == name for key in kind.keys) else None
 
 
-def container(name: str) -> Volume:
-    return Volume("container", "default", name)
+def ways(*conditions: str) -> list[str]:
+    """Every driver, alone and with each of the conditions under which it can work, as `overlay packed`."""
+    found = []
+    for kind in TYPES.values():
+        out = {"packed", "untrusted"} if unpack_key(kind) is None else set()
+        out |= {"shifted"} if kind.needs_idmapped_mounts else set()
+        found += [kind.name, *(f"{kind.name} {one}" for one in conditions if one not in out)]
+    return found
+
+
+WAYS = ways("packed", "untrusted", "tar", "shifted")
+"""A driver, and what holds: its images are not unpacked, and the image is a squashfs that may be mounted
+(packed) or may not (untrusted); it is a tar; there are no idmapped mounts (shifted)."""
+
+
+def next_driver(name: str) -> str:
+    """Another driver than that one: the next in the table."""
+    names = list(TYPES)
+    return names[(names.index(name) + 1) % len(names)]
+
+
+def as_kernel_leaves_it(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the way that is the parameter of a fixture, with what holds for it in force."""
+    way = str(request.param)
+    if way.endswith("shifted"):
+        monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    return way
+
+
+def container(name: str, snapshot: str | None = None) -> Volume:
+    """An instance's volume, or a snapshot of it; `c1/s1` stands for both."""
+    name, _, after = name.partition("/")
+    return Volume("container", "default", name, snapshot or after or None)
 
 
 class TestedPool(KnownPool):
@@ -74,6 +105,14 @@ class TestedPool(KnownPool):
     def unmount(self, name: str = "c1") -> None:
         self.driver.unmount_volume(container(name))
 
+    def copy(self, source: str, target: str, ids: IdMap = MAP, mounted: IdMap | None = None) -> None:
+        """Copy a volume or a snapshot; the target's owner is that of `ids`, or the host's for a snapshot."""
+        owner = PRIVILEGED if "/" in target else ids
+        self.copies.copy_volume(container(source), container(target), owner, Stopper(), mounted=mounted)
+
+    def snapshots(self, name: str = "c1") -> list[str]:
+        return self.driver.snapshots(container(name))
+
     def rename(self, name: str, new: str) -> None:
         self.driver.rename_volume(container(name), container(new))
 
@@ -89,13 +128,15 @@ class TestedPool(KnownPool):
 
 def pool_of(driver: str, folder: Path, config: Mapping[str, str] | None = None) -> TestedPool:
     """The pool at `folder`, which is made or was made before."""
-    return TestedPool("p", TYPES[driver], folder, config or {})
+    return TestedPool("p", TYPES[driver], folder, config or {}, row_id=1)
 
 
 def load(folder: Path, way: str) -> TestedPool:
     """The pool of a way, which is made or was made before."""
-    off = {"overlay.unpack_images": "false"} if way in ("overlay packed", "overlay untrusted") else {}
-    return pool_of(way.split()[0], folder, off)
+    driver, *conditions = way.split()
+    key = unpack_key(TYPES[driver])
+    off = {key: "false"} if key is not None and {"packed", "untrusted"} & {*conditions} else {}
+    return pool_of(driver, folder, off)
 
 
 def new_pool(place: Path, driver: str, **config: str) -> TestedPool:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: Debian's program, a folder, a unix socket, nothing of the host's."""
+"""A PostgreSQL server for tests: Debian's program, with a separate directory and unix socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ICU = ("--locale-provider=icu", "--icu-locale=en-US")
 
 
 def _programs() -> Path:
-    """The newest version's folder; Debian keeps it off PATH."""
+    """Return the directory of the newest version, which is not in Debian's PATH."""
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name)
     )
@@ -32,7 +32,7 @@ def _programs() -> Path:
 
 
 class PostgresServer:
-    """A cluster that is as durable as a test needs. It refuses to run as root, so it runs as its own user."""
+    """A database cluster without durability. It refuses to run as root, so it runs as a separate user."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ut-pg-", dir="/var/tmp"))
@@ -91,7 +91,7 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """As an administrator would in a hurry: connections are cut."""
+        """Stop it in the mode `fast`, which closes connections."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(_START_SECONDS)
@@ -102,7 +102,7 @@ class PostgresServer:
         shutil.rmtree(self.folder)
 
     def new_database(self, template: str | None = None, options: str = "") -> str:
-        """The URL of a new database: empty, or a copy of that with the URL `template`."""
+        """Create a database, empty or as a copy of that with the URL `template`, and return its URL."""
         self._databases += 1
         name = f"utsuwa{self._databases}"
         if template is not None:

@@ -1,4 +1,4 @@
-"""Running a client as a person does: with a terminal of its own."""
+"""Running a client interactively, in a new terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_in_terminal(
 ) -> tuple[int, str]:
     """Run `argv` on a new pty and return its exit code and all that was on the screen.
 
-    `typed` holds pairs (text to wait for, text to type then), worked off in order.
+    `typed` are pairs (text to wait for, text to type then), processed in order.
     """
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -1,4 +1,4 @@
-"""Everything that a daemon keeps, to be compared: its rows, its files, what it has on the host."""
+"""Comparison of the complete state of a daemon: rows, files and objects on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Traces:
-    """What is there at one moment; equal ones mean that nothing was changed and nothing is left."""
+    """A snapshot of the state; equal ones mean that nothing was changed or left behind."""
 
     rows: frozenset[str]
     files: frozenset[str]
@@ -40,7 +40,7 @@ class Traces:
         )
 
     def differences(self, other: Traces) -> list[str]:
-        """One line for each thing that `other` lacks or has more."""
+        """Return one line for each item that only one of the two has."""
         found = []
         for name in (field.name for field in fields(self)):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -61,7 +61,7 @@ def _rows(daemon: Daemon) -> Iterator[str]:
 
 
 def _files(daemon: Daemon) -> Iterator[str]:
-    """All paths in the state folder; what lies in a mounted root file system is the container's own."""
+    """Return all paths in the state directory, without the contents of mounted root file systems."""
     for top, folders, files in os.walk(daemon.dir):
         if top == str(daemon.dir / "database"):
             continue
@@ -72,11 +72,12 @@ def _files(daemon: Daemon) -> Iterator[str]:
 
 @contextmanager
 def nothing_changes(daemon: Daemon, *, but: str = "/nothing/") -> Iterator[None]:
-    """Fail where the block changed a row, or left a file, a mount, a loop device or a process.
+    """Fail if the block changes a row, or leaves a file, a mount, a loop device or a process.
 
     Files with `but` in their path may change.
     """
     _wait_for_unpacking(daemon)
+    daemon.get("/1.0/warnings")  # waits until those of the daemon's start are stored
     before = Traces.of(daemon)
     yield
     deadline = time.monotonic() + PATIENCE
@@ -86,7 +87,7 @@ def nothing_changes(daemon: Daemon, *, but: str = "/nothing/") -> Iterator[None]
 
 
 def _wait_for_unpacking(daemon: Daemon) -> None:
-    """A new image is unpacked in the background: wait until that has begun, and has ended."""
+    """Wait until unpacking a new image in the background has begun and ended."""
     young = [time.time() - path.stat().st_ctime for path in (daemon.dir / "images").iterdir()]
     time.sleep(max(0.0, BEGINS - min(young, default=BEGINS)))
     until(lambda: not any(daemon.dir.glob("storage-pools/*/images/.new-*")), seconds=60)

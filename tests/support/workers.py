@@ -1,4 +1,4 @@
-"""What the workers of one test run share: files that are made once, and turns to have the machine alone."""
+"""Coordination of the workers of a test run: shared files, and exclusive use of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def lock(file: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of a file among all processes; waits for it. The file is made where it is missing."""
+    """Hold the lock of a file, which is created if it does not exist."""
     with file.open("ab") as opened:
         fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
@@ -19,9 +19,9 @@ def lock(file: Path, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def turn(folder: Path, *, alone: bool) -> Iterator[None]:
-    """A test's time: beside those of other workers, or while none of them runs one.
+    """Run a test concurrently with those of other workers, or exclusively.
 
-    Who wants to be alone keeps the gate shut while waiting, so that no other goes in first.
+    While an exclusive test is waiting, no other test can start.
     """
     with ExitStack() as held:
         with lock(folder / "gate"):
@@ -30,7 +30,7 @@ def turn(folder: Path, *, alone: bool) -> Iterator[None]:
 
 
 def once(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder `name`, which the first worker that asks for it fills by `make`; the others wait."""
+    """Return the directory `name`, filled by `make` in the first worker that needs it; the others wait."""
     made = folder / name
     with lock(folder / f"{name}.lock"):
         if not made.exists():

@@ -74,7 +74,7 @@ async def look(helper: Helper, box: Box, cache: AttachCache, uid: int, gid: int)
 
 
 @pytest.mark.parametrize(("uid", "gid"), [(0, 0), (5, 6)])
-async def test_the_later_get_what_the_first_got(
+async def test_later_commands_have_the_same_confinement(
     box: Box, helper: Helper, cache: AttachCache, uid: int, gid: int
 ) -> None:
     seen = []
@@ -92,7 +92,7 @@ async def test_the_later_get_what_the_first_got(
     assert not int(bounding, 16) >> 25 & 1  # sys_time
 
 
-async def test_a_helper_may_go_through_liblxc_always(box: Box, helper: Helper, cache: AttachCache) -> None:
+async def test_helper_can_always_use_liblxc(box: Box, helper: Helper, cache: AttachCache) -> None:
     """Nothing is read back then, and commands are the same."""
     switched = Helper(always_by_liblxc=True)
     await switched.start()
@@ -139,7 +139,7 @@ async def test_the_reasons_of_failure(box: Box, helper: Helper, cache: AttachCac
         assert await output(helper, box, "sh", "-c", "exit 9", cache=cache) == (9, None, "")
 
 
-async def test_liblxc_is_asked_again_where_a_cgroup_has_gone(
+async def test_liblxc_is_used_again_if_a_cgroup_was_removed(
     box: Box, helper: Helper, cache: AttachCache
 ) -> None:
     await output(helper, box, "true", cache=cache)
@@ -149,7 +149,7 @@ async def test_liblxc_is_asked_again_where_a_cgroup_has_gone(
     assert cache.confinement is None
 
 
-async def test_no_way_into_what_has_ended(box: Box, helper: Helper, cache: AttachCache) -> None:
+async def test_attaching_to_an_ended_container_fails(box: Box, helper: Helper, cache: AttachCache) -> None:
     await output(helper, box, "true", cache=cache)
     await box.stop(helper)
     with pytest.raises(HostError):
@@ -189,7 +189,9 @@ done 2>&1
 """
 
 
-async def test_nobody_inside_can_look_into_the_helper(box: Box, helper: Helper, cache: AttachCache) -> None:
+async def test_helper_is_not_accessible_from_the_container(
+    box: Box, helper: Helper, cache: AttachCache
+) -> None:
     """What enters is the host's program until it executes: its files and memory stay closed to the inside."""
     await output(helper, box, "true", cache=cache)
     init = cache.init.fileno()

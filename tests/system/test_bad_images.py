@@ -211,7 +211,7 @@ def squashfs(folder: Path, build: Callable[[Path], None]) -> bytes:
     return file.read_bytes()
 
 
-def test_split_images_that_are_none(d: Daemon, tmp_path: Path) -> None:
+def test_invalid_split_images(d: Daemon, tmp_path: Path) -> None:
     meta = archive(META)
 
     def noise(tree: Path) -> None:
@@ -270,7 +270,7 @@ def test_an_upload_that_is_cut_off(d: Daemon) -> None:
     assert d.get("/1.0/images") == []
 
 
-def test_an_upload_that_says_to_be_too_large(d: Daemon) -> None:
+def test_upload_with_too_large_content_length(d: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(d.socket))
         client.sendall(
@@ -283,7 +283,7 @@ def test_an_upload_that_says_to_be_too_large(d: Daemon) -> None:
     assert b"larger" in answer or b"No space" in answer
 
 
-def test_requests_about_images_that_are_not_there(d: Daemon) -> None:
+def test_requests_about_missing_images(d: Daemon) -> None:
     for url in ("/1.0/images/0123", "/1.0/images/0123/export", "/1.0/images/aliases/none"):
         refused(d.api("GET", url), 404, "not found")
     refused(d.api("DELETE", "/1.0/images/0123"), 404, "not found")

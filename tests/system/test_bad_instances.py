@@ -128,7 +128,7 @@ CREATIONS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
         ("environment.A",),
     ),
     "virtual machine": ({"type": "virtual-machine"}, 400, ("virtual-machine", "containers")),
-    "copy": ({"source": {"type": "copy", "source": "down"}}, 501, ("copy",)),
+    "copy": ({"source": {"type": "copy", "source": "missing"}}, 404, ("missing",)),
     "architecture": ({"source": {"type": "none"}, "architecture": "pdp11"}, 400, ("architecture", "pdp11")),
     "id map too large": (
         {"config": {"security.idmap.isolated": "true", "security.idmap.size": "99999999999"}},
@@ -157,7 +157,7 @@ def test_unknown_project(d: Daemon) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("launch", "none", "new"), ("launch", "busybox", "new", "-p", "none")])
-def test_the_client_tells_what_is_unknown(d: Daemon, arguments: tuple[str, ...]) -> None:
+def test_client_names_unknown_image_or_profile(d: Daemon, arguments: tuple[str, ...]) -> None:
     ended = d.lxc(*arguments, check=False)
     assert ended.returncode != 0
     assert "none" in ended.stderr
@@ -261,7 +261,7 @@ def test_changes_that_cannot_be(d: Daemon, name: str, what: str) -> None:
     assert d.lxc("exec", "up", "--", "ls", "/sys/class/net").stdout == interfaces
 
 
-def test_one_interface_that_works_goes_again_when_the_next_does_not(d: Daemon) -> None:
+def test_added_interface_is_removed_if_the_next_one_fails(d: Daemon) -> None:
     devices = {"eth7": {**NIC, "name": "eth7"}, "eth8": {**NIC, "name": "eth8", "host_name": "lo"}}
     refused(d.api("PATCH", "/1.0/instances/up", {"devices": devices}), 400, "'lo'", "eth8")
     assert "eth7" not in d.lxc("exec", "up", "--", "ls", "/sys/class/net").stdout
@@ -284,7 +284,7 @@ def test_an_etag_of_yesterday(d: Daemon) -> None:
 # ---- names and states
 
 
-def test_instances_that_are_not_there(d: Daemon) -> None:
+def test_missing_instances(d: Daemon) -> None:
     bodies: dict[str, dict[str, Any]] = {
         "GET": {}, "PUT": {}, "PATCH": {}, "POST": {"name": "x"}, "DELETE": {},
     }  # fmt: skip
@@ -339,6 +339,6 @@ def test_commands_need_a_running_container(d: Daemon) -> None:
     refused(d.api("POST", "/1.0/instances/down/exec", {"command": ["true"]}), 400, "not running")
 
 
-def test_bulk_changes_tell_what_is_wrong(d: Daemon) -> None:
+def test_invalid_bulk_changes_are_explained(d: Daemon) -> None:
     refused(d.api("PUT", "/1.0/instances", {"state": {"action": "explode"}}), 400, "explode")
     refused(d.api("PUT", "/1.0/instances", json.loads("{}")), 400, "state")

@@ -47,7 +47,7 @@ def test_this_machine_can_run_containers_and_keeps_no_trace(tmp_path: Path) -> N
     )
 
 
-def test_a_fallback_that_is_forced_is_seen(tmp_path: Path) -> None:
+def test_forced_fallback_is_reported(tmp_path: Path) -> None:
     code, found = check(tmp_path, "--before-install", env=NO_IDMAPPING)
     assert code == 0
     mapped = found["idmapped mounts of the state folder"]

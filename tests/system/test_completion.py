@@ -86,7 +86,7 @@ def test_bash(env: dict[str, str], tmp_path: Path) -> None:
     ("line", "found"),
     [
         ("utsuwa la", ["launch"]),
-        ("utsuwa remote switch ", ["images", "local"]),
+        ("utsuwa remote switch ", ["images", "local", "ubuntu", "ubuntu-daily"]),
         ("utsuwa --project default list -f c", ["compact", "csv"]),
         ("utsuwa list --format=ya", ["--format=yaml"]),
         ("utsuwa image import im", ["image.tar.xz"]),

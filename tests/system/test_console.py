@@ -53,7 +53,7 @@ def test_the_end_of_the_container_ends_it(shared_daemon: Daemon, c1: str, client
     status, screen = run_in_terminal(argv, env=environment(shared_daemon), typed=typed)
     assert status == 0, screen
     until(lambda: shared_daemon.get("/1.0/instances/c1")["status"] == "Stopped")
-    assert post(shared_daemon) == (400, "Instance is not running")
+    assert post(shared_daemon) == (400, "Instance is not running: start it with `utsuwa start c1`")
 
 
 def test_it_can_be_had_from_the_start_on(shared_daemon: Daemon, busybox: str) -> None:

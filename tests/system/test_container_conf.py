@@ -8,16 +8,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.box import MACHINE, Box, call, call_32, running_lxcfs
-from tests.support.devices import FakePorts, FakeVolume
+from tests.support.devices import FakeContainer, FakePorts, FakeVolume, FakeVolumes
 from tests.support.images import Image
+from tests.support.instances import ref
 from utsuwa import devices
-from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.errors import HostError, InvalidConfig
 from utsuwa.devices import DeviceHost
+from utsuwa.host.mounts.device_folder import DeviceFolder
 from utsuwa.host.network import veth
 
 pytestmark = pytest.mark.root
@@ -60,7 +63,7 @@ def box(busybox_image: Image) -> Iterator[Box]:
         yield made
 
 
-def test_it_has_what_it_was_given(box: Box) -> None:
+def test_configuration_is_applied_to_the_container(box: Box) -> None:
     first = box.idmap.uids[0]
     assert box.run("cat", "/proc/self/uid_map").split() == ["0", str(first.host), str(first.count)]
     assert box.run("hostname") == "box\n"
@@ -82,7 +85,7 @@ def test_it_has_a_filter_and_fewer_capabilities(box: Box) -> None:
 
 
 @needs_x86
-def test_what_is_forbidden(box: Box) -> None:
+def test_forbidden_system_calls_fail(box: Box) -> None:
     names = " ".join(FORBIDDEN)
     said = box.run("sh", "-c", f"for name in {names}; do try_$name; echo $name $?; done")
     codes = {name: int(code) for name, code in map(str.split, said.splitlines())}
@@ -101,7 +104,7 @@ def test_what_is_forbidden(box: Box) -> None:
         "mount -t debugfs none /mnt",
     ],
 )
-def test_what_root_inside_is_denied(box: Box, command: str) -> None:
+def test_root_in_the_container_cannot_change_the_host(box: Box, command: str) -> None:
     assert re.search("[Pp]ermission denied|not permitted", box.run("sh", "-c", command))
 
 
@@ -111,16 +114,18 @@ def test_calls_of_32_bit_programs_are_refused_alone(box: Box) -> None:
     assert box.run("sh", "-c", "getpid; [ $? != 38 ] && echo served") == "served\n"
 
 
-async def test_interfaces_come_and_go_while_it_runs(box: Box) -> None:
+async def test_interfaces_are_added_and_removed_while_it_runs(box: Box) -> None:
     config = {"type": "nic", "nictype": "p2p", "name": "lan0", "mtu": "1400", "hwaddr": "00:16:3e:00:00:01"}
     device = devices.load("eth0", config)
     device.validate()
 
     def host(**volatile: str) -> DeviceHost:
         keys = {f"volatile.eth0.{key}": value for key, value in volatile.items()}
-        ports, volume = FakePorts(), FakeVolume(box.folder)
-        own = (keys, box.idmap, box.folder, box.pid)
-        return DeviceHost("default", "box", "box", *own, ports=ports, volume=volume)
+        own = (keys, box.idmap, DeviceFolder(box.folder), box.pid)
+        ports, volume, container = FakePorts(), FakeVolume(box.folder), FakeContainer()
+        return DeviceHost(
+            ref("box"), *own, ports=ports, volume=volume, volumes=FakeVolumes(), container=container
+        )
 
     run = await device.attach(host())
     host_name = run.volatile["host_name"]
@@ -140,17 +145,28 @@ async def test_interfaces_come_and_go_while_it_runs(box: Box) -> None:
 
 
 async def test_only_pairs_are_removed() -> None:
-    await asyncio.to_thread(veth.delete, "lo")
-    await veth.delete_early("lo")
+    await veth.delete("lo")
     assert veth.exists("lo")
 
 
-async def test_an_early_end_is_told_when_the_interface_is_gone(box: Box) -> None:
+async def test_names_are_free_on_both_sides_when_a_pair_is_deleted(box: Box) -> None:
     pair = veth.Pair("early0", "lan1", "00:16:3e:00:00:02")
-    await asyncio.to_thread(veth.create, pair, box.pid)
-    await veth.delete_early("early0")
-    assert not veth.exists("early0")
-    await veth.delete_early("early0")
+    for _ in range(3):
+        await asyncio.to_thread(veth.create, pair, box.pid)
+        await veth.delete("early0")
+        assert not veth.exists("early0")
+        assert "lan1" not in Path(f"/proc/{box.pid}/net/dev").read_text()
+        assert not Path(f"/proc/{box.pid}/root/sys/class/net/lan1").exists()
+    await veth.delete("early0")
+
+
+async def test_what_the_kernel_refuses_is_told(box: Box) -> None:
+    pair = veth.Pair("refused0", "lan1", "00:16:3e:00:00:02")
+    with pytest.raises(HostError, match="has no bridge 'nobridge'"):
+        await asyncio.to_thread(veth.create, replace(pair, bridge="nobridge"), box.pid)
+    with pytest.raises(HostError, match="cannot create the network interface 'refused0': "):
+        await asyncio.to_thread(veth.create, replace(pair, mtu=1), box.pid)
+    assert not veth.exists("refused0")
 
 
 def test_reboot_and_halt_are_recorded_and_end_it(busybox_image: Image) -> None:
@@ -175,7 +191,7 @@ def test_privileged_containers_make_no_block_nodes(busybox_image: Image) -> None
 @pytest.mark.skipif(
     shutil.which("lxcfs") is None or not Path("/dev/fuse").exists(), reason="lxcfs does not run here"
 )
-def test_lxcfs_stands_in_for_proc(busybox_image: Image) -> None:
+def test_lxcfs_replaces_files_of_proc(busybox_image: Image) -> None:
     with running_lxcfs() as lxcfs, Box(busybox_image, {"security.nesting": "true"}, lxcfs) as box:
         box.start()
         of_host = float(Path("/proc/uptime").read_text().split()[0])

@@ -4,7 +4,7 @@ Once at random instants, and once at chosen points of its work: before and after
 each step of a storage driver. Variables of the environment:
 
 - `UTSUWA_CRASH_KILLS`: how many kills at random instants;
-- `UTSUWA_CRASH_POINTS`: how many at chosen points (0: at all that there are), otherwise as many as above;
+- `UTSUWA_CRASH_POINTS`: how many at chosen points (0: at all that there are), otherwise half as many;
 - `UTSUWA_CRASH_SEED`: the seed of a run that failed, which is printed;
 - `UTSUWA_CRASH_ONLY`: the number of one random instant, to be repeated as often as there are kills;
 - `UTSUWA_CRASH_TABLE`: a file for the table of random instants, which is printed as well.
@@ -24,14 +24,18 @@ import pytest
 
 from tests.support import images
 from tests.support.boxed import boxed_daemon
-from tests.support.crash_world import EXTRA, Leaked, Lost, Step, World, told_as
+from tests.support.crash_images import RemoteImages
+from tests.support.crash_steps import Leaked, Lost, Step, told_as
+from tests.support.crash_world import EXTRA, World
 from tests.support.faults import Faults
+from tests.support.image_server import serving
 from tests.support.images import Image
+from tests.support.tls import make_identity
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "12"))
-POINTS = int(os.environ.get("UTSUWA_CRASH_POINTS", KILLS))
+KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "24"))
+POINTS = int(os.environ.get("UTSUWA_CRASH_POINTS", KILLS // 2))
 SEED = os.environ.get("UTSUWA_CRASH_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_CRASH_ONLY")
 TABLE = os.environ.get("UTSUWA_CRASH_TABLE")
@@ -87,11 +91,18 @@ def faults(tmp_path: Path) -> Faults:
 def world(busybox_image: Image, tmp_path: Path, faults: Faults) -> Iterator[World]:
     extra = images.build_busybox(tmp_path, {"name": EXTRA}).unified
     assert extra is not None
-    with boxed_daemon() as daemon:
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder in folders:
+        folder.mkdir()
+    first, second = (images.build_busybox(folder, {"name": folder.name}) for folder in folders)
+    identity = make_identity(tmp_path)
+    with boxed_daemon() as daemon, serving(identity, box=daemon.box) as server:
         daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
         daemon.env |= faults.env
         daemon.restart()
-        yield World(daemon, random.Random(SEED), extra.read_bytes())
+        world = World(daemon, random.Random(SEED), extra.read_bytes())
+        world.operations |= RemoteImages(world, server, (first, second)).operations
+        yield world
         say(daemon.log_tail(200))
 
 

@@ -22,6 +22,7 @@ import pytest
 from tests.support.api import UnixConnection
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.netbox import until
 from utsuwa.version import __version__
 
 pytestmark = pytest.mark.root
@@ -87,6 +88,15 @@ def test_a_stale_socket_is_replaced(bare_daemon: Daemon) -> None:
     assert bare_daemon.get("/") == ["/1.0"]
 
 
+def test_a_crash_in_native_code_leaves_python_stacks_in_the_log(bare_daemon: Daemon) -> None:
+    assert bare_daemon.stop(signal.SIGSEGV) == -signal.SIGSEGV
+    log = bare_daemon.log.read_text()
+    assert "Fatal Python error: Segmentation fault" in log
+    assert "(most recent call first):\n  File " in log
+    bare_daemon.start()
+    assert bare_daemon.get("/") == ["/1.0"]
+
+
 def test_the_socket_is_for_the_default_group_or_for_root_alone(module_daemon: Daemon) -> None:
     found = module_daemon.socket.stat()
     shown = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
@@ -95,7 +105,8 @@ def test_the_socket_is_for_the_default_group_or_for_root_alone(module_daemon: Da
         assert shown == (0o660, 0, groups["utsuwa"])
     else:
         assert shown == (0o600, 0, 0)
-        assert "group=utsuwa" in module_daemon.log.read_text()
+        found_types = [warning["type"] for warning in module_daemon.get("/1.0/warnings?recursion=1")]
+        assert "Only root can use the unix socket" in found_types
 
 
 def test_an_unknown_group_keeps_it_from_starting(stopped_daemon: Daemon) -> None:
@@ -135,7 +146,7 @@ for url in ("/1.0/profiles", "/internal/gc"):
         assert daemon.close() == []
 
 
-def test_waitready_waits_for_a_daemon_that_comes(stopped_daemon: Daemon) -> None:
+def test_waitready_waits_for_a_starting_daemon(stopped_daemon: Daemon) -> None:
     waiting = subprocess.Popen(
         [*UTSUWAD, "waitready", "--timeout=30"], env={**os.environ, "UTSUWA_DIR": str(stopped_daemon.dir)}
     )
@@ -173,7 +184,9 @@ def test_shutdown_without_a_daemon_says_so(stopped_daemon: Daemon) -> None:
     assert f"No daemon is running on {stopped_daemon.dir}" in ended.stderr
 
 
-def test_shutdown_stops_containers_and_a_start_brings_them_back(daemon: Daemon, busybox_image: Image) -> None:
+def test_shutdown_stops_containers_and_the_next_start_starts_them(
+    daemon: Daemon, busybox_image: Image
+) -> None:
     daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
     daemon.lxc("launch", "busybox", "c1")
     process = daemon.process
@@ -181,6 +194,96 @@ def test_shutdown_stops_containers_and_a_start_brings_them_back(daemon: Daemon, 
     assert utsuwad(daemon, "shutdown", "--force", "--timeout", "30").returncode == 0
     process.wait(1)
     daemon.process = None
+    daemon.start()
+    wait_until_running(daemon, "c1")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "force", "completed"), [("1", False, True), ("1", True, False), ("0", False, False)]
+)
+def test_shutdown_waits_for_operations_as_configured(
+    daemon: Daemon, busybox_image: Image, minutes: str, force: bool, completed: bool
+) -> None:
+    daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    daemon.lxc("launch", "busybox", "c1", "-c", "boot.host_shutdown_timeout=1")
+    daemon.do("PATCH", "/1.0", {"config": {"core.shutdown_timeout": minutes}})
+    script = "touch /root/begun; sleep 4; touch /root/completed"
+    body = {"command": ["sh", "-c", script], "wait-for-websocket": False}
+    assert daemon.api("POST", "/1.0/instances/c1/exec", body).status == 202
+    until(lambda: daemon.api("GET", "/1.0/instances/c1/files?path=/root/begun").status == 200)
+    process = daemon.process
+    assert process is not None
+    ended = utsuwad(daemon, "shutdown", *(["--force"] if force else []), "--timeout", "60")
+    assert ended.returncode == 0, ended.stderr
+    process.wait(1)
+    daemon.process = None
+    daemon.start()
+    found = daemon.api("GET", "/1.0/instances/c1/files?path=/root/completed").status
+    assert found == (200 if completed else 404)
+
+
+def begin_work(daemon: Daemon, image: Image, seconds: int) -> int:
+    """Run a command for some seconds in the instance c1, in an operation; return the pid of its init."""
+    daemon.import_image(image.metadata, image.rootfs, alias="busybox")
+    daemon.lxc("launch", "busybox", "c1", "-c", "boot.host_shutdown_timeout=1")
+    script = f"touch /root/begun; sleep {seconds}; touch /root/completed"
+    body = {"command": ["sh", "-c", script], "wait-for-websocket": False}
+    assert daemon.api("POST", "/1.0/instances/c1/exec", body).status == 202
+    until(lambda: daemon.api("GET", "/1.0/instances/c1/files?path=/root/begun").status == 200)
+    return int(daemon.get("/1.0/instances/c1/state")["pid"])
+
+
+def completed(daemon: Daemon, init: int) -> bool:
+    """Whether the command of `begin_work` has completed, in the same container."""
+    daemon.start()
+    assert daemon.get("/1.0/instances/c1/state")["pid"] == init
+    return daemon.api("GET", "/1.0/instances/c1/files?path=/root/completed").status == 200
+
+
+def test_sigterm_waits_for_operations_and_new_changes_are_refused(
+    daemon: Daemon, busybox_image: Image
+) -> None:
+    init = begin_work(daemon, busybox_image, 3)
+    process = daemon.process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    until(lambda: daemon.api("GET", "/internal/ready").status == 503)
+    for method, url, body in (
+        ("POST", "/1.0/profiles", {"name": "p"}),
+        ("PATCH", "/1.0/instances/c1", {"config": {"user.a": "1"}}),
+        ("POST", "/1.0/instances/c1/exec", {"command": ["true"]}),
+    ):
+        refused = daemon.api(method, url, body)
+        assert (refused.status, refused.error.partition(":")[0]) == (503, "The daemon is shutting down")
+    assert len(daemon.get("/1.0/operations")["running"]) == 1
+    assert process.wait(20) == 0
+    daemon.process = None
+    assert completed(daemon, init)
+
+
+def test_a_second_sigterm_cancels_operations(daemon: Daemon, busybox_image: Image) -> None:
+    init = begin_work(daemon, busybox_image, 60)
+    process = daemon.process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    until(lambda: daemon.api("GET", "/internal/ready").status == 503)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    daemon.process = None
+    assert not completed(daemon, init)
+
+
+def test_a_shutdown_during_the_wait(daemon: Daemon, busybox_image: Image) -> None:
+    """Its timeout holds, and the containers stop."""
+    init = begin_work(daemon, busybox_image, 60)
+    process = daemon.process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    until(lambda: daemon.api("GET", "/internal/ready").status == 503)
+    assert utsuwad(daemon, "shutdown", "--timeout", "10").returncode == 0
+    assert process.wait(1) == 0
+    daemon.process = None
+    assert not Path(f"/proc/{init}").exists()
     daemon.start()
     wait_until_running(daemon, "c1")
 
@@ -251,13 +354,13 @@ def test_the_log_file_has_one_line_a_record(stopped_daemon: Daemon, tmp_path: Pa
     assert "msg=ready" in text
 
 
-def test_a_log_file_that_cannot_be_is_told(stopped_daemon: Daemon, tmp_path: Path) -> None:
+def test_unwritable_log_file_is_reported(stopped_daemon: Daemon, tmp_path: Path) -> None:
     ended = utsuwad(stopped_daemon, "--logfile", str(tmp_path / "no" / "log"))
     assert ended.returncode == 1
     assert "Cannot write the log file" in ended.stderr
 
 
-def test_what_is_not_there_yet_says_so(stopped_daemon: Daemon) -> None:
+def test_unsupported_subcommand_is_reported(stopped_daemon: Daemon) -> None:
     ended = utsuwad(stopped_daemon, "recover", "--auto")
     assert ended.returncode == 1
     assert "`utsuwad recover` is not supported yet" in ended.stderr
@@ -269,12 +372,13 @@ def test_version_and_empty_arguments(stopped_daemon: Daemon) -> None:
     assert utsuwad(stopped_daemon, "nonsense").returncode == 2
 
 
-def test_activateifneeded_wakes_only_where_there_is_a_reason(bare_daemon: Daemon) -> None:
+def test_activateifneeded_starts_the_daemon_only_if_needed(bare_daemon: Daemon) -> None:
     running = utsuwad(bare_daemon, "activateifneeded", "--debug")
-    assert (running.returncode, running.stderr) == (0, "")
+    looking = "Looking for a reason to start the daemon\n"
+    assert (running.returncode, running.stderr) == (0, looking)
     bare_daemon.stop()
     idle = utsuwad(bare_daemon, "activateifneeded", "--debug")
-    assert (idle.returncode, idle.stderr) == (0, "")
+    assert (idle.returncode, idle.stderr) == (0, looking)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -295,7 +399,7 @@ def test_bad_bodies_are_refused_over_the_wire(module_daemon: Daemon) -> None:
     assert module_daemon.get("/1.0/profiles") == ["/1.0/profiles/default"]
 
 
-def test_the_log_is_told_as_events(module_daemon: Daemon) -> None:
+def test_log_records_are_sent_as_events(module_daemon: Daemon) -> None:
     monitor = subprocess.Popen(
         ["lxc", "monitor", "--type=logging", "--format=json"],
         env=module_daemon.lxc_environment(),

@@ -129,6 +129,25 @@ def test_clean_stop_and_start(module_daemon: Daemon) -> None:
     assert system_state(module_daemon) == "running"
 
 
+def test_disks_at_places_that_systemd_mounts(module_daemon: Daemon, tmp_path: Path) -> None:
+    """A tmpfs on /run would hide them (lxd#5796), also where a symlink leads there."""
+    (tmp_path / "seen").touch()
+    tmp_path.chmod(0o755)
+    devices = {
+        f"d{number}": {"type": "disk", "source": str(tmp_path), "path": path}
+        for number, path in enumerate(("/run/one", "/var/run/two/deep", "/dev/three"))
+    }
+    module_daemon.lxc("stop", "deb", "--timeout", "30")
+    before = module_daemon.get("/1.0/instances/deb")
+    module_daemon.do("PATCH", "/1.0/instances/deb", {"devices": devices})
+    module_daemon.lxc("start", "deb")
+    assert system_state(module_daemon) == "running"
+    assert run(module_daemon, "ls", "/run/one", "/run/two/deep", "/dev/three").count("seen") == 3
+    assert run(module_daemon, "grep", "-c", " /run ", "/proc/mounts") == "1\n"
+    module_daemon.do("PUT", "/1.0/instances/deb", {**before, "devices": {}})
+    assert run(module_daemon, "ls", "/run/two/deep") == ""
+
+
 def test_reboot_from_inside(module_daemon: Daemon) -> None:
     before = run(module_daemon, "cat", "/proc/sys/kernel/random/boot_id", "/proc/1/stat")
     pid = module_daemon.get("/1.0/instances/deb/state")["pid"]
@@ -169,11 +188,11 @@ def test_forbidden_operations_are_refused(module_daemon: Daemon) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the system calls are numbered for x86_64")
-def test_what_a_container_may_do_is_not(module_daemon: Daemon) -> None:
+def test_allowed_actions_succeed_in_a_container(module_daemon: Daemon) -> None:
     assert attempts(module_daemon, ALLOWED) == dict.fromkeys(ALLOWED, 0)
 
 
-def test_no_process_of_the_host_is_seen(module_daemon: Daemon) -> None:
+def test_processes_of_the_host_are_not_visible(module_daemon: Daemon) -> None:
     commands = run(module_daemon, "sh", "-c", "cat /proc/[0-9]*/comm")
     assert "systemd-journal" in commands
     assert "utsuwad" not in commands

@@ -12,6 +12,8 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
+from utsuwa.host.mounts import detached
+from utsuwa.host.mounts.device_folder import DeviceFolder
 from utsuwa.instances.confinement import nodes
 
 pytestmark = pytest.mark.root
@@ -61,7 +63,7 @@ def test_the_nodes_open(shared_daemon: Daemon, busybox: str, privileged: str) ->
 
 
 @pytest.mark.parametrize("form", ["squashfs", "tar"])
-def test_nodes_that_an_image_brings(
+def test_device_nodes_in_an_image(
     shared_daemon: Daemon, busybox_image: Image, tmp_path: Path, form: str
 ) -> None:
     """They come in outside of /dev too, open in no unprivileged container, and in a privileged one only
@@ -93,17 +95,55 @@ def test_nodes_that_an_image_brings(
     shared_daemon.do("DELETE", f"/1.0/images/{fingerprint}")
 
 
-def test_where_no_nodes_open_the_hosts_are_bound(tmp_path: Path) -> None:
-    """As in a user namespace, and on a file system mounted with `nodev`."""
+def test_nodes_open_wherever_the_state_directory_is(tmp_path: Path) -> None:
+    """Also on a file system mounted with `nodev`."""
     root = tmp_path / "root"
     (root / "dev").mkdir(parents=True)
-    os.mknod(root / "dev/fuse", 0o600 | stat.S_IFCHR, os.makedev(10, 229))
+    os.mknod(root / "dev/fuse", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     (tmp_path / "devices").mkdir()
-    own = nodes.make(tmp_path / "devices/c1", IdMap(), root)
-    assert own == [(tmp_path / "devices/c1/dev-fuse", "dev/fuse")]
-    nodes.remove(tmp_path / "devices/c1")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev", "none", tmp_path / "devices"], check=True)
+    folder = DeviceFolder(tmp_path / "devices/c1")
     try:
-        assert nodes.make(tmp_path / "devices/c1", IdMap(), root) == [(root / "dev/fuse", "dev/fuse")]
+        for _ in range(2):
+            folder.make(IdMap())
+            (own,) = nodes.make(folder, IdMap(), root)
+            assert own == (folder.path / "dev-fuse", "dev/fuse")
+            own[0].read_bytes()
+        folder.remove()
+        assert not folder.path.exists()
     finally:
         subprocess.run(["umount", tmp_path / "devices"], check=True)
+
+
+def test_where_no_nodes_can_be_made_the_hosts_are_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a user namespace."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    (tmp_path / "dev").mkdir()
+    os.mknod(tmp_path / "dev/fuse", 0o600 | stat.S_IFCHR, os.makedev(10, 229))
+    folder = DeviceFolder(tmp_path / "c1")
+    folder.make(IdMap())
+    monkeypatch.setattr(os, "mknod", refuse)
+    assert nodes.make(folder, IdMap(), tmp_path) == [(tmp_path / "dev/fuse", "dev/fuse")]
+
+
+def test_the_folder_of_devices_is_never_removed_through_a_mount(tmp_path: Path) -> None:
+    """What is in it may be the host's files, and those of the same file system."""
+    files = tmp_path / "files"
+    (files / "deep").mkdir(parents=True)
+    (files / "kept").touch()
+    folder = DeviceFolder(tmp_path / "c1")
+    folder.make(IdMap())
+    source = detached.open_source(str(files))
+    tree = detached.copied(source, detached.Options())
+    folder.attach("disk.a", tree, private=True)
+    os.close(tree)
+    os.close(source)
+    assert (folder.path / "disk.a/kept").exists()
+    folder.remove()
+    assert not folder.path.exists()
+    assert {path.name for path in files.iterdir()} == {"deep", "kept"}

@@ -69,7 +69,7 @@ def objects(shared_daemon: Daemon, busybox: str, alias_url: str, tmp_path: Any) 
 WITH_MAPS = ("server", "project", "profile", "pool", "network", "image", "instance")
 
 
-def test_patches_at_once_lose_nothing(shared_daemon: Daemon, objects: dict[str, Kind]) -> None:
+def test_concurrent_patches_are_all_applied(shared_daemon: Daemon, objects: dict[str, Kind]) -> None:
     for name in WITH_MAPS:
         kind = objects[name]
 
@@ -94,7 +94,7 @@ def test_patches_at_once_lose_nothing(shared_daemon: Daemon, objects: dict[str, 
         ("instance", {"description": "a"}, {"config": {"user.n0": "1"}}),
     ],
 )
-def test_patches_of_different_fields_lose_nothing(
+def test_concurrent_patches_of_different_fields_are_all_applied(
     shared_daemon: Daemon, objects: dict[str, Kind], name: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     kind = objects[name]
@@ -135,3 +135,24 @@ def test_names_are_escaped_in_urls(shared_daemon: Daemon, objects: dict[str, Kin
     assert reply.headers["location"] == "/1.0/images/aliases/a%2Fb%3Fc%3Dd%23e%25"
     assert shared_daemon.get(reply.headers["location"])["name"] == "a/b?c=d#e%"
     shared_daemon.do("POST", reply.headers["location"], {"name": "debian/12 & more"})
+
+
+def test_of_background_changes_with_the_same_etag_one_gets_through(
+    shared_daemon: Daemon, objects: dict[str, Kind]
+) -> None:
+    """Each is checked when it is requested, and again when its turn comes after another's."""
+    url = objects["instance"].url
+    found = shared_daemon.api("GET", url)
+    headers = {"If-Match": found.headers["etag"]}
+
+    def put(number: int) -> bool:
+        body = found.metadata | {"description": f"by {number}", "config": {"user.by": str(number)}}
+        reply = shared_daemon.api("PUT", url, body, headers=headers)
+        assert reply.status in (202, 412)
+        return reply.status == 202 and shared_daemon.wait(reply)["status_code"] == 200
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        done = list(pool.map(put, range(AT_ONCE)))
+    assert done.count(True) == 1
+    now = shared_daemon.get(url)
+    assert now["description"] == f"by {now['config']['user.by']}" == f"by {done.index(True)}"

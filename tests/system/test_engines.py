@@ -25,7 +25,7 @@ def engine_daemon(request: pytest.FixtureRequest, busybox_image: Image) -> Itera
     if request.param == "postgres":
         server = cast(PostgresServer, request.getfixturevalue("postgres"))
         arguments = ("--database", server.new_database())
-    yield from _serving(Daemon(arguments=arguments), busybox_image)
+    yield from _serving(Daemon(arguments=arguments, warm=False), busybox_image)
 
 
 def _serving(daemon: Daemon, image: Image) -> Iterator[Daemon]:
@@ -50,7 +50,7 @@ def own_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def remote_daemon(own_server: PostgresServer, busybox_image: Image) -> Iterator[Daemon]:
     """A daemon whose database the test may take away; its URL stands in `database.yaml`."""
-    daemon = Daemon()
+    daemon = Daemon(warm=False)
     daemon.dir.mkdir()
     (daemon.dir / "database.yaml").write_text(f"url: {own_server.new_database()}\n")
     (daemon.dir / "database.yaml").chmod(0o600)
@@ -70,7 +70,7 @@ def test_the_life_of_an_instance(engine_daemon: Daemon) -> None:
     assert engine_daemon.get("/1.0/instances") == []
 
 
-def test_a_profile_changes_what_runs(engine_daemon: Daemon) -> None:
+def test_profile_change_applies_to_running_instances(engine_daemon: Daemon) -> None:
     lxc = engine_daemon.lxc
     lxc("profile", "create", "small")
     lxc("launch", "busybox", "c1", "-p", "default", "-p", "small")
@@ -82,7 +82,7 @@ def test_a_profile_changes_what_runs(engine_daemon: Daemon) -> None:
     lxc("profile", "delete", "small")
 
 
-def test_a_kill_costs_nothing(engine_daemon: Daemon) -> None:
+def test_killed_daemon_loses_no_state(engine_daemon: Daemon) -> None:
     engine_daemon.lxc("launch", "busybox", "stays")
     before = engine_daemon.get("/1.0/instances/stays")
     pid = engine_daemon.get("/1.0/instances/stays/state")["pid"]
@@ -93,7 +93,7 @@ def test_a_kill_costs_nothing(engine_daemon: Daemon) -> None:
     engine_daemon.lxc("delete", "-f", "stays")
 
 
-def test_requests_at_once_are_told_apart(engine_daemon: Daemon) -> None:
+def test_concurrent_requests_do_not_interfere(engine_daemon: Daemon) -> None:
     """Of several creations with one name one succeeds; changes of different keys are all kept."""
     body = {"name": "twin", "source": {"type": "image", "alias": "busybox"}}
 
@@ -113,7 +113,7 @@ def test_requests_at_once_are_told_apart(engine_daemon: Daemon) -> None:
     engine_daemon.lxc("delete", "twin")
 
 
-def test_a_daemon_goes_on_when_its_database_is_back(
+def test_daemon_continues_when_its_database_is_available_again(
     remote_daemon: Daemon, own_server: PostgresServer
 ) -> None:
     remote_daemon.lxc("launch", "busybox", "c1")
@@ -150,7 +150,7 @@ def test_a_daemon_that_starts_without_its_database_waits_for_it(
     assert remote_daemon.get("/1.0/instances/c1/state")["pid"] == pid
 
 
-def test_a_daemon_that_waits_for_its_database_ends_when_told(
+def test_daemon_that_waits_for_its_database_can_be_stopped(
     remote_daemon: Daemon, own_server: PostgresServer
 ) -> None:
     remote_daemon.stop()

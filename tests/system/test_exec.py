@@ -174,7 +174,7 @@ async def test_the_control_channel_is_not_waited_for(start: Run) -> None:
     assert await command.code() == 0
 
 
-async def test_without_the_websockets_nothing_runs(start: Run) -> None:
+async def test_command_does_not_run_before_websockets_are_connected(start: Run) -> None:
     command = await start("sleep", "72001")
     await command.connect("0", "1", "control")
     await asyncio.sleep(0.3)
@@ -185,7 +185,7 @@ async def test_without_the_websockets_nothing_runs(start: Run) -> None:
     assert await command.code() == 128 + signal.SIGTERM
 
 
-async def test_100_mb_both_ways(run: Run) -> None:
+async def test_100_mb_in_both_directions(run: Run) -> None:
     block = os.urandom(1_000_000)
     command = await run("cat")
     sent = hashlib.sha256()
@@ -292,7 +292,7 @@ def processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def test_a_command_may_let_go_of_its_terminal(run: Run, module_daemon: Daemon) -> None:
+async def test_command_can_close_its_terminal(run: Run, module_daemon: Daemon) -> None:
     """It runs on, and its exit code arrives; the daemon does not spin meanwhile."""
     command = await run("sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 1; exit 6", interactive=True)
     before = processor_time(module_daemon.pid)
@@ -316,7 +316,7 @@ async def test_a_terminal_may_be_opened_again(run: Run, terminal: str) -> None:
     assert await command.code() == 7
 
 
-async def test_a_client_that_goes_ends_a_command_without_its_terminal(run: Run) -> None:
+async def test_disconnected_client_ends_a_command_without_terminal(run: Run) -> None:
     command = await run("sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 72008", interactive=True)
     await until(lambda: sleeping("72008"))
     command.cut("0")
@@ -331,7 +331,7 @@ async def test_ctrl_c(run: Run) -> None:
     assert await command.code() == 128 + signal.SIGINT
 
 
-async def test_lots_of_terminal_output_is_whole(run: Run) -> None:
+async def test_large_terminal_output_is_complete(run: Run) -> None:
     command = await run(
         "sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done", interactive=True
     )
@@ -409,7 +409,7 @@ def ended(daemon: Daemon, **body: object) -> dict[str, Any]:
     return daemon.wait(daemon.api("POST", "/1.0/instances/c1/exec", body))
 
 
-def test_nobody_listens(module_daemon: Daemon, c1: str) -> None:
+def test_command_without_websockets_or_recording(module_daemon: Daemon, c1: str) -> None:
     operation = ended(module_daemon, command=["sh", "-c", "echo lost; cat; exit 4"])
     assert (operation["class"], operation["description"]) == ("task", "Executing command")
     assert operation["metadata"] == {"return": 4}
@@ -422,10 +422,14 @@ def test_nobody_listens(module_daemon: Daemon, c1: str) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "error"),
     [
-        (["no-such"], 127, "Command not found"),
-        (["/etc/passwd"], 126, "Command not executable"),
+        (["no-such"], 127, "Command not found: 'no-such' is neither a path in the container nor in its PATH"),
+        (
+            ["/etc/passwd"],
+            126,
+            "Command not executable: '/etc/passwd' lacks the permission, or is not a program",
+        ),
         (["sh", "-c", "exit 127"], 127, ""),
-        (["true", *["x" * 100_000] * 30], 126, "Command cannot be executed: Argument list too long"),
+        (["true", *["x" * 100_000] * 30], 126, "Command 'true' cannot be executed: Argument list too long"),
     ],
 )
 def test_commands_that_cannot_be_executed(

@@ -13,7 +13,7 @@ from utsuwa.core.errors import InvalidRequest, NotFound, OutOfSpace, ProcessFail
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host import syscalls
 from utsuwa.host.files import filetree
-from utsuwa.host.files.filetree import FileTree, remove_tree
+from utsuwa.host.files.filetree import FileTree, remove_small_tree, remove_tree
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts import mounts
 
@@ -50,7 +50,7 @@ def test_no_path_leads_out(rootfs: Path, path: str) -> None:
     assert (rootfs / "etc/hosts").read_text() == "changed\n"
 
 
-def test_outside_is_not_there(rootfs: Path) -> None:
+def test_paths_outside_do_not_exist(rootfs: Path) -> None:
     (rootfs / "link").symlink_to("../secret")
     with FileTree(rootfs, IdMap()) as tree:
         assert not tree.exists("link")
@@ -82,7 +82,7 @@ def test_only_regular_files_are_opened(rootfs: Path) -> None:
                 tree.write(path, b"x")
 
 
-def test_limits_and_missing_ways(rootfs: Path) -> None:
+def test_size_limit_and_missing_directories(rootfs: Path) -> None:
     (rootfs / "large").write_bytes(bytes(101))
     with FileTree(rootfs, IdMap()) as tree:
         assert tree.read("large", 101) == bytes(101)
@@ -99,7 +99,7 @@ def test_limits_and_missing_ways(rootfs: Path) -> None:
         FileTree(rootfs / "gone", IdMap())
 
 
-def test_a_full_disk_is_told(rootfs: Path) -> None:
+def test_full_disk_is_reported(rootfs: Path) -> None:
     (rootfs / "dev").mkdir()
     os.mknod(rootfs / "dev/full", 0o20666, os.makedev(1, 7))
     small = rootfs / "small"
@@ -125,7 +125,7 @@ def test_new_files_belong_to_the_container(mapped: Path) -> None:
     assert (mapped / "a/b").stat().st_uid == 0
 
 
-def test_a_file_that_is_there_keeps_owner_and_mode(mapped: Path) -> None:
+def test_existing_file_keeps_owner_and_mode(mapped: Path) -> None:
     with FileTree(mapped, MAP) as tree:
         tree.write("file", b"first", mode=0o600, uid=5)
         tree.write("file", b"2nd", mode=0o777, uid=0)
@@ -197,3 +197,19 @@ def test_removing_stays_on_its_file_system(tmp_path: Path) -> None:
         syscalls.umount2(doomed / "a")
     remove_tree(doomed)
     assert not doomed.exists()
+
+
+def test_a_bind_mount_of_the_same_file_system_is_not_entered(tmp_path: Path) -> None:
+    kept, doomed = tmp_path / "kept", tmp_path / "doomed"
+    kept.mkdir()
+    (kept / "file").touch()
+    (doomed / "a").mkdir(parents=True)
+    mounts.bind(kept, doomed / "a")
+    try:
+        assert not remove_small_tree(doomed)
+        assert (kept / "file").exists()
+    finally:
+        mounts.unmount(doomed / "a")
+    assert remove_small_tree(doomed)
+    assert not doomed.exists()
+    assert remove_small_tree(doomed)

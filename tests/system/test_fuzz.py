@@ -215,7 +215,7 @@ def test_websockets_with_wrong_secrets(module_daemon: Daemon, busybox: str) -> N
     daemon.delete_instances()
 
 
-def test_what_a_control_websocket_is_told(module_daemon: Daemon, busybox: str) -> None:
+def test_random_control_messages(module_daemon: Daemon, busybox: str) -> None:
     """It may end the command, and nothing else."""
     daemon = module_daemon
     daemon.lxc("launch", busybox, "told")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.boxed import boxed_daemon
+from tests.support.boxed import daemon_with_faults
 from tests.support.daemon import Daemon
 from tests.support.faults import Faults
 from tests.support.images import Image
@@ -21,24 +21,14 @@ SOURCE = {"type": "image", "alias": "busybox"}
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
-    return Faults(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture(scope="module")
 def net(busybox_image: Image, faults: Faults) -> Iterator[Daemon]:
     """A daemon with the network `br`, and c1, which runs without an interface."""
-    with boxed_daemon() as daemon:
-        daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
-        config = {"ipv4.address": "10.77.0.1/24", "ipv6.address": "none"}
-        daemon.do("POST", "/1.0/networks", {"name": "br", "config": config})
-        daemon.do("PATCH", "/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
+    none = {"eth0": {"type": "none"}}
+    body = {"name": "c1", "devices": none}
+    with daemon_with_faults(busybox_image, faults, body, "br") as daemon:
+        daemon.do("PATCH", "/1.0/profiles/default", {"devices": none})
         daemon.do("POST", "/1.0/profiles", {"name": "more"})
-        body = {"name": "c1", "source": SOURCE, "profiles": ["default", "more"]}
-        daemon.do("POST", "/1.0/instances", body)
-        daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
-        daemon.env |= faults.env
-        daemon.restart()
+        daemon.do("PATCH", "/1.0/instances/c1", {"profiles": ["default", "more"]})
         yield daemon
 
 
@@ -68,14 +58,14 @@ def test_others_are_made_changed_and_deleted(net: Daemon, hanging: Future[Any]) 
     net.do("DELETE", "/1.0/instances/c2")
 
 
-def test_what_it_has_reserved_is_not_given_to_others(net: Daemon, hanging: Future[Any]) -> None:
+def test_reserved_addresses_are_not_assigned_to_others(net: Daemon, hanging: Future[Any]) -> None:
     body = {"name": "c2", "source": SOURCE, "devices": {"nic": NIC | {"ipv4.address": "10.77.0.9"}}}
     reply = net.api("POST", "/1.0/instances", body)
     assert reply.status == 400
     assert b"10.77.0.9 is taken by device 'nic' of instance 'c1'" in reply.body
 
 
-def test_others_go_on_while_a_profile_hangs(net: Daemon, faults: Faults) -> None:
+def test_other_instances_are_not_blocked_by_a_hanging_profile(net: Daemon, faults: Faults) -> None:
     """Those with the same profile are made when it has come to its end, with what it has then."""
     with ThreadPoolExecutor(2) as threads:
         with faults.hold_at(ATTACH):

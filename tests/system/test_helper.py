@@ -21,7 +21,9 @@ from utsuwa.core.errors import HostError, InvalidConfig, StartFailed
 from utsuwa.host import lxc
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.cgroups.usage import Meter
-from utsuwa.host.helper.client import Attached, AttachSpec, Helper, HelperGone, Terminal
+from utsuwa.host.helper import client
+from utsuwa.host.helper.client import Attached, AttachSpec, Helper, Terminal
+from utsuwa.host.helper.replies import HelperGone
 from utsuwa.host.helper.rtnetlink import interfaces
 from utsuwa.host.processes import pidfds, pipes
 
@@ -303,7 +305,7 @@ async def test_signals(running: Box, helper: Helper) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "kill"])
-async def test_giving_a_command_up_ends_its_whole_session(running: Box, helper: Helper, how: str) -> None:
+async def test_abandoning_a_command_kills_its_session(running: Box, helper: Helper, how: str) -> None:
     attached, reading = await attach(helper, running, "sh", "-c", "sleep 71234 & sleep 71234 & wait")
     await until(lambda: len(processes("sleep", "71234")) == 2)
     if how == "kill":
@@ -365,7 +367,7 @@ async def test_a_killed_helper_is_started_again(
     os.close(reading)
 
 
-async def test_a_killed_worker_takes_its_command_along(running: Box, helper: Helper) -> None:
+async def test_command_ends_with_its_killed_worker(running: Box, helper: Helper) -> None:
     await until(lambda: len(workers(helper)) == 2)
     idle = set(workers(helper))
     attached, reading = await attach(helper, running, "sleep", "71238")
@@ -397,7 +399,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_daemon_takes_all_of_it_along(running: Box) -> None:
+async def test_helper_ends_with_a_killed_daemon(running: Box) -> None:
     client = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CLIENT, running.name, str(running.lxcpath), stdout=subprocess.PIPE
     )
@@ -423,7 +425,7 @@ async def test_containers_that_do_not_run_are_refused(box: Box, helper: Helper) 
     assert (await helper.init_pid(box.name, box.lxcpath)) is None
 
 
-async def test_a_closed_helper_says_so(box: Box) -> None:
+async def test_closed_helper_raises(box: Box) -> None:
     helper = Helper()
     await helper.start()
     pid = helper_pid(helper)
@@ -437,12 +439,16 @@ async def test_checking_configuration(box: Box, helper: Helper, tmp_path: Path) 
     await helper.check_config(box.conf)
     bad = tmp_path / "bad"
     bad.write_text("lxc.no.such.key = 1\n")
-    with pytest.raises(
-        InvalidConfig, match='Invalid liblxc configuration: .*Unsupported config key "lxc.no.such'
-    ):
+    with pytest.raises(InvalidConfig, match='liblxc refuses it: .*Unsupported config key "lxc.no.such'):
         await helper.check_config(bad)
     with pytest.raises(InvalidConfig):
         await helper.check_config(tmp_path / "missing")
+
+
+def _ended() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 async def test_network_state(box: Box, helper: Helper) -> None:
@@ -467,9 +473,13 @@ async def test_network_state(box: Box, helper: Helper) -> None:
         assert (address.family, address.address, address.netmask) == ("inet", "10.9.8.7", "24")
         assert eth0.state == "up"
         assert host_name in {link["name"] for link in interfaces()}
+        ended = _ended()
+        many = await helper.network_states([pid, ended] * client._MANY)  # by two workers
+        assert many.keys() == {pid}
+        assert (many[pid]["eth0"].host_name, many[pid]["lo"].host_name) == (host_name, "")
     finally:
         await box.stop(helper)
-    assert await helper.network_states([pid]) == {}
+    assert await helper.network_states([pid]) == await helper.network_states([]) == {}
 
 
 async def test_an_init_that_does_not_start(box: Box) -> None:

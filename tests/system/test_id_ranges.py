@@ -102,13 +102,21 @@ def test_an_instance_starts_inside_of_the_range_that_is_left(host: Host) -> None
     assert host.maps("q") == host.maps("p")
 
 
+def lost_ids(host: Host) -> list[dict[str, str]]:
+    found = host.daemon.get("/1.0/warnings?recursion=1")
+    return [w for w in found if w["type"] == "An instance runs with ids that root has lost"]
+
+
 def test_a_running_instance_keeps_its_ids_until_it_is_restarted(host: Host) -> None:
     host.make("p")
     host.ranges(NARROW)
     host.daemon.restart()
     assert host.maps("p")[0] == "0 1000000 1000000000"
-    assert "instance 'p' runs with ids that root no longer has" in host.daemon.log.read_text()
+    (warning,) = lost_ids(host)
+    assert "instance 'p' is running with ids that" in warning["last_message"]
+    assert (warning["status"], warning["entity_url"]) == ("new", "/1.0/instances/p")
     host.act("p", "restart")
+    assert lost_ids(host)[0]["status"] == "resolved"
     assert host.maps("p")[0] == "0 100000 65536"
 
 
@@ -124,7 +132,7 @@ def test_isolated_instances_get_other_parts_that_do_not_meet(host: Host) -> None
     assert host.daemon.get("/1.0/instances/b")["config"]["volatile.idmap.base"] == "331072"
 
 
-def test_a_profile_that_isolates_its_instances_gives_each_a_part_of_its_own(host: Host) -> None:
+def test_profile_with_isolation_assigns_distinct_id_ranges(host: Host) -> None:
     for name in ("a", "b"):
         host.make(name)
         host.act(name, "stop")
@@ -138,7 +146,22 @@ def test_a_profile_that_isolates_its_instances_gives_each_a_part_of_its_own(host
         host.daemon.do("PATCH", "/1.0/profiles/default", {"config": {"security.idmap.isolated": ""}})
 
 
-def test_what_does_not_fit_is_refused_and_starts_when_the_range_is_back(host: Host) -> None:
+def test_raw_ids_are_needed_when_the_instance_starts(host: Host) -> None:
+    """They can be set before they are listed, unless the instance runs: its next start would fail."""
+    host.make("p")
+    url, config = "/1.0/instances/p", {"config": {"raw.idmap": "both 4242 1000"}}
+    missing = "'raw.idmap' maps the host's uid 4242, which root may not map: add the line root:4242:1"
+    refused = host.daemon.api("PATCH", url, config)
+    assert (refused.status, missing in refused.error) == (400, True)
+    host.act("p", "stop")
+    host.daemon.do("PATCH", url, config)
+    assert missing in host.refusal("p")
+    host.ranges(WIDE + "root:4242:1\n")
+    host.act("p", "start")
+    assert "1000 4242 1" in host.maps("p")[0]
+
+
+def test_instances_start_again_when_the_id_range_is_restored(host: Host) -> None:
     host.ranges(WIDE + "root:4242:1\n")
     host.make("raw", raw_idmap="both 4242 1000")
     host.make("own", security_idmap_isolated="true")

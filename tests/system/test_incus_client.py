@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.support.daemon import Daemon
+from tests.support.images import Image
 from tests.support.incus import incus
 
 pytestmark = pytest.mark.root
+
+NEVER = datetime(1, 1, 1, tzinfo=UTC)
+"""The time that stands for none."""
 
 
 def shown(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -123,6 +129,20 @@ def test_profiles(shared_daemon: Daemon, busybox: str) -> None:
     incus(shared_daemon, "profile", "delete", "tiny")
 
 
+def test_projects(module_daemon: Daemon) -> None:
+    d = module_daemon
+    incus(d, "project", "create", "web", "-c", "limits.memory=1GiB", "-c", "restricted=true")
+    incus(d, "project", "set", "web", "limits.containers=2")
+    assert incus(d, "project", "get", "web", "limits.containers").stdout == "2\n"
+    incus(d, "project", "unset", "web", "limits.containers")
+    assert "MEMORY,1.00GiB,0B" in incus(d, "project", "info", "web", "--format", "csv").stdout
+    incus(d, "project", "rename", "web", "net")
+    assert "net" in incus(d, "project", "list", "--format", "csv").stdout
+    assert "default" in incus(d, "profile", "list", "--project", "net").stdout
+    incus(d, "project", "delete", "net")
+    assert d.get("/1.0/projects") == ["/1.0/projects/default"]
+
+
 def test_images_networks_and_pools_are_listed(shared_daemon: Daemon, busybox: str) -> None:
     """What the client shows beside instances; it reads fields that LXD's does not."""
     assert "busybox" in incus(shared_daemon, "image", "list", "--format", "csv").stdout
@@ -132,3 +152,117 @@ def test_images_networks_and_pools_are_listed(shared_daemon: Daemon, busybox: st
     incus(shared_daemon, "network", "list")
     incus(shared_daemon, "project", "list")
     incus(shared_daemon, "operation", "list")
+
+
+def test_warnings(shared_daemon: Daemon) -> None:
+    shared_daemon.do("POST", "/internal/testing/warnings", {"type_code": 24, "message": "by a test"})
+    found = json.loads(incus(shared_daemon, "warning", "list", "--format", "json").stdout)
+    (uuid,) = [warning["uuid"] for warning in found if warning["last_message"] == "by a test"]
+    assert "severity: high" in incus(shared_daemon, "warning", "show", uuid).stdout
+    incus(shared_daemon, "warning", "acknowledge", uuid)
+    assert uuid not in incus(shared_daemon, "warning", "list").stdout
+    incus(shared_daemon, "warning", "delete", uuid)
+
+
+def test_rebuild_and_templates(shared_daemon: Daemon, busybox: str) -> None:
+    incus(shared_daemon, "create", busybox, "one")
+    incus(shared_daemon, "config", "template", "edit", "one", "my.tpl", input="text\n")
+    assert incus(shared_daemon, "config", "template", "show", "one", "my.tpl").stdout == "text\n"
+    incus(shared_daemon, "rebuild", busybox, "one")
+    assert "my.tpl" not in incus(shared_daemon, "config", "template", "list", "one").stdout
+    incus(shared_daemon, "start", "one")
+    incus(shared_daemon, "rebuild", busybox, "one", "--force")
+    incus(shared_daemon, "stop", "--force", "one")
+    incus(shared_daemon, "rebuild", "one", "--empty")
+    assert "BusyBox" not in incus(shared_daemon, "config", "metadata", "show", "one").stdout
+
+
+def test_files(shared_daemon: Daemon, busybox: str, tmp_path: Path) -> None:
+    d = shared_daemon
+    incus(d, "launch", busybox, "one")
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    (tmp_path / "tree" / "below" / "file").write_text("text\n")
+    incus(d, "file", "push", str(tmp_path / "tree"), "one/root/", "--recursive")
+    incus(d, "file", "push", "-", "one/root/new/note", "-p", "--mode", "0640", "--uid", "1000", input="one\n")
+    run = ("exec", "one", "--")
+    assert incus(d, *run, "stat", "-c", "%a %u %g", "/root/new/note").stdout == "640 1000 0\n"
+    assert incus(d, "file", "pull", "one/root/tree/below/file", "-").stdout == "text\n"
+    incus(d, "file", "pull", "one/root/tree", str(tmp_path / "back"), "--recursive", "-p")
+    assert [path.read_text() for path in (tmp_path / "back").rglob("file")] == ["text\n"]
+    incus(d, "file", "edit", "one/root/new/note", input="two\n")
+    assert incus(d, *run, "cat", "/root/new/note").stdout == "two\n"
+    incus(d, "file", "create", "one/root/empty", "--type", "directory")
+    incus(d, "file", "create", "--type", "symlink", "one/root/link", "/root/new/note")
+    assert incus(d, *run, "readlink", "/root/link").stdout == "/root/new/note\n"
+    incus(d, "file", "delete", "one/root/new/note")
+    assert incus(d, "file", "pull", "one/root/new/note", "-", check=False).returncode == 1
+
+
+def test_snapshots(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    incus(d, "launch", busybox, "one")
+    incus(d, "file", "push", "-", "one/root/note", input="before\n")
+    incus(d, "snapshot", "create", "one", "s0", "--no-expiry")
+    incus(d, "snapshot", "create", "one")
+    listed = incus(d, "snapshot", "list", "one", "--format", "csv").stdout
+    assert [line.split(",")[0] for line in listed.splitlines()] == ["s0", "snap0"]
+    assert "s0" in incus(d, "info", "one").stdout
+    assert yaml.safe_load(incus(d, "snapshot", "show", "one", "s0").stdout)["expires_at"] == NEVER
+    incus(d, "snapshot", "rename", "one", "snap0", "s1")
+    incus(d, "file", "push", "-", "one/root/note", input="after\n")
+    incus(d, "snapshot", "restore", "one", "s0")
+    assert incus(d, "exec", "one", "--", "cat", "/root/note").stdout == "before\n"
+    incus(d, "copy", "one/s0", "two")
+    incus(d, "start", "two")
+    assert incus(d, "exec", "two", "--", "cat", "/root/note").stdout == "before\n"
+    incus(d, "snapshot", "delete", "one", "s0")
+    incus(d, "snapshot", "delete", "one", "s1")
+    assert d.get("/1.0/instances/one/snapshots") == []
+
+
+def test_copy_and_move(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    incus(d, "create", busybox, "one", "--config", "user.a=1")
+    incus(d, "snapshot", "create", "one", "s0")
+    incus(d, "copy", "one", "two", "--config", "user.a=2")
+    assert (shown(d, "two")["config"]["user.a"], len(shown(d, "two")["snapshots"])) == ("2", 1)
+    incus(d, "copy", "one/s0", "three", "--ephemeral")
+    assert (shown(d, "three")["ephemeral"], shown(d, "three")["snapshots"]) == (True, None)
+    incus(d, "move", "two", "four")
+    names = [instance["name"] for instance in json.loads(incus(d, "list", "--format", "json").stdout)]
+    assert names == ["four", "one", "three"]
+
+
+def test_import_and_export_of_images(shared_daemon: Daemon, busybox_image: Image, tmp_path: Path) -> None:
+    d = shared_daemon
+    unified = busybox_image.unified
+    assert unified is not None
+    incus(d, "image", "import", str(unified), "--alias", "mine", "--public", "user.x=1")
+    (image,) = json.loads(incus(d, "image", "list", "mine", "--format", "json").stdout)
+    assert (image["public"], image["filename"], image["properties"]["user.x"]) == (True, unified.name, "1")
+    incus(d, "image", "alias", "rename", "mine", "yours")
+    assert "Fingerprint: " + image["fingerprint"] in incus(d, "image", "info", "yours").stdout
+    incus(d, "image", "export", "yours", str(tmp_path / "exported"))
+    (exported,) = tmp_path.iterdir()
+    assert exported.read_bytes() == unified.read_bytes()
+    incus(d, "image", "set-property", "yours", "user.x", "2")
+    assert incus(d, "image", "get-property", "yours", "user.x").stdout == "2\n"
+    incus(d, "image", "delete", "yours")
+
+
+def test_all_instances_of_a_project(module_daemon: Daemon, busybox: str) -> None:
+    d = module_daemon
+    incus(d, "project", "create", "web", "-c", "features.images=false", "-c", "features.profiles=false")
+    for name in ("one", "two"):
+        incus(d, "create", busybox, name, "--project", "web")
+    incus(d, "create", busybox, "elsewhere")
+    incus(d, "start", "--all", "--project", "web")
+    assert incus(d, "list", "--all-projects", "--format", "csv", "-c", "ns").stdout.splitlines() == [
+        "elsewhere,STOPPED",
+        "one,RUNNING",
+        "two,RUNNING",
+    ]
+    incus(d, "stop", "--all", "--force", "--project", "web")
+    assert incus(d, "list", "--project", "web", "--format", "csv", "-c", "s").stdout == "STOPPED\nSTOPPED\n"
+    d.delete_instances()
+    incus(d, "project", "delete", "web")

@@ -116,7 +116,7 @@ def bridge() -> str:
     return f"uti{os.getpid() % 100000}"
 
 
-def test_a_preseed_is_all_there_and_changes_what_is_there(bare_daemon: Daemon, bridge: str) -> None:
+def test_preseed_creates_and_changes_objects(bare_daemon: Daemon, bridge: str) -> None:
     port, moved = free_port(), free_port()
     init(bare_daemon, "--preseed", input=PRESEED.format(port=port, bridge=bridge))
     assert accepts(port)
@@ -165,7 +165,7 @@ def test_a_failing_last_part_undoes_all(bare_daemon: Daemon, bridge: str, tail: 
     assert not Path("/sys/class/net", bridge).exists()
 
 
-def test_a_port_that_is_taken_undoes_all(bare_daemon: Daemon, bridge: str) -> None:
+def test_port_in_use_reverts_all_changes(bare_daemon: Daemon, bridge: str) -> None:
     init(bare_daemon, "--preseed", input="config: {core.trust_password: old}")
     before = everything(bare_daemon)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -176,7 +176,7 @@ def test_a_port_that_is_taken_undoes_all(bare_daemon: Daemon, bridge: str) -> No
     assert everything(bare_daemon) == before
 
 
-def test_changes_of_what_was_there_are_undone(bare_daemon: Daemon, bridge: str) -> None:
+def test_changes_of_existing_objects_are_reverted(bare_daemon: Daemon, bridge: str) -> None:
     init(bare_daemon, "--preseed", input=PRESEED.format(port=free_port(), bridge=bridge))
     before = everything(bare_daemon)
     text = f"""
@@ -339,7 +339,7 @@ projects:
 """What `lxd init --dump` of LXD 5.0.2 has said, but for what this version does not serve."""
 
 
-def test_a_dump_of_lxd_is_taken(bare_daemon: Daemon, bridge: str) -> None:
+def test_dump_of_lxd_is_accepted(bare_daemon: Daemon, bridge: str) -> None:
     """Twice: what is there is changed then (lxd#9006)."""
     text = LXD_DUMP.format(bridge=bridge, subnet="10.77.41.1/24")
     init(bare_daemon, "--preseed", input=text)
@@ -369,7 +369,7 @@ def test_questions_answered_by_lines(bare_daemon: Daemon) -> None:
     assert everything(bare_daemon) == before
 
 
-def test_without_a_daemon_it_says_so(make_daemon: type[Daemon]) -> None:
+def test_missing_daemon_is_reported(make_daemon: type[Daemon]) -> None:
     daemon = make_daemon()
     assert "No daemon responds at" in init(daemon, "--auto", code=1).stderr
     assert daemon.close() == []

@@ -56,9 +56,7 @@ def test_a_new_instance_is_started_in_the_same_operation(shared_daemon: Daemon, 
     assert shared_daemon.get(URL)["status"] == "Running"
 
 
-def test_an_instance_that_does_not_start_is_there_to_be_looked_at(
-    shared_daemon: Daemon, busybox: str
-) -> None:
+def test_instance_that_fails_to_start_is_kept(shared_daemon: Daemon, busybox: str) -> None:
     config = {"raw.lxc": "lxc.init.cmd = /nowhere"}
     body = {"name": "one", "source": IMAGE, "start": True, "config": config}
     ended = shared_daemon.wait(shared_daemon.api("POST", "/1.0/instances", body))
@@ -106,7 +104,9 @@ def test_a_patch_with_nulls_changes_nothing(shared_daemon: Daemon, busybox: str)
         ("/1.0/storage-pools/one", ("config", "description")),
     ],
 )
-def test_nulls_for_what_instances_use(shared_daemon: Daemon, url: str, editable: tuple[str, ...]) -> None:
+def test_nulls_in_requests_about_objects_in_use(
+    shared_daemon: Daemon, url: str, editable: tuple[str, ...]
+) -> None:
     """PATCH leaves what is null; PUT empties it, but for what cannot change: a pool's source."""
     if "networks" in url and shutil.which("dnsmasq") is None:
         pytest.skip("no dnsmasq")
@@ -128,7 +128,7 @@ def test_nulls_for_what_instances_use(shared_daemon: Daemon, url: str, editable:
         shared_daemon.do("DELETE", url)
 
 
-def test_a_number_in_a_config_is_told_by_its_key(shared_daemon: Daemon, busybox: str) -> None:
+def test_number_in_a_config_is_reported_with_its_key(shared_daemon: Daemon, busybox: str) -> None:
     shared_daemon.lxc("init", busybox, "one")
     for method, url in (("PATCH", URL), ("PUT", URL), ("PATCH", "/1.0/profiles/default")):
         reply = shared_daemon.api(method, url, {"config": {"user.x": "1", "limits.cpu": 2}})

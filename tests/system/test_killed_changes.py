@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.boxed import boxed_daemon
+from tests.support.boxed import daemon_with_faults
 from tests.support.daemon import Daemon
 from tests.support.faults import Faults
 from tests.support.images import Image
@@ -36,24 +36,11 @@ Nic = dict[str, str] | None
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
-    return Faults(tmp_path_factory.mktemp("faults"))
-
-
-@pytest.fixture(scope="module")
 def net(busybox_image: Image, faults: Faults) -> Iterator[Daemon]:
     """A daemon with the running container c1, on the network `br` by eth0."""
-    with boxed_daemon() as daemon:
-        daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
-        config = {"ipv4.address": "10.77.0.1/24", "ipv6.address": "none"}
-        daemon.do("POST", "/1.0/networks", {"name": "br", "config": config})
-        daemon.do("POST", "/1.0/networks", {"name": "second", "config": {"ipv6.address": "none"}})
-        nic = {"type": "nic", "name": "eth0", "network": "second"}
-        body = {"name": "c1", "source": {"type": "image", "alias": "busybox"}, "devices": {"eth0": nic}}
-        daemon.do("POST", "/1.0/instances", body)
-        daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
-        daemon.env |= faults.env
-        daemon.restart()
+    nic = {"type": "nic", "name": "eth0", "network": "second"}
+    body = {"name": "c1", "devices": {"eth0": nic}}
+    with daemon_with_faults(busybox_image, faults, body, "br", "second") as daemon:
         yield daemon
 
 
@@ -91,7 +78,7 @@ def state(daemon: Daemon) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_was_cut_off_is_taken_back(net: Daemon, faults: Faults, case: str) -> None:
+def test_interrupted_changes_are_reverted(net: Daemon, faults: Faults, case: str) -> None:
     before, after, points = CASES[case]
     set_nic(net, before)
     was = state(net)
@@ -140,9 +127,43 @@ def test_a_start_that_was_not_finished_is(net: Daemon, faults: Faults) -> None:
     assert found["unknown"] == set()
 
 
-def test_a_point_that_nothing_comes_to_is_a_failure(net: Daemon, faults: Faults) -> None:
+def test_fault_point_that_is_not_reached_fails_the_test(net: Daemon, faults: Faults) -> None:
     """Of the test itself: it would show nothing."""
     failure = pytest.raises(AssertionError, match="did not end at the point 'nowhere'")
     with failure, faults.kill_at(net, "nowhere"):
         net.get("/1.0")
     net.start()
+
+
+@pytest.mark.parametrize(
+    ("case", "point"),
+    [
+        ("replace", "veth pair deleted"),
+        ("add", "before update profile"),
+        ("remove", "before update profile"),
+        ("replace", "after update profile"),
+    ],
+)
+def test_interrupted_profile_change_applies_to_all_or_none(
+    net: Daemon, faults: Faults, case: str, point: str
+) -> None:
+    before, after, _ = CASES[case]
+    url, root = "/1.0/profiles/default", net.get("/1.0/profiles/default")["devices"]
+
+    def give(nic: Nic) -> None:
+        devices = root | ({"nic": nic} if nic else {})
+        net.do("PUT", url, {"devices": devices, "config": {}, "description": ""})
+
+    set_nic(net, None)
+    give(after)
+    then = state(net)
+    give(before)
+    was = state(net)
+    assert was["unknown"] == then["unknown"] == set()
+    with faults.kill_at(net, point):
+        give(after)
+    stored = net.get(url)["devices"].get("nic")
+    assert stored == (after if point.startswith("after") else before)
+    assert state(net) == (then if point.startswith("after") else was)
+    give(None)
+    assert state(net)["inside"] == {"eth0", "lo"}

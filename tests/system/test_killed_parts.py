@@ -119,7 +119,7 @@ def test_the_monitor_of_one_that_runs(net: Daemon, c1: int, frozen: bool, daemon
         net.start()
     until(lambda: gone(c1))
     if frozen:  # the kernel kills it, which it does not notice as long as it is frozen
-        assert "what runs in it is killed" in net.log.read_text()
+        assert "killing its processes" in net.log.read_text()
     check_that_it_starts_again(net)
 
 
@@ -173,7 +173,7 @@ def test_the_monitor_of_one_that_starts(net: Daemon, c1: int, tmp_path: Path, da
 # ---- dnsmasq
 
 
-def test_dnsmasq_comes_back_with_its_leases(net: Daemon) -> None:
+def test_dnsmasq_is_restarted_with_its_leases(net: Daemon) -> None:
     address = launch(net, "c1", "br")
     old, file = dnsmasq_pid(net, "br"), net.dir / "networks" / "br" / "dnsmasq.leases"
     known = [(lease.mac, lease.address) for lease in lease_file.parse(file.read_text(), time.time())]
@@ -187,7 +187,7 @@ def test_dnsmasq_comes_back_with_its_leases(net: Daemon) -> None:
             return False
 
     until(back)
-    assert "dnsmasq of network 'br' has ended: starting it again" in net.log.read_text()
+    assert "dnsmasq of network 'br' has ended: restarting it" in net.log.read_text()
     assert [(lease.mac, lease.address) for lease in lease_file.parse(file.read_text(), time.time())] == known
     assert lease(net, "c1") == address
     assert launch(net, "c2", "br") != address

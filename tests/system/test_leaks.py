@@ -63,7 +63,7 @@ def test_every_kind_is_found(leftovers: tuple[Path, leaks.HostState]) -> None:
     }
 
 
-def test_a_clean_host_has_none(tmp_path: Path) -> None:
+def test_clean_host_has_no_leaks(tmp_path: Path) -> None:
     folder = tmp_path / f"clean-{secrets.token_hex(6)}"  # files of earlier runs have other names
     folder.mkdir()
     assert leaks.find_leaks(folder, OWNER, leaks.HostState.now(), patience=0) == []

@@ -18,6 +18,7 @@ from tests.support.box import program
 from tests.support.daemon import Daemon
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.cgroups.usage import Meter
+from utsuwa.host.processes import oom_scores as processes_scores
 from utsuwa.host.system.facts import parse_cpu_list
 
 pytestmark = pytest.mark.root
@@ -264,6 +265,53 @@ def test_cpus(launch: Launch) -> None:
     assert str(beyond) in c1.refused(cpu=f"0,{beyond}")
 
 
+def cpuset(box: Box, file: str) -> str:
+    folders = cgroups.folders_of(box.pid)
+    return (folders.get("cpuset", folders.get("", Path())) / file).read_text().strip()
+
+
+def chosen_node(daemon: Daemon, name: str) -> str:
+    return daemon.lxc("config", "get", name, "volatile.cpu.nodes").stdout.strip()
+
+
+def test_numa_nodes(launch: Launch, shared_daemon: Daemon) -> None:
+    node = parse_cpu_list(Path("/sys/devices/system/node/node0/cpulist").read_text())
+    c1 = launch("c1", **{"cpu.nodes": "0"})
+    assert (c1.cpus(), cpuset(c1, "cpuset.mems")) == (node, "0")
+    c1.change(**{"cpu.nodes": "balanced", "cpu": "1"})
+    assert (len(c1.cpus()), cpuset(c1, "cpuset.mems")) == (1, "0")
+    assert chosen_node(shared_daemon, "c1") == "0"
+    shared_daemon.restart()
+    assert len(c1.cpus()) == 1
+    assert "has no NUMA node 63" in c1.refused(**{"cpu.nodes": "0,63"})
+    c1.change(**{"cpu.nodes": "", "cpu": ""})
+    assert len(c1.cpus()) >= len(node)
+    assert chosen_node(shared_daemon, "c1") == ""
+
+
+def oom_scores(box: Box) -> list[int]:
+    """Of init, of a command, and of a process that was running before."""
+    inside = box.sh("cat /proc/self/oom_score_adj; cat /proc/$(cat /pid)/oom_score_adj").stdout.split()
+    return [int(Path(f"/proc/{box.pid}/oom_score_adj").read_text()), *map(int, inside)]
+
+
+def test_oom_priority(launch: Launch, shared_daemon: Daemon) -> None:
+    own, lowest = processes_scores.own(), processes_scores.lowest()
+    first = max(-300, lowest)  # below that, this host does not let the daemon go
+    c1 = launch("c1", **{"memory.oom_priority": str(first)})
+    c1.sh("sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/pid")
+    assert oom_scores(c1) == [first, first, first]
+    if lowest > -1000:
+        assert "no CAP_SYS_RESOURCE" in c1.refused(**{"memory.oom_priority": "-1000"})
+    c1.change(**{"memory.oom_priority": "500"})
+    assert oom_scores(c1) == [500, 500, 500]
+    Path(f"/proc/{c1.pid}/oom_score_adj").write_text("7")
+    shared_daemon.restart()
+    assert oom_scores(c1)[:2] == [500, 500]
+    c1.change(**{"memory.oom_priority": ""})
+    assert oom_scores(c1)[:2] == [own, own]
+
+
 def test_numbers_of_cpus_are_spread(launch: Launch, shared_daemon: Daemon) -> None:
     c1, c2 = launch("c1", cpu="1"), launch("c2", cpu="1")
     assert c1.cpus().isdisjoint(c2.cpus())
@@ -421,7 +469,7 @@ def test_disk_priority(launch: Launch, fair_disk: str) -> None:
 # ---- profiles, and a daemon that restarts
 
 
-def test_a_profile_changes_all_or_none(launch: Launch, shared_daemon: Daemon) -> None:
+def test_profile_change_applies_to_all_instances_or_none(launch: Launch, shared_daemon: Daemon) -> None:
     one, two = launch("one"), launch("two")
     two.keep(40)
     default = "/1.0/profiles/default"
@@ -465,7 +513,7 @@ def _init_of(daemon: Daemon, name: str) -> int:
 
 
 @pytest.mark.debian
-def test_limits_bind_what_systemd_makes_below_them(shared_daemon: Daemon, debian: str) -> None:
+def test_limits_apply_to_cgroups_created_by_systemd(shared_daemon: Daemon, debian: str) -> None:
     box = Box(shared_daemon, "deb", image=debian, memory="150MiB", cpu="0-0", **{"memory.swap": "false"})
 
     def service(script: str) -> str:

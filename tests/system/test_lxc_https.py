@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import stat
@@ -21,15 +22,10 @@ pytestmark = pytest.mark.root
 PASSWORD = "open-sesame"
 
 
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture(scope="module")
 def address(module_daemon: Daemon) -> str:
     """Where the module's daemon serves HTTPS."""
-    chosen = free_address()
+    chosen = tls.free_address()
     module_daemon.lxc("config", "set", "core.https_address", chosen)
     return chosen
 
@@ -60,10 +56,14 @@ def test_a_remote_by_password(remote: Daemon, address: str) -> None:
     assert server["config"]["core.trust_password"] is True
     pinned = (remote.conf / "servercerts" / "far.crt").read_text()
     assert pinned == server["environment"]["certificate"] == (remote.dir / "server.crt").read_text()
-    assert PASSWORD not in remote.log.read_text()
+    log = remote.log.read_text()
+    assert PASSWORD not in log
+    (line,) = [line for line in log.splitlines() if "logger=audit method=POST url=/1.0/certificates " in line]
+    assert "status=201 address=127.0.0.1:" in line
+    assert f"fingerprint={trusted['fingerprint']}" in line
 
 
-def test_a_wrong_password_is_told(remote: Daemon, address: str) -> None:
+def test_wrong_password_is_reported(remote: Daemon, address: str) -> None:
     ended = remote.lxc(
         "remote",
         "add",
@@ -110,13 +110,35 @@ def test_the_trust_list_with_the_client(remote: Daemon, tmp_path: Path) -> None:
     assert "Certificate not found" in gone.stderr
 
 
-def test_tokens_are_refused_with_a_reason(remote: Daemon) -> None:
-    ended = remote.lxc("config", "trust", "add", "--name", "later", check=False)
-    assert ended.returncode != 0
-    assert '"certificate_token" API extension' in ended.stderr
-    reply = remote.api("POST", "/1.0/certificates", {"type": "client", "name": "later", "token": True})
-    assert reply.status == 501
-    assert "tokens are not supported in this version" in reply.error
+def test_a_remote_by_token(remote: Daemon, address: str) -> None:
+    """The token of `lxc config trust add` is enough for `lxc remote add`, once."""
+    added = remote.lxc("config", "trust", "add", "--name", "laptop").stdout
+    token = added.splitlines()[-1]
+    (listed,) = json.loads(remote.lxc("config", "trust", "list-tokens", "--format", "json").stdout)
+    assert (listed["ClientName"], listed["Token"]) == ("laptop", token)
+    remote.lxc("remote", "add", "far", token)
+    (trusted,) = remote.get("/1.0/certificates?recursion=1")
+    assert (trusted["name"], trusted["restricted"]) == ("laptop", False)
+    assert (remote.conf / "servercerts" / "far.crt").read_text() == (remote.dir / "server.crt").read_text()
+    assert remote.lxc("list", "far:", "--format", "json").stdout.strip() == "[]"
+    assert json.loads(remote.lxc("config", "trust", "list-tokens", "--format", "json").stdout) == []
+    remote.lxc("remote", "remove", "far")
+    remote.do("DELETE", f"/1.0/certificates/{trusted['fingerprint']}")
+    again = remote.lxc("remote", "add", "far", token, check=False)
+    assert "The token is not valid" in again.stderr
+    assert remote.get("/1.0/certificates") == []
+    assert json.loads(base64.b64decode(token))["secret"] not in remote.log.read_text()
+
+
+def test_a_revoked_token(remote: Daemon) -> None:
+    token = remote.lxc("config", "trust", "add", "--name", "laptop").stdout.splitlines()[-1]
+    remote.lxc("config", "trust", "revoke-token", "laptop")
+    assert json.loads(remote.lxc("config", "trust", "list-tokens", "--format", "json").stdout) == []
+    ended = remote.lxc("remote", "add", "far", token, check=False)
+    assert "The token is not valid" in ended.stderr
+    remote.lxc("config", "trust", "add", "--name", "kept")
+    remote.restart()
+    assert json.loads(remote.lxc("config", "trust", "list-tokens", "--format", "json").stdout) == []
 
 
 # ---- what strangers see
@@ -204,7 +226,7 @@ def test_the_address_moves_through_the_connection_that_it_ends(
 ) -> None:
     alice = make_identity(tmp_path, "alice")
     remote.lxc("config", "trust", "add", str(alice.certificate_file))
-    elsewhere = free_address()
+    elsewhere = tls.free_address()
     change = {"config": {"core.https_address": elsewhere}}
     assert tls.request(address, "PATCH", "/1.0", change, identity=alice).status == 200
     with pytest.raises(ConnectionRefusedError):
@@ -233,7 +255,7 @@ def test_a_running_exec_survives_the_move(remote: Daemon, address: str, busybox:
         assert client.stdout is not None
         client.stdin.write(b"before\n")
         assert await client.stdout.readline() == b"before\n"
-        await asyncio.to_thread(remote.lxc, "config", "set", "core.https_address", free_address())
+        await asyncio.to_thread(remote.lxc, "config", "set", "core.https_address", tls.free_address())
         client.stdin.write(b"after\n")
         assert await client.stdout.readline() == b"after\n"
         await asyncio.to_thread(remote.lxc, "config", "set", "core.https_address", address)
@@ -248,7 +270,7 @@ def test_a_running_exec_survives_the_move(remote: Daemon, address: str, busybox:
 
 def test_a_restart_keeps_trust_and_key_and_does_not_need_the_address(daemon: Daemon, tmp_path: Path) -> None:
     alice = make_identity(tmp_path, "alice")
-    address = free_address()
+    address = tls.free_address()
     daemon.lxc("config", "set", "core.https_address", address)
     daemon.lxc("config", "trust", "add", str(alice.certificate_file))
     key = daemon.dir / "server.key"

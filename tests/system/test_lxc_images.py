@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.images import Image
 
@@ -40,9 +43,10 @@ def test_a_split_image_has_the_fingerprint_of_both_files(images: Daemon, busybox
     fingerprint = images.import_image(busybox_image.metadata, busybox_image.rootfs)
     both = busybox_image.metadata.read_bytes() + busybox_image.rootfs.read_bytes()
     assert fingerprint == hashlib.sha256(both).hexdigest()
+    assert images.get(f"/1.0/images/{fingerprint}")["filename"] == busybox_image.rootfs.name
 
 
-def test_export_gives_back_the_same_bytes(images: Daemon, busybox_image: Image, tmp_path: Path) -> None:
+def test_exported_image_is_identical(images: Daemon, busybox_image: Image, tmp_path: Path) -> None:
     assert busybox_image.unified is not None
     images.import_image(busybox_image.unified, alias="unified")
     images.lxc("image", "export", "unified", str(tmp_path / "one"))
@@ -71,7 +75,7 @@ def test_aliases(images: Daemon, busybox_image: Image) -> None:
     assert [alias["name"] for alias in images.get("/1.0/images/aliases?recursion=1")] == ["with/slash"]
 
 
-def test_the_same_image_twice_is_refused(images: Daemon, busybox_image: Image) -> None:
+def test_second_import_of_an_image_is_rejected(images: Daemon, busybox_image: Image) -> None:
     images.import_image(busybox_image.metadata, busybox_image.rootfs)
     again = images.lxc("image", "import", str(busybox_image.metadata), str(busybox_image.rootfs), check=False)
     assert again.returncode != 0
@@ -118,3 +122,23 @@ def test_an_image_cut_off_later_is_refused_at_the_launch_and_leaves_nothing(
     pool = images.dir / "storage-pools" / "default"
     assert list((pool / "containers").iterdir()) == []
     assert list((pool / "images").iterdir()) == []
+
+
+def test_a_directory_is_imported_as_it_is(images: Daemon, busybox_image: Image, tmp_path: Path) -> None:
+    assert busybox_image.unified is not None
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    subprocess.run(["tar", "-C", str(folder), "-xf", str(busybox_image.unified)], check=True)
+    os.setxattr(folder / "rootfs/bin/busybox", "user.note", b"kept")
+    refused = utsuwa_client(images, "image", "import", str(folder / "rootfs"), check=False)
+    assert "contains no metadata.yaml" in refused.stderr
+    said = utsuwa_client(images, "image", "import", str(folder), "a=b", "--alias", "folder").stdout
+    image = images.get(f"/1.0/images/{images.get('/1.0/images/aliases/folder')['target']}")
+    assert said == f"Image imported with fingerprint: {image['fingerprint']}\n"
+    assert (image["filename"], image["properties"]["a"]) == ("unpacked.tar.xz", "b")
+    utsuwa_client(images, "image", "export", "folder", str(tmp_path / "exported"))
+    listed = subprocess.run(
+        ["tar", "--xattrs", "-tvvf", str(tmp_path / "exported")], capture_output=True, text=True, check=True
+    ).stdout
+    assert "user.note" in listed
+    assert "templates/hostname.tpl" in listed

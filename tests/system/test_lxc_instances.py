@@ -130,7 +130,7 @@ def test_rename(shared_daemon: Daemon, c1: str) -> None:
     assert d.get("/1.0/instances") == ["/1.0/instances/c2"]
 
 
-def test_ephemeral_ones_go_when_they_stop(shared_daemon: Daemon, busybox: str) -> None:
+def test_ephemeral_instances_are_deleted_when_they_stop(shared_daemon: Daemon, busybox: str) -> None:
     d = shared_daemon
     d.lxc("launch", busybox, "brief", "--ephemeral")
     d.lxc("stop", "brief", "--force")
@@ -276,7 +276,7 @@ def test_config_get_set_unset_show_edit(shared_daemon: Daemon, c1: str) -> None:
     assert d.get(f"/1.0/instances/{c1}")["description"] == "a description"
 
 
-def test_a_bad_value_refuses_the_whole_change(shared_daemon: Daemon, c1: str) -> None:
+def test_one_invalid_value_rejects_the_complete_change(shared_daemon: Daemon, c1: str) -> None:
     d = shared_daemon
     refused = d.lxc("config", "set", c1, "user.a=1", "boot.autostart=perhaps", check=False)
     assert refused.returncode != 0

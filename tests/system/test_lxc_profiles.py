@@ -32,6 +32,7 @@ def test_a_profiles_life_with_the_client(daemon: Daemon) -> None:
         "description": "by hand",
         "config": {"user.z": "2"},
         "devices": {},
+        "project": "default",
         "used_by": [],
     }
     assert "renamed" in lxc("profile", "list").stdout
@@ -54,7 +55,8 @@ def test_profiles_on_an_instance(daemon: Daemon) -> None:
     assert lxc("config", "get", "-e", "c1", "user.who").stdout == "b\n"
     assert daemon.get("/1.0/profiles/b")["used_by"] == ["/1.0/instances/c1"]
     refused = lxc("profile", "delete", "b", check=False)
-    assert (refused.returncode, refused.stderr) == (1, "Error: Profile is currently in use\n")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: Profile 'b' is currently in use: ")
     unknown = lxc("profile", "assign", "c1", "default,nope", check=False)
     assert unknown.returncode == 1
     assert daemon.get("/1.0/instances/c1")["profiles"] == ["default", "b"]
@@ -85,7 +87,8 @@ def test_profiles_on_an_instance(daemon: Daemon) -> None:
         ("DELETE", "/1.0/profiles/nope", None, 404),
         ("DELETE", "/1.0/profiles/default", None, 403),
         ("POST", "/1.0/profiles/default", {"name": "x"}, 403),
-        ("POST", "/1.0/projects", {"name": "x"}, 501),
+        ("POST", "/1.0/projects", {"name": "a_b"}, 400),
+        ("POST", "/1.0/projects", {"name": "x", "config": {"limits.cpu": "many"}}, 400),
         ("POST", "/1.0/projects", {"name": "default"}, 409),
         ("GET", "/1.0/projects/nope", None, 404),
         ("GET", "/1.0/projects/nope/state", None, 404),
@@ -94,7 +97,9 @@ def test_profiles_on_an_instance(daemon: Daemon) -> None:
         ("POST", "/1.0/projects/default", {"name": "x"}, 403),
     ],
 )
-def test_what_is_refused(module_daemon: Daemon, method: str, url: str, body: object, status: int) -> None:
+def test_invalid_requests_are_rejected(
+    module_daemon: Daemon, method: str, url: str, body: object, status: int
+) -> None:
     before = module_daemon.get("/1.0/profiles?recursion=1"), module_daemon.get("/1.0/projects?recursion=1")
     reply = module_daemon.api(method, url, body)
     assert (reply.status, bool(reply.error)) == (status, True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.root
@@ -50,7 +51,7 @@ def test_set_get_unset_edit(shared_daemon: Daemon, pool: str) -> None:
     assert d.get("/1.0/storage-pools/extra")["description"] == "of our own"
     refused = d.lxc("storage", "set", pool, "source", "/elsewhere", check=False)
     assert refused.returncode != 0
-    assert "cannot be changed" in refused.stderr
+    assert "can only be set on creation" in refused.stderr
     refused = d.lxc("storage", "set", pool, "nonsense", "1", check=False)
     assert "Unknown configuration key 'nonsense'" in refused.stderr
 
@@ -91,6 +92,35 @@ def test_volumes_of_instances_are_listed(shared_daemon: Daemon, busybox: str) ->
     assert d.api("GET", "/1.0/storage-pools/default/volumes/container/v1").status == 404
 
 
+def test_snapshots_are_listed_with_their_volumes(shared_daemon: Daemon, busybox: str) -> None:
+    d, volumes = shared_daemon, "/1.0/storage-pools/default/volumes"
+    d.lxc("init", busybox, "v1")
+    d.lxc("init", busybox, "v2")
+    for name in ("s0", "s1"):
+        d.lxc("snapshot", "v1", name)
+    assert d.get(f"{volumes}/container") == [
+        f"{volumes}/container/v1",
+        f"{volumes}/container/v1/snapshots/s0",
+        f"{volumes}/container/v1/snapshots/s1",
+        f"{volumes}/container/v2",
+    ]
+    listed = d.lxc("storage", "volume", "list", "default", "type=container", "--format", "csv", "-c", "tnu")
+    assert listed.stdout.splitlines() == [
+        "container,v1,1",
+        "container (snapshot),v1/s0,1",
+        "container (snapshot),v1/s1,1",
+        "container,v2,1",
+    ]
+    _, s0, _, _ = d.get(f"{volumes}/container?recursion=1")
+    assert (s0["name"], s0["used_by"]) == ("v1/s0", ["/1.0/instances/v1/snapshots/s0"])
+    assert s0["created_at"] == d.get(f"{volumes}/container/v1/snapshots/s0")["created_at"]
+    used_by = [url for url in d.get("/1.0/storage-pools/default")["used_by"] if "/instances/" in url]
+    v1 = "/1.0/instances/v1"
+    assert used_by == [v1, f"{v1}/snapshots/s0", f"{v1}/snapshots/s1", "/1.0/instances/v2"]
+    info = yaml.safe_load(utsuwa_client(d, "storage", "info", "default").stdout)
+    assert info["used by"]["instances"] == ["v1", "v1/s0", "v1/s1", "v2"]
+
+
 @pytest.mark.parametrize(
     ("method", "url", "body", "status"),
     [
@@ -99,7 +129,7 @@ def test_volumes_of_instances_are_listed(shared_daemon: Daemon, busybox: str) ->
         ("POST", "/1.0/storage-pools", {"name": "x", "driver": "dir", "config": {"size": "1GB"}}, 400),
         ("POST", "/1.0/storage-pools", {"name": "x", "driver": "dir", "config": {"source": "/"}}, 400),
         ("POST", "/1.0/storage-pools", {"name": "default", "driver": "dir"}, 409),
-        ("POST", "/1.0/storage-pools/default/volumes", {"name": "v", "type": "custom"}, 501),
+        ("POST", "/1.0/storage-pools/default/volumes", {"name": "v", "content_type": "block"}, 501),
         ("GET", "/1.0/storage-pools/none", None, 404),
         ("GET", "/1.0/storage-pools/none/resources", None, 404),
         ("GET", "/1.0/storage-pools/none/volumes", None, 404),
@@ -143,8 +173,11 @@ def test_sizes_that_no_driver_enforces(shared_daemon: Daemon, busybox: str, pool
     assert size_of(d, pool, "c1")["size"] == "20GiB"
     d.lxc("config", "device", "unset", "c1", "root", "size")
     assert size_of(d, pool, "c1") == {}
-    log = d.log.read_text()
-    assert log.count("the size of containers/c1 is not enforced") == 2
+    assert d.log.read_text().count("the size of containers/c1 is not enforced") == 1
+    found = [w for w in d.get("/1.0/warnings?recursion=1") if "containers/c1" in w["last_message"]]
+    assert [(w["status"], w["count"], w["entity_url"]) for w in found] == [
+        ("resolved", 2, f"/1.0/storage-pools/{pool}/volumes/container/c1")
+    ]
     d.lxc("profile", "copy", "default", "sized")
     d.lxc("launch", busybox, "c2", "-p", "sized")
     assert size_of(d, "default", "c2") == {}

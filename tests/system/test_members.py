@@ -148,7 +148,7 @@ def test_both_lists_show_all_instances_and_where_they_are(pair: Pair) -> None:
     assert pair.two.get("/1.0/networks/br")["locations"] == ["host1", "host2"]
 
 
-@pytest.mark.parametrize("point", ["before instance is ready", "after reserve instance"])
+@pytest.mark.parametrize("point", ["before complete creation of instance", "after reserve instance"])
 def test_a_killed_daemon_sweeps_its_own_only(pair: Pair, point: str) -> None:
     one, two = pair.one, pair.two
     one.lxc("launch", "busybox", "c1")
@@ -198,7 +198,7 @@ def test_a_restarted_daemon_starts_and_stops_its_own_only(pair: Pair) -> None:
         ("DELETE", "", None),
     ],
 )
-def test_what_is_asked_of_anothers_instance_is_refused(
+def test_requests_about_instances_of_other_members_are_rejected(
     pair: Pair, method: str, path: str, body: object
 ) -> None:
     pair.two.lxc("launch", "busybox", "c2")
@@ -236,7 +236,7 @@ def test_all_instances_of_this_member_are_stopped_at_once(pair: Pair) -> None:
     assert seen(pair.two) == [("c1", "host1", "Stopped"), ("c2", "host2", "Running")]
 
 
-def test_names_and_addresses_are_taken_on_all_members(pair: Pair) -> None:
+def test_names_and_addresses_are_unique_across_members(pair: Pair) -> None:
     nic = {"eth0": {"type": "nic", "network": "br", "ipv4.address": "10.78.0.9"}}
     source = {"type": "image", "alias": "busybox"}
     pair.two.do("POST", "/1.0/instances", {"name": "c2", "source": source, "devices": nic})
@@ -258,7 +258,7 @@ def test_a_profile_is_followed_here_at_once_and_elsewhere_at_the_next_start(pair
     one.do("PUT", "/1.0/profiles/default", {**one.get("/1.0/profiles/default"), "config": {}})
 
 
-def test_what_only_another_member_has_is_pending(pair: Pair) -> None:
+def test_objects_of_other_members_are_pending(pair: Pair) -> None:
     one, two = pair.one, pair.two
     one.do("POST", "/1.0/storage-pools", {"name": "fast", "driver": "dir"})
     one.do("POST", "/1.0/networks", {"name": "br9", "config": {"ipv6.address": "none"}})
@@ -292,8 +292,8 @@ def test_a_change_of_a_network_reaches_the_other_member(pair: Pair) -> None:
 def test_a_member_of_the_same_name_does_not_start(pair: Pair) -> None:
     url = f"url: postgresql://postgres@/{pair.database}?host={pair.server.folder}\n"
     for settings, reason in (
-        (f"{url}member: host1\n", "'host1' of the database is a daemon with another state folder"),
-        (url, "give this one a name of its own"),
+        (f"{url}member: host1\n", "'host1' of the database is a daemon with another state directory"),
+        (url, "set a unique name"),
     ):
         third = Daemon()
         third.dir.mkdir(mode=0o711)

@@ -15,8 +15,8 @@ from utsuwa.core.errors import HostError
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host import syscalls
 from utsuwa.host.files.fsids import as_container_root
-from utsuwa.host.mounts import loop, mounts, userns
-from utsuwa.host.mounts.mounts import OverlayFolder
+from utsuwa.host.mounts import loop, mounts, overlays, userns
+from utsuwa.host.mounts.overlays import OverlayFolder
 from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, parse_options
 
 pytestmark = pytest.mark.root
@@ -119,7 +119,7 @@ def test_an_overlay_shows_and_stores_mapped_owners(
         loop.mount_squashfs(file, image)
         if not mounts.can_idmap(image):
             pytest.skip("this kernel cannot map a squashfs")
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     shown = overlay.rootfs / "etc/file"
     assert (shown.stat().st_uid, shown.stat().st_gid) == (101_000, 101_000)
     as_container_root(MAP, lambda: shown.write_text("changed"))
@@ -134,7 +134,7 @@ def test_an_overlay_shows_and_stores_mapped_owners(
 
 def test_another_map_over_the_same_layer(overlay: OverlayFolder, image: Path) -> None:
     for number, one in enumerate((MAP, idmap(5_000_000), IdMap())):
-        mounts.mount_overlay(overlay, image, one, OPTIONS)
+        overlays.mount_overlay(overlay, [image], one, OPTIONS)
         assert overlay.rootfs.stat().st_uid == one.host_uid(0)
         as_container_root(one, (overlay.rootfs / f"file{number}").touch)
         assert {p.stat().st_uid for p in overlay.rootfs.glob("file*")} == {one.host_uid(0)}
@@ -143,17 +143,17 @@ def test_another_map_over_the_same_layer(overlay: OverlayFolder, image: Path) ->
 
 
 def test_folders_of_the_image_can_be_renamed(overlay: OverlayFolder, image: Path) -> None:
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     as_container_root(MAP, lambda: (overlay.rootfs / "etc").rename(overlay.rootfs / "moved"))
     mounts.unmount(overlay.rootfs)
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     assert (overlay.rootfs / "moved/file").read_text() == "from the image"
     assert not (overlay.rootfs / "etc").exists()
 
 
 def test_capabilities_and_acls_land_unshifted(overlay: OverlayFolder, image: Path) -> None:
     """Set by processes in the container's user namespace, as its root would."""
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     script = "cp /bin/true tool && setcap cap_net_raw+ep tool && setfacl -m u:1000:rwx etc && getcap tool"
     with userns.user_namespace(MAP) as fd:
         done = subprocess.run(
@@ -174,46 +174,46 @@ def test_capabilities_and_acls_land_unshifted(overlay: OverlayFolder, image: Pat
     assert "user:101000:rwx" in acl.stdout
 
 
-def test_a_layer_in_use_cannot_be_mounted_twice(
+def test_upper_layer_in_use_cannot_be_mounted_again(
     place: Path, overlay: OverlayFolder, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounts, "BUSY_PATIENCE", 0.1)
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    monkeypatch.setattr(overlays, "BUSY_PATIENCE", 0.1)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     mounts.bind(overlay.rootfs, place / "image/etc")
     mounts.unmount(overlay.rootfs)
     with pytest.raises(HostError, match="still in use"):
-        mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+        overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     assert mounts.mounts_below(overlay.path) == []
 
 
 def test_a_layer_that_is_freed_soon_is_waited_for(place: Path, overlay: OverlayFolder, image: Path) -> None:
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     mounts.bind(overlay.rootfs, place / "image/etc")
     mounts.unmount(overlay.rootfs)
     threading.Timer(0.15, mounts.unmount, [place / "image/etc"]).start()
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     assert mounts.mounted(overlay.rootfs)
 
 
 def test_another_image_below_a_layer_is_refused(place: Path, overlay: OverlayFolder, image: Path) -> None:
-    mounts.mount_overlay(overlay, image, MAP, OPTIONS)
+    overlays.mount_overlay(overlay, [image], MAP, OPTIONS)
     mounts.unmount(overlay.rootfs)
     other = place / "other"
     other.mkdir()
-    with pytest.raises(HostError, match="not the image that it was created on"):
-        mounts.mount_overlay(overlay, other, MAP, OPTIONS)
+    with pytest.raises(HostError, match="not the one that it was created on"):
+        overlays.mount_overlay(overlay, [other], MAP, OPTIONS)
     assert mounts.mounts_below(overlay.path) == []
 
 
 def test_a_busy_mount_is_waited_for_then_detached(
     place: Path, overlay: OverlayFolder, image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mounts.mount_overlay(overlay, image, IdMap(), OPTIONS)
+    overlays.mount_overlay(overlay, [image], IdMap(), OPTIONS)
     held = (overlay.rootfs / "etc/file").open()
     threading.Timer(0.15, held.close).start()
     assert mounts.unmount(overlay.rootfs, patience=5)
     assert not caplog.records
-    mounts.mount_overlay(overlay, image, IdMap(), OPTIONS)
+    overlays.mount_overlay(overlay, [image], IdMap(), OPTIONS)
     with (overlay.rootfs / "etc/file").open(), caplog.at_level(logging.WARNING):
         assert mounts.unmount(overlay.rootfs, patience=0.05)
     assert "still in use" in caplog.text
@@ -257,7 +257,7 @@ def test_what_keeps_a_known_place_busy_is_unmounted_before_it(place: Path) -> No
     assert mounts.mounts_below(place) == []
 
 
-def test_loop_devices_go_with_their_mount(place: Path, image: Path) -> None:
+def test_loop_devices_are_released_with_their_mount(place: Path, image: Path) -> None:
     file = squashfs(image, place / "image.squashfs")
     target = place / "target"
     target.mkdir()
@@ -301,7 +301,7 @@ def test_many_loop_devices_at_once(place: Path, image: Path) -> None:
     assert len(loop_devices(file)) == 6
 
 
-def test_what_cannot_be_mapped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_support_for_idmapped_mounts_is_detected(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mounts.can_idmap(Path("/proc/sys"))
     assert mounts.can_idmap(place)
     for value, able in (("1", False), ("true", False), ("false", True), ("", True), ("nonsense", False)):
@@ -310,11 +310,11 @@ def test_what_cannot_be_mapped(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_trials_of_overlays(place: Path, overlay: OverlayFolder, image: Path) -> None:
-    mounts.mount_overlay(overlay, image, IdMap(), OPTIONS)
+    overlays.mount_overlay(overlay, [image], IdMap(), OPTIONS)
     for number, (folder, able) in enumerate(((place, True), (overlay.rootfs, False))):
         first, second = folder / f"trial{number}", folder / f"trial{number}b"
         first.mkdir()
         second.mkdir()
-        assert mounts.can_overlay(first, OPTIONS) is able
-        assert mounts.can_overlay_idmapped(second, OPTIONS) is able
+        assert overlays.can_overlay(first, OPTIONS) is able
+        assert overlays.can_overlay_idmapped(second, OPTIONS) is able
         assert not mounts.mounts_below(first) + mounts.mounts_below(second)

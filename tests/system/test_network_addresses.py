@@ -9,21 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
-from tests.support.images import Image
 from tests.support.netbox import until
-from tests.support.networks import box_of, create, launch, lease, prepared
+from tests.support.networks import box_of, create, launch, lease
 
 pytestmark = pytest.mark.root
 
 STATEFUL = {"ipv4_address": "10.77.0.1/24", "ipv6_address": "fd42:77::1/64", "ipv6_dhcp_stateful": "true"}
-
-
-@pytest.fixture(scope="module")
-def module_net(busybox_image: Image) -> Iterator[Daemon]:
-    with boxed_daemon() as daemon:
-        yield prepared(daemon, busybox_image)
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def resolved(daemon: Daemon, asker: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["ignore", "infinite", "IGNORE", "Ab--c", "Xn--A", "h1m"])
-def test_a_name_that_means_something_to_dnsmasq_is_a_name(net: Daemon, name: str) -> None:
+def test_keywords_of_dnsmasq_are_valid_names(net: Daemon, name: str) -> None:
     """`ignore` got no address, `infinite` a lease without end, and neither had a name."""
     create(net, "br", ipv4_address="10.77.0.1/24", ipv6_address="none", ipv4_dhcp_expiry="10m")
     address = launch(net, name, "br", ipv4_address="10.77.0.50")
@@ -70,7 +62,7 @@ def test_a_device_may_have_any_name(net: Daemon) -> None:
         assert lease(net, name) == f"10.77.0.5{name[1]}"
 
 
-def test_a_mac_that_is_made_anew_is_known_at_the_start(net: Daemon) -> None:
+def test_new_mac_address_is_used_at_the_next_start(net: Daemon) -> None:
     """`lxc config unset c1 volatile.eth0.hwaddr` of a stopped instance, and of one that runs meanwhile."""
     create(net, "br", **STATEFUL)
     launch(net, "c1", "br", ipv4_address="10.77.0.50")
@@ -89,7 +81,7 @@ def test_a_mac_that_is_made_anew_is_known_at_the_start(net: Daemon) -> None:
 
 
 @pytest.mark.parametrize("order", ["set while stopped", "set while running"])
-def test_a_static_address_is_there_from_the_first_start(net: Daemon, order: str) -> None:
+def test_a_static_address_is_assigned_from_the_first_start(net: Daemon, order: str) -> None:
     """Although a stopped instance still has a lease for it (incus#1265, lxd#7397)."""
     create(net, "br", **STATEFUL)
     address = launch(net, "a", "br")
@@ -101,7 +93,7 @@ def test_a_static_address_is_there_from_the_first_start(net: Daemon, order: str)
     net.do("PATCH", "/1.0/instances/b", {"devices": {"eth0": nic}})
     if order == "set while running":
         refused = net.wait(net.api("PUT", "/1.0/instances/b/state", {"action": "start"}))
-        assert f"{address} is in use by the running instance 'a'" in refused["err"]
+        assert f"{address} is in use by device 'eth0' of instance 'a', which is running" in refused["err"]
         state(net, "a", "stop")
     state(net, "b", "start")
     assert lease(net, "b") == address
@@ -120,7 +112,7 @@ def test_a_static_address_is_not_taken_from_a_running_instance(net: Daemon) -> N
     launch(net, "b", "br")
     nic = net.get("/1.0/instances/b")["devices"]["eth0"] | {"ipv4.address": address}
     refused = net.api("PATCH", "/1.0/instances/b", {"devices": {"eth0": nic}})
-    assert (refused.status, "restart that one first" in refused.error) == (400, True)
+    assert (refused.status, "restart that instance first" in refused.error) == (400, True)
     assert "ipv4.address" not in net.get("/1.0/instances/b")["devices"]["eth0"]
 
 
@@ -146,7 +138,7 @@ with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
 """
 
 
-def test_a_lease_of_dhcpv6_stands_in_nobodys_way(net: Daemon) -> None:
+def test_a_dhcpv6_lease_does_not_block_a_static_address(net: Daemon) -> None:
     """dnsmasq gives an address that is leased to nobody else, whoever is configured with it."""
     create(net, "br", **STATEFUL)
     launch(net, "a", "br", dhcp=False, ipv6_address="fd42:77::50")
@@ -162,7 +154,7 @@ def test_a_lease_of_dhcpv6_stands_in_nobodys_way(net: Daemon) -> None:
     until(lambda: " fd42:77::50 " not in file.read_text())
 
 
-def test_a_network_that_comes_up_later_knows_what_changed_meanwhile(net: Daemon) -> None:
+def test_network_created_later_has_earlier_changes(net: Daemon) -> None:
     create(net, "br", **STATEFUL)
     launch(net, "c1", "br", dhcp=False)
     state(net, "c1", "stop")

@@ -27,12 +27,6 @@ pytestmark = pytest.mark.root
 NONE = {"ipv4.address": "none", "ipv6.address": "none"}
 
 
-@pytest.fixture(scope="module")
-def module_net(busybox_image: Image) -> Iterator[Daemon]:
-    with boxed_daemon() as daemon:
-        yield prepared(daemon, busybox_image)
-
-
 @pytest.fixture
 def net(module_net: Daemon) -> Iterator[Daemon]:
     """The module's daemon; what a test leaves of instances and networks is deleted after it."""
@@ -58,7 +52,7 @@ def chains(daemon: Daemon) -> set[str]:
 # ---- life
 
 
-def test_an_empty_request_makes_a_whole_network(net: Daemon) -> None:
+def test_an_empty_request_creates_a_complete_network(net: Daemon) -> None:
     reply = net.api("POST", "/1.0/networks", {})
     assert (reply.status, reply.headers["location"]) == (201, "/1.0/networks/utsuwabr0")
     shown = net.get("/1.0/networks/utsuwabr0")
@@ -81,7 +75,7 @@ def test_an_empty_request_makes_a_whole_network(net: Daemon) -> None:
     assert not (net.dir / "networks" / "utsuwabr0").exists()
 
 
-def test_what_is_switched_off_is_not_there(net: Daemon) -> None:
+def test_disabled_features_are_absent(net: Daemon) -> None:
     create(net, "plain", **NONE)
     assert box_of(net).addresses("plain") == set()
     assert chains(net) == set()
@@ -192,7 +186,7 @@ def test_names_follow_their_instances(net: Daemon) -> None:
     assert list(hosts.iterdir()) == []
 
 
-def test_ipv6_addresses_come_by_router_advertisements(net: Daemon) -> None:
+def test_ipv6_addresses_are_assigned_by_router_advertisements(net: Daemon) -> None:
     create(net, "br")
     launch(net, "c1", "br", dhcp=False)
     wanted = [x["address"] for x in net.get("/1.0/networks/br/leases") if x["hostname"] == "c1"]
@@ -216,7 +210,7 @@ def test_static_addresses(net: Daemon) -> None:
     assert lease(net, "c1") == "10.77.0.60"
 
 
-def test_devices_come_and_go_while_a_container_runs(net: Daemon) -> None:
+def test_devices_are_added_and_removed_while_a_container_runs(net: Daemon) -> None:
     create(net, "br")
     create(net, "other")
     launch(net, "c1", "br")
@@ -277,7 +271,7 @@ def test_a_bridge_of_the_host(net: Daemon) -> None:
     assert "no bridge 'br9'" in gone["err"]
 
 
-def test_a_profile_gives_the_network(net: Daemon) -> None:
+def test_a_profile_can_specify_the_network(net: Daemon) -> None:
     create(net, "br")
     net.do("POST", "/1.0/profiles", {"name": "lan", "devices": {"eth0": {"type": "nic", "network": "br"}}})
     try:
@@ -295,7 +289,7 @@ def test_a_profile_gives_the_network(net: Daemon) -> None:
         net.do("DELETE", "/1.0/profiles/lan")
 
 
-def test_nat_hides_containers_and_without_it_they_are_seen(net: Daemon) -> None:
+def test_nat_replaces_source_addresses(net: Daemon) -> None:
     """A second namespace stands for the outside: it has no route back to the containers."""
     create(net, "br", ipv6_address="none")
     launch(net, "c1", "br")
@@ -386,7 +380,7 @@ def test_changes_do_not_cut_containers_off(net: Daemon) -> None:
     net.lxc("exec", "c1", "--", "ping", "-c1", "-W3", "c1.example.org")
 
 
-def test_dnsmasq_that_is_killed_comes_back(net: Daemon) -> None:
+def test_a_killed_dnsmasq_is_restarted(net: Daemon) -> None:
     create(net, "br")
     old = dnsmasq_pid(net, "br")
     os.kill(old, signal.SIGKILL)
@@ -425,7 +419,7 @@ def test_a_network_is_a_reason_to_start_with_the_machine(own_net: Daemon) -> Non
     own_net.start()
 
 
-def test_networks_are_there_again_after_a_reboot(own_net: Daemon) -> None:
+def test_networks_are_restored_after_a_reboot(own_net: Daemon) -> None:
     """The host is shut down, and what the kernel holds is gone with it."""
     config = create(own_net, "br")["config"]
     launch(own_net, "c1", "br", dhcp=False)
@@ -440,7 +434,7 @@ def test_networks_are_there_again_after_a_reboot(own_net: Daemon) -> None:
 
 
 @pytest.mark.parametrize("change", ["create", "rename", "delete"])
-def test_a_daemon_that_is_killed_leaves_a_whole_network_or_none(own_net: Daemon, change: str) -> None:
+def test_network_is_complete_or_absent_after_a_kill(own_net: Daemon, change: str) -> None:
     box = box_of(own_net)
     for delay in (0.01, 0.05):
         if change != "create":
@@ -531,7 +525,7 @@ def test_external_interfaces(net: Daemon) -> None:
         box.run("ip", "link", "del", "ext0")
 
 
-def test_a_firewall_that_drops_what_is_forwarded_is_named(net: Daemon) -> None:
+def test_firewall_that_drops_forwarded_traffic_is_named(net: Daemon) -> None:
     box = box_of(net)
     rules = "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }"
     box.run("nft", "-f", "-", input=rules)
@@ -635,7 +629,7 @@ def test_bad_networks_are_refused_and_leave_nothing(taken: Daemon, case: str) ->
         ({"ipv4.dhcp.ranges": "10.0.0.1-10.0.0.9"}, "outside"),
     ],
 )
-def test_a_network_that_refuses_a_change_goes_on_as_it_was(
+def test_a_network_is_unchanged_after_a_rejected_change(
     taken: Daemon, config: dict[str, str], word: str
 ) -> None:
     before = taken.get("/1.0/networks/taken")
@@ -704,7 +698,7 @@ def test_a_second_nic_on_one_network_is_refused(holder: Daemon, second: dict[str
     nic = {"type": "nic", "name": "eth5", **second}
     added = holder.api("PATCH", "/1.0/instances/holder", {"devices": {"eth5": nic}})
     assert added.status == 400, added.body
-    assert "DNS name 'holder' is already used on network 'taken', by device 'eth0'" in added.error
+    assert "DNS name 'holder' is used on network 'taken', by device 'eth0'" in added.error
     assert "eth5" not in holder.get("/1.0/instances/holder")["devices"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.daemon import Daemon
@@ -97,3 +99,48 @@ def test_other_odd_names_work(box: Daemon, name: str) -> None:
     box.lxc("config", "device", "add", "c1", "a", "nic", "nictype=p2p", f"name={name}")
     box.lxc("start", "c1")
     assert name in interfaces(box, "c1")
+
+
+# ---- addresses and names as the server and projects choose them
+
+
+def device_key(daemon: Daemon, name: str, key: str) -> str:
+    return daemon.lxc("config", "get", name, key).stdout.strip()
+
+
+def test_patterns_of_addresses(box: Daemon, busybox: str) -> None:
+    box.lxc("config", "set", "network.hwaddr_pattern=02:ab:xx:xx:xx:xx")
+    try:
+        box.lxc("init", busybox, "c2", "-p", "default", "-p", "nic")
+        assert device_key(box, "c2", "volatile.lan.hwaddr").startswith("02:ab:")
+        box.lxc("project", "create", "web", "-c", "features.images=false", "-c", "features.profiles=false")
+        box.lxc("project", "set", "web", "network.hwaddr_pattern=0e:cd:ef:xx:xx:xx")
+        box.lxc("init", busybox, "c3", "--project=web", "-p", "default", "-p", "nic")
+        found = box.lxc("config", "get", "c3", "volatile.lan.hwaddr", "--project=web").stdout
+        assert found.startswith("0e:cd:ef:")
+        for wrong, reason in (("01:xx:xx:xx:xx:xx", "multicast"), ("02:00:00:00:00:01", "equal")):
+            refused = box.lxc("config", "set", f"network.hwaddr_pattern={wrong}", check=False)
+            assert reason in refused.stderr
+    finally:
+        box.lxc("delete", "c3", "--project=web", check=False)
+        box.lxc("project", "delete", "web", check=False)
+        box.lxc("config", "unset", "network.hwaddr_pattern")
+
+
+def test_host_names_by_address(box: Daemon) -> None:
+    """Of interfaces at the start and attached later; a change that replaces one keeps its name."""
+    box.lxc("config", "set", "instances.nic.host_name=mac")
+    try:
+        box.lxc("start", "c1")
+        box.lxc("config", "device", "add", "c1", "second", "nic", "nictype=p2p")
+        name = ""
+        for device in ("lan", "second"):
+            mac = device_key(box, "c1", f"volatile.{device}.hwaddr")
+            name = device_key(box, "c1", f"volatile.{device}.host_name")
+            assert name == f"lxd{mac.replace(':', '')[2:]}"
+            assert Path(f"/sys/class/net/{name}").exists()
+        box.lxc("config", "device", "set", "c1", "second", "mtu=1400")
+        assert device_key(box, "c1", "volatile.second.host_name") == name
+        assert Path(f"/sys/class/net/{name}/mtu").read_text().strip() == "1400"
+    finally:
+        box.lxc("config", "unset", "instances.nic.host_name")

@@ -1,7 +1,4 @@
-"""A project that shares what it has not of its own: instances are its own, all else is the default project's.
-
-Projects cannot be made by the API yet, so the test makes one in the database.
-"""
+"""A project without features: instances are its own, all else is the default project's."""
 
 from __future__ import annotations
 
@@ -16,11 +13,6 @@ from tests.support.images import Image
 pytestmark = pytest.mark.root
 
 
-def sql(daemon: Daemon, query: str) -> None:
-    reply = daemon.api("POST", "/internal/sql", {"database": "global", "query": query})
-    assert reply.status == 200, reply.body
-
-
 @pytest.fixture(scope="module")
 def net(busybox_image: Image) -> Iterator[Daemon]:
     """A daemon with the project `other`, and a network on which instances of the profile `net` are."""
@@ -30,9 +22,9 @@ def net(busybox_image: Image) -> Iterator[Daemon]:
         daemon.do("POST", "/1.0/networks", {"name": "br", "config": config})
         nic = {"eth0": {"type": "nic", "network": "br"}}
         daemon.do("POST", "/1.0/profiles", {"name": "net", "devices": nic})
-        sql(daemon, "INSERT INTO projects (name, description) VALUES ('other', '')")
+        features = {f"features.{name}": "false" for name in ("images", "profiles", "storage.volumes")}
+        daemon.do("POST", "/1.0/projects", {"name": "other", "config": features})
         yield daemon
-        sql(daemon, "DELETE FROM projects WHERE name = 'other'")
 
 
 def test_the_life_of_an_instance_of_a_project_that_shares(net: Daemon) -> None:
@@ -75,7 +67,7 @@ def test_addresses_of_all_its_instances_are_judged(net: Daemon) -> None:
 @pytest.mark.parametrize(
     "path", ["instances", "images", "images/aliases", "profiles", "networks", "storage-pools/default/volumes"]
 )
-def test_a_project_that_is_not_there(net: Daemon, path: str) -> None:
+def test_a_missing_project(net: Daemon, path: str) -> None:
     refused = net.api("GET", f"/1.0/{path}?project=nope")
     assert refused.status == 404
     assert "Project 'nope' not found" in refused.error

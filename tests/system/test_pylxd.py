@@ -136,6 +136,59 @@ def test_editing(client: Any, container: Any) -> None:
     assert "user.c" not in client.instances.get("py1").config
 
 
+def test_files(client: Any, container: Any, tmp_path: Path) -> None:
+    files = container.files
+    files.put("/root/note", b"a\x00b", mode=0o640, uid=1000, gid=1000)
+    assert files.get("/root/note") == b"a\x00b"
+    assert container.execute(["stat", "-c", "%a %u %g", "/root/note"])[1] == "640 1000 1000\n"
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    (tmp_path / "tree" / "below" / "file").write_text("text")
+    files.recursive_put(str(tmp_path / "tree"), "/root/tree")
+    assert files.get("/root/tree/below/file") == b"text"
+    files.recursive_get("/root/tree", str(tmp_path / "back"))
+    assert (tmp_path / "back" / "below" / "file").read_text() == "text"
+    files.delete("/root/note")
+    with pytest.raises(NotFound):
+        files.get("/root/note")
+
+
+# pylxd's class does not know all that LXD tells of a snapshot, and says so.
+@pytest.mark.filterwarnings("ignore:Attempted to set unknown attribute:UserWarning")
+def test_snapshots(client: Any, container: Any) -> None:
+    container.files.put("/root/note", b"before")
+    snapshot = container.snapshots.create("s0", wait=True)
+    container.files.put("/root/note", b"after")
+    container.restore_snapshot("s0", wait=True)
+    assert container.files.get("/root/note") == b"before"
+    snapshot.rename("s1", wait=True)
+    assert [found.name for found in container.snapshots.all()] == ["s1"]
+    container.snapshots.get("s1").delete(wait=True)
+    assert container.snapshots.all() == []
+
+
+def test_objects_of_a_project(module_daemon: Daemon, busybox: str, busybox_image: Image) -> None:
+    d = module_daemon
+    d.do("POST", "/1.0/projects", {"name": "web"})
+    default = {"devices": {"root": {"type": "disk", "path": "/", "pool": "default"}}}
+    d.do("PATCH", "/1.0/profiles/default?project=web", default)
+    endpoint = f"http+unix://{quote(str(d.socket), safe='')}"
+    client, other = pylxd.Client(endpoint=endpoint, project="web"), pylxd.Client(endpoint=endpoint)
+    assert busybox_image.unified is not None
+    image = client.images.create(busybox_image.unified.read_bytes(), wait=True)
+    # These make names of URLs.
+    assert [found.fingerprint for found in client.images.all()] == [image.fingerprint]
+    assert "lo" in [found.name for found in client.networks.all()]
+    source = {"type": "image", "fingerprint": image.fingerprint}
+    container = client.instances.create({"name": "py1", "source": source}, wait=True)
+    container.start(wait=True)
+    assert container.execute(["hostname"])[1] == "py1\n"
+    assert not other.instances.exists("py1")
+    container.stop(force=True, wait=True)
+    container.delete(wait=True)
+    image.delete(wait=True)
+    client.projects.get("web").delete()
+
+
 def test_profiles(client: Any) -> None:
     profile = client.profiles.create("py", config={"user.p": "1"}, devices={})
     assert client.profiles.get("py").config == {"user.p": "1"}
@@ -144,6 +197,18 @@ def test_profiles(client: Any) -> None:
     assert client.profiles.get("py").config == {"user.p": "2"}
     profile.delete()
     assert not client.profiles.exists("py")
+
+
+def test_projects(client: Any) -> None:
+    project = client.projects.create("py", description="x", config={"features.images": "false"})
+    assert client.projects.get("py").config["features.profiles"] == "true"
+    project.description = "y"
+    project.save(wait=True)
+    assert client.projects.get("py").description == "y"
+    project.rename("py2")
+    assert client.projects.exists("py2")
+    client.projects.get("py2").delete()
+    assert not client.projects.exists("py2")
 
 
 def test_images(client: Any, busybox: str, busybox_image: Image, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_frozen_one_stays_frozen(d: Daemon) -> None:
 
 
 @pytest.mark.parametrize("driver", ["overlay", "dir"])
-def test_a_pool_that_is_not_there(d: Daemon, tmp_path: Path, driver: str) -> None:
+def test_a_missing_pool(d: Daemon, tmp_path: Path, driver: str) -> None:
     """The daemon starts, says what is missing, and goes on when it is back."""
     source, away = tmp_path / "source", tmp_path / "away"
     source.mkdir()
@@ -118,7 +118,7 @@ def test_a_pool_that_is_not_there(d: Daemon, tmp_path: Path, driver: str) -> Non
 
 
 @pytest.mark.parametrize("driver", ["overlay", "dir"])
-def test_a_pool_that_is_lost_for_good(d: Daemon, tmp_path: Path, driver: str) -> None:
+def test_instances_of_a_lost_pool_can_be_deleted(d: Daemon, tmp_path: Path, driver: str) -> None:
     """Its instances and the pool itself can be deleted, which the log tells (lxd#1967, lxd#5088)."""
     source, away = tmp_path / "source", tmp_path / "away"
     source.mkdir()
@@ -134,9 +134,7 @@ def test_a_pool_that_is_lost_for_good(d: Daemon, tmp_path: Path, driver: str) ->
     assert (away / "containers/far").is_dir(), "what is on it stays"
     log = d.log.read_text()
     assert "instance far is deleted without its files" in log
-    assert (
-        "storage pool 'other' is deleted without what is on it: Storage pool 'other' is not available" in log
-    )
+    assert "storage pool 'other' is deleted without its files: Storage pool 'other' is not available" in log
     assert d.get("/1.0/storage-pools") == ["/1.0/storage-pools/default"]
     assert not (d.dir / "storage-pools/other").exists()
     assert not (d.dir / "containers/far").is_symlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ import pytest
 from tests.support import tls
 from tests.support.api import Reply
 from tests.support.daemon import Daemon
-from tests.support.tls import Identity, client_context, make_identity
-from tests.system.test_lxc_https import free_address
+from tests.support.tls import HttpsClient, Identity, client_context, free_address, make_identity
 from utsuwa.api.http import Route
 from utsuwa.api.routes import all_routes
 from utsuwa.core.entitlements import Entity
@@ -26,12 +26,6 @@ pytestmark = pytest.mark.root
 
 OWN, FIRST = "other", "default"
 
-SQL = f"""
-INSERT INTO projects (name, description) VALUES ('{OWN}', '');
-INSERT INTO projects_config (project_id, key, value) SELECT o.id, c.key, c.value FROM projects o,
-  projects_config c JOIN projects d ON d.id = c.project_id WHERE o.name = '{OWN}' AND d.name = '{FIRST}'
-"""
-
 
 @dataclass
 class World:
@@ -40,6 +34,7 @@ class World:
     daemon: Daemon
     address: str
     identity: Identity
+    client: HttpsClient
     fingerprint: str
     """Of an image of the first project."""
     operation: str
@@ -52,7 +47,8 @@ class World:
         return reply.operation, list(reply.metadata["metadata"]["fds"].values())
 
     def ask(self, method: str, url: str, body: object = None) -> Reply:
-        return tls.request(self.address, method, url, body, identity=self.identity)
+        """Send a request as the client, on one connection for the many requests of some tests."""
+        return self.client.request(method, url, body)
 
     @property
     def traces(self) -> list[str]:
@@ -65,7 +61,7 @@ class World:
 def world(module_daemon: Daemon, busybox: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     daemon, address = module_daemon, free_address()
     daemon.do("PATCH", "/1.0", {"config": {"core.https_address": address}})
-    daemon.do("POST", "/internal/sql", {"database": "global", "query": SQL})
+    daemon.do("POST", "/1.0/projects", {"name": OWN, "config": {"features.networks": "true"}})
     identity = make_identity(tmp_path_factory.mktemp("identity"))
     certificate = {"type": "client", "certificate": identity.pem, "restricted": True, "projects": [OWN]}
     daemon.do("POST", "/1.0/certificates", certificate)
@@ -84,7 +80,8 @@ def world(module_daemon: Daemon, busybox: str, tmp_path_factory: pytest.TempPath
     }
     daemon.do("POST", "/1.0/instances", instance)
     reply = daemon.api("POST", "/1.0/instances/hidden-one/exec", {"command": ["sleep", "600"]})
-    yield World(daemon, address, identity, fingerprint, reply.metadata["id"])
+    with contextlib.closing(HttpsClient(address, identity)) as client:
+        yield World(daemon, address, identity, client, fingerprint, reply.metadata["id"])
     daemon.delete_instances()
     daemon.do("DELETE", "/1.0/profiles/hidden-profile")
     daemon.do("DELETE", "/1.0/networks/hiddenbr0")
@@ -137,7 +134,7 @@ def test_nothing_of_another_project_is_found_by_reading(world: World) -> None:
     assert world.daemon.get(f"/1.0/operations/{world.operation}")["status"] == "Running"
 
 
-def test_what_is_there_answers_like_what_is_not(world: World) -> None:
+def test_existing_objects_are_indistinguishable_from_missing_ones(world: World) -> None:
     """For every method of every route: status and words are those for a name that nothing has."""
     before = state(world)
     for route in all_routes():
@@ -205,11 +202,9 @@ def test_its_own_project_is_at_its_disposal(world: World) -> None:
         assert world.ask(method, path, {"config": {}}).status == 403
 
 
-def test_what_its_project_has_from_the_default_one_is_to_be_used_not_changed(world: World) -> None:
+def test_objects_inherited_from_the_default_project_are_read_only(world: World) -> None:
     def feature(value: str) -> None:
-        where = f"project_id = (SELECT id FROM projects WHERE name = '{OWN}') AND key = 'features.profiles'"
-        query = f"UPDATE projects_config SET value = '{value}' WHERE {where}"
-        world.daemon.do("POST", "/internal/sql", {"database": "global", "query": query})
+        world.daemon.do("PATCH", f"/1.0/projects/{OWN}", {"config": {"features.profiles": value}})
 
     url = f"/1.0/profiles/hidden-profile?project={OWN}"
     before = world.daemon.get("/1.0/profiles/hidden-profile")
@@ -226,7 +221,7 @@ def test_what_its_project_has_from_the_default_one_is_to_be_used_not_changed(wor
     assert world.ask("GET", url).status == 404
 
 
-def test_what_tells_of_the_host_is_not_shown(world: World) -> None:
+def test_information_about_the_host_is_hidden(world: World) -> None:
     assert world.ask("GET", "/1.0").metadata["config"] == {}
     (pool,) = world.ask("GET", "/1.0/storage-pools?recursion=1").metadata
     assert (pool["config"], pool["used_by"]) == ({}, [])
@@ -299,3 +294,26 @@ def test_lists_as_lxc_shows_them(world: World, tmp_path: Path) -> None:
         assert world.ask("GET", url).status == 200, url
     assert world.ask("GET", f"/1.0/instances?project={OWN}&recursion=2").metadata == []
     assert world.ask("GET", "/1.0/instances?all-projects=true").metadata == []
+
+
+def test_a_certificate_follows_its_project(world: World, tmp_path: Path) -> None:
+    """It is held to the project itself, not to whatever gets the project's name later."""
+    daemon, identity = world.daemon, make_identity(tmp_path)
+
+    def ask(method: str, url: str, body: object = None) -> Reply:
+        return tls.request(world.address, method, url, body, identity=identity)
+
+    daemon.do("POST", "/1.0/projects", {"name": "web", "config": {"limits.networks": "1"}})
+    certificate = {"type": "client", "certificate": identity.pem, "restricted": True, "projects": ["web"]}
+    daemon.do("POST", "/1.0/certificates", certificate)
+    assert ask("GET", "/1.0/projects").metadata == ["/1.0/projects/web"]
+    assert ask("GET", "/1.0/projects/web/state").metadata["resources"]["networks"]["Limit"] == 1
+    daemon.do("POST", "/1.0/projects/web", {"name": "net"})
+    daemon.do("POST", "/1.0/projects", {"name": "web"})
+    assert ask("GET", "/1.0/projects").metadata == ["/1.0/projects/net"]
+    for url in ("/1.0/projects/web", "/1.0/profiles?project=web"):
+        assert ask("GET", url).status == 403
+    assert ask("PATCH", "/1.0/projects/net", {"config": {"limits.networks": ""}}).status == 403
+    daemon.do("DELETE", "/1.0/projects/net")
+    daemon.do("POST", "/1.0/projects", {"name": "net"})
+    assert ask("GET", "/1.0/projects").metadata == []

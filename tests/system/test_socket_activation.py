@@ -16,6 +16,7 @@ import pytest
 from tests.support.api import request
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.leaks import open_files
 from tests.support.netbox import until
 
 pytestmark = pytest.mark.root
@@ -75,6 +76,9 @@ def activator(make_daemon: type[Daemon]) -> Iterator[Activator]:
     assert daemon.close() == []
 
 
+LOOKING = "Looking for a reason to start the daemon\n"
+
+
 def utsuwad(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*UTSUWAD, *arguments],
@@ -108,20 +112,16 @@ def test_connections_wait_for_the_next_daemon(activator: Activator) -> None:
     assert daemon.socket.stat().st_ino == made.st_ino
 
 
-def test_its_helper_knows_nothing_of_the_socket(activator: Activator) -> None:
+def test_helper_does_not_inherit_the_socket(activator: Activator) -> None:
     activator.start()
     daemon = activator.daemon
     inode = f"socket:[{os.fstat(activator.listener.fileno()).st_ino}]"
     children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
     assert children, "the daemon has no helper"
-    assert inode in held(daemon.pid)
+    assert inode in open_files(daemon.pid)
     for child in map(int, children):
-        assert inode not in held(child)
+        assert inode not in open_files(child)
         assert b"LISTEN_" not in Path(f"/proc/{child}/environ").read_bytes()
-
-
-def held(pid: int) -> set[str]:
-    return {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def test_shutdown_ends_the_daemon_and_wakes_no_other(activator: Activator) -> None:
@@ -169,7 +169,7 @@ def test_activateifneeded_wakes_the_daemon_through_systemd(stopped: Daemon, busy
     stopped.do("POST", "/1.0/instances", body)
     stopped.stop()
     idle = utsuwad(stopped, "activateifneeded", "--debug")
-    assert (idle.returncode, idle.stderr) == (0, "")
+    assert (idle.returncode, idle.stderr) == (0, LOOKING)
     stopped.start()
     stopped.do("PATCH", "/1.0/instances/c", {"config": {"boot.autostart": "true"}})
     stopped.stop()
@@ -187,6 +187,31 @@ def test_activateifneeded_wakes_the_daemon_through_systemd(stopped: Daemon, busy
     while not stopped.socket.exists():
         assert stopped.process.poll() is None, stopped.log_tail()
     woken = utsuwad(stopped, "activateifneeded", "--debug")
-    assert (woken.returncode, woken.stderr) == (0, "Daemon has auto-started instances, activating...\n")
+    said = f"{LOOKING}Daemon has auto-started instances, activating...\n"
+    assert (woken.returncode, woken.stderr) == (0, said)
     assert request(stopped.socket, "GET", "/internal/ready").status == 200
     until(lambda: stopped.get("/1.0/instances/c")["status"] == "Running")
+
+
+def test_reasons_to_start_the_daemon(daemon: Daemon, busybox_image: Image) -> None:
+    """Schedules count as well; each is also a reason while the daemon runs, as with LXD."""
+    daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    body = {"name": "c", "source": {"type": "image", "alias": "busybox"}}
+    daemon.do("POST", "/1.0/instances", body)
+    volume = "/1.0/storage-pools/default/volumes/custom"
+    daemon.do("POST", volume, {"name": "v"})
+
+    def reason() -> str:
+        said = utsuwad(daemon, "activateifneeded", "--debug")
+        assert said.returncode == 0, said.stderr
+        return said.stderr.removeprefix(LOOKING).removesuffix(", activating...\n")
+
+    assert reason() == ""
+    for url, expected in (
+        (f"{volume}/v", "Daemon has scheduled volume snapshots"),
+        ("/1.0/instances/c", "Daemon has scheduled instance snapshots"),
+    ):
+        daemon.do("PATCH", url, {"config": {"snapshots.schedule": "@hourly"}})
+        assert reason() == expected
+    daemon.do("PATCH", "/1.0/instances/c", {"config": {"boot.autostart": "true"}})
+    assert reason() == "Daemon has auto-started instances"

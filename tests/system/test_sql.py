@@ -34,11 +34,11 @@ def test_rows_changes_and_texts(bare_daemon: Daemon) -> None:
     assert "'by hand'" in sql(bare_daemon, "global", ".dump").stdout
 
 
-def test_a_bad_query_is_told(bare_daemon: Daemon) -> None:
+def test_an_invalid_query_is_reported(bare_daemon: Daemon) -> None:
     ended = sql(bare_daemon, "global", "SELECT * FROM nope")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "utsuwad: The database refused the query: no such table: nope\n"
-    assert sql(bare_daemon, "global", " ").stderr == "utsuwad: There is no query\n"
+    assert ended.stderr == "utsuwad: The query failed: no such table: nope\n"
+    assert sql(bare_daemon, "global", " ").stderr == "utsuwad: The query is empty\n"
     assert sql(bare_daemon, "other", "SELECT 1").returncode == 2
     other = {"database": "other", "query": "SELECT 1"}
     assert bare_daemon.api("POST", "/internal/sql", other).status == 400

@@ -174,7 +174,7 @@ def test_a_forced_stop_wins_over_a_hung_restart(daemon_with_inits: Daemon, round
     time.sleep(random.uniform(0, 0.4))
     assert error(d, change(d, "stop", force=True)) == ""
     assert status(d) == "Stopped"
-    assert "does not start it again" in error(d, restart)
+    assert "is not started again" in error(d, restart)
     assert status(d) == "Stopped"
     assert d.get("/1.0/instances/c1")["config"]["volatile.last_state.power"] == "STOPPED"
 
@@ -221,11 +221,11 @@ def test_a_forced_restart_wins_over_a_hung_one(daemon_with_inits: Daemon) -> Non
     hung = change(d, "restart", timeout=-1)
     assert is_waiting(hung, d)
     assert error(d, change(d, "restart", force=True)) == ""
-    assert "does not start it again" in error(d, hung)
+    assert "is not started again" in error(d, hung)
     assert status(d) == "Running"
 
 
-def test_an_ephemeral_one_that_was_to_come_back_is_gone_when_it_is_stopped(
+def test_stop_during_a_restart_deletes_an_ephemeral_instance(
     daemon_with_inits: Daemon,
 ) -> None:
     d = daemon_with_inits
@@ -251,7 +251,7 @@ def test_one_that_reboots_again_and_again_can_be_stopped(daemon_with_inits: Daem
         d.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
 
 
-def test_the_end_of_a_hung_restart_is_told_once(daemon_with_inits: Daemon) -> None:
+def test_hung_restart_ends_with_one_error(daemon_with_inits: Daemon) -> None:
     d = daemon_with_inits
     launch(d, "deaf")
     restart = change(d, "restart", timeout=1)

@@ -1,6 +1,6 @@
 """What every storage driver has to do, in each way that a kernel may leave it.
 
-A new driver joins `tests.support.pools.TYPES` by being one of the daemon's, and `WAYS` with what may differ.
+A new driver joins by being one of the daemon's: `tests.support.pools` reads in its record how it works.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support.open_warnings import OpenWarnings, no_retries
 from tests.support.pools import (
     FINGERPRINT,
     MAP,
     OTHER,
     PRIVILEGED,
     TYPES,
-    WAYS,
     TestedPool,
     acl_of,
     check_owners,
@@ -28,16 +30,25 @@ from tests.support.pools import (
     pack,
     source,
 )
-from utsuwa.core.errors import HostError, InvalidConfig, InvalidImage, OutOfSpace, ProcessFailed
+from utsuwa.core.errors import (
+    HostError,
+    InvalidConfig,
+    InvalidImage,
+    NotFound,
+    OutOfSpace,
+    ProcessFailed,
+)
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.volumes import Volume
 from utsuwa.db.database import Database
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts import mounts
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.operations import Operations
 from utsuwa.storage import drivers
 from utsuwa.storage.base import FolderDriver
 from utsuwa.storage.manager import StorageManager
@@ -45,30 +56,7 @@ from utsuwa.storage.manager import StorageManager
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param.endswith("shifted"):
-        monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
-    return str(request.param)
-
-
-@pytest.fixture
-def pool(place: Path, way: str) -> TestedPool:
-    made = load(place / "pool", way)
-    made.driver.create()
-    return made
-
-
-@pytest.fixture
-def image(files: Path, way: str) -> ImageSource:
-    return source(files, way)
-
-
-def test_every_driver_is_tested() -> None:
-    assert {way.split()[0] for way in WAYS} == TYPES.keys()
-
-
-def test_an_instance_has_its_owners_in_every_way(pool: TestedPool, image: ImageSource) -> None:
+def test_instance_files_have_mapped_owners(pool: TestedPool, image: ImageSource) -> None:
     rootfs = pool.launch(image)
     check_owners(rootfs, MAP)
     folder = pool.folder("c1")
@@ -108,7 +96,7 @@ def test_mounted_once_and_found_again(pool: TestedPool, image: ImageSource, plac
     assert len(mounts.mounts_below(place)) == before
 
 
-def test_everything_comes_back_after_a_reboot(
+def test_everything_is_available_after_a_reboot(
     pool: TestedPool, image: ImageSource, place: Path, way: str
 ) -> None:
     rootfs = pool.launch(image)
@@ -121,7 +109,7 @@ def test_everything_comes_back_after_a_reboot(
     assert (rootfs / "home/user/file").stat().st_uid == 101_000
 
 
-def test_instances_do_not_share_what_they_write(pool: TestedPool, image: ImageSource) -> None:
+def test_instances_do_not_share_changes(pool: TestedPool, image: ImageSource) -> None:
     first, second = pool.launch(image), pool.launch(image, "c2", OTHER)
     as_container_root(MAP, lambda: (first / "etc/hosts").write_text("changed"))
     as_container_root(MAP, (first / "bin/tool").unlink)
@@ -167,7 +155,7 @@ def test_rename(pool: TestedPool, image: ImageSource) -> None:
     assert (pool.mount("c2") / "mine").read_text() == "x"
 
 
-def test_nothing_is_left(pool: TestedPool, image: ImageSource, place: Path) -> None:
+def test_deleted_pool_leaves_nothing(pool: TestedPool, image: ImageSource, place: Path) -> None:
     pool.launch(image)
     pool.launch(image, "c2", PRIVILEGED)
     for name in ("c1", "c2", "c1", "never"):
@@ -178,6 +166,23 @@ def test_nothing_is_left(pool: TestedPool, image: ImageSource, place: Path) -> N
     assert mounts.mounts_below(place) == []
     pool.driver.delete()
     assert everything(place) == []
+
+
+def test_files_mounted_into_an_instance_survive_its_deletion(
+    pool: TestedPool, image: ImageSource, tmp_path: Path
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    rootfs = pool.launch(image)
+    pool.driver.unmount_volume(container("c1"))
+    mounts.bind(tmp_path / "kept", rootfs)
+    inside = pool.folder("c1") / "templates/inside"
+    inside.mkdir()
+    mounts.bind(tmp_path / "kept", inside)
+    pool.driver.delete_volume(container("c1"))
+    assert (tmp_path / "kept/file").exists()
+    assert pool.names() == []
+    assert mounts.mounts_below(pool.folder("c1").parent) == []
 
 
 def test_without_an_image(pool: TestedPool) -> None:
@@ -195,7 +200,9 @@ def test_a_name_that_is_taken(pool: TestedPool, image: ImageSource) -> None:
     assert pool.names() == ["c1"]
 
 
-def test_a_kill_leaves_what_the_next_mount_removes(pool: TestedPool, image: ImageSource, place: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_by_the_next_mount(
+    pool: TestedPool, image: ImageSource, place: Path
+) -> None:
     pool.launch(image)
     for below in ("containers", "images"):
         for name in (".new-0123", ".gone-0123"):
@@ -216,18 +223,18 @@ def test_usage(pool: TestedPool, image: ImageSource, way: str) -> None:
     before = pool.driver.volume_usage(container("c1"))
     as_container_root(MAP, lambda: (rootfs / "large").write_bytes(os.urandom(1 << 20)))
     after = pool.driver.volume_usage(container("c1"))
-    if way in ("overlay", "overlay packed", "overlay untrusted", "overlay tar"):
-        assert before is not None
+    if before is None:  # measuring it would take long
+        assert after is None
+        assert way not in ("overlay", "overlay packed")
+    else:
         assert after is not None
         assert after - before >= 1 << 20
-    else:
-        assert before is after is None
 
 
 # ---- undo
 
 
-def test_what_is_not_there_can_be_taken_away(pool: TestedPool, image: ImageSource, place: Path) -> None:
+def test_removals_are_idempotent(pool: TestedPool, image: ImageSource, place: Path) -> None:
     """An undo step does not know how far the step came that it undoes."""
     for _ in range(2):
         pool.delete("never")
@@ -281,7 +288,7 @@ def test_a_stopped_creation_leaves_nothing(
     pool.launch(image)
 
 
-def test_a_pool_on_what_is_somebodys_is_refused(place: Path, way: str) -> None:
+def test_pool_on_a_directory_with_files_is_rejected(place: Path, way: str) -> None:
     (place / "pool").mkdir()
     (place / "pool/precious").touch()
     with pytest.raises(InvalidConfig, match="not empty"):
@@ -325,16 +332,25 @@ def test_device_nodes_open_for_privileged_containers_only(pool: TestedPool, imag
 # ---- a driver that the daemon does not have
 
 
+@asynccontextmanager
+async def storage_of(paths: StatePaths) -> AsyncIterator[StorageManager]:
+    paths.root.mkdir(mode=0o711)
+    paths.create_directories()
+    database = await Database.open(Sqlite(paths.database))
+    storage = StorageManager(database, paths, Operations(EventHub()), OpenWarnings(), no_retries())
+    try:
+        yield storage
+    finally:
+        await storage.stop(unmount=True)
+        await database.close()
+
+
 async def test_a_file_and_a_record_make_a_driver(
     place: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drivers, "DRIVERS", TYPES)
     paths = StatePaths(place / "state")
-    paths.root.mkdir(mode=0o711)
-    paths.create_folders()
-    database = await Database.open(Sqlite(paths.database))
-    storage = StorageManager(database, paths, EventHub())
-    try:
+    async with storage_of(paths) as storage:
         await storage.pools.create("p", "plain", config={"volume.plain.shade": "dark"})
         assert (await storage.pools.get("p")).config == {
             "source": str(paths.pool("p")),
@@ -345,11 +361,63 @@ async def test_a_file_and_a_record_make_a_driver(
             await storage.pools.create("q", "plain", config={"overlay.mount_options": "index=on"})
         await storage.volumes.create("p", container("c1"), MAP, source(files, "plain"))
         check_owners(await storage.volumes.mount("p", container("c1"), MAP), MAP)
-        await storage.volumes.rename("p", container("c1"), "c2")
+        await storage.volumes.rename("p", container("c1"), container("c2"))
         check_owners(await storage.volumes.mount("p", container("c2"), OTHER), OTHER)
         await storage.volumes.delete("p", container("c2"))
         await storage.pools.delete("p")
         assert everything(paths.root / "storage-pools") == everything(paths.containers) == []
-    finally:
-        await storage.stop(unmount=True)
-        await database.close()
+
+
+async def test_a_driver_that_needs_idmapped_mounts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "DRIVERS", TYPES)
+    monkeypatch.setenv("UTSUWA_IDMAPPED_MOUNTS_DISABLE", "1")
+    paths = StatePaths(place / "state")
+    async with storage_of(paths) as storage:
+        with pytest.raises(HostError, match="has no idmapped mounts"):
+            await storage.pools.create("p", "plain")
+        with pytest.raises(NotFound):
+            await storage.pools.get("p")
+        assert everything(paths.root / "storage-pools") == []
+
+
+def custom(name: str, snapshot: str | None = None) -> Volume:
+    return Volume("custom", "default", name, snapshot)
+
+
+def test_custom_volumes_are_trees_of_their_own(pool: TestedPool) -> None:
+    """They can be shown through one map after the other, copied while they are mounted, and measured."""
+    driver, copies = pool.driver, pool.copies
+
+    def fill(folder: Path) -> None:
+        (folder / "rootfs").mkdir(mode=0o711)
+        (folder / "rootfs/file").write_text("content")
+        os.chown(folder / "rootfs/file", 1000, 7)
+
+    driver.create_volume(custom("v1"), PRIVILEGED, fill)
+    assert driver.volumes("custom") == ["default_v1"]
+    assert driver.volumes("container") == []
+    for ids in (MAP, OTHER, PRIVILEGED, MAP):
+        shown = driver.mount_volume(custom("v1"), ids)
+        status = (shown / "file").stat()
+        assert (status.st_uid, status.st_gid) == (ids.host_uid(1000), ids.host_gid(7))
+        assert shown.stat().st_uid == ids.host_uid(0)
+        assert shown == driver.volume_folder(custom("v1")) / "rootfs"
+    copies.copy_volume(custom("v1"), custom("v1", "s1"), PRIVILEGED, Stopper(), mounted=MAP)
+    copies.copy_volume(custom("v1"), custom("v2"), PRIVILEGED, Stopper(), mounted=MAP)
+    driver.unmount_volume(custom("v1"))
+    assert mounts.mounts_below(driver.volume_folder(custom("v1"))) == []
+    copies.copy_volume(custom("v1", "s1"), custom("v3"), PRIVILEGED, Stopper())
+    assert driver.snapshots(custom("v1")) == ["s1"]
+    assert driver.volumes("custom") == ["default_v1", "default_v2", "default_v3"]
+    for name in ("v2", "v3"):
+        shown = driver.mount_volume(custom(name), OTHER)
+        assert (shown / "file").stat().st_uid == OTHER.host_uid(1000)
+        assert (shown / "file").read_text() == "content"
+        assert "overlay" not in {mount.fstype for mount in mounts.mounts_below(shown)}
+        assert (driver.volume_usage(custom(name)) or 4096) >= 4096
+        driver.unmount_volume(custom(name))
+    for name in ("v2", "v3"):
+        driver.delete_volume(custom(name))
+    driver.delete_volume(custom("v1", "s1"))
+    driver.delete_volume(custom("v1"))
+    assert driver.volumes("custom") == []

@@ -30,13 +30,13 @@ from utsuwa.core.idmap import IdRange
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts import mounts
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
 
 pytestmark = pytest.mark.root
 
 
 @pytest.mark.parametrize(("way", "kinds"), [("overlay", []), ("overlay packed", ["squashfs"])])
-def test_an_image_is_there_once(place: Path, files: Path, way: str, kinds: list[str]) -> None:
+def test_image_is_shared_by_its_instances(place: Path, files: Path, way: str, kinds: list[str]) -> None:
     pool = load(place / "pool", way)
     pool.driver.create()
     image = source(files, way)
@@ -303,7 +303,7 @@ def begun(place: Path, name: str, config: dict[str, str], made: int) -> TestedPo
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("made", [0, 3, 6])
-def test_what_was_begun_goes(place: Path, made: int, elsewhere: bool) -> None:
+def test_partially_created_pool_is_removed(place: Path, made: int, elsewhere: bool) -> None:
     source = place / "source"
     source.mkdir()
     pool = begun(place, "overlay", {"source": str(source)} if elsewhere else {}, made)
@@ -323,7 +323,7 @@ def test_what_was_begun_goes(place: Path, made: int, elsewhere: bool) -> None:
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("path", ["containers/c1/rootfs/file", "photos/one"])
-def test_what_was_there_before_is_left_alone(place: Path, path: str, elsewhere: bool) -> None:
+def test_existing_files_are_not_removed(place: Path, path: str, elsewhere: bool) -> None:
     source = place / ("source" if elsewhere else "pool")
     pool = pool_of("overlay", place / "pool", {"source": str(source)})
     file = source / path

@@ -40,7 +40,7 @@ def test_they_run_on(daemon: Daemon, c1: str, bounce: Callable[[Daemon], None]) 
     assert daemon.lxc("exec", c1, "--", "ls", "/root").stdout == "before\n"
 
 
-def test_one_killed_meanwhile_is_stopped(daemon: Daemon, c1: str) -> None:
+def test_instance_killed_while_the_daemon_is_down_is_stopped(daemon: Daemon, c1: str) -> None:
     pid = daemon.get(f"/1.0/instances/{c1}/state")["pid"]
     daemon.kill()
     os.kill(pid, signal.SIGKILL)
@@ -50,7 +50,7 @@ def test_one_killed_meanwhile_is_stopped(daemon: Daemon, c1: str) -> None:
     assert status(daemon, c1) == "Running"
 
 
-def test_one_that_rebooted_meanwhile_runs(daemon: Daemon, c1: str) -> None:
+def test_instance_rebooted_while_the_daemon_is_down_runs(daemon: Daemon, c1: str) -> None:
     pid = daemon.get(f"/1.0/instances/{c1}/state")["pid"]
     daemon.kill()
     os.kill(pid, signal.SIGTERM)  # busybox's init reboots
@@ -67,7 +67,7 @@ def test_one_that_rebooted_meanwhile_runs(daemon: Daemon, c1: str) -> None:
     assert daemon.get(f"/1.0/instances/{c1}/state")["pid"] not in (0, pid)
 
 
-def test_sigpwr_shuts_containers_down_and_the_next_start_brings_them_back(daemon: Daemon, c1: str) -> None:
+def test_sigpwr_stops_containers_and_the_next_start_starts_them(daemon: Daemon, c1: str) -> None:
     pid = daemon.get(f"/1.0/instances/{c1}/state")["pid"]
     assert daemon.stop(signal.SIGPWR) == 0
     with pytest.raises(ProcessLookupError):
@@ -76,7 +76,7 @@ def test_sigpwr_shuts_containers_down_and_the_next_start_brings_them_back(daemon
     until(lambda: status(daemon, c1) == "Running")
 
 
-def test_a_daemon_that_was_told_to_keep_them_down_does(daemon: Daemon, c1: str) -> None:
+def test_boot_autostart_false_keeps_instances_stopped(daemon: Daemon, c1: str) -> None:
     daemon.lxc("config", "set", c1, "boot.autostart", "false")
     assert daemon.stop(signal.SIGPWR) == 0
     daemon.start()

@@ -13,7 +13,7 @@ import pytest
 
 from utsuwa.core.errors import InvalidImage
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import templates
+from utsuwa.instances.templates import files as templates
 
 pytestmark = pytest.mark.root
 
@@ -86,7 +86,7 @@ async def test_owners_and_modes(instance: Instance) -> None:
     assert stat.S_IMODE((instance.rootfs / "etc/deep").stat().st_mode) == 0o755
 
 
-async def test_create_only_leaves_what_is_there(instance: Instance) -> None:
+async def test_create_only_keeps_existing_files(instance: Instance) -> None:
     (instance.rootfs / "etc/kept").write_text("mine\n")
     instance.describe(kept=entry("start", create_only=True), made=entry("start", create_only=True))
     await instance.apply("start")
@@ -123,7 +123,7 @@ async def test_a_failing_template_is_named(instance: Instance, text: str, messag
 
 async def test_templates_that_are_missing_or_no_text(instance: Instance) -> None:
     instance.describe(f=entry("start", template="none.tpl"))
-    with pytest.raises(InvalidImage, match="not in the image"):
+    with pytest.raises(InvalidImage, match="does not contain it"):
         await instance.apply("start")
     (instance.folder / "templates/none.tpl").write_bytes(b"\xff")
     with pytest.raises(InvalidImage, match="not UTF-8"):

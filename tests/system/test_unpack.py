@@ -259,7 +259,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("form", ["tar", "squashfs"])
-def test_odd_files_come_in_but_for_block_devices(tmp_path: Path, form: str) -> None:
+def test_unusual_files_are_unpacked_except_block_devices(tmp_path: Path, form: str) -> None:
     """Device nodes outside of /dev and symlinks with several names are no reason to refuse (lxd#10449)."""
     metadata, rootfs = tmp_path / "meta", tmp_path / "rootfs.tar"
     metadata.write_bytes(tar(META))

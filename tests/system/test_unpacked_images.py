@@ -18,6 +18,9 @@ from tests.support.images import Image
 
 pytestmark = pytest.mark.root
 
+FILES = 10_000
+"""Enough that a test meets the daemon while it unpacks them."""
+
 
 def unpacked(daemon: Daemon) -> list[str]:
     """The forms of images on the pool."""
@@ -80,12 +83,12 @@ def test_unpacking_begins_with_the_import(daemon: Daemon, busybox_alias: str) ->
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """busybox and 20,000 small files as a squashfs."""
+    """busybox and many small files as a squashfs."""
     folder = tmp_path_factory.mktemp("large")
     small = images.build_busybox(folder)
     tree = folder / "tree"
     subprocess.run(["unsquashfs", "-quiet", "-no-progress", "-dest", tree, small.rootfs], check=True)
-    for number in range(20_000):
+    for number in range(FILES):
         file = tree / "srv" / f"{number % 100}" / f"{number}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{number}" * 50)
@@ -116,7 +119,7 @@ def test_a_kill_amid_unpacking(at_work: Daemon) -> None:
     at_work.start()
     assert unpacked(at_work) == []
     at_work.lxc("launch", "large", "c1")
-    assert count_files(at_work, "c1") == 20_000
+    assert count_files(at_work, "c1") == FILES
     assert len(unpacked(at_work)) == 1
 
 
@@ -142,7 +145,7 @@ def test_the_pool_is_deleted_amid_unpacking(at_work: Daemon) -> None:
 def test_two_launches_amid_unpacking_share_it(at_work: Daemon) -> None:
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda name: at_work.lxc("launch", "large", name), ("c1", "c2")))
-    assert [count_files(at_work, name) for name in ("c1", "c2")] == [20_000, 20_000]
+    assert [count_files(at_work, name) for name in ("c1", "c2")] == [FILES, FILES]
     assert len(unpacked(at_work)) == 1
 
 
@@ -159,15 +162,15 @@ def test_a_disk_that_is_too_small_for_the_image(small_disk: Path, daemon: Daemon
     assert large.rootfs is not None
     daemon.lxc("storage", "create", "small", "overlay", f"source={small_disk}/source")
     daemon.lxc("profile", "device", "set", "default", "root", "pool=small")
-    subprocess.run(["fallocate", "-l", "90M", small_disk / "ballast"], check=True)
+    subprocess.run(["fallocate", "-l", "100M", small_disk / "ballast"], check=True)
     daemon.import_image(large.metadata, large.rootfs, alias="large")
     refused = daemon.lxc("launch", "large", "c1", check=False).stderr
     assert "free some space" in refused, refused
     assert list((small_disk / "source/images").iterdir()) == []
-    assert "its first launch tries again" in daemon.log.read_text()
+    assert "its first launch retries" in daemon.log.read_text()
     (small_disk / "ballast").unlink()
     daemon.lxc("launch", "large", "c1")
-    assert count_files(daemon, "c1") == 20_000
+    assert count_files(daemon, "c1") == FILES
     daemon.delete_instances()
     daemon.lxc("profile", "device", "set", "default", "root", "pool=default")
     daemon.lxc("image", "delete", "large")

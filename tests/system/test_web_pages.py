@@ -11,8 +11,7 @@ import pytest
 from tests.support import tls
 from tests.support.api import Reply
 from tests.support.daemon import Daemon
-from tests.support.tls import Identity, make_identity
-from tests.system.test_lxc_https import free_address
+from tests.support.tls import Identity, free_address, make_identity
 from utsuwa.api.routes import all_routes
 
 pytestmark = pytest.mark.root

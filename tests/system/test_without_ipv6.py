@@ -83,7 +83,7 @@ def test_init_ends_with_a_network_that_works(net: Daemon, lack: str, tmp_path: P
     assert f"network '{network['name']}' gets no IPv6 subnet" in net.log.read_text()
 
 
-def test_a_network_from_before_goes_on_with_ipv4_and_gets_ipv6_back(net: Daemon) -> None:
+def test_existing_network_works_with_ipv4_until_ipv6_is_available(net: Daemon) -> None:
     """Its IPv6 comes back, with the routes of its instances, once the host has it (lxd#2842)."""
     addresses = {"ipv4.address": "10.77.0.1/24", "ipv6.address": "fd42:77::1/64"}
     keys = {"ipv4.routes": "10.91.0.0/24", "ipv6.routes": "fd42:91::/64"}
@@ -93,7 +93,7 @@ def test_a_network_from_before_goes_on_with_ipv4_and_gets_ipv6_back(net: Daemon)
     box = box_of(net)
     assert net.get("/1.0/networks/br")["status"] == "Created"
     assert box.addresses("br") == {"10.77.0.1/24"}
-    assert "network 'br' has no IPv6 for now, for net.ipv6.conf.br.disable_ipv6 is set" in net.log.read_text()
+    assert "network 'br' has no IPv6 because net.ipv6.conf.br.disable_ipv6 is set" in net.log.read_text()
     assert "lease of 10.77.0." in launch(net, "br", ipv4_routes="10.92.0.0/24", ipv6_routes="fd42:92::/64")
     assert "there is no route to fd42:92::/64 over 'br'" in net.log.read_text()
     assert "10.92.0.0/24" in box.run("ip", "route")
@@ -127,5 +127,5 @@ def test_read_only_switches(net: Daemon) -> None:
     assert box_of(net).addresses("br") == {"10.77.0.1/24"}
     assert net.get("/1.0/networks/br")["status"] == "Created"
     log = net.log.read_text()
-    assert "on the network 'br' reach nothing outside of the host by IPv4" in log
+    assert "on the network 'br' have no external connectivity by IPv4" in log
     assert "cannot set the sysctl net.ipv4.ip_forward to 1: Read-only file system" in log

@@ -37,7 +37,7 @@ def kernel(root: Path, **files: str) -> Path:
     return root
 
 
-def test_what_the_kernel_offers(tmp_path: Path) -> None:
+def test_support_of_the_kernel_is_detected(tmp_path: Path) -> None:
     assert apparmor.probe(tmp_path / "none") == Support(Mode.OFF)
     assert apparmor.probe(kernel(tmp_path / "a")) == Support(Mode.OWN, stacking=True)
     stack = {"sys/kernel/security/apparmor/features/domain/stack": "no"}
@@ -83,7 +83,7 @@ def _as_regex(pattern: str) -> re.Pattern[str]:
 
 
 @pytest.mark.parametrize("nesting", [False, True])
-def test_privileged_containers_mount_all_but_what_is_denied(nesting: bool) -> None:
+def test_privileged_containers_can_mount_all_types_except_denied_ones(nesting: bool) -> None:
     text = apparmor.profile_text(spec(privileged=True, nesting=nesting))
     assert "\n  mount,\n" in text
     assert ("deny mount" in text) is not nesting
@@ -132,7 +132,7 @@ def test_nested_policy() -> None:
     assert 'change_profile -> "u_c1",' not in stacked
 
 
-def test_raw_rules_stand_in_the_profile() -> None:
+def test_raw_rules_are_in_the_profile() -> None:
     text = apparmor.profile_text(spec(raw='/x{a,b} r,\nprofile inner {\n  deny "/}" r, # }\n}'))
     assert text.endswith(
         '\n  # raw.apparmor\n  /x{a,b} r,\n  profile inner {\n    deny "/}" r, # }\n  }\n}\n'
@@ -159,7 +159,7 @@ def test_names_are_plain_and_distinct() -> None:
 @pytest.mark.parametrize("privileged", [False, True])
 @pytest.mark.parametrize("nesting", [False, True])
 @pytest.mark.parametrize("stacked", [False, True])
-def test_the_parser_takes_every_profile(privileged: bool, nesting: bool, stacked: bool) -> None:
+def test_parser_accepts_every_profile(privileged: bool, nesting: bool, stacked: bool) -> None:
     text = apparmor.profile_text(spec(privileged=privileged, nesting=nesting, stacked=stacked, raw="/x r,"))
     argv = ["apparmor_parser", "-Q", "-K", "--skip-kernel-load", "-M", str(ABI)]
     done = subprocess.run(argv, input=text.encode(), capture_output=True, timeout=30, check=False)

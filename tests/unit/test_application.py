@@ -188,11 +188,11 @@ async def test_bad_queries_are_refused(server: Server, query: str) -> None:
     assert (status, body["error_code"], body["type"]) == (400, 400, "error")
 
 
-async def test_recursion_is_judged_even_where_it_says_nothing(server: Server) -> None:
+async def test_invalid_recursion_is_rejected_by_routes_that_ignore_it(server: Server) -> None:
     assert (await server.ask("GET", "/1.0/who?recursion=7"))[0] == 400
 
 
-async def test_created_tells_where(server: Server) -> None:
+async def test_created_reply_has_location(server: Server) -> None:
     status, body, headers = await server.ask("POST", "/1.0/things", json={"name": "new", "config": None})
     assert (status, headers["Location"]) == (201, "/1.0/things/new")
     assert (body["status_code"], body["metadata"]) == (200, None)
@@ -260,7 +260,7 @@ async def test_other_errors_are_hidden(server: Server, caplog: pytest.LogCapture
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     ],
 )
-async def test_what_is_no_http_gets_an_error_of_ours(
+async def test_malformed_http_gets_an_error_envelope(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
@@ -274,7 +274,7 @@ async def test_what_is_no_http_gets_an_error_of_ours(
 
 
 @pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
-async def test_a_client_that_goes_amid_its_body_is_not_worth_an_error(
+async def test_a_client_disconnecting_within_its_body_is_not_an_error(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: bytes
 ) -> None:
     _, writer = await asyncio.open_unix_connection(tmp_path / "s")
@@ -305,7 +305,7 @@ async def test_access_is_judged_before_the_handler(
     assert (await server.ask("GET", "/internal/who"))[0] == root
 
 
-async def test_handlers_know_who_asks(server: Server) -> None:
+async def test_handlers_know_the_caller(server: Server) -> None:
     server.caller = USER
     body = (await server.ask("GET", "/1.0/who?all-projects=true"))[1]
     shown = {"username": "user", "protocol": "unix", "address": "@"}
@@ -313,7 +313,7 @@ async def test_handlers_know_who_asks(server: Server) -> None:
     assert (await server.ask("GET", "/1.0/who?all-projects=true&project=x"))[0] == 400
 
 
-async def test_a_client_that_waits_with_its_body_is_told_to_go_on(server: Server) -> None:
+async def test_client_that_waits_with_its_body_gets_100_continue(server: Server) -> None:
     status, _, _ = await server.ask("POST", "/1.0/things", json={"name": "x"}, expect100=True)
     assert status == 201
 
@@ -419,7 +419,7 @@ async def test_a_websocket_that_has_ended_leaves_nothing_to_the_garbage_collecto
         gc.enable()
 
 
-async def test_a_websocket_with_much_to_send_lets_others_run(server: Server) -> None:
+async def test_websocket_with_much_data_does_not_block_other_tasks(server: Server) -> None:
     """Else it would not learn that its client has gone, and write on to a connection that is closed."""
     operation = await started(server)
     found = server.managers.operations.get(EVERYTHING, operation["id"])
@@ -458,7 +458,7 @@ async def test_events_reach_listeners(server: Server) -> None:
     await until(lambda: not hub.listened_to)
 
 
-async def test_the_server_says_goodbye_to_listeners(server: Server) -> None:
+async def test_server_closes_event_listeners_at_shutdown(server: Server) -> None:
     hub = server.managers.events
     async with server.client.ws_connect("http://utsuwa/1.0/events") as socket:
         await until(lambda: hub.listened_to)

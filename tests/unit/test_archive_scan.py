@@ -119,7 +119,7 @@ def test_a_sound_image_passes_byte_for_byte() -> None:
         ([("l", ".", "/")], "root is not a directory"),
     ],
 )
-def test_what_breaks_a_rule_is_refused(entries: list[tuple[str, str]], reason: str) -> None:
+def test_archives_that_break_a_rule_are_rejected(entries: list[tuple[str, str]], reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         scan(tar(*entries), entries=5000)
 
@@ -147,7 +147,7 @@ def test_junk_behind_the_archive_counts_and_is_not_passed_on() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"no tar at all" * 100])
-def test_what_is_no_tar_is_refused(data: bytes) -> None:
+def test_invalid_tar_archives_are_rejected(data: bytes) -> None:
     with pytest.raises((Refused, tarfile.TarError)):
         scan(data)
 
@@ -182,7 +182,7 @@ def test_the_metadata_is_kept() -> None:
     assert metadata(tar(("f", "./metadata.yaml", b"x"))) == b"x"
 
 
-def test_what_must_be_there() -> None:
+def test_missing_metadata_or_rootfs_is_rejected() -> None:
     with pytest.raises(Refused, match=r"it contains no metadata\.yaml"):
         scan(tar(("f", "rootfs/metadata.yaml", b"x")))
     with pytest.raises(Refused, match="it contains no rootfs"):
@@ -220,7 +220,7 @@ def test_a_squashfs_listing_is_checked() -> None:
         scan_listing(lines, Rules("rootfs", 4), 49)
 
 
-def test_device_nodes_in_a_squashfs_come_in() -> None:
+def test_device_nodes_in_a_squashfs_are_accepted() -> None:
     lines = listing(
         ROOT,
         "brw-r--r-- 0/0                   8,  0 2026-11-24 06:43 squashfs-root/sda",
@@ -251,7 +251,7 @@ _entries = st.lists(st.tuples(st.sampled_from("fdlh"), _names, _names), max_size
 
 @settings(deadline=None)
 @given(_entries)
-def test_nothing_that_passes_goes_through_a_symbolic_link(entries: list[tuple[str, str, str]]) -> None:
+def test_accepted_archives_have_no_paths_through_symlinks(entries: list[tuple[str, str, str]]) -> None:
     """A model of what tar would do: no accepted entry has a symbolic link among its parents."""
     rules = Rules("rootfs", 100)
     links: set[str] = set()

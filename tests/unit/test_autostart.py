@@ -10,34 +10,27 @@ from typing import Any
 
 import pytest
 
-from utsuwa.core import clock
+from tests.support.instances import instance_row, ref
+from tests.support.open_warnings import OpenWarnings
 from utsuwa.core.errors import HostError, NotFound, StartFailed
-from utsuwa.db.instances import InstanceRow
+from utsuwa.core.refs import InstanceRef
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.instances.lifecycle import autostart
-from utsuwa.instances.lifecycle.autostart import Autostart, still_wanted
+from utsuwa.instances.lifecycle.autostart import Autostart, should_run
 from utsuwa.instances.model import Loaded, RuntimeTable
+from utsuwa.operations import retries
+from utsuwa.operations.retries import Retries
+from utsuwa.profiles.expand import Expanded
+from utsuwa.projects.restrictions import Restrictions
 
+FAILED = "Failed to autostart instance"
 NIC = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br7"}}
 
 
 def an_instance(name: str, config: dict[str, str] | None = None, **own: str) -> Loaded:
-    row = InstanceRow(
-        id=hash(name),
-        project="default",
-        name=name,
-        architecture="x86_64",
-        ephemeral=False,
-        stateful=False,
-        description="",
-        created_at=clock.now(),
-        last_used_at=None,
-        config=own,
-        devices={},
-        profiles=[],
-        state="ready",
-    )
-    return Loaded(row, {"boot.autostart": "true", **(config or {})}, NIC)
+    row = instance_row(name, id=hash(name), state="ready", config=own)
+    expanded = Expanded({"boot.autostart": "true", **(config or {})}, NIC)
+    return Loaded(row, expanded, Restrictions("default"))
 
 
 class Links(LinkEvents):
@@ -60,18 +53,22 @@ class World:
         self.tried: list[str] = []
         self.patched: list[Any] = []
         self.links = Links()
-        context: Any = SimpleNamespace(runtime=RuntimeTable(), patch_config=self.patch)
-        self.autostart = Autostart(context, self.links, self.start)
+        self.warnings = OpenWarnings()
+        self.retries = Retries(self.links, self.warnings)
+        context: Any = SimpleNamespace(
+            runtime=RuntimeTable(), patch_config=self.patch, warnings=self.warnings
+        )
+        self.autostart = Autostart(context, self.retries, self.start)
 
-    async def load(self, ctx: Any, project: str, name: str) -> Loaded:
-        if name not in self.instances:
+    async def load(self, ctx: Any, ref: InstanceRef) -> Loaded:
+        if ref.name not in self.instances:
             raise NotFound("gone")
-        return self.instances[name]
+        return self.instances[ref.name]
 
-    async def start(self, project: str, name: str) -> None:
-        self.tried.append(name)
-        if name in self.failures:
-            raise self.failures[name]
+    async def start(self, ref: InstanceRef) -> None:
+        self.tried.append(ref.name)
+        if ref.name in self.failures:
+            raise self.failures[ref.name]
 
     async def patch(self, row_id: int, changes: Any) -> None:
         self.patched.append(changes)
@@ -91,8 +88,8 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(autostart, "load", made.load)
-    monkeypatch.setattr(autostart, "_WAITS", (0.01,))
-    monkeypatch.setattr(autostart, "_REST", 0.001)
+    monkeypatch.setattr(retries, "_WAITS", (0.01,))
+    monkeypatch.setattr(retries, "_REST", 0.001)
     return made
 
 
@@ -102,32 +99,30 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def test_all_are_started_in_order_and_once(world: World) -> None:
+async def test_instances_are_started_once_in_order(world: World) -> None:
     world.begin("b", "a")
     await until(world.idle)
     assert world.tried == ["b", "a"]
 
 
-async def test_one_that_cannot_start_yet_is_tried_again(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    """And told of once, in one line, as long as the reason is the same (lxd#4054, lxd#2001)."""
+async def test_failed_starts_are_retried(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """With a warning, logged in one line as long as the reason is the same (lxd#4054, lxd#2001)."""
     world.begin("a", failure=HostError("no bridge br7"))
     await until(lambda: len(world.tried) > 3)
     assert [r.getMessage() for r in caplog.records] == [
-        "instance 'a' does not start by itself yet: no bridge br7; it is tried again until somebody stops it"
+        "autostart of instance 'a' failed: no bridge br7; it is retried until the instance is stopped"
     ]
     world.failures["a"] = HostError("no pool")
     await until(lambda: "no pool" in caplog.text)
+    assert "no pool" in world.warnings.messages[FAILED]
     del world.failures["a"]
     await until(world.idle)
+    assert world.warnings.messages == {}
     assert not any(record.exc_info for record in caplog.records)
 
 
-async def test_an_interface_that_appears_is_not_waited_for_longer(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(autostart, "_WAITS", (100.0,))
+async def test_a_new_interface_triggers_a_retry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "_WAITS", (100.0,))
     world.begin("a", failure=HostError("no bridge br7"))
     await until(lambda: world.links.heard is not None)
     world.failures.clear()
@@ -139,16 +134,17 @@ async def test_an_interface_that_appears_is_not_waited_for_longer(
     assert world.tried == ["a", "a"]
 
 
-async def test_a_container_that_liblxc_cannot_start_is_given_up_with_a_word(
+async def test_repeated_failures_of_liblxc_end_the_retries(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.begin("a", failure=StartFailed("no init"))
     await until(world.idle)
     assert len(world.tried) == 3
-    assert "instance 'a' did not start by itself, and is not tried again: no init" in caplog.text
+    assert "autostart of instance 'a' failed and is not retried: no init" in caplog.text
+    assert "no init" in world.warnings.messages[FAILED]
 
 
-async def test_a_fault_of_ours_is_told_with_its_traceback(
+async def test_an_internal_error_is_logged_with_its_traceback(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.begin("a", "b")
@@ -158,25 +154,26 @@ async def test_a_fault_of_ours_is_told_with_its_traceback(
     assert "ValueError: a fault" in caplog.text
 
 
-async def test_what_somebody_stops_is_left_alone(world: World) -> None:
+async def test_a_stop_request_ends_the_retries(world: World) -> None:
     world.begin("a", failure=HostError("no"))
     await until(lambda: len(world.tried) > 1)
-    await world.autostart.forget("default", "a")
+    await world.autostart.forget(ref("a"))
     await until(world.idle)
     assert world.patched == [{"volatile.last_state.power": "STOPPED"}]
-    await world.autostart.forget("default", "a")
+    assert world.warnings.messages == {}
+    await world.autostart.forget(ref("a"))
     assert len(world.patched) == 1
 
 
-async def test_what_is_deleted_runs_or_is_no_longer_wanted_is_left_alone(world: World) -> None:
+async def test_retries_end_when_deleted_started_or_unset(world: World) -> None:
     world.begin("deleted", "unset", "started", "renamed", failure=HostError("no"))
     await until(lambda: world.tried.count("renamed") > 1)
     del world.instances["deleted"]
     world.instances["unset"] = an_instance("unset", {"boot.autostart": "false"})
-    world.autostart.started("default", "started")
+    world.autostart.started(ref("started"))
     world.failures["new"] = HostError("no")
     world.instances["new"] = world.instances.pop("renamed")
-    world.autostart.renamed("default", "renamed", "new")
+    world.autostart.renamed(ref("renamed"), ref("new"))
     await asyncio.sleep(0.03)
     world.tried.clear()
     await until(lambda: len(world.tried) > 2)
@@ -185,7 +182,7 @@ async def test_what_is_deleted_runs_or_is_no_longer_wanted_is_left_alone(world: 
     await until(world.idle)
 
 
-async def test_the_end_of_the_daemon(world: World) -> None:
+async def test_retries_end_with_the_daemon(world: World) -> None:
     await world.autostart.end()
     world.begin("a", failure=HostError("no"))
     await until(lambda: len(world.tried) > 1)
@@ -200,7 +197,7 @@ async def test_the_end_of_the_daemon(world: World) -> None:
     ("setting", "power", "wanted"),
     [("true", "STOPPED", True), ("false", "RUNNING", False), ("", "RUNNING", True), ("", "STOPPED", False)],
 )
-def test_who_is_wanted(setting: str, power: str, wanted: bool) -> None:
+def test_which_instances_are_autostarted(setting: str, power: str, wanted: bool) -> None:
     found = an_instance("a", {"boot.autostart": setting})
-    row = replace(found.row, config={"volatile.last_state.power": power})
-    assert still_wanted(replace(found, row=row)) == wanted
+    row = found.row.with_config({"volatile.last_state.power": power})
+    assert should_run(replace(found, row=row)) == wanted

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.networks import dotted
+from tests.support.open_warnings import Judged
 from utsuwa.core.errors import HostError
 from utsuwa.host.network import bridges, ip_switches
 from utsuwa.networks.drivers.bridge.driver import BridgeDriver
@@ -32,8 +33,9 @@ class Recorder:
             raise HostError(f"{what} failed")
 
     def step(self, what: str) -> Callable[..., Any]:
-        async def run(*_: Any, **__: Any) -> None:
+        async def run(*_: Any, **__: Any) -> list[str]:
             self.note(what)
+            return []
 
         return run
 
@@ -59,8 +61,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.fixture
-def driver(recorder: Recorder, tmp_path: Any) -> BridgeDriver:
-    return BridgeDriver("o", Servers(tmp_path), Firewall("t"))
+def judged() -> Judged:
+    return Judged()
+
+
+@pytest.fixture
+def driver(recorder: Recorder, tmp_path: Any, judged: Judged) -> BridgeDriver:
+    return BridgeDriver("o", Servers(tmp_path, judged), Firewall("t"), judged)
 
 
 def bridge(**keys: str) -> BridgeSettings:
@@ -79,14 +86,15 @@ async def test_up(driver: BridgeDriver, recorder: Recorder) -> None:
 
 async def test_a_host_without_ipv6_gets_ipv4_alone_and_a_warning(
     driver: BridgeDriver,
+    judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """For dnsmasq and the firewall as well: dnsmasq cannot bind an address that is not there (lxd#2842)."""
     seen: list[BridgeSettings | Contribution] = []
 
-    async def see(_: object, what: BridgeSettings | Contribution) -> None:
+    async def see(_: object, what: BridgeSettings | Contribution) -> list[str]:
         seen.append(what)
+        return ["ip filter FORWARD"]
 
     monkeypatch.setattr(Servers, "ensure", see)
     monkeypatch.setattr(Firewall, "apply", see)
@@ -94,20 +102,23 @@ async def test_a_host_without_ipv6_gets_ipv4_alone_and_a_warning(
     await driver.up(bridge())
     lacking = replace(bridge(), ipv6=None)
     assert seen == [contribution(lacking), lacking]
-    assert "network 'br0' has no IPv6 for now, for br0 has it off" in caplog.text
-    caplog.clear()
+    assert "network 'br0' has no IPv6 because br0 has it off" in judged["No IPv6 on a network"]
     await driver.up(bridge(ipv6_address="none"))
-    assert caplog.text == ""
+    assert list(judged) == ["Firewall drops traffic of a network"]
+    assert "the firewall chain 'ip filter FORWARD' drops" in judged["Firewall drops traffic of a network"]
 
 
-async def test_a_network_without_a_way_out_where_forwarding_cannot_be_set(
-    driver: BridgeDriver, recorder: Recorder, caplog: pytest.LogCaptureFixture
+async def test_network_without_uplink_if_forwarding_cannot_be_set(
+    driver: BridgeDriver, recorder: Recorder, judged: Judged
 ) -> None:
     """/proc/sys may be read-only."""
     recorder.fails = "allow_forwarding"
     await driver.up(bridge())
     assert recorder.done[-2:] == ["Firewall.apply", "Servers.ensure"]
-    assert "on the network 'br0' reach nothing outside of the host by IPv4" in caplog.text
+    assert "on the network 'br0' have no external connectivity by IPv4" in judged["A network has no way out"]
+    recorder.fails = ""
+    await driver.up(bridge())
+    assert judged == {}
 
 
 @pytest.mark.parametrize("fails", ["", "Servers.stop", "Firewall.remove", "release", "delete"])
@@ -127,9 +138,10 @@ async def test_down_with_files_kept(driver: BridgeDriver, recorder: Recorder) ->
     assert recorder.done == ["Servers.stop", "Firewall.remove", "release", "delete"]
 
 
-async def test_missing_ports_are_told_once_and_join_later(
+async def test_missing_ports_are_a_warning_and_join_later(
     driver: BridgeDriver,
     recorder: Recorder,
+    judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -139,15 +151,17 @@ async def test_missing_ports_are_told_once_and_join_later(
     here = bridge(bridge_external_interfaces="ext0")
     await driver.up(here)
     await driver.join(here)
-    assert [record.getMessage() for record in caplog.records] == [
-        "network 'br0' does without its external interface for now: the host has no interface 'ext0'; "
-        "it joins as soon as it can"
-    ]
+    assert judged == {
+        "External interface of a network missing": "network 'br0' lacks an external interface: "
+        "the host has no interface 'ext0'; it will be attached when possible"
+    }
     missing["ext0"] = "'ext0' already has another master"
     await driver.join(here)
-    assert "already has another master" in caplog.records[-1].getMessage()
+    assert "already has another master" in judged["External interface of a network missing"]
     missing.clear()
     await driver.join(here)
     await driver.join(here)
-    assert len(caplog.records) == 3
-    assert caplog.records[-1].getMessage() == "the external interface 'ext0' has joined the network 'br0'"
+    assert judged == {}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the external interface 'ext0' was attached to the network 'br0'"
+    ]

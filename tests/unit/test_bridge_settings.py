@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.networks.drivers.bridge.keys import BRIDGE_KEYS, check_bridge_config
-from utsuwa.networks.drivers.bridge.settings import own_mac, settings
+from utsuwa.networks.drivers.bridge.settings import generated_mac, settings
 
 OWNER = "utsuwa-12345678"
 BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
@@ -113,7 +113,7 @@ def test_bad_values(key: str, value: str, why: str) -> None:
         ("ipv4.ovn.ranges", "10.0.0.1-10.0.0.2"),
     ],
 )
-def test_what_comes_later(key: str, value: str) -> None:
+def test_unsupported_bridge_keys_are_rejected(key: str, value: str) -> None:
     with pytest.raises(NotSupportedYet):
         check_bridge_config({key: value})
     check_bridge_config({key: ""} if key == "bridge.driver" else {})
@@ -131,29 +131,29 @@ def test_no_value_breaks_anything(key: str, value: str) -> None:
 def test_defaults() -> None:
     bridge = settings("br0", BOTH, OWNER)
     assert (bridge.mtu, bridge.domain, bridge.dns_mode) == (1500, "lxd", "managed")
-    assert bridge.mac == own_mac(OWNER, "br0")
+    assert bridge.mac == generated_mac(OWNER, "br0")
     assert bridge.serves
     assert bridge.ipv4 is not None
     assert bridge.ipv6 is not None
     assert (bridge.ipv4.dhcp, bridge.ipv4.firewall, bridge.ipv4.routing, bridge.ipv4.nat) == (
         True, True, True, False,
     )  # fmt: skip
-    assert bridge.ipv4.gives_addresses
-    assert not bridge.ipv6.gives_addresses
+    assert bridge.ipv4.assigns_addresses
+    assert not bridge.ipv6.assigns_addresses
     assert [str(end) for end in bridge.ipv4.ranges[0]] == ["10.1.2.2", "10.1.2.254"]
     last = settings("br0", {"ipv4.address": "10.1.2.254/24"}, OWNER).ipv4
     assert last is not None
     assert [str(end) for end in last.ranges[0]] == ["10.1.2.1", "10.1.2.253"]
 
 
-def test_nothing_to_serve() -> None:
+def test_bridge_without_addresses_serves_nothing() -> None:
     for config in ({}, {"ipv4.address": "none", "ipv6.address": "none"}):
         bridge = settings("br0", config, OWNER)
         assert (bridge.families, bridge.addresses, bridge.serves) == ((), (), False)
 
 
-def test_macs_tell_bridges_and_daemons_apart() -> None:
-    macs = {own_mac(owner, name) for owner in (OWNER, "utsuwa-0") for name in ("br0", "br1")}
+def test_generated_macs_differ_between_bridges_and_daemons() -> None:
+    macs = {generated_mac(owner, name) for owner in (OWNER, "utsuwa-0") for name in ("br0", "br1")}
     assert len(macs) == 4
     assert all(mac.startswith("00:16:3e:") for mac in macs)
 
@@ -169,7 +169,7 @@ def test_macs_tell_bridges_and_daemons_apart() -> None:
         ({"ipv6.address": "fd42::1/48", "ipv6.dhcp.stateful": "true"}, "not a /64"),
     ],
 )
-def test_what_does_not_go_together(more: dict[str, str], why: str) -> None:
+def test_conflicting_settings_are_rejected(more: dict[str, str], why: str) -> None:
     with pytest.raises(InvalidConfig, match=why):
         settings("br0", BOTH | more, OWNER)
 
@@ -178,4 +178,4 @@ def test_a_small_ipv6_subnet_with_stateful_dhcp() -> None:
     bridge = settings("br0", {"ipv6.address": "fd42::1/80", "ipv6.dhcp.stateful": "true"}, OWNER)
     assert bridge.ipv6 is not None
     assert bridge.ipv6.subnet == ipaddress.ip_network("fd42::/80")
-    assert bridge.ipv6.gives_addresses
+    assert bridge.ipv6.assigns_addresses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -17,27 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.tls import Identity, make_identity
-from utsuwa.core.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, Unavailable
+from utsuwa.core.errors import AlreadyExists, InvalidRequest, NotFound
 from utsuwa.core.scope import EVERYTHING
 from utsuwa.db import certificates as rows
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.db.database import Database
 from utsuwa.db.sqlite import Sqlite
-from utsuwa.security import certificates
-from utsuwa.security.certificates import (
-    MAX_CERTIFICATE,
-    CertificateManager,
-    TrustStore,
-    default_name,
-    format_address,
-    host_of,
-    parse_certificate,
-    parse_der,
-)
-from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
+from utsuwa.security.certificates import CertificateManager, default_name
+from utsuwa.security.client_certificate import MAX_CERTIFICATE, parse_certificate, parse_der
+from utsuwa.security.trust_store import TrustStore, format_address, host_of
 from utsuwa.wire.certificates import CertificatePatch
 from utsuwa.wire.edits import any_state, merge
-from utsuwa.wire.server import ServerPut
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +77,7 @@ def test_der_base64_and_pem_are_the_same_certificate(alice: Identity) -> None:
         ("A" * (MAX_CERTIFICATE + 1), "longer than 64 KiB"),
     ],
 )
-def test_what_is_no_certificate(text: str, reason: str) -> None:
+def test_invalid_certificates_are_rejected(text: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         parse_certificate(text)
 
@@ -132,7 +121,7 @@ class Clock:
         return self.now
 
 
-def test_only_what_is_stored_is_trusted(alice: Identity, bob: Identity) -> None:
+def test_only_stored_certificates_are_trusted(alice: Identity, bob: Identity) -> None:
     store = TrustStore()
     store.load([as_row(alice)])
     caller = store.identify(alice.fingerprint, "10.0.0.1:5")
@@ -207,13 +196,8 @@ def events() -> Events:
 
 
 @pytest.fixture
-async def config(database: Database) -> ServerConfig:
-    return ServerConfig(database)
-
-
-@pytest.fixture
-async def manager(database: Database, events: Events, config: ServerConfig) -> CertificateManager:
-    made = CertificateManager(database, events, config)
+async def manager(database: Database, events: Events) -> CertificateManager:
+    made = CertificateManager(database, events)
     await made.load()
     return made
 
@@ -250,10 +234,10 @@ async def test_the_life_of_a_certificate(
 
 
 async def test_the_store_is_read_at_start(
-    manager: CertificateManager, database: Database, config: ServerConfig, alice: Identity
+    manager: CertificateManager, database: Database, alice: Identity
 ) -> None:
     await manager.add(parse_certificate(alice.pem), "laptop")
-    again = CertificateManager(database, Events(), config)
+    again = CertificateManager(database, Events())
     assert not trusted(again, alice)
     await again.load()
     assert trusted(again, alice)
@@ -308,7 +292,7 @@ async def test_unknown_and_ambiguous_fingerprints(
         await manager.get(EVERYTHING, "ab")
 
 
-async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
+async def test_cancelled_request_leaves_store_and_database_consistent(
     manager: CertificateManager, alice: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await manager.add(parse_certificate(alice.pem), "laptop")
@@ -330,56 +314,3 @@ async def test_a_caller_that_goes_away_leaves_store_and_database_alike(
         await task
     assert await manager.list(EVERYTHING) == []
     assert not trusted(manager, alice)
-
-
-# ---- the trust password
-
-
-async def test_the_password_opens_the_door(
-    manager: CertificateManager, config: ServerConfig, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
-    await manager.check_password("sesame", "10.0.0.1:5")
-    for wrong in ("sesam", "", "sesame ", config.value(TRUST_PASSWORD)):
-        with pytest.raises(Forbidden, match=r"\Anot authorized\Z"):
-            await manager.check_password(wrong, "10.0.0.1:5")
-    assert "wrong trust password" in caplog.text
-    assert "sesam" not in caplog.text
-
-
-async def test_without_a_password_the_door_stays_shut(manager: CertificateManager) -> None:
-    for password in ("", "x"):
-        with pytest.raises(Forbidden, match=r"\Anot authorized\Z"):
-            await manager.check_password(password, "10.0.0.1:5")
-
-
-async def test_guessing_is_limited_also_all_at_once(
-    manager: CertificateManager, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
-    checked = []
-
-    def wrong(password: str, stored: str) -> bool:
-        checked.append(password)
-        return False
-
-    monkeypatch.setattr(certificates, "verify_password", wrong)
-    tries = [manager.check_password(str(n), "10.0.0.1:5") for n in range(30)]
-    refused = await asyncio.gather(*tries, return_exceptions=True)
-    assert all(isinstance(r, Forbidden) for r in refused)
-    assert len(checked) == 10
-    with pytest.raises(Forbidden, match="Too many wrong passwords"):
-        await manager.check_password("sesame", "10.0.0.1:6")
-    monkeypatch.undo()
-    await manager.check_password("sesame", "10.0.0.2:5")
-
-
-async def test_a_crowd_is_asked_to_wait(
-    manager: CertificateManager, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
-    monkeypatch.setattr(certificates, "_CHECKS_WAITING", 1)
-    tries = [manager.check_password("sesame", f"10.0.0.{n}:5") for n in range(3)]
-    results = await asyncio.gather(*tries, return_exceptions=True)
-    assert [type(r) for r in results] == [type(None), Unavailable, Unavailable]

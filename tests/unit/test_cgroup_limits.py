@@ -118,6 +118,14 @@ def test_a_v2_host(v2: Host) -> None:
     v2.put("sys/devices/system/cpu/online", "0-7\n")
     v2.put("sys/devices/system/cpu/isolated", "6-7\n")
     v2.put("cg/cpuset.cpus.effective", "0-3,6\n")
+    v2.put("cg/cpuset.mems.effective", "0\n")
+    v2.put("sys/devices/system/node/online", "0-1\n")
+    v2.put("sys/devices/system/node/has_memory", "0-1\n")
+    v2.put("sys/devices/system/node/node0/cpulist", "0-2\n")
+    v2.put("sys/devices/system/node/node1/cpulist", "3-7\n")
+    v2.put("proc/self/uid_map", "         0    1000000    1000000000\n")
+    v2.put("proc/self/oom_score_adj", "-7\n")
+    v2.put("proc/self/status", "CapEff:\t000001ffffffffff\n")
     v2.put("proc/meminfo", "MemTotal:  2048 kB\nMemFree: 1 kB\n")
     v2.put("proc/sys/vm/swappiness", "10\n")
     v2.put("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0")
@@ -128,6 +136,9 @@ def test_a_v2_host(v2: Host) -> None:
     assert cgroup_limits.read_limit_facts(v2.proc, v2.sys) == LimitFacts(
         cpus=frozenset({0, 1, 2, 3, 6}),
         isolated=frozenset({6, 7}),
+        nodes={0: frozenset({0, 1, 2}), 1: frozenset({3, 6})},
+        memory_nodes=frozenset({0}),
+        lowest_oom_score=-7,
         memory=2 * 2**20,
         controllers=dict.fromkeys(("cpuset", "cpu", "io", "memory", "hugetlb", "pids"), 2),
         swap=True,
@@ -141,7 +152,7 @@ def test_a_v2_host_that_does_not_account_for_swap(v2: Host) -> None:
     assert not cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
 
 
-def test_a_v2_host_that_hands_memory_on_to_nobody_yet(v2: Host) -> None:
+def test_swap_accounting_without_delegated_memory_controller(v2: Host) -> None:
     assert not cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
     v2.put("proc/swaps", "Filename\n")
     assert cgroup_limits.read_limit_facts(v2.proc, v2.sys).swap
@@ -186,7 +197,7 @@ def test_the_containers_own_folder_is_written_and_not_that_of_its_init(v2: Host)
 
 
 @pytest.mark.parametrize("failure", [errno.EINVAL, errno.EPERM])
-def test_a_refusal_takes_all_back(v2: Host, refuse: Refuse, failure: int) -> None:
+def test_refused_value_reverts_earlier_changes(v2: Host, refuse: Refuse, failure: int) -> None:
     refuse("memory.max", failure)
     plan = {knob("pids.max"): "9", knob("memory.max", key="limits.memory"): "4096"}
     with pytest.raises(InvalidConfig, match=r"limits\.memory.*4096"):
@@ -222,7 +233,7 @@ def test_fewer_processes_than_there_are(v1: Host, v2: Host) -> None:
 # ---- memory
 
 
-def test_memory_that_can_be_taken_is(
+def test_limit_below_usage_is_set_if_memory_can_be_reclaimed(
     v2: Host, monkeypatch: pytest.MonkeyPatch, writes: list[tuple[str, str]]
 ) -> None:
     write = cgroups.write
@@ -237,7 +248,7 @@ def test_memory_that_can_be_taken_is(
     assert writes == [("memory.high", "600"), ("memory.high", "max"), ("memory.max", "600")]
 
 
-def test_memory_that_cannot_be_taken_is_not_killed_for(v2: Host, writes: list[tuple[str, str]]) -> None:
+def test_limit_below_usage_does_not_kill_processes(v2: Host, writes: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidConfig, match="uses 1000 bytes"):
         cgroup_limits.change(PID, {knob("memory.max"): "600"}, v2.proc)
     assert writes == [("memory.high", "600"), ("memory.high", "max")]
@@ -267,11 +278,11 @@ def test_memory_alone_never_has_the_higher_limit(new: int, more: int, unlimited:
 
 
 def test_cpus_on_v2(v2: Host) -> None:
-    assert cgroup_limits.pinned(PID, v2.proc) == frozenset()
-    cgroup_limits.pin(PID, frozenset({0, 2}), v2.proc)
+    assert cgroup_limits.pinned(PID, proc=v2.proc) == frozenset()
+    cgroup_limits.pin(PID, frozenset({0, 2}), proc=v2.proc)
     assert v2.has("cg", "cpuset.cpus") == "0,2"
-    assert cgroup_limits.pinned(PID, v2.proc) == {0, 2}
-    cgroup_limits.pin(PID, None, v2.proc)
+    assert cgroup_limits.pinned(PID, proc=v2.proc) == {0, 2}
+    cgroup_limits.pin(PID, None, proc=v2.proc)
     assert v2.has("cg", "cpuset.cpus") == "\n"
 
 
@@ -280,20 +291,20 @@ def test_cpus_on_v1(v1: Host) -> None:
     v1.own("cpuset", cpuset__cpus="0-3")
     inner = v1.put("cpuset/u/lxc.payload.c/docker/cpuset.cpus", "1-2")
     deeper = v1.put("cpuset/u/lxc.payload.c/docker/x/cpuset.cpus", "1")
-    cgroup_limits.pin(PID, frozenset({2, 3}), v1.proc)
+    cgroup_limits.pin(PID, frozenset({2, 3}), proc=v1.proc)
     assert v1.has("cpuset", "cpuset.cpus") == "2-3"
     assert (inner.read_text(), deeper.read_text()) == ("2", "2")
-    cgroup_limits.pin(PID, None, v1.proc)
+    cgroup_limits.pin(PID, None, proc=v1.proc)
     assert v1.has("cpuset", "cpuset.cpus") == "0-3"
 
 
 def test_cpus_that_the_kernel_refuses(v2: Host, refuse: Refuse) -> None:
     refuse("cpuset.cpus", errno.EINVAL)
     with pytest.raises(OSError, match="Invalid"):
-        cgroup_limits.pin(PID, frozenset({9}), v2.proc)
+        cgroup_limits.pin(PID, frozenset({9}), proc=v2.proc)
     refuse("cpuset.cpus", errno.ENODEV)
-    cgroup_limits.pin(PID, frozenset({9}), v2.proc)
-    cgroup_limits.pin(8, frozenset({9}), v2.proc)
+    cgroup_limits.pin(PID, frozenset({9}), proc=v2.proc)
+    cgroup_limits.pin(8, frozenset({9}), proc=v2.proc)
 
 
 @given(st.frozensets(st.integers(0, 300)))
@@ -325,7 +336,7 @@ def test_the_kernels_numbers() -> None:
     assert {name: number for name, number in cgroup_limits._RLIMITS.items() if name in known} == known
 
 
-def test_resource_limits_are_all_set_or_none() -> None:
+def test_resource_limits_are_set_completely_or_not_at_all() -> None:
     own = cgroup_limits.rlimits(os.getpid(), ["nofile", "core"])
     assert own["nofile"] == resource.getrlimit(resource.RLIMIT_NOFILE)
     with pytest.raises(InvalidConfig, match=r"limits\.kernel\.nofile"):

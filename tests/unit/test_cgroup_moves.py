@@ -33,7 +33,7 @@ def test_a_move_to_where_this_process_is(proc: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0::/gone\n", "5:pids:/u/daemon\n"])
-def test_no_move_where_there_is_no_way_to_make_it(proc: Path, text: str) -> None:
+def test_move_is_skipped_if_it_is_not_possible(proc: Path, text: str) -> None:
     (proc / "self/cgroup").write_text(text)
     cgroup_moves.warm(proc)
     assert not list((proc.parent / "cg").glob("**/cgroup.procs"))
@@ -58,7 +58,7 @@ async def test_a_move_by_others_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cgroup_moves._running
 
 
-def test_only_the_containers_own_cgroup_is_given(proc: Path) -> None:
+def test_container_folder_is_returned_for_its_own_container_only(proc: Path) -> None:
     assert cgroup_moves.container_folder(7, "c1", proc) == proc.parent / "cg/u/lxc.payload.c1-2"
     for other in ("c", "c1-2-3", "p_c1", "daemon"):
         assert cgroup_moves.container_folder(7, other, proc) is None

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import cgroup_host
+from tests.support.cgroup_host import Host
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.cgroups.tree import container_path
 from utsuwa.host.cgroups.usage import Meter, Usage
@@ -29,56 +31,23 @@ def test_the_containers_own_folder(path: str, own: str, expected: str) -> None:
 
 
 @given(st.text(alphabet="ab/.payload", max_size=40), st.text(alphabet="ab/.payload", max_size=40))
-def test_the_folder_is_on_the_way(path: str, own: str) -> None:
+def test_container_path_is_an_ancestor(path: str, own: str) -> None:
     found = container_path("/" + path, "/" + own)
     assert found == "/" or ("/" + path).startswith(found)
 
 
-class Host:
-    """A /proc and mounted hierarchies with one container, pid 7."""
-
-    def __init__(self, root: Path, mounts: dict[str, str], paths: list[str], own: list[str]) -> None:
-        self.proc = root / "proc"
-        self.mounts = {name: root / name for name in mounts}
-        (self.proc / "self").mkdir(parents=True)
-        (self.proc / "7").mkdir()
-        lines = [
-            f"{n} 1 0:{n} / {root / name} rw,relatime - {kind} rw"
-            for n, (name, kind) in enumerate(mounts.items(), 30)
-        ]
-        lines += ["20 1 8:1 / / rw - ext4 /dev/vda rw", "broken line"]
-        (self.proc / "self/mountinfo").write_text("\n".join(lines))
-        (self.proc / "self/cgroup").write_text("\n".join(own))
-        (self.proc / "7/cgroup").write_text("\n".join(paths))
-
-    def write(self, mount: str, folder: str, files: dict[str, str]) -> None:
-        where = self.mounts[mount] / folder
-        where.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (where / name).write_text(text)
-
-    def usage(self) -> Usage:
-        return Meter(7, self.proc).read()
+def usage(host: Host) -> Usage:
+    return Meter(7, host.proc).read()
 
 
 @pytest.fixture
 def v2(tmp_path: Path) -> Host:
-    return Host(tmp_path, {"cg": "cgroup2 none"}, ["0::/u/lxc.payload.c/init.scope"], ["0::/"])
+    return cgroup_host.with_v2(tmp_path)
 
 
 @pytest.fixture
 def v1(tmp_path: Path) -> Host:
-    kinds = {
-        "cpu": "cgroup none rw,cpu,cpuacct",
-        "mem": "cgroup none memory",
-        "pids": "cgroup none pids",
-        "fr": "cgroup none freezer",
-    }
-    kinds = {name: kind.replace("none rw,", "none ") for name, kind in kinds.items()}
-    paths = [
-        f"{n}:{c}:/u/lxc.payload.c" for n, c in enumerate(("cpu,cpuacct", "memory", "pids", "freezer"), 1)
-    ]
-    return Host(tmp_path, kinds | {"uni": "cgroup2 none"}, [*paths, "0::/u/lxc.payload.c"], ["0::/"])
+    return cgroup_host.with_v1(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +65,12 @@ def test_usage_on_v2(v2: Host) -> None:
         "pids.current": "3\n",
     }
     v2.write("cg", "u/lxc.payload.c", files)
-    assert v2.usage() == Usage(1_500_000, 4096, 8192, 1, 2, 3)
+    assert usage(v2) == Usage(1_500_000, 4096, 8192, 1, 2, 3)
 
 
 def test_usage_where_the_kernel_is_older_or_accounting_is_off(v2: Host) -> None:
     v2.write("cg", "u/lxc.payload.c", {"memory.current": "max\n"})
-    assert v2.usage() == Usage()
+    assert usage(v2) == Usage()
 
 
 def test_usage_on_v1(v1: Host) -> None:
@@ -110,12 +79,12 @@ def test_usage_on_v1(v1: Host) -> None:
     swap = {"memory.memsw.usage_in_bytes": "150", "memory.memsw.max_usage_in_bytes": "310"}
     v1.write("mem", "u/lxc.payload.c", memory | swap)
     v1.write("pids", "u/lxc.payload.c", {"pids.current": "9"})
-    assert v1.usage() == Usage(77, 100, 300, 50, 10, 9)
+    assert usage(v1) == Usage(77, 100, 300, 50, 10, 9)
 
 
 def test_swap_accounting_off_on_v1(v1: Host) -> None:
     v1.write("mem", "u/lxc.payload.c", {"memory.usage_in_bytes": "100", "memory.max_usage_in_bytes": "300"})
-    assert v1.usage() == Usage(memory=100, memory_peak=300)
+    assert usage(v1) == Usage(memory=100, memory_peak=300)
 
 
 @pytest.mark.parametrize(("text", "frozen"), [("FROZEN\n", True), ("FREEZING\n", True), ("THAWED\n", False)])
@@ -136,14 +105,14 @@ def test_who_has_ended_uses_nothing(v2: Host) -> None:
     assert not cgroups.frozen(8, v2.proc)
 
 
-def test_a_hierarchy_whose_root_is_not_the_whole(tmp_path: Path) -> None:
+def test_hierarchy_mounted_below_its_root(tmp_path: Path) -> None:
     host = Host(tmp_path, {"cg": "cgroup2 none"}, ["0::/outer/u/lxc.payload.c"], ["0::/outer"])
     info = host.proc / "self/mountinfo"
     info.write_text(info.read_text().replace("0:30 / ", "0:30 /outer "))
     assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}
 
 
-def test_what_is_unused_is_removed_and_what_is_in_use_stays(tmp_path: Path) -> None:
+def test_unused_cgroups_are_removed_and_used_ones_kept(tmp_path: Path) -> None:
     proc, mount = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     own = "/system/utsuwa.service"
@@ -167,7 +136,7 @@ def test_what_is_unused_is_removed_and_what_is_in_use_stays(tmp_path: Path) -> N
     cgroups.remove_unused("u-1", proc)  # safe to repeat
 
 
-def test_what_one_container_left_is_removed(tmp_path: Path) -> None:
+def test_leftover_cgroups_of_a_container_are_removed(tmp_path: Path) -> None:
     proc, mount = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self/mountinfo").write_text(f"30 20 0:1 / {mount} rw - cgroup2 cgroup2 rw\n")

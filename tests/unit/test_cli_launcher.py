@@ -22,7 +22,7 @@ def test_the_launcher_starts_the_client(tmp_path: Path) -> None:
     assert program.read_text().splitlines()[0] == f"#!{Path(sys.executable).resolve()} -IS"
     done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout == f"{__version__}\n"
-    (tmp_path / "config.yml").write_text("remotes: {}\n")  # no JSON: PyYAML must be found as well
+    (tmp_path / "config.yml").write_text("remotes: {}\nx: 1\n")  # PyYAML must be found as well
     env = {"UTSUWA_CONF": str(tmp_path)}
     argv = [str(program), "remote", "get-default"]
     assert subprocess.run(argv, capture_output=True, env=env, timeout=20, check=True).stdout == b"local\n"
@@ -34,7 +34,7 @@ def test_interpreters_that_no_program_can_name(python: str) -> None:
         launcher.text(python, "/x")
 
 
-def test_a_folder_that_is_not_there(
+def test_launcher_into_missing_directory_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["launcher", "/nowhere/utsuwa"])

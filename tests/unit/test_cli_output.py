@@ -17,7 +17,7 @@ from utsuwa.cli import multipart, yaml_in
 from utsuwa.cli.commands.instances import columns
 from utsuwa.cli.errors import UsageError
 from utsuwa.cli.instance_filters import matches
-from utsuwa.cli.output import table, values, yaml_out
+from utsuwa.cli.output import idmaps, table, values, yaml_out
 from utsuwa.cli.output.records import Time, arrange, sorted_map
 from utsuwa.cli.output.render import by_columns, natural, to_json
 from utsuwa.client.errors import BadAnswer
@@ -291,3 +291,55 @@ def test_a_part_with_an_endless_head() -> None:
     body = b"--m\r\n" + b"x" * 100_000
     with pytest.raises(BadAnswer, match="head is too long"):
         [b"".join(data) for _, data in multipart.split(iter([body[:70_000], body[70_000:]]), "m")]
+
+
+# ---- id maps
+
+BOTH = (
+    '[{"Isuid":true,"Isgid":false,"Hostid":1000000,"Nsid":0,"Maprange":65536},'
+    '{"Isuid":false,"Isgid":true,"Hostid":1000000,"Nsid":0,"Maprange":65536}]'
+)
+HOLED = (
+    '[{"Isuid":true,"Isgid":false,"Hostid":1000000,"Nsid":0,"Maprange":1000},'
+    '{"Isuid":true,"Isgid":false,"Hostid":33,"Nsid":1000,"Maprange":1},'
+    '{"Isuid":false,"Isgid":true,"Hostid":1000000,"Nsid":0,"Maprange":65536}]'
+)
+
+
+def shown_maps(*, running: bool = True, **keys: str) -> list[str]:
+    config = {f"volatile.idmap.{name}": value for name, value in keys.items()}
+    return list(idmaps.describe(config, running=running))
+
+
+def test_id_map_in_use_that_stays_is_shown_once() -> None:
+    assert shown_maps(current=BOTH, next=BOTH) == [
+        "Id map:",
+        "  In use and at the next start:",
+        "    uids and gids 0-65535 -> 1000000-1065535 on the host",
+    ]
+
+
+def test_changed_id_map_is_shown_beside_the_one_in_use() -> None:
+    assert shown_maps(current="[]", next=HOLED) == [
+        "Id map:",
+        "  In use: none, root in the instance is root on the host",
+        "  At the next start:",
+        "    uids 0-999 -> 1000000-1000999 on the host",
+        "    gids 0-65535 -> 1000000-1065535 on the host",
+        "    uids 1000 -> 33 on the host",
+    ]
+
+
+def test_stopped_instance_has_only_the_id_map_of_its_next_start() -> None:
+    shown = shown_maps(running=False, current="[]", next=BOTH)
+    assert shown[1] == "  At the next start:"
+    assert len(shown) == 3
+
+
+@pytest.mark.parametrize("text", ["nonsense", "{}x", '[{"Isuid":true}]', '"text"', "[1]"])
+def test_unreadable_id_map_is_shown_unchanged(text: str) -> None:
+    assert shown_maps(current=text, next=text) == ["Id map:", f"  In use and at the next start: {text}"]
+
+
+def test_no_id_map_is_shown_without_its_keys() -> None:
+    assert shown_maps() == []

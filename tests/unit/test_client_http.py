@@ -125,7 +125,7 @@ def test_an_idle_connection_that_was_closed_is_opened_again(connect: Callable[..
     assert connection.request("GET", "/").status == 200
 
 
-def test_a_stream_is_not_sent_twice(connect: Callable[..., Connection]) -> None:
+def test_streamed_body_is_not_repeated(connect: Callable[..., Connection]) -> None:
     ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     connection = connect(answering(ok))
     connection.request("GET", "/").read()
@@ -161,7 +161,7 @@ def test_streams_are_sent_in_chunks(connect: Callable[..., Connection]) -> None:
         b"x" * 400_000,
     ],
 )
-def test_what_is_no_http(connect: Callable[..., Connection], reply: bytes) -> None:
+def test_invalid_http_is_rejected(connect: Callable[..., Connection], reply: bytes) -> None:
     connection = connect(answering(reply))
     with pytest.raises(BadAnswer):
         connection.request("GET", "/").read()
@@ -181,7 +181,7 @@ def test_requests_hold_no_line_breaks(connect: Callable[..., Connection]) -> Non
         connection.request("GET", "/a\r\nX: y")
 
 
-def test_sockets_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_sockets_are_reported(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="is the daemon .* running"):
         open_unix(str(tmp_path / "none"))
     with socket.socket(socket.AF_UNIX) as dead:
@@ -263,12 +263,12 @@ def test_json_is_that_of_the_library(value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "{", "[1,]", "1 2", "nul", '"\n"', "{'a': 1}"])
-def test_what_is_no_json(text: str) -> None:
+def test_invalid_json_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"\S"):
         lean.loads(text)
 
 
-def test_what_json_cannot_hold() -> None:
+def test_unsupported_values_are_not_encoded() -> None:
     with pytest.raises(TypeError, match="set"):
         lean.dumps({1, 2})
 
@@ -333,7 +333,7 @@ def test_fragments_pings_and_the_end() -> None:
     theirs.close()
 
 
-def test_all_that_is_there_at_once() -> None:
+def test_receive_ready_returns_all_complete_messages() -> None:
     ws, theirs = pair()
     theirs.sendall(frame(BINARY, b"a") + frame(BINARY, b"b") + frame(BINARY, b"half")[:3])
     assert ws.receive_ready() == [(BINARY, b"a"), (BINARY, b"b")]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from utsuwa.client import keypair, remotes
+from utsuwa.client.connect import connect, socket_path
 from utsuwa.client.https import fingerprint, normal_address, to_pem
 from utsuwa.client.remotes import Remote
-from utsuwa.client.server import connect, socket_path
-from utsuwa.core.errors import AlreadyExists, InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.errors import AlreadyExists, InvalidRequest, NotFound
 
 LXC = """\
 default-remote: far
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, text: str = "") -> str:
     return str(tmp_path)
 
 
-def test_without_a_file_there_is_the_local_daemon(tmp_path: Path) -> None:
+def test_without_a_config_file_the_local_daemon_is_used(tmp_path: Path) -> None:
     config = remotes.load(folder(tmp_path / "none"))
     assert config.default == "local"
     assert config.remote("local").is_unix
@@ -55,7 +55,7 @@ def test_the_format_of_lxc(tmp_path: Path) -> None:
     assert config.aliases == {"sh": "exec web -- sh"}
 
 
-def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+def test_saved_config_is_read_again(tmp_path: Path) -> None:
     config = remotes.load(folder(tmp_path, LXC + "other: kept\n"))
     config.add("near", Remote("unix:///run/near.socket"))
     config.remote("local").project = "lab"
@@ -120,9 +120,14 @@ def test_names_with_slashes_and_colons_are_no_remotes(tmp_path: Path) -> None:
         config.split("zz:web")
 
 
-def test_image_servers_cannot_be_asked(tmp_path: Path) -> None:
-    with pytest.raises(NotSupportedYet, match="images"):
-        connect(remotes.load(folder(tmp_path)), "images")
+@pytest.mark.parametrize("name", ["images", "ubuntu", "ubuntu-daily"])
+def test_image_servers_have_nothing_but_images(tmp_path: Path, name: str) -> None:
+    server = connect(remotes.load(folder(tmp_path)), name)
+    for request in (server.get, server.delete, server.get_with_etag):
+        with pytest.raises(InvalidRequest, match="is an image server"):
+            request("/1.0/instances")
+    with pytest.raises(InvalidRequest, match="is an image server"):
+        server.raw("POST", "/1.0/images")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_addresses(text: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["http://far", "https://", "https://far:port"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(InvalidRequest):
         normal_address(text)
 

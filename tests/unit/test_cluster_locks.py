@@ -56,7 +56,7 @@ async def test_holders_take_turns(two: tuple[Database, Database]) -> None:
     await asyncio.gather(*(work(n) for n in range(20)))
 
 
-async def test_who_is_cancelled_leaves_no_lock(two: tuple[Database, Database]) -> None:
+async def test_cancelled_waiters_leave_no_lock(two: tuple[Database, Database]) -> None:
     one, other = two
 
     async def hold() -> None:
@@ -73,7 +73,7 @@ async def test_who_is_cancelled_leaves_no_lock(two: tuple[Database, Database]) -
     assert (await one.read("test", lambda tx: tx.execute_sql(_ALL))).scalar_one() == 0
 
 
-async def test_a_lock_that_is_not_given_back_is_told_of(
+async def test_a_lock_that_is_not_released_is_reported(
     two: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "_WAIT_SECONDS", 0.1)
@@ -83,7 +83,9 @@ async def test_a_lock_that_is_not_given_back_is_told_of(
                 pytest.fail("both have it")
 
 
-async def test_a_daemon_that_ends_holds_nothing(two: tuple[Database, Database], shared_url: str) -> None:
+async def test_locks_are_released_when_the_daemon_ends(
+    two: tuple[Database, Database], shared_url: str
+) -> None:
     one, other = await Database.open(Postgres(shared_url)), two[1]
     assert await one.keep_member(0)
     assert not await other.keep_member(0.1)

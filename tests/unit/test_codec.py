@@ -89,7 +89,7 @@ def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("unit", ["[", '{"a":', '[{"b":'])
-def test_what_is_nested_very_deep_is_refused_before_it_is_decoded(unit: str) -> None:
+def test_deeply_nested_json_is_rejected_before_decoding(unit: str) -> None:
     with pytest.raises(InvalidBody, match=f"deeper than {MAX_DEPTH} levels"):
         decode(unit.encode() * 5000, Body)
 
@@ -141,13 +141,13 @@ def test_a_wrong_type_names_its_field(text: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", '"x"', "1", "null", "[1]"])
-def test_what_is_no_object_is_refused(text: str) -> None:
+def test_json_that_is_not_an_object_is_rejected(text: str) -> None:
     with pytest.raises(InvalidBody, match="must be a JSON object"):
         decode(text.encode(), Body)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{}x", b'{"a":\xff}', b"nul", b'{"a":"\\ud800"}x'])
-def test_what_is_no_json_is_refused(data: bytes) -> None:
+def test_invalid_json_is_rejected(data: bytes) -> None:
     with pytest.raises(InvalidBody, match="not valid JSON"):
         decode(data, Body)
 

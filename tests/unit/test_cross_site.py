@@ -95,7 +95,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     connector = aiohttp.UnixConnector(path)
     async with aiohttp.ClientSession(connector=connector, skip_auto_headers=["Content-Type"]) as client:
         found = Server(client)
-        services = cast(Services, SimpleNamespace(server=found.config))
+        services = cast(
+            Services, SimpleNamespace(server=found.config, operations=SimpleNamespace(refuses_new=False))
+        )
         routes = [recorded(found, route) for route in all_routes()]
         application = Application(services, routes, lambda transport: found.caller)
         protocols = application.server()
@@ -125,9 +127,7 @@ async def test_no_route_does_anything_for_a_foreign_page(server: Server) -> None
 
 
 @pytest.mark.parametrize("page", FOREIGN, ids=str)
-async def test_whatever_is_not_known_to_be_an_own_page_is_foreign(
-    server: Server, page: Mapping[str, str]
-) -> None:
+async def test_unknown_origins_are_cross_site(server: Server, page: Mapping[str, str]) -> None:
     status, body, headers = await server.ask("GET", "/1.0/instances", page)
     assert status == 403
     assert "core.https_allowed_origin" in json.loads(body)["error"]
@@ -159,7 +159,7 @@ async def test_own_pages_and_programs_are_served(server: Server, page: Mapping[s
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "text/json", "image/png"])
-async def test_json_is_read_from_bodies_that_say_so(server: Server, kind: str) -> None:
+async def test_bodies_of_other_content_types_are_rejected(server: Server, kind: str) -> None:
     """A form can send text/plain across sites without asking first."""
     for route in all_routes():
         if route.body is None:
@@ -189,7 +189,7 @@ async def test_bodies_of_known_clients_are_read(
     assert (await server.ask("POST", "/1.0/profiles", headers, b"{}"))[0] == status
 
 
-async def test_a_named_origin_is_let_in_and_told_so(server: Server) -> None:
+async def test_allowed_origin_gets_access_and_cors_headers(server: Server) -> None:
     """The headers are those of LXD 5.0.2, on success and on errors."""
     server.config.values |= {
         "core.https_allowed_origin": "https://panel.example",
@@ -228,7 +228,7 @@ async def test_any_site_may_not_act_for_a_trusted_client(server: Server) -> None
 
 
 @pytest.mark.parametrize("path", ["/1.0/instances", "/1.0/instances/one", "/nowhere"])
-async def test_a_preflight_needs_no_certificate_and_tells_nothing(server: Server, path: str) -> None:
+async def test_preflight_needs_no_certificate_and_reveals_nothing(server: Server, path: str) -> None:
     server.caller = STRANGER
     ask = {"Origin": "https://panel.example", "Access-Control-Request-Method": "PUT"}
     assert (await server.ask("OPTIONS", path, ask))[0] == 403

@@ -62,7 +62,7 @@ def test_an_expected_failure_has_a_message_and_no_traceback() -> None:
 
 
 @given(st.text(), st.text())
-def test_nothing_breaks_out_of_its_line_or_its_quotes(message: str, value: str) -> None:
+def test_values_are_escaped_within_their_line_and_quotes(message: str, value: str) -> None:
     line = LineFormatter().format(record("%s", args=(message,), field=value))
     assert line.isprintable()
     head, found, tail = line.rpartition(" field=")
@@ -98,7 +98,7 @@ async def test_records_of_any_thread_become_events() -> None:
     assert event["metadata"] == {"message": "from afar", "level": "info", "context": {"pid": "7"}}
 
 
-async def test_a_record_that_cannot_be_rendered_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_record_that_cannot_be_rendered_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = EventHub()
     handler = EventHandler(hub, asyncio.get_running_loop())
     told: list[logging.LogRecord] = []

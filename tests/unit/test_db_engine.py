@@ -58,7 +58,8 @@ async def _store(database: Database, **values: str) -> None:
 # ---- the file and its schema
 
 
-def test_steps_and_tables_say_the_same(engine: Engine) -> None:
+@pytest.mark.filterwarnings("ignore:(Skipped unsupported reflection|autogenerate skipping).*expression-based")
+def test_migrations_create_the_tables_of_the_schema(engine: Engine) -> None:
     engine.prepare()
     with closing(engine.connect(read_only=True)) as conn:
         context = MigrationContext.configure(conn, opts={"compare_type": True})
@@ -82,7 +83,7 @@ def _has_default(engine: Engine, column: sa.Column[object]) -> bool:
     return column.server_default is not None or (column.name == "id" and isinstance(engine, Postgres))
 
 
-def test_the_known_revisions_are_the_steps_that_are_there() -> None:
+def test_known_revisions_match_the_migrations() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
@@ -121,12 +122,12 @@ def test_the_first_schema_has_a_project_and_a_profile(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("SELECT id, name FROM projects").fetchall() == [(1, "default")]
         assert conn.execute("SELECT name, description, project_id FROM profiles").fetchall() == [
-            ("default", "Default Utsuwa profile", 1)
+            ("default", "Default LXD profile", 1)
         ]
         assert conn.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def test_an_upgrade_of_what_is_new_does_nothing(path: Path) -> None:
+def test_upgrade_of_a_current_schema_changes_nothing(path: Path) -> None:
     assert not Sqlite(path).is_prepared()
     Sqlite(path).prepare()
     assert Sqlite(path).is_prepared()
@@ -170,7 +171,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
         await Database.open(Sqlite(path))
 
 
-def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_rejected(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"certainly not a database " * 100)
     assert Sqlite(path).is_prepared()
@@ -178,7 +179,7 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
         Sqlite(path).prepare()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_failure_to_create_the_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "database").write_text("a file")
     with pytest.raises(HostError, match="Cannot open the database"):
         Sqlite(tmp_path / "database" / "utsuwa.db").prepare()
@@ -195,13 +196,13 @@ def test_a_step_that_fails_leaves_nothing_behind(path: Path) -> None:
     assert Sqlite(path).stored_revision() is None
 
 
-def test_odd_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_unusual_paths_are_used_literally(tmp_path: Path) -> None:
     path = tmp_path / "100% ?mode=ro #1" / "utsuwa.db"
     Sqlite(path).prepare()
     assert Sqlite(path).stored_revision() == upgrade.REVISIONS[-1]
 
 
-def test_an_upgrade_keeps_a_copy_of_what_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_keeps_a_copy_of_the_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Sqlite(path).prepare()
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("UPDATE projects SET description = 'before'")
@@ -269,7 +270,7 @@ def test_urls_that_are_not_postgresql(tmp_path: Path, url: str) -> None:
     assert "secret" not in refused.value.message
 
 
-def test_settings_that_others_may_read_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_readable_by_others_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = StatePaths(tmp_path)
     paths.database_settings.write_text("url: postgresql://u:secret@h/d")
     paths.database_settings.chmod(0o644)
@@ -281,7 +282,7 @@ def test_settings_that_others_may_read_are_told_of(tmp_path: Path, caplog: pytes
 # ---- transactions, on both engines
 
 
-async def test_what_a_write_returns_is_stored(database: Database) -> None:
+async def test_result_of_a_write_is_returned_after_its_commit(database: Database) -> None:
     def change(tx: Transaction, key: str, *, value: str) -> str:
         config.replace(tx, {key: value})
         return config.load(tx)[key]
@@ -336,7 +337,7 @@ async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("cancels", [1, 3])
-async def test_a_write_that_is_cancelled_has_happened_as_a_whole(database: Database, cancels: int) -> None:
+async def test_a_cancelled_write_is_complete(database: Database, cancels: int) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def change(tx: Transaction) -> None:
@@ -441,6 +442,18 @@ async def test_a_reader_cannot_write(database: Database) -> None:
     assert await _values(database) == {}
 
 
+async def test_a_note_needs_room_to_be_undone(
+    file_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room() -> None:
+        raise OutOfSpace("full")
+
+    monkeypatch.setattr(file_database.engine, "check_room", no_room)
+    with pytest.raises(OutOfSpace):
+        await file_database.note("test", config.replace, {"user.a": "1"})
+    assert await _values(file_database) == {}
+
+
 async def test_references_are_enforced(database: Database) -> None:
     orphan = schema.profiles.insert().values(name="x", description="", project_id=77)
     with pytest.raises(DBAPIError, match="(?i)foreign key"):
@@ -454,7 +467,7 @@ async def test_all_connections_are_opened_at_the_start(database: Database) -> No
     assert _descriptors() == before
 
 
-async def test_a_transaction_that_has_ended_takes_no_more(database: Database) -> None:
+async def test_ended_transaction_rejects_statements(database: Database) -> None:
     kept = await database.read("test", lambda tx: tx)
     with pytest.raises(RuntimeError, match="has ended"):
         config.load(kept)
@@ -492,7 +505,7 @@ async def test_closing_waits_for_a_write_and_ends_the_rest(engine: Engine) -> No
 # ---- what the disk may do
 
 
-async def test_a_full_disk_is_told_and_leaves_nothing(file_database: Database) -> None:
+async def test_a_full_disk_is_reported_and_leaves_nothing(file_database: Database) -> None:
     def limit(tx: Transaction) -> None:
         pages = tx.execute_sql("PRAGMA page_count").scalar_one()
         tx.execute_sql(f"PRAGMA max_page_count = {pages + 2}")
@@ -505,7 +518,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(file_database: Database) -
     assert await _values(file_database) == {"user.a": "small"}
 
 
-async def test_a_damaged_file_is_told(path: Path) -> None:
+async def test_a_damaged_file_is_reported(path: Path) -> None:
     database = await Database.open(Sqlite(path))
     await database.write("test", config.replace, {f"user.{n}": "x" * 500 for n in range(100)})
     await database.close()
@@ -537,7 +550,8 @@ async def main():
     n = 0
     while True:
         n += 1
-        await database.write("test", config.replace, {"user.a": str(n), "user.b": str(n)})
+        change = getattr(database, sys.argv[2])
+        await change("test", config.replace, {"user.a": str(n), "user.b": str(n)})
         print(n, flush=True)
 
 asyncio.run(main())
@@ -545,10 +559,11 @@ asyncio.run(main())
 
 
 @pytest.mark.processes
-async def test_what_was_confirmed_survives_kill_9(path: Path) -> None:
+@pytest.mark.parametrize("kind", ["write", "note"])
+async def test_committed_changes_survive_sigkill(path: Path, kind: str) -> None:
     for _ in range(2):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _WRITER, str(path), stdout=asyncio.subprocess.PIPE
+            sys.executable, "-c", _WRITER, str(path), kind, stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
         last = 0

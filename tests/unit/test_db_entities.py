@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -14,6 +13,8 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.instances import C1, NOON, instance_row, ref
+from tests.support.transactions import CountedTransaction, refused
 from utsuwa.core.errors import (
     AlreadyExists,
     InUse,
@@ -26,6 +27,7 @@ from utsuwa.db import (
     certificates,
     codes,
     config,
+    idmaps,
     image_aliases,
     images,
     instances,
@@ -37,61 +39,25 @@ from utsuwa.db import (
     schema,
     storage_pools,
     storage_volumes,
+    volume_snapshots,
 )
 from utsuwa.db.certificates import CertificateRow
 from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
-from utsuwa.db.instances import InstanceRow
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.nics import NicsRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.storage_volumes import VolumeRow
-from utsuwa.db.transaction import Answer, Prepared, Transaction, Values
+from utsuwa.db.transaction import Transaction
 
-NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 FINGERPRINT = "ab" * 32
-
-
-class CountedTransaction(Transaction):
-    """Counts what the database is asked."""
-
-    statements = 0
-
-    def execute(self, statement: sa.Executable, values: Values | None = None) -> Answer:
-        self.statements += 1
-        return super().execute(statement, values)
-
-    def fetch(self, query: Prepared, **values: Any) -> list[tuple[Any, ...]]:
-        self.statements += 1
-        return super().fetch(query, **values)
 
 
 @pytest.fixture
 def tx(tx: Transaction) -> CountedTransaction:
     return CountedTransaction(tx.connection)
-
-
-@contextmanager
-def refused(tx: Transaction, error: type[Exception], match: str | None = None) -> Iterator[None]:
-    """The block raises `error`; the transaction goes on as if it had not been."""
-    with pytest.raises(error, match=match), tx.connection.begin_nested():
-        yield
-
-
-def instance(name: str = "c1", **fields: Any) -> InstanceRow:
-    row = InstanceRow(
-        id=0,
-        project="default",
-        name=name,
-        architecture="x86_64",
-        ephemeral=False,
-        stateful=False,
-        description="",
-        created_at=NOON,
-        last_used_at=None,
-    )
-    return replace(row, **fields)
 
 
 def image(fingerprint: str = FINGERPRINT, **fields: Any) -> ImageRow:
@@ -127,67 +93,66 @@ def second_project(
 # ---- instances
 
 
-def test_names_are_those_of_whole_instances(tx: Transaction) -> None:
+def test_names_are_those_of_complete_instances(tx: Transaction) -> None:
     second_project(tx)
-    instances.insert(tx, instance("b", state="ready"))
-    instances.insert(tx, instance("a", state="ready"))
-    instances.insert(tx, instance("half", state="creating"))
-    instances.insert(tx, instance("c", project="other", state="ready"))
-    assert instances.names(tx, "default") == [("default", "a"), ("default", "b")]
-    assert instances.names(tx, None) == [("default", "a"), ("default", "b"), ("other", "c")]
+    instances.insert(tx, instance_row("b", state="ready"))
+    instances.insert(tx, instance_row("a", state="ready"))
+    instances.insert(tx, instance_row("half", state="creating"))
+    instances.insert(tx, instance_row("c", project="other", state="ready"))
+    assert instances.names(tx, "default") == [ref("a"), ref("b")]
+    assert instances.names(tx, None) == [ref("a"), ref("b"), ref("c", "other")]
 
 
-def test_a_project_is_there_or_not(tx: Transaction) -> None:
+def test_existence_of_a_project(tx: Transaction) -> None:
     projects.check(tx, "default")
     with refused(tx, NotFound, match="Project 'other' not found"):
         projects.check(tx, "other")
 
 
-def test_an_instance_comes_back_as_it_was(tx: Transaction) -> None:
+def test_instance_round_trip(tx: Transaction) -> None:
     profiles.insert(tx, ProfileRow(0, "default", "a"))
-    row = instance(
+    row = instance_row(
         ephemeral=True,
         stateful=True,
         description="täglich",
-        last_used_at=NOON + timedelta(days=1),
         config={"user.x": "line\nline", "limits.cpu": "2"},
         devices={"root": {"type": "disk", "path": "/", "pool": "p"}, "n": {"type": "none"}},
         profiles=["default", "a"],
         state="ready",
     )
+    row = replace(row, last_used_at=NOON + timedelta(days=1))
     row = replace(row, id=instances.insert(tx, row))
     stored = (instances.get_all(tx, None))[0]
-    assert list(stored.config) == ["limits.cpu", "user.x"]
-    assert list(stored.devices) == ["n", "root"]
-    assert list(stored.devices["root"]) == ["type", "path", "pool"]
-    assert instances.get(tx, "default", "c1") == row
+    assert list(stored.data.config) == ["limits.cpu", "user.x"]
+    assert list(stored.data.devices) == ["n", "root"]
+    assert list(stored.data.devices["root"]) == ["type", "path", "pool"]
+    assert instances.get(tx, C1) == row
     assert instances.get_all(tx, None) == [row]
     assert instances.get_all(tx, "other") == []
 
 
-def test_what_is_empty_is_not_set(tx: Transaction) -> None:
-    row = instance(config={"user.x": ""}, devices={"n": {"type": "nic", "name": ""}})
+def test_empty_values_are_not_stored(tx: Transaction) -> None:
+    row = instance_row(config={"user.x": ""}, devices={"n": {"type": "nic", "name": ""}})
     instances.insert(tx, row)
-    found = instances.get(tx, "default", "c1")
-    assert (found.config, found.devices) == ({}, {"n": {"type": "nic"}})
+    found = instances.get(tx, C1)
+    assert (found.data.config, found.data.devices) == ({}, {"n": {"type": "nic"}})
 
 
 def test_the_order_of_profiles_is_kept(tx: Transaction) -> None:
     for name in ("a", "b", "c"):
         profiles.insert(tx, ProfileRow(0, "default", name))
-    row = instance(profiles=["c", "default", "a", "b"])
+    row = instance_row(profiles=["c", "default", "a", "b"])
     row = replace(row, id=instances.insert(tx, row))
-    assert (instances.get(tx, "default", "c1")).profiles == row.profiles
-    row = replace(row, profiles=["b", "c"])
+    assert instances.get(tx, C1).data.profiles == row.data.profiles
+    row = replace(row, data=replace(row.data, profiles=["b", "c"]))
     instances.update(tx, row)
-    assert (instances.get(tx, "default", "c1")).profiles == ["b", "c"]
+    assert instances.get(tx, C1).data.profiles == ["b", "c"]
 
 
 def test_an_update_replaces_all_that_is_editable(tx: Transaction) -> None:
-    row = instance(config={"user.a": "1", "user.b": "2"}, devices={"n": {"type": "nic", "mtu": "9"}})
+    row = instance_row(config={"user.a": "1", "user.b": "2"}, devices={"n": {"type": "nic", "mtu": "9"}})
     row = replace(row, id=instances.insert(tx, row))
-    new = replace(
-        row,
+    data = InstanceData(
         architecture="aarch64",
         ephemeral=True,
         description="new",
@@ -195,44 +160,100 @@ def test_an_update_replaces_all_that_is_editable(tx: Transaction) -> None:
         devices={"d": {"type": "disk"}},
         profiles=["default"],
     )
+    new = replace(row, data=data)
     instances.update(tx, new)
-    assert instances.get(tx, "default", "c1") == new
+    assert instances.get(tx, C1) == new
+
+
+_DATA = st.builds(
+    InstanceData,
+    architecture=st.sampled_from(("x86_64", "aarch64")),
+    ephemeral=st.booleans(),
+    description=st.sampled_from(("", "new")),
+    config=st.dictionaries(st.sampled_from(("user.a", "user.b")), st.sampled_from(("1", "2")), max_size=2),
+    devices=st.dictionaries(
+        st.sampled_from(("a", "b")),
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(("nic", "disk"))}, optional={"path": st.sampled_from(("/a", "/b"))}
+        ),
+    ),
+    profiles=st.lists(st.sampled_from(("default", "p")), unique=True),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(_DATA, _DATA)
+def test_after_an_update_exactly_the_new_data_is_stored(
+    tx: Transaction, old: InstanceData, new: InstanceData
+) -> None:
+    undone = tx.connection.begin_nested()
+    profiles.insert(tx, ProfileRow(0, "default", "p"))
+    row = replace(instance_row(), data=old)
+    row = replace(row, id=instances.insert(tx, row))
+    instances.update(tx, replace(row, data=new))
+    assert instances.get(tx, C1) == replace(row, data=new)
+    undone.rollback()
+
+
+def test_an_update_writes_only_what_differs(tx: CountedTransaction) -> None:
+    row = instance_row(config={"user.a": "1"}, devices={"n": {"type": "nic"}}, profiles=["default"])
+    row = replace(row, id=instances.insert(tx, row))
+    query = sa.select(schema.instances_devices.c.id)
+    device = tx.execute(query).scalars()
+    before = tx.statements
+    instances.update(tx, row)
+    reads = tx.statements - before
+    instances.update(tx, replace(row, data=replace(row.data, config={"user.a": "2"})))
+    assert tx.statements - before == 2 * reads + 2
+    assert tx.execute(query).scalars() == device
+
+
+def test_an_instance_that_is_gone_is_not_updated(tx: Transaction) -> None:
+    row = instance_row()
+    with refused(tx, NotFound):
+        instances.update(tx, replace(row, id=instances.insert(tx, row) + 1))
 
 
 def test_a_patch_leaves_other_keys(tx: Transaction) -> None:
-    row_id = instances.insert(tx, instance(config={"user.a": "1", "user.b": "2"}))
+    row_id = instances.insert(tx, instance_row(config={"user.a": "1", "user.b": "2"}))
     instances.patch_config(tx, row_id, {"user.a": None, "user.b": "3", "user.c": "4", "user.d": ""})
     instances.patch_config(tx, row_id, {})
-    assert (instances.get(tx, "default", "c1")).config == {"user.b": "3", "user.c": "4"}
+    assert instances.get(tx, C1).data.config == {"user.b": "3", "user.c": "4"}
     instances.patch_config(tx, row_id + 1, {"user.a": "1"})
 
 
 def test_the_steps_of_an_instances_life(tx: Transaction) -> None:
-    row_id = instances.insert(tx, instance())
+    row_id = instances.insert(tx, instance_row())
     instances.set_ready(tx, row_id)
     instances.set_last_used(tx, row_id, NOON)
-    instances.rename(tx, row_id, "c2")
-    found = instances.get(tx, "default", "c2")
+    instances.rename(tx, row_id, ref("c2"))
+    found = instances.get(tx, ref("c2"))
     assert (found.state, found.last_used_at) == ("ready", NOON)
     instances.set_deleting(tx, row_id)
-    assert (instances.get(tx, "default", "c2")).state == "deleting"
+    assert instances.get(tx, ref("c2")).state == "deleting"
     instances.delete(tx, row_id)
     instances.delete(tx, row_id)
     with refused(tx, NotFound):
-        instances.get(tx, "default", "c2")
+        instances.get(tx, ref("c2"))
     for table in (schema.instances_config, schema.instances_devices, schema.instances_profiles):
         assert (tx.execute(sa.select(table))).all() == []
 
 
-def test_a_name_is_taken_once_in_each_project(tx: Transaction) -> None:
+def test_names_are_unique_within_a_project(tx: Transaction) -> None:
     second_project(tx)
-    instances.insert(tx, instance())
-    instances.insert(tx, instance(project="other"))
+    instances.insert(tx, instance_row())
+    assert instances.is_taken(tx, C1)
+    assert not instances.is_taken(tx, ref("c1", "other"))
+    instances.insert(tx, instance_row(project="other"))
     with refused(tx, AlreadyExists, match="'c1' already exists"):
-        instances.insert(tx, instance())
-    row_id = instances.insert(tx, instance("c2"))
+        instances.insert(tx, instance_row())
+    row_id = instances.insert(tx, instance_row("c2"))
     with refused(tx, AlreadyExists, match="'c1' already exists"):
-        instances.rename(tx, row_id, "c1")
+        instances.rename(tx, row_id, C1)
+    with refused(tx, AlreadyExists, match="'c1' already exists"):
+        instances.rename(tx, row_id, ref("c1", "other"))
+    instances.rename(tx, row_id, ref("c3", "other"))
+    assert instances.get(tx, ref("c3", "other")).id == row_id
 
 
 @pytest.mark.parametrize(
@@ -248,15 +269,15 @@ def test_a_name_is_taken_once_in_each_project(tx: Transaction) -> None:
 )
 def test_an_instance_that_cannot_be(tx: Transaction, fields: dict[str, Any], error: type[Exception]) -> None:
     with refused(tx, error):
-        instances.insert(tx, instance(**fields))
+        instances.insert(tx, instance_row(**fields))
     assert instances.get_all(tx, None) == []
 
 
-def test_instances_that_are_not_there(tx: Transaction) -> None:
+def test_missing_instances(tx: Transaction) -> None:
     calls: list[Callable[[], Any]] = [
-        lambda: instances.get(tx, "default", "c1"),
-        lambda: instances.update(tx, instance(id=7)),
-        lambda: instances.rename(tx, 7, "x"),
+        lambda: instances.get(tx, C1),
+        lambda: instances.update(tx, instance_row(id=7)),
+        lambda: instances.rename(tx, 7, ref("x")),
         lambda: instances.set_ready(tx, 7),
         lambda: instances.set_last_used(tx, 7, NOON),
     ]
@@ -282,7 +303,7 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
 
     def add(n: int) -> None:
         profiles.insert(tx, ProfileRow(0, "default", f"p{n}", config={"user.x": "1"}))
-        instances.insert(tx, instance(f"c{n}", config={"user.x": "1"}, profiles=[f"p{n}"]))
+        instances.insert(tx, instance_row(f"c{n}", config={"user.x": "1"}, profiles=[f"p{n}"]))
         images.insert(tx, image(f"{n:064x}", properties={"os": "x"}))
         image_aliases.insert(tx, AliasRow("default", f"a{n}", "", f"{n:064x}"))
         storage_volumes.insert(tx, volume(f"c{n}"))
@@ -310,27 +331,29 @@ def test_the_nics_of_an_instance(tx: Transaction) -> None:
     profiles.insert(tx, ProfileRow(0, "default", "lan", devices={"eth0": {"type": "nic", "network": "br0"}}))
     profiles.insert(tx, ProfileRow(0, "default", "disks", devices={"x": {"type": "disk", "path": "/x"}}))
     config = {"volatile.eth0.hwaddr": "00:16:3e:00:00:01", "volatile.eth0.host_name": "veth1", "user.x": "1"}
-    instances.insert(tx, instance("b", profiles=["lan", "disks"], config=config))
-    instances.insert(tx, instance("a", profiles=["lan"], devices={"eth0": {"type": "none"}}))
-    instances.insert(tx, instance("c", devices={"p": {"type": "nic", "nictype": "p2p"}}, state="deleting"))
-    instances.insert(tx, instance("d", profiles=["disks"]))
+    instances.insert(tx, instance_row("b", profiles=["lan", "disks"], config=config))
+    instances.insert(tx, instance_row("a", profiles=["lan"], devices={"eth0": {"type": "none"}}))
+    instances.insert(
+        tx, instance_row("c", devices={"p": {"type": "nic", "nictype": "p2p"}}, state="deleting")
+    )
+    instances.insert(tx, instance_row("d", profiles=["disks"]))
     del config["user.x"]
     assert nics.get_all(tx) == [
-        NicsRow("default", "b", {"eth0": {"type": "nic", "network": "br0"}}, config),
-        NicsRow("default", "c", {"p": {"type": "nic", "nictype": "p2p"}}, {}),
+        NicsRow(ref("b"), {"eth0": {"type": "nic", "network": "br0"}}, config),
+        NicsRow(ref("c"), {"p": {"type": "nic", "nictype": "p2p"}}, {}),
     ]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_DEVICES, max_size=3), _DEVICES)
-def test_a_nic_is_there_unless_something_above_it_has_its_name(
+def test_a_nic_is_overridden_by_later_devices_of_its_name(
     tx: Transaction, layers: list[dict[str, dict[str, str]]], own: dict[str, dict[str, str]]
 ) -> None:
     undone = tx.connection.begin_nested()
     names = [f"p{number}" for number in range(len(layers))]
     for name, devices in zip(names, layers, strict=True):
         profiles.insert(tx, ProfileRow(0, "default", name, devices=devices))
-    instances.insert(tx, instance(profiles=names, devices=own))
+    instances.insert(tx, instance_row(profiles=names, devices=own))
     merged = dict(ChainMap(own, *reversed(layers)))
     wanted = {name: device for name, device in merged.items() if device["type"] == "nic"}
     assert [row.devices for row in nics.get_all(tx)] == ([wanted] if wanted else [])
@@ -340,7 +363,7 @@ def test_a_nic_is_there_unless_something_above_it_has_its_name(
 # ---- profiles
 
 
-def test_a_profile_comes_back_as_it_was(tx: Transaction) -> None:
+def test_profile_round_trip(tx: Transaction) -> None:
     row = ProfileRow(
         0, "default", "p", "a profile", {"user.x": "1"}, {"eth0": {"type": "nic", "nictype": "p2p"}}
     )
@@ -355,13 +378,13 @@ def test_a_profile_comes_back_as_it_was(tx: Transaction) -> None:
     assert [p.name for p in profiles.get_all(tx, None)] == ["default"]
 
 
-def test_who_uses_a_profile(tx: Transaction) -> None:
+def test_users_of_a_profile(tx: Transaction) -> None:
     row_id = profiles.insert(tx, ProfileRow(0, "default", "p"))
     for name in ("c2", "c1"):
-        instances.insert(tx, instance(name, profiles=["p", "default"]))
-    users = [("default", "c1"), ("default", "c2")]
-    assert profiles.used_by(tx, "default", None) == {"p": users, "default": users}
-    assert profiles.used_by(tx, "default", ("p", "nope")) == {"p": users}
+        instances.insert(tx, instance_row(name, profiles=["p", "default"]))
+    users = [C1, ref("c2")]
+    assert profiles.used_by(tx, "default", None) == {("default", "p"): users, ("default", "default"): users}
+    assert profiles.used_by(tx, "default", ("p", "nope")) == {("default", "p"): users}
     assert profiles.used_by(tx, "other", None) == {}
     with refused(tx, InUse, match="Profile is currently in use"):
         profiles.delete(tx, row_id)
@@ -400,10 +423,10 @@ def test_projects(tx: Transaction) -> None:
         projects.update(tx, replace(row, id=99))
 
 
-def test_what_is_in_a_project(tx: Transaction) -> None:
+def test_contents_of_a_project(tx: Transaction) -> None:
     second_project(tx)
     storage_pools.insert(tx, PoolRow(0, "p", "dir"))
-    instances.insert(tx, instance())
+    instances.insert(tx, instance_row())
     images.insert(tx, image())
     storage_volumes.insert(tx, volume("c1"))
     storage_volumes.insert(tx, volume("data", codes.VOLUME_CUSTOM))
@@ -419,7 +442,7 @@ def test_what_is_in_a_project(tx: Transaction) -> None:
     assert found["other"] == projects.Contents()
 
 
-def test_what_a_project_lacks_is_that_of_the_default_one(tx: Transaction) -> None:
+def test_objects_without_feature_belong_to_the_default_project(tx: Transaction) -> None:
     second_project(tx, own=("images",))
     assert projects.effective(tx, "other", "images") == "other"
     assert projects.effective(tx, "other", "profiles") == "default"
@@ -436,26 +459,26 @@ def test_profiles_come_from_the_project_that_holds_them(tx: Transaction) -> None
     second_project(tx, "own")
     profiles.insert(tx, ProfileRow(0, "own", "default", "", {}, {}))
     for project in ("other", "own"):
-        instances.insert(tx, instance(project=project, profiles=["default"]))
+        instances.insert(tx, instance_row(project=project, profiles=["default"]))
         images.insert(tx, image(project=project, profiles=["default"]))
     ids = {row.project: row.id for row in profiles.get_all(tx, None)}
-    assert instances.get(tx, "other", "c1").profile_ids == (ids["default"],)
-    assert instances.get(tx, "own", "c1").profile_ids == (ids["own"],)
-    assert profiles.used_by(tx, "default", None) == {"default": [("other", "c1")]}
+    assert instances.get(tx, ref("c1", "other")).data.profile_ids == (ids["default"],)
+    assert instances.get(tx, ref("c1", "own")).data.profile_ids == (ids["own"],)
+    assert profiles.used_by(tx, "default", None) == {("default", "default"): [ref("c1", "other")]}
     with refused(tx, NotFound, match="Requested profile 'extra'"):
-        instances.insert(tx, instance("c2", project="other", profiles=["extra"]))
+        instances.insert(tx, instance_row("c2", project="other", profiles=["extra"]))
 
 
-def test_deleting_a_project_takes_all_that_is_in_it(tx: Transaction) -> None:
+def test_deleting_a_project_deletes_its_objects(tx: Transaction) -> None:
     second_project(tx)
     storage_pools.insert(tx, PoolRow(0, "p", "dir"))
     profiles.insert(tx, ProfileRow(0, "other", "a", "", {"user.x": "1"}, {"n": {"type": "nic"}}))
-    instances.insert(tx, instance(project="other", profiles=["a"], config={"user.x": "1"}))
+    instances.insert(tx, instance_row(project="other", profiles=["a"], config={"user.x": "1"}))
     images.insert(tx, image(project="other", properties={"os": "x"}, profiles=["a"]))
     image_aliases.insert(tx, AliasRow("other", "al", "", FINGERPRINT))
     storage_volumes.insert(tx, volume("v", project="other", config={"size": "1"}))
     certificates.insert(tx, CertificateRow(0, "cd" * 32, "client", "n", "PEM", True, ["other"]))
-    instances.delete(tx, instances.get(tx, "other", "c1").id)
+    instances.delete(tx, instances.get(tx, ref("c1", "other")).id)
     tx.execute(schema.projects.delete().where(schema.projects.c.name == "other"))
     left = {"members", "projects", "projects_config", "profiles", "certificates"}
     left |= {"storage_pools", "storage_pools_members"}
@@ -464,7 +487,7 @@ def test_deleting_a_project_takes_all_that_is_in_it(tx: Transaction) -> None:
         assert (rows > 0) == (table.name in left), table.name
 
 
-def test_the_servers_config_is_replaced_whole(tx: Transaction) -> None:
+def test_the_server_config_is_replaced_completely(tx: Transaction) -> None:
     config.replace(tx, {"core.https_address": ":8443", "user.a": ""})
     assert config.load(tx) == {"core.https_address": ":8443"}
     config.replace(tx, {})
@@ -474,7 +497,7 @@ def test_the_servers_config_is_replaced_whole(tx: Transaction) -> None:
 # ---- images
 
 
-def test_an_image_comes_back_as_it_was(tx: Transaction) -> None:
+def test_image_round_trip(tx: Transaction) -> None:
     row = image(
         expires_at=NOON + timedelta(days=9),
         last_used_at=NOON,
@@ -581,7 +604,7 @@ def test_aliases(tx: Transaction) -> None:
 # ---- storage
 
 
-def test_a_pool_comes_back_as_it_was(tx: Transaction) -> None:
+def test_pool_round_trip(tx: Transaction) -> None:
     row = PoolRow(0, "p", "overlay", "fast", {"source": "/x"})
     row = replace(row, id=storage_pools.insert(tx, row))
     assert storage_pools.get(tx, "p") == row
@@ -603,14 +626,17 @@ def test_a_pool_comes_back_as_it_was(tx: Transaction) -> None:
             call()
 
 
-def test_who_uses_a_pool(tx: Transaction) -> None:
+def test_users_of_a_pool(tx: Transaction) -> None:
     second_project(tx)
     for name in ("p", "empty"):
         storage_pools.insert(tx, PoolRow(0, name, "dir"))
     for project in ("default", "other"):
         images.insert(tx, image(project=project))
     storage_volumes.insert(tx, volume(FINGERPRINT, codes.VOLUME_IMAGE))
-    storage_volumes.insert(tx, volume("c1", project="other"))
+    c1 = volume("c1", project="other")
+    c1 = replace(c1, id=storage_volumes.insert(tx, c1))
+    for name, minutes in (("late", 2), ("early", 1)):
+        volume_snapshots.take(tx, c1, name, NOON + timedelta(minutes=minutes), None)
     disk = {"type": "disk", "path": "/", "pool": "p"}
     profiles.insert(tx, ProfileRow(0, "default", "a", devices={"root": disk, "again": disk}))
     profiles.insert(tx, ProfileRow(0, "default", "b", devices={"n": {"type": "nic", "pool": "p"}}))
@@ -622,9 +648,27 @@ def test_who_uses_a_pool(tx: Transaction) -> None:
             (codes.VOLUME_IMAGE, "default", FINGERPRINT),
             (codes.VOLUME_IMAGE, "other", FINGERPRINT),
         ],
+        snapshots={(codes.VOLUME_CONTAINER, "other", "c1"): ["early", "late"]},
         profiles=[("default", "a")],
         here=[codes.VOLUME_CONTAINER, codes.VOLUME_IMAGE, codes.VOLUME_IMAGE],
     )
+
+
+def test_snapshots_of_the_volumes_on_a_pool(tx: Transaction) -> None:
+    rows = []
+    for pool in ("p", "q"):
+        storage_pools.insert(tx, PoolRow(0, pool, "dir"))
+        row = volume("c1", pool=pool, description=f"on {pool}", config={"user.on": pool})
+        rows.append(replace(row, id=storage_volumes.insert(tx, row)))
+    for row in rows:
+        for name, minutes in (("late", 2), ("early", 1)):
+            volume_snapshots.take(tx, row, name, NOON + timedelta(minutes=minutes), None)
+    found = volume_snapshots.get_on(tx, "q")
+    assert found == {rows[1].id: volume_snapshots.get_of(tx, rows[1].id)}
+    assert [(s.name, s.description, s.config) for s in found[rows[1].id]] == [
+        ("early", "on q", {"user.on": "q"}),
+        ("late", "on q", {"user.on": "q"}),
+    ]
 
 
 def test_volumes(tx: Transaction) -> None:
@@ -647,22 +691,40 @@ def test_volumes(tx: Transaction) -> None:
     storage_volumes.set_new_name(tx, row.id, "c9")
     storage_volumes.set_new_name(tx, row.id, "c2")
     assert storage_volumes.get_here(tx, "p", codes.VOLUME_CONTAINER) == [replace(new, new_name="c2")]
-    storage_volumes.rename(tx, row.id, "c2")
+    storage_volumes.move(tx, row.id, "default", "p", "c2")
     found = storage_volumes.get(tx, "default", "p", codes.VOLUME_CONTAINER, "c2")
     assert found == replace(new, name="c2")
     other = storage_volumes.insert(tx, volume("c3"))
     with refused(tx, AlreadyExists):
-        storage_volumes.rename(tx, other, "c2")
+        storage_volumes.move(tx, other, "default", "p", "c2")
     storage_volumes.delete(tx, other)
     storage_volumes.delete(tx, other)
     for call in (
         lambda: storage_volumes.get(tx, "default", "p", codes.VOLUME_CONTAINER, "c3"),
         lambda: storage_volumes.update(tx, volume("c3", id=99)),
-        lambda: storage_volumes.rename(tx, 99, "c4"),
+        lambda: storage_volumes.move(tx, 99, "default", "p", "c4"),
         lambda: storage_volumes.set_new_name(tx, 99, "c4"),
     ):
         with refused(tx, NotFound, match="Storage volume"):
             call()
+
+
+def test_a_volume_moves_to_another_project_and_pool(tx: Transaction) -> None:
+    second_project(tx)
+    for pool in ("p", "q"):
+        storage_pools.insert(tx, PoolRow(0, pool, "dir"))
+    row = volume("c1", description="x", config={"size": "1GiB"})
+    row = replace(row, id=storage_volumes.insert(tx, replace(row, new_name="-")))
+    storage_volumes.insert(tx, volume("c2", project="other"))
+    storage_volumes.move(tx, row.id, "other", "q", "c2")
+    moved = replace(row, project="other", pool="q", name="c2")
+    assert storage_volumes.get_all(tx, None, "q") == [moved]
+    with refused(tx, AlreadyExists, match="'c2' already exists on pool 'p'"):
+        storage_volumes.move(tx, row.id, "other", "p", "c2")
+    with refused(tx, NotFound, match="Storage pool 'none'"):
+        storage_volumes.move(tx, row.id, "other", "none", "c2")
+    with refused(tx, NotFound, match="Project 'none'"):
+        storage_volumes.move(tx, row.id, "none", "p", "c2")
 
 
 # ---- certificates
@@ -713,9 +775,9 @@ def test_times_that_hands_wrote_are_read(tx: Transaction, text: str) -> None:
 
 def test_times_of_other_zones_are_stored_in_utc(tx: Transaction) -> None:
     east = datetime(2026, 3, 1, 14, tzinfo=timezone(timedelta(hours=2)))
-    row_id = instances.insert(tx, instance())
+    row_id = instances.insert(tx, instance_row())
     instances.set_last_used(tx, row_id, east)
-    found = instances.get(tx, "default", "c1")
+    found = instances.get(tx, C1)
     assert found.last_used_at == east
     if tx.connection.dialect.name == "sqlite":
         stored = tx.execute_sql("SELECT last_use_date FROM instances").scalar_one()
@@ -762,13 +824,29 @@ def set_number(tx: Transaction, table: str, column: str) -> None:
     ],
     ids=lambda table: table.kind,
 )
-def test_a_number_without_a_word_is_not_taken_for_another(table: codes.Codes) -> None:
+def test_unknown_codes_are_rejected(table: codes.Codes) -> None:
     for word, number in table.items():
         assert codes.word(table, number) == word
     assert sorted(table.values()) == list(range(min(table.values()), max(table.values()) + 1))
     for number in (99, -1):
-        with pytest.raises(codes.UnknownCode, match=f"{number} is no {table.kind}"):
+        with pytest.raises(codes.UnknownCode, match=f"{number} is not a known {table.kind}"):
             codes.word(table, number)
+
+
+def test_the_id_maps_of_others(tx: CountedTransaction) -> None:
+    first = instances.insert(tx, instance_row("a", config={"volatile.idmap.next": "1", "user.x": "y"}))
+    running = {
+        "volatile.idmap.next": "2",
+        "volatile.idmap.current": "1",
+        "volatile.last_state.power": "RUNNING",
+    }
+    for name in ("b", "c", "d"):
+        instances.insert(tx, instance_row(name, config=running))
+    tx.statements = 0
+    assert idmaps.of_others(tx, first) == {("2", "1", "RUNNING")}
+    assert tx.statements == 1
+    instances.insert(tx, instance_row("e"))
+    assert idmaps.of_others(tx, 0) == {("2", "1", "RUNNING"), ("1", "", ""), ("", "", "")}
 
 
 @pytest.mark.parametrize(
@@ -782,30 +860,30 @@ def test_an_instance_that_cannot_be_read_is_in_no_list(
     # Of another name on each engine, for it is told once in the life of a process.
     name = f"odd-{tx.connection.dialect.name}-{table}-{column}".replace("_", "-")
     devices = {"eth0": {"type": "nic"}}
-    instances.insert(tx, instance(name, state="ready", devices=devices, config={"user.x": "1"}))
+    instances.insert(tx, instance_row(name, state="ready", devices=devices, config={"user.x": "1"}))
     set_number(tx, table, column)
     (found,) = instances.get_all(tx, None)
-    assert (found.name, found.state, found.config) == (name, codes.UNKNOWN, {"user.x": "1"})
+    assert (found.ref.name, found.state, found.data.config) == (name, codes.UNKNOWN, {"user.x": "1"})
     assert instances.names(tx, None) == []
     with refused(tx, codes.UnknownCode, match=f"Instance '{name}' cannot be used"):
-        instances.get(tx, "default", name)
+        instances.get(tx, ref(name))
     instances.get_all(tx, None)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
-    assert f"Instance '{name}' of project 'default' is left alone: 99 is no " in told[0]
+    assert f"Instance '{name}' of project 'default' is ignored: 99 is not a known " in told[0]
 
 
-def test_a_profile_that_cannot_be_read_is_told_from_others(tx: Transaction) -> None:
+def test_an_unreadable_profile_is_distinguished_from_others(tx: Transaction) -> None:
     profiles.insert(tx, ProfileRow(0, "default", "odd", devices={"eth0": {"type": "nic"}}))
     profiles.insert(tx, ProfileRow(0, "default", "fine"))
-    instances.insert(tx, instance("uses", state="ready", profiles=["odd"]))
-    instances.insert(tx, instance("other", state="ready", profiles=["fine"]))
+    instances.insert(tx, instance_row("uses", state="ready", profiles=["odd"]))
+    instances.insert(tx, instance_row("other", state="ready", profiles=["fine"]))
     set_number(tx, "profiles_devices", "type")
     readable = {row.name: row.readable for row in profiles.get_all(tx, "default")}
     assert readable == {"default": True, "fine": True, "odd": False}
     with refused(tx, codes.UnknownCode, match="Profile 'odd' cannot be used"):
         profiles.get(tx, "default", "odd")
-    assert instances.names(tx, None) == [("default", "other")]
+    assert instances.names(tx, None) == [ref("other")]
 
 
 @pytest.mark.parametrize("column", ["state", "architecture", "type"])
@@ -848,3 +926,49 @@ def test_pools_networks_and_volumes_that_cannot_be_read(tx: Transaction) -> None
         storage_pools.get(tx, "p")
     with refused(tx, codes.UnknownCode, match="Network 'br0'"):
         networks.get(tx, "default", "br0")
+
+
+def test_projects_that_share_images_have_their_own_profiles_for_them(tx: Transaction) -> None:
+    def seen_by(project: str) -> list[str]:
+        return images.get(tx, "default", FINGERPRINT, viewer=project).profiles
+
+    images.insert(tx, image(profiles=["default"]))
+    second_project(tx, own=("profiles",))
+    profiles.insert(tx, ProfileRow(0, "other", "default"))
+    profiles.insert(tx, ProfileRow(0, "other", "web"))
+    assert seen_by("other") == []
+    for _ in range(2):
+        images.share_with(tx, "other")
+        assert (seen_by("other"), seen_by("default")) == (["default"], ["default"])
+    row = images.get(tx, "default", FINGERPRINT, viewer="other")
+    images.update(tx, replace(row, profiles=["web", "default"]))
+    assert (seen_by("other"), seen_by("default")) == (["default", "web"], ["default"])
+    images.update(tx, replace(images.get(tx, "default", FINGERPRINT), profiles=[]))
+    assert (seen_by("other"), seen_by("default")) == (["default", "web"], [])
+    images.insert(tx, image("cd" * 32, profiles=["web"], profiles_of="other"))
+    found = {viewer: images.get_all(tx, "default", viewer=viewer) for viewer in ("default", "other")}
+    assert {viewer: rows[1].profiles for viewer, rows in found.items()} == {
+        "default": ["default"],
+        "other": ["web"],
+    }
+
+
+def test_projects_are_renamed_and_deleted(tx: Transaction) -> None:
+    row = projects.ProjectRow(0, "web", "mine", {"features.profiles": "true", "user.x": "1"})
+    row = replace(row, id=projects.insert(tx, row))
+    assert projects.get(tx, "web") == row
+    assert projects.get_configs(tx) == {one.name: one.config for one in projects.get_all(tx)}
+    assert projects.all_effective(tx, "profiles") == {"default": "default", "web": "web"}
+    assert projects.all_effective(tx, "images") == {"default": "default", "web": "default"}
+    with refused(tx, AlreadyExists, match="Project 'web' already exists"):
+        projects.insert(tx, row)
+    with refused(tx, AlreadyExists, match="Project 'default' already exists"):
+        projects.rename(tx, row.id, "default")
+    projects.rename(tx, row.id, "net")
+    profiles.insert(tx, ProfileRow(0, "net", "default"))
+    projects.delete(tx, row.id)
+    assert [one.name for one in projects.get_all(tx)] == ["default"]
+    assert [one.project for one in profiles.get_all(tx, None)] == ["default"]
+    for change in (projects.rename, projects.delete):
+        with refused(tx, NotFound, match="Project not found"):
+            change(tx, row.id, *(["x"] if change is projects.rename else []))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +12,12 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from tests.support.instances import instance_row
+from tests.support.transactions import refused
 from utsuwa.core.errors import AlreadyExists, HostError, InvalidName, NotFound
 from utsuwa.db import (
     codes,
+    config,
     images,
     instances,
     members,
@@ -27,7 +29,6 @@ from utsuwa.db import (
 )
 from utsuwa.db.engine import Engine
 from utsuwa.db.images import ImageRow
-from utsuwa.db.instances import InstanceRow
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.postgres import Postgres
 from utsuwa.db.sqlite import Sqlite
@@ -44,16 +45,6 @@ def other(tx: Transaction) -> Transaction:
     """The same transaction, as a second member's."""
     members.claim(tx, "uuid-1", "host1")
     return Transaction(tx.connection, members.claim(tx, "uuid-2", "host2").id)
-
-
-@contextmanager
-def refused(tx: Transaction, error: type[Exception], match: str) -> Iterator[None]:
-    with pytest.raises(error, match=match), tx.connection.begin_nested():
-        yield
-
-
-def instance(name: str) -> InstanceRow:
-    return InstanceRow(0, "default", name, "x86_64", False, False, "", NOON, None)
 
 
 def image() -> ImageRow:
@@ -81,11 +72,11 @@ def test_a_member_keeps_its_row_under_another_name(tx: Transaction) -> None:
     assert members.claim(tx, "uuid-1", None) == named
 
 
-def test_a_second_daemon_needs_a_name_of_its_own(tx: Transaction) -> None:
+def test_a_second_daemon_needs_a_unique_name(tx: Transaction) -> None:
     members.claim(tx, "uuid-1", "host1")
     second = members.claim(tx, "uuid-2", "host2")
     assert [row.name for row in members.get_all(tx)] == ["host1", "host2"]
-    with refused(tx, HostError, match="'host1' of the database is a daemon with another state folder"):
+    with refused(tx, HostError, match="'host1' of the database is a daemon with another state directory"):
         members.claim(tx, "uuid-3", "host1")
     with refused(tx, HostError, match="'host1' of the database"):
         members.claim(tx, "uuid-2", "host1")
@@ -96,13 +87,13 @@ def test_a_second_daemon_needs_a_name_of_its_own(tx: Transaction) -> None:
 
 def test_a_nameless_second_daemon_is_refused(tx: Transaction) -> None:
     members.claim(tx, "uuid-1", None)
-    with refused(tx, HostError, match="give this one a name of its own"):
+    with refused(tx, HostError, match="set a unique name"):
         members.claim(tx, "uuid-2", None)
 
 
-def test_nobody_else_takes_what_a_daemon_has_not_claimed_yet(tx: Transaction) -> None:
+def test_an_unclaimed_member_with_instances_is_not_renamed(tx: Transaction) -> None:
     """As after the upgrade of a database with instances."""
-    instances.insert(tx, instance("c1"))
+    instances.insert(tx, instance_row("c1"))
     with refused(tx, HostError, match="start that daemon first"):
         members.claim(tx, "uuid-2", "host2")
     members.claim(tx, "uuid-1", None)
@@ -112,16 +103,16 @@ def test_nobody_else_takes_what_a_daemon_has_not_claimed_yet(tx: Transaction) ->
 # ---- rows that live on a host
 
 
-def test_instances_are_known_to_all_and_are_here_for_one(tx: Transaction, other: Transaction) -> None:
-    instances.insert(tx, instance("c1"))
-    instances.insert(other, instance("c2"))
-    seen = [(row.name, row.location, row.here) for row in instances.get_all(tx, None)]
+def test_instances_are_listed_on_all_members(tx: Transaction, other: Transaction) -> None:
+    instances.insert(tx, instance_row("c1"))
+    instances.insert(other, instance_row("c2"))
+    seen = [(row.ref.name, row.location, row.here) for row in instances.get_all(tx, None)]
     assert seen == [("c1", "host1", True), ("c2", "host2", False)]
-    seen = [(row.name, row.location, row.here) for row in instances.get_all(other, "default")]
+    seen = [(row.ref.name, row.location, row.here) for row in instances.get_all(other, "default")]
     assert seen == [("c1", "host1", False), ("c2", "host2", True)]
-    assert [row.name for row in instances.get_here(other)] == ["c2"]
+    assert [row.ref.name for row in instances.get_here(other)] == ["c2"]
     with refused(other, AlreadyExists, match="'c1' already exists"):
-        instances.insert(other, instance("c1"))
+        instances.insert(other, instance_row("c1"))
 
 
 def test_volumes_of_one_name_can_be_on_several_members(tx: Transaction, other: Transaction) -> None:
@@ -136,7 +127,7 @@ def test_volumes_of_one_name_can_be_on_several_members(tx: Transaction, other: T
     assert [row.id for row in storage_volumes.get_here(other, "p", codes.VOLUME_IMAGE)] == [own]
 
 
-def test_the_files_of_an_image_are_each_members_own(tx: Transaction, other: Transaction) -> None:
+def test_files_of_images_belong_to_each_member(tx: Transaction, other: Transaction) -> None:
     image_id = images.insert(tx, image())
     assert images.get(other, "default", FINGERPRINT).here is False
     assert images.projects_with(other, FINGERPRINT) == []
@@ -170,7 +161,7 @@ def test_a_pool_has_a_part_on_each_member(tx: Transaction, other: Transaction) -
         storage_pools.insert(other, first)
 
 
-def test_a_pool_goes_with_its_last_part(tx: Transaction, other: Transaction) -> None:
+def test_a_pool_is_deleted_with_its_last_part(tx: Transaction, other: Transaction) -> None:
     pool_id = storage_pools.insert(tx, PoolRow(0, "p", "dir"))
     storage_pools.insert(other, PoolRow(pool_id, "p", "dir"))
     storage_volumes.insert(tx, volume("c1"))
@@ -185,8 +176,8 @@ def test_a_pool_goes_with_its_last_part(tx: Transaction, other: Transaction) -> 
 
 
 def test_a_network_has_a_part_on_each_member(tx: Transaction, other: Transaction) -> None:
-    config = {"bridge.external_interfaces": "eth1", "ipv4.address": "10.0.0.1/24"}
-    network_id = networks.insert(tx, NetworkRow(0, "default", "br0", config=config, state="ready"))
+    keys = {"bridge.external_interfaces": "eth1", "ipv4.address": "10.0.0.1/24"}
+    network_id = networks.insert(tx, NetworkRow(0, "default", "br0", config=keys, state="ready"))
     row = networks.get(other, "default", "br0")
     assert (row.state, row.config) == ("pending", {"ipv4.address": "10.0.0.1/24"})
     networks.insert(other, replace(row, state="creating"))
@@ -196,6 +187,21 @@ def test_a_network_has_a_part_on_each_member(tx: Transaction, other: Transaction
     assert networks.get(tx, "default", "br0").state == "pending"
     networks.delete(other, network_id)
     assert networks.get_all(tx, None) == []
+
+
+def test_local_keys_of_the_server_config_are_set_for_each_member(tx: Transaction, other: Transaction) -> None:
+    config.replace(tx, {"core.https_address": ":8443", "images.auto_update_interval": "5"})
+    assert config.load(other) == {"images.auto_update_interval": "5"}
+    config.replace(other, {"core.https_address": ":9443", "images.auto_update_interval": "6"})
+    assert config.load(tx) == {"core.https_address": ":8443", "images.auto_update_interval": "6"}
+    config.replace(tx, {})
+    assert config.load(other) == {"core.https_address": ":9443"}
+
+
+def test_a_shared_key_exists_once(tx: Transaction) -> None:
+    config.replace(tx, {"user.a": "1"})
+    with refused(tx, sa.exc.IntegrityError, match="(?i)unique"):
+        tx.execute(schema.config.insert().values(key="user.a", value="2"))
 
 
 # ---- the upgrade
@@ -231,13 +237,14 @@ _OLD_ROWS = (
     " VALUES ('c1', 1, 0, '', 1, '2024-05-06 12:00:00'), ('gone', 1, 0, '', 1, '2024-05-06 12:00:00')",
     "INSERT INTO storage_volumes_config (storage_volume_id, key, value) VALUES (1, 'size', '1GiB')",
     "DELETE FROM storage_volumes WHERE name = 'gone'",
+    "INSERT INTO config (key, value) VALUES ('core.https_address', ':8443'), ('user.a', '1')",
     "INSERT INTO networks (project_id, name, description, state) VALUES (1, 'br0', '', 1)",
     "INSERT INTO networks_config (network_id, key, value)"
     " VALUES (1, 'bridge.external_interfaces', 'eth1'), (1, 'ipv4.address', '10.0.0.1/24')",
 )
 
 
-def test_what_the_first_schema_holds_is_the_first_members(empty_engine: Engine) -> None:
+def test_rows_of_the_first_schema_belong_to_the_first_member(empty_engine: Engine) -> None:
     with closing(empty_engine.connect(read_only=False)) as connection:
         _to(connection, "0001")
         for statement in _OLD_ROWS:
@@ -253,7 +260,7 @@ def test_what_the_first_schema_holds_is_the_first_members(empty_engine: Engine) 
 
 def _check_upgraded(tx: Transaction) -> None:
     (row,) = instances.get_all(tx, None)
-    assert (row.name, row.location, row.here) == ("c1", "none", True)
+    assert (row.ref.name, row.location, row.here) == ("c1", "none", True)
     assert images.get(tx, "default", FINGERPRINT).here
     p, q = storage_pools.get_all(tx)
     assert (p.state, p.config, p.locations) == ("ready", {"rsync.bwlimit": "1", "source": "/x"}, ("none",))
@@ -265,4 +272,7 @@ def _check_upgraded(tx: Transaction) -> None:
     wanted = {"bridge.external_interfaces": "eth1", "ipv4.address": "10.0.0.1/24"}
     assert (network.state, network.config) == ("ready", wanted)
     assert members.claim(tx, "uuid-1", None).id == schema.FIRST_MEMBER
+    assert config.load(tx) == {"core.https_address": ":8443", "user.a": "1"}
+    other = Transaction(tx.connection, members.claim(tx, "uuid-2", "host2").id)
+    assert config.load(other) == {"user.a": "1"}
     assert storage_volumes.insert(tx, volume("new")) > 2, "an id was given out twice"

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import FakePorts, FakeVolume
+from tests.support.devices import FakeContainer, FakePorts, FakeVolume, FakeVolumes
+from tests.support.instances import C1
 from utsuwa import devices
 from utsuwa.core.errors import HostError, InvalidConfig, InvalidName, NotSupportedYet
 from utsuwa.core.idmap import IdMap
-from utsuwa.devices import nic
+from utsuwa.devices import io_limits, nic
 from utsuwa.devices.base import BindMount, DeviceHost, RunConfig
+from utsuwa.devices.names import entry_name
+from utsuwa.host.cgroups.io_limits import IoLimit
+from utsuwa.host.mounts.device_folder import DeviceFolder
 from utsuwa.host.network import traffic, veth
 
 FOLDER = {"type": "disk", "source": "instance:docker", "path": "/var/lib/docker"}
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
+VOLUME = {"type": "disk", "pool": "p", "source": "v1", "path": "/mnt"}
+HOST = {"type": "disk", "source": "/srv/data", "path": "/mnt"}
+CHAR = {"type": "unix-char", "source": "/dev/null"}
 P2P = {"type": "nic", "nictype": "p2p"}
 NET = {"type": "nic", "network": "br0"}
 
@@ -28,16 +35,16 @@ def host(
     pid: int | None = None,
 ) -> DeviceHost:
     return DeviceHost(
-        project="default",
-        instance="c1",
-        storage_name="c1",
+        instance=C1,
         config=config or {},
         idmap=IdMap(),
-        devices_path=Path("/nowhere"),
+        folder=DeviceFolder(Path("/nowhere")),
         init_pid=pid,
         devices=all_devices or {},
         ports=FakePorts(),
         volume=FakeVolume(Path("/nowhere")),
+        volumes=FakeVolumes(),
+        container=FakeContainer(),
     )
 
 
@@ -47,15 +54,14 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names = {"eth0", "taken"}
     monkeypatch.setattr(veth, "exists", names.__contains__)
     monkeypatch.setattr(veth, "create", lambda pair, pid: names.add(pair.host_name))
-    monkeypatch.setattr(veth, "delete", names.discard)
 
-    async def delete_early(name: str) -> None:
+    async def delete(name: str) -> None:
         names.discard(name)
 
     async def nothing(name: str) -> None:
         return
 
-    monkeypatch.setattr(veth, "delete_early", delete_early)
+    monkeypatch.setattr(veth, "delete", delete)
     monkeypatch.setattr(traffic, "remove_helper", nothing)
     monkeypatch.setattr(traffic, "clear", nothing)
     return names
@@ -75,7 +81,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, int |
     return found
 
 
-def test_what_is_valid() -> None:
+def test_valid_devices() -> None:
     for profile in (False, True):
         devices.check_devices(
             {
@@ -89,6 +95,10 @@ def test_what_is_valid() -> None:
                     "limits.max": "",
                 },
                 "eth1": P2P,
+                "null": CHAR | {"mode": "666", "uid": "1000", "path": "dev/own", "required": "no"},
+                "disk": {"type": "unix-block", "path": "/dev/sdx", "major": "8", "minor": "1"},
+                "data": HOST | {"propagation": "rslave", "shift": "yes", "recursive": "1"},
+                "relative": HOST | {"path": "srv/x", "required": "false", "raw.mount.options": "noexec"},
                 "gone": {"type": "none"},
             },
             profile=profile,
@@ -102,43 +112,86 @@ def test_what_is_valid() -> None:
         ({"type": "floppy"}, InvalidConfig, "'type' is 'floppy'"),
         ({"type": "none", "path": "/"}, InvalidConfig, "Unknown configuration key 'path'"),
         ({"type": "proxy"}, NotSupportedYet, "type 'proxy'"),
-        ({"type": "unix-char", "path": "/dev/x"}, NotSupportedYet, "unix-char"),
+        ({"type": "usb"}, NotSupportedYet, "type 'usb'"),
+        (CHAR | {"source": ""}, InvalidConfig, "'source' or 'path' is required"),
+        (CHAR | {"source": "dev/x"}, InvalidConfig, "'source' must be an absolute path"),
+        (CHAR | {"path": "/dev/../x"}, InvalidConfig, "'path'"),
+        (CHAR | {"path": "/"}, InvalidConfig, "'path'"),
+        (CHAR | {"major": "5"}, InvalidConfig, "'major' and 'minor' must be set together"),
+        (CHAR | {"minor": "5"}, InvalidConfig, "'major' and 'minor' must be set together"),
+        (CHAR | {"major": "4096", "minor": "1"}, InvalidConfig, "'major': must be between"),
+        (CHAR | {"major": "1", "minor": "-1"}, InvalidConfig, "'minor': must be between"),
+        (CHAR | {"mode": "0980"}, InvalidConfig, "'mode': must be an octal mode"),
+        (CHAR | {"mode": "4755"}, InvalidConfig, "'mode': must be an octal mode"),
+        (CHAR | {"uid": "x"}, InvalidConfig, "'uid'"),
+        (CHAR | {"gid": "4294967295"}, InvalidConfig, "'gid': must be between"),
+        (CHAR | {"required": "x"}, InvalidConfig, "'required'"),
+        (CHAR | {"source": "/srv/x", "required": "false"}, InvalidConfig, "'source' must be below /dev"),
+        (CHAR | {"source": "/dev/../x", "required": "false"}, InvalidConfig, "'source' must be below /dev"),
+        (CHAR | {"recursive": "true"}, InvalidConfig, "'recursive'"),
         (ROOT | {"pool": ""}, InvalidConfig, "'pool' is required"),
         ({"type": "disk", "path": "/"}, InvalidConfig, "'pool' is required"),
         (ROOT | {"pool": "a/b"}, InvalidConfig, "pool"),
         (ROOT | {"size": "big"}, InvalidConfig, "'size'"),
         (ROOT | {"sizes": "1GB"}, InvalidConfig, "'sizes'"),
         (ROOT | {"readonly": "perhaps"}, InvalidConfig, "'readonly'"),
-        (ROOT | {"limits.read": "1MB"}, NotSupportedYet, "'limits.read'"),
+        (ROOT | {"limits.read": "fast"}, InvalidConfig, "'limits.read': Invalid size"),
+        (ROOT | {"limits.write": "0iops"}, InvalidConfig, "'limits.write': must be greater"),
+        (ROOT | {"limits.max": "0"}, InvalidConfig, "'limits.max': must be greater"),
+        (HOST | {"limits.max": "-1"}, InvalidConfig, "'limits.max'"),
         ({"type": "disk", "source": "/tmp"}, InvalidConfig, "'path' is required"),
         ({"type": "disk", "path": "/mnt"}, InvalidConfig, "'source' is required"),
-        ({"type": "disk", "path": "/mnt", "source": "/tmp"}, NotSupportedYet, "other than the root disk"),
+        (HOST | {"source": "tmp"}, InvalidConfig, "'source' must be an absolute path"),
+        (VOLUME | {"source": ""}, InvalidConfig, "'source' is required: set it to the name of a custom"),
+        (VOLUME | {"source": "/srv"}, InvalidConfig, "'source' must be the name of a custom volume"),
+        (VOLUME | {"source": "v1/snap0"}, InvalidConfig, "'v1/snap0': snapshots cannot be attached"),
+        (VOLUME | {"source": "v~new"}, InvalidConfig, "no tildes"),
+        (VOLUME | {"path": ""}, InvalidConfig, "'path' is required"),
+        (VOLUME | {"path": "/"}, InvalidConfig, "not the root"),
+        (VOLUME | {"pool": "a/b"}, InvalidConfig, "pool"),
+        (VOLUME | {"shift": "true"}, InvalidConfig, "set security.shifted=true on the volume"),
+        (VOLUME | {"size": "1GB"}, InvalidConfig, "'size'"),
+        (VOLUME | {"required": "false", "optional": "true"}, InvalidConfig, "'optional' is the deprecated"),
+        (HOST | {"source": "ceph:pool/vol"}, NotSupportedYet, "'ceph'"),
+        (HOST | {"propagation": "both"}, InvalidConfig, "'propagation': must be one of private"),
+        (HOST | {"shift": "maybe"}, InvalidConfig, "'shift'"),
+        (HOST | {"recursive": "maybe"}, InvalidConfig, "'recursive'"),
+        (HOST | {"required": "maybe"}, InvalidConfig, "'required'"),
+        (
+            HOST | {"required": "false", "optional": "true"},
+            InvalidConfig,
+            "'optional' is the deprecated opposite",
+        ),
+        (HOST | {"raw.mount.options": "ro\nx"}, InvalidConfig, "'raw.mount.options': contains a line break"),
+        (HOST | {"size": "1GB"}, InvalidConfig, "'size'"),
+        (HOST | {"path": ""}, InvalidConfig, "'path' is required"),
+        (HOST | {"path": "/"}, InvalidConfig, "not the root"),
+        (HOST | {"path": "mnt//x"}, InvalidConfig, "'path'"),
         (FOLDER | {"source": "instance:"}, InvalidConfig, "'source' must be 'instance:' and a name"),
         (FOLDER | {"source": "instance:../x"}, InvalidConfig, "'source'"),
         (FOLDER | {"source": "instance:.new"}, InvalidConfig, "'source'"),
         (FOLDER | {"source": "instance:a\nb"}, InvalidConfig, "'source'"),
         (FOLDER | {"path": "/"}, InvalidConfig, "'path'.*not the root"),
-        (FOLDER | {"path": "srv"}, InvalidConfig, "'path'.*absolute"),
         (FOLDER | {"path": "/srv/../etc"}, InvalidConfig, "'path'"),
         (FOLDER | {"path": "/srv\nlxc.hook=x"}, InvalidConfig, "line break"),
         (FOLDER | {"path": ""}, InvalidConfig, "'path' is required"),
         (FOLDER | {"pool": "default"}, InvalidConfig, "'pool'"),
-        (FOLDER | {"shift": "true"}, NotSupportedYet, "'shift'"),
+        (FOLDER | {"shift": "true"}, InvalidConfig, "'shift'"),
         ({"type": "disk", "path": "/mnt", "source": "/tmp", "nonsense": "1"}, InvalidConfig, "'nonsense'"),
         ({"type": "nic"}, InvalidConfig, "'nictype' is required"),
         ({"type": "nic", "nictype": "token-ring"}, InvalidConfig, "'token-ring'"),
         ({"type": "nic", "nictype": "macvlan", "parent": "br0"}, NotSupportedYet, "nictype=macvlan"),
         ({"type": "nic", "nictype": "bridged"}, InvalidConfig, "'parent' is required"),
         ({"type": "nic", "nictype": "bridged", "parent": "a" * 16}, InvalidConfig, "'parent'"),
-        (NET | {"nictype": "bridged"}, InvalidConfig, "'nictype' cannot stand beside 'network'"),
-        (NET | {"parent": "br0"}, InvalidConfig, "'parent' cannot stand beside 'network'"),
+        (NET | {"nictype": "bridged"}, InvalidConfig, "'nictype' cannot be combined with 'network'"),
+        (NET | {"parent": "br0"}, InvalidConfig, "'parent' cannot be combined with 'network'"),
         (NET | {"network": "a/b"}, InvalidConfig, "'network'"),
         (NET | {"ipv4.address": "fd42::1"}, InvalidConfig, "'ipv4.address'.*IPv4"),
         (NET | {"ipv6.address": "10.0.0.1"}, InvalidConfig, "'ipv6.address'.*IPv6"),
         (NET | {"ipv4.address": "10.0.0.1\nx"}, InvalidConfig, "line break"),
         (NET | {"limits.egress": "10MB"}, InvalidConfig, "'limits.egress'.*10Mbit"),
         (NET | {"limits.ingress": "0"}, InvalidConfig, "out of range"),
-        (NET | {"limits.max": "1Mbit", "limits.egress": "1Mbit"}, InvalidConfig, "'limits.max' stands"),
+        (NET | {"limits.max": "1Mbit", "limits.egress": "1Mbit"}, InvalidConfig, "'limits.max' is for both"),
         (NET | {"security.mac_filtering": "true"}, NotSupportedYet, "'security.mac_filtering'"),
         (P2P | {"hwaddr": "00:16:3e"}, InvalidConfig, "'hwaddr'"),
         (P2P | {"hwaddr": "01:16:3e:00:00:00"}, InvalidConfig, "multicast"),
@@ -161,7 +214,7 @@ def test_what_is_valid() -> None:
         (P2P | {"parent": "br0"}, InvalidConfig, "'parent'"),
     ],
 )
-def test_what_is_refused(config: dict[str, str], error: type[Exception], message: str) -> None:
+def test_invalid_devices(config: dict[str, str], error: type[Exception], message: str) -> None:
     for profile in (False, True):
         with pytest.raises(error, match=message) as caught:
             devices.check_devices({"dev0": config}, profile=profile)
@@ -169,12 +222,12 @@ def test_what_is_refused(config: dict[str, str], error: type[Exception], message
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65, "a\nb"])
-def test_device_names_are_judged(name: str) -> None:
+def test_device_names_are_checked(name: str) -> None:
     with pytest.raises(InvalidName):
         devices.check_devices({name: P2P}, profile=True)
 
 
-def test_names_of_interfaces_are_given_once() -> None:
+def test_names_of_interfaces_are_unique() -> None:
     for key in ("name", "host_name"):
         with pytest.raises(InvalidConfig, match=f"'b': '{key}' 'same' is taken by device 'a'"):
             devices.check_devices({"a": P2P | {key: "same"}, "b": P2P | {key: "same"}}, profile=False)
@@ -186,7 +239,7 @@ def test_the_root_disk_is_found() -> None:
     for lacking in ({"eth0": P2P}, {"root": ROOT | {"source": "/srv"}}, {}):
         with pytest.raises(InvalidConfig, match="No root device could be found"):
             devices.root_disk(lacking)
-    with pytest.raises(InvalidConfig, match="'root' names no storage pool"):
+    with pytest.raises(InvalidConfig, match="'root' has no storage pool"):
         devices.root_disk({"root": {"type": "disk", "path": "/"}})
     two = {"root": ROOT, "also": ROOT}
     with pytest.raises(InvalidConfig, match="'root' and 'also' are both"):
@@ -216,20 +269,70 @@ def test_changes_in_place() -> None:
     assert not devices.load("eth0", P2P).changes_in_place(P2P | {"mtu": "1400"})
 
 
-def test_what_keeps_a_device_from_changing_in_place_is_named() -> None:
+def test_keys_that_prevent_a_change_in_place() -> None:
     disk = devices.load("root", ROOT | {"size": "2GB", "readonly": "true", "pool": "other"})
     assert disk.fixed_while_running(ROOT) == ["pool", "readonly"]
     assert disk.fixed_while_running(ROOT | {"readonly": "true", "pool": "other"}) == []
     assert disk.fixed_while_running({"type": "nic"}) == ["path", "pool", "readonly", "type"]
 
 
-def test_a_device_is_live_when_it_can_be_detached() -> None:
-    live = {"root": False, "eth0": True, "off": True}
-    given = {"root": ROOT, "eth0": P2P, "off": {"type": "none"}}
+def test_a_device_that_can_be_detached_is_live() -> None:
+    live = {"root": False, "eth0": True, "off": True, "data": True, "docker": True, "null": True}
+    given = {"root": ROOT, "eth0": P2P, "off": {"type": "none"}, "data": HOST}
+    given |= {"docker": FOLDER, "null": CHAR}
     assert {name: devices.load(name, config).live for name, config in given.items()} == live
 
 
-def test_what_lies_above_comes_first() -> None:
+def test_two_disks_at_one_path() -> None:
+    """However the path is written."""
+    for path in ("/mnt", "mnt", "/mnt/"):
+        with pytest.raises(InvalidConfig, match="'b': 'path' .* is taken by device 'a'"):
+            devices.check_devices({"a": HOST, "b": HOST | {"path": path}}, profile=False)
+
+
+def test_watched_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that are not required and have no numbers."""
+    optional = CHAR | {"required": "false"}
+    given = {"a": optional, "b": optional | {"source": "", "path": "dev/x"}, "c": CHAR, "disk": HOST}
+    given["d"] = optional | {"major": "1", "minor": "3"}
+    assert devices.watched(given) == {Path("/dev/null"), Path("/dev/x")}
+    monkeypatch.setenv("UTSUWA_DEVMONITOR_DIR", "/srv/dev")
+    devices.load("a", optional | {"source": "/srv/dev/a"}).validate()
+    with pytest.raises(InvalidConfig, match="must be below /srv/dev"):
+        devices.load("a", optional).validate()
+
+
+def test_entries_of_devices_differ() -> None:
+    given = [
+        ("unix", "a.b", "/c"),
+        ("unix", "a", "/b.c"),
+        ("unix", "a-b", "/c"),
+        ("unix", "a", "/b-c"),
+        ("unix", "a", "/b/c"),
+        ("unix", "a-.b", "/c"),
+        ("unix", "a", "/" + "x" * 300),
+        ("unix", "a", "/" + "x" * 301),
+    ]
+    found = {entry_name(*parts) for parts in given}
+    assert len(found) == len(given)
+    assert "unix.a--b.c" in found
+    assert max(map(len, found)) < 200
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({}, None),
+        ({"limits.read": "1MB"}, IoLimit(read_bytes=1000000)),
+        ({"limits.read": "20iops", "limits.write": "1kB"}, IoLimit(read_requests=20, write_bytes=1000)),
+        ({"limits.max": "5 iops", "limits.write": "1kB"}, IoLimit(read_requests=5, write_requests=5)),
+    ],
+)
+def test_limits_of_disks(config: dict[str, str], limit: IoLimit | None) -> None:
+    assert io_limits.limit_of(config) == limit
+
+
+def test_devices_at_parent_paths_come_first() -> None:
     """Interfaces keep the order of their names, which gives them their numbers."""
     given = {
         "a": FOLDER | {"path": "/srv/a/b"},
@@ -243,7 +346,7 @@ def test_what_lies_above_comes_first() -> None:
     assert [device.name for device in devices.ordered(given)] == ["eth0", "eth1", "root", "c", "b", "a", "d"]
 
 
-async def test_a_folder_of_its_own_is_shown_inside(tmp_path: Path) -> None:
+async def test_an_instance_directory_is_mounted_inside(tmp_path: Path) -> None:
     volume = FakeVolume(tmp_path)
     volume.rootfs.mkdir()
     here = replace(host(), volume=volume)
@@ -254,7 +357,7 @@ async def test_a_folder_of_its_own_is_shown_inside(tmp_path: Path) -> None:
     assert run.mounts[0].read_only
 
 
-async def test_none_does_nothing() -> None:
+async def test_device_of_type_none_has_no_effect() -> None:
     device = devices.load("x", {"type": "none"})
     device.validate()
     for run in (await device.start(host()), await device.attach(host()), await device.detach(host())):
@@ -262,7 +365,7 @@ async def test_none_does_nothing() -> None:
     assert device.live
 
 
-def test_a_new_interface_gets_an_address_and_a_name() -> None:
+def test_a_new_interface_has_an_address_and_a_name() -> None:
     all_devices = {"eth0": P2P | {"name": "eth0"}, "b": P2P, "c": P2P, "disk": ROOT | {"name": "eth2"}}
     run = devices.load("b", P2P).add(host({"volatile.c.name": "eth1"}, all_devices))
     assert re.fullmatch(r"00:16:3e(:[0-9a-f]{2}){3}", run.volatile["hwaddr"])
@@ -274,7 +377,7 @@ def test_a_new_interface_gets_an_address_and_a_name() -> None:
     assert devices.load("b", P2P | {"name": "e", "hwaddr": "00:16:3e:00:00:01"}).add(host()).volatile == {}
 
 
-def test_a_name_that_is_configured_comes_before_one_that_was_given() -> None:
+def test_a_configured_name_takes_precedence_over_an_assigned_one() -> None:
     """Two interfaces of one name inside kept the instance from starting (lxd#6185, lxd#4446)."""
 
     def moved(device: str, all_devices: dict[str, dict[str, str]], **names: str) -> str:
@@ -297,7 +400,7 @@ def test_a_running_interface_keeps_its_name() -> None:
     given = {"volatile.eth0.name": "eth0"}
     wanted = {"eth0": P2P, "lan": P2P | {"name": "eth0"}}
     for before in (old, {"eth0": P2P | {"limits.max": "1Mbit"}}):
-        with pytest.raises(InvalidConfig, match="'lan': 'name' 'eth0' is taken by device 'eth0' as long as"):
+        with pytest.raises(InvalidConfig, match="'lan': 'name' 'eth0' is taken by device 'eth0' while"):
             devices.check_free_inside(host(given, wanted), before)
     # One that is taken out and put in again gets another name then.
     devices.check_free_inside(host(given, wanted), {"eth0": P2P | {"mtu": "1400"}})
@@ -305,14 +408,14 @@ def test_a_running_interface_keeps_its_name() -> None:
     devices.check_free_inside(host(given, {"eth0": {"type": "none"}, "lan": P2P | {"name": "eth0"}}), old)
 
 
-async def test_start_gives_liblxc_the_pair(interfaces: set[str]) -> None:
+async def test_start_returns_the_pair_for_liblxc(interfaces: set[str]) -> None:
     config = P2P | {"name": "lan", "hwaddr": "00:16:3e:00:00:01", "host_name": "h0", "mtu": "1400"}
     run = await devices.load("eth0", config).start(host())
     assert run.nics == [veth.Pair("h0", "lan", "00:16:3e:00:00:01", 1400)]
     assert run.volatile == {"host_name": "h0"}
 
 
-async def test_start_takes_what_volatile_keeps(interfaces: set[str]) -> None:
+async def test_start_uses_volatile_keys(interfaces: set[str]) -> None:
     kept = {"volatile.eth0.hwaddr": "00:16:3e:00:00:02", "volatile.eth0.name": "eth7"}
     run = await devices.load("eth0", P2P).start(host(kept))
     (pair,) = run.nics
@@ -320,20 +423,20 @@ async def test_start_takes_what_volatile_keeps(interfaces: set[str]) -> None:
     assert re.fullmatch("veth[0-9a-f]{8}", run.volatile["host_name"])
 
 
-async def test_a_host_name_that_is_taken(interfaces: set[str]) -> None:
-    with pytest.raises(InvalidConfig, match="'taken' already"):
+async def test_a_host_name_in_use(interfaces: set[str]) -> None:
+    with pytest.raises(InvalidConfig, match="already has an interface 'taken'"):
         await devices.load("eth0", P2P | {"host_name": "taken"}).start(host())
 
 
 async def test_no_free_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(veth, "exists", lambda name: True)
-    with pytest.raises(HostError, match="no free name"):
+    with pytest.raises(HostError, match="cannot find a free name"):
         await devices.load("eth0", P2P).start(host())
 
 
 async def test_attach_and_detach_change_the_host(interfaces: set[str]) -> None:
     device = devices.load("eth0", P2P | {"host_name": "h1"})
-    with pytest.raises(HostError, match="does not run"):
+    with pytest.raises(HostError, match="is not running"):
         await device.attach(host())
     run = await device.attach(host(pid=1))
     assert "h1" in interfaces
@@ -344,7 +447,7 @@ async def test_attach_and_detach_change_the_host(interfaces: set[str]) -> None:
     assert (await device.stop(host())).volatile == {}
 
 
-async def test_a_killed_containers_interface_goes_before_its_end(interfaces: set[str]) -> None:
+async def test_the_interface_of_a_killed_container_is_removed_early(interfaces: set[str]) -> None:
     device = devices.load("eth0", P2P)
     interfaces.add("h1")
     await device.killed(host({"volatile.eth0.host_name": "h1"}, pid=1))
@@ -403,7 +506,7 @@ async def test_limits_of_traffic(
     assert not devices.load("eth0", NET).changes_in_place(NET | {"network": "br1"})
 
 
-async def test_an_attached_interface_that_cannot_be_limited_goes_again(
+async def test_an_attached_interface_is_removed_if_it_cannot_be_limited(
     interfaces: set[str], limits: list[tuple[str, int | None, int | None]]
 ) -> None:
     before = set(interfaces)
@@ -412,5 +515,24 @@ async def test_an_attached_interface_that_cannot_be_limited_goes_again(
     assert interfaces == before
 
 
-def test_addresses_differ() -> None:
-    assert len({nic.random_mac() for _ in range(50)}) == 50
+def test_random_addresses_differ() -> None:
+    assert len({nic.random_mac("00:16:3e:xx:xx:xx") for _ in range(50)}) == 50
+    found = {nic.random_mac("xx:AB:0x:00:00:00") for _ in range(50)}
+    assert all(re.fullmatch("[0-9a-f][02468ace]:ab:0[0-9a-f]:00:00:00", mac) for mac in found), found
+
+
+async def test_names_and_addresses_as_the_server_chooses(interfaces: set[str]) -> None:
+    naming = devices.NicNaming("02:00:00:00:0x:xx", by_mac=True)
+    device = devices.load("eth0", P2P)
+    reserved = await device.reserve(replace(host(pid=1), naming=naming))
+    assert re.fullmatch(r"02(:00){3}:0[0-9a-f]:[0-9a-f]{2}", reserved["hwaddr"])
+    assert reserved["host_name"] == "lxd" + reserved["hwaddr"].replace(":", "")[2:]
+    run = await device.attach(replace(host(pid=1), naming=naming, reserved={"eth0": reserved}))
+    assert {**run.volatile, "name": ""} == {**reserved, "name": ""}
+    with pytest.raises(InvalidConfig, match="already has an interface 'lxd"):
+        await device.attach(replace(host(pid=1), naming=naming, reserved={"eth0": reserved}))
+    own = P2P | {"hwaddr": "00:16:3E:00:0A:01", "name": "e"}
+    started = await devices.load("eth0", own).start(replace(host(), naming=naming))
+    assert started.volatile == {"host_name": "lxd163e000a01"}
+    named = await devices.load("eth0", own | {"host_name": "h7"}).start(replace(host(), naming=naming))
+    assert named.volatile == {"host_name": "h7"}

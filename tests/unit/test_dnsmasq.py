@@ -12,18 +12,25 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
+from tests.support.instances import ref
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.networks.drivers.bridge.dnsmasq import Folder, configuration, file_of, host_file, host_line
+from utsuwa.networks.drivers.bridge.dnsmasq import (
+    DnsmasqFiles,
+    configuration,
+    host_file,
+    host_line,
+    port_file,
+)
 from utsuwa.networks.drivers.bridge.settings import settings
 from utsuwa.networks.ports import Port
 
-FOLDER = Folder(Path("/state/networks/br0"))
+FILES = DnsmasqFiles(Path("/state/networks/br0"))
 BOTH = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "fd42:1::1/64"}
 
 
 def conf(**keys: str) -> list[str]:
     config = BOTH | {key.replace("_", "."): value for key, value in keys.items()}
-    return configuration(settings("br0", config, "o"), FOLDER, "dnsmasq", "nogroup").splitlines()
+    return configuration(settings("br0", config, "o"), FILES, "dnsmasq", "nogroup").splitlines()
 
 
 def ranges(lines: list[str]) -> list[str]:
@@ -113,12 +120,12 @@ def test_names() -> None:
 
 
 def port(instance: str, ipv4: str = "", ipv6: str = "", project: str = "default") -> Port:
-    return Port(project, instance, "eth0", "br0", True, "00:16:3e:00:00:01", ipv4, ipv6)
+    return Port(ref(instance, project), "eth0", "br0", True, "00:16:3e:00:00:01", ipv4, ipv6)
 
 
 def test_file_names() -> None:
-    assert file_of(port("c1")) == "c1.eth0"
-    assert file_of(port("c1", project="blue")) == "blue_c1.eth0"
+    assert port_file(port("c1")) == "c1.eth0"
+    assert port_file(port("c1", project="blue")) == "blue_c1.eth0"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def dhcp_host(*fields: str) -> str:
         ("Ab--c", dhcp_host("ab--c")),
     ],
 )
-def test_a_name_is_never_taken_for_a_word_of_dnsmasq(instance: str, line: str) -> None:
+def test_names_are_not_interpreted_as_dnsmasq_keywords(instance: str, line: str) -> None:
     assert host_line(port(instance), "managed") == line
 
 
@@ -187,7 +194,7 @@ def test_every_instance_name_is_a_name_in_dnsmasqs_grammar(names: list[str]) -> 
 @pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq")
 @settings_of_hypothesis(max_examples=20, deadline=None)
 @given(st.lists(INSTANCE_NAMES | NASTY_NAMES, min_size=50, max_size=200))
-def test_dnsmasq_takes_the_line_of_every_instance_name(names: list[str]) -> None:
+def test_dnsmasq_accepts_every_instance_name(names: list[str]) -> None:
     """Upper-case names with dashes in the third and fourth place were refused, the address with the name."""
     with tempfile.TemporaryDirectory() as folder:
         conf = Path(folder, "conf")
@@ -213,5 +220,5 @@ def test_files_of_hosts_are_named_plainly_where_that_is_safe() -> None:
     assert len({host_file("c1", "ü" * 80), host_file("c2", "ü" * 80)}) == 2
 
 
-def test_the_process_is_known_by_its_file() -> None:
-    assert FOLDER.argv == ("dnsmasq", "--conf-file=/state/networks/br0/dnsmasq.conf")
+def test_process_is_identified_by_its_config_file() -> None:
+    assert FILES.argv == ("dnsmasq", "--conf-file=/state/networks/br0/dnsmasq.conf")

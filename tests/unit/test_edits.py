@@ -17,12 +17,12 @@ def patch(text: bytes) -> ProfilePut:
     return edited(NOW, merge(decode(text, ProfilePatch)), any_state)
 
 
-def test_put_replaces_the_whole() -> None:
+def test_put_replaces_all_fields() -> None:
     body = ProfilePut(config={"user.c": "3"})
     assert edited(NOW, replace(body), any_state) == body
 
 
-def test_put_leaves_what_is_unset() -> None:
+def test_unset_fields_are_kept() -> None:
     now = ImagePut(public=True, profiles=["web"])
     assert edited(now, replace(ImagePut()), any_state) == ImagePut(profiles=["web"])
     assert edited(now, replace(ImagePut(profiles=[])), any_state) == ImagePut(profiles=[])
@@ -40,6 +40,11 @@ def test_patch_merges_maps_by_key_and_replaces_the_rest() -> None:
     assert edited(now, merge(ImagePatch(profiles=["c"])), any_state).profiles == ["c"]
 
 
+def test_a_patch_may_keep_empty_values() -> None:
+    change = merge(ProfilePatch(config={"user.b": ""}), empty_removes=False)
+    assert edited(NOW, change, any_state).config == {"user.a": "1", "user.b": ""}
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"config": null, "description": null, "devices": null}'])
 def test_null_counts_as_absent_in_a_patch(body: bytes) -> None:
     assert patch(body) == NOW
@@ -49,14 +54,14 @@ def test_a_null_in_a_map_removes_its_key() -> None:
     assert patch(b'{"config": {"user.a": null}}').config == {"user.b": "2"}
 
 
-def test_an_edit_changes_nothing_that_it_was_given() -> None:
+def test_edit_does_not_mutate_its_input() -> None:
     before = ProfilePut(config={"user.a": "1"})
     change = merge(ProfilePatch(config={"user.b": "2"}))
     assert edited(before, change, any_state) == edited(before, change, any_state)
     assert before == ProfilePut(config={"user.a": "1"})
 
 
-def test_the_condition_is_looked_at_before_anything_else() -> None:
+def test_etag_is_checked_first() -> None:
     seen = []
 
     def refuse(current: ProfilePut) -> None:

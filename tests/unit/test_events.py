@@ -67,7 +67,7 @@ async def test_listeners_hear_their_types_and_their_project_only() -> None:
     assert "project" not in line
 
 
-async def test_what_a_listener_may_not_see_does_not_reach_it() -> None:
+async def test_listeners_receive_only_visible_events() -> None:
     hub = EventHub()
     with hub.subscribe(scope=Scope(frozenset({"mine"}))) as listener:
         hub.publish_lifecycle("a", "/1", "mine")
@@ -101,7 +101,7 @@ async def test_few_but_large_events_are_bounded_too(monkeypatch: pytest.MonkeyPa
     assert slow.overflowed
 
 
-async def test_room_that_was_read_is_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reading_events_frees_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "BUFFER_BYTES", 1000)
     hub = EventHub()
     with hub.subscribe() as listener:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.instances import C1, ref
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.instances.commands.exec import ExecManager, ExecTarget, environment
@@ -22,9 +23,7 @@ IDMAP = IdMap((IdRange(0, 100000, 65536),), (IdRange(0, 200000, 65536),))
 
 def target(**changes: Any) -> ExecTarget:
     found = ExecTarget(
-        project="default",
-        name="c1",
-        storage_name="c1",
+        instance=C1,
         lxcpath=Path("/containers"),
         logs=Path("/logs/c1"),
         config={},
@@ -99,7 +98,7 @@ def test_environment(config: dict[str, str], request_: InstanceExecPost, expecte
 
 
 @given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.text()))
-def test_the_request_wins_over_the_config(config: dict[str, str], asked: dict[str, str]) -> None:
+def test_the_request_overrides_the_config(config: dict[str, str], asked: dict[str, str]) -> None:
     found = environment({f"environment.{k}": v for k, v in config.items()}, post(environment=asked))
     assert {k: found[k] for k in asked} == asked
     assert {k: found[k] for k in config if k not in asked} == {
@@ -110,7 +109,7 @@ def test_the_request_wins_over_the_config(config: dict[str, str], asked: dict[st
 @pytest.mark.parametrize(
     ("changes", "request_", "why"),
     [
-        ({"running": False}, post(), "^Instance is not running$"),
+        ({"running": False}, post(), "^Instance is not running: start it with `utsuwa start "),
         ({"frozen": True}, post(), "frozen"),
         ({}, InstanceExecPost(command=[]), "No command"),
         ({}, post(""), "No command"),
@@ -128,7 +127,7 @@ def test_the_request_wins_over_the_config(config: dict[str, str], asked: dict[st
         ({}, post(interactive=True, wait_for_websocket=True, height=65536), "terminal size"),
     ],
 )
-async def test_what_is_refused(
+async def test_invalid_requests(
     manager: ExecManager, changes: dict[str, Any], request_: InstanceExecPost, why: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=why):
@@ -140,9 +139,9 @@ async def ended(operation: Operation) -> Operation:
     return operation
 
 
-async def test_what_the_helper_is_asked(manager: ExecManager, helper: RecordingHelper) -> None:
+async def test_the_request_to_the_helper(manager: ExecManager, helper: RecordingHelper) -> None:
     request = post("ls", "-l", user=3, group=4, environment={"HOME": "/home/x"})
-    operation = await ended(manager.start(target(storage_name="p_c1"), request))
+    operation = await ended(manager.start(target(instance=ref("c1", "p")), request))
     (spec,) = helper.specs
     assert (spec.name, spec.lxcpath, spec.argv) == ("p_c1", Path("/containers"), ["ls", "-l"])
     assert (spec.uid, spec.gid, spec.cwd, spec.terminal) == (3, 4, "/home/x", None)
@@ -168,9 +167,9 @@ async def test_operations_look_like_lxds(manager: ExecManager) -> None:
     assert three.metadata["command"] == ["true"]
     assert three.metadata["environment"] == USUAL
     assert three.metadata["interactive"] is False
-    one = manager.start(target(project="p"), post(wait_for_websocket=True, interactive=True))
+    one = manager.start(target(instance=ref("c1", "p")), post(wait_for_websocket=True, interactive=True))
     assert set(one.metadata["fds"]) == {"0", "control"}
-    assert one.resources["instances"] == ["/1.0/instances/c1?project=p"]
+    assert one.resources["instances"] == ["/1.0/instances/c1"]
     for operation in (three, one):
         operation.stop()
         await ended(operation)
@@ -187,5 +186,5 @@ async def test_a_client_that_does_not_connect(
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (65536, 5)])
-def test_impossible_sizes_are_left_alone(size: tuple[int, int]) -> None:
+def test_invalid_terminal_sizes_are_ignored(size: tuple[int, int]) -> None:
     resize(-1, *size)  # would fail with EBADF if it did anything

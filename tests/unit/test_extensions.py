@@ -15,11 +15,11 @@ def test_the_page_and_the_list_agree() -> None:
     assert tuple(documented) == EXTENSIONS
 
 
-def test_nothing_is_named_twice() -> None:
+def test_extensions_are_unique() -> None:
     assert len(set(EXTENSIONS)) == len(EXTENSIONS)
 
 
-def test_what_clients_refuse_to_go_without_is_there() -> None:
+def test_extensions_required_by_the_lxc_client_are_advertised() -> None:
     """Several of its commands refuse to run where one of these is missing."""
     assert {
         "api_filtering",

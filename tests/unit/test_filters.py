@@ -53,7 +53,7 @@ def test_matches(text: str, expected: bool) -> None:
     "text",
     ["", "   ", "name", "name eq", "name like x", "name eq x also size eq 1", "name eq x and", "x" * 1001],
 )
-def test_refuses_what_is_no_filter(text: str) -> None:
+def test_invalid_filters_are_rejected(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse(text)
 

@@ -52,7 +52,7 @@ def test_everything_is_replaced_in_one_transaction() -> None:
     json.dumps(found)
 
 
-def test_nothing_without_addresses_or_firewall() -> None:
+def test_no_rules_without_addresses_or_firewall() -> None:
     assert bases(commands(ipv4_address="none", ipv6_address="none")) == {}
     assert bases(commands(ipv4_firewall="false", ipv6_firewall="false")) == {}
     assert bases(commands(ipv4_firewall="false", ipv6_firewall="false", ipv6_nat="true")).keys() == {

@@ -14,13 +14,14 @@ from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.daemon.following import Following
 from utsuwa.db.database import Database
 from utsuwa.operations.events import EventHub
-from utsuwa.security.certificates import CertificateManager, parse_certificate
+from utsuwa.security.certificates import CertificateManager
+from utsuwa.security.client_certificate import parse_certificate
 from utsuwa.security.server_config import ServerConfig
 from utsuwa.wire.edits import any_state
 from utsuwa.wire.server import ServerPut
 
 
-async def test_what_fails_is_tried_again_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_listener_is_retried_without_delaying_others(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
 
     async def note(name: str, error: Exception | None = None) -> None:
@@ -59,7 +60,7 @@ async def test_settings_of_members_do_not_undo_each_other(two: tuple[Database, D
     assert one.get() == other.get() == {"user.a": "1", "user.b": "2"}
 
 
-async def test_listeners_are_told_of_other_members_settings(
+async def test_listeners_receive_settings_of_other_members(
     two: tuple[Database, Database], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = ServerConfig(two[0]), ServerConfig(two[1])
@@ -82,7 +83,7 @@ async def test_listeners_are_told_of_other_members_settings(
 
 async def test_trust_ends_on_all_members(two: tuple[Database, Database], tmp_path: Path) -> None:
     certificate = parse_certificate(make_identity(tmp_path).pem)
-    managers = [CertificateManager(database, EventHub(), ServerConfig(database)) for database in two]
+    managers = [CertificateManager(database, EventHub()) for database in two]
     await managers[0].add(certificate, "laptop")
     await managers[1].follow_others()
     assert managers[1].store.identify(certificate.fingerprint, "host").trusted

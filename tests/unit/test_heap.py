@@ -30,7 +30,10 @@ async def main():
         libc.free(block)
     kept = resident()
     sum(range(10_000_000))  # work enough to look
-    await asyncio.sleep(0.5)
+    for _ in range(200):
+        await asyncio.sleep(0.05)
+        if full - resident() > 80:
+            break
     trimming.cancel()
     print(full - kept, full - resident())
 
@@ -39,9 +42,9 @@ asyncio.run(main())
 
 
 @pytest.mark.processes
-def test_free_memory_goes_back_to_the_system() -> None:
+def test_free_memory_is_returned_to_the_system() -> None:
     """Also what glibc keeps by itself, because something behind it is in use."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     by_itself, trimmed = map(int, done.stdout.split())
     assert by_itself < 10, done.stdout
-    assert trimmed > 80
+    assert trimmed > 80, done.stdout

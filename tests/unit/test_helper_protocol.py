@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utsuwa.host.helper import client, protocol
+from utsuwa.host.helper import protocol, replies
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -28,7 +28,7 @@ def pair() -> Iterator[Pair]:
 
 @settings(max_examples=50)
 @given(JSON)
-def test_values_come_back(value: object) -> None:
+def test_message_round_trip(value: object) -> None:
     a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with a, b:
         protocol.send(a, value)
@@ -69,7 +69,7 @@ def test_a_full_socket_does_not_block(pair: Pair) -> None:
         assert protocol.receive(pair[1]) is not None
 
 
-async def test_an_answer_is_not_lost_by_a_message_that_came_too_late() -> None:
+async def test_late_message_does_not_lose_an_answer() -> None:
     """The worker ends without having read it, which the kernel tells before it gives the answer."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -77,6 +77,6 @@ async def test_an_answer_is_not_lost_by_a_message_that_came_too_late() -> None:
         with theirs:
             protocol.send(theirs, {"code": 5, "errno": None})
             protocol.send(ours, {"kill": True})
-        assert (await client._receive(ours))[0] == {"code": 5, "errno": None}
-        with pytest.raises(client.HelperGone):
-            await client._receive(ours)
+        assert (await replies.receive(ours))[0] == {"code": 5, "errno": None}
+        with pytest.raises(replies.HelperGone):
+            await replies.receive(ours)

@@ -1,4 +1,4 @@
-"""The HTTPS listener: addresses, moves while requests run, limits on strangers, and the certificates API."""
+"""The HTTPS listener: addresses, moves while requests run, limits on strangers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import os
 import socket
 import ssl
 import time
-from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -22,22 +20,16 @@ from hypothesis import strategies as st
 
 from tests.support import tls
 from tests.support.api import Reply
+from tests.support.listener import hello, listening
+from tests.support.open_warnings import OpenWarnings, no_retries
 from tests.support.tls import Identity, client_context, connect, make_identity
-from utsuwa.api import certificates as certificates_api
-from utsuwa.api.application import Application
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.scope import EVERYTHING
 from utsuwa.daemon import https
-from utsuwa.daemon.https import HttpsListener, parse_address
+from utsuwa.daemon.https import API_ADDRESS, METRICS_ADDRESS, HttpsListener, parse_address
 from utsuwa.daemon.tls_port import Limits
-from utsuwa.db.database import Database
-from utsuwa.db.sqlite import Sqlite
-from utsuwa.operations.events import EventHub
-from utsuwa.security.certificates import CertificateManager, TrustStore, parse_certificate
-from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
+from utsuwa.security.client_certificate import parse_certificate
 from utsuwa.security.tls import ServerContext
-from utsuwa.wire.edits import any_state, merge
-from utsuwa.wire.server import ServerPut
+from utsuwa.security.trust_store import TrustStore
 
 QUICK = Limits(handshake=0.3, first_request=0.4)
 
@@ -61,27 +53,6 @@ def alice(folder: Path) -> Identity:
 def free_port(host: str = "127.0.0.1") -> int:
     with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
-
-
-async def hello(request: web.BaseRequest) -> web.StreamResponse:
-    return web.Response(text="hello")
-
-
-@asynccontextmanager
-async def listening(
-    context: ssl.SSLContext,
-    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = hello,
-    *,
-    address: str = "127.0.0.1:0",
-    limits: Limits | None = None,
-    trust: TrustStore | None = None,
-) -> AsyncIterator[HttpsListener]:
-    listener = HttpsListener(handle, lambda: cast(ServerContext, context), trust or TrustStore(), limits)
-    await listener.listen(address)
-    try:
-        yield listener
-    finally:
-        await listener.close(grace=0.5)
 
 
 async def get(address: str, **more: Any) -> Reply:
@@ -120,7 +91,13 @@ async def closed(address: str) -> None:
     ],
 )
 def test_addresses(text: str, parsed: tuple[str, int]) -> None:
-    assert parse_address(text) == parsed
+    assert parse_address(API_ADDRESS, text) == parsed
+
+
+def test_port_for_metrics() -> None:
+    assert parse_address(METRICS_ADDRESS, "[::1]") == ("::1", 9100)
+    with pytest.raises(InvalidConfig, match=r"core\.metrics_address"):
+        parse_address(METRICS_ADDRESS, "a:b")
 
 
 @pytest.mark.parametrize(
@@ -142,15 +119,15 @@ def test_addresses(text: str, parsed: tuple[str, int]) -> None:
         "1:2:3",
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(InvalidConfig, match=r"core\.https_address"):
-        parse_address(text)
+        parse_address(API_ADDRESS, text)
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:
-        _, port = parse_address(text)
+        _, port = parse_address(API_ADDRESS, text)
     except InvalidConfig:
         return
     assert 0 <= port <= 65535
@@ -205,7 +182,7 @@ async def test_the_same_address_again_changes_nothing(context: ServerContext) ->
         client.close()
 
 
-async def test_nothing_stops_it(context: ServerContext) -> None:
+async def test_empty_address_stops_listening(context: ServerContext) -> None:
     async with listening(context) as listener:
         before = listener.address
         await listener.listen("")
@@ -222,7 +199,7 @@ async def test_a_move_to_an_overlapping_address(context: ServerContext) -> None:
         assert (await get(f"[::1]:{port}")).status == 200
 
 
-async def test_a_failed_move_to_an_overlapping_address_is_taken_back(context: ServerContext) -> None:
+async def test_a_failed_move_to_an_overlapping_address_is_reverted(context: ServerContext) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.2", port)):
         async with listening(context, address=f"127.0.0.1:{port}") as listener:
@@ -232,7 +209,7 @@ async def test_a_failed_move_to_an_overlapping_address_is_taken_back(context: Se
             assert (await get(listener.address)).status == 200
 
 
-async def test_an_address_lost_in_a_failed_move_is_told(
+async def test_an_address_lost_in_a_failed_move_is_reported(
     context: ServerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
@@ -276,7 +253,7 @@ async def test_a_request_runs_on_while_the_address_moves(context: ServerContext)
         await until(lambda: not listener._draining)
 
 
-async def test_an_upload_goes_on_while_the_address_moves(context: ServerContext) -> None:
+async def test_an_upload_continues_while_the_address_changes(context: ServerContext) -> None:
     begun = asyncio.Event()
 
     async def upload(request: web.BaseRequest) -> web.StreamResponse:
@@ -296,7 +273,7 @@ async def test_an_upload_goes_on_while_the_address_moves(context: ServerContext)
     assert b"Connection: close" in answer
 
 
-async def test_a_large_answer_is_whole_though_the_address_moves(context: ServerContext) -> None:
+async def test_a_large_response_is_complete_while_the_address_changes(context: ServerContext) -> None:
     size = 12 << 20
 
     async def large(request: web.BaseRequest) -> web.StreamResponse:
@@ -313,7 +290,7 @@ async def test_a_large_answer_is_whole_though_the_address_moves(context: ServerC
         assert size < got < size + 1000
 
 
-async def test_what_does_not_end_is_cut_at_the_daemons_end(context: ServerContext) -> None:
+async def test_endless_requests_are_aborted_at_shutdown(context: ServerContext) -> None:
     begun = asyncio.Event()
 
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
@@ -343,25 +320,29 @@ async def test_a_handshake_in_progress_is_cut_by_a_move(context: ServerContext) 
 
 
 async def test_at_start_an_address_that_cannot_be_had_is_tried_again(
-    context: ServerContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    context: ServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(https, "RETRY_SECONDS", 0.05)
-    listener = HttpsListener(hello, lambda: context, TrustStore())
+    monkeypatch.setattr("utsuwa.operations.retries._WAITS", (0.05,))
+    monkeypatch.setattr("utsuwa.operations.retries._REST", 0.0)
+    warnings = OpenWarnings()
+    listener = HttpsListener(API_ADDRESS, hello, lambda: context, TrustStore(), warnings, no_retries())
     with socket.create_server(("127.0.0.1", 0)) as other:
         wanted = f"127.0.0.1:{other.getsockname()[1]}"
         await listener.open(wanted)
-        assert "Address already in use" in caplog.text
+        assert "Address already in use" in warnings.messages["HTTPS address unavailable"]
         assert listener.address == ""
         await asyncio.sleep(0.12)
     await until(lambda: listener.address == wanted)
+    assert warnings.messages == {}
     await listener.close()
 
 
 async def test_a_change_of_the_config_ends_the_tries(
     context: ServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(https, "RETRY_SECONDS", 0.05)
-    listener = HttpsListener(hello, lambda: context, TrustStore())
+    monkeypatch.setattr("utsuwa.operations.retries._WAITS", (0.05,))
+    monkeypatch.setattr("utsuwa.operations.retries._REST", 0.0)
+    listener = HttpsListener(API_ADDRESS, hello, lambda: context, TrustStore(), OpenWarnings(), no_retries())
     with socket.create_server(("127.0.0.1", 0)) as other:
         await listener.open(f"127.0.0.1:{other.getsockname()[1]}")
     await listener.config_changed(frozenset({"user.a"}), {})
@@ -375,7 +356,7 @@ async def test_a_change_of_the_config_ends_the_tries(
 
 
 @pytest.mark.alone
-async def test_garbage_and_silence_do_not_hold_a_place(context: ServerContext) -> None:
+async def test_invalid_and_silent_connections_are_closed(context: ServerContext) -> None:
     async with listening(context, limits=QUICK) as listener:
         host, _, port = listener.address.rpartition(":")
         for first in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(300), b"\x16\x03\x01\x00", b""):
@@ -389,7 +370,7 @@ async def test_garbage_and_silence_do_not_hold_a_place(context: ServerContext) -
         assert (await get(listener.address)).status == 200
 
 
-async def test_a_handshake_and_then_nothing_is_cut(context: ServerContext) -> None:
+async def test_idle_connection_after_handshake_is_closed(context: ServerContext) -> None:
     async with listening(context, limits=QUICK) as listener:
         client = await asyncio.to_thread(connect, listener.address, client_context())
         with client, pytest.raises((ConnectionError, ssl.SSLEOFError)):
@@ -504,238 +485,3 @@ def row_of(identity: Identity) -> Any:
         restricted=False,
         projects=[],
     )
-
-
-# ---- the certificates API behind it
-
-
-class Server:
-    """The certificates API over HTTPS, and its managers."""
-
-    def __init__(self, manager: CertificateManager, config: ServerConfig, application: Application) -> None:
-        self.manager = manager
-        self.config = config
-        self.application = application
-        self.address = ""
-
-    async def ask(
-        self, method: str, url: str = "", body: object = None, identity: Identity | None = None, **more: Any
-    ) -> Reply:
-        return await asyncio.to_thread(
-            tls.request,
-            self.address,
-            method,
-            f"/1.0/certificates{url}",
-            body,
-            identity=identity,
-            **more,
-        )
-
-
-@pytest.fixture
-async def server(context: ServerContext, tmp_path: Path) -> AsyncIterator[Server]:
-    database = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
-    config = ServerConfig(database)
-    events = EventHub()
-    manager = CertificateManager(database, events, config)
-    await config.edit(merge(ServerPut(config={TRUST_PASSWORD: "sesame"})), any_state)
-    services = cast(Any, SimpleNamespace(certificates=manager, events=events))
-    application = Application(services, certificates_api.ROUTES, manager.store.caller)
-    made = Server(manager, config, application)
-    async with listening(context, application.handle, trust=manager.store) as listener:
-        made.address = listener.address
-        yield made
-    await database.close()
-
-
-def refused(reply: Reply, status: int, error: str) -> None:
-    assert (reply.status, reply.json["error"]) == (status, error)
-
-
-CLIENT = {"type": "client"}
-SESAME = {"type": "client", "password": "sesame"}
-
-
-async def test_strangers_see_nothing(server: Server, alice: Identity) -> None:
-    for method, url in (
-        ("GET", ""),
-        ("GET", "?recursion=1"),
-        ("GET", f"/{alice.fingerprint}"),
-        ("PUT", f"/{alice.fingerprint}"),
-        ("PATCH", f"/{alice.fingerprint}"),
-        ("DELETE", f"/{alice.fingerprint}"),
-    ):
-        refused(await server.ask(method, url, identity=alice), 403, "not authorized")
-    for body in ({}, CLIENT, {**CLIENT, "password": "wrong"}, {"type": "odd", "password": "wrong"}):
-        refused(await server.ask("POST", "", body, identity=alice), 403, "not authorized")
-
-
-async def test_the_password_lets_a_client_in_at_once(server: Server, alice: Identity) -> None:
-    refused(await server.ask("POST", "", SESAME), 400, "No client certificate provided")
-    refused(
-        await server.ask("POST", "", {**SESAME, "type": ""}, identity=alice),
-        400,
-        "Invalid certificate type '': use 'client'",
-    )
-    reply = await server.ask("POST", "", SESAME, identity=alice)
-    assert reply.status == 201
-    assert reply.headers["location"] == f"/1.0/certificates/{alice.fingerprint}"
-    assert (await server.ask("GET", identity=alice)).metadata == [reply.headers["location"]]
-    (shown,) = (await server.ask("GET", "?recursion=1", identity=alice)).metadata
-    assert shown == {
-        "name": "alice",
-        "type": "client",
-        "restricted": False,
-        "projects": [],
-        "certificate": alice.pem,
-        "fingerprint": alice.fingerprint,
-    }
-    refused(await server.ask("POST", "", SESAME, identity=alice), 400, "Client is already trusted")
-
-
-async def test_trust_ends_at_once_on_a_connection_that_is_open(server: Server, alice: Identity) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    client = await asyncio.to_thread(connect, server.address, client_context(alice))
-
-    def ask() -> bytes:
-        client.sendall(b"GET /1.0/certificates HTTP/1.1\r\nHost: x\r\n\r\n")
-        return client.recv(65536)[:12]
-
-    assert await asyncio.to_thread(ask) == b"HTTP/1.1 200"
-    await server.manager.delete(alice.fingerprint)
-    assert await asyncio.to_thread(ask) == b"HTTP/1.1 403"
-    client.close()
-
-
-async def test_an_expired_certificate_is_a_stranger(server: Server, folder: Path) -> None:
-    old = make_identity(folder, "old", starts=timedelta(days=-2), ends=timedelta(days=-1))
-    refused(await server.ask("GET", identity=old), 403, "not authorized")
-    reply = await server.ask("POST", "", SESAME, identity=old)
-    assert reply.status == 400
-    assert "expired on" in reply.error
-
-
-async def test_trusted_clients_add_others(server: Server, alice: Identity, folder: Path) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    bob, carol = make_identity(folder, "bob"), make_identity(folder, "carol")
-    by_der = {**CLIENT, "certificate": b64encode(bob.der).decode(), "name": "desk"}
-    assert (await server.ask("POST", "", by_der, identity=alice)).status == 201
-    refused(await server.ask("POST", "", by_der, identity=alice), 409, "Certificate already in trust store")
-    by_pem = {**CLIENT, "certificate": carol.pem}
-    assert (await server.ask("POST", "", by_pem, identity=alice)).status == 201
-    names = {c["name"] for c in (await server.ask("GET", "?recursion=1", identity=bob)).metadata}
-    assert names == {"alice", "desk", "carol"}
-
-
-async def test_a_stranger_with_the_password_may_add_another(
-    server: Server, alice: Identity, folder: Path
-) -> None:
-    bob = make_identity(folder, "bob")
-    assert (await server.ask("POST", "", {**SESAME, "certificate": bob.pem}, identity=alice)).status == 201
-    assert (await server.ask("GET", identity=bob)).status == 200
-    assert (await server.ask("GET", identity=alice)).status == 403
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ({**CLIENT, "token": True}, 501),
-        ({"type": "metrics"}, 501),
-        ({"type": "server"}, 501),
-        ({"type": "odd"}, 400),
-        ({**CLIENT, "certificate": "!!"}, 400),
-        ({**CLIENT, "certificate": 5}, 400),
-        ({**CLIENT, "name": []}, 400),
-        ({**CLIENT, "token": "yes"}, 400),
-        ([], 400),
-    ],
-)
-async def test_what_a_trusted_client_may_not_add(
-    server: Server, alice: Identity, body: object, status: int
-) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    reply = await server.ask("POST", "", body, identity=alice)
-    assert reply.status == status, reply.body
-    assert len(await server.manager.list(EVERYTHING)) == 1
-
-
-async def test_editing(server: Server, alice: Identity, folder: Path) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    url = f"/{alice.fingerprint}"
-    shown = await server.ask("GET", url[:14], identity=alice)
-    etag = shown.headers["etag"]
-
-    async def change(method: str, body: object, etag: str = "") -> Reply:
-        headers = {"If-Match": etag} if etag else {}
-        return await server.ask(method, url, body, identity=alice, headers=headers)
-
-    assert (await change("PATCH", {"name": "laptop", "type": None}, etag)).status == 200
-    assert (await change("PATCH", {"name": "again"}, etag)).status == 412
-    assert (await server.manager.get(EVERYTHING, alice.fingerprint)).name == "laptop"
-    refused(await change("PUT", {"name": "x"}), 403, "The certificate type cannot be changed")
-    refused(await change("PATCH", {"type": "metrics"}), 403, "The certificate type cannot be changed")
-    assert (await change("PUT", CLIENT)).status == 200
-    assert (await server.manager.get(EVERYTHING, alice.fingerprint)).name == ""
-    bob = make_identity(folder, "bob")
-    assert (await change("PUT", {**CLIENT, "name": "bob", "certificate": bob.pem})).status == 200
-    assert (await server.ask("GET", url, identity=alice)).status == 403
-    assert (await server.ask("DELETE", f"/{bob.fingerprint[:12]}", identity=bob)).status == 200
-    assert await server.manager.list(EVERYTHING) == []
-
-
-async def test_a_restricted_client_sees_its_own_certificate_alone(
-    server: Server, alice: Identity, folder: Path
-) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    bob = make_identity(folder, "bob")
-    body = {**CLIENT, "certificate": bob.pem, "restricted": True, "projects": ["default"]}
-    refused(
-        await server.ask("POST", "", {**body, "projects": ["nowhere"]}, identity=alice),
-        404,
-        "Project 'nowhere' not found",
-    )
-    assert (await server.ask("POST", "", body, identity=alice)).status == 201
-    shown = (await server.ask("GET", f"/{bob.fingerprint}", identity=alice)).metadata
-    assert (shown["restricted"], shown["projects"]) == (True, ["default"])
-    assert len((await server.ask("GET", "", identity=alice)).metadata) == 2
-    for prefix in (bob.fingerprint, bob.fingerprint[:9].upper()):
-        assert (await server.ask("GET", f"/{prefix}", identity=bob)).metadata == shown
-    own = [f"/1.0/certificates/{bob.fingerprint}"]
-    assert (await server.ask("GET", "", identity=bob)).metadata == own
-    assert (await server.ask("GET", "?recursion=1", identity=bob)).metadata == [shown]
-    refused(await server.ask("GET", f"/{alice.fingerprint}", identity=bob), 404, "Certificate not found")
-    for method, url in (("DELETE", f"/{bob.fingerprint}"), ("POST", "")):
-        refused(await server.ask(method, url, CLIENT, identity=bob), 403, "not authorized")
-    assert (
-        await server.ask("PATCH", f"/{bob.fingerprint}", {"restricted": False}, identity=alice)
-    ).status == 200
-    assert len((await server.ask("GET", "", identity=bob)).metadata) == 2
-
-
-async def test_a_restricted_client_rotates_its_own_key_and_changes_nothing_else(
-    server: Server, alice: Identity, folder: Path
-) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    bob, new = make_identity(folder, "bob"), make_identity(folder, "bob")
-    await server.manager.add(parse_certificate(bob.pem), "bob", restricted=True, projects=["default"])
-    own = f"/{bob.fingerprint}"
-    bodies: list[dict[str, object]] = [{"restricted": False}, {"name": "admin"}, {"projects": []}]
-    for body in bodies:
-        reply = await server.ask("PATCH", own, body, identity=bob)
-        refused(reply, 403, "Only the certificate itself can be changed")
-    reply = await server.ask("PUT", own, {**CLIENT, "name": "bob", "certificate": new.pem}, identity=bob)
-    refused(reply, 403, "Only the certificate itself can be changed")
-    reply = await server.ask("PATCH", f"/{alice.fingerprint}", {"certificate": new.pem}, identity=bob)
-    refused(reply, 404, "Certificate not found")
-    assert (await server.ask("PATCH", own, {"certificate": new.pem}, identity=bob)).status == 200
-    assert (await server.ask("GET", "", identity=bob)).status == 403
-    (shown,) = (await server.ask("GET", "?recursion=1", identity=new)).metadata
-    assert (shown["name"], shown["restricted"], shown["projects"]) == ("bob", True, ["default"])
-    assert shown["fingerprint"] == new.fingerprint
-
-
-async def test_what_is_not_there(server: Server, alice: Identity) -> None:
-    await server.manager.add(parse_certificate(alice.pem), "alice")
-    for url in ("/ffff", "/zz", "/..%2f..", "/%00", f"/{alice.fingerprint}0"):
-        for method, body in (("GET", None), ("PUT", CLIENT), ("PATCH", {}), ("DELETE", None)):
-            refused(await server.ask(method, url, body, identity=alice), 404, "Certificate not found")

@@ -45,7 +45,7 @@ def test_the_host_is_read_from_files_and_cut_to_this_namespace(tmp_path: Path) -
     assert host == HostIds(uids=(HostRange(1000000, 1000000000),), gids=(HostRange(1000000, 500000),))
 
 
-def test_missing_files_advise_what_to_add(tmp_path: Path) -> None:
+def test_missing_files_result_in_advice(tmp_path: Path) -> None:
     host = idmap.read_host_ids(tmp_path, tmp_path)
     with pytest.raises(HostError, match=r"root:1000000:1000000000 to /etc/subuid"):
         idmap.choose({}, host)
@@ -57,7 +57,7 @@ def test_a_range_too_small_for_a_container_is_refused() -> None:
         idmap.choose({}, small)
 
 
-def test_the_default_is_the_whole_largest_range() -> None:
+def test_default_is_the_largest_range() -> None:
     assert idmap.choose({}, WITH_1000) == idmap.Choice(IdMap(WHOLE, WHOLE), 0)
 
 
@@ -70,14 +70,14 @@ def test_isolated_maps_follow_each_other_and_are_used_again() -> None:
     first = idmap.choose(config, HOST)
     assert first.base == BASE + 65536
     assert first.idmap.uids == first.idmap.gids == (IdRange(0, BASE + 65536, 65536),)
-    held = idmap.held_ranges({"volatile.idmap.next": idmap.to_json(first.idmap)}, HOST)
+    held = idmap.held_ranges(HOST, idmap.to_json(first.idmap), "", "")
     assert set(held) == {HostRange(BASE + 65536, 65536)}
     second = idmap.choose(config, HOST, held)
     assert second.base == BASE + 131072
     assert idmap.choose(config, HOST, [HostRange(second.base, 65536)]).base == first.base
 
 
-def test_size_and_base_are_taken() -> None:
+def test_size_and_base_are_applied() -> None:
     config = {"security.idmap.isolated": "true", "security.idmap.size": "110000"}
     assert idmap.choose(config, HOST).idmap.uids == (IdRange(0, BASE + 65536, 110000),)
     config["security.idmap.base"] = str(BASE + 12345)
@@ -101,15 +101,15 @@ def test_sizes_and_bases_that_do_not_fit(key: str, value: str) -> None:
         idmap.choose({"security.idmap.isolated": "true", key: value}, HOST)
 
 
-def test_the_default_map_is_held_by_nobody() -> None:
+def test_default_map_is_not_reserved() -> None:
     text = idmap.to_json(idmap.choose({}, WITH_1000).idmap)
-    assert idmap.held_ranges({"volatile.idmap.next": text, "volatile.idmap.current": text}, WITH_1000) == []
-    assert idmap.held_ranges({}, HOST) == []
+    assert not idmap.held_ranges(WITH_1000, text, text, "")
+    assert not idmap.held_ranges(HOST, "", "", "")
 
 
 def test_raw_ids_are_held() -> None:
     text = idmap.to_json(idmap.choose({"raw.idmap": "both 1000 1000"}, WITH_1000).idmap)
-    assert idmap.held_ranges({"volatile.idmap.next": text}, WITH_1000) == [HostRange(1000, 1)] * 2
+    assert idmap.held_ranges(WITH_1000, text, "", "") == {HostRange(1000, 1)}
 
 
 NARROW = HostIds((HostRange(100000, 65536),), (HostRange(100000, 65536),))
@@ -137,13 +137,19 @@ def test_a_map_is_permitted_while_root_has_all_of_its_ids(
 
 def test_a_map_that_root_lost_is_held_only_while_an_instance_runs_with_it() -> None:
     text = idmap.to_json(idmap.choose({"security.idmap.isolated": "true"}, HOST).idmap)
-    keys = {"volatile.idmap.next": text, "volatile.idmap.current": text}
-    assert idmap.held_ranges(keys, NARROW) == []
-    running = {**keys, "volatile.last_state.power": "RUNNING"}
-    assert set(idmap.held_ranges(running, NARROW)) == {HostRange(BASE + 65536, 65536)}
+    assert not idmap.held_ranges(NARROW, text, text, "STOPPED")
+    assert idmap.held_ranges(NARROW, text, text, "RUNNING") == {HostRange(BASE + 65536, 65536)}
 
 
-def test_raw_ids_take_the_place_of_mapped_ones() -> None:
+def test_held_ids_are_those_of_the_host_that_is_asked_about() -> None:
+    """They are cached, and the files that assign ids to root may change."""
+    text = idmap.to_json(idmap.choose({"security.idmap.isolated": "true"}, HOST).idmap)
+    for _ in range(2):
+        assert idmap.held_on(HOST)(text, text, "") == {HostRange(BASE + 65536, 65536)}
+        assert not idmap.held_on(NARROW)(text, text, "")
+
+
+def test_raw_idmap_replaces_mapped_ids() -> None:
     chosen = idmap.choose({"raw.idmap": "uid 1000 1000\n\n both 1001-1003 2000-2002 "}, WITH_1000).idmap
     assert chosen.uids == (
         IdRange(0, BASE, 1000),
@@ -160,6 +166,19 @@ def test_raw_ids_of_the_daemons_range_outside_of_an_isolated_map() -> None:
     config = {"security.idmap.isolated": "true", "raw.idmap": f"uid {BASE} 1000000\ngid {BASE + 1} 1000000"}
     chosen = idmap.choose(config, HOST).idmap
     assert (chosen.host_uid(1000000), chosen.host_gid(1000000)) == (BASE, BASE + 1)
+
+
+def test_a_provisional_map_lacks_what_root_may_not_map() -> None:
+    config = {"raw.idmap": "both 1000 1000\nuid 999 5"}
+    with pytest.raises(InvalidConfig, match="root:999:1"):
+        idmap.choose(config, WITH_1000)
+    chosen = idmap.choose(config, WITH_1000, provisional=True).idmap
+    assert (chosen.host_uid(1000), chosen.host_uid(5)) == (1000, BASE + 5)
+    assert idmap.permitted(chosen, WITH_1000)
+    assert idmap.lacks_raw(config, chosen)
+    assert not idmap.lacks_raw({"raw.idmap": "both 1000 1000"}, chosen)
+    assert not idmap.lacks_raw({}, chosen)
+    assert not idmap.lacks_raw(config, idmap.choose({"security.privileged": "true"}, WITH_1000).idmap)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +204,7 @@ def test_raw_maps_that_are_refused(raw: str, message: str) -> None:
         idmap.choose({"raw.idmap": raw}, WITH_1000)
 
 
-def test_more_ranges_than_the_kernel_takes() -> None:
+def test_too_many_ranges_for_the_kernel_are_rejected() -> None:
     host = HostIds(uids=(HostRange(1000, 400), HostRange(BASE, COUNT)), gids=HOST.gids)
     for count, step in ((200, 2), (341, 1)):
         raw = "\n".join(f"uid {1000 + n} {step * n}" for n in range(count))
@@ -270,7 +289,7 @@ def _doubles(lines: list[str]) -> bool:
 
 
 @given(st.lists(entries, max_size=6), st.booleans())
-def test_maps_are_total_and_map_no_id_twice(lines: list[str], isolated: bool) -> None:
+def test_maps_are_complete_and_injective(lines: list[str], isolated: bool) -> None:
     extra = HostRange(1000, 300)
     host = HostIds(uids=(extra, *HOST.uids), gids=(extra, *HOST.gids))
     config = {"raw.idmap": "\n".join(lines), "security.idmap.isolated": str(isolated).lower()}

@@ -32,9 +32,11 @@ from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.archives import unpack
 from utsuwa.images import records
-from utsuwa.images.manager import ImageManager, NewImage
+from utsuwa.images.manager import ImageManager
+from utsuwa.images.new import NewAlias, NewImage
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
+from utsuwa.security.server_config import ServerConfig
 from utsuwa.wire.edits import any_state, merge
 from utsuwa.wire.edits import replace as replace_with
 from utsuwa.wire.images import (
@@ -86,7 +88,9 @@ class Setting:
     def __init__(self, database: Database, paths: StatePaths) -> None:
         self.database, self.paths = database, paths
         self.events, self.pools = Events(), Pools()
-        self.images = ImageManager(database, paths, Operations(self.events), self.pools)
+        self.images = ImageManager(
+            database, paths, Operations(self.events), self.pools, ServerConfig(database)
+        )
 
     async def add(
         self, content: bytes = b"one", *, rootfs: bytes | None = None, project: str = "default", **new: Any
@@ -95,7 +99,8 @@ class Setting:
             await upload.receive("metadata", once(content))
             if rootfs is not None:
                 await upload.receive("rootfs", once(rootfs))
-            return await self.images.add(project, upload, NewImage(**new))
+            aliases = [NewAlias(name) for name in new.pop("aliases", ())]
+            return await self.images.add(project, upload, NewImage(**new, aliases=aliases))
 
     @property
     def files(self) -> list[str]:
@@ -125,7 +130,7 @@ def _make_projects(tx: Transaction) -> None:
 async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
     monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: METADATA)
     paths = StatePaths(tmp_path)
-    paths.create_folders()
+    paths.create_directories()
     database = await Database.open(Sqlite(paths.database))
     try:
         await database.write("test", _make_projects)
@@ -181,7 +186,7 @@ async def _exported(setting: Setting, row: ImageRow) -> Any:
     return files
 
 
-async def test_an_image_that_goes_while_it_is_exported_is_not_found(setting: Setting) -> None:
+async def test_an_image_deleted_during_its_export_is_not_found(setting: Setting) -> None:
     for gone in (ONE, f"{ONE}.rootfs"):
         row = await setting.add(b"on", rootfs=b"e")
         await _exported(setting, row)
@@ -242,13 +247,13 @@ async def test_a_failure_at_the_last_step_leaves_nothing(
     assert await setting.database.read("test", image_rows.get_all, None) == []
 
 
-async def test_the_same_image_twice(setting: Setting) -> None:
+async def test_concurrent_upload_of_the_same_image_is_rejected(setting: Setting) -> None:
     results = await asyncio.gather(setting.add(), setting.add(), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["AlreadyExists", "ImageRow"]
     assert setting.files == [ONE]
 
 
-async def test_importing_and_deleting_go_on_in_the_background(setting: Setting) -> None:
+async def test_imports_and_deletions_run_in_the_background(setting: Setting) -> None:
     upload = setting.images.upload()
     await upload.receive("metadata", once(b"one"))
     operation = setting.images.create("default", upload, NewImage())
@@ -300,7 +305,9 @@ async def test_a_pool_that_fails_does_not_keep_the_image(
     assert "still on a pool" in caplog.text
 
 
-async def test_pools_are_told_when_the_row_is_gone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_copies_on_pools_are_removed_after_the_row(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows: list[list[str]] = []
 
     async def delete(fingerprint: str) -> None:
@@ -461,7 +468,7 @@ async def test_the_start_brings_rows_and_files_together(setting: Setting) -> Non
     assert setting.files == [ONE]
 
 
-async def test_an_image_that_is_not_ready_is_not_there(setting: Setting) -> None:
+async def test_an_image_that_is_not_ready_is_not_found(setting: Setting) -> None:
     row = await setting.add()
     unready = replace(row, id=0, fingerprint=TWO, state="creating")
     await setting.database.write("test", image_rows.insert, unready)
@@ -504,11 +511,21 @@ async def test_a_project_without_images_of_its_own_has_the_default_ones(setting:
     assert await images.all(EVERYTHING, "default") == []
 
 
-async def test_strangers_do_not_learn_which_projects_there_are(setting: Setting) -> None:
+async def test_strangers_do_not_learn_which_projects_exist(setting: Setting) -> None:
     assert await setting.images.all(NOTHING, "nope") == []
     assert await setting.images.aliases.all(NOTHING, "nope") == []
     with pytest.raises(NotFound, match="Project 'nope'"):
         await setting.images.all(EVERYTHING, "nope")
+
+
+async def test_files_of_an_image_deleted_by_another_member_are_removed(setting: Setting) -> None:
+    kept, gone = await setting.add(b"one"), await setting.add(b"two", rootfs=b"three")
+    await setting.database.write("on another member", image_rows.delete, gone.id)
+    await setting.images.follow_others()
+    assert setting.files == [kept.fingerprint]
+    assert setting.pools.deleted == [gone.fingerprint]
+    await setting.images.follow_others()
+    assert setting.pools.deleted == [gone.fingerprint]
 
 
 async def test_the_files_of_an_image_are_imported_on_each_member(setting: Setting) -> None:

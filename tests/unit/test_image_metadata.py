@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from utsuwa.core.architectures import canonical_architecture
 from utsuwa.core.errors import InvalidImage
-from utsuwa.images.metadata import ImageMetadata, Template, parse_metadata
+from utsuwa.images.metadata import ImageMetadata, Template, format_metadata, parse_metadata
 
 GOOD: dict[str, Any] = {"architecture": "x86_64", "creation_date": 1700000000}
 
@@ -23,7 +23,7 @@ def parse(**changes: Any) -> ImageMetadata:
     return parse_metadata(yaml.safe_dump({**GOOD, **changes}).encode())
 
 
-def test_what_distributions_write() -> None:
+def test_metadata_of_distributions_is_accepted() -> None:
     text = b"""
 architecture: amd64
 creation_date: 1700000000
@@ -87,12 +87,12 @@ def test_json_is_yaml_too() -> None:
         (b"a: &a [x]\nb: [" + b"*a," * 30 + b"]", "more than 20 aliases"),
     ],
 )
-def test_what_is_no_sound_document(data: bytes, reason: str) -> None:
+def test_invalid_documents_are_rejected(data: bytes, reason: str) -> None:
     with pytest.raises(InvalidImage, match=reason):
         parse_metadata(data)
 
 
-def test_a_bomb_of_aliases_costs_nothing() -> None:
+def test_yaml_alias_bomb_is_rejected_cheaply() -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
     begin = time.perf_counter()
     with pytest.raises(InvalidImage, match="aliases"):
@@ -137,7 +137,7 @@ def test_tags_make_no_objects() -> None:
         ({"templates": {"/a": {"properties": [1], "template": "a"}}}, "properties is not a mapping"),
     ],
 )
-def test_what_does_not_fit_the_schema(changes: dict[str, Any], reason: str) -> None:
+def test_metadata_against_the_schema_is_rejected(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidImage, match=reason):
         parse(**changes)
 
@@ -172,6 +172,27 @@ def test_any_document_is_parsed_or_refused(content: dict[str, Any]) -> None:
         assert target.startswith("/")
         assert ".." not in target.split("/")
         assert "/" not in template.template
+
+
+def test_an_instance_needs_neither_architecture_nor_creation_date() -> None:
+    assert parse_metadata(b"properties: {a: b}", complete=False) == ImageMetadata(
+        "", 0, properties={"a": "b"}
+    )
+    with pytest.raises(InvalidImage, match="architecture 'vax' is unknown"):
+        parse_metadata(b"architecture: vax", complete=False)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(string.ascii_letters, min_size=1, max_size=10), st.text()))
+def test_formatted_metadata_round_trip(properties: dict[str, str]) -> None:
+    try:
+        data = format_metadata({"properties": properties})
+    except InvalidImage:
+        assert any("\0" in text for text in properties.values())
+        return
+    none = ("null", "Null", "NULL", "~")
+    wanted = {name: "" if text in none else text for name, text in properties.items()}
+    assert parse_metadata(data, complete=False).properties == wanted
 
 
 @settings(deadline=None)

@@ -29,7 +29,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_the_fingerprint_goes_over_both_parts(tmp_path: Path) -> None:
+async def test_fingerprint_covers_both_parts(tmp_path: Path) -> None:
     async with Upload(tmp_path) as upload:
         await upload.receive("metadata", chunks(b"meta", b"data"))
         await upload.receive("rootfs", chunks(b"x" * 3_000_000, b"y"))
@@ -54,7 +54,7 @@ async def test_a_source_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-async def test_what_is_taken_stays(tmp_path: Path) -> None:
+async def test_stored_files_survive_the_end_of_the_upload(tmp_path: Path) -> None:
     async with Upload(tmp_path) as upload:
         await upload.receive("metadata", chunks(b"x"))
         ImageStore(tmp_path).put(A, upload.metadata, None)
@@ -112,19 +112,34 @@ async def test_a_disk_that_fails(
     assert names(tmp_path) == []
 
 
-def test_the_sweep_removes_what_no_row_knows(tmp_path: Path) -> None:
+def test_sweep_removes_files_without_a_row(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
     for name in (A, B, f"{B}.rootfs", ".upload-1.metadata", "c" * 64, f"{'d' * 64}.rootfs", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / ("e" * 64)).mkdir()
+    (tmp_path / ".upload-2").mkdir()
+    (tmp_path / ".upload-2/metadata.yaml").touch()
     missing = store.sweep({A: True, B: True, "f" * 64: False})
     assert missing == {A, "f" * 64}
     assert names(tmp_path) == sorted([A, B, f"{B}.rootfs", "e" * 64, "notes.txt"])
 
 
-def test_removing_twice_is_no_error(tmp_path: Path) -> None:
+def test_removal_is_idempotent(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
     (tmp_path / A).touch()
     store.remove(A)
     store.remove(A)
+    assert names(tmp_path) == []
+
+
+async def test_parts_of_an_upload_are_stored_in_order_while_more_comes(tmp_path: Path) -> None:
+    """Blocks are written in the background, and their errors reach who sends."""
+    blocks = [bytes([number]) * (1 << 20) for number in range(5)] + [b"end"]
+    async with Upload(tmp_path) as upload:
+        await upload.receive("metadata", chunks(*blocks))
+        assert upload.metadata.read_bytes() == b"".join(blocks)
+        assert upload.fingerprint == hashlib.sha256(b"".join(blocks)).hexdigest()
+    async with Upload(tmp_path, limit=3 << 20) as upload:
+        with pytest.raises(TooLarge):
+            await upload.receive("metadata", chunks(*blocks))
     assert names(tmp_path) == []

@@ -41,7 +41,7 @@ def talk(answers: Sequence[str], state: ServerState = FRESH) -> tuple[Preseed, S
     return preseed, script
 
 
-def test_enter_takes_the_defaults() -> None:
+def test_enter_accepts_defaults() -> None:
     preseed, script = talk([""] * 10)
     assert preseed == Preseed(
         storage_pools=[PoolSeed(name="default", driver="overlay")],
@@ -69,7 +69,7 @@ def test_no_to_all_changes_nothing() -> None:
     assert preseed == Preseed()
 
 
-def test_every_wrong_answer_is_asked_again() -> None:
+def test_invalid_answers_are_asked_again() -> None:
     state = replace(FRESH, pools=frozenset(("taken",)))
     preseed, script = talk(
         [
@@ -114,7 +114,7 @@ def test_every_wrong_answer_is_asked_again() -> None:
         ("ours", {"type": "nic", "network": "ours", "name": "eth0"}),
     ],
 )
-def test_an_interface_that_is_there(name: str, device: dict[str, str]) -> None:
+def test_existing_interface_is_used(name: str, device: dict[str, str]) -> None:
     state = replace(
         FRESH,
         interfaces=frozenset(("eth0", "mybr", "ours")),

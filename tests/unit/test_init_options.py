@@ -44,7 +44,7 @@ FRESH = ServerState(
         ),
     ],
 )
-def test_options_that_do_not_go_together(options: Options, reason: str) -> None:
+def test_conflicting_options_are_rejected(options: Options, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         check(options)
 
@@ -82,7 +82,7 @@ def test_a_fresh_daemon_gets_a_pool_a_bridge_and_a_profile() -> None:
     }
 
 
-def test_what_is_there_stays_as_it_is() -> None:
+def test_existing_pools_and_networks_are_kept() -> None:
     there = replace(FRESH, pools=frozenset(("p",)), networks=frozenset(("n",)))
     assert automatic(Options(minimal=True), there) == Preseed()
     with pytest.raises(InvalidRequest, match=r"storage pool already exists \(p\): omit --storage-backend"):
@@ -136,7 +136,7 @@ def test_the_chosen_backend() -> None:
         Options(auto=True, storage_backend="dir", storage_create_loop=3),
     ],
 )
-def test_a_folder_takes_no_device(options: Options) -> None:
+def test_directory_pools_reject_device_options(options: Options) -> None:
     with pytest.raises(InvalidRequest, match="a file system of their own"):
         automatic(options, FRESH)
 

@@ -148,7 +148,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD)
-def test_good_values_are_taken(name: str, value: str) -> None:
+def test_valid_values_are_accepted(name: str, value: str) -> None:
     INSTANCE_KEYS.check({name: value})
 
 
@@ -182,7 +182,7 @@ def test_profiles_may_hold_keys_of_virtual_machines() -> None:
     PROFILE_KEYS.check({"security.secureboot": "false", "limits.cpu": "2", "user.x": "1"})
 
 
-def test_what_takes_effect_now() -> None:
+def test_keys_that_are_live() -> None:
     def in_force(name: str) -> bool:
         key = INSTANCE_KEYS.find(name)
         assert key is not None
@@ -194,9 +194,11 @@ def test_what_takes_effect_now() -> None:
             "boot.autostart",
             "environment.A",
             "limits.cpu",
+            "limits.cpu.nodes",
             "limits.hugepages.2MB",
             "limits.kernel.nofile",
             "limits.memory",
+            "limits.memory.oom_priority",
             "linux.sysctl.net.ipv4.ip_forward",
             "raw.lxc",
             "security.idmap.isolated",
@@ -204,14 +206,12 @@ def test_what_takes_effect_now() -> None:
             "security.privileged",
             "security.protection.delete",
             "security.syscalls.deny",
+            "snapshots.schedule",
         )
     )
     assert not any(
         in_force(name)
         for name in (
-            "limits.cpu.nodes",
-            "limits.memory.oom_priority",
-            "snapshots.schedule",
             "cloud-init.user-data",
             "security.syscalls.intercept.mknod",
             "security.devlxd",
@@ -220,7 +220,7 @@ def test_what_takes_effect_now() -> None:
 
 
 @pytest.mark.parametrize("groups", [INSTANCE_KEY_GROUPS, SERVER_KEY_GROUPS])
-def test_tables_are_whole(groups: dict[str, tuple[ConfigKey, ...]]) -> None:
+def test_tables_are_complete(groups: dict[str, tuple[ConfigKey, ...]]) -> None:
     keys = [key for group in groups.values() for key in group]
     assert len({key.name for key in keys}) == len(keys)
     for key in keys:
@@ -244,6 +244,7 @@ def test_tables_are_whole(groups: dict[str, tuple[ConfigKey, ...]]) -> None:
         ("core.https_address", "::1"),
         ("core.trust_password", "so secret"),
         ("core.shutdown_timeout", "0"),
+        ("core.shutdown_action", "shutdown"),
         ("core.remote_token_expiry", "1H"),
         ("images.compression_algorithm", "zstd -19 --rsyncable"),
         ("images.compression_algorithm", "none"),
@@ -268,6 +269,7 @@ def test_server_keys_take(name: str, value: str) -> None:
         ("core.https_address", ":8443\n:8444"),
         ("core.shutdown_timeout", "-1"),
         ("core.shutdown_action", "panic"),
+        ("core.shutdown_action", "evacuate"),
         ("images.compression_algorithm", "gzip -c /etc/shadow"),
         ("images.compression_algorithm", "sh"),
         ("images.compression_algorithm", "xz --rsyncable"),
@@ -335,7 +337,7 @@ def test_checks_take_or_refuse_and_never_fall_over(check: Validator, value: str)
 
 
 @given(st.dictionaries(st.text(max_size=30), st.text(max_size=30), max_size=5))
-def test_any_config_is_taken_or_refused(config: dict[str, str]) -> None:
+def test_any_config_is_accepted_or_rejected_with_a_reason(config: dict[str, str]) -> None:
     for table in (INSTANCE_KEYS, PROFILE_KEYS, SERVER_KEYS, PROJECT_KEYS):
         try:
             table.check(config)
@@ -345,13 +347,13 @@ def test_any_config_is_taken_or_refused(config: dict[str, str]) -> None:
 
 
 @given(st.sets(st.integers(0, 200), min_size=1))
-def test_sets_of_numbers_are_taken_however_they_are_written(numbers: set[int]) -> None:
+def test_cpu_sets_are_accepted_in_any_notation(numbers: set[int]) -> None:
     key_checks.number_set(",".join(str(n) for n in numbers))
     key_checks.number_set(f"{min(numbers)}-{max(numbers)}")
 
 
 @given(st.integers(0, 2**32 - 1000), st.integers(0, 2**32 - 1000), st.integers(1, 900))
-def test_id_ranges_of_one_length_are_taken(host: int, inside: int, count: int) -> None:
+def test_id_ranges_of_equal_length_are_accepted(host: int, inside: int, count: int) -> None:
     line = f"both {host}-{host + count - 1} {inside}-{inside + count - 1}"
     key_checks.raw_idmap(line)
     with pytest.raises(InvalidConfig):

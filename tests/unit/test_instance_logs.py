@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.instances import C1
 from utsuwa.core.errors import HostError, InvalidRequest, NotFound
 from utsuwa.core.idmap import IdMap
 from utsuwa.instances import logs
@@ -33,7 +34,7 @@ async def test_only_known_logs_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../lxc.log", "lxc.log/", "lxc.log\n", "exec-output", "lxc.target"]
 )
-async def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+async def test_other_names_are_rejected(tmp_path: Path, name: str) -> None:
     for work in (logs.open_log, logs.delete_log, logs.truncate, logs.open_output, logs.delete_output):
         with pytest.raises(InvalidRequest, match="not valid"):
             await work(tmp_path, name)
@@ -45,9 +46,9 @@ async def test_reading_and_deleting(tmp_path: Path) -> None:
         assert file.read() == b"old"
     await logs.delete_log(tmp_path, "lxc.log.old")
     for work in (logs.open_log, logs.delete_log):
-        with pytest.raises(NotFound, match="not there"):
+        with pytest.raises(NotFound, match="does not exist"):
             await work(tmp_path, "lxc.log.old")
-    with pytest.raises(InvalidRequest, match="may not be deleted"):
+    with pytest.raises(InvalidRequest, match="cannot be deleted"):
         await logs.delete_log(tmp_path, "lxc.conf")
 
 
@@ -86,7 +87,7 @@ async def test_outputs(tmp_path: Path) -> None:
     assert await logs.output_names(tmp_path) == [f"exec_{ID}.stderr"]
 
 
-async def test_a_linked_folder_of_outputs_is_not_followed(tmp_path: Path) -> None:
+async def test_a_symlink_to_an_output_directory_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "exec-output").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(HostError, match="cannot be recorded"):
@@ -95,10 +96,10 @@ async def test_a_linked_folder_of_outputs_is_not_followed(tmp_path: Path) -> Non
 
 
 def target(folder: Path) -> ExecTarget:
-    return ExecTarget("default", "c1", "c1", folder, folder, {}, IdMap(), running=True)
+    return ExecTarget(C1, folder, folder, {}, IdMap(), running=True)
 
 
-async def test_the_console_log_is_there_until_it_is_cleared(tmp_path: Path) -> None:
+async def test_reading_and_clearing_the_console_log(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_bytes(b"said")
     for _ in range(2):
         assert await console.read(target(tmp_path)) == b"said"
@@ -106,7 +107,7 @@ async def test_the_console_log_is_there_until_it_is_cleared(tmp_path: Path) -> N
     assert await console.read(target(tmp_path)) == b""
 
 
-async def test_a_long_console_log_is_shown_by_its_end(tmp_path: Path) -> None:
+async def test_only_the_end_of_a_long_console_log_is_returned(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_bytes(b"x" * 2_000_000 + b"end")
     shown = await console.read(target(tmp_path))
     assert len(shown) == 1024 * 1024

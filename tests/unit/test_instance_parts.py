@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import FakePorts, FakeVolume
+from tests.support.devices import FakeContainer, FakePorts, FakeVolume, FakeVolumes
+from tests.support.instances import C1, running_container
 from utsuwa import devices
 from utsuwa.core.config_keys import KeyTable
 from utsuwa.core.errors import InvalidConfig, InvalidName, InvalidRequest, NotSupportedYet
@@ -19,9 +20,10 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import Device, DeviceHost, RunConfig
+from utsuwa.host.mounts.device_folder import DeviceFolder
 from utsuwa.host.network.veth import Pair
-from utsuwa.instances.lifecycle import create, device_steps, end, signals, update
-from utsuwa.instances.model import Running, RuntimePaths, RuntimeTable, Status
+from utsuwa.instances.lifecycle import create, device_steps, device_updates, end, signals, update
+from utsuwa.instances.model import RuntimePaths, RuntimeTable, Status
 from utsuwa.wire.instances import InstanceSource, InstancesPost
 
 Devices = dict[str, dict[str, str]]
@@ -73,8 +75,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def host(of: Devices) -> DeviceHost:
     nowhere = Path("/nowhere")
-    ports, volume = FakePorts(), FakeVolume(nowhere)
-    return DeviceHost("default", "c1", "c1", {}, IdMap(), nowhere, 1, of, ports=ports, volume=volume)
+    ports, volume, container = FakePorts(), FakeVolume(nowhere), FakeContainer()
+    own = (IdMap(), DeviceFolder(nowhere), 1, of)
+    return DeviceHost(C1, {}, *own, ports=ports, volume=volume, volumes=FakeVolumes(), container=container)
 
 
 def with_speed(speed: str, **more: str) -> dict[str, str]:
@@ -90,7 +93,7 @@ async def test_devices_start_in_order_and_number_their_interfaces(log: list[str]
     assert steps.volatile == {"volatile.a.seen": "start", "volatile.b.seen": "start"}
 
 
-async def test_what_was_started_is_stopped_where_a_later_device_fails(log: list[str]) -> None:
+async def test_started_devices_are_stopped_if_a_later_one_fails(log: list[str]) -> None:
     Recorder.fail = "start b"
     with pytest.raises(InvalidConfig):
         async with Rollback() as undo:
@@ -98,7 +101,7 @@ async def test_what_was_started_is_stopped_where_a_later_device_fails(log: list[
     assert log == ["start a", "stop a"]
 
 
-async def test_one_device_that_does_not_stop_keeps_no_other(log: list[str]) -> None:
+async def test_a_device_that_fails_to_stop_does_not_affect_others(log: list[str]) -> None:
     Recorder.fail = "stop b"
     volatile = await device_steps.stop_all(host({name: with_speed("1") for name in "abc"}))
     assert log == ["stop c", "stop a"]
@@ -107,8 +110,8 @@ async def test_one_device_that_does_not_stop_keeps_no_other(log: list[str]) -> N
 
 async def change(old: Devices, new: Devices) -> None:
     async with Rollback() as undo:
-        changes = await device_steps.plan_change(host(new), old, new, running=True)
-        await device_steps.change_running(host(new), old, new, changes, undo)
+        changes = await device_updates.plan_change(host(new), old, new, running=True)
+        await device_updates.change_running(host(new), old, new, changes, undo)
         undo.keep()
 
 
@@ -130,20 +133,20 @@ async def test_live_changes_detach_update_and_attach(log: list[str]) -> None:
 
 
 @pytest.mark.parametrize("failing", ["attach new", "update tuned"])
-async def test_a_live_change_that_fails_is_undone_whole(log: list[str], failing: str) -> None:
+async def test_a_failed_live_change_is_undone_completely(log: list[str], failing: str) -> None:
     Recorder.fail = failing
     old = {"gone": with_speed("1"), "tuned": with_speed("1")}
     new = {"new": with_speed("1"), "tuned": with_speed("2")}
-    changes = await device_steps.plan_change(host(new), old, new, running=True)
+    changes = await device_updates.plan_change(host(new), old, new, running=True)
     with pytest.raises(InvalidConfig):
         async with Rollback() as undo:
-            await device_steps.change_running(host(new), old, new, changes, undo)
+            await device_updates.change_running(host(new), old, new, changes, undo)
     assert log[0] == "detach gone"
     assert log[-1] == "attach gone"
     assert log.count("attach new") == log.count("detach new")
 
 
-def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
+def test_clients_cannot_change_internal_volatile_keys() -> None:
     old = {
         "volatile.uuid": "u",
         "volatile.last_state.power": "RUNNING",
@@ -153,7 +156,7 @@ def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
     }
     new = {"volatile.uuid": "forged", "volatile.idmap.next": "[]", "volatile.eth0.hwaddr": "b", "user.y": ""}
     new |= {"volatile.eth0.host_name": "veth-of-another", "volatile.eth1.host_name": "eth0"}
-    assert update._with_own_volatile(old, new) == {
+    assert update.with_own_volatile(old, new) == {
         "volatile.uuid": "u",
         "volatile.last_state.power": "RUNNING",
         "volatile.eth0.hwaddr": "b",
@@ -179,9 +182,7 @@ def test_own_volatile_keys_stay_whatever_a_client_sends() -> None:
     ],
     ids=str,
 )
-def test_volatile_keys_go_only_by_the_hand_of_who_knows_them(
-    sent: dict[str, str], stored: dict[str, str]
-) -> None:
+def test_a_config_without_volatile_keys_keeps_them(sent: dict[str, str], stored: dict[str, str]) -> None:
     """`"config": null` in a PUT is no wish for another MAC address; `lxc config unset` sends all others."""
     old = {
         "volatile.uuid": "u",
@@ -189,7 +190,15 @@ def test_volatile_keys_go_only_by_the_hand_of_who_knows_them(
         "volatile.apply_template": "create",
         "user.x": "1",
     }
-    assert update._with_own_volatile(old, update._with_volatile(old, sent)) == stored
+    assert update.with_own_volatile(old, update.with_volatile(old, sent)) == stored
+
+
+def test_volatile_keys_of_another_instance_are_ignored() -> None:
+    """`lxc copy --refresh` sends those of the source; snapshots that were copied have them as well."""
+    old = {"volatile.uuid": "u", "volatile.eth0.hwaddr": "a", "user.x": "1"}
+    sent = {"volatile.uuid": "other", "volatile.eth0.hwaddr": "b", "volatile.eth1.hwaddr": "c", "user.x": "2"}
+    assert update.with_volatile(old, sent) == {**old, "user.x": "2"}
+    assert update.with_volatile(old, {**sent, "volatile.uuid": "u"})["volatile.eth0.hwaddr"] == "b"
 
 
 def test_random_names_are_valid() -> None:
@@ -214,41 +223,38 @@ def test_valid_instance_names(name: str) -> None:
     ("request_", "error"),
     [
         (InstancesPost(type="virtual-machine"), InvalidRequest),
-        (InstancesPost(instance_type="t2.micro"), NotSupportedYet),
         (InstancesPost(stateful=True), InvalidRequest),
         (InstancesPost(), InvalidRequest),
-        (InstancesPost(source=InstanceSource(type="copy")), NotSupportedYet),
-        (InstancesPost(source=InstanceSource(type="image", server="https://x")), NotSupportedYet),
+        (InstancesPost(source=InstanceSource(type="migration")), NotSupportedYet),
+        (InstancesPost(source=InstanceSource(type="wish")), InvalidRequest),
     ],
 )
-def test_what_cannot_be_created_is_refused_at_once(request_: InstancesPost, error: type[Exception]) -> None:
+def test_unsupported_requests_are_rejected_immediately(
+    request_: InstancesPost, error: type[Exception]
+) -> None:
     with pytest.raises(error):
-        create._refuse_what_is_not_there(request_)
+        create.reject_unsupported(request_)
 
 
-def test_what_the_daemon_alone_writes_is_not_taken_from_a_request() -> None:
+def test_internal_volatile_keys_of_requests_are_ignored() -> None:
     own = {"volatile.idmap.current": "[]", "volatile.last_state.power": "RUNNING", "volatile.uuid": "x"}
     request = InstancesPost(config={"user.a": "1", "volatile.eth0.name": "eth0", **own})
-    config = create._first_row("default", "c1", request, None).config
+    config = create._new_row(C1, request, None).data.config
     assert {"user.a": "1", "volatile.eth0.name": "eth0"}.items() <= config.items()
     assert not any(config.get(key) == value for key, value in own.items())
 
 
-def a_running(name: str = "c1") -> Running:
-    return Running(1, "default", name, 10, None, {}, {}, IdMap())
-
-
-async def test_the_runtime_table_forgets_only_the_run_it_is_told_of() -> None:
+async def test_the_runtime_table_removes_only_the_given_run() -> None:
     table = RuntimeTable()
-    first, second = a_running(), a_running()
+    first, second = running_container(), running_container()
     table.add(first)
     table.add(second)
     table.remove(first)
-    assert table.get(("default", "c1")) is second
+    assert table.get(C1) is second
     second.frozen = True
-    assert table.status(("default", "c1")) is Status.FROZEN
+    assert table.status(C1) is Status.FROZEN
     table.remove(second)
-    assert table.status(("default", "c1")) is Status.STOPPED
+    assert table.status(C1) is Status.STOPPED
     assert not second.ended.is_set()
 
 
@@ -283,19 +289,19 @@ sys.stdin.read()
         ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 3])", signal.SIGRTMIN + 3),
     ],
 )
-def test_the_signal_that_an_init_hears(setting: str, heard: int | None) -> None:
+def test_the_stop_signal_that_an_init_handles(setting: str, heard: int | None) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LISTEN.format(setting)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"set\n"
-        assert signals.heard_signal(process.pid) == heard
-        wanted = signals.heard_signal(process.pid, signal.SIGPWR)
+        assert signals.handled_signal(process.pid) == heard
+        wanted = signals.handled_signal(process.pid, signal.SIGPWR)
         assert wanted == (heard if heard == signal.SIGPWR else None)
-        assert signals.heard_signal(process.pid, signal.SIGKILL) == signal.SIGKILL
+        assert signals.handled_signal(process.pid, signal.SIGKILL) == signal.SIGKILL
 
 
-async def test_a_lock_of_one_instance_keeps_no_other() -> None:
+async def test_locks_of_different_instances_are_independent() -> None:
     from utsuwa.core.locks import NamedLocks
 
     locks = NamedLocks()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
+from tests.support.instances import instance_row
 from utsuwa.core.errors import Forbidden, InvalidConfig, InvalidRequest, UtsuwaError
 from utsuwa.core.scope import Policy
-from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.instances.context import merge
-from utsuwa.instances.lifecycle.update import judge_profile
+from utsuwa.instances.lifecycle.profile_follower import judge_profile
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.policy import judge
+from utsuwa.projects.restrictions import Restrictions
 
 FREE, RESTRICTED, UNPRIVILEGED = Policy(), Policy(restricted=True), Policy(unprivileged_only=True)
 ROOT = {"root": {"type": "disk", "path": "/", "pool": "default"}}
@@ -29,23 +28,17 @@ def profile(**config: dict[str, str]) -> ProfileRow:
     return ProfileRow(0, "default", "p", "", config.get("config", {}), ROOT)
 
 
-def instance(own: dict[str, str], of_profile: dict[str, str] | None = None) -> Loaded:
-    row = InstanceRow(
-        id=1,
-        project="default",
-        name="c1",
-        architecture="x86_64",
-        ephemeral=False,
-        stateful=False,
-        description="",
-        created_at=datetime(2030, 1, 1, tzinfo=UTC),
-        last_used_at=None,
-        config=own,
-        devices={},
-        profiles=["p"],
-        state="ready",
-    )
-    return merge(row, [profile(config=of_profile or {})])
+def instance(
+    own: dict[str, str],
+    of_profile: dict[str, str] | None = None,
+    restricted: dict[str, str] | None = None,
+) -> Loaded:
+    row = instance_row(config=own, profiles=["p"])
+    return merge(row, [profile(config=of_profile or {})], Restrictions("default", restricted))
+
+
+def check(instance: Loaded, policy: Policy) -> None:
+    judge(instance.data, instance.expanded, instance.restrictions, policy)
 
 
 @pytest.mark.parametrize(
@@ -64,35 +57,47 @@ def instance(own: dict[str, str], of_profile: dict[str, str] | None = None) -> L
     ],
 )
 @pytest.mark.parametrize("where", ["instance", "profile"])
-def test_what_a_policy_allows_wherever_it_is_set(
+def test_a_policy_applies_to_instances_and_profiles(
     config: dict[str, str], policy: Policy, error: type[UtsuwaError] | None, where: str
 ) -> None:
     judged = instance(config) if where == "instance" else instance({}, config)
     with pytest.raises(error) if error else nullcontext():
-        assert judge(judged, policy) is judged
+        check(judged, policy)
 
 
-def test_the_merged_configuration_counts() -> None:
+def test_the_expanded_configuration_is_checked() -> None:
     """What an instance overrides of its profile is not held against it."""
-    judge(instance({"security.privileged": "false"}, PRIVILEGED), UNPRIVILEGED)
+    check(instance({"security.privileged": "false"}, PRIVILEGED), UNPRIVILEGED)
     with pytest.raises(Forbidden):
-        judge(instance(PRIVILEGED, {"security.privileged": "false"}), UNPRIVILEGED)
+        check(instance(PRIVILEGED, {"security.privileged": "false"}), UNPRIVILEGED)
 
 
-def test_what_is_invalid_whoever_wants_it() -> None:
-    judged = instance({})
+def test_invalid_configurations_are_rejected_for_all_callers() -> None:
+    unrestricted = Restrictions("default")
     for wrong, error in (
-        (replace(judged, row=replace(judged.row, profiles=["p", "p"])), InvalidRequest),
-        (replace(judged, expanded_devices={}), InvalidConfig),
+        (merge(instance_row(profiles=["p", "p"]), [profile()], unrestricted), InvalidRequest),
+        (merge(instance_row(), [], unrestricted), InvalidConfig),
         (instance({"limits.cpu": "x"}), InvalidConfig),
         (instance({"raw.lxc": "nonsense"}), InvalidConfig),
     ):
         with pytest.raises(error):
-            judge(wrong, FREE)
+            check(wrong, FREE)
 
 
-def test_a_profile_that_nothing_uses_is_judged_for_restricted_callers() -> None:
+def test_unused_profiles_are_checked_for_restricted_callers() -> None:
     judge_profile(FREE, profile(config=HOOK))
     judge_profile(RESTRICTED, profile(config=HARMLESS))
     with pytest.raises(InvalidConfig, match="restricted callers"):
         judge_profile(RESTRICTED, profile(config=HOOK))
+
+
+@pytest.mark.parametrize("where", ["instance", "profile"])
+def test_restrictions_of_the_project_apply(where: str) -> None:
+    def judged(restricted: dict[str, str] | None) -> None:
+        own, of_profile = (PRIVILEGED, {}) if where == "instance" else ({}, PRIVILEGED)
+        check(instance(own, of_profile, restricted), FREE)
+
+    judged(None)
+    judged({"restricted.containers.privilege": "allow"})
+    with pytest.raises(Forbidden, match=r"restricted\.containers\.privilege=unprivileged"):
+        judged({})

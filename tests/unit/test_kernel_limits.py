@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.open_warnings import OpenWarnings
 from utsuwa.daemon.host_watch import HostWatch
 from utsuwa.host.system import kernel_limits, near_limits, sysctl_file
 from utsuwa.host.system.sysctl_file import Setting, plan
@@ -48,7 +49,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_all_is_raised_now_and_at_each_boot_and_then_there_is_nothing_to_do(host: Host) -> None:
+def test_limits_are_raised_now_and_at_boot_once(host: Host) -> None:
     said, done = sysctl_file.raise_limits()
     assert done
     assert kernel_limits.current() == host.written() == kernel_limits.WANTED
@@ -59,7 +60,7 @@ def test_all_is_raised_now_and_at_each_boot_and_then_there_is_nothing_to_do(host
     assert host.written() == kernel_limits.WANTED
 
 
-def test_what_is_higher_stays_as_it_is(host: Host) -> None:
+def test_higher_values_are_kept(host: Host) -> None:
     """Set by the kernel for a large memory, by an administrator by hand, or by a file."""
     high = kernel_limits.WANTED[INSTANCES] * 10
     host.set({INSTANCES: high})
@@ -91,7 +92,7 @@ def test_a_file_hides_that_of_its_name_in_a_later_folder(host: Host) -> None:
     assert KEYS in host.written()
 
 
-def test_where_nothing_can_be_set_no_file_promises_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_written_if_limits_cannot_be_set(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(key: str, value: int) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", key)
 
@@ -124,7 +125,7 @@ FILES = st.sampled_from((BEFORE, AFTER))
     own=st.none() | NUMBERS,
     other=st.none() | st.builds(Setting, NUMBERS, FILES),
 )
-def test_nothing_is_ever_lowered(wanted: int, current: int, own: int | None, other: Setting | None) -> None:
+def test_limits_are_never_lowered(wanted: int, current: int, own: int | None, other: Setting | None) -> None:
     made = plan(
         {KEYS: wanted},
         {KEYS: current},
@@ -170,7 +171,7 @@ def test_entries_of_neighbour_tables_and_all_threads() -> None:
     assert near_limits.threads("") is None
 
 
-def test_what_is_near(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_nearly_reached(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc = tmp_path / "proc"
     (proc / "self/fd").mkdir(parents=True)
     (proc / "key-users").write_text("1000000: 1 1/1 160/200 100/20000\n5: 1 1/1 170/200 1/20000\n")
@@ -185,18 +186,21 @@ def test_what_is_near(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-async def test_the_daemon_tells_of_each_limit_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_daemon_warns_when_a_limit_is_nearly_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again when only the usage changes; the warning is resolved when the limit has been raised."""
     found = {KEYS: "160 of 200 are used"}
     monkeypatch.setattr(near_limits, "check", lambda: found)
-    watch = HostWatch(lambda: True)
+    warnings = OpenWarnings()
+    watch = HostWatch(lambda: True, warnings)
     await watch.check()
+    first = warnings.messages["Host near its limits"]
+    assert f"{KEYS}: 160 of 200 are used" in first
+    found[KEYS] = "161 of 200 are used"
     await watch.check()
-    assert [record.getMessage() for record in caplog.records] == [
-        f"the host is near its limit {KEYS}: 160 of 200 are used: raise it before containers fail to start "
-        "or to work (see utsuwad check)"
-    ]
+    assert warnings.messages["Host near its limits"] == first
     found[INSTANCES] = "none is left"
     await watch.check()
-    assert len(caplog.records) == 2
+    assert f"{INSTANCES}: none is left; {KEYS}" in warnings.messages["Host near its limits"]
+    found.clear()
+    await watch.check()
+    assert warnings.messages == {}

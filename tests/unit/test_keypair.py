@@ -32,7 +32,7 @@ def test_made_once_with_final_modes(paths: StatePaths) -> None:
     assert made.pem == paths.server_cert.read_text()
 
 
-def test_what_the_certificate_says(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_fields(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "box")
     certificate = x509.load_pem_x509_certificate(ensure_key_pair(paths).pem.encode())
     key = certificate.public_key()
@@ -54,7 +54,7 @@ def test_a_long_or_odd_host_name_is_no_problem(paths: StatePaths, monkeypatch: p
     assert ensure_key_pair(paths).fingerprint
 
 
-def test_a_key_without_certificate_is_what_a_kill_left(paths: StatePaths) -> None:
+def test_key_pair_is_replaced_if_the_certificate_is_missing(paths: StatePaths) -> None:
     ensure_key_pair(paths)
     paths.server_cert.unlink()
     (paths.root / ".server.crt.new").write_text("half")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.instances import ref
 from utsuwa.host.network.dhcp import release6_packet, release_packet
 from utsuwa.networks import leases
 from utsuwa.networks.drivers.bridge import lease_file
@@ -41,7 +42,7 @@ def test_parse() -> None:
 
 
 def a_port(instance: str, mac: str, ipv4: str = "", ipv6: str = "", *, running: bool = False) -> Port:
-    return Port("default", instance, "eth0", "br0", True, mac, ipv4, ipv6, running=running)
+    return Port(ref(instance), "eth0", "br0", True, mac, ipv4, ipv6, running=running)
 
 
 A, B, OTHER = "00:16:3e:00:00:0a", "00:16:3e:00:00:0b", "00:16:3e:00:00:0c"
@@ -68,7 +69,9 @@ A, B, OTHER = "00:16:3e:00:00:0a", "00:16:3e:00:00:0b", "00:16:3e:00:00:0c"
         (Lease("fd42::9", "", "A"), [a_port("a", A, "", "fd42::9")], False),
     ],
 )
-def test_leases_in_the_way(lease: Lease, ports: list[Port], stale: bool) -> None:
+def test_leases_that_conflict_with_static_addresses_are_unwanted(
+    lease: Lease, ports: list[Port], stale: bool
+) -> None:
     """A static address is free for its device at once, and nobody who runs loses its own (lxd#7397)."""
     assert leases.unwanted([lease], ports, ()) == ([lease] if stale else [])
     assert leases.unwanted([lease], ports, {lease.mac}) == [lease]
@@ -86,26 +89,26 @@ def family(ranges: str) -> Family:
     return found
 
 
-def test_room() -> None:
+def test_free_address_in_ranges() -> None:
     two = family("10.1.2.5-10.1.2.6")
-    assert lease_file.has_room(two, [])
-    assert lease_file.has_room(two, ["10.1.2.5", "10.1.2.9", "fd42::5"])
-    assert not lease_file.has_room(two, ["10.1.2.5", "10.1.2.6"])
-    assert not lease_file.has_room(family("10.1.2.1-10.1.2.1"), [])
-    assert lease_file.has_room(family("10.1.2.5-10.1.2.5,10.1.2.9-10.1.2.9"), ["10.1.2.5"])
+    assert lease_file.has_free_address(two, [])
+    assert lease_file.has_free_address(two, ["10.1.2.5", "10.1.2.9", "fd42::5"])
+    assert not lease_file.has_free_address(two, ["10.1.2.5", "10.1.2.6"])
+    assert not lease_file.has_free_address(family("10.1.2.1-10.1.2.1"), [])
+    assert lease_file.has_free_address(family("10.1.2.5-10.1.2.5,10.1.2.9-10.1.2.9"), ["10.1.2.5"])
 
 
-def test_room_that_is_sure() -> None:
+def test_surely_free_address_by_number_of_leases() -> None:
     two = family("10.1.2.5-10.1.2.6")
-    assert not lease_file.surely_has_room(two, 1)
-    assert lease_file.surely_has_room(two, 0)
-    assert lease_file.surely_has_room(family("10.1.2.5-10.1.2.6,10.1.2.10-10.1.2.19"), 10)
+    assert not lease_file.surely_has_free_address(two, 1)
+    assert lease_file.surely_has_free_address(two, 0)
+    assert lease_file.surely_has_free_address(family("10.1.2.5-10.1.2.6,10.1.2.10-10.1.2.19"), 10)
 
 
 def test_lines_about() -> None:
-    found = lease_file.lines_about(TEXT, ["00:16:3e:00:00:01", "fd42:1::9", ""])
+    found = lease_file.matching_lines(TEXT, ["00:16:3e:00:00:01", "fd42:1::9", ""])
     assert [lease.address for lease in lease_file.parse(found, now=2000)] == ["10.1.2.241", "fd42:1::9"]
-    assert lease_file.lines_about(TEXT, []) == ""
+    assert lease_file.matching_lines(TEXT, []) == ""
 
 
 def test_release_packet() -> None:

@@ -16,6 +16,7 @@ from utsuwa.instances.confinement.limits import cpu_share, plan, rlimits, start_
 NAMES = ("cpu", "cpuset", "memory", "pids", "hugetlb", "blkio")
 V1 = LimitFacts(
     cpus=frozenset(range(4)),
+    nodes={0: frozenset(range(4))},
     memory=2**30,
     controllers=dict.fromkeys(NAMES, 1),
     swap=True,
@@ -30,7 +31,7 @@ def lines(facts: LimitFacts, **config: str) -> dict[str, str]:
     return dict(start_lines(named, facts))
 
 
-def test_nothing_is_said_where_nothing_is_limited() -> None:
+def test_without_limits_there_are_no_lines() -> None:
     assert lines(V1) == lines(V2) == {}
     assert lines(V1, memory="", processes="") == {}
     assert lines(V2, **{"memory.enforce": "soft", "memory.swap": "true", "cpu.allowance": "100%"}) == {}
@@ -73,7 +74,7 @@ def test_memory(config: dict[str, str], v1: dict[str, int], v2: dict[str, int]) 
     assert lines(V2, **config) == {f"lxc.cgroup2.memory.{name}": str(value) for name, value in v2.items()}
 
 
-def test_memory_where_swap_is_not_accounted_for() -> None:
+def test_memory_without_accounting_of_swap() -> None:
     assert lines(replace(V1, swap=False), memory="1MiB") == {"lxc.cgroup.memory.limit_in_bytes": str(MIB)}
     assert lines(replace(V2, swap=False), memory="1MiB") == {"lxc.cgroup2.memory.max": str(MIB)}
 
@@ -98,7 +99,7 @@ def test_cpu_time(config: dict[str, str], v1: dict[str, str], v2: dict[str, str]
 
 
 @given(st.integers(1, 100), st.integers(0, 10))
-def test_shares_grow_with_both(percent: int, priority: int) -> None:
+def test_shares_grow_with_allowance_and_priority(percent: int, priority: int) -> None:
     share = cpu_share(f"{percent}%", str(priority))
     assert 0 < share <= 1
     assert priority == 10 or share < cpu_share(f"{percent}%", str(priority + 1))
@@ -119,13 +120,31 @@ def test_huge_pages() -> None:
     assert lines(V2, **{"hugepages.2MB": "8MiB"}) == {"lxc.cgroup2.hugetlb.2MB.max": str(8 * MIB)}
 
 
-def test_cpu_lines() -> None:
-    assert limits.cpu_lines(None, V1) == []
-    assert limits.cpu_lines(frozenset({0, 1, 3}), V1) == [("lxc.cgroup.cpuset.cpus", "0-1,3")]
-    assert limits.cpu_lines(frozenset({2}), V2) == [("lxc.cgroup2.cpuset.cpus", "2")]
+def test_cpuset_lines() -> None:
+    assert limits.cpuset_lines(None, None, V1) == []
+    assert limits.cpuset_lines(frozenset({0, 1, 3}), None, V1) == [("lxc.cgroup.cpuset.cpus", "0-1,3")]
+    found = limits.cpuset_lines(frozenset({2}), frozenset({0, 1}), V2)
+    assert found == [("lxc.cgroup2.cpuset.cpus", "2"), ("lxc.cgroup2.cpuset.mems", "0-1")]
 
 
-def test_a_plan_covers_the_same_files_whatever_is_limited() -> None:
+def test_numa_nodes_of_the_host() -> None:
+    numa, uniform = replace(V2, nodes={0: frozenset({0}), 1: frozenset({1})}), replace(V2, nodes={})
+    limits.check({"limits.cpu.nodes": "0-1"}, numa)
+    limits.check({"limits.cpu.nodes": "balanced"}, numa)
+    with pytest.raises(InvalidConfig, match="this host has no NUMA node 2-3; it has 0-1"):
+        limits.check({"limits.cpu.nodes": "1-3"}, numa)
+    for value in ("0", "balanced"):
+        with pytest.raises(InvalidConfig, match="does not support NUMA"):
+            limits.check({"limits.cpu.nodes": value}, uniform)
+
+
+def test_a_score_that_the_daemon_may_not_set() -> None:
+    limits.check({"limits.memory.oom_priority": "-1000"}, V2)
+    with pytest.raises(InvalidConfig, match="must be at least -5 here"):
+        limits.check({"limits.memory.oom_priority": "-6"}, replace(V2, lowest_oom_score=-5))
+
+
+def test_a_plan_always_contains_the_same_files() -> None:
     """So that what is unset is written back to the kernel's default."""
     config = {"limits.memory": "1GiB", "limits.cpu.allowance": "10ms/100ms", "limits.processes": "5"}
     for facts in (V1, V2):
@@ -140,6 +159,7 @@ def test_a_plan_covers_the_same_files_whatever_is_limited() -> None:
     [
         ("limits.cpu", "2", "cpuset"),
         ("limits.cpu.allowance", "10%", "cpu"),
+        ("limits.cpu.nodes", "0", "cpuset"),
         ("limits.cpu.priority", "1", "cpu"),
         ("limits.disk.priority", "1", "io"),
         ("limits.memory", "1GiB", "memory"),
@@ -148,7 +168,7 @@ def test_a_plan_covers_the_same_files_whatever_is_limited() -> None:
     ],
 )
 @pytest.mark.parametrize("facts", [V1, V2])
-def test_a_controller_that_is_missing(facts: LimitFacts, key: str, value: str, controller: str) -> None:
+def test_a_missing_controller(facts: LimitFacts, key: str, value: str, controller: str) -> None:
     limits.check({key: value}, facts)
     without = {k: v for k, v in facts.controllers.items() if k not in (controller, "blkio")}
     poorer = replace(facts, controllers=without)
@@ -158,20 +178,20 @@ def test_a_controller_that_is_missing(facts: LimitFacts, key: str, value: str, c
     assert start_lines({key: value}, poorer) == []
 
 
-def test_cpus_that_are_missing() -> None:
+def test_missing_cpus() -> None:
     limits.check({"limits.cpu": "0-3"}, V1)
     limits.check({"limits.cpu": "64"}, V1)  # a number means at most so many
     with pytest.raises(InvalidConfig, match=r"no CPU 4-5,7; it has 0-3"):
         limits.check({"limits.cpu": "3-5,7"}, V1)
 
 
-def test_swap_in_bytes_where_it_is_not_accounted_for() -> None:
+def test_swap_in_bytes_without_accounting_of_swap() -> None:
     with pytest.raises(InvalidConfig, match="swap"):
         limits.check({"limits.memory.swap": "1GiB"}, replace(V2, swap=False))
     limits.check({"limits.memory.swap": "false"}, replace(V2, swap=False))
 
 
-def test_huge_pages_that_are_missing() -> None:
+def test_missing_sizes_of_huge_pages() -> None:
     limits.check({"limits.hugepages.2MB": "8MiB"}, V2)
     with pytest.raises(InvalidConfig, match=r"limits\.hugepages\.1GB.*2MB"):
         limits.check({"limits.hugepages.1GB": "1GiB"}, V2)
@@ -210,14 +230,14 @@ def test_disk_weights(monkeypatch: pytest.MonkeyPatch, priority: str, weights: l
     ]
 
 
-def test_a_disk_priority_where_the_kernel_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_priority_without_weights_in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup_limits, "disk_weights", lambda _pid: [])
     assert limits.disk_plan({}, 7) == {}
     with pytest.raises(InvalidConfig, match=r"limits\.disk\.priority"):
         limits.disk_plan({"limits.disk.priority": "5"}, 7)
 
 
-def test_containers_get_the_limit_that_the_daemon_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_containers_have_the_original_limit_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "original_limit", lambda: (1024, -1))
     assert rlimits({}) == {"nofile": (1024, -1)}
     assert rlimits({"limits.kernel.nofile": "5:6", "limits.kernel.core": "0"}) == {

@@ -34,14 +34,14 @@ def link(name: str, master: int | None = None, kind: int = 16) -> bytes:
     return message(kind, struct.pack("=BxHiII", 0, 1, 7, 0, 0) + attributes)
 
 
-def test_interfaces_without_a_master_are_told() -> None:
+def test_interfaces_without_a_master_are_reported() -> None:
     assert list(changed(link("eth5") + link("port", master=3) + link("gone", kind=17) + link("x"))) == [
         "eth5",
         "x",
     ]
 
 
-def test_an_interface_that_loses_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_that_loses_an_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "if_indextoname", {7: "eth5"}.__getitem__)
     body = struct.pack("=BBBBi", 2, 24, 0, 0, 7)
     assert list(changed(message(21, body) + message(20, body))) == ["eth5"]
@@ -61,7 +61,7 @@ class Kernel:
         monkeypatch.setattr(link_events, "_open", lambda: self.ours)
 
 
-async def test_all_listeners_are_told_as_long_as_they_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_current_listeners_are_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, links = Kernel(monkeypatch), LinkEvents()
     first: list[Any] = []
     second: list[Any] = []
@@ -146,7 +146,7 @@ async def test_ports_join_when_they_appear(
     assert not links.heard
 
 
-async def test_a_host_that_tells_nothing_of_interfaces(caplog: pytest.LogCaptureFixture) -> None:
+async def test_host_without_link_notifications(caplog: pytest.LogCaptureFixture) -> None:
     async def join() -> None:
         raise AssertionError
 

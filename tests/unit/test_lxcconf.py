@@ -17,8 +17,10 @@ from utsuwa.core.scope import Policy
 from utsuwa.devices import BindMount
 from utsuwa.host.lxcentries import mount_entry
 from utsuwa.host.network import veth
-from utsuwa.instances.confinement import lxcconf
-from utsuwa.instances.confinement.lxcconf import ContainerSpec, HostFacts
+from utsuwa.instances.confinement import conf_lines, lxcconf
+from utsuwa.instances.confinement.host_facts import HostFacts, read_host_facts
+from utsuwa.instances.confinement.lxcconf import ContainerSpec
+from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
 
 MAP = IdMap((IdRange(0, 1000000, 65536),), (IdRange(0, 2000000, 65536),))
 SPEC = ContainerSpec(
@@ -60,7 +62,7 @@ def test_an_unprivileged_container() -> None:
     assert not any("devices.allow" in line or "seccomp" in line for line in found)
 
 
-def test_a_privileged_container_has_its_devices_limited() -> None:
+def test_devices_of_a_privileged_container_are_limited() -> None:
     found = lines(idmap=IdMap(), host=HostFacts(cgroup_namespaces=False))
     assert "lxc.mount.auto = proc:mixed sys:mixed cgroup:mixed" in found
     assert "lxc.cgroup.devices.deny = a" in found
@@ -114,7 +116,7 @@ def test_settings_become_lines() -> None:
         {"environment.A": "\ud800"},
     ],
 )
-def test_settings_that_cannot_stand_there(config: dict[str, str]) -> None:
+def test_invalid_settings(config: dict[str, str]) -> None:
     with pytest.raises(InvalidConfig):
         lines(config=config)
 
@@ -151,7 +153,7 @@ def test_devices_and_confinement() -> None:
     assert "lxc.cap.drop = sys_time sys_module sys_rawio" in found
 
 
-def test_what_the_host_has_is_shared() -> None:
+def test_directories_of_the_host_are_shared() -> None:
     host = HostFacts(
         folders=(Path("/sys/kernel/security"),),
         lxcfs=Path("/var/lib/lxcfs"),
@@ -175,7 +177,7 @@ def test_paths_with_spaces() -> None:
     assert mount_entry("/a b\t\\", "c d", "none", "bind")[1] == (r"/a\040b\011\134 c\040d none bind 0 0")
 
 
-def test_raw_lxc_comes_last_and_as_it_is() -> None:
+def test_raw_lxc_comes_last_and_unchanged() -> None:
     raw = '# a comment\n\n  lxc.environment="A=B"\nlxc.tty.max =  2 '
     assert lines(config={"raw.lxc": raw})[-2:] == ['lxc.environment = "A=B"', "lxc.tty.max = 2"]
 
@@ -186,7 +188,7 @@ def test_raw_lxc_comes_last_and_as_it_is() -> None:
 def test_raw_lxc_that_does_not_parse(raw: str) -> None:
     for restricted in (False, True):
         with pytest.raises(InvalidConfig):
-            lxcconf.check_raw_lxc(raw, Policy(restricted=restricted))
+            check_raw_lxc(raw, Policy(restricted=restricted))
 
 
 @pytest.mark.parametrize(
@@ -203,9 +205,9 @@ def test_raw_lxc_that_does_not_parse(raw: str) -> None:
     ],
 )
 def test_raw_lxc_for_unrestricted_callers_only(raw: str) -> None:
-    lxcconf.check_raw_lxc(raw, Policy())
+    check_raw_lxc(raw, Policy())
     with pytest.raises(InvalidConfig, match="restricted callers"):
-        lxcconf.check_raw_lxc(raw, Policy(restricted=True))
+        check_raw_lxc(raw, Policy(restricted=True))
 
 
 @pytest.mark.parametrize(
@@ -222,16 +224,16 @@ def test_raw_lxc_for_unrestricted_callers_only(raw: str) -> None:
         "lxc.hook =",
     ],
 )
-def test_raw_lxc_for_nobody(raw: str) -> None:
+def test_raw_lxc_keys_that_nobody_may_set(raw: str) -> None:
     with pytest.raises(InvalidConfig):
-        lxcconf.check_raw_lxc(raw, Policy())
+        check_raw_lxc(raw, Policy())
 
 
-def test_raw_lxc_where_all_are_unprivileged() -> None:
+def test_raw_lxc_if_all_instances_are_unprivileged() -> None:
     for raw in ("lxc.idmap =", "lxc.include = /x"):
         with pytest.raises(InvalidConfig, match="cannot be set"):
-            lxcconf.check_raw_lxc(raw, Policy(unprivileged_only=True))
-    lxcconf.check_raw_lxc("lxc.environment = A=B\n#x", Policy(restricted=True, unprivileged_only=True))
+            check_raw_lxc(raw, Policy(unprivileged_only=True))
+    check_raw_lxc("lxc.environment = A=B\n#x", Policy(restricted=True, unprivileged_only=True))
 
 
 @given(
@@ -240,7 +242,7 @@ def test_raw_lxc_where_all_are_unprivileged() -> None:
     st.text(alphabet=string.printable, max_size=60),
     st.text(alphabet="lxc.hook= \n\r\0a#'\"", max_size=40),
 )
-def test_no_value_brings_a_line_of_its_own(name: str, value: str, other: str, raw: str) -> None:
+def test_no_value_adds_a_line(name: str, value: str, other: str, raw: str) -> None:
     config = {f"environment.n{name}": value, "environment.B": other, "raw.lxc": raw}
     try:
         text = lxcconf.build(replace(SPEC, config=config, nics=[veth.Pair("h", other, "x")]))
@@ -256,13 +258,13 @@ def test_no_value_brings_a_line_of_its_own(name: str, value: str, other: str, ra
 
 
 @given(st.text())
-def test_one_pair_is_one_line_or_refused(value: str) -> None:
+def test_a_pair_is_one_line_or_rejected(value: str) -> None:
     refused = any(ord(c) < 32 and c != "\t" or ord(c) == 127 for c in value)
     if refused:
         with pytest.raises(InvalidConfig):
-            lxcconf.line("lxc.environment", value)
+            conf_lines.line("lxc.environment", value)
         return
-    text = lxcconf.line("lxc.environment", value)
+    text = conf_lines.line("lxc.environment", value)
     assert text.startswith("lxc.environment = ")
     assert text.index("\n") == len(text) - 1
 
@@ -270,14 +272,14 @@ def test_one_pair_is_one_line_or_refused(value: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", "lxc", "lxc.", "lxc.a b", "lxc.a=b", "lxc.a\n", "xlxc.a", "lxc." + "a" * 201]
 )
-def test_keys_are_judged(key: str) -> None:
+def test_keys_are_checked(key: str) -> None:
     with pytest.raises(InvalidConfig):
-        lxcconf.line(key, "1")
+        conf_lines.line(key, "1")
 
 
-def test_looking_at_the_host(tmp_path: Path) -> None:
+def test_facts_of_the_host(tmp_path: Path) -> None:
     lxcfs = tmp_path / "lxcfs"
-    assert lxcconf.read_host_facts(tmp_path, lxcfs) == HostFacts(cgroup_namespaces=False)
+    assert read_host_facts(tmp_path, lxcfs) == HostFacts(cgroup_namespaces=False)
     for folder in (
         "proc/self/ns",
         "dev/net",
@@ -288,12 +290,12 @@ def test_looking_at_the_host(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
     for file in ("proc/self/ns/cgroup", "dev/fuse", "lxcfs/proc/uptime", "lxcfs/proc/meminfo"):
         (tmp_path / file).touch()
-    facts = lxcconf.read_host_facts(tmp_path, lxcfs)
+    facts = read_host_facts(tmp_path, lxcfs)
     assert facts.cgroup_namespaces
     assert facts.folders == (Path("/sys/kernel/security"),)
     assert (facts.lxcfs, facts.lxcfs_files) == (lxcfs, ("proc/meminfo", "proc/uptime"))
     (lxcfs / "sys/devices/system/cpu/uevent").touch()
-    assert lxcconf.read_host_facts(tmp_path, lxcfs).lxcfs_files[-1] == "sys/devices/system/cpu"
+    assert read_host_facts(tmp_path, lxcfs).lxcfs_files[-1] == "sys/devices/system/cpu"
 
 
 def test_files_have_their_final_modes(tmp_path: Path) -> None:

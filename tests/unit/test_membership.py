@@ -41,10 +41,12 @@ async def test_a_lone_daemon_is_the_first_member(database: Database, tmp_path: P
     assert database.member.name == "host1"
 
 
-async def test_a_shared_database_tells_its_daemons_apart(shared_database: Database, tmp_path: Path) -> None:
+async def test_daemons_on_a_shared_database_need_different_names(
+    shared_database: Database, tmp_path: Path
+) -> None:
     one, two = folder(tmp_path, "one"), folder(tmp_path, "two")
     await join(shared_database, one, Settings(member="host1"))
-    with pytest.raises(HostError, match="a daemon with another state folder"):
+    with pytest.raises(HostError, match="a daemon with another state directory"):
         await join(shared_database, two, Settings())
     await join(shared_database, two, Settings(member="host2"))
     assert shared_database.member.name == "host2"
@@ -53,7 +55,7 @@ async def test_a_shared_database_tells_its_daemons_apart(shared_database: Databa
     assert stat.S_IMODE(two.member.stat().st_mode) == 0o600
 
 
-async def test_an_unreadable_id_is_told_of(shared_database: Database, tmp_path: Path) -> None:
+async def test_an_unreadable_id_is_reported(shared_database: Database, tmp_path: Path) -> None:
     paths = folder(tmp_path, "one")
     paths.member.write_text("nonsense")
     with pytest.raises(HostError, match="Cannot read the id of this member"):

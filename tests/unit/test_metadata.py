@@ -19,7 +19,7 @@ def test_every_key_of_instances_is_described() -> None:
     assert described == {key.name for key in INSTANCE_KEYS.keys}
 
 
-def test_what_is_said_of_a_key() -> None:
+def test_description_of_a_key() -> None:
     assert _keys("instance", "boot")["boot.host_shutdown_timeout"] == {
         "type": "integer",
         "shortdesc": "Seconds for a clean stop before the instance is killed, when the host shuts down.",
@@ -27,8 +27,8 @@ def test_what_is_said_of_a_key() -> None:
         "defaultdesc": "`30`",
         "liveupdate": "yes",
     }
-    nodes = _keys("instance", "resource-limits")["limits.cpu.nodes"]
-    assert nodes["longdesc"] == "Checked and stored, without effect in this version."
+    priority = _keys("instance", "resource-limits")["limits.network.priority"]
+    assert priority["longdesc"] == "Checked and stored, without effect in this version."
     assert _keys("instance", "security")["security.secureboot"]["condition"] == "virtual machine"
     assert _keys("server", "core")["core.https_address"]["scope"] == "local"
     assert _keys("server", "core")["core.trust_password"]["scope"] == "global"

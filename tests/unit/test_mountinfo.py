@@ -25,7 +25,7 @@ def test_a_line_that_was_cut_off_is_left_out() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-def test_any_target_comes_back(name: str) -> None:
+def test_mount_target_round_trip(name: str) -> None:
     """The kernel escapes space, tab, newline and backslash in octal."""
     target = f"/x{name}"
     escaped = target

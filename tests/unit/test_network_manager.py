@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.instances import C1, instance_row, ref
 from tests.support.members import second_member
-from tests.unit.test_ports import instance
+from tests.support.open_warnings import Judged, OpenWarnings, no_retries
 from utsuwa.core.errors import (
     AlreadyExists,
     HostError,
@@ -26,13 +28,14 @@ from utsuwa.core.errors import (
     PreconditionFailed,
 )
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.scope import EVERYTHING
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import networks as rows
 from utsuwa.db import schema
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
 from utsuwa.db.sqlite import Sqlite
-from utsuwa.host.network import bridges, ip_switches
+from utsuwa.host.network import addressing, bridges, ip_switches
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.networks import base, live
 from utsuwa.networks.drivers.bridge import BRIDGE
@@ -41,41 +44,50 @@ from utsuwa.networks.drivers.bridge.driver import BridgeDriver
 from utsuwa.networks.drivers.bridge.servers import Servers
 from utsuwa.networks.drivers.bridge.settings import BridgeSettings
 from utsuwa.networks.firewall import Firewall
+from utsuwa.networks.leases import Lease
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.networks.ports import Port
 from utsuwa.networks.records import Network
+from utsuwa.operations import retries
 from utsuwa.operations.events import EventHub
 from utsuwa.wire.edits import any_state, merge
+from utsuwa.wire.edits import replace as replace_with
 from utsuwa.wire.networks import NetworkPatch, NetworkPut, NetworksPost
 
 FIXED = {"ipv4.address": "10.1.2.1/24", "ipv6.address": "none"}
 
 
-class Told(BridgeAddresses):
+class RecordingAddresses(BridgeAddresses):
     """Remembers of which instances it was told; fails where the host does."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.whole = False
         self.seen: list[tuple[list[str], Any]] = []
+        self.held: list[Lease] = []
 
-    def is_told(self, name: str) -> bool:
+    async def leases(self, network: BridgeSettings, matching: Any = None) -> list[Lease]:
+        return self.held
+
+    def is_current(self, name: str) -> bool:
         return self.whole
 
-    async def tell(self, network: BridgeSettings, ports: Any, owners: Any) -> base.Told:
+    async def update(self, network: BridgeSettings, ports: Any, instances: Any) -> base.PortUpdate:
         if "hosts" in self._host.fails:
             raise self._host.fails["hosts"]
-        self.seen.append(([port.instance for port in ports], owners))
+        self.seen.append(([port.instance.name for port in ports], instances))
         self.whole = True
-        return base.Told(False)
+        return base.PortUpdate(False)
 
 
 class Host(BridgeDriver):
     """What would be done, as words; fails where it is told."""
 
     def __init__(self) -> None:
-        super().__init__("utsuwa-test", Servers(Path("/nowhere")), Firewall("utsuwa-test"))
-        self.addresses = Told(self)
+        super().__init__(
+            "utsuwa-test", Servers(Path("/nowhere"), Judged()), Firewall("utsuwa-test"), Judged()
+        )
+        self.addresses = self.recording = RecordingAddresses(self)
         self.done: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.folder = Path()
@@ -116,20 +128,27 @@ def host() -> Host:
 
 
 @pytest.fixture
-def networks(
-    database: Database, tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
-) -> NetworkManager:
+def warnings() -> OpenWarnings:
+    return OpenWarnings()
+
+
+@pytest.fixture
+async def networks(
+    database: Database, tmp_path: Path, host: Host, warnings: OpenWarnings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[NetworkManager]:
     paths = StatePaths(tmp_path)
     paths.networks.mkdir()
     monkeypatch.setattr(bridges, "links", list)
-    monkeypatch.setattr(bridges, "taken_subnets", dict)
-    monkeypatch.setattr(bridges, "routed_subnets", list)
+    monkeypatch.setattr(addressing, "taken", dict)
+    monkeypatch.setattr(addressing, "routed", list)
     monkeypatch.setattr(bridges, "exists", lambda name: name == "lo")
     monkeypatch.setattr(bridges, "find", lambda name: None)
     host.folder = paths.networks
     kind = replace(BRIDGE, driver=lambda _: host)
     monkeypatch.setattr(live, "NETWORK_TYPES", (kind,))
-    return NetworkManager(database, paths, EventHub(), LinkEvents(), "utsuwa-test")
+    tries = no_retries()
+    yield NetworkManager(database, paths, EventHub(), LinkEvents(), "utsuwa-test", warnings, tries)
+    await tries.stop()
 
 
 async def stored(database: Database) -> dict[str, NetworkRow]:
@@ -167,7 +186,7 @@ async def test_without_ipv6_on_the_host(
     monkeypatch.setattr(ip_switches, "ipv6_lack", lambda _: "the kernel has none")
     await networks.create("default", NetworksPost(name="br0"))
     assert (await stored(database))["br0"].config["ipv6.address"] == "none"
-    assert "network 'br0' gets no IPv6 subnet, for the kernel has none" in caplog.text
+    assert "network 'br0' gets no IPv6 subnet because the kernel has none" in caplog.text
 
 
 @pytest.mark.parametrize("step", ["test", "up"])
@@ -196,7 +215,7 @@ async def test_names(networks: NetworkManager) -> None:
         await networks.create("nowhere", NetworksPost(name="br1"))
 
 
-async def test_subnets_are_judged_beside_all_others(
+async def test_subnets_are_compared_with_all_others(
     networks: NetworkManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make(networks)
@@ -206,7 +225,7 @@ async def test_subnets_are_judged_beside_all_others(
     with pytest.raises(InvalidConfig, match="the network 'br0'"):
         await edit(networks, "br1", ipv4_address="10.1.0.1/16")
     taken = {"eth0": [FIXED_SUBNET]}
-    monkeypatch.setattr(bridges, "taken_subnets", lambda: taken)
+    monkeypatch.setattr(addressing, "taken", lambda: taken)
     # An overlap that came about later does not stand in the way of other changes.
     await edit(networks, user_note="x")
 
@@ -229,7 +248,7 @@ async def test_update(networks: NetworkManager, database: Database, host: Host) 
         await edit(networks, "br9")
 
 
-async def test_a_failed_update_goes_back(networks: NetworkManager, database: Database, host: Host) -> None:
+async def test_a_failed_update_is_reverted(networks: NetworkManager, database: Database, host: Host) -> None:
     await make(networks)
     host.done.clear()
     host.fails["change"] = HostError("no")
@@ -288,14 +307,14 @@ async def test_delete(networks: NetworkManager, database: Database, host: Host) 
         await networks.delete("default", "br0")
 
 
-async def test_one_that_was_left_half_made_is_made_anew(networks: NetworkManager, database: Database) -> None:
+async def test_an_incomplete_network_is_created_again(networks: NetworkManager, database: Database) -> None:
     """A full disk kept its making from being undone."""
     await database.write("test", rows.insert, NetworkRow(0, "default", "br0", config=FIXED))
     await make(networks)
     assert (await stored(database))["br0"].state == "ready"
 
 
-async def test_start_finishes_what_a_kill_cut_off(
+async def test_start_completes_interrupted_changes(
     networks: NetworkManager, database: Database, host: Host
 ) -> None:
     await database.write("test", rows.insert, NetworkRow(0, "default", "half", config=FIXED))
@@ -308,7 +327,41 @@ async def test_start_finishes_what_a_kill_cut_off(
         await networks.reader.get("default", "half")
 
 
-async def test_start_takes_away_what_has_no_row(
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_network_that_cannot_be_brought_up_is_tried_again(
+    networks: NetworkManager,
+    database: Database,
+    host: Host,
+    warnings: OpenWarnings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Meanwhile a warning says why; the daemon starts nevertheless, and a deleted one is given up."""
+    monkeypatch.setattr(retries, "_WAITS", (0.005,))
+    monkeypatch.setattr(retries, "_REST", 0.001)
+    for name, subnet in (("br0", "10.1.2.1/24"), ("gone", "10.1.3.1/24")):
+        row = NetworkRow(0, "default", name, config={"ipv4.address": subnet}, state="ready")
+        await database.write("test", rows.insert, row)
+    host.fails["up"] = HostError("port 53 is in use")
+    await networks.start()
+    assert warnings.messages == {"Network unavailable": "network 'gone' cannot be used: port 53 is in use"}
+    await networks.delete("default", "gone")
+    host.done.clear()
+    await until(lambda: host.done.count("up br0") > 2)
+    assert "up gone" not in host.done
+    host.fails.clear()
+    await until(lambda: "network br0" not in networks._retries and "network gone" not in networks._retries)
+    shown = await networks.reader.get("default", "br0")
+    assert isinstance(shown, Network)
+    assert shown.available
+    assert list(warnings.messages.values()) == ["network 'gone' cannot be used: port 53 is in use"]
+
+
+async def test_start_removes_networks_without_a_row(
     networks: NetworkManager, host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("half", ".x.test"):
@@ -342,44 +395,78 @@ async def test_a_network_that_the_host_refuses_is_tried_again(
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), HostError("no")])
-async def test_names_that_cannot_be_told_are_logged(
+async def test_failures_to_update_names_are_logged(
     networks: NetworkManager, host: Host, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
     host.fails["hosts"] = failure
     await make(networks)
-    assert "does not know all names" in caplog.text
+    assert "cannot update names and addresses" in caplog.text
 
 
-async def test_only_who_has_changed_is_told(networks: NetworkManager, host: Host, database: Database) -> None:
+async def test_only_changed_instances_are_updated(
+    networks: NetworkManager, host: Host, database: Database
+) -> None:
     told = host.addresses
-    assert isinstance(told, Told)
+    assert isinstance(told, RecordingAddresses)
     nic = {"type": "nic", "network": "br0", "hwaddr": "00:16:3e:00:00:01"}
     for name in ("c1", "c2"):
-        row = replace(instance(name, []), devices={"eth0": nic})
+        row = instance_row(name, devices={"eth0": nic})
         await database.write("test", instance_rows.insert, row)
     await make(networks)
-    await networks.ports.refresh(("default", "c2"))
-    assert told.seen == [(["c1", "c2"], None), (["c2"], (("default", "c2"),))]
+    await networks.ports.refresh(ref("c2"))
+    assert told.seen == [(["c1", "c2"], None), (["c2"], (ref("c2"),))]
     told.whole = False
-    await networks.ports.refresh(("default", "c2"))
+    await networks.ports.refresh(ref("c2"))
     assert told.seen[-1] == (["c1", "c2"], None)
 
 
-async def test_ports_are_judged_beside_those_of_others(networks: NetworkManager, database: Database) -> None:
+async def test_ports_are_compared_with_those_of_others(networks: NetworkManager, database: Database) -> None:
     await make(networks)
     nic = {"type": "nic", "network": "br0"}
     given = {"volatile.eth0.hwaddr": "00:16:3e:00:00:01"}
-    one = replace(instance("c1", []), devices={"eth0": nic}, config=given)
+    one = instance_row(devices={"eth0": nic}, config=given)
     await database.write("test", instance_rows.insert, one)
-    new = Port("default", "c2", "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
+    new = Port(ref("c2"), "eth0", "br0", True, "00:16:3e:00:00:01", "", "")
     with pytest.raises(InvalidConfig, match="is taken by device 'eth0' of instance 'c1'"):
-        await networks.ports.check([new.owner], [new])
-    await networks.ports.check([new.owner], [replace(new, mac="00:16:3e:00:00:02")])
-    await networks.ports.check([new.owner, ("default", "c1")], [new])
+        await networks.ports.check([new.instance], [new])
+    await networks.ports.check([new.instance], [replace(new, mac="00:16:3e:00:00:02")])
+    await networks.ports.check([new.instance, C1], [new])
     with pytest.raises(InvalidConfig, match="'br9' does not exist"):
-        await networks.ports.check([new.owner], [replace(new, bridge="br9")])
+        await networks.ports.check([new.instance], [replace(new, bridge="br9")])
     with pytest.raises(InvalidConfig, match="outside of the network's subnet"):
-        await networks.ports.check([new.owner], [replace(new, mac="", ipv4="10.9.9.9")])
+        await networks.ports.check([new.instance], [replace(new, mac="", ipv4="10.9.9.9")])
+
+
+async def test_changes_do_not_reveal_instances_of_other_projects(
+    networks: NetworkManager, host: Host, database: Database
+) -> None:
+    await database.write("test", lambda tx: tx.insert(schema.projects, {"name": "other", "description": ""}))
+    await make(networks)
+    nic = {"type": "nic", "network": "br0", "ipv4.address": "10.1.2.9"}
+    row = instance_row("secret", "other", devices={"eth0": nic})
+    await database.write("test", instance_rows.insert, row)
+    moved = NetworkPut(config={**FIXED, "ipv4.address": "10.1.9.1/24"})
+    with pytest.raises(InvalidConfig, match="conflicts with an instance of another project$"):
+        await networks.edit("default", "br0", replace_with(moved), any_state)
+    with pytest.raises(InvalidConfig, match=r"conflicts with device 'eth0' of instance 'secret': .*outside"):
+        await networks.edit("other", "br0", replace_with(moved), any_state)
+
+
+async def test_a_lease_in_use_does_not_reveal_instances_of_other_projects(
+    networks: NetworkManager, host: Host, database: Database
+) -> None:
+    await database.write("test", lambda tx: tx.insert(schema.projects, {"name": "other", "description": ""}))
+    await make(networks)
+    held = Lease("10.1.2.9", "00:16:3e:00:00:01", "secret")
+    config = {"volatile.eth0.hwaddr": held.mac, "volatile.eth0.host_name": "veth0"}
+    row = instance_row("secret", "other", devices={"eth0": {"type": "nic", "network": "br0"}}, config=config)
+    await database.write("test", instance_rows.insert, row)
+    host.recording.held = [held]
+    nic = {"ipv4.address": held.address}
+    cases = (("default", "by an instance of another project,"), ("other", "of instance 'secret'"))
+    for project, named in cases:
+        with pytest.raises(InvalidConfig, match=named):
+            await networks.ports.settle_addresses(ref("c1", project), "eth0", "br0", "00:16:3e:00:00:02", nic)
 
 
 async def test_unknown_types(networks: NetworkManager) -> None:
@@ -408,14 +495,16 @@ async def test_a_project_without_networks_of_its_own_uses_the_default_ones(
     assert (await stored(database))["br0"].project == "default"
     found = await networks.reader.get("other", "br0")
     assert isinstance(found, Network)
-    assert [one.row.name for one in await networks.reader.all("other") if isinstance(one, Network)] == ["br0"]
-    port = Port("other", "c1", "eth0", "br0", managed=True, mac="", ipv4="10.9.9.9", ipv6="")
+    assert [
+        one.row.name for one in await networks.reader.all(EVERYTHING, "other") if isinstance(one, Network)
+    ] == ["br0"]
+    port = Port(ref("c1", "other"), "eth0", "br0", managed=True, mac="", ipv4="10.9.9.9", ipv6="")
     with pytest.raises(InvalidConfig, match="outside of the network's subnet"):
-        await networks.ports.check({("other", "c1")}, [port])
+        await networks.ports.check({port.instance}, [port])
     await networks.delete("other", "br0")
     assert await stored(database) == {}
     with pytest.raises(NotFound, match="Project 'nope' not found"):
-        await networks.reader.all("nope")
+        await networks.reader.all(EVERYTHING, "nope")
 
 
 async def test_a_network_of_another_member_is_pending_until_it_is_created_here(
@@ -435,10 +524,10 @@ async def test_a_network_of_another_member_is_pending_until_it_is_created_here(
     ):
         with pytest.raises(OtherMember, match="is on host2 only: create it on this member, too"):
             await change
-    port = Port("default", "c1", "eth0", "br0", managed=True, mac="", ipv4="", ipv6="")
+    port = Port(C1, "eth0", "br0", managed=True, mac="", ipv4="", ipv6="")
     with pytest.raises(OtherMember, match="'br0' is on host2 only"):
-        await networks.ports.check({("default", "c1")}, [port])
-    with pytest.raises(InvalidConfig, match=r"ipv4\.address of network 'br0' is the same on all members"):
+        await networks.ports.check({C1}, [port])
+    with pytest.raises(InvalidConfig, match=r"ipv4\.address of network 'br0' is shared by all members"):
         await make(networks, ipv4_address="10.88.0.1/24")
     await networks.create("default", NetworksPost(name="br0", config={"bridge.external_interfaces": "eth7"}))
     row = (await stored(database))["br0"]

@@ -87,7 +87,7 @@ async def test_the_record_has_the_shape_that_clients_know(operations: Operations
     await operations.stop()
 
 
-async def test_an_error_of_ours_is_told(operations: Operations) -> None:
+async def test_typed_errors_are_shown(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
         raise NotFound("No such image: import it first")
 
@@ -111,7 +111,7 @@ async def test_other_errors_are_logged_and_hidden(
     assert "secret detail" in caplog.text
 
 
-async def test_cancelling_runs_the_undo_and_tells_so(operations: Operations) -> None:
+async def test_cancelling_runs_undo_steps_and_sets_the_status(operations: Operations) -> None:
     undone = []
 
     async def run(operation: Operation) -> None:
@@ -156,7 +156,7 @@ async def test_cancel_is_refused_where_it_cannot_be(operations: Operations) -> N
         operation.cancel()
 
 
-async def test_wait_gives_up_in_time_and_leaves_the_work_alone(operations: Operations) -> None:
+async def test_wait_times_out_without_affecting_the_operation(operations: Operations) -> None:
     operation = start(operations, forever)
     assert not await operation.wait(0.01)
     assert operation.status == "Running"
@@ -164,7 +164,7 @@ async def test_wait_gives_up_in_time_and_leaves_the_work_alone(operations: Opera
     assert await operation.wait(0)
 
 
-async def test_ended_ones_stay_for_a_while_and_then_go(operations: Operations) -> None:
+async def test_ended_operations_are_removed_after_a_while(operations: Operations) -> None:
     operation = start(operations, nothing)
     await operation.wait(1)
     assert operations.get(EVERYTHING, operation.id) is operation
@@ -183,7 +183,7 @@ async def test_the_list_is_held_to_a_project(operations: Operations) -> None:
     await operations.stop()
 
 
-async def test_what_is_not_in_the_scope_is_not_there(operations: Operations) -> None:
+async def test_operations_outside_of_the_scope_are_not_found(operations: Operations) -> None:
     mine = start(operations, nothing)
     theirs = operations.start(PLAIN, "other", forever, websockets=("0",))
     servers = operations.start(PLAIN, "", nothing)
@@ -198,17 +198,19 @@ async def test_what_is_not_in_the_scope_is_not_there(operations: Operations) -> 
     await operations.stop()
 
 
-async def test_progress_is_told_once_a_step(operations: Operations) -> None:
+async def test_progress_is_published_once_per_step(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
-        operation.set_progress("download", 10, speed=2048)
-        operation.set_progress("download", 10, speed=4096)
+        operation.set_progress("download", "Download", percent=10, processed=999, speed=2048)
+        operation.set_progress("download", "Download", percent=10, processed=1000, speed=2049)
+        operation.set_progress("copy", "Copy", processed=1_234_567)
         operation.set_progress("unpack", "Unpacking")
 
     with operations.events.subscribe(["operation"]) as listener:
         operation = start(operations, run)
         await operation.wait(1)
-        assert len(states(listener)) == 5
-    assert operation.metadata["download_progress"] == "10%"
+        assert len(states(listener)) == 6
+    assert operation.metadata["download_progress"] == "Download: 10% (2.05kB/s)"
+    assert operation.metadata["copy_progress"] == "Copy: 1.23MB"
     assert operation.metadata["unpack_progress"] == "Unpacking"
     assert operation.metadata["progress"] == {"stage": "unpack"}
 
@@ -253,7 +255,7 @@ async def test_the_work_gets_the_connected_socket(operations: Operations) -> Non
     assert got == [socket]
 
 
-async def test_a_websocket_that_never_comes_fails_the_work(operations: Operations) -> None:
+async def test_a_missing_websocket_fails_the_operation(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
         await operation.websocket("0", 0.01)
 
@@ -263,12 +265,55 @@ async def test_a_websocket_that_never_comes_fails_the_work(operations: Operation
     assert "did not connect the websocket '0'" in operation.error
 
 
-async def test_stopping_cancels_everything_and_refuses_what_is_new(operations: Operations) -> None:
+async def test_stopping_cancels_all_operations_and_rejects_new_ones(operations: Operations) -> None:
     operation = start(operations, forever)
     await operations.stop()
     assert operation.status == "Cancelled"
     with pytest.raises(Unavailable, match="shutting down"):
         start(operations, nothing)
+
+
+async def test_completing_waits_for_running_operations_and_refuses_new_ones(operations: Operations) -> None:
+    go_on = asyncio.Event()
+
+    async def run(operation: Operation) -> None:
+        await go_on.wait()
+
+    operation = start(operations, run)
+    completing = asyncio.ensure_future(operations.complete(60, asyncio.Event()))
+    await asyncio.sleep(0.05)
+    assert not completing.done()
+    with pytest.raises(Unavailable, match="shutting down"):
+        start(operations, nothing)
+    go_on.set()
+    await completing
+    assert operation.status == "Success"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+async def test_completing_ends_after_its_timeout(operations: Operations, seconds: float) -> None:
+    operation = start(operations, forever)
+    await operations.complete(seconds, asyncio.Event())
+    assert operation.status == "Running"
+    await operations.stop()
+
+
+async def test_completing_cancels_what_clients_may_cancel(operations: Operations) -> None:
+    operation = start(operations, forever, CANCELLABLE)
+    await operations.complete(60, asyncio.Event())
+    assert operation.status == "Cancelled"
+
+
+async def test_completing_ends_when_there_is_a_hurry(operations: Operations) -> None:
+    operation, hurry = start(operations, forever), asyncio.Event()
+    completing = asyncio.ensure_future(operations.complete(60, hurry))
+    await asyncio.sleep(0)
+    assert not completing.done()
+    hurry.set()
+    await asyncio.wait_for(completing, 1)
+    await operations.complete(60, hurry)
+    assert operation.status == "Running"
+    await operations.stop()
 
 
 async def test_work_knows_its_operation_and_its_requestor(operations: Operations) -> None:
@@ -309,7 +354,7 @@ async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
         gc.enable()
 
 
-async def test_a_websocket_that_comes_after_the_end_is_nobodys(operations: Operations) -> None:
+async def test_a_websocket_after_completion_is_ignored(operations: Operations) -> None:
     operation = start(operations, nothing, websockets=["0"])
     name = operation.claim(operation.secrets["0"])
     assert await operation.wait(1)
@@ -317,7 +362,7 @@ async def test_a_websocket_that_comes_after_the_end_is_nobodys(operations: Opera
     assert operation.status == "Success"
 
 
-async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operations: Operations) -> None:
+async def test_cancellation_by_client_differs_from_shutdown(operations: Operations) -> None:
     told: list[bool] = []
 
     async def run(operation: Operation) -> None:
@@ -336,7 +381,7 @@ async def test_work_can_tell_a_clients_cancellation_from_the_daemons_end(operati
     assert told == [True, False]
 
 
-async def test_work_may_come_to_a_point_of_no_return(operations: Operations) -> None:
+async def test_operation_can_become_uncancellable(operations: Operations) -> None:
     async def run(operation: Operation) -> None:
         module.forbid_cancellation()
         await asyncio.Event().wait()
@@ -353,14 +398,15 @@ async def test_work_may_come_to_a_point_of_no_return(operations: Operations) -> 
 def test_kinds_have_titles_of_their_own() -> None:
     table = [kind for kind in vars(kinds).values() if isinstance(kind, Kind)]
     assert len({kind.text for kind in table}) == len(table) >= 13
-    assert {entity for kind in table for entity in kind.entities} == {"instances", "containers", "images"}
+    entities = {"instances", "containers", "images", "storage_volumes"}
+    assert {entity for kind in table for entity in kind.entities} == entities
 
 
-async def test_objects_are_named_by_urls_that_are_escaped(operations: Operations) -> None:
+async def test_objects_are_named_by_urls_that_are_escaped_and_without_project(operations: Operations) -> None:
     operation = operations.start(PLAIN, "a b", nothing, names=["x/y", "z"])
     assert operation.record().resources == {
-        "instances": ["/1.0/instances/x%2Fy?project=a%20b", "/1.0/instances/z?project=a%20b"],
-        "containers": ["/1.0/containers/x%2Fy?project=a%20b", "/1.0/containers/z?project=a%20b"],
+        "instances": ["/1.0/instances/x%2Fy", "/1.0/instances/z"],
+        "containers": ["/1.0/containers/x%2Fy", "/1.0/containers/z"],
     }
     await operation.wait(1)
     assert operations.start(replace(PLAIN, entities=()), "default", nothing).record().resources is None

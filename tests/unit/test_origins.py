@@ -28,7 +28,7 @@ def test_an_origin_is_scheme_host_and_port(text: str, origin: Origin) -> None:
     ["", "null", "*", "panel.example", "https://", "https://a/", "https://a, https://b", "https://u@a"]
     + ["https://a:b", "https://a\n", "https://a:123456", "file://", "https:// a"],
 )
-def test_what_is_no_origin_matches_nothing(text: str) -> None:
+def test_invalid_origins_match_nothing(text: str) -> None:
     assert parse_origin(text) is None
     if text not in ("", "*"):
         with pytest.raises(InvalidConfig, match=r"core\.https_allowed_origin"):
@@ -54,6 +54,6 @@ def test_methods_and_headers_are_lists_of_names(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["GET POST", "GET;POST", "X: y", "a,,b", "GET\nX"])
-def test_what_would_break_a_header_is_refused(value: str) -> None:
+def test_values_that_would_break_a_header_are_rejected(value: str) -> None:
     with pytest.raises(InvalidConfig, match=r"core\.https_allowed_headers"):
         SERVER_KEYS.check({"core.https_allowed_headers": value})

@@ -13,7 +13,7 @@ from utsuwa.daemon.passed_socket import take_socket
 @pytest.mark.parametrize(
     ("ours", "count"), [(False, "1"), (True, "0"), (True, ""), (True, "many"), (True, "-1")]
 )
-def test_what_is_for_another_process_is_not_taken(
+def test_sockets_for_another_process_are_ignored(
     monkeypatch: pytest.MonkeyPatch, ours: bool, count: str
 ) -> None:
     """A program that systemd started may start a daemon in turn; programs of ours hear nothing of it."""

@@ -34,13 +34,13 @@ def test_equal_passwords_have_different_hashes() -> None:
         "md5$1$1$1$YQ$YQ",
     ],
 )
-def test_what_is_no_hash_fits_nothing(stored: str) -> None:
+def test_invalid_hash_matches_no_password(stored: str) -> None:
     assert not verify_password("foo", stored)
 
 
 @settings(max_examples=50)
 @given(st.text(max_size=60))
-def test_any_stored_text_is_harmless(stored: str) -> None:
+def test_any_stored_text_is_handled_safely(stored: str) -> None:
     assert not verify_password("foo", stored)
 
 

@@ -30,7 +30,7 @@ async def test_a_new_folder_gets_database_and_key_pair(paths: StatePaths) -> Non
     assert paths.server_cert.read_bytes() == made
 
 
-async def test_nothing_is_started_for_a_folder_that_is_ready(paths: StatePaths) -> None:
+async def test_prepared_directory_starts_no_process(paths: StatePaths) -> None:
     """Programs are refused in this test."""
     engine = Sqlite(paths.database)
     engine.prepare()

@@ -1,72 +1,47 @@
-"""Profiles and projects as their managers keep them: rules, events, followers, refusals."""
+"""Profiles as their manager keeps them: rules, events, followers, refusals."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from tests.support.managers import ROOT, Events, use
 from utsuwa.core.errors import (
     AlreadyExists,
     Forbidden,
     InUse,
     InvalidConfig,
     InvalidName,
-    InvalidRequest,
     NotFound,
     NotSupportedYet,
     PreconditionFailed,
 )
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import EVERYTHING, Policy
-from utsuwa.db import instances as instance_rows
+from utsuwa.db import projects as project_rows
 from utsuwa.db import schema
 from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
-from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
+from utsuwa.db.projects import ProjectRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
-from utsuwa.operations.events import EventHub
-from utsuwa.profiles.manager import ProfileManager, editable
-from utsuwa.projects import manager as project_manager
-from utsuwa.projects.manager import ProjectManager
+from utsuwa.db.transaction import Transaction
+from utsuwa.profiles.manager import ProfileManager, Store, editable
 from utsuwa.wire.edits import any_state, merge, replace
 from utsuwa.wire.profiles import ProfilePatch, ProfilePut, ProfilesPost
-from utsuwa.wire.projects import ProjectPatch, ProjectPut, ProjectsPost
 
 FREE = EVERYTHING.policy
-ROOT = {"type": "disk", "path": "/", "pool": "p"}
 NIC = {"type": "nic", "nictype": "p2p"}
 
 
 def changed_meanwhile(source: Any) -> None:
     raise PreconditionFailed("changed")
-
-
-class Events(EventHub):
-    """A hub that remembers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, str, str]] = []
-        self.contexts: list[Any] = []
-
-    def publish_lifecycle(
-        self,
-        action: str,
-        source: str,
-        project: str = "",
-        context: Any = None,
-    ) -> None:
-        self.seen.append((action, source, project))
-        self.contexts.append(context)
 
 
 class Follow:
@@ -76,25 +51,42 @@ class Follow:
         self.changes: list[tuple[ProfileRow, ProfileRow]] = []
         self.undone: list[str] = []
         self.refusal: Exception | None = None
-        self.inside = self.inside_at_undo = False
+        self.failure: Exception | None = None
+        self.inside = self.inside_at_undo = self.storing_at_undo = False
+        self.storing = False
+        self.stored: list[str] = []
 
     @asynccontextmanager
     async def __call__(
         self, policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[AbstractAsyncContextManager[Store]]:
         self.changes.append((old, new))
         undo.push(self._undo, new.name)
         if self.refusal is not None:
             raise self.refusal
         self.inside = True
         try:
-            yield
+            yield self._storing()
         finally:
             self.inside = False
 
+    @asynccontextmanager
+    async def _storing(self) -> AsyncIterator[Store]:
+        self.storing = True
+        try:
+            yield self._store
+        finally:
+            self.storing = False
+        self.stored.append("told")
+
+    def _store(self, tx: Transaction) -> None:
+        if self.failure is not None:
+            raise self.failure
+        tx.execute(schema.profiles.update().values(description="stored with it"))
+
     def _undo(self, name: str) -> None:
         self.undone.append(name)
-        self.inside_at_undo = self.inside
+        self.inside_at_undo, self.storing_at_undo = self.inside, self.storing
 
 
 @pytest.fixture
@@ -115,30 +107,8 @@ def profiles(database: Database, events: Events) -> ProfileManager:
     return ProfileManager(database, events)
 
 
-@pytest.fixture
-def projects(database: Database) -> ProjectManager:
-    return ProjectManager(database)
-
-
-async def use(database: Database, name: str, *names: str, **config: str) -> None:
-    row = InstanceRow(
-        id=0,
-        project="default",
-        name=name,
-        architecture="x86_64",
-        ephemeral=False,
-        stateful=False,
-        description="",
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        last_used_at=None,
-        config={key.replace("_", "."): value for key, value in config.items()},
-        devices={"root": {**ROOT, "size": "1GiB"}},
-        profiles=list(names),
-    )
-    await database.write("test", instance_rows.insert, row)
-
-
-# ---- profiles
+async def names(profiles: ProfileManager, project: str) -> list[str]:
+    return [shown.name for shown in await profiles.list(EVERYTHING, project)]
 
 
 async def test_a_profile_is_created_and_shown(profiles: ProfileManager, events: Events) -> None:
@@ -156,7 +126,7 @@ async def test_a_profile_is_created_and_shown(profiles: ProfileManager, events: 
         [],
     )
     assert editable(row) == ProfilePut(config={"user.a": "1"}, description="x", devices={"n": NIC})
-    assert await profiles.names("default") == ["default", "web"]
+    assert await names(profiles, "default") == ["default", "web"]
     assert events.seen == [("profile-created", "/1.0/profiles/web", "default")]
 
 
@@ -183,13 +153,13 @@ async def test_a_profile_that_cannot_be(
     request = ProfilesPost(**{"name": "web", **fields})
     with pytest.raises(error, match=why):
         await profiles.create(FREE, "default", request)
-    assert await profiles.names("default") == ["default"]
+    assert await names(profiles, "default") == ["default"]
     assert events.seen == []
 
 
 async def test_an_unknown_project_has_no_profiles(profiles: ProfileManager) -> None:
     for call in (
-        profiles.names("nope"),
+        names(profiles, "nope"),
         profiles.list(EVERYTHING, "nope"),
         profiles.get(EVERYTHING, "nope", "default"),
         profiles.create(FREE, "nope", ProfilesPost(name="x")),
@@ -233,7 +203,7 @@ async def test_a_change_asks_for_the_etag_first(profiles: ProfileManager, events
     assert events.seen == []
     seen: list[Any] = []
     await profiles.edit(FREE, "default", "default", replace(ProfilePut()), seen.append)
-    assert seen == [ProfilePut(description="Default Utsuwa profile")]
+    assert seen == [ProfilePut(description="Default LXD profile")]
 
 
 async def test_followers_see_both_states_before_anything_is_stored(profiles: ProfileManager) -> None:
@@ -242,10 +212,11 @@ async def test_followers_see_both_states_before_anything_is_stored(profiles: Pro
     await profiles.edit(FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
     ((old, new),) = follow.changes
     assert (old.config, new.config) == ({}, {"user.a": "1"})
-    assert (old.id, follow.undone) == (new.id, [])
+    assert (old.id, follow.undone, follow.stored) == (new.id, [], ["told"])
+    assert (await profiles.get(EVERYTHING, "default", "default"))[1].description == "stored with it"
 
 
-async def test_a_follower_that_refuses_undoes_the_whole(profiles: ProfileManager, events: Events) -> None:
+async def test_a_follower_that_refuses_reverts_the_change(profiles: ProfileManager, events: Events) -> None:
     first, second = Follow(), Follow()
     second.refusal = InvalidConfig("a running instance cannot take it")
     profiles.on_change(first)
@@ -261,6 +232,24 @@ async def test_a_follower_that_refuses_undoes_the_whole(profiles: ProfileManager
     assert events.seen == []
 
 
+async def test_failed_write_is_undone(profiles: ProfileManager, events: Events) -> None:
+    """Nothing of the profile or of its instances is stored, and no lock of the transaction is held then."""
+    first, second = Follow(), Follow()
+    second.failure = Forbidden("over the limit")
+    profiles.on_change(first)
+    profiles.on_change(second)
+    with pytest.raises(Forbidden, match="over the limit"):
+        await profiles.edit(
+            FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state
+        )
+    for follow in (first, second):
+        assert (follow.undone, follow.stored) == (["default"], [])
+        assert (follow.inside_at_undo, follow.storing_at_undo) == (True, False)
+    row = (await profiles.get(EVERYTHING, "default", "default"))[1]
+    assert (row.config, row.description) == ({}, "Default LXD profile")
+    assert events.seen == []
+
+
 async def test_an_invalid_change_reaches_no_follower(profiles: ProfileManager) -> None:
     follow = Follow()
     profiles.on_change(follow)
@@ -271,16 +260,16 @@ async def test_an_invalid_change_reaches_no_follower(profiles: ProfileManager) -
     assert follow.changes == []
 
 
-async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileManager) -> None:
+async def test_a_disconnected_caller_leaves_a_complete_change(profiles: ProfileManager) -> None:
     started, go = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
     async def follow(
         policy: Policy, old: ProfileRow, new: ProfileRow, undo: Rollback, /
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[AbstractAsyncContextManager[Store]]:
         started.set()
         await go.wait()
-        yield
+        yield nullcontext(lambda _: None)
 
     profiles.on_change(follow)
     change = profiles.edit(FREE, "default", "default", replace(ProfilePut(config={"user.a": "1"})), any_state)
@@ -294,7 +283,7 @@ async def test_a_caller_that_goes_away_leaves_a_whole_change(profiles: ProfileMa
     assert (await profiles.get(EVERYTHING, "default", "default"))[1].config == {"user.a": "1"}
 
 
-async def test_changes_at_once_lose_nothing(profiles: ProfileManager) -> None:
+async def test_concurrent_changes_are_all_applied(profiles: ProfileManager) -> None:
     parts = [ProfilePatch(config={f"user.{n}": "x"}) for n in range(15)]
     await asyncio.gather(
         *[profiles.edit(FREE, "default", "default", merge(part), any_state) for part in parts]
@@ -318,104 +307,22 @@ async def test_renaming(profiles: ProfileManager, database: Database, events: Ev
     ):
         with pytest.raises(error):
             await profiles.rename("default", name, new)
-    assert await profiles.names("default") == ["b", "c", "default"]
+    assert await names(profiles, "default") == ["b", "c", "default"]
 
 
 async def test_deleting(profiles: ProfileManager, database: Database, events: Events) -> None:
     await profiles.create(FREE, "default", ProfilesPost(name="a"))
     await profiles.create(FREE, "default", ProfilesPost(name="b"))
     await use(database, "c1", "a")
-    with pytest.raises(InUse, match="Profile is currently in use"):
+    with pytest.raises(InUse, match="Profile 'a' is currently in use: remove it first"):
         await profiles.delete("default", "a")
     with pytest.raises(Forbidden, match="'default' profile cannot be deleted"):
         await profiles.delete("default", "default")
     with pytest.raises(NotFound):
         await profiles.delete("default", "nope")
     await profiles.delete("default", "b")
-    assert await profiles.names("default") == ["a", "default"]
+    assert await names(profiles, "default") == ["a", "default"]
     assert events.seen[-1] == ("profile-deleted", "/1.0/profiles/b", "default")
-
-
-# ---- projects
-
-
-async def test_the_default_project_is_shown(
-    projects: ProjectManager, profiles: ProfileManager, database: Database
-) -> None:
-    await profiles.create(FREE, "default", ProfilesPost(name="a"))
-    await use(database, "c1", "a")
-    shown, row = await projects.get("default")
-    assert shown.used_by == ["/1.0/instances/c1", "/1.0/profiles/a", "/1.0/profiles/default"]
-    assert shown.config["features.images"] == "true"
-    assert await projects.list(EVERYTHING) == [shown]
-    assert await projects.names(EVERYTHING) == ["default"]
-    assert project_manager.editable(row) == ProjectPut(description=shown.description, config=shown.config)
-
-
-async def test_what_the_default_project_takes_on_and_refuses(projects: ProjectManager) -> None:
-    features = (await projects.get("default"))[0].config
-    await projects.edit(
-        "default", replace(ProjectPut(description="mine", config={**features, "user.a": "1"})), any_state
-    )
-    await projects.edit("default", merge(ProjectPatch(config={"user.a": "", "user.b": "2"})), any_state)
-    shown = (await projects.get("default"))[0]
-    assert (shown.description, shown.config) == ("mine", {**features, "user.b": "2"})
-    for config, error in (
-        ({}, InvalidRequest),
-        ({**features, "features.images": "false"}, InvalidRequest),
-        ({**features, "limits.memory": "1GiB"}, NotSupportedYet),
-        ({**features, "restricted": "true"}, NotSupportedYet),
-        ({**features, "nothing": "1"}, InvalidConfig),
-    ):
-        with pytest.raises(error):
-            await projects.edit("default", replace(ProjectPut(config=config)), any_state)
-    with pytest.raises(PreconditionFailed):
-        await projects.edit("default", merge(ProjectPatch(description="x")), changed_meanwhile)
-    assert (await projects.get("default"))[0] == shown
-
-
-async def test_other_projects_come_later(projects: ProjectManager) -> None:
-    with pytest.raises(NotSupportedYet, match="'web' cannot be created"):
-        await projects.create(ProjectsPost(name="web"))
-    with pytest.raises(AlreadyExists):
-        await projects.create(ProjectsPost(name="default"))
-    with pytest.raises(InvalidName):
-        await projects.create(ProjectsPost(name="a_b"))
-    with pytest.raises(Forbidden, match="cannot be renamed"):
-        await projects.rename("default", "x")
-    with pytest.raises(Forbidden, match="cannot be deleted"):
-        await projects.delete("default")
-    for call in (
-        projects.get("web"),
-        projects.state("web"),
-        projects.rename("web", "x"),
-        projects.delete("web"),
-        projects.edit("web", replace(ProjectPut()), any_state),
-    ):
-        with pytest.raises(NotFound, match="Project 'web' not found"):
-            await call
-
-
-async def test_the_state_sums_what_instances_may_take(
-    projects: ProjectManager, profiles: ProfileManager, database: Database
-) -> None:
-    limits = {"limits.memory": "1GiB", "limits.cpu": "2"}
-    await profiles.create(FREE, "default", ProfilesPost(name="a", config=limits))
-    await use(database, "c1", "a", limits_processes="100")
-    await use(database, "c2", "a", limits_memory="50%", limits_cpu="0-3")
-    resources = (await projects.state("default")).resources
-    assert {name: resource.usage for name, resource in resources.items()} == {
-        "containers": 2,
-        "cpu": 2,
-        "disk": 2 * 2**30,
-        "instances": 2,
-        "memory": 2**30,
-        "networks": 0,
-        "processes": 100,
-        "virtual-machines": 0,
-    }
-    assert {resource.limit for resource in resources.values()} == {-1}
-    assert msgspec.to_builtins(resources["cpu"]) == {"Limit": -1, "Usage": 2}
 
 
 async def test_a_project_without_profiles_of_its_own_has_the_default_ones(
@@ -423,7 +330,7 @@ async def test_a_project_without_profiles_of_its_own_has_the_default_ones(
 ) -> None:
     await database.write("test", lambda tx: tx.insert(schema.projects, {"name": "other", "description": ""}))
     assert await profiles.create(FREE, "other", ProfilesPost(name="web")) == "/1.0/profiles/web"
-    assert await profiles.names("default") == await profiles.names("other") == ["default", "web"]
+    assert await names(profiles, "default") == await names(profiles, "other") == ["default", "web"]
     assert [shown.name for shown in await profiles.list(EVERYTHING, "other")] == ["default", "web"]
     change = merge(ProfilePatch(description="new"))
     await profiles.edit(FREE, "other", "web", change, any_state)
@@ -431,4 +338,21 @@ async def test_a_project_without_profiles_of_its_own_has_the_default_ones(
     await profiles.rename("other", "web", "net")
     assert (await profiles.get(EVERYTHING, "default", "net"))[1].project == "default"
     await profiles.delete("other", "net")
-    assert await profiles.names("default") == ["default"]
+    assert await names(profiles, "default") == ["default"]
+
+
+async def test_instances_that_nobody_changes_now_are_checked_as_well(
+    profiles: ProfileManager, database: Database
+) -> None:
+    """Those on other members use a new profile from their next start."""
+    config = {"restricted": "true", "limits.memory": "1GiB"}
+    await database.write("test", project_rows.insert, ProjectRow(0, "web", "", config))
+    await profiles.create(FREE, "default", ProfilesPost(name="a", config={"limits.memory": "1GiB"}))
+    await use(database, "c1", "a", project="web")
+    for key, value, why in (
+        ("security.nesting", "true", r"Instance 'c1': Project 'web' does not allow nesting"),
+        ("limits.memory", "2GiB", r"'web' has the limit limits\.memory=1GiB"),
+    ):
+        with pytest.raises(Forbidden, match=why):
+            await profiles.edit(FREE, "default", "a", merge(ProfilePatch(config={key: value})), any_state)
+    assert (await profiles.get(EVERYTHING, "default", "a"))[1].config == {"limits.memory": "1GiB"}

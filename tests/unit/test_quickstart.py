@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def shell(text: str) -> str:
 
 
 @pytest.mark.parametrize("script", ["quickstart", "offline-bundle"])
-def test_help_tells_of_the_options(script: str) -> None:
+def test_help_describes_options(script: str) -> None:
     ended = run(script, "--help")
     assert ended.returncode == 0, ended.stderr
     assert f"scripts/{script}" in ended.stdout
@@ -78,7 +79,7 @@ def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_uninstall_wants_to_be_told_and_takes_only_what_is_ours(tmp_path: Path) -> None:
+def test_uninstall_needs_confirmation_and_removes_only_own_files(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "utsuwa.lock").touch()
     (tmp_path / "program").mkdir()
@@ -98,20 +99,37 @@ def test_uninstall_wants_to_be_told_and_takes_only_what_is_ours(tmp_path: Path) 
     assert run("quickstart", "--uninstall", "--yes", **here).returncode == 0, "a second time nothing is there"
 
 
+def a_wheel(folder: Path) -> Path:
+    """A package with a program that ends with status 7."""
+    wheel = folder / "thing-1.0-py3-none-any.whl"
+    files = {
+        "thing.py": "def main(): return 7\n",
+        "thing-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n",
+        "thing-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "thing-1.0.dist-info/entry_points.txt": "[console_scripts]\nthing = thing:main\n",
+    }
+    files["thing-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return wheel
+
+
 def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> None:
     """A strict umask, a clone and a prefix made with one: all of it is readable (lxc#3100, lxc#4186)."""
     prefix, clone = tmp_path / "prefix", tmp_path / "clone"
     told = shell(
         f"umask 077; mkdir -m 700 {prefix} {clone}; echo text >{clone}/page; . {SCRIPTS}/debian-host.sh\n"
-        # pip is there already, and nothing is fetched
-        f"make_venv {prefix} stamp pip >/dev/null; copy_readable {clone}/page {prefix}/share/doc; umask"
+        f"make_venv {prefix} stamp {a_wheel(tmp_path)} >/dev/null; "
+        f"copy_readable {clone}/page {prefix}/share/doc; umask"
     )
     assert told.splitlines()[-1] == "0022"
     for path in (prefix, *prefix.rglob("*")):
         mode = path.stat().st_mode
         assert mode & 0o044 == 0o044, path
         assert not path.is_dir() or mode & 0o011 == 0o011, path
-    assert not (prefix / "bin/pip").stat().st_mode & 0o022
+    assert not (prefix / "bin/thing").stat().st_mode & 0o022
+    assert subprocess.run([prefix / "bin/thing"], check=False).returncode == 7
     assert (prefix / "share/doc/page").stat().st_mode & 0o777 == 0o644
 
 
@@ -123,20 +141,18 @@ def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> 
             "raised vm.max_map_count from 65530 to 1048576\n"
             "/etc/sysctl.d/60-utsuwa.conf sets limits at each boot",
             0,
-            "==> Raised limits of the kernel for many containers, now and at each boot "
+            "==> Raised kernel limits for many containers, now and at each boot "
             "(/etc/sysctl.d/60-utsuwa.conf)\n",
         ),
         (
             "cannot be set here (Permission denied)",
             1,
-            "==> Some limits of the kernel stay low; what that costs: utsuwad check\n"
+            "==> Some kernel limits are still low; see utsuwad check\n"
             "cannot be set here (Permission denied)\n",
         ),
     ],
 )
-def test_it_says_in_short_what_became_of_the_limits(
-    tmp_path: Path, told: str, status: int, shown: str
-) -> None:
+def test_summary_of_raised_limits(tmp_path: Path, told: str, status: int, shown: str) -> None:
     program = tmp_path / "bin/utsuwad"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\n[ \"$*\" = 'check --raise-limits' ] && printf '{told}'\nexit {status}\n")
@@ -145,7 +161,7 @@ def test_it_says_in_short_what_became_of_the_limits(
     assert shell(f'prefix={tmp_path}; eval "{function}"; raise_limits') == shown
 
 
-def test_other_systems_hear_what_to_install_by_hand() -> None:
+def test_other_systems_get_instructions() -> None:
     told = shell('host_system() { echo "fedora 40"; }; require_system "debian 12" "ubuntu 24.04"')
     assert "knows debian 12, ubuntu 24.04, and this is fedora 40: install Python 3.11" in told
     assert told.count("\n") == 1

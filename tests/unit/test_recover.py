@@ -6,73 +6,78 @@ from dataclasses import replace
 
 import pytest
 
-from utsuwa.core import clock
-from utsuwa.db.instances import InstanceRow
-from utsuwa.instances.lifecycle.recover import Fate, judge
-from utsuwa.instances.model import Loaded
+from tests.support.instances import instance_row
+from utsuwa.db.profiles import ProfileRow
+from utsuwa.instances.context import merge
+from utsuwa.instances.lifecycle.recover import Outcome, outcome_of
+from utsuwa.projects.restrictions import Restrictions
 
 BOOT = "this boot"
-ROW = InstanceRow(
-    id=1,
-    project="default",
-    name="c1",
-    architecture="x86_64",
-    ephemeral=False,
-    stateful=False,
-    description="",
-    created_at=clock.now(),
-    last_used_at=None,
-    state="ready",
-)
 
 
-def fate(
-    power: str = "", boot_id: str = "", target: str = "", autostart: str = "", *, ephemeral: bool = False
-) -> Fate:
+def outcome(
+    power: str = "",
+    boot_id: str = "",
+    target: str = "",
+    autostart: str = "",
+    *,
+    ephemeral: bool = False,
+    autorestart: bool = False,
+) -> Outcome:
     notes = {"volatile.last_state.power": power, "volatile.last_state.boot_id": boot_id}
-    row = replace(ROW, ephemeral=ephemeral, config={key: text for key, text in notes.items() if text})
-    expanded = {**row.config, **({"boot.autostart": autostart} if autostart else {})}
-    return judge(Loaded(row, expanded, {}), BOOT, target)
+    config = {key: text for key, text in notes.items() if text}
+    row = instance_row(state="ready", ephemeral=ephemeral, config=config)
+    profile = ProfileRow(0, "default", "p", config={"boot.autostart": autostart} if autostart else {})
+    instance = merge(row, [profile], Restrictions("default"))
+    return outcome_of(instance, BOOT, target, autorestart=autorestart)
 
 
-ENDED = Fate(was_running=True, ended=True, start=False, delete=False)
-AGAIN = Fate(was_running=True, ended=False, start=True, delete=False)
-QUIET = Fate(was_running=False, ended=False, start=False, delete=False)
+ENDED = Outcome(was_running=True, ended=True, start=False, delete=False)
+AGAIN = Outcome(was_running=True, ended=False, start=True, delete=False)
+QUIET = Outcome(was_running=False, ended=False, start=False, delete=False)
 
 
 @pytest.mark.parametrize("target", ["", "stop"])
-def test_one_that_was_killed_or_halted_is_stopped(target: str) -> None:
-    assert fate("RUNNING", BOOT, target) == ENDED
+def test_a_killed_or_halted_container_is_stopped(target: str) -> None:
+    assert outcome("RUNNING", BOOT, target) == ENDED
 
 
-def test_one_that_rebooted_runs_again() -> None:
-    assert fate("RUNNING", BOOT, "reboot") == AGAIN
-    assert fate("RUNNING", BOOT, "reboot", "false") == AGAIN
-    assert fate("RUNNING", BOOT, "reboot", ephemeral=True) == AGAIN
+def test_a_rebooted_container_is_started() -> None:
+    assert outcome("RUNNING", BOOT, "reboot") == AGAIN
+    assert outcome("RUNNING", BOOT, "reboot", "false") == AGAIN
+    assert outcome("RUNNING", BOOT, "reboot", ephemeral=True) == AGAIN
+
+
+@pytest.mark.parametrize("target", ["", "stop"])
+def test_a_container_that_ended_by_itself_is_restarted_where_configured(target: str) -> None:
+    assert outcome("RUNNING", BOOT, target, autorestart=True) == AGAIN
+    assert outcome("RUNNING", BOOT, target, "false", autorestart=True) == AGAIN
+    assert outcome("RUNNING", BOOT, target, ephemeral=True, autorestart=True) == AGAIN
+    assert outcome("STOPPED", autorestart=True) == QUIET
 
 
 @pytest.mark.parametrize("boot_id", ["an earlier boot", ""])
 @pytest.mark.parametrize("target", ["", "stop", "reboot"])
-def test_what_ran_before_the_machine_rebooted_runs_again(boot_id: str, target: str) -> None:
+def test_running_containers_are_started_after_a_reboot_of_the_host(boot_id: str, target: str) -> None:
     """A shutdown by the daemon leaves no boot's id; what the hook recorded before does not count."""
-    assert fate("RUNNING", boot_id, target) == AGAIN
-    assert fate("RUNNING", boot_id, target, "true") == AGAIN
-    assert fate("RUNNING", boot_id, target, "false") == replace(AGAIN, start=False)
+    assert outcome("RUNNING", boot_id, target) == AGAIN
+    assert outcome("RUNNING", boot_id, target, "true") == AGAIN
+    assert outcome("RUNNING", boot_id, target, "false") == replace(AGAIN, start=False)
 
 
 @pytest.mark.parametrize("power", ["", "STOPPED"])
-def test_one_that_was_stopped_stays_so(power: str) -> None:
-    assert fate(power) == QUIET
-    assert fate(power, target="reboot") == QUIET
-    assert fate(power, autostart="false") == QUIET
-    assert fate(power, ephemeral=True) == QUIET
+def test_a_stopped_container_stays_stopped(power: str) -> None:
+    assert outcome(power) == QUIET
+    assert outcome(power, target="reboot") == QUIET
+    assert outcome(power, autostart="false") == QUIET
+    assert outcome(power, ephemeral=True) == QUIET
 
 
-def test_autostart_starts_what_was_stopped_or_killed() -> None:
-    assert fate("STOPPED", autostart="true") == replace(QUIET, start=True)
-    assert fate("RUNNING", BOOT, autostart="true") == replace(ENDED, start=True)
+def test_autostart_starts_stopped_and_killed_containers() -> None:
+    assert outcome("STOPPED", autostart="true") == replace(QUIET, start=True)
+    assert outcome("RUNNING", BOOT, autostart="true") == replace(ENDED, start=True)
 
 
-def test_an_ephemeral_one_that_ended_is_deleted_and_not_started() -> None:
-    assert fate("RUNNING", BOOT, "stop", ephemeral=True) == replace(ENDED, delete=True)
-    assert fate("RUNNING", BOOT, "stop", "true", ephemeral=True) == replace(ENDED, delete=True)
+def test_an_ended_ephemeral_instance_is_deleted() -> None:
+    assert outcome("RUNNING", BOOT, "stop", ephemeral=True) == replace(ENDED, delete=True)
+    assert outcome("RUNNING", BOOT, "stop", "true", ephemeral=True) == replace(ENDED, delete=True)

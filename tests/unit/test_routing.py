@@ -65,7 +65,7 @@ def test_unknown_paths_are_not_found(router: Router, path: str) -> None:
         router.find("GET", path)
 
 
-def test_a_wrong_method_is_told_with_the_right_ones(router: Router) -> None:
+def test_an_error_for_a_wrong_method_lists_the_allowed_ones(router: Router) -> None:
     with pytest.raises(MethodNotAllowed, match="GET, PUT"):
         router.find("DELETE", "/1.0/images/x")
 
@@ -88,11 +88,11 @@ def test_everything_that_lxd_documents_has_a_route() -> None:
             router.find(method, concrete)
 
 
-def test_what_is_served_is_not_also_refused() -> None:
+def test_served_routes_are_not_listed_as_unsupported() -> None:
     served = {(r.method, r.path) for r in routes.served()}
     refused = {(r.method, r.path) for r in routes.not_served(routes.served())}
     assert ("GET", "/1.0") in served
-    assert ("GET", "/1.0/metrics") in refused
+    assert ("POST", "/1.0/cluster/members") in refused
     assert not served & refused
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from utsuwa.core.errors import ProcessFailed
 from utsuwa.host.processes import pidfds, run
-from utsuwa.host.processes.run import Completed
+from utsuwa.host.processes.run import Completed, run_blocking
+from utsuwa.host.processes.stopper import Reading, Stopper
 
 pytestmark = pytest.mark.processes
 
@@ -62,7 +64,7 @@ async def test_missing_programs_name_their_package(runner: Runner, monkeypatch: 
         await runner(["/nowhere/mksquashfs"])
 
 
-async def test_what_cannot_be_started_says_why(runner: Runner, tmp_path: Path) -> None:
+async def test_failure_to_start_has_a_reason(runner: Runner, tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match="Permission denied"):
         await runner([str(tmp_path)])
     with pytest.raises(ProcessFailed, match="the directory .*missing does not exist"):
@@ -82,7 +84,7 @@ async def test_the_environment_is_rebuilt(runner: Runner, monkeypatch: pytest.Mo
     assert less.text == "LANG=C.UTF-8\n"
 
 
-async def test_stdin_is_closed_or_given(runner: Runner) -> None:
+async def test_stdin_is_closed_or_passed(runner: Runner) -> None:
     assert (await runner(["cat"])).stdout == b""
     data = os.urandom(3_000_000)
     assert (await runner(["cat"], stdin=data)).stdout == data
@@ -108,7 +110,7 @@ async def test_no_signal_is_kept_from_a_program(runner: Runner) -> None:
     assert fields["NSsid"].strip() == fields["Pid"].strip()
 
 
-async def test_late_programs_are_ended_with_what_they_started(runner: Runner, tmp_path: Path) -> None:
+async def test_programs_that_time_out_are_killed_with_their_children(runner: Runner, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     began = time.monotonic()
     with pytest.raises(ProcessFailed, match=r"did not end within 0\.3 seconds"):
@@ -177,3 +179,26 @@ async def test_pidfds_see_the_end_and_carry_signals() -> None:
     assert process.wait() == -signal.SIGTERM
     await pidfds.wait(process.pid)
     pidfds.kill(process.pid)
+
+
+def test_how_far_a_program_is(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    stopper = Stopper()
+    assert stopper.progress() is None
+
+    def work() -> None:
+        with stopper.reading("cat", 1 << 20):
+            run_blocking(["sh", "-c", f"cat <{fifo} >/dev/null; true"], stopper=stopper)
+
+    with ThreadPoolExecutor(1) as threads, fifo.open("r+b", buffering=0) as source:
+        working = threads.submit(work)
+        source.write(bytes(1 << 19))
+        while (progress := stopper.progress()) is None or progress.done < 1 << 19:
+            assert not working.done()
+        assert (progress.total, progress.percent) == (1 << 20, 50)
+        stopper.stop()
+        with pytest.raises(ProcessFailed, match="stopped"):
+            working.result()
+    assert stopper.progress() is None
+    assert (Reading(5, 0).percent, Reading(5, 4).percent) == (0, 99)

@@ -84,14 +84,14 @@ def test_raw_replaces_all() -> None:
         ({"security.syscalls.allow": "read\n" * 20000}, "too long"),
     ],
 )
-def test_what_is_refused(config: dict[str, str], message: str) -> None:
+def test_invalid_settings_are_rejected(config: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         seccomp.check(config)
     with pytest.raises(InvalidConfig, match=message):
         seccomp.policy(config, "x86_64")
 
 
-def test_files_come_and_go(tmp_path: Path) -> None:
+def test_files_are_written_and_removed(tmp_path: Path) -> None:
     path = seccomp.write(tmp_path, "c1", "2\n")
     assert path == tmp_path / "c1"
     seccomp.write(tmp_path, "c1", "2\ndenylist\n")

@@ -73,7 +73,7 @@ async def test_patch_merges_and_put_replaces(config: ServerConfig, database: Dat
     assert config.get() == {}
 
 
-async def test_what_changes_nothing_tells_nobody(config: ServerConfig) -> None:
+async def test_unchanged_config_notifies_no_listener(config: ServerConfig) -> None:
     await patch(config, {"user.a": "1"})
     listener = Recorder()
     config.on_change(listener)
@@ -116,7 +116,7 @@ async def test_null_unsets_and_true_is_a_boolean(config: ServerConfig) -> None:
         ({TRUST_PASSWORD: "\ud800"}, "invalid characters"),
     ],
 )
-async def test_bad_changes_are_refused_as_a_whole(
+async def test_invalid_changes_are_rejected_completely(
     config: ServerConfig, database: Database, change: dict[str, object], reason: str
 ) -> None:
     await patch(config, {"user.keep": "1"})
@@ -154,7 +154,7 @@ async def test_a_database_that_fails_undoes_all(
     assert config.get() == {} == await stored(database)
 
 
-async def test_a_caller_that_goes_away_leaves_memory_and_database_alike(
+async def test_cancelled_change_leaves_memory_and_database_consistent(
     config: ServerConfig, database: Database
 ) -> None:
     reached = asyncio.Event()
@@ -172,7 +172,7 @@ async def test_a_caller_that_goes_away_leaves_memory_and_database_alike(
     assert config.get() == {"user.a": "1"} == await stored(database)
 
 
-async def test_changes_come_one_after_the_other(config: ServerConfig) -> None:
+async def test_changes_are_serialized(config: ServerConfig) -> None:
     await asyncio.gather(*(patch(config, {f"user.{n}": str(n)}) for n in range(20)))
     assert config.get() == {f"user.{n}": str(n) for n in range(20)}
 
@@ -193,7 +193,7 @@ async def test_the_password_is_hashed_and_shown_as_true(
     assert "sesame" not in caplog.text
 
 
-async def test_what_was_shown_can_be_put_back(config: ServerConfig) -> None:
+async def test_shown_config_can_be_put_back(config: ServerConfig) -> None:
     await patch(config, {TRUST_PASSWORD: "sesame", "user.a": "1"})
     before = config.value(TRUST_PASSWORD)
     assert await put(config, {**config.get(), "user.a": "2"}) == {"user.a"}
@@ -202,7 +202,7 @@ async def test_what_was_shown_can_be_put_back(config: ServerConfig) -> None:
     assert config.value(TRUST_PASSWORD) == before
 
 
-async def test_true_where_no_password_is_set_sets_none(config: ServerConfig) -> None:
+async def test_true_without_a_password_sets_none(config: ServerConfig) -> None:
     assert await patch(config, {TRUST_PASSWORD: True}) == frozenset()
     assert config.get() == {}
 
@@ -227,7 +227,7 @@ async def test_errors_do_not_quote_the_password(config: ServerConfig) -> None:
     assert "sss" not in str(caught.value)
 
 
-async def test_stored_problems_are_told_and_stand_in_nobodys_way(
+async def test_stored_invalid_values_are_logged_and_do_not_block_changes(
     config: ServerConfig, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     await database.write("test", rows.replace, {"core.was_known_once": "1"})
@@ -242,7 +242,7 @@ USER_KEYS = st.dictionaries(st.sampled_from([f"user.{c}" for c in "abcd"]), st.s
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.booleans(), USER_KEYS), max_size=4))
-def test_any_sequence_of_changes_is_what_was_asked(
+def test_any_sequence_of_changes_is_applied(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[bool, dict[str, str]]]
 ) -> None:
     async def body() -> None:

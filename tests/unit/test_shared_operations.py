@@ -91,7 +91,7 @@ async def test_an_operation_is_known_elsewhere_until_it_ends(pair: tuple[Member,
     await seen(two, [])
 
 
-async def test_other_projects_are_not_told_of(pair: tuple[Member, Member]) -> None:
+async def test_operations_of_other_projects_are_not_visible(pair: tuple[Member, Member]) -> None:
     one, two = pair
     mine = one.operations.start(kinds.COMMAND_EXEC, "default", forever)
     servers = one.operations.start(kinds.IMAGE_DELETE, "", forever)
@@ -127,7 +127,7 @@ async def test_a_daemon_that_was_killed_is_forgotten_at_its_next_start(pair: tup
     assert await two.noted() == []
 
 
-async def test_a_lone_daemon_notes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_daemon_stores_no_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BRIEF", 0.0)
     member = Member(await Database.open(Sqlite(tmp_path / "utsuwa.db")))
     member.operations.start(kinds.COMMAND_EXEC, "default", forever)

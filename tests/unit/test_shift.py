@@ -24,20 +24,20 @@ B = mapped((0, 1_000_000, 65_536))
 
 
 @given(st.integers(0, 65_535))
-def test_there_and_back(owner: int) -> None:
+def test_shift_round_trip(owner: int) -> None:
     assert Shift(PLAIN, A).uid(owner) == owner + 100_000
     assert Shift(A, PLAIN).uid(owner + 100_000) == owner
     assert Shift(A, B).gid(owner + 100_000) == owner + 1_000_000
 
 
 @pytest.mark.parametrize("owner", [65_536, 99_999, 200_000, 2**32 - 2])
-def test_what_no_map_has_stays(owner: int) -> None:
+def test_unmapped_owners_are_kept(owner: int) -> None:
     assert Shift(PLAIN, A).uid(owner) == owner
     assert Shift(A, PLAIN).uid(owner) == owner
 
 
 @given(st.integers(0, 65_535))
-def test_a_resumed_pass_moves_nothing_twice(owner: int) -> None:
+def test_resumed_shift_does_not_shift_twice(owner: int) -> None:
     shift = Shift(PLAIN, A, resumed=True)
     assert shift.uid(shift.uid(owner)) == owner + 100_000
     again = Shift(A, PLAIN, resumed=True)
@@ -49,7 +49,7 @@ def test_several_ranges() -> None:
     assert [Shift(PLAIN, holed).uid(i) for i in (0, 999, 1000, 1001)] == [100_000, 100_999, 1000, 101_001]
 
 
-def test_uids_and_gids_are_told_apart() -> None:
+def test_uids_and_gids_are_shifted_by_their_own_maps() -> None:
     idmap = IdMap((IdRange(0, 100_000, 10),), (IdRange(0, 200_000, 10),))
     shift = Shift(PLAIN, idmap)
     assert (shift.uid(3), shift.gid(3)) == (100_003, 200_003)

@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.mark.parametrize("options", [["--release", "potato"], ["--release=potato", "-x"], ["--release"]])
-def test_a_release_that_is_none(options: list[str]) -> None:
+def test_unknown_release(options: list[str]) -> None:
     ended = subprocess.run(
         [str(SCRIPTS / "test"), "--stock-host", *options], capture_output=True, text=True, check=False
     )

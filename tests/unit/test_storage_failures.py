@@ -23,7 +23,7 @@ def failing(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_apart(number: int) -> None:
+def test_full_disk_becomes_out_of_space(number: int) -> None:
     with pytest.raises(OutOfSpace, match="free some space"):
         failing(OSError(number, "x"))
 
@@ -58,7 +58,7 @@ def test_an_image_below_a_damaged_instance_counts_as_used(tmp_path: Path) -> Non
     assert driver.image_users("a") == ["bad", "one"]
 
 
-def test_instances_that_go_or_move_while_users_are_counted(
+def test_instances_deleted_or_moved_while_users_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = a_pool(tmp_path, one="a", two="a", zoe="a")

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.instances import instance_row
 from tests.support.members import second_member
+from tests.support.open_warnings import OpenWarnings, no_retries
 from utsuwa.core import clock
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -39,14 +41,15 @@ from utsuwa.db import storage_pools, storage_volumes
 from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
-from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.host.processes.run import Stopper
+from utsuwa.host.processes.stopper import Stopper
+from utsuwa.operations import retries
 from utsuwa.operations.events import EventHub
+from utsuwa.operations.operations import Operations
 from utsuwa.storage import pools as module
 from utsuwa.storage.base import DriverType, Fill, Usage
 from utsuwa.storage.drivers import driver_type
@@ -77,6 +80,7 @@ class FakeDriver:
         self.mounted: dict[str, IdMap] = {}
         self.fail: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
+        self.held_up = threading.Event()
         self.unpacked = 0
         self.unpacking: threading.Event | None = None
         self.trimmed: list[str] = []
@@ -146,6 +150,7 @@ class FakeDriver:
 
     def _create(self, volume: Volume, image: str | None) -> None:
         if self.gate:
+            self.held_up.set()
             self.gate.wait(10)
         self._maybe_fail("create_volume")
         self.kept[volume.storage_name] = image
@@ -161,6 +166,12 @@ class FakeDriver:
         self._maybe_fail("rename_volume")
         if volume.storage_name in self.kept:
             self.kept[new.storage_name] = self.kept.pop(volume.storage_name)
+
+    def rename_snapshots(self, volume: Volume, new: Volume) -> None:
+        self._maybe_fail("rename_snapshots")
+
+    def snapshots(self, volume: Volume) -> list[str]:
+        return []
 
     def mount_volume(self, volume: Volume, idmap: IdMap) -> Path:
         self.mounted[volume.storage_name] = idmap
@@ -192,6 +203,9 @@ class QuotaDriver(FakeDriver):
         self.quotas[volume.storage_name] = size
 
 
+NOT_ENFORCED = "Size of a volume not enforced"
+
+
 class Setting:
     """A manager, what it stands on, and the drivers that it made."""
 
@@ -201,11 +215,15 @@ class Setting:
         self.hub = EventHub()
         self.drivers: dict[str, FakeDriver] = {}
         self.events: list[tuple[str, str]] = []
+        self.warnings = OpenWarnings()
+        self.retries = no_retries()
         self.manager = self.again()
 
     def again(self) -> StorageManager:
         """The manager of a daemon that was started anew."""
-        self.manager = StorageManager(self.database, self.paths, self.hub)
+        self.manager = StorageManager(
+            self.database, self.paths, Operations(self.hub), self.warnings, self.retries
+        )
         return self.manager
 
     def kind(self, name: str) -> DriverType:
@@ -233,7 +251,7 @@ class Setting:
 async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
     paths = StatePaths(tmp_path / "state")
     paths.root.mkdir()
-    paths.create_folders()
+    paths.create_directories()
     database = await Database.open(Sqlite(paths.database))
     made = Setting(database, paths)
     monkeypatch.setattr(module, "driver_type", made.kind)
@@ -241,6 +259,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         made.hub, "publish_lifecycle", lambda action, source, *_: made.events.append((action, source))
     )
     yield made
+    await made.retries.stop()
     await made.manager.stop()
     await database.close()
 
@@ -249,13 +268,6 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def pool(setting: Setting) -> FakeDriver:
     await setting.manager.pools.create("p")
     return setting.drivers["p"]
-
-
-def instance(name: str, state: str = "ready") -> InstanceRow:
-    return InstanceRow(
-        id=0, project="default", name=name, architecture="x86_64", ephemeral=False, stateful=False,
-        description="", created_at=clock.now(), last_used_at=None, state=state,  # type: ignore[arg-type]
-    )  # fmt: skip
 
 
 def image_row() -> ImageRow:
@@ -296,7 +308,7 @@ async def test_a_pool_from_birth_to_death(setting: Setting) -> None:
     assert setting.events == [(f"storage-pool-{what}", url) for what in ("created", "updated", "deleted")]
 
 
-async def test_a_given_source_is_kept_as_given(setting: Setting, tmp_path: Path) -> None:
+async def test_given_source_is_stored_as_initial_source(setting: Setting, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     await setting.manager.pools.create("p", "dir", config={"source": str(tmp_path / "link")})
@@ -335,7 +347,7 @@ async def test_pools_that_are_refused(
 
 
 async def test_no_source_in_the_state_folder(setting: Setting) -> None:
-    with pytest.raises(InvalidConfig, match="state folder"):
+    with pytest.raises(InvalidConfig, match="state directory"):
         await setting.manager.pools.create("p", config={"source": str(setting.paths.images)})
     await setting.manager.pools.create("p", config={"source": str(setting.paths.pool("p"))})
 
@@ -390,7 +402,9 @@ async def test_a_pool_in_use_stays(setting: Setting, pool: FakeDriver) -> None:
     await setting.manager.pools.delete("p")
 
 
-async def test_instances_go_on_while_their_pool_cannot_be_deleted(setting: Setting, pool: FakeDriver) -> None:
+async def test_instances_can_be_used_while_deleting_their_pool_fails(
+    setting: Setting, pool: FakeDriver
+) -> None:
     await setting.create()
     deletion = asyncio.create_task(setting.manager.pools.delete("p"))
     while not deletion.done():
@@ -417,7 +431,7 @@ async def test_a_pool_that_cannot_be_removed_can_be_removed_later(setting: Setti
         await setting.manager.pools.show("p")
 
 
-async def test_a_pool_that_is_gone_stays_gone_on_a_full_disk(
+async def test_deleted_pool_stays_deleted_if_its_row_cannot_be_removed(
     setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is no room for the removal of its row, and its files cannot come back."""
@@ -428,7 +442,7 @@ async def test_a_pool_that_is_gone_stays_gone_on_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(storage_pools, "delete", full)
         await setting.manager.pools.delete("p")
-    assert "stays until the next start: full" in caplog.text
+    assert "before the next start: full" in caplog.text
     assert not pool.exists
     assert await setting.manager.pools.all() == []
     with pytest.raises(NotFound):
@@ -437,7 +451,7 @@ async def test_a_pool_that_is_gone_stays_gone_on_a_full_disk(
     assert [shown.row.name for shown in await setting.manager.pools.all()] == ["p"]
 
 
-async def test_start_goes_on_with_a_deletion_that_a_kill_cut_off(setting: Setting, pool: FakeDriver) -> None:
+async def test_start_completes_an_interrupted_deletion(setting: Setting, pool: FakeDriver) -> None:
     row = await setting.database.read("test", storage_pools.get, "p")
     await setting.write(storage_pools.set_state, row.id, "deleting")
     manager = setting.again()
@@ -465,7 +479,7 @@ async def test_an_instance_from_birth_to_death(setting: Setting, pool: FakeDrive
     assert await setting.manager.volumes.usage("p", container("c1")) == 42
     pool.fail["volume_usage"] = HostError("gone")
     assert await setting.manager.volumes.usage("p", container("c1")) is None
-    await setting.manager.volumes.rename("p", container("c1"), "c2")
+    await setting.manager.volumes.rename("p", container("c1"), container("c2"))
     assert pool.volumes("container") == await setting.volumes() == ["c2"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c2"]
     for _ in range(2):
@@ -490,9 +504,7 @@ async def test_cancelled_in_mid_creation(setting: Setting, pool: FakeDriver) -> 
     """The thread cannot be stopped: its end is awaited, then its work is undone."""
     pool.gate = threading.Event()
     task = asyncio.create_task(setting.create())
-    while not pool.images():
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(pool.held_up.wait, 10)
     task.cancel()
     await asyncio.sleep(0.05)
     assert not task.done()
@@ -517,7 +529,7 @@ async def test_unpacking_ends_early_for_a_creation_that_is_cancelled(
     assert pool.volumes("container") == pool.images() == await setting.volumes() == []
 
 
-async def test_cancelled_while_the_image_is_let_go(
+async def test_cancelled_while_the_image_is_released(
     setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letting_go = asyncio.Event()
@@ -538,7 +550,7 @@ async def test_cancelled_while_the_image_is_let_go(
     assert not (setting.paths.containers / "c1").is_symlink()
 
 
-async def test_an_image_that_cannot_be_taken_away_fails_nobody(setting: Setting, pool: FakeDriver) -> None:
+async def test_an_image_that_cannot_be_removed_causes_no_failure(setting: Setting, pool: FakeDriver) -> None:
     pool.fail["image_users"] = HostError("one record is damaged")
     await setting.create()
     assert pool.volumes("container") == ["c1"]
@@ -578,7 +590,7 @@ async def test_a_rename_that_fails(setting: Setting, pool: FakeDriver) -> None:
         raise AlreadyExists("c9")
 
     with pytest.raises(AlreadyExists):
-        await setting.manager.volumes.rename("p", container("c1"), "c9", taken)
+        await setting.manager.volumes.rename("p", container("c1"), container("c9"), taken)
     assert pool.volumes("container") == await setting.volumes() == ["c1", "c2"]
     assert sorted(p.name for p in setting.paths.containers.iterdir()) == ["c1", "c2"]
 
@@ -593,7 +605,7 @@ async def test_a_rename_that_fails_on_a_disk_without_room_for_a_link(
 
     monkeypatch.setattr(Path, "symlink_to", full)
     with pytest.raises(OSError, match="no room"):
-        await setting.manager.volumes.rename("p", container("c1"), "c2")
+        await setting.manager.volumes.rename("p", container("c1"), container("c2"))
     assert pool.volumes("container") == await setting.volumes() == ["c1"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
 
@@ -604,7 +616,7 @@ async def test_links_that_a_kill_left_are_swept(setting: Setting, pool: FakeDriv
     assert not list(setting.paths.containers.iterdir())
 
 
-async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> None:
+async def test_an_incomplete_pool_is_created_again(setting: Setting) -> None:
     """A full disk kept its making from being undone."""
     row = PoolRow(id=0, name="half", driver="dir", description="", config={}, state="creating")
     await setting.write(storage_pools.insert, row)
@@ -612,9 +624,7 @@ async def test_a_pool_that_was_left_half_made_is_made_anew(setting: Setting) -> 
     assert "half" in [pool.row.name for pool in await setting.manager.pools.all()]
 
 
-async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
-    setting: Setting, pool: FakeDriver
-) -> None:
+async def test_a_pool_missing_at_the_start_is_retried(setting: Setting, pool: FakeDriver) -> None:
     manager = setting.again()
     pool.fail["mount"] = HostError("/srv/p is gone")
     await manager.start()
@@ -627,6 +637,26 @@ async def test_a_pool_that_was_not_there_at_the_start_is_tried_again(
     assert (await manager.pools.show("p")).available
     with pytest.raises(NotFound):
         await manager.pools.ensure_available("q")
+
+
+async def test_unavailable_pool_is_retried_with_a_warning(
+    setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_WAITS", (0.005,))
+    monkeypatch.setattr(retries, "_REST", 0.001)
+    pool.fail["mount"] = HostError("/srv/p is gone")
+    manager = setting.again()
+    await manager.start()
+    assert setting.warnings.messages == {
+        "Storage pool unavailable": "storage pool 'p' cannot be used: /srv/p is gone"
+    }
+    assert "storage pool p" in setting.retries
+    pool.fail.clear()
+    async with asyncio.timeout(5):
+        while "storage pool p" in setting.retries:
+            await asyncio.sleep(0.005)
+    assert (await manager.pools.show("p")).available
+    assert setting.warnings.messages == {}
 
 
 async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
@@ -642,7 +672,7 @@ async def test_a_pool_whose_deletion_cannot_be_noted_stays_in_use(
     await setting.create()
 
 
-async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
+async def test_rename_is_undone_if_the_database_is_full(
     setting: Setting, pool: FakeDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not even that it was given up can be stored; the next start finds the files where they were."""
@@ -657,12 +687,12 @@ async def test_a_rename_that_is_not_stored_is_undone_on_a_full_disk(
     def fill(_: object) -> None:
         raise OutOfSpace("full")
 
-    await setting.write(instance_rows.insert, instance("c1"))
+    await setting.write(instance_rows.insert, instance_row(state="ready"))
     with monkeypatch.context() as patch:
         patch.setattr(storage_volumes, "set_new_name", full)
         with pytest.raises(OutOfSpace):
-            await setting.manager.volumes.rename("p", container("c1"), "c9", fill)
-    assert "stays noted until the next start: full" in caplog.text
+            await setting.manager.volumes.rename("p", container("c1"), container("c9"), fill)
+    assert "is kept until the next start: full" in caplog.text
     assert pool.volumes("container") == await setting.volumes() == ["c1"]
     assert [p.name for p in setting.paths.containers.iterdir()] == ["c1"]
     await setting.again().start()
@@ -682,28 +712,26 @@ async def test_what_cannot_be_noted_is_not_begun(
     monkeypatch.setattr(storage_volumes, "set_new_name", full)
     pool.fail["rename_volume"] = AssertionError("the files were moved")
     with pytest.raises(OutOfSpace):
-        await setting.manager.volumes.rename("p", container("c1"), "c9")
+        await setting.manager.volumes.rename("p", container("c1"), container("c9"))
     assert pool.volumes("container") == ["c1"]
 
 
-async def test_sizes_that_the_pool_cannot_enforce(
-    setting: Setting, pool: FakeDriver, caplog: pytest.LogCaptureFixture
-) -> None:
-    """They are stored, shown as not enforced, and said in a warning."""
+async def test_sizes_that_the_pool_cannot_enforce(setting: Setting, pool: FakeDriver) -> None:
+    """They are stored, shown as not enforced, and a warning until they are unset."""
     await setting.manager.volumes.create("p", container("c1"), IdMap(), None, "10GiB")
     (row,) = await setting.rows()
     assert row.config == {"size": "10GiB", "volatile.size.enforced": "false"}
-    assert "the size of containers/c1 is not enforced" in caplog.text
+    assert "the size of containers/c1 is not enforced" in setting.warnings.messages[NOT_ENFORCED]
     await setting.manager.volumes.set_size("p", container("c1"), "20GiB")
     (row,) = await setting.rows()
     assert row.config == {"size": "20GiB", "volatile.size.enforced": "false"}
     await setting.manager.volumes.set_size("p", container("c1"), "")
     (row,) = await setting.rows()
     assert row.config == {}
-    assert caplog.text.count("is not enforced") == 2
+    assert setting.warnings.messages == {}
 
 
-async def test_sizes_that_the_pool_enforces(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+async def test_sizes_that_the_pool_enforces(setting: Setting) -> None:
     driver = setting.drivers["p"] = QuotaDriver(setting.paths.pool("p"))
     await setting.manager.pools.create("p")
     await setting.manager.volumes.create("p", container("c1"), IdMap(), None, "10MiB")
@@ -719,14 +747,14 @@ async def test_sizes_that_the_pool_enforces(setting: Setting, caplog: pytest.Log
     with pytest.raises(HostError):
         await setting.manager.volumes.create("p", container("c3"), IdMap(), None, "10MiB")
     assert driver.volumes("container") == await setting.volumes() == ["c1", "c2"]
-    assert "not enforced" not in caplog.text
+    assert setting.warnings.messages == {}
 
 
-async def test_folders_beside_the_root_disk_need_a_driver_that_has_them(
+async def test_directories_outside_the_root_disk_need_a_driver_that_has_them(
     setting: Setting, pool: FakeDriver
 ) -> None:
     await setting.create()
-    with pytest.raises(InvalidConfig, match="folders"):
+    with pytest.raises(InvalidConfig, match="directories"):
         await setting.manager.volumes.mount_folder("p", container("c1"), IdMap(), "docker")
 
 
@@ -741,16 +769,16 @@ async def test_unknown_pools_and_volumes(setting: Setting, pool: FakeDriver) -> 
     assert (
         await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "c1")
     ).name == "c1"
-    assert [v.name for v in await setting.manager.volumes.all(EVERYTHING, "p", "other")] == [FINGERPRINT]
+    assert [v.row.name for v in await setting.manager.volumes.all(EVERYTHING, "p", "other")] == [FINGERPRINT]
     assert len(await setting.manager.volumes.all(EVERYTHING, "p", None, VOLUME_CONTAINER)) == 1
 
 
-async def test_volumes_of_other_projects_are_not_there(setting: Setting, pool: FakeDriver) -> None:
+async def test_volumes_of_other_projects_are_not_found(setting: Setting, pool: FakeDriver) -> None:
     await setting.create()
     await setting.write(image_rows.insert, image_row())
     volumes = setting.manager.volumes
     held = Scope(frozenset({"default"}))
-    assert {v.name for v in await volumes.all(held, "p", None)} == {"c1", FINGERPRINT}
+    assert {v.row.name for v in await volumes.all(held, "p", None)} == {"c1", FINGERPRINT}
     assert (await volumes.get(held, "p", "default", VOLUME_IMAGE, FINGERPRINT)).name == FINGERPRINT
     assert await volumes.all(NOTHING, "p", None) == []
     for kind, name in ((VOLUME_CONTAINER, "c1"), (VOLUME_IMAGE, FINGERPRINT)):
@@ -761,7 +789,7 @@ async def test_volumes_of_other_projects_are_not_there(setting: Setting, pool: F
 # ---- images
 
 
-async def test_a_deleted_image_goes_with_its_last_instance(setting: Setting, pool: FakeDriver) -> None:
+async def test_a_deleted_image_is_removed_with_its_last_instance(setting: Setting, pool: FakeDriver) -> None:
     row_id = await setting.write(image_rows.insert, image_row())
     await setting.create()
     await setting.create("c2")
@@ -774,7 +802,9 @@ async def test_a_deleted_image_goes_with_its_last_instance(setting: Setting, poo
     assert pool.images() == await setting.volumes(VOLUME_IMAGE) == []
 
 
-async def test_a_deleted_image_without_instances_goes_at_once(setting: Setting, pool: FakeDriver) -> None:
+async def test_a_deleted_image_without_instances_is_removed_immediately(
+    setting: Setting, pool: FakeDriver
+) -> None:
     row_id = await setting.write(image_rows.insert, image_row())
     await setting.create()
     await setting.manager.volumes.delete("p", container("c1"))
@@ -799,7 +829,7 @@ async def test_an_image_is_held_while_an_instance_is_made_from_it(setting: Setti
     assert pool.volumes("container") == ["c1"]
 
 
-# ---- images brought onto pools ahead of their first use
+# ---- prefetching images
 
 
 @pytest.fixture
@@ -816,7 +846,7 @@ async def imported(setting: Setting, pool: FakeDriver) -> FakeDriver:
 
 
 async def all_prepared(setting: Setting) -> None:
-    while setting.manager.images._ahead._works:
+    while setting.manager.images._prefetcher._queue:
         await asyncio.sleep(0.01)
 
 
@@ -834,7 +864,7 @@ async def test_an_imported_image_is_brought_where_a_profile_has_its_root_disk(
     assert setting.drivers["q"].unpacked == 0
 
 
-async def test_launches_wait_for_the_unpacking_that_goes_on_and_share_it(
+async def test_launches_wait_for_an_unpacking_in_progress_and_share_it(
     setting: Setting, imported: FakeDriver
 ) -> None:
     launches = [asyncio.create_task(setting.create(name)) for name in ("c1", "c2")]
@@ -897,13 +927,15 @@ async def test_unpacking_that_fails_is_left_to_the_first_launch(
     setting: Setting, imported: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     imported.fail["ensure_image"] = OutOfSpace("the disk is full")
-    setting.manager.images.prepare(replace(IMAGE, fingerprint="cd" * 32))
     other = replace(image_row(), fingerprint="cd" * 32)
     await setting.write(image_rows.insert, other)
+    setting.manager.images.prepare(replace(IMAGE, fingerprint="cd" * 32))
+    while len(setting.manager.images._prefetcher._queue) < 2:
+        await asyncio.sleep(0.01)
     assert imported.unpacking is not None
     imported.unpacking.set()
     await all_prepared(setting)
-    assert "its first launch tries again: the disk is full" in caplog.text
+    assert "its first launch retries: the disk is full" in caplog.text
     assert imported.images() == [FINGERPRINT]
 
 
@@ -928,10 +960,10 @@ async def test_unpack_images_can_be_changed(setting: Setting, pool: FakeDriver) 
 # ---- a new start
 
 
-async def test_start_takes_away_what_was_half_made(setting: Setting, pool: FakeDriver) -> None:
-    for name, state in (("whole", "ready"), ("half", "creating")):
-        await setting.write(instance_rows.insert, instance(name, state))
-        await setting.create(name, None)
+async def test_start_removes_incomplete_volumes(setting: Setting, pool: FakeDriver) -> None:
+    for row in (instance_row("whole", state="ready"), instance_row("half", state="creating")):
+        await setting.write(instance_rows.insert, row)
+        await setting.create(row.ref.name, None)
     await setting.create("orphan", None)
     (setting.paths.containers / "whole").unlink()
     pool.on_pool.add("cd" * 32)
@@ -964,10 +996,10 @@ async def test_start_undoes_a_renaming_that_a_kill_cut_off(
 ) -> None:
     """It was noted, and the files may have their new name; one renamed long ago keeps its own."""
     for name in ("old", "renamed"):
-        await setting.write(instance_rows.insert, instance(name, "ready"))
+        await setting.write(instance_rows.insert, instance_row(name, state="ready"))
     await setting.create("old", None)
     await setting.create("long-ago", None)
-    await setting.manager.volumes.rename("p", container("long-ago"), "renamed")
+    await setting.manager.volumes.rename("p", container("long-ago"), container("renamed"))
     row = await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "old")
     await setting.write(storage_volumes.set_new_name, row.id, "new")
     if moved:
@@ -982,7 +1014,7 @@ async def test_a_renaming_that_stayed_noted_moves_nothing_of_a_later_instance(
     setting: Setting, pool: FakeDriver
 ) -> None:
     for name in ("old", "new"):
-        await setting.write(instance_rows.insert, instance(name, "ready"))
+        await setting.write(instance_rows.insert, instance_row(name, state="ready"))
         await setting.create(name, None)
     pool.delete_volume(container("old"))
     row = await setting.manager.volumes.get(EVERYTHING, "p", "default", VOLUME_CONTAINER, "old")
@@ -1027,13 +1059,14 @@ async def test_a_pool_of_another_member_is_pending_until_it_is_created_here(
     assert setting.drivers == {}
     shown = await pools.show("p")
     assert (shown.row.state, shown.available, shown.row.locations) == ("pending", False, ("host2",))
-    assert [volume.name for volume in await setting.manager.volumes.all(EVERYTHING, "p", None)] == ["theirs"]
+    volumes = await setting.manager.volumes.all(EVERYTHING, "p", None)
+    assert [shown.row.name for shown in volumes] == ["theirs"]
     for call in (pools.get("p"), pools.delete("p"), pools.edit("p", lambda old: old, any_state)):
         with pytest.raises(OtherMember, match="is on host2 only: create it on this member, too"):
             await call
     with pytest.raises(InvalidConfig, match="has the driver 'dir' on other members"):
         await pools.create("p", "overlay")
-    with pytest.raises(InvalidConfig, match=r"rsync\.bwlimit of storage pool 'p' is the same on all members"):
+    with pytest.raises(InvalidConfig, match=r"rsync\.bwlimit of storage pool 'p' is shared by all members"):
         await pools.create("p", "dir", config={"rsync.bwlimit": "2MB"})
     await pools.create("p", "dir", config={"source": str(tmp_path / "mine"), "rsync.bwlimit": "1MB"})
     row = await pools.get("p")

@@ -26,7 +26,7 @@ v6 = st.builds(
 
 
 @given(st.lists(v4, max_size=8), st.integers())
-def test_a_free_ipv4_subnet_meets_nothing(taken: list[Subnet], seed: int) -> None:
+def test_free_ipv4_subnet_does_not_overlap(taken: list[Subnet], seed: int) -> None:
     try:
         found = subnets.free_ipv4(taken, random.Random(seed))
     except InvalidConfig:
@@ -40,7 +40,7 @@ def test_a_free_ipv4_subnet_meets_nothing(taken: list[Subnet], seed: int) -> Non
 
 
 @given(st.lists(v6, max_size=8), st.integers())
-def test_a_free_ipv6_subnet_meets_nothing(taken: list[Subnet], seed: int) -> None:
+def test_free_ipv6_subnet_does_not_overlap(taken: list[Subnet], seed: int) -> None:
     try:
         found = subnets.free_ipv6(taken, random.Random(seed))
     except InvalidConfig:
@@ -51,7 +51,7 @@ def test_a_free_ipv6_subnet_meets_nothing(taken: list[Subnet], seed: int) -> Non
     assert not subnets.meets(found.network, taken)
 
 
-def test_nothing_free() -> None:
+def test_no_free_subnet() -> None:
     whole: list[Subnet] = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
     with pytest.raises(InvalidConfig, match=r"set ipv4\.address yourself"):
         subnets.free_ipv4(whole, random.Random(1))

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidImage
 from utsuwa.core.idmap import IdMap
-from utsuwa.instances import templates
+from utsuwa.instances.templates import plain, rendering
+from utsuwa.instances.templates.files import TemplateContext, variables
+from utsuwa.instances.templates.rendering import render
 
-CONTEXT = templates.TemplateContext(
+CONTEXT = TemplateContext(
     name="c1",
     architecture="x86_64",
     ephemeral=False,
@@ -25,7 +27,7 @@ CONTEXT = templates.TemplateContext(
 
 
 def values() -> dict[str, Any]:
-    return templates.variables("create", "/etc/x", {"default": "from the image"}, CONTEXT)
+    return variables("create", "/etc/x", {"default": "from the image"}, CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,63 @@ def values() -> dict[str, Any]:
         ("no tags { } %} }}", "no tags { } %} }}"),
     ],
 )
-def test_what_images_write(source: str, expected: str) -> None:
-    assert templates.render(source, values()) == expected
+def test_templates_of_images(source: str, expected: str) -> None:
+    assert render(source, values()) == expected
+
+
+PLAIN = {
+    "": "",
+    "{{ container.name }}\n": "c1\n",
+    "127.0.1.1\t{{container.name}}\n\n::1 {{ path }} }} }\n": "127.0.1.1\tc1\n\n::1 /etc/x }} }\n",
+    "{{ container.privileged }}{{ properties.none }}{{ devices.eth0.type }}": "truenic",
+    '{{ config_get("user.foo", properties.default) }}': "bar",
+    '{{ config_get("user.none", properties.default) }}': "from the image",
+    "{{ config_get('user.none', \"\") }}|{{ config_get('user.none', 'x y') }}": "|x y",
+}
+
+
+@pytest.mark.parametrize(("source", "expected"), PLAIN.items())
+def test_plain_templates_need_no_jinja(source: str, expected: str) -> None:
+    assert plain.render(source, values()) == expected
+    assert render(source, values()) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{{ container.name }}",
+        "{# {{ container.name }} #}",
+        "{% if path %}{{ path }}{% endif %}",
+        "{{ path }}\r\n",
+        "{{ nothing }}",
+        "{{ true }}",
+        "{{ config_get }}",
+        "{{ devices.eth0 }}",
+        "{{ path.x }}",
+        "{{- path }}",
+        "{{ path|upper }}",
+        "{{ config_get('a') }}",
+        "{{ path\0 }}",
+        '{{ config_get("user.none", "}}") }}',
+    ],
+)
+def test_other_templates_are_left_to_jinja(source: str) -> None:
+    assert plain.render(source, values()) is None
+
+
+def test_a_long_output_is_left_to_jinja() -> None:
+    long = values() | {"path": "x" * 300_000}
+    assert plain.render("{{ path }}" * 3, long) == "x" * 900_000
+    assert plain.render("{{ path }}" * 4, long) is None
+
+
+@given(
+    st.lists(st.sampled_from([*PLAIN, "{", "}", "{{", "}}", "{%", "'", '"', " ", "\n", "x", "{{ path.", "é"]))
+)
+def test_plain_templates_mean_the_same_to_jinja(parts: list[str]) -> None:
+    rendered = plain.render("".join(parts), values())
+    if rendered is not None:
+        assert rendered == render("".join(parts), values())
 
 
 @pytest.mark.parametrize(
@@ -102,31 +159,31 @@ def test_what_images_write(source: str, expected: str) -> None:
         ("{% if path %}" * 60 + "{% endif %}" * 60, "too deep"),
         ("{% set a = 'x' %}" + "{% set a = a + a %}" * 40, "too long"),
         ("{% for a in path %}{{ loop }}" + "{% for b in path %}" * 15 + "{% endfor %}" * 16, "too long"),
-        ("{% set a = 'x' %}" + "{% set a = a + a %}" * 20 + "{{ a }}{{ a }}", "makes more than"),
+        ("{% set a = 'x' %}" + "{% set a = a + a %}" * 20 + "{{ a }}{{ a }}", "output has more than"),
         ("{{{{" * 10000, "not closed"),
     ],
 )
-def test_what_templates_cannot_do(source: str, message: str) -> None:
+def test_unsupported_templates(source: str, message: str) -> None:
     begin = time.monotonic()
     with pytest.raises(InvalidImage, match=message):
-        templates.render(source, values())
+        render(source, values())
     assert time.monotonic() - begin < 2
 
 
 def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "TIME_LIMIT", 0.0)
+    monkeypatch.setattr(rendering, "TIME_LIMIT", 0.0)
     with pytest.raises(InvalidImage, match="takes too long"):
-        templates.render("{{ 'a'|upper }}", values())
+        render("{{ 'a'|upper }}", values())
 
 
 @given(st.text(alphabet="{}%#|:\"'! &a.x\n", max_size=40))
-def test_any_source_gives_text_or_a_clear_error(source: str) -> None:
+def test_any_source_results_in_text_or_a_clear_error(source: str) -> None:
     try:
-        assert isinstance(templates.render(source, values()), str)
+        assert isinstance(render(source, values()), str)
     except InvalidImage as error:
         assert str(error)  # noqa: PT017 - either outcome is right
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="{\r\x00", codec="utf-8")))
-def test_text_without_tags_stays_as_it_is(source: str) -> None:
-    assert templates.render(source, values()) == source
+def test_text_without_tags_is_unchanged(source: str) -> None:
+    assert render(source, values()) == source

@@ -37,7 +37,7 @@ def threads(request: pytest.FixtureRequest) -> Threads:
     return Threads(request.param, "test")
 
 
-async def test_what_comes_of_work(threads: Threads) -> None:
+async def test_run_returns_results_and_raises_errors(threads: Threads) -> None:
     WHO.set("me")
     assert await threads.run(WHO.get) == "me", "it knows on whose behalf it is done"
     with pytest.raises(ZeroDivisionError):
@@ -79,7 +79,7 @@ async def test_so_much_is_done_at_once_and_no_more() -> None:
     assert await asyncio.gather(*tasks) == [42, 42, 42]
 
 
-async def test_what_waits_for_a_thread_is_not_begun_for_a_caller_who_has_gone() -> None:
+async def test_queued_work_of_a_cancelled_caller_is_not_started() -> None:
     threads, gate, stopped = Threads(1, "test"), Gate(), []
     first = asyncio.create_task(threads.run(gate))
     await gate.reached()
@@ -94,7 +94,7 @@ async def test_what_waits_for_a_thread_is_not_begun_for_a_caller_who_has_gone() 
     assert gate.passed == 1
 
 
-async def test_what_was_made_is_undone(threads: Threads) -> None:
+async def test_created_objects_are_removed_by_undo(threads: Threads) -> None:
     undone: list[str] = []
     async with Rollback() as undo:
         assert await threads.make(undo, lambda: undone.append("made"), lambda: 1) == 1

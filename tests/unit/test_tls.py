@@ -71,7 +71,7 @@ def read_all(connection: ssl.SSLSocket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_any_certificate_is_taken_and_known(
+def test_any_client_certificate_is_accepted_and_returned(
     run: Runner, server: ServerContext, client: Identity, folder: Path
 ) -> None:
     expired = make_identity(folder, "old", starts=timedelta(-9), ends=timedelta(-8))
@@ -90,7 +90,7 @@ def test_any_certificate_is_taken_and_known(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_bytes_arrive_whole(
+def test_bytes_arrive_unchanged(
     run: Runner, server: ServerContext, client: Identity, version: ssl.TLSVersion
 ) -> None:
     sent = bytes(range(256)) * 16384  # 4 MiB
@@ -258,7 +258,7 @@ def handshake(server: ServerContext, client: ssl.SSLContext) -> tuple[ssl.SSLObj
     return wire.theirs, wire.ours
 
 
-def test_what_a_connection_tells(server: ServerContext, client: Identity) -> None:
+def test_connection_details(server: ServerContext, client: Identity) -> None:
     _, ours = handshake(server, client_context(client))
     assert ours.version() == "TLSv1.3"
     assert ours.certificate == client.der
@@ -271,7 +271,7 @@ def test_what_a_connection_tells(server: ServerContext, client: Identity) -> Non
     assert ours.getpeercert(binary_form=True) is None
 
 
-def test_reading_says_when_there_is_more(server: ServerContext, client: Identity) -> None:
+def test_read_reports_pending_data(server: ServerContext, client: Identity) -> None:
     wire = Wire(server, client_context(client))
     wire.shake_hands()
     with pytest.raises(ssl.SSLWantReadError):
@@ -322,7 +322,7 @@ def test_garbage_is_an_ssl_error(server: ServerContext) -> None:
         ours.do_handshake()
 
 
-def test_a_failed_handshake_is_told_to_the_peer_first(server: ServerContext) -> None:
+def test_failed_handshake_sends_an_alert_first(server: ServerContext) -> None:
     wire = Wire(server, weak(client_context(), ssl.TLSVersion.TLSv1_1))
     with pytest.raises(ssl.SSLWantReadError):
         wire.theirs.do_handshake()

@@ -43,7 +43,7 @@ def test_a_test_alone_waits_for_others_and_keeps_later_ones_out(tmp_path: Path) 
     assert order == ["beside", "own", "alone", "later"]
 
 
-def test_what_is_shared_is_made_once(tmp_path: Path) -> None:
+def test_shared_files_are_created_once(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def make(folder: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_shared_is_made_once(tmp_path: Path) -> None:
     assert len(made) == 1
 
 
-def test_what_could_not_be_made_is_made_anew(tmp_path: Path) -> None:
+def test_failed_creation_is_repeated(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise OSError

@@ -1,0 +1,134 @@
+"""Image servers that lie about an image, or change it: nothing is left of what they sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from tests.support import images
+from tests.support.daemon import Daemon
+from tests.support.image_server import PRODUCTS, ImageServer, body, serving
+from tests.support.images import Image
+from tests.support.tls import Identity, make_identity
+
+pytestmark = pytest.mark.root
+
+Change = Callable[[ImageServer], None]
+SERIAL = "20260101_0700"
+META, ROOT = "lxd.tar.xz", "rootfs.squashfs"
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return make_identity(tmp_path_factory.mktemp("tls"), "images")
+
+
+@pytest.fixture(scope="module")
+def newer_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return images.build_busybox(tmp_path_factory.mktemp("newer"), {"name": "newer"})
+
+
+@pytest.fixture
+def server(identity: Identity, busybox_image: Image) -> Iterator[ImageServer]:
+    with serving(identity) as found:
+        found.publish(busybox_image, SERIAL)
+        yield found
+
+
+def item(name: str, **changes: object) -> Change:
+    def change(server: ImageServer) -> None:
+        server.item(name).update(changes)
+        server.write()
+
+    return change
+
+
+def content(name: str, data: bytes) -> Change:
+    """Replace a file by one with the hashes that the server states for it, but not for the whole."""
+
+    def change(server: ImageServer) -> None:
+        path = str(server.item(name)["path"])
+        server.files[path] = data
+        server.item(name).update(sha256="", size=len(data))
+        server.write()
+
+    return change
+
+
+def reply(name: str, data: bytes, *, length: int, status: int = 200) -> Change:
+    def change(server: ImageServer) -> None:
+        server.odd[str(server.item(name)["path"])] = body(data, length=length, status=status)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (item(META, combined_squashfs_sha256="0" * 64), "with the fingerprint"),
+        (item(META, combined_squashfs_sha256="../../../etc/passwd"), "has no image"),
+        (item(META, sha256="0" * 64), "but the server states"),
+        (item(ROOT, sha256="0" * 64), "but the server states"),
+        (item(ROOT, path="../../etc/passwd"), "its path is not one below"),
+        (item(META, path="/etc/passwd"), "its path is not one below"),
+        (item(ROOT, size=10), "instead of 10"),
+        (content(META, b"not an archive"), "with the fingerprint"),
+        (content(ROOT, b"not a file system"), "with the fingerprint"),
+        (reply(META, b"short", length=1000), "bytes instead of"),
+        (reply(ROOT, b"short", status=404, length=5), "does not exist (404)"),
+        (reply(ROOT, b"short", status=500, length=5), "status 500"),
+    ],
+)
+def test_images_that_are_not_as_stated(
+    module_daemon: Daemon, server: ImageServer, change: Change, message: str
+) -> None:
+    change(server)
+    for request in (
+        ("/1.0/images", {"source": server.source("busybox")}),
+        ("/1.0/instances", {"name": "c1", "source": server.source("busybox")}),
+    ):
+        ended = module_daemon.wait(module_daemon.api("POST", *request))
+        assert message in ended["err"], ended["err"]
+    assert module_daemon.get("/1.0/images") == []
+    assert module_daemon.get("/1.0/instances") == []
+    assert list((module_daemon.dir / "images").iterdir()) == []
+
+
+def test_an_archive_with_the_stated_hashes_is_checked_too(
+    module_daemon: Daemon, server: ImageServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "meta").write_bytes(b"not an archive")
+    (folder / "root").write_bytes(b"not a file system")
+    server.publish(Image(folder / "meta", folder / "root"), SERIAL, release="2", aliases="broken")
+    reply = module_daemon.api("POST", "/1.0/images", {"source": server.source("broken")})
+    assert module_daemon.wait(reply)["status"] == "Failure"
+    assert list((module_daemon.dir / "images").iterdir()) == []
+
+
+def test_a_server_that_changes_an_alias_between_two_requests(
+    module_daemon: Daemon, server: ImageServer, newer_image: Image
+) -> None:
+    """The image that was found first is received, or none."""
+    old = dict(server.files)
+    new = server.publish(newer_image, "20260102_0700")
+    listed = [server.files[PRODUCTS], old[PRODUCTS]]
+
+    def alternate(handler: BaseHTTPRequestHandler) -> None:
+        body(listed[server.count("images.json") % 2])(handler)
+
+    server.odd[PRODUCTS] = alternate
+    for path in old:
+        if path.endswith(ROOT):
+            server.odd[path] = body(b"", status=404, length=0)
+    found = set()
+    for _ in range(4):
+        for document in (module_daemon.dir / "cache").iterdir():
+            document.unlink()
+        reply = module_daemon.api("POST", "/1.0/images", {"source": server.source("busybox")})
+        found.add(module_daemon.wait(reply)["err"].rpartition(" ")[2])
+    assert found == {"", "(404)"}
+    assert module_daemon.get("/1.0/images") == [f"/1.0/images/{new}"]
+    module_daemon.do("DELETE", f"/1.0/images/{new}")

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,9 @@ import sys
 
 sys.path += {path!r}
 
-from utsuwa.cli.main import main
+from utsuwa.cli.main import program
 
-sys.exit(main())
+program()
 """
 
 
@@ -274,6 +274,10 @@ class Daemon:
             launcher.write_text(LAUNCHER.format(path=path))
             launcher.chmod(0o755)
         self.run_client((str(launcher),), *arguments)
+
+    def chosen_client(self, *, own: bool) -> Callable[..., None]:
+        """Its usual client, or with `own` at our daemon ours."""
+        return self.own_client if own and self.kind.ours else self.client
 
     def remote_exec(self, name: str, *command: str) -> None:
         """A command by its usual client over HTTPS, after `listen`."""

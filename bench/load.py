@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import images
+from tests.support.disks import DiskError
 
 from bench import machine, memory, wire
 from bench.daemons import UTSUWA, Daemon, Missing
-from bench.ground import GroundError, ground
+from bench.ground import ground
 from bench.wire import Wire
 
 FILE = Path(__file__).with_name("load.json")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bench/load-test: interrupted", file=sys.stderr)
         return 130
-    except (GroundError, Missing, wire.WireError) as error:
+    except (DiskError, Missing, wire.WireError) as error:
         print(f"bench/load-test: {error}", file=sys.stderr)
         return 1
     FILE.write_text(json.dumps(result.to_json(), indent=1) + "\n")

@@ -15,29 +15,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.support import images
+from tests.support.disks import DiskError
 
 from bench import chart, load, machine
 from bench.bare import Bare
 from bench.daemons import KINDS, Daemon, Missing, version_of
-from bench.ground import GroundError, ground
+from bench.ground import ground
 from bench.report import BARE, Report
 from bench.rows import Bench, Sizes
 from bench.samples import Result
 from bench.table import (
+    BIG_KEY,
+    BIG_MIB,
     BURST_KEY,
     BUSYBOX,
     COUNT_KEY,
     DEBIAN,
     EXECS_KEY,
+    FILES,
+    FILES_KEY,
+    MANY_KEY,
+    PARTS,
     PAUSE_KEY,
     PAUSE_SECONDS,
     RUNNING_KEY,
+    chosen,
 )
 
 FOLDER = Path(__file__).resolve().parent
-FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, execs=1000, seconds=3600)
+FULL = Sizes(rounds=7, other_rounds=7, bursts=3, burst=50, instances=200, execs=1000, many=1000, seconds=3600)
 SHOWN_RUNS = 8
-QUICK = Sizes(rounds=3, other_rounds=1, bursts=1, burst=16, instances=50, execs=200, seconds=150)
+QUICK = Sizes(rounds=3, other_rounds=1, bursts=1, burst=16, instances=50, execs=200, many=200, seconds=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("bench: interrupted", file=sys.stderr)
             return 130
-        except GroundError as error:
+        except DiskError as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
         _keep(result, options.out)
@@ -75,10 +83,19 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--burst", type=int, metavar="N", help="containers of a burst; so many run in lists")
     parser.add_argument("--instances", type=int, metavar="N", help="instances in lists, running or not")
     parser.add_argument("--execs", type=int, metavar="N", help="commands over HTTPS before memory is read")
+    parser.add_argument("--many", type=int, metavar="N", help="stopped instances in the longest list")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help=f"measure these, or parts: {', '.join(PARTS)}"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[kind.name for kind in KINDS])
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where the report goes")
     parser.add_argument("--redraw", action="store_true", help="measure nothing, write the report anew")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    try:
+        options.rows = chosen(options.rows or PARTS)
+    except LookupError as error:
+        parser.error(error.args[0])
+    return options
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
@@ -91,6 +108,7 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         burst=burst,
         instances=max(options.instances or base.instances, burst),
         execs=options.execs or base.execs,
+        many=options.many or base.many,
         seconds=base.seconds,
     )
 
@@ -105,7 +123,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ub-")))
         folder = stack.enter_context(ground())
-        chosen = {BUSYBOX: images.build_busybox(scratch), DEBIAN: images.debian()}
+        built = {BUSYBOX: images.build_busybox(scratch), DEBIAN: images.debian()}
         daemons = []
         for kind in KINDS:
             if not options.only or kind.name in options.only:
@@ -116,8 +134,8 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
                     absent |= {f"{kind.name} {pool}": why for pool, why in daemons[-1].problems.items()}
                 except Missing as error:
                     absent[kind.name] = str(error)
-        bare = _bare(chosen[DEBIAN], folder, stack, absent)
-        bench = Bench(daemons, bare, chosen, sizes)
+        bare = _bare(built[DEBIAN], folder, stack, absent)
+        bench = Bench(daemons, bare, built, sizes, options.rows)
         watch = stack.enter_context(machine.LoadWatch())
         bench.run()
         surroundings = machine.describe(folder)
@@ -133,6 +151,9 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
             COUNT_KEY: sizes.instances,
             PAUSE_KEY: PAUSE_SECONDS,
             EXECS_KEY: sizes.execs,
+            MANY_KEY: sizes.many,
+            FILES_KEY: FILES,
+            BIG_KEY: BIG_MIB,
         },
         machine=surroundings,
         versions=versions | machine.libraries(),

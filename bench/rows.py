@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -19,12 +18,17 @@ from tests.support.images import Image
 from bench import memory, wire
 from bench.bare import Bare
 from bench.daemons import BRIDGE, Daemon
+from bench.device_rows import DeviceRows
+from bench.file_rows import FileRows
+from bench.places import Place, median_of
 from bench.samples import Samples, Subject
-from bench.table import BUSYBOX, DEBIAN, PAUSE_SECONDS
+from bench.snapshot_rows import SnapshotRows
+from bench.table import BUSYBOX, DEBIAN, PAUSE_SECONDS, ROWS
 from bench.wire import Wire, timed
 
 AT_A_TIME = 8
 REST_SECONDS = 60
+SCRAPE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,9 @@ class Sizes:
     burst: int
     instances: int
     execs: int
+    many: int
+    """Stopped instances in the longest list."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class Place:
-    """A pool of a running daemon."""
-
-    subject: Subject
-    daemon: Daemon
-
-    @property
-    def pool(self) -> str:
-        return self.subject.pool
-
-    def name(self, rest: str) -> str:
-        """An instance's name; cgroups of all daemons lie side by side, so it tells the daemon."""
-        return f"{self.subject.daemon[0]}{self.subject.pool[0]}-{rest}"
 
 
 def _named(place: Place, words: Sequence[str]) -> list[str]:
@@ -62,17 +52,23 @@ def _named(place: Place, words: Sequence[str]) -> list[str]:
     return [place.name(word) if re.fullmatch(r"[a-z]\d+", word) else word for word in words]
 
 
-def median_of(count: int, action: Callable[[], object]) -> float:
-    """Seconds of the action, the median of several."""
-    return statistics.median(timed(action) for _ in range(count))
+_ROUND = ("ready", "debian", "busybox", "files", "devices", "snapshots")
+"""The parts of a round."""
 
 
 class Bench:
     """One run; `samples` fills up."""
 
     def __init__(
-        self, daemons: Sequence[Daemon], bare: Bare | None, images: dict[str, Image], sizes: Sizes
+        self,
+        daemons: Sequence[Daemon],
+        bare: Bare | None,
+        images: dict[str, Image],
+        sizes: Sizes,
+        rows: frozenset[str],
     ) -> None:
+        """`rows` are the keys of those to measure, with the others of their parts that these need."""
+        self._rows = rows
         self.daemons = daemons
         self.bare = bare
         self.images = images
@@ -90,17 +86,26 @@ class Bench:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        self._part("imports and first launches", self._import_images)
-        for number in range(self.sizes.rounds):
+        self._part("images", self._import_images)
+        for number in range(self.sizes.rounds if self._wanted(*_ROUND) else 0):
             if self._spent > self.sizes.seconds:
                 break
             self._part(f"round {number + 1} of {self.sizes.rounds}", partial(self._round, number))
             self.rounds += 1
-        for number in range(self.sizes.bursts):
+        for number in range(self.sizes.bursts if self._wanted("bursts") else 0):
             listing = number == self.sizes.bursts - 1
             action = partial(self._bursts, number, listing=listing)
             self._part(f"burst {number + 1} of {self.sizes.bursts}", action)
-        self._part(f"{self.sizes.execs} commands over HTTPS", self._remote_commands)
+        if self._wanted("many"):
+            self._part(f"a list with {self.sizes.many} stopped instances", self._long_list)
+        if self._wanted("https"):
+            self._part(f"{self.sizes.execs} commands over HTTPS", self._remote_commands)
+
+    def _wanted(self, *parts: str) -> bool:
+        return any(row.part in parts and row.key in self._rows for row in ROWS)
+
+    def wants(self, row: str) -> bool:
+        return row in self._rows
 
     def _part(self, title: str, action: Callable[[], None]) -> None:
         """What fails outside of a row is told in the report; the other parts go on."""
@@ -114,7 +119,7 @@ class Bench:
     def _spent(self) -> float:
         return time.monotonic() - self._began
 
-    def _turns(
+    def turns(
         self, row: str, action: Callable[[Place], float], places: Sequence[Place] | None = None
     ) -> None:
         """Measure a row on each place, in the other direction than the last time, and than the row before."""
@@ -128,18 +133,18 @@ class Bench:
 
     def _remote_commands(self) -> None:
         """Memory of daemons just started, and what is left of a thousand commands after a rest."""
-        best = self._best_places()
-        running = partial(self._running, lambda p: [p.name("x")])
+        best = self.best_places()
+        running = partial(self.running, lambda p: [p.name("x")])
         for place in best:
             place.daemon.restart()
             wire.create(place.daemon.wire, place.name("x"), BUSYBOX, place.pool)
             wire.set_state(place.daemon.wire, place.name("x"), "start")
             place.daemon.listen()
             self._remote_exec(place)
-        self._turns("memory-fresh", running(lambda p: memory.daemon(p.daemon)), best)
+        self.turns("memory-fresh", running(lambda p: memory.daemon(p.daemon)), best)
         failed = {place.subject.label: self._remote_execs(place) for place in best}
         time.sleep(REST_SECONDS)
-        self._turns("memory-execs", running(lambda p: memory.daemon(p.daemon)), best)
+        self.turns("memory-execs", running(lambda p: memory.daemon(p.daemon)), best)
         for label, reasons in failed.items():
             if reasons:
                 remark = f"{len(reasons)} of {self.sizes.execs} commands failed: {reasons[0]}"
@@ -169,11 +174,13 @@ class Bench:
 
         Some pools unpack an image when it is first used, some in the background after its import.
         """
-        for number in range((self.sizes.rounds + 1) // 2):
-            places = self._places(number)
-            self._turns("first-launch-at-once", self._first_launch, places)
-            self._turns("first-launch-later", self._later_first_launch, places)
+        for number in range((self.sizes.rounds + 1) // 2 if self._wanted("images") else 0):
+            places = self.taking_part(number)
+            self.turns("first-launch-at-once", self._first_launch, places)
+            self.turns("first-launch-later", self._later_first_launch, places)
         for daemon in self.daemons:
+            if not self._wanted("images"):
+                daemon.import_image(self.images[DEBIAN], DEBIAN)
             daemon.import_image(self.images[BUSYBOX], BUSYBOX)
         for place in self.places:  # so that no later row is the first to use an image
             for image in (DEBIAN, BUSYBOX):
@@ -200,14 +207,14 @@ class Bench:
     def _launch_once(self, place: Place, image: str) -> float:
         """A launch alone; the instance is then removed without waiting for its boot."""
         name = place.name("once")
-        with self._discarding(place, name):
-            seconds = timed(partial(self._launch, place, image, name))
+        with self.discarding(place, name):
+            seconds = timed(partial(self.launch, place, image, name))
             wire.check_running(place.daemon.wire, name)
         wire.remove(place.daemon.wire, name)
         return seconds
 
     @contextmanager
-    def _discarding(self, place: Place, name: str) -> Iterator[None]:
+    def discarding(self, place: Place, name: str) -> Iterator[None]:
         """Remove the instance where the operation on it fails, so that no later row is measured on it."""
         try:
             yield
@@ -216,54 +223,62 @@ class Bench:
                 wire.remove(place.daemon.wire, name)
             raise
 
-    def _launch(self, place: Place, image: str, name: str) -> None:
+    def launch(self, place: Place, image: str, name: str) -> None:
         place.daemon.client("launch", image, name, "-s", place.pool)
 
     # ---- one container at a time
 
-    def _places(self, number: int) -> Sequence[Place]:
+    def taking_part(self, number: int) -> Sequence[Place]:
         """Those that take part in a round."""
-        return self.places if number < self.sizes.other_rounds else self._best_places()
+        return self.places if number < self.sizes.other_rounds else self.best_places()
 
     def _round(self, number: int) -> None:
-        places = self._places(number)
-        self._debian_round(number, places)
-        self._busybox_round(number, places)
+        places = self.taking_part(number)
+        if self._wanted("ready"):
+            self.turns("ready", partial(self._ready, f"r{number}"), places)
+        for part, measure in (
+            ("debian", self._debian_round),
+            ("busybox", self._busybox_round),
+            ("files", FileRows(self).measure),
+            ("devices", DeviceRows(self).measure),
+            ("snapshots", SnapshotRows(self).measure),
+        ):
+            if self._wanted(part):
+                measure(number, places)
 
     def _debian_round(self, number: int, places: Sequence[Place]) -> None:
         name = f"d{number}"
         new = f"n{number}"
-        turns = partial(self._turns, places=places)
-        running = partial(self._running, lambda p: [p.name(name)])
-        turns("ready", partial(self._ready, f"r{number}"))
-        turns("launch", self._booting(name, lambda p, n: self._launch(p, DEBIAN, n)))
+        turns = partial(self.turns, places=places)
+        running = partial(self.running, lambda p: [p.name(name)])
+        turns("launch", self._booting(name, lambda p, n: self.launch(p, DEBIAN, n)))
         turns("exec-wire", running(partial(self._exec_wire, name)))
-        turns("exec-client", running(self._client(5, "exec", name, "--", "true")))
-        turns("exec-own", running(self._own(5, "exec", name, "--", "true")))
+        turns("exec-client", running(self.client(5, "exec", name, "--", "true")))
+        turns("exec-own", running(self.own(5, "exec", name, "--", "true")))
         turns("restart", running(self._booting(name, lambda p, n: p.daemon.client("restart", "-f", n))))
-        turns("stop", running(self._client(1, "stop", "-f", name)))
+        turns("stop", running(self.client(1, "stop", "-f", name)))
         turns("start", self._booting(name, lambda p, n: p.daemon.client("start", n)))
         turns("stop-wire", running(partial(self._stop, name)))
         turns("start-wire", self._booting(name, lambda p, n: wire.set_state(p.daemon.wire, n, "start")))
         self._bare_round()
         turns("stop-wire", running(partial(self._stop, name)))
-        turns("delete", self._client(1, "delete", name))
+        turns("delete", self.client(1, "delete", name))
         turns("init", lambda p: timed(lambda: p.daemon.client("init", DEBIAN, p.name(new), "-s", p.pool)))
-        turns("delete-new", self._client(1, "delete", new))
+        turns("delete-new", self.client(1, "delete", new))
 
     def _busybox_round(self, number: int, places: Sequence[Place]) -> None:
         name = f"b{number}"
-        turns = partial(self._turns, places=places)
-        running = partial(self._running, lambda p: [p.name(name)])
-        turns("busybox-launch", self._booting(name, lambda p, n: self._launch(p, BUSYBOX, n)))
+        turns = partial(self.turns, places=places)
+        running = partial(self.running, lambda p: [p.name(name)])
+        turns("busybox-launch", self._booting(name, lambda p, n: self.launch(p, BUSYBOX, n)))
         turns("busybox-exec-wire", running(partial(self._exec_wire, name)))
-        turns("busybox-delete", running(self._client(1, "delete", "-f", name)))
+        turns("busybox-delete", running(self.client(1, "delete", "-f", name)))
 
     def _ready(self, name: str, place: Place) -> float:
         """A launch on a bridge with DHCP, until one can work with the instance; then it is removed."""
         daemon, whole = place.daemon, place.name(name)
         words = ("launch", DEBIAN, whole, "-s", place.pool, "-n", BRIDGE)
-        with self._discarding(place, whole):
+        with self.discarding(place, whole):
             start = time.perf_counter()
             daemon.client(*words)
             state = wire.await_systemd(daemon.wire, whole)
@@ -283,7 +298,7 @@ class Bench:
 
         def measure(place: Place) -> float:
             connection, whole = place.daemon.wire, place.name(name)
-            with self._discarding(place, whole):
+            with self.discarding(place, whole):
                 seconds = timed(lambda: action(place, whole))
                 wire.check_running(connection, whole)
                 wire.settle(connection, whole)
@@ -292,7 +307,7 @@ class Bench:
 
         return measure
 
-    def _running(
+    def running(
         self, names: Callable[[Place], Sequence[str]], action: Callable[[Place], float]
     ) -> Callable[[Place], float]:
         """The action, refused where one of the instances does not run."""
@@ -303,22 +318,25 @@ class Bench:
 
         return measure
 
+    def on_running(self, name: str, action: Callable[[Place, str], float]) -> Callable[[Place], float]:
+        """The action on the instance of that short name, refused where it does not run."""
+        return self.running(lambda p: [p.name(name)], lambda p: action(p, p.name(name)))
+
     def _stop(self, name: str, place: Place) -> float:
         return timed(lambda: wire.set_state(place.daemon.wire, place.name(name), "stop"))
 
     def _exec_wire(self, name: str, place: Place) -> float:
         return median_of(10, lambda: wire.run_inside(place.daemon.wire, place.name(name), "true"))
 
-    def _client(self, count: int, *words: str) -> Callable[[Place], float]:
+    def client(self, count: int, *words: str) -> Callable[[Place], float]:
         """A command of the usual client, the median of several; a word like `d0` is an instance."""
         return lambda p: median_of(count, lambda: p.daemon.client(*_named(p, words)))
 
-    def _own(self, count: int, *words: str) -> Callable[[Place], float]:
+    def own(self, count: int, *words: str) -> Callable[[Place], float]:
         """The same with our client at our daemon, with their own at a peer."""
 
         def measure(place: Place) -> float:
-            daemon = place.daemon
-            client = daemon.own_client if daemon.kind.ours else daemon.client
+            client = place.daemon.chosen_client(own=True)
             return median_of(count, lambda: client(*_named(place, words)))
 
         return measure
@@ -331,13 +349,13 @@ class Bench:
 
     # ---- many containers
 
-    def _best_places(self) -> list[Place]:
+    def best_places(self) -> list[Place]:
         """The first pool of each daemon."""
         return [place for place in self.places if place.pool == place.daemon.pools[0]]
 
     def _bursts(self, number: int, *, listing: bool) -> None:
         """Launch many and delete them again; the last time the best pools' ones are listed in between."""
-        best = self._best_places() if listing else []
+        best = self.best_places() if listing else []
         for place in [place for place in self.places if place not in best]:
             self.samples.measure("burst-launch", place.subject.label, partial(self._burst, place, number))
             self.samples.measure("burst-delete", place.subject.label, partial(self._unburst, place, number))
@@ -353,26 +371,36 @@ class Bench:
     def _get(self, url: str, place: Place) -> float:
         return median_of(5, lambda: place.daemon.wire.get(url))
 
+    def _scrape(self, place: Place) -> float:
+        """One request after a pause, as a monitoring system makes it: LXD and Incus keep replies for 8 s."""
+        time.sleep(SCRAPE_SECONDS)
+        replies: list[str] = []
+        seconds = timed(lambda: replies.append(place.daemon.wire.metrics()))
+        shown = len(re.findall(r"(?m)^\w+_procs_total\{", replies[0]))
+        if shown < self.sizes.burst:
+            raise wire.WireError(f"metrics show {shown} of {self.sizes.burst} running containers")
+        return seconds
+
     def _names(self, place: Place, number: int) -> list[str]:
         return [place.name(f"m{number}x{i}") for i in range(self.sizes.burst)]
 
     def _burst(self, place: Place, number: int) -> float:
         def launch(name: str, connection: Wire) -> None:
-            wire.create(connection, name, BUSYBOX, place.pool)
-            wire.set_state(connection, name, "start")
+            _create(place, name, connection)
+            _start(name, connection)
 
         os.sync()  # what the one before has left to write is not this one's
         names = self._names(place, number)
-        seconds = self._together(place, names, launch)
+        seconds = self.together(place, names, launch)
         wire.check_running(place.daemon.wire, *names)
         return seconds
 
     def _unburst(self, place: Place, number: int) -> float:
         names = self._names(place, number)
         wire.check_running(place.daemon.wire, *names)
-        return self._together(place, names, lambda name, connection: wire.remove(connection, name))
+        return self.together(place, names, _remove)
 
-    def _together(self, place: Place, names: list[str], action: Callable[[str, Wire], None]) -> float:
+    def together(self, place: Place, names: list[str], action: Callable[[str, Wire], None]) -> float:
         """Seconds of the action on all names, several at a time; every one must succeed."""
 
         def one(name: str) -> None:
@@ -393,13 +421,41 @@ class Bench:
         for place in places:
             for i in range(self.sizes.instances - self.sizes.burst):
                 wire.create(place.daemon.wire, place.name(f"s{i}"), BUSYBOX, place.pool)
-        turns = partial(self._turns, places=places)
-        running = partial(self._running, lambda p: self._names(p, number))
+        turns = partial(self.turns, places=places)
+        running = partial(self.running, lambda p: self._names(p, number))
         for _ in range(self.sizes.rounds):
             turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")))
             for depth in (1, 2):
                 turns(f"list-{depth}", running(partial(self._get, f"/1.0/instances?recursion={depth}")))
-            turns("list-client", running(self._client(3, "list")))
-            turns("list-own", running(self._own(3, "list")))
+            turns("list-client", running(self.client(3, "list")))
+            turns("list-own", running(self.own(3, "list")))
         turns("memory-daemon", running(lambda p: memory.daemon(p.daemon)))
         turns("memory-monitor", running(lambda p: memory.monitor(p.daemon)))
+
+    def _long_list(self) -> None:
+        """Full state of many instances, of which a burst's number run."""
+        best, count = self.best_places(), self.sizes.many
+        running = {place: [place.name(f"m{i}") for i in range(self.sizes.burst)] for place in best}
+        stopped = {place: [place.name(f"s{i}") for i in range(count)] for place in best}
+        for place in best:
+            create = partial(_create, place)
+            self.together(place, stopped[place] + running[place], create)
+            self.together(place, running[place], _start)
+        for _ in range(self.sizes.rounds):
+            action = self.running(lambda p: running[p], lambda p: self._get("/1.0/instances?recursion=2", p))
+            self.turns("list-many", action, best)
+            self.turns("metrics", self.running(lambda p: running[p], self._scrape), best)
+        for place in best:
+            self.together(place, stopped[place] + running[place], _remove)
+
+
+def _create(place: Place, name: str, connection: Wire) -> None:
+    wire.create(connection, name, BUSYBOX, place.pool)
+
+
+def _start(name: str, connection: Wire) -> None:
+    wire.set_state(connection, name, "start")
+
+
+def _remove(name: str, connection: Wire) -> None:
+    wire.remove(connection, name)

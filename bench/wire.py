@@ -41,19 +41,27 @@ class Wire:
     def ask(self, method: str, url: str, body: object = None) -> dict[str, Any]:
         """The envelope of a successful answer. Raises WireError with the daemon's sentence, or OSError."""
         payload = None if body is None else json.dumps(body).encode()
-        if time.monotonic() - self._used > IDLE_SECONDS:
-            self._connection.close()
-        try:
-            self._connection.request(method, url, payload, {"Content-Type": "application/json"})
-            content = self._connection.getresponse().read()
-        except (http.client.HTTPException, OSError):
-            self._connection.close()
-            raise
-        self._used = time.monotonic()
+        _, content = self._exchange(method, url, payload, {"Content-Type": "application/json"})
         reply: dict[str, Any] = json.loads(content)
         if reply["type"] == "error":
             raise WireError(f"{method} {url}: {reply['error']}")
         return reply
+
+    def _exchange(
+        self, method: str, url: str, payload: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        """The status and the body of the answer."""
+        if time.monotonic() - self._used > IDLE_SECONDS:
+            self._connection.close()
+        try:
+            self._connection.request(method, url, payload, headers)
+            answer = self._connection.getresponse()
+            content = answer.read()
+        except (http.client.HTTPException, OSError):
+            self._connection.close()
+            raise
+        self._used = time.monotonic()
+        return answer.status, content
 
     def get(self, url: str) -> Any:
         """The metadata of a GET."""
@@ -69,6 +77,26 @@ class Wire:
             raise WireError(f"{method} {url}: {ended['err']}")
         return ended["metadata"] or {}
 
+    def push(self, name: str, path: str, content: bytes, headers: dict[str, str]) -> None:
+        """Write a file of an instance."""
+        status, answer = self._exchange("POST", _file_url(name, path), content, headers)
+        if status != 200:
+            raise WireError(f"push of {path}: {answer.decode(errors='replace')}")
+
+    def pull(self, name: str, path: str) -> bytes:
+        """Read a file of an instance."""
+        status, answer = self._exchange("GET", _file_url(name, path), None, {})
+        if status != 200:
+            raise WireError(f"pull of {path}: {answer.decode(errors='replace')}")
+        return answer
+
+    def metrics(self) -> str:
+        """The metrics of running instances, in the text format of Prometheus."""
+        status, answer = self._exchange("GET", "/1.0/metrics", None, {})
+        if status != 200:
+            raise WireError(f"metrics: {answer.decode(errors='replace')}")
+        return answer.decode()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -77,6 +105,10 @@ class Wire:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _file_url(name: str, path: str) -> str:
+    return f"/1.0/instances/{name}/files?path={path}"
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -107,6 +139,12 @@ def check_running(wire: Wire, *names: str) -> None:
         status = wire.get(f"/1.0/instances/{name}")["status"]
         if status != "Running":
             raise WireError(f"{name} is {status.lower()} and should be running")
+
+
+def pid_of(wire: Wire, name: str) -> int:
+    """The host's pid of a running instance's init."""
+    pid: int = wire.get(f"/1.0/instances/{name}/state")["pid"]
+    return pid
 
 
 def remove(wire: Wire, name: str) -> None:

@@ -1,18 +1,21 @@
-# `quickstart --uninstall`; sourced by it. It does not rely on a daemon that works: what a broken one has
-# left behind is taken away as well, and what is gone already is passed over.
+# `quickstart --uninstall`; sourced by it. It does not rely on a working daemon: it also removes what a broken one
+# has left behind, and skips what does not exist.
 # shellcheck shell=bash disable=SC2154
 
-# Where the completion of each shell looks for other programs' scripts.
+# The directories where shells look for completion scripts.
 declare -A COMPLETIONS=(
     [bash]=/usr/local/share/bash-completion/completions/utsuwa
     [zsh]=/usr/local/share/zsh/site-functions/_utsuwa
     [fish]=/usr/local/share/fish/vendor_completions.d/utsuwa.fish
 )
 
-# Limits of the kernel, raised by `utsuwad check --raise-limits`. Those in force stay until the next boot.
+# The directory of man pages.
+MANUALS=/usr/local/share/man
+
+# Kernel limits raised by `utsuwad check --raise-limits`; they remain in effect until the next boot.
 SYSCTL_FILE=/etc/sysctl.d/60-utsuwa.conf
 
-# uninstall YES: take away program, daemon and state; asks unless YES is true.
+# uninstall YES: remove program, daemon and state; ask for confirmation unless YES is true.
 uninstall() {
     is_ours "$prefix" .stamp && is_ours "$UTSUWA_DIR" utsuwa.lock
     [ "$1" = true ] || confirm
@@ -30,17 +33,17 @@ uninstall() {
     if [ "$prefix" = "$DEFAULT_PREFIX" ]; then
         remove_links
     fi
-    # Beside another installation the limits are that one's as well.
+    # Another installation needs the limits as well.
     if [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] || [ ! -e "$DEFAULT_DIR" ]; then
         rm -f "$SYSCTL_FILE"
     fi
     if [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] && getent group "$GROUP" >/dev/null; then
         groupdel "$GROUP"
     fi
-    say "Utsuwa is gone. Packages stay, and root's ids in /etc/subuid and /etc/subgid, which others may use"
+    say "Utsuwa was removed. Packages, and root's ids in /etc/subuid and /etc/subgid, are kept, as others may use them"
 }
 
-# A folder that is a mount point of somebody's is emptied and stays.
+# A directory that is a mount point is emptied and kept.
 remove_folder() {
     if mountpoint -q "$1"; then
         find "$1" -xdev -mindepth 1 -delete
@@ -49,7 +52,7 @@ remove_folder() {
     fi
 }
 
-# is_ours FOLDER FILE: what is to be removed is what was installed, and not somebody's home folder.
+# is_ours DIRECTORY FILE: check that a directory to be removed is an installation, not for example a home directory.
 is_ours() {
     [ ! -e "$1" ] || [ -e "$1/$2" ] || [ -z "$(ls -A "$1")" ] ||
         fail "$1 does not look like Utsuwa's ($2 is missing in it); look at it and remove it by hand"
@@ -62,7 +65,7 @@ confirm() {
     [ "$answer" = yes ] || fail "nothing was changed"
 }
 
-# The daemon knows best how to end containers: one that does not run is started for it once more.
+# The daemon stops the containers; if it is not running, it is started for that.
 shut_down() {
     [ -d "$UTSUWA_DIR/database" ] && [ -x "$prefix/bin/utsuwad" ] || return 0
     say "Stopping all containers and the daemon"
@@ -72,7 +75,7 @@ shut_down() {
     is_up 30 && "$prefix/bin/utsuwad" shutdown --force --timeout 60 || true
 }
 
-# Once systemd brings no daemon back.
+# Called when systemd does not restart the daemon any more.
 kill_rest() {
     local pid
     if pid=$(daemon_pid); then
@@ -97,11 +100,11 @@ remove_units() {
         rm -f "/etc/systemd/system/$unit"
     done
     systemctl daemon-reload
-    # Ended without a daemon to ask, a unit counts as failed, and would be listed although it is gone.
+    # A unit that ended without its daemon is in the state failed, and would be listed although it is removed.
     systemctl reset-failed "${UNITS[@]}" 2>/dev/null || true
 }
 
-# Only one that the quick start has started itself.
+# Only an lxcfs that the quick start has started itself.
 stop_lxcfs() {
     [ "$UTSUWA_DIR" = "$DEFAULT_DIR" ] && [ -r "$LXCFS_PID" ] || return 0
     if grep -qsa "^lxcfs" "/proc/$(cat "$LXCFS_PID")/cmdline"; then
@@ -110,12 +113,12 @@ stop_lxcfs() {
     rm -f "$LXCFS_PID"
 }
 
-# What the daemon names its table, cgroup and AppArmor profiles: utsuwa-<hash of the state folder>.
+# The name of the daemon's table, cgroup and AppArmor profiles: utsuwa-<hash of the state directory>.
 owner_name() {
     echo "utsuwa-$(printf %s "$(realpath -m "$UTSUWA_DIR")" | sha256sum | cut -c 1-8)"
 }
 
-# Each network has a folder; the bridge has its name.
+# Each network has a directory with the name of its bridge.
 remove_networks() {
     local folder name pid owner
     for folder in "$UTSUWA_DIR"/networks/*/; do
@@ -135,7 +138,7 @@ remove_networks() {
     fi
 }
 
-# The last mounted first; a mount that something still uses goes when that ends.
+# In reverse order; a busy mount is detached.
 remove_mounts() {
     local target
     awk -v top="$(realpath -m "$UTSUWA_DIR")/" 'index($5, top) == 1 { print $5 }' /proc/self/mountinfo | tac |
@@ -157,5 +160,5 @@ remove_links() {
     for link in /usr/local/bin/utsuwa*; do
         [ -L "$link" ] && [[ $(readlink "$link") == "$prefix"/* ]] && rm -f "$link"
     done
-    rm -f "${COMPLETIONS[@]}"
+    rm -f "${COMPLETIONS[@]}" "$MANUALS"/man1/utsuwa.1 "$MANUALS"/man1/utsuwa-*.1 "$MANUALS"/man8/utsuwad.8
 }

@@ -113,7 +113,7 @@ class Daemon:
 
     def _serves(self) -> bool:
         try:
-            return request(self.socket, "GET", "/internal/ready", timeout=5).status == 200
+            return request(self.socket, "GET", "/internal/ready?api-only=1", timeout=5).status == 200
         except OSError:
             return False
 

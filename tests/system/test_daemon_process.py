@@ -163,8 +163,32 @@ def test_waitready_gives_up_in_time(stopped_daemon: Daemon) -> None:
     begin = time.monotonic()
     ended = utsuwad(stopped_daemon, "waitready", "--timeout", "1")
     assert ended.returncode == 1
-    assert "not ready" in ended.stderr
+    assert f"not ready after 1 s: No daemon responds at {stopped_daemon.socket}" in ended.stderr
     assert time.monotonic() - begin < 5
+
+
+def test_waitready_waits_for_autostarted_instances(daemon: Daemon, busybox_image: Image) -> None:
+    """As that of LXD; with --api-only, it does not (a delay may be long)."""
+    daemon.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    for name, priority in (("c1", "2"), ("c2", "1")):
+        config = ("-c", "boot.autostart=true", "-c", f"boot.autostart.priority={priority}")
+        daemon.lxc("init", "busybox", name, *config)
+    daemon.restart()
+    assert utsuwad(daemon, "waitready", "--timeout", "60", timeout=90).returncode == 0
+    assert [daemon.get(f"/1.0/instances/{name}")["status"] for name in ("c1", "c2")] == ["Running"] * 2
+    for name in ("c1", "c2"):
+        daemon.lxc("stop", "--force", name)
+    daemon.lxc("config", "set", "c1", "boot.autostart.delay", "3600")
+    daemon.restart()
+    assert utsuwad(daemon, "waitready", "--api-only", "--timeout", "60", timeout=90).returncode == 0
+    wait_until_running(daemon, "c1")
+    refused = daemon.api("GET", "/internal/ready")
+    assert (refused.status, refused.error) == (503, "Instances are still being autostarted")
+    ended = utsuwad(daemon, "waitready", "--timeout", "1")
+    assert ended.returncode == 1
+    assert "not ready after 1 s: Instances are still being autostarted" in ended.stderr
+    assert daemon.get("/1.0/instances/c2")["status"] == "Stopped"
+    daemon.lxc("start", "c2")
 
 
 def test_shutdown_returns_when_the_daemon_is_gone(bare_daemon: Daemon) -> None:

@@ -105,6 +105,39 @@ async def test_instances_are_started_once_in_order(world: World) -> None:
     assert world.tried == ["b", "a"]
 
 
+async def test_all_are_tried_before_the_delay_of_the_last_one(world: World) -> None:
+    """Failed ones, too: they are retried later."""
+    world.instances["a"] = an_instance("a")
+    world.instances["b"] = an_instance("b", {"boot.autostart.delay": "1000"})
+    world.failures["a"] = HostError("no bridge br7")
+    world.autostart.begin(list(world.instances.values()))
+    assert not world.autostart.tried
+    await until(lambda: world.autostart.tried)
+    assert world.tried[:2] == ["a", "b"]
+
+
+async def test_forgotten_during_a_delay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    delays: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
+        if seconds:
+            await world.autostart.forget(ref("b"))
+
+    world.instances["a"] = an_instance("a", {"boot.autostart.delay": "30"})
+    world.instances["b"] = an_instance("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(autostart, "asyncio", SimpleNamespace(sleep=sleep, create_task=asyncio.create_task))
+        world.autostart.begin([world.instances["a"], world.instances["b"]])
+        await until(lambda: world.autostart.tried)
+    assert (world.tried, delays) == (["a"], [0, 30])
+
+
+async def test_nothing_to_start(world: World) -> None:
+    world.autostart.begin([])
+    assert world.autostart.tried
+
+
 async def test_failed_starts_are_retried(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """With a warning, logged in one line as long as the reason is the same (lxd#4054, lxd#2001)."""
     world.begin("a", failure=HostError("no bridge br7"))

@@ -18,8 +18,11 @@ _DATABASES = ("global", "local")
 
 
 async def ready(request: Request) -> Result:
-    if not request.services.daemon.ready:
+    daemon = request.services.daemon
+    if not daemon.ready:
         raise Unavailable("The daemon is starting up or shutting down")
+    if not daemon.autostarted and not request.flag("api-only"):
+        raise Unavailable("Instances are still being autostarted")
     return Empty()
 
 
@@ -73,7 +76,7 @@ def _cell(value: Any) -> str | int | float | None:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/internal/ready", ready, "Whether start-up has finished"),
+    Route("GET", "/internal/ready", ready, "Whether start-up has finished, with the autostart of instances"),
     Route("PUT", "/internal/shutdown", shutdown, "Stop containers and daemon", access=Access.ROOT),
     Route(
         "POST",

@@ -36,7 +36,11 @@ class DaemonControl(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Return whether start-up is complete."""
+        """Return whether the API is available, and changes are not refused."""
+
+    @property
+    def autostarted(self) -> bool:
+        """Return whether each instance to be started with the daemon was, or could not be started once."""
 
     @property
     def uptime(self) -> float:

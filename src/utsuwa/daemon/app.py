@@ -119,6 +119,10 @@ class Daemon:
     def ready(self) -> bool:
         return self._ready
 
+    @property
+    def autostarted(self) -> bool:
+        return self._ready and self._instances.autostarted
+
     def request_stop(self) -> None:
         """Stop the daemon, but not its containers, once operations have ended; at once if asked again."""
         if self._told.is_set():

@@ -32,17 +32,22 @@ def ask(path: Path, method: str, url: str, seconds: float = _REPLY_SECONDS) -> t
         connection.close()
 
 
-def wait_ready(path: Path, timeout: int) -> bool:
-    """Poll until the daemon is ready; return False after `timeout` seconds (0 means no limit)."""
+def wait_ready(path: Path, timeout: int, *, api_only: bool) -> None:
+    """Poll until the daemon is ready: with `api_only` for requests, otherwise also with its autostart.
+
+    Raises HostError after `timeout` seconds (0 means no limit).
+    """
     end = time.monotonic() + timeout if timeout > 0 else None
+    url = "/internal/ready?api-only=true" if api_only else "/internal/ready"
     while True:
         try:
-            if ask(path, "GET", "/internal/ready")[0] == 200:
-                return True
-        except OSError:
-            pass
+            status, reason = ask(path, "GET", url)
+        except OSError as error:
+            status, reason = 0, f"No daemon responds at {path}: {error.strerror or error}"
+        if status == 200:
+            return
         if end is not None and time.monotonic() >= end:
-            return False
+            raise HostError(f"The daemon is not ready after {timeout} s: {reason}")
         time.sleep(_POLL)
 
 

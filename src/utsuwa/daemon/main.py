@@ -73,8 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    ready = commands.add_parser("waitready", parents=[general], help="wait until the daemon is ready")
+    ready = commands.add_parser(
+        "waitready", parents=[general], help="wait until the daemon is ready and has autostarted instances"
+    )
     ready.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
+    ready.add_argument("--api-only", action="store_true", help="do not wait for the autostart of instances")
     ready.set_defaults(run=_wait_ready)
 
     shutdown = commands.add_parser("shutdown", parents=[general], help="stop all instances and the daemon")
@@ -131,9 +134,9 @@ def _run(options: argparse.Namespace) -> int:
 def _wait_ready(options: argparse.Namespace) -> int:
     from utsuwa.daemon import control
 
-    if control.wait_ready(StatePaths.from_environment().socket, options.timeout):
-        return 0
-    return _fail(f"The daemon is not ready after {options.timeout} s")
+    socket = StatePaths.from_environment().socket
+    control.wait_ready(socket, options.timeout, api_only=options.api_only)
+    return 0
 
 
 def _shutdown(options: argparse.Namespace) -> int:

@@ -101,6 +101,11 @@ class InstanceManager:
         await self._hotplug.stop()
 
     @property
+    def autostarted(self) -> bool:
+        """Whether each instance to be started with the daemon was, or could not be started once."""
+        return self._autostart.tried
+
+    @property
     def any_running(self) -> bool:
         return bool(self._ctx.runtime.all())
 

@@ -48,12 +48,20 @@ class Autostart:
         self._start = start
         self._waiting: dict[InstanceRef, Waiting] = {}
         self._task: asyncio.Task[object] | None = None
+        self._tried = False
+
+    @property
+    def tried(self) -> bool:
+        """Whether each instance has been started, or could not be started once."""
+        return self._tried
 
     def begin(self, instances: Sequence[Loaded]) -> None:
         """Start instances in this order, in the background."""
         if instances:
             self._waiting = {instance.ref: Waiting(instance) for instance in instances}
             self._task = asyncio.create_task(self._run(), name="autostart")
+        else:
+            self._tried = True
 
     async def end(self) -> None:
         """Cancel all starts; one that is in progress is undone."""
@@ -85,7 +93,9 @@ class Autostart:
             self._waiting[new] = waiting
 
     async def _run(self) -> None:
-        if not await self._round():
+        completed = await self._round()
+        self._tried = True
+        if not completed:
             self._retries.add(_RETRY, self._again, self._bridges)
 
     def _bridges(self) -> set[str]:
@@ -97,10 +107,14 @@ class Autostart:
         return await self._task
 
     async def _round(self) -> bool:
+        delay = 0
         for ref, waiting in list(self._waiting.items()):
+            if ref in self._waiting:
+                await asyncio.sleep(delay)
+                delay = 0
             if ref in self._waiting and await self._try(ref, waiting):
                 self._waiting.pop(ref, None)
-                await asyncio.sleep(int(waiting.instance.expanded.config.get("boot.autostart.delay") or 0))
+                delay = int(waiting.instance.expanded.config.get("boot.autostart.delay") or 0)
         return not self._waiting
 
     async def _try(self, ref: InstanceRef, waiting: Waiting) -> bool:

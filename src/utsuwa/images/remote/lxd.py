@@ -51,7 +51,7 @@ class LxdServer:
         if not self._source.secret:
             wanted = await self._target(wanted)
         image = await self._get(_Image, "images", wanted)
-        _check(image)
+        _check(image, wanted)
 
         async def download(upload: Upload, progress: Progress) -> str:
             return await self._download(image, upload, progress)
@@ -106,13 +106,22 @@ class LxdServer:
         return url.with_query({name: value for name, value in query.items() if value})
 
 
-def _check(image: _Image) -> None:
+def _check(image: _Image, wanted: str) -> None:
+    """Raise InvalidRequest or InvalidImage, also for another image than that with the fingerprint `wanted`.
+
+    Whoever names a fingerprint, or the prefix of one, relies on getting these files, even from a server that
+    proves nothing.
+    """
     if image.type not in ("", "container"):
         raise InvalidRequest(
             f"The image is for the type {image.type[:40]!r}: this server runs containers only"
         )
     if not is_full_fingerprint(image.fingerprint):
         raise InvalidImage(f"The image server states an invalid fingerprint {image.fingerprint[:80]!r}")
+    if not image.fingerprint.startswith(wanted.lower()):
+        raise InvalidImage(
+            f"The image server describes another image, {image.fingerprint[:12]}, than {wanted[:64]!r}"
+        )
 
 
 async def _counted(response: ClientResponse, progress: Progress) -> AsyncIterator[bytes]:

@@ -572,6 +572,20 @@ def test_images_that_cannot_be(tx: Transaction) -> None:
             call()
 
 
+def test_aliases_in_lists_are_those_of_images_that_are_ready(tx: Transaction) -> None:
+    for fingerprint, public in (("ab" * 32, False), ("cd" * 32, True), ("ef" * 32, True)):
+        row_id = images.insert(tx, image(fingerprint, public=public))
+        if fingerprint != "ef" * 32:
+            images.set_ready(tx, row_id)
+        image_aliases.insert(tx, AliasRow("default", fingerprint[:2], "", fingerprint))
+    image_aliases.insert(tx, AliasRow("default", "a", "first", "cd" * 32))
+    assert [row.name for row in image_aliases.get_ready(tx, "default")] == ["a", "ab", "cd"]
+    found = image_aliases.get_ready(tx, "default", public=True)
+    assert found == image_aliases.of_image(tx, "default", "cd" * 32)
+    assert found[0] == AliasRow("default", "a", "first", "cd" * 32)
+    assert image_aliases.get_ready(tx, "other") == []
+
+
 def test_aliases(tx: Transaction) -> None:
     images.insert(tx, image())
     images.insert(tx, image("cd" * 32))

@@ -10,10 +10,25 @@ import sqlalchemy as sa
 from utsuwa.core.errors import NotFound
 from utsuwa.db import codes, rows
 from utsuwa.db.schema import images, images_aliases, projects
-from utsuwa.db.transaction import Transaction
+from utsuwa.db.transaction import Prepared, Transaction
 
 _SOURCE = images_aliases.join(images, images.c.id == images_aliases.c.image_id).join(
     projects, projects.c.id == images_aliases.c.project_id
+)
+_READY = Prepared(
+    sa.select(
+        images_aliases.c.name,
+        images_aliases.c.description,
+        images.c.fingerprint,
+        images.c.type,
+        images.c.public,
+    )
+    .select_from(_SOURCE)
+    .where(
+        projects.c.name == sa.bindparam("project", type_=sa.Text),
+        images.c.state == codes.STATES["ready"],
+    )
+    .order_by(images_aliases.c.name)
 )
 
 
@@ -46,6 +61,25 @@ def get(tx: Transaction, project: str, name: str) -> AliasRow:
 def get_all(tx: Transaction, project: str | None) -> list[AliasRow]:
     """Return the aliases of a project, or of all (None), sorted by project and name, in one query."""
     found = _load(tx, sa.true() if project is None else projects.c.name == project)
+    return [row for row in found if row.type != codes.UNKNOWN]
+
+
+def of_image(tx: Transaction, project: str, fingerprint: str) -> list[AliasRow]:
+    """Return the aliases of one image, by name."""
+    of_it = sa.and_(projects.c.name == project, images.c.fingerprint == fingerprint)
+    return [row for row in _load(tx, of_it) if row.type != codes.UNKNOWN]
+
+
+def get_ready(tx: Transaction, project: str, *, public: bool = False) -> list[AliasRow]:
+    """Return the aliases of a project's images that are not just being created, by name.
+
+    With `public`, only those of public images. There may be tens of thousands, so no images are loaded.
+    """
+    found = []
+    for name, description, fingerprint, kind, is_public in tx.fetch(_READY, project=project):
+        if is_public or not public:
+            row = AliasRow(project, name, description, fingerprint, _type(project, name, kind))
+            found.append(row)
     return [row for row in found if row.type != codes.UNKNOWN]
 
 
@@ -118,5 +152,8 @@ def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[AliasRow]:
 
 
 def _row(r: sa.Row[Any]) -> AliasRow:
-    kind = codes.Reader(f"Image alias {r.name!r} of project {r.project!r}").word(codes.INSTANCE_TYPES, r.type)
-    return AliasRow(r.project, r.name, r.description, r.fingerprint, kind)
+    return AliasRow(r.project, r.name, r.description, r.fingerprint, _type(r.project, r.name, r.type))
+
+
+def _type(project: str, name: str, stored: int) -> str:
+    return codes.Reader(f"Image alias {name!r} of project {project!r}").word(codes.INSTANCE_TYPES, stored)

@@ -11,7 +11,6 @@ from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.database import Database
 from utsuwa.db.image_aliases import AliasRow
-from utsuwa.db.images import ImageRow
 from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.images.records import alias_url, check_alias_name, editable_alias
@@ -30,19 +29,17 @@ class ImageAliases:
     async def all(self, scope: Scope, project: str) -> list[AliasRow]:
         """Return the aliases by name; outside the scope, only those of public images."""
 
-        def fetch(tx: Transaction) -> tuple[list[AliasRow], list[ImageRow]]:
-            holder = effective(tx, project, "images")
-            return alias_rows.get_all(tx, holder), image_rows.get_all(tx, holder)
-
         seen = scope.sees(project)
+
+        def fetch(tx: Transaction) -> list[AliasRow]:
+            return alias_rows.get_ready(tx, effective(tx, project, "images"), public=not seen)
+
         try:
-            aliases, images = await self._database.read("image aliases", fetch)
+            return await self._database.read("image aliases", fetch)
         except NotFound:
             if seen:
                 raise
             return []  # do not reveal whether the project exists
-        visible = {row.fingerprint for row in images if row.state == "ready" and (row.public or seen)}
-        return [alias for alias in aliases if alias.fingerprint in visible]
 
     async def get(self, scope: Scope, project: str, name: str) -> AliasRow:
         """Return an alias. Raises NotFound, also if its image is not visible to the caller."""

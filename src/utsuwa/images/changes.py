@@ -33,8 +33,7 @@ def add_files(tx: Transaction, row: ImageRow, aliases: Sequence[NewAlias]) -> Im
 
 def _insert_aliases(tx: Transaction, row: ImageRow, aliases: Sequence[NewAlias]) -> None:
     """Add aliases; those that already refer to the image are kept."""
-    of_project = alias_rows.get_all(tx, row.project)
-    known = {alias.name for alias in of_project if alias.fingerprint == row.fingerprint}
+    known = {alias.name for alias in alias_rows.of_image(tx, row.project, row.fingerprint)}
     for alias in aliases:
         if alias.name not in known:
             alias_rows.insert(tx, AliasRow(row.project, alias.name, alias.description, row.fingerprint))

@@ -197,8 +197,10 @@ class ImageManager:
 
     async def record(self, row: ImageRow) -> wire.Image:
         """Return the image's record for the API."""
-        aliases = await self._database.read("image aliases", alias_rows.get_all, row.project)
-        return image_record(row, (alias for alias in aliases if alias.fingerprint == row.fingerprint))
+        aliases = await self._database.read(
+            "aliases of image", alias_rows.of_image, row.project, row.fingerprint
+        )
+        return image_record(row, aliases)
 
     async def records(self, scope: Scope, project: str | None) -> list[wire.Image]:
         """Return the visible images of a project, or of all projects (None)."""

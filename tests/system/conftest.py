@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pools
+from tests.support import images, pools
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
 from tests.support.disks import loop_ext4
 from tests.support.faults import Faults
+from tests.support.image_server import ImageServer, serving
 from tests.support.images import Image
 from tests.support.networks import prepared
 from tests.support.pools import WAYS, TestedPool, as_kernel_leaves_it, load, source
+from tests.support.tls import Identity, make_identity
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.userns import close_user_namespaces
@@ -86,3 +88,22 @@ def module_net(busybox_image: Image) -> Iterator[Daemon]:
     """A module's daemon in a network namespace, with the image `busybox`."""
     with boxed_daemon() as daemon:
         yield prepared(daemon, busybox_image)
+
+
+@pytest.fixture(scope="session")
+def image_identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return make_identity(tmp_path_factory.mktemp("tls"), "images")
+
+
+@pytest.fixture(scope="session")
+def newer_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """Another version of `busybox_image`."""
+    return images.build_busybox(tmp_path_factory.mktemp("newer"), {"name": "newer"})
+
+
+@pytest.fixture
+def image_server(image_identity: Identity, busybox_image: Image) -> Iterator[ImageServer]:
+    """An image server with the image `busybox`, of the version 20260101_0700."""
+    with serving(image_identity) as found:
+        found.publish(busybox_image, "20260101_0700")
+        yield found

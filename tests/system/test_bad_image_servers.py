@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.support import images
 from tests.support.daemon import Daemon
-from tests.support.image_server import PRODUCTS, ImageServer, body, serving
+from tests.support.image_server import PRODUCTS, ImageServer, body
 from tests.support.images import Image
-from tests.support.tls import Identity, make_identity
 
 pytestmark = pytest.mark.root
 
 Change = Callable[[ImageServer], None]
 SERIAL = "20260101_0700"
 META, ROOT = "lxd.tar.xz", "rootfs.squashfs"
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    return make_identity(tmp_path_factory.mktemp("tls"), "images")
-
-
-@pytest.fixture(scope="module")
-def newer_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    return images.build_busybox(tmp_path_factory.mktemp("newer"), {"name": "newer"})
-
-
-@pytest.fixture
-def server(identity: Identity, busybox_image: Image) -> Iterator[ImageServer]:
-    with serving(identity) as found:
-        found.publish(busybox_image, SERIAL)
-        yield found
 
 
 def item(name: str, **changes: object) -> Change:
@@ -82,12 +63,12 @@ def reply(name: str, data: bytes, *, length: int, status: int = 200) -> Change:
     ],
 )
 def test_images_that_are_not_as_stated(
-    module_daemon: Daemon, server: ImageServer, change: Change, message: str
+    module_daemon: Daemon, image_server: ImageServer, change: Change, message: str
 ) -> None:
-    change(server)
+    change(image_server)
     for request in (
-        ("/1.0/images", {"source": server.source("busybox")}),
-        ("/1.0/instances", {"name": "c1", "source": server.source("busybox")}),
+        ("/1.0/images", {"source": image_server.source("busybox")}),
+        ("/1.0/instances", {"name": "c1", "source": image_server.source("busybox")}),
     ):
         ended = module_daemon.wait(module_daemon.api("POST", *request))
         assert message in ended["err"], ended["err"]
@@ -97,37 +78,37 @@ def test_images_that_are_not_as_stated(
 
 
 def test_an_archive_with_the_stated_hashes_is_checked_too(
-    module_daemon: Daemon, server: ImageServer, tmp_path_factory: pytest.TempPathFactory
+    module_daemon: Daemon, image_server: ImageServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("broken")
     (folder / "meta").write_bytes(b"not an archive")
     (folder / "root").write_bytes(b"not a file system")
-    server.publish(Image(folder / "meta", folder / "root"), SERIAL, release="2", aliases="broken")
-    reply = module_daemon.api("POST", "/1.0/images", {"source": server.source("broken")})
+    image_server.publish(Image(folder / "meta", folder / "root"), SERIAL, release="2", aliases="broken")
+    reply = module_daemon.api("POST", "/1.0/images", {"source": image_server.source("broken")})
     assert module_daemon.wait(reply)["status"] == "Failure"
     assert list((module_daemon.dir / "images").iterdir()) == []
 
 
 def test_a_server_that_changes_an_alias_between_two_requests(
-    module_daemon: Daemon, server: ImageServer, newer_image: Image
+    module_daemon: Daemon, image_server: ImageServer, newer_image: Image
 ) -> None:
     """The image that was found first is received, or none."""
-    old = dict(server.files)
-    new = server.publish(newer_image, "20260102_0700")
-    listed = [server.files[PRODUCTS], old[PRODUCTS]]
+    old = dict(image_server.files)
+    new = image_server.publish(newer_image, "20260102_0700")
+    listed = [image_server.files[PRODUCTS], old[PRODUCTS]]
 
     def alternate(handler: BaseHTTPRequestHandler) -> None:
-        body(listed[server.count("images.json") % 2])(handler)
+        body(listed[image_server.count("images.json") % 2])(handler)
 
-    server.odd[PRODUCTS] = alternate
+    image_server.odd[PRODUCTS] = alternate
     for path in old:
         if path.endswith(ROOT):
-            server.odd[path] = body(b"", status=404, length=0)
+            image_server.odd[path] = body(b"", status=404, length=0)
     found = set()
     for _ in range(4):
         for document in (module_daemon.dir / "cache").iterdir():
             document.unlink()
-        reply = module_daemon.api("POST", "/1.0/images", {"source": server.source("busybox")})
+        reply = module_daemon.api("POST", "/1.0/images", {"source": image_server.source("busybox")})
         found.add(module_daemon.wait(reply)["err"].rpartition(" ")[2])
     assert found == {"", "(404)"}
     assert module_daemon.get("/1.0/images") == [f"/1.0/images/{new}"]

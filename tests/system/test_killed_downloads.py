@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support import images
 from tests.support.crash_steps import patiently
 from tests.support.daemon import Daemon
 from tests.support.faults import Faults
-from tests.support.image_server import ImageServer, held, serving
+from tests.support.image_server import ImageServer, held
 from tests.support.images import Image
-from tests.support.tls import make_identity
 
 pytestmark = pytest.mark.root
 
@@ -27,24 +24,12 @@ POINTS = (
 
 
 @pytest.fixture(scope="module")
-def newer_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    return images.build_busybox(tmp_path_factory.mktemp("newer"), {"name": "newer"})
-
-
-@pytest.fixture(scope="module")
 def killed(module_daemon: Daemon, faults: Faults) -> Daemon:
     """A daemon that can be killed at its fault points, and updates images on request only."""
     module_daemon.do("PATCH", "/1.0", {"config": {"images.auto_update_interval": "0"}})
     module_daemon.env |= faults.env
     module_daemon.restart()
     return module_daemon
-
-
-@pytest.fixture
-def server(busybox_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageServer]:
-    with serving(make_identity(tmp_path_factory.mktemp("tls"), "images")) as found:
-        found.publish(busybox_image, "20260101_0700")
-        yield found
 
 
 def consistent(daemon: Daemon) -> list[str]:
@@ -56,43 +41,43 @@ def consistent(daemon: Daemon) -> list[str]:
     return found
 
 
-def test_a_kill_during_a_download_leaves_nothing(killed: Daemon, server: ImageServer) -> None:
-    name = next(path for path in server.files if path.endswith("rootfs.squashfs"))
+def test_a_kill_during_a_download_leaves_nothing(killed: Daemon, image_server: ImageServer) -> None:
+    name = next(path for path in image_server.files if path.endswith("rootfs.squashfs"))
     release = threading.Event()
-    server.odd[name] = held(release, server.files[name], after=500_000)
-    killed.api("POST", "/1.0/instances", {"name": "c1", "source": server.source("busybox")})
-    patiently(lambda: assert_begun(server))
+    image_server.odd[name] = held(release, image_server.files[name], after=500_000)
+    killed.api("POST", "/1.0/instances", {"name": "c1", "source": image_server.source("busybox")})
+    patiently(lambda: assert_begun(image_server))
     killed.kill()
     release.set()
     killed.start()
     assert consistent(killed) == []
     assert killed.get("/1.0/instances") == []
-    del server.odd[name]
-    killed.do("POST", "/1.0/instances", {"name": "c1", "source": server.source("busybox")})
+    del image_server.odd[name]
+    killed.do("POST", "/1.0/instances", {"name": "c1", "source": image_server.source("busybox")})
     killed.do("DELETE", "/1.0/instances/c1")
     (fingerprint,) = consistent(killed)
     killed.do("DELETE", f"/1.0/images/{fingerprint}")
 
 
-def assert_begun(server: ImageServer) -> None:
-    assert server.count("rootfs.squashfs")
+def assert_begun(image_server: ImageServer) -> None:
+    assert image_server.count("rootfs.squashfs")
 
 
 def test_a_kill_during_a_refresh_leaves_one_image_with_the_alias(
-    killed: Daemon, server: ImageServer, busybox_image: Image, newer_image: Image, faults: Faults
+    killed: Daemon, image_server: ImageServer, busybox_image: Image, newer_image: Image, faults: Faults
 ) -> None:
     def prepare() -> str:
         """Import the older version, and publish the newer one; return the older one's fingerprint."""
         for url in killed.get("/1.0/images"):
             killed.do("DELETE", url)
-        server.products.clear()
-        server.publish(busybox_image, "20260101_0700")
-        source = server.source("busybox")
+        image_server.products.clear()
+        image_server.publish(busybox_image, "20260101_0700")
+        source = image_server.source("busybox")
         for document in (killed.dir / "cache").iterdir():
             document.unlink()
         body = {"source": source, "aliases": [{"name": "mine"}], "auto_update": True}
         old = killed.do("POST", "/1.0/images", body)["fingerprint"]
-        server.publish(newer_image, "20260102_0700")
+        image_server.publish(newer_image, "20260102_0700")
         return str(old)
 
     old = prepare()

@@ -13,30 +13,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.support import images
 from tests.support.daemon import Daemon
 from tests.support.image_server import ImageServer, held, serving
 from tests.support.images import Image
-from tests.support.tls import Identity, TestAuthority, make_identity
+from tests.support.tls import TestAuthority
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    return make_identity(tmp_path_factory.mktemp("tls"), "images")
-
-
-@pytest.fixture(scope="module")
-def newer_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    return images.build_busybox(tmp_path_factory.mktemp("newer"), {"name": "newer"})
-
-
-@pytest.fixture
-def server(identity: Identity, busybox_image: Image) -> Iterator[ImageServer]:
-    with serving(identity) as found:
-        found.publish(busybox_image, "20260101_0700")
-        yield found
 
 
 @pytest.fixture
@@ -76,8 +58,8 @@ def failure(daemon: Daemon, method: str, url: str, body: object) -> str:
     return str(reply.error if reply.status >= 400 else daemon.wait(reply)["err"])
 
 
-def test_an_instance_runs_from_an_image_of_the_server(daemon: Daemon, server: ImageServer) -> None:
-    create(daemon, "c1", server.source("busybox/1"), start=True)
+def test_an_instance_runs_from_an_image_of_the_server(daemon: Daemon, image_server: ImageServer) -> None:
+    create(daemon, "c1", image_server.source("busybox/1"), start=True)
     instance = daemon.get("/1.0/instances/c1")
     assert instance["status"] == "Running"
     assert instance["config"]["image.serial"] == "20260101_0700"
@@ -87,44 +69,48 @@ def test_an_instance_runs_from_an_image_of_the_server(daemon: Daemon, server: Im
     assert not image["public"]
     assert image["properties"]["description"] == "Busybox 1 amd64 (20260101_0700)"
     assert image["update_source"] == {
-        "server": server.url,
+        "server": image_server.url,
         "protocol": "simplestreams",
-        "certificate": server.certificate,
+        "certificate": image_server.certificate,
         "alias": "busybox/1",
         "image_type": "container",
     }
     assert daemon.lxc("exec", "c1", "--", "hostname").stdout == "c1\n"
 
 
-def test_an_alias_prefers_the_cached_image(daemon: Daemon, server: ImageServer, newer_image: Image) -> None:
-    create(daemon, "c1", server.source("busybox"))
-    server.publish(newer_image, "20260102_0700")
-    asked = len(server.requests)
-    create(daemon, "c2", server.source("busybox"))
-    assert len(server.requests) == asked
+def test_an_alias_prefers_the_cached_image(
+    daemon: Daemon, image_server: ImageServer, newer_image: Image
+) -> None:
+    create(daemon, "c1", image_server.source("busybox"))
+    image_server.publish(newer_image, "20260102_0700")
+    asked = len(image_server.requests)
+    create(daemon, "c2", image_server.source("busybox"))
+    assert len(image_server.requests) == asked
     assert only_image(daemon)["properties"]["serial"] == "20260101_0700"
 
 
-def test_two_launches_download_the_image_once(daemon: Daemon, server: ImageServer) -> None:
-    name = next(path for path in server.files if path.endswith("rootfs.squashfs"))
+def test_two_launches_download_the_image_once(daemon: Daemon, image_server: ImageServer) -> None:
+    name = next(path for path in image_server.files if path.endswith("rootfs.squashfs"))
     release = threading.Event()
-    server.odd[name] = held(release, server.files[name], after=1000)
+    image_server.odd[name] = held(release, image_server.files[name], after=1000)
     with ThreadPoolExecutor() as pool:
-        work = [pool.submit(create, daemon, name, server.source("busybox")) for name in ("c1", "c2", "c3")]
-        wait_for(lambda: server.count("rootfs.squashfs") > 0)
+        work = [
+            pool.submit(create, daemon, name, image_server.source("busybox")) for name in ("c1", "c2", "c3")
+        ]
+        wait_for(lambda: image_server.count("rootfs.squashfs") > 0)
         release.set()
         for done in work:
             done.result()
-    assert server.count("rootfs.squashfs") == 1
+    assert image_server.count("rootfs.squashfs") == 1
     assert len(daemon.get("/1.0/instances")) == 3
 
 
-def test_a_cancelled_download_leaves_nothing(daemon: Daemon, server: ImageServer) -> None:
-    name = next(path for path in server.files if path.endswith("rootfs.squashfs"))
+def test_a_cancelled_download_leaves_nothing(daemon: Daemon, image_server: ImageServer) -> None:
+    name = next(path for path in image_server.files if path.endswith("rootfs.squashfs"))
     release = threading.Event()
-    server.odd[name] = held(release, server.files[name], after=1000)
-    reply = daemon.api("POST", "/1.0/instances", {"name": "c1", "source": server.source("busybox")})
-    wait_for(lambda: server.count("rootfs.squashfs") > 0)
+    image_server.odd[name] = held(release, image_server.files[name], after=1000)
+    reply = daemon.api("POST", "/1.0/instances", {"name": "c1", "source": image_server.source("busybox")})
+    wait_for(lambda: image_server.count("rootfs.squashfs") > 0)
     assert daemon.get(reply.operation)["may_cancel"]
     daemon.do("DELETE", reply.operation)
     assert daemon.wait(reply)["status"] == "Cancelled"
@@ -134,9 +120,9 @@ def test_a_cancelled_download_leaves_nothing(daemon: Daemon, server: ImageServer
     assert list((daemon.dir / "images").iterdir()) == []
 
 
-def test_an_image_is_imported_with_its_settings(daemon: Daemon, server: ImageServer) -> None:
+def test_an_image_is_imported_with_its_settings(daemon: Daemon, image_server: ImageServer) -> None:
     body = {
-        "source": server.source("busybox"),
+        "source": image_server.source("busybox"),
         "aliases": [{"name": "mine", "description": "my own"}],
         "properties": {"os": "Other"},
         "public": True,
@@ -151,9 +137,9 @@ def test_an_image_is_imported_with_its_settings(daemon: Daemon, server: ImageSer
     assert metadata["download_progress"].startswith("rootfs")
 
 
-def test_a_cached_image_stays_when_it_is_imported(daemon: Daemon, server: ImageServer) -> None:
-    create(daemon, "c1", server.source("busybox"))
-    body = {"source": server.source("busybox"), "aliases": [{"name": "mine"}]}
+def test_a_cached_image_stays_when_it_is_imported(daemon: Daemon, image_server: ImageServer) -> None:
+    create(daemon, "c1", image_server.source("busybox"))
+    body = {"source": image_server.source("busybox"), "aliases": [{"name": "mine"}]}
     daemon.do("POST", "/1.0/images", body)
     image = only_image(daemon)
     assert not image["cached"]
@@ -162,13 +148,13 @@ def test_a_cached_image_stays_when_it_is_imported(daemon: Daemon, server: ImageS
 
 
 def test_a_refresh_replaces_the_image_and_keeps_its_aliases(
-    daemon: Daemon, server: ImageServer, newer_image: Image
+    daemon: Daemon, image_server: ImageServer, newer_image: Image
 ) -> None:
-    create(daemon, "c1", server.source("busybox"), start=True)
+    create(daemon, "c1", image_server.source("busybox"), start=True)
     old = only_image(daemon)["fingerprint"]
     daemon.do("POST", "/1.0/images/aliases", {"name": "mine", "target": old})
     assert daemon.do("POST", f"/1.0/images/{old}/refresh") == {"refreshed": False}
-    new = server.publish(newer_image, "20260102_0700")
+    new = image_server.publish(newer_image, "20260102_0700")
     assert daemon.do("POST", f"/1.0/images/{old}/refresh")["refreshed"]
     image = only_image(daemon)
     assert image["fingerprint"] == new
@@ -189,17 +175,17 @@ def test_an_uploaded_image_cannot_be_refreshed(daemon: Daemon, busybox_image: Im
     assert "was not downloaded by an alias" in message
 
 
-def test_a_restart_updates_images(daemon: Daemon, server: ImageServer, newer_image: Image) -> None:
-    create(daemon, "c1", server.source("busybox"))
-    new = server.publish(newer_image, "20260102_0700")
+def test_a_restart_updates_images(daemon: Daemon, image_server: ImageServer, newer_image: Image) -> None:
+    create(daemon, "c1", image_server.source("busybox"))
+    new = image_server.publish(newer_image, "20260102_0700")
     for document in (daemon.dir / "cache").iterdir():
         document.unlink()
     daemon.restart()
     wait_for(lambda: daemon.get("/1.0/images") == [f"/1.0/images/{new}"])
 
 
-def test_unused_cached_images_expire(daemon: Daemon, server: ImageServer) -> None:
-    create(daemon, "c1", server.source("busybox"), start=True)
+def test_unused_cached_images_expire(daemon: Daemon, image_server: ImageServer) -> None:
+    create(daemon, "c1", image_server.source("busybox"), start=True)
     query = "UPDATE images SET last_use_date = '2020-01-01 00:00:00+00:00'"
     daemon.do("POST", "/internal/sql", {"database": "global", "query": query})
     daemon.do("PATCH", "/1.0", {"config": {"images.remote_cache_expiry": "1"}})
@@ -208,11 +194,11 @@ def test_unused_cached_images_expire(daemon: Daemon, server: ImageServer) -> Non
 
 
 def test_an_instance_is_rebuilt_from_an_image_of_the_server(
-    daemon: Daemon, server: ImageServer, newer_image: Image
+    daemon: Daemon, image_server: ImageServer, newer_image: Image
 ) -> None:
-    create(daemon, "c1", server.source("busybox"))
-    new = server.publish(newer_image, "20260102_0700", release="2", aliases="busybox/2")
-    daemon.do("POST", "/1.0/instances/c1/rebuild", {"source": server.source("busybox/2")})
+    create(daemon, "c1", image_server.source("busybox"))
+    new = image_server.publish(newer_image, "20260102_0700", release="2", aliases="busybox/2")
+    daemon.do("POST", "/1.0/instances/c1/rebuild", {"source": image_server.source("busybox/2")})
     assert daemon.get("/1.0/instances/c1")["config"]["volatile.base_image"] == new
 
 

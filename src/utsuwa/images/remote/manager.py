@@ -21,6 +21,7 @@ from utsuwa.core.errors import InvalidImage, InvalidRequest, NotFound
 from utsuwa.core.image_source import ImageOrigin, ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
+from utsuwa.core.proxies import Proxies
 from utsuwa.core.scope import EVERYTHING
 from utsuwa.db import images as image_rows
 from utsuwa.db import projects as project_rows
@@ -34,7 +35,6 @@ from utsuwa.images.records import check_filename, expiry
 from utsuwa.images.remote import direct
 from utsuwa.images.remote.direct import DirectFile
 from utsuwa.images.remote.lxd import LxdServer
-from utsuwa.images.remote.proxies import Proxies
 from utsuwa.images.remote.push import check_target, push
 from utsuwa.images.remote.records import (
     DIRECT,

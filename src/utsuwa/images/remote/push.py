@@ -11,10 +11,10 @@ from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar
 from yarl import URL
 
 from utsuwa.core.errors import InvalidRequest, Unavailable
+from utsuwa.core.proxies import Proxies
 from utsuwa.images.forms import ExportedFile, Form
-from utsuwa.images.remote.proxies import Proxies
 from utsuwa.images.remote.records import check_url
-from utsuwa.images.remote.web import CONNECT_SECONDS, shown, translated
+from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
 from utsuwa.operations.operations import Operation
 from utsuwa.security.remote_tls import client_context
 from utsuwa.version import __version__
@@ -75,14 +75,15 @@ async def push(
                     data=_sent(form, operation),
                     headers=headers,
                     allow_redirects=False,
-                    proxy=proxies.for_url(url),
+                    proxy=proxy_for(proxies, url),
                 ) as response:
                     begun = await _reply(url, response)
                 secret = (begun.metadata or {}).get("secret", "")
                 wait = (url / "1.0/operations" / begun.id / "wait").with_query(
                     {"secret": str(secret), "timeout": "-1", **query}
                 )
-                async with session.get(wait, allow_redirects=False, proxy=proxies.for_url(url)) as response:
+                proxy = proxy_for(proxies, url)
+                async with session.get(wait, allow_redirects=False, proxy=proxy) as response:
                     ended = await _reply(url, response)
             if ended.status_code != 200:
                 raise InvalidRequest(f"{shown(url)} did not accept the image: {ended.err[:500]}")

@@ -10,15 +10,16 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from yarl import URL
 
 from utsuwa.core.errors import NotFound, Unavailable
+from utsuwa.core.simplestreams import INDEX, StreamImage
 from utsuwa.images.remote import streams
 from utsuwa.images.remote.bodies import receive
 from utsuwa.images.remote.records import Found, Progress, RemoteSource
-from utsuwa.images.remote.streams import StreamImage
 from utsuwa.images.remote.web import Web
 from utsuwa.images.upload import Upload
 
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 _FRESH = ".new-"
 """Prefix of documents that are being written."""
 
-INDEX = "streams/v1/index.json"
 MAX_INDEX = 8 * 2**20
 MAX_PRODUCTS = 64 * 2**20
 CACHE_SECONDS = 3600.0
@@ -115,7 +115,7 @@ class SimpleStreams:
                 await receive(self._web, url, upload, file.part, progress, size=file.size, sha256=file.sha256)
             return image.filename
 
-        return Found(image.fingerprint, size, download, image.properties, image.expires_at)
+        return Found(image.fingerprint, size, download, image.properties, _expiry(image))
 
     async def _choose(self) -> StreamImage:
         index = await self._document(INDEX, MAX_INDEX)
@@ -143,3 +143,10 @@ class SimpleStreams:
 
     def _url(self, path: str) -> URL:
         return URL(f"{self._source.server.rstrip('/')}/{path}")
+
+
+def _expiry(image: StreamImage) -> datetime | None:
+    try:
+        return datetime.strptime(image.support_end, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        return None

@@ -22,9 +22,9 @@ from aiohttp import (
 )
 from yarl import URL
 
-from utsuwa.core.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotFound, TooLarge, Unavailable
+from utsuwa.core.proxies import Proxies
 from utsuwa.images.remote.addresses import JudgingResolver
-from utsuwa.images.remote.proxies import Proxies
 from utsuwa.version import __version__
 
 MAX_REDIRECTS = 5
@@ -120,7 +120,7 @@ class Web:
     async def _follow(self, method: str, url: URL, headers: Mapping[str, str]) -> ClientResponse:
         for count in range(self._redirects + 1):
             self._check(url)
-            proxy = self._proxies.for_url(url)
+            proxy = proxy_for(self._proxies, url)
             self._resolver.begin(url, redirected=count > 0, proxied=proxy is not None)
             response = await self._session.request(
                 method, url, headers=headers, allow_redirects=False, proxy=proxy
@@ -140,6 +140,22 @@ class Web:
                 "http is only allowed for images whose full fingerprint is given, use https"
             )
         raise InvalidRequest(f"Invalid URL {shown(url)!r}: use https")
+
+
+def proxy_for(proxies: Proxies, url: URL) -> URL | None:
+    """Return the proxy for requests to a URL, None to connect directly. Raises InvalidConfig."""
+    text = proxies.find(url.scheme, url.host or "")
+    if not text:
+        return None
+    try:
+        proxy = URL(text)
+    except ValueError:
+        proxy = URL()
+    if proxy.scheme not in ("http", "https") or not proxy.host:
+        raise InvalidConfig(
+            f"The proxy of core.proxy_{url.scheme} is not a URL such as http://proxy.example:3128"
+        )
+    return proxy
 
 
 def _hang_up(response: ClientResponse) -> None:

@@ -1,27 +1,26 @@
-"""Which proxy a request goes through: by the server config, or else by the daemon's environment."""
+"""Which proxy a request goes through: by the server config, or else by the environment, as in Go and curl."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from yarl import URL
-
-from utsuwa.core.errors import InvalidConfig
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
-@dataclass(frozen=True)
 class Proxies:
-    """`core.proxy_http`, `core.proxy_https` and `core.proxy_ignore_hosts`; empty for none."""
+    """The values of `https_proxy` and so on; empty for none."""
 
-    http: str = ""
-    https: str = ""
-    ignored: str = ""
+    def __init__(self, http: str = "", https: str = "", ignored: str = "") -> None:
+        self._by_scheme = {"http": http, "https": https}
+        self._ignored = ignored
 
     @classmethod
-    def of(cls, value: Callable[[str], str], environment: Mapping[str, str] | None = None) -> Proxies:
+    def of(
+        cls, value: Callable[[str], str] = lambda _: "", environment: Mapping[str, str] | None = None
+    ) -> Proxies:
         """Return those of the server config; what is not set there is taken from `HTTP_PROXY` and so on."""
         env = os.environ if environment is None else environment
 
@@ -34,27 +33,18 @@ class Proxies:
             setting("core.proxy_ignore_hosts", "NO_PROXY"),
         )
 
-    def for_url(self, url: URL) -> URL | None:
-        """Return the proxy for a URL, None to connect directly. Raises InvalidConfig."""
-        text = self.https if url.scheme == "https" else self.http
-        if not text or not self._applies(url.host or ""):
-            return None
-        try:
-            proxy = URL(text if "://" in text else f"http://{text}")
-        except ValueError:
-            proxy = URL()
-        if proxy.scheme not in ("http", "https") or not proxy.host:
-            raise InvalidConfig(
-                f"The proxy of core.proxy_{url.scheme} is not a URL such as http://proxy.example:3128"
-            )
-        return proxy
+    def find(self, scheme: str, host: str) -> str:
+        """Return the URL of the proxy for requests to a host, unchecked; empty to connect directly."""
+        text = self._by_scheme.get(scheme, "")
+        if not text or not self._applies(host.lower()):
+            return ""
+        return text if "://" in text else f"http://{text}"
 
     def _applies(self, host: str) -> bool:
-        host = host.lower()
         address = _address(host)
         if host == "localhost" or (address is not None and address.is_loopback):
             return False
-        return not any(_covers(entry.strip().lower(), host, address) for entry in self.ignored.split(","))
+        return not any(_covers(entry.strip().lower(), host, address) for entry in self._ignored.split(","))
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -15,8 +15,8 @@ import pytest
 from tests.support.image_server import ImageServer, Reply, body, endless, redirect, serving
 from tests.support.tls import make_identity
 from utsuwa.core.errors import InvalidImage, InvalidRequest, NotFound, TooLarge, Unavailable, UtsuwaError
+from utsuwa.core.proxies import Proxies
 from utsuwa.images.remote.lxd import MAX_REPLY, LxdServer
-from utsuwa.images.remote.proxies import Proxies
 from utsuwa.images.remote.records import RemoteSource
 from utsuwa.images.remote.web import Web
 from utsuwa.images.upload import Upload

@@ -14,7 +14,8 @@ IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
 # What the quick start shows at its end.
 SHOW_PACKAGES=(iputils-ping)
 # What the tests need on top.
-TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl zsh fish mandoc sshfs)
+TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl zsh fish mandoc sshfs
+    gpg gpg-agent gpgv xdelta3)
 # What the tests on a stock host need on top of that, and the hosts that there are.
 STOCK_PACKAGES=(qemu-system-x86 e2fsprogs git)
 STOCK_RELEASES=(bookworm bookworm-backports-kernel trixie)

@@ -28,7 +28,7 @@ def connect(config: ClientConfig, name: str, *, project: str = "", trace: Trace 
         from utsuwa.client.https import public_opener
         from utsuwa.client.image_server import ImageServer
 
-        return ImageServer(remote.addr, public_opener, trace=trace)
+        return ImageServer(remote.addr, public_opener, config.keyring, trace=trace)
     opener, host = _opener(config, name, remote)
     return Server(opener, host, project=project or remote.project, trace=trace)
 

@@ -8,12 +8,13 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
-from utsuwa.client import streams
+from utsuwa.client import signatures, streams
 from utsuwa.client.errors import ApiError, BadAnswer, Unreachable
 from utsuwa.client.http import Connection
 from utsuwa.client.server import Server
 from utsuwa.core import simplestreams
 from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.signatures import signed_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,9 +38,21 @@ _FILE_LIMIT = 64 * 2**30
 class ImageServer(Server):
     """Answers the requests of the image commands from the documents of the server, which are read once."""
 
-    def __init__(self, url: str, opener: Callable[[str], Opener], *, trace: Trace | None = None) -> None:
-        """`opener` returns what opens connections to the server of a URL."""
+    def __init__(
+        self,
+        url: str,
+        opener: Callable[[str], Opener],
+        keyring: Callable[[str], str],
+        *,
+        trace: Trace | None = None,
+    ) -> None:
+        """`opener` returns what opens connections to the server of a URL, `keyring` the path for a host.
+
+        Where there is a file, only signed documents are accepted.
+        """
         self._url = url.rstrip("/") + "/"
+        path = keyring(urlsplit(url).hostname or "")
+        self._keyring = path if os.path.lexists(path) else ""
         self._opener_for = opener
         self._known: list[ListedImage] | None = None
         super().__init__(opener(url), urlsplit(url).netloc, trace=trace)
@@ -123,15 +136,26 @@ class ImageServer(Server):
     # Requests
 
     def _document(self, path: str) -> Any:
+        data = self._signed(signed_path(path)) if self._keyring else self._received(path)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadAnswer(f"{self._url}{path} is not valid JSON") from error
+
+    def _signed(self, path: str) -> bytes:
+        try:
+            document = self._received(path)
+        except Unreachable as error:
+            raise Unreachable(f"{error}. The server's signatures are checked with {self._keyring}") from error
+        return signatures.content(document, self._keyring, f"{self._url}{path}")
+
+    def _received(self, path: str) -> bytes:
         data = bytearray()
         for chunk in self._fetch(path).stream():
             data += chunk
             if len(data) > _DOCUMENT_LIMIT:
                 raise BadAnswer(f"{self._url}{path} is larger than {_DOCUMENT_LIMIT >> 20} MiB")
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise BadAnswer(f"{self._url}{path} is not valid JSON") from error
+        return bytes(data)
 
     def _file(self, file: StreamFile, whole: hashlib._Hash) -> Iterator[bytes]:
         own, done = hashlib.sha256(), 0

@@ -4,6 +4,7 @@ config.yml                 remotes, the default remote, aliases
 client.crt, client.key     this client's certificate and key
 client.ca                  optional: the authority of servers' certificates
 servercerts/<remote>.crt   the accepted certificate of a remote
+keyrings/<host>.gpg        optional: the keys with which an image server signs its documents
 """
 
 from __future__ import annotations
@@ -201,6 +202,12 @@ class ClientConfig:
     def server_certificate(self, name: str) -> str:
         """Return the path of a remote's accepted certificate, which need not exist."""
         return f"{self.folder}/servercerts/{name}.crt"
+
+    def keyring(self, host: str) -> str:
+        """Return the path of the keys with which an image server signs, which need not exist."""
+        from utsuwa.core.signatures import keyring_name
+
+        return f"{self.folder}/keyrings/{keyring_name(host)}"
 
     @property
     def client_certificate(self) -> str:

@@ -70,6 +70,11 @@ class StatePaths:
         return self.root / "cache"
 
     @property
+    def keyrings(self) -> Path:
+        """`HOST.gpg`: the keys of image servers that sign their documents, put there by the administrator."""
+        return self.root / "keyrings"
+
+    @property
     def containers(self) -> Path:
         """Symlinks `<storage name>` to the instance's directory in its pool; liblxc's lxcpath."""
         return self.root / "containers"
@@ -132,6 +137,7 @@ class StatePaths:
             self.root / "database": 0o700,
             self.images: 0o700,
             self.cache: 0o700,
+            self.keyrings: 0o700,
             self.containers: 0o711,
             self.snapshots: 0o700,
             self.storage_pools: 0o711,

@@ -34,6 +34,7 @@ _PACKAGES = {
     "bzip2": "bzip2",
     "criu": "criu",
     "dnsmasq": "dnsmasq-base",
+    "gpgv": "gpgv",
     "gzip": "gzip",
     "lz4": "lz4",
     "lxc-start": "lxc",

@@ -34,6 +34,7 @@ from utsuwa.images.pushed import PushedImages
 from utsuwa.images.records import check_filename, expiry
 from utsuwa.images.remote import direct
 from utsuwa.images.remote.direct import DirectFile
+from utsuwa.images.remote.keyrings import Keyrings
 from utsuwa.images.remote.lxd import LxdServer
 from utsuwa.images.remote.push import check_target, push
 from utsuwa.images.remote.records import (
@@ -89,6 +90,7 @@ class RemoteImages:
         self._identity = identity
         self._pools = pools
         self._cache = StreamCache(paths.cache)
+        self._keyrings = Keyrings(paths.keyrings)
         self._locks = NamedLocks()
 
     async def sweep(self, *, at_start: bool = False) -> None:
@@ -254,7 +256,8 @@ class RemoteImages:
                 yield DirectFile(web, source)
             else:
                 architectures = await self._architectures(project)
-                yield SimpleStreams(web, source, self._cache, architectures, fresh=fresh)
+                keyring = await asyncio.to_thread(self._keyrings.find, source.server)
+                yield SimpleStreams(web, source, self._cache, architectures, keyring, fresh=fresh)
 
     # ---- newer versions
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from yarl import URL
 
-from utsuwa.core.errors import NotFound, Unavailable
+from utsuwa.core import signatures
+from utsuwa.core.errors import InvalidImage, NotFound, Unavailable
 from utsuwa.core.simplestreams import INDEX, StreamImage
 from utsuwa.images.remote import streams
 from utsuwa.images.remote.bodies import receive
+from utsuwa.images.remote.keyrings import Keyring
 from utsuwa.images.remote.records import Found, Progress, RemoteSource
-from utsuwa.images.remote.web import Web
+from utsuwa.images.remote.web import Web, shown
 from utsuwa.images.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -83,13 +85,16 @@ class SimpleStreams:
         source: RemoteSource,
         cache: StreamCache,
         architectures: Sequence[str],
+        keyring: Keyring | None = None,
         *,
         fresh: bool = False,
     ) -> None:
+        """With a keyring, only signed documents are accepted."""
         self._web = web
         self._source = source
         self._cache = cache
         self._architectures = architectures
+        self._keyring = keyring
         self._fresh = fresh
         self._cached = False
         """Whether a document was taken from the cache."""
@@ -118,7 +123,7 @@ class SimpleStreams:
         return Found(image.fingerprint, size, download, image.properties, _expiry(image))
 
     async def _choose(self) -> StreamImage:
-        index = await self._document(INDEX, MAX_INDEX)
+        index = await self._index()
         found: list[StreamImage] = []
         for path in streams.product_paths(index):
             data = await self._document(path, MAX_PRODUCTS)
@@ -126,20 +131,43 @@ class SimpleStreams:
         server, wanted = self._source.server, self._source.wanted
         return await asyncio.to_thread(streams.choose, found, server, wanted, self._architectures)
 
+    async def _index(self) -> bytes:
+        try:
+            return await self._document(INDEX, MAX_INDEX)
+        except NotFound as error:
+            if self._keyring is None:
+                raise
+            raise InvalidImage(
+                f"The image server does not sign its index: {error.message}. "
+                f"Remove {self._keyring.path} to rely on HTTPS, as with other servers"
+            ) from error
+
     async def _document(self, path: str, limit: int) -> bytes:
+        if self._keyring is not None:
+            path = signatures.signed_path(path)
         known = await asyncio.to_thread(self._cache.read, self._source, path)
         if known is not None and not self._fresh and known[1] < CACHE_SECONDS:
-            self._cached = True
-            return known[0]
+            # The keys may be others now.
+            with contextlib.suppress(InvalidImage):
+                content = await self._content(path, known[0])
+                self._cached = True
+                return content
         try:
             data = await self._web.document(self._url(path), limit)
         except Unavailable as error:
             if known is None:
                 raise
             log.warning("using an old document of an image server: %s", error)
-            return known[0]
+            return await self._content(path, known[0])
+        content = await self._content(path, data)
         await asyncio.to_thread(self._cache.write, self._source, path, data)
-        return data
+        return content
+
+    async def _content(self, path: str, document: bytes) -> bytes:
+        """Return the content of a document as received: the signed part, with a keyring."""
+        if self._keyring is None:
+            return document
+        return await self._keyring.content(document, shown(self._url(path)))
 
     def _url(self, path: str) -> URL:
         return URL(f"{self._source.server.rstrip('/')}/{path}")

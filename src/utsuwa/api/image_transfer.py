@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig, InvalidRequest, UnsupportedMedia
 from utsuwa.images import forms
 from utsuwa.images.forms import ExportedFile
+from utsuwa.images.multipart import MultipartForm
 from utsuwa.images.new import NewAlias, NewImage
 from utsuwa.images.records import check_filename
 from utsuwa.images.upload import Upload
@@ -42,8 +43,9 @@ async def receive(request: Request, upload: Upload) -> str:
     await upload.expect(request.raw.content_length)
     try:
         if request.raw.content_type == _FORM:
-            return await _receive_form(request, upload)
-        await upload.receive("metadata", request.raw.content.iter_any())
+            form = MultipartForm(request.raw.headers["Content-Type"], _pieces(request))
+            return await forms.receive_form(form, upload)
+        await upload.receive("metadata", _pieces(request))
     except ConnectionError as error:
         raise InvalidRequest("The upload was cut off") from error
     if not upload.size:
@@ -51,12 +53,10 @@ async def receive(request: Request, upload: Upload) -> str:
     return ""
 
 
-async def _receive_form(request: Request, upload: Upload) -> str:
-    try:
-        reader = await request.raw.multipart()
-    except (ValueError, AssertionError, LookupError) as error:
-        raise InvalidRequest("The upload is not a complete multipart form") from error
-    return await forms.receive_form(reader, upload)
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body in small pieces: what has come meanwhile is not joined, which would copy it once more."""
+    async for piece, _ in request.raw.content.iter_chunks():
+        yield piece
 
 
 def new_image(request: Request) -> NewImage:

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import BinaryIO
 
-from aiohttp import (
-    BadContentDispositionHeader,
-    BadContentDispositionParam,
-    BodyPartReader,
-    MultipartReader,
-)
-
 from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.images.multipart import MultipartForm
 from utsuwa.images.records import check_filename
 from utsuwa.images.upload import Part, Upload
 
 _CHUNK = 256 * 1024
 _MAX_PARTS = 16
-
-# aiohttp's reader warns about Content-Disposition, which clients may choose freely.
-warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
-warnings.filterwarnings("ignore", category=BadContentDispositionParam)
 
 
 @dataclass(frozen=True)
@@ -77,49 +66,42 @@ def _size(file: BinaryIO) -> int:
 
 
 async def receive_form(
-    reader: MultipartReader, upload: Upload, note: Callable[[int], object] = lambda _: None
+    form: MultipartForm, upload: Upload, note: Callable[[int], object] = lambda _: None
 ) -> str:
     """Receive the parts metadata and rootfs; return the file name, or ''.
 
-    `note` is called with the size of each chunk. Raises InvalidRequest, TooLarge, OutOfSpace.
+    `note` is called with the size of each piece. Raises InvalidRequest, TooLarge, OutOfSpace.
     """
     filename = ""
-    try:
-        for _ in range(_MAX_PARTS):
-            part = await reader.next()
-            if part is None:
-                break
-            if isinstance(part, MultipartReader):
-                raise InvalidRequest("The upload contains a nested form")
-            name, given = disposition(part.headers.get("Content-Disposition", ""))
-            # The name of a split image is that of its root file system, as with LXD.
-            filename = check_filename(given) or filename
-            await _receive_part(upload, name, part, note)
-    except (ValueError, AssertionError, LookupError) as error:
-        # Raised by aiohttp's reader for truncated or malformed forms.
-        raise InvalidRequest("The upload is not a complete multipart form") from error
+    for _ in range(_MAX_PARTS):
+        headers = await form.next_part()
+        if headers is None:
+            break
+        if headers.get("content-type", "").lower().startswith("multipart/"):
+            raise InvalidRequest("The upload contains a nested form")
+        name, given = disposition(headers.get("content-disposition", ""))
+        # The name of a split image is that of its root file system, as with LXD.
+        filename = check_filename(given) or filename
+        _check_part(name, upload.parts)
+        await upload.receive("metadata" if name == "metadata" else "rootfs", _noted(form.content(), note))
     if upload.parts != ("metadata", "rootfs"):
         raise InvalidRequest("The upload needs the parts metadata and rootfs, in this order")
     return filename
 
 
-async def _receive_part(
-    upload: Upload, name: str, part: BodyPartReader, note: Callable[[int], object]
-) -> None:
-    wanted: Part = "metadata" if name == "metadata" else "rootfs"
+def _check_part(name: str, parts: Sequence[Part]) -> None:
     if name == "rootfs.img":
         raise NotSupportedYet("Images of virtual machines are not supported: containers only")
     if name not in ("metadata", "rootfs"):
         raise InvalidRequest(f"Unknown part {name[:40]!r} in the upload: use metadata and rootfs")
-    if wanted in upload.parts or (wanted == "rootfs" and not upload.parts):
+    if name in parts or (name == "rootfs" and not parts):
         raise InvalidRequest("The upload needs the parts metadata and rootfs, in this order")
-    await upload.receive(wanted, _chunks(part, note))
 
 
-async def _chunks(part: BodyPartReader, note: Callable[[int], object]) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(_CHUNK):
-        note(len(chunk))
-        yield chunk
+async def _noted(pieces: AsyncIterator[bytes], note: Callable[[int], object]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        note(len(piece))
+        yield piece
 
 
 def disposition(header: str) -> tuple[str, str]:

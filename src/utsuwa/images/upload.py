@@ -84,19 +84,25 @@ class Upload:
         """Store one part. Raises TooLarge, OutOfSpace, and whatever `chunks` raises."""
         file = await asyncio.to_thread(self._open, part)
         writing: asyncio.Future[None] | None = None
-        buffer = bytearray()
+        # Copied into buffers that stay: new memory for every piece would cost more than the copying.
+        room, spare, used = memoryview(bytearray(_BUFFER)), memoryview(b""), 0
         try:
             async for chunk in chunks:
-                buffer += chunk
-                if len(buffer) >= _BUFFER:
+                left = memoryview(chunk)
+                while left:
+                    count = min(len(left), _BUFFER - used)
+                    room[used : used + count] = left[:count]
+                    used, left = used + count, left[count:]
+                    if used < _BUFFER:
+                        break
                     if writing is not None:
                         await writing
                     # What was received is hashed and written while more is received.
-                    writing = asyncio.ensure_future(asyncio.to_thread(self._write, file, buffer))
-                    buffer = bytearray()
+                    writing = asyncio.ensure_future(asyncio.to_thread(self._write, file, room))
+                    room, spare, used = spare or memoryview(bytearray(_BUFFER)), room, 0
             if writing is not None:
                 await writing
-            await asyncio.to_thread(self._write, file, buffer)
+            await asyncio.to_thread(self._write, file, room[:used])
         finally:
             if writing is not None:
                 await asyncio.gather(writing, return_exceptions=True)  # the first error is raised already
@@ -135,7 +141,7 @@ class Upload:
         self._parts[part] = path
         return os.fdopen(handle, "wb")
 
-    def _write(self, file: BinaryIO, data: bytes | bytearray) -> None:
+    def _write(self, file: BinaryIO, data: bytes | memoryview) -> None:
         self._check_room(len(data))
         try:
             file.write(data)

@@ -9,14 +9,15 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
-from aiohttp import ClientResponse, MultipartReader
+from aiohttp import ClientResponse
 from yarl import URL
 
 from utsuwa.core.errors import InvalidImage, InvalidRequest, NotFound, Unavailable
 from utsuwa.images import forms
+from utsuwa.images.multipart import MultipartForm
 from utsuwa.images.records import check_filename, expiry
 from utsuwa.images.remote.records import Found, Progress, RemoteSource, is_full_fingerprint
-from utsuwa.images.remote.web import Pace, Web, pieces, translated
+from utsuwa.images.remote.web import Web, pieces
 from utsuwa.images.upload import Upload
 from utsuwa.wire.codec import InvalidBody, check_depth
 
@@ -85,16 +86,9 @@ class LxdServer:
             return check_filename(given)
 
     async def _form(self, response: ClientResponse, upload: Upload, progress: Progress) -> str:
-        pace = Pace(response.url)
-
-        def note(count: int) -> None:
-            pace.add(count)
-            progress.add(count)
-
         try:
-            with translated(response.url):
-                reader = MultipartReader(response.headers, response.content)
-                return await forms.receive_form(reader, upload, note)
+            form = MultipartForm(response.headers["Content-Type"], pieces(response))
+            return await forms.receive_form(form, upload, progress.add)
         except InvalidRequest as error:
             raise InvalidImage(f"The image server sent an invalid image: {error.message}") from error
 

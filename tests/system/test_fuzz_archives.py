@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 
 from tests.support import leaks
 from utsuwa.core.errors import InvalidImage, OutOfSpace
-from utsuwa.host.archives.unpack import UnpackLimits, check_image, unpack_image
+from utsuwa.host.archives.check import check_image
+from utsuwa.host.archives.sandbox import UnpackLimits
+from utsuwa.host.archives.unpack import unpack_image
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 

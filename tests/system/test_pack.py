@@ -14,8 +14,10 @@ import pytest
 from tests.support.whole_trees import differences, tree
 from utsuwa.core.compression import COMPRESSORS, Compression, parse_compression
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.archives.check import check_image
+from utsuwa.host.archives.formats import archive_format
 from utsuwa.host.archives.pack import pack_squashfs, pack_tar
-from utsuwa.host.archives.unpack import archive_format, check_image, unpack_image
+from utsuwa.host.archives.unpack import unpack_image
 from utsuwa.host.processes.pipeline import run_pipeline
 from utsuwa.host.processes.stopper import Stopper
 

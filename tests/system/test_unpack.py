@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from utsuwa.core.errors import InvalidImage, OutOfSpace
-from utsuwa.host.archives import unpack
-from utsuwa.host.archives.unpack import UnpackLimits, check_image, unpack_image, unpack_metadata
+from utsuwa.host.archives.check import check_image
+from utsuwa.host.archives.formats import archive_suffix
+from utsuwa.host.archives.sandbox import UnpackLimits
+from utsuwa.host.archives.unpack import unpack_image, unpack_metadata
 
 pytestmark = pytest.mark.root
 
@@ -115,7 +117,7 @@ def test_a_unified_image_of_any_compression(
 ) -> None:
     archive = tmp_path / "image"
     archive.write_bytes(compress(sound()))
-    assert unpack.archive_suffix(archive) == suffix
+    assert archive_suffix(archive) == suffix
     assert check_image(archive, None) == YAML
     unpack_image(archive, None, tmp_path / "out")
     check_sound(tmp_path / "out")

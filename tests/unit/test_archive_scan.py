@@ -267,6 +267,16 @@ def test_accepted_archives_have_no_paths_through_symlinks(entries: list[tuple[st
             links.add(path)
 
 
+@given(st.text(st.sampled_from("/.ab"), max_size=8))
+def test_a_clean_path_has_the_parts_of_the_name(name: str) -> None:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        with pytest.raises(Refused):
+            clean_path(name)
+    else:
+        assert clean_path(name) == "/".join(parts)
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=3000))
 def test_any_bytes_end_in_a_verdict(data: bytes) -> None:

@@ -30,7 +30,7 @@ from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.transaction import Transaction
-from utsuwa.host.archives import unpack
+from utsuwa.host.archives import check
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager
 from utsuwa.images.new import NewAlias, NewImage
@@ -128,7 +128,7 @@ def _make_projects(tx: Transaction) -> None:
 
 @pytest.fixture
 async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
-    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: METADATA)
+    monkeypatch.setattr(check, "check_image", lambda metadata, rootfs, stopper: METADATA)
     paths = StatePaths(tmp_path)
     paths.create_directories()
     database = await Database.open(Sqlite(paths.database))
@@ -228,7 +228,7 @@ async def test_a_refused_upload_leaves_nothing(
 
 
 async def test_a_bad_archive_leaves_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack, "check_image", lambda metadata, rootfs, stopper: b"- no mapping")
+    monkeypatch.setattr(check, "check_image", lambda metadata, rootfs, stopper: b"- no mapping")
     with pytest.raises(InvalidImage):
         await setting.add()
     assert setting.files == []

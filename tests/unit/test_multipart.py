@@ -74,7 +74,9 @@ async def test_what_is_not_a_complete_form_is_refused(data: bytes) -> None:
         await read(data)
 
 
-@pytest.mark.parametrize("kind", ["multipart/form-data", f"{TYPE}{'x' * 70}", "multipart/form-data; boundary="])
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", f"{TYPE}{'x' * 70}", "multipart/form-data; boundary="]
+)
 async def test_a_form_needs_a_boundary(kind: str) -> None:
     with pytest.raises(InvalidRequest, match="not a complete multipart form"):
         await read(b"", kind=kind)

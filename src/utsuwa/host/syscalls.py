@@ -27,6 +27,7 @@ _NR_MOUNT_SETATTR = 442
 
 _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_MNT_ID = 0x1000
@@ -364,6 +365,12 @@ def inotify_rm_watch(fd: int, watch: int) -> None:
 def syncfs(fd: int) -> None:
     """Write the file system of an open file or directory to disk."""
     if _libc.syncfs(fd):
+        _raise()
+
+
+def start_writeback(fd: int) -> None:
+    """Have the kernel begin to write what has changed in a file to disk, without waiting for it."""
+    if _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE):
         _raise()
 
 

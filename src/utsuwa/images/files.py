@@ -6,7 +6,7 @@ import contextlib
 
 from utsuwa.core.errors import AlreadyExists, Conflict
 from utsuwa.core.image_source import ImageSource
-from utsuwa.host.archives import unpack
+from utsuwa.host.archives.formats import archive_suffix
 from utsuwa.images.forms import ExportedFile
 from utsuwa.images.upload import Upload
 
@@ -36,7 +36,7 @@ def exported(source: ImageSource) -> list[ExportedFile]:
     with contextlib.ExitStack() as opened:
         found = []
         for part, path, start in parts:
-            name = f"{start}{source.fingerprint}{unpack.archive_suffix(path)}"
+            name = f"{start}{source.fingerprint}{archive_suffix(path)}"
             found.append(ExportedFile(part, opened.enter_context(path.open("rb")), name))
         opened.pop_all()
         return found

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from utsuwa.core import faults
@@ -24,6 +25,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
+from utsuwa.core.tasks import finish
 from utsuwa.core.threads import Threads
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
@@ -34,13 +36,16 @@ from utsuwa.db.image_aliases import AliasRow
 from utsuwa.db.images import ImageRow
 from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
+from utsuwa.host.archives import check
 from utsuwa.host.archives.compress import check_installed
+from utsuwa.host.archives.formats import format_of
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.images import changes, files, finding, packing
 from utsuwa.images.aliases import ImageAliases
+from utsuwa.images.checking import CheckAhead
 from utsuwa.images.forms import ExportedFile
 from utsuwa.images.metadata import ImageMetadata, parse_metadata
-from utsuwa.images.new import NewAlias, NewImage, check_new, examine, first_row
+from utsuwa.images.new import NewAlias, NewImage, check_new, first_row
 from utsuwa.images.records import (
     editable,
     image_record,
@@ -60,6 +65,8 @@ from utsuwa.wire.edits import Change, IfMatch, edited
 
 _COMPRESSION = "images.compression_algorithm"
 """A config key of the server and of projects."""
+_AHEAD = 4
+"""Number of uploads that are checked while they are received; others afterwards."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +101,7 @@ class ImageManager:
         self._locks = NamedLocks()
         self._archives = Threads(4, "images")
         """The threads in which uploads are read and written to disk."""
+        self._ahead: list[CheckAhead] = []
 
     async def start(self) -> None:
         """Reconcile files and rows after an interruption: remove what is incomplete."""
@@ -216,7 +224,15 @@ class ImageManager:
 
     def upload(self) -> Upload:
         """Create an empty upload for receiving an image's files."""
-        return Upload(self._store.directory)
+        return Upload(self._store.directory, begin_check=self._begin_check)
+
+    def _begin_check(self, metadata: Path, rootfs: Path, start: bytes) -> CheckAhead | None:
+        self._ahead = [check for check in self._ahead if not check.ended]
+        form = format_of(start)
+        if form is None or len(self._ahead) >= _AHEAD:
+            return None
+        self._ahead.append(CheckAhead(self._archives, metadata, rootfs, form))
+        return self._ahead[-1]
 
     def create(self, project: str, upload: Upload, request: NewImage, secret: str = "") -> Operation:
         """Run `add` in the background. The operation owns the upload from now on. Raises Unavailable.
@@ -244,10 +260,17 @@ class ImageManager:
                 "announced"
             )
         check_new(request)
-        stopper = Stopper()
-        metadata = await self._archives.stopped_by(stopper.stop).run(examine, upload, stopper)
+        metadata = await self._archives.run(parse_metadata, await self._checked(upload))
         forbid_cancellation()
         return await self._store_new(project, upload, request, metadata)
+
+    async def _checked(self, upload: Upload) -> bytes:
+        """Return metadata.yaml, after checking that the files are complete and can be unpacked."""
+        if upload.check is not None:
+            return await finish(upload.check.result(), upload.check.interrupt)
+        stopper = Stopper()
+        run = self._archives.stopped_by(stopper.stop).run
+        return await run(check.check_image, upload.metadata, upload.rootfs, stopper=stopper)
 
     async def compression(self, project: str, wanted: str) -> Compression:
         """Return the compression of a new image: the one that is wanted, or that of the project or server.

@@ -9,9 +9,7 @@ from datetime import UTC, datetime
 from utsuwa.core import clock
 from utsuwa.core.image_source import ImageOrigin
 from utsuwa.db.images import ImageRow
-from utsuwa.host.archives import unpack
-from utsuwa.host.processes.stopper import Stopper
-from utsuwa.images.metadata import ImageMetadata, parse_metadata
+from utsuwa.images.metadata import ImageMetadata
 from utsuwa.images.records import check_alias_name, check_properties
 from utsuwa.images.upload import Upload
 
@@ -53,11 +51,6 @@ def check_new(request: NewImage) -> None:
     check_properties(request.properties)
     for alias in request.aliases:
         check_alias_name(alias.name)
-
-
-def examine(upload: Upload, stopper: Stopper) -> ImageMetadata:
-    """Return the upload's metadata, after checking that its files are complete and can be unpacked."""
-    return parse_metadata(unpack.check_image(upload.metadata, upload.rootfs, stopper=stopper))
 
 
 def first_row(project: str, upload: Upload, request: NewImage, metadata: ImageMetadata) -> ImageRow:

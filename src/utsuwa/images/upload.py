@@ -14,9 +14,14 @@ from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
 from utsuwa.core.errors import OutOfSpace, TooLarge
+from utsuwa.host import syscalls
+from utsuwa.host.archives.formats import START
+from utsuwa.images.checking import CheckAhead
 from utsuwa.images.store import TEMPORARY
 
 Part = Literal["metadata", "rootfs"]
+BeginCheck = Callable[[Path, Path, bytes], CheckAhead | None]
+"""Begins the check of a split image, given its complete metadata, its rootfs, and how that begins."""
 
 MAX_UPLOAD = 64 * 2**30
 """Maximum size of an upload in bytes."""
@@ -24,6 +29,8 @@ RESERVE = 64 * 2**20
 """Free space in bytes that uploads must leave for the daemon itself."""
 
 _BUFFER = 1024 * 1024
+_WRITEBACK = 8 * 1024 * 1024
+"""Bytes after which the kernel begins to write them to disk, so that less is left to sync at the end."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -34,12 +41,18 @@ class Upload:
     parts are received in that order.
     """
 
-    def __init__(self, directory: Path, limit: int = MAX_UPLOAD) -> None:
+    def __init__(
+        self, directory: Path, limit: int = MAX_UPLOAD, begin_check: BeginCheck = lambda *_: None
+    ) -> None:
         self._base = directory / f"{TEMPORARY}{secrets.token_hex(8)}"
         self._directory = directory
         self._limit = limit
         self._hash = hashlib.sha256()
         self._parts: dict[Part, Path] = {}
+        self._begin_check = begin_check
+        self._written = 0
+        self.check: CheckAhead | None = None
+        """The check of a split image, which has begun already."""
         self.size = 0
         """Bytes received."""
 
@@ -69,7 +82,9 @@ class Upload:
         await self.discard()
 
     async def discard(self) -> None:
-        """Remove the remaining files."""
+        """Remove the remaining files, and end the check."""
+        if self.check is not None:
+            await self.check.stop()
         await asyncio.to_thread(self._remove)
 
     async def expect(self, size: int | None) -> None:
@@ -85,6 +100,7 @@ class Upload:
         file = await asyncio.to_thread(self._open, part)
         writing: asyncio.Future[None] | None = None
         # Copied into buffers that stay: new memory for every piece would cost more than the copying.
+        beginning = part == "rootfs"
         room, spare, used = memoryview(bytearray(_BUFFER)), memoryview(b""), 0
         try:
             async for chunk in chunks:
@@ -93,6 +109,9 @@ class Upload:
                     count = min(len(left), _BUFFER - used)
                     room[used : used + count] = left[:count]
                     used, left = used + count, left[count:]
+                    if beginning and used >= START:
+                        beginning = False
+                        self.check = self._begin_check(self.metadata, self._path(part), bytes(room[:START]))
                     if used < _BUFFER:
                         break
                     if writing is not None:
@@ -150,6 +169,10 @@ class Upload:
             if error.errno in _FULL:
                 raise _no_space() from error
             raise
+        self._written += len(data)
+        if self._written >= _WRITEBACK:
+            self._written = 0
+            syscalls.start_writeback(file.fileno())
         self._hash.update(data)
         self.size += len(data)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import Volume, image_volume
-from utsuwa.host.archives.unpack import archive_format, unpack_image
+from utsuwa.host.archives.formats import archive_format
+from utsuwa.host.archives.unpack import unpack_image
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.base import Driver
 from utsuwa.storage.drivers import image_folders

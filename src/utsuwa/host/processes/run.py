@@ -72,8 +72,9 @@ async def run(
     argv: Sequence[str],
     *,
     stdin: bytes | None = None,
+    stdin_fd: int | None = None,
     accept: Container[int] = (0,),
-    timeout: float = 60,  # noqa: ASYNC109 - stops the program, which asyncio.timeout cannot
+    timeout: float | None = 60,  # noqa: ASYNC109 - stops the program, which asyncio.timeout cannot
     env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
@@ -82,11 +83,12 @@ async def run(
 ) -> Completed:
     """Run a program to completion without blocking the event loop.
 
-    `env` is added to the clean environment (None removes a variable); `stdout_fd` receives stdout instead of
-    the result. If cancelled or after `timeout` seconds, the program is killed (SIGTERM, SIGKILL) and reaped.
-    Raises ProcessFailed, also for a missing program, and if `stopper` has stopped it.
+    `env` is added to the clean environment (None removes a variable); `stdin_fd` is read in place of `stdin`,
+    `stdout_fd` receives stdout instead of the result. If cancelled or after `timeout` seconds, the program is
+    killed (SIGTERM, SIGKILL) and reaped. Raises ProcessFailed, also for a missing program, and if `stopper`
+    has stopped it.
     """
-    child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdout_fd)
+    child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdin_fd, stdout_fd)
     try:
         pidfd = os.pidfd_open(child.pid)
     except BaseException:
@@ -114,8 +116,9 @@ class Options(TypedDict, total=False):
     """The options of `run`."""
 
     stdin: bytes | None
+    stdin_fd: int | None
     accept: Container[int]
-    timeout: float
+    timeout: float | None
     env: Mapping[str, str | None] | None
     cwd: Path | None
     pass_fds: Sequence[int]
@@ -175,15 +178,16 @@ def _start_child(
     env: Mapping[str, str | None] | None,
     cwd: Path | None,
     pass_fds: Sequence[int],
+    stdin_fd: int | None,
     stdout_fd: int | None,
 ) -> Child:
-    """Start a program with pipes; stdout is not captured if `stdout_fd` receives it."""
+    """Start a program with pipes, unless descriptors are given."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         stdin = None
         if with_stdin:
             their_stdin, stdin = _pipe(theirs, ours)
         else:
-            their_stdin = _nothing(theirs)
+            their_stdin = _nothing(theirs) if stdin_fd is None else stdin_fd
         stdout, their_stdout = _pipe(ours, theirs) if stdout_fd is None else (None, stdout_fd)
         stderr, their_stderr = _pipe(ours, theirs)
         pid = start_program(argv, env, (their_stdin, their_stdout, their_stderr), cwd, pass_fds)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host import syscalls
-from utsuwa.host.archives.unpack import DEFAULT_LIMITS, unpack_image
+from utsuwa.host.archives.sandbox import DEFAULT_LIMITS
+from utsuwa.host.archives.unpack import unpack_image
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.host.system import facts
 

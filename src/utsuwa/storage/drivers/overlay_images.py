@@ -16,7 +16,8 @@ from utsuwa.core.config_keys import ConfigKey, parse_bool
 from utsuwa.core.errors import HostError
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import folder_of, snapshots_folder_of
-from utsuwa.host.archives.unpack import archive_format, holds_block_devices, unpack_metadata
+from utsuwa.host.archives.formats import archive_format
+from utsuwa.host.archives.unpack import holds_block_devices, unpack_metadata
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.loop import mount_squashfs

@@ -91,6 +91,21 @@ class ImageServer:
         self.write()
         return combined
 
+    def publish_delta(self, base: str, data: bytes) -> str:
+        """Add the difference of the newest version to the rootfs of the version `base`; return its path."""
+        path = str(self.item("rootfs.squashfs")["path"]).replace("rootfs.squashfs", f"delta.{base}.vcdiff")
+        self.files[path] = data
+        (product,) = self.products.values()
+        product["versions"][max(product["versions"])]["items"][f"delta.{base}"] = {
+            "ftype": "squashfs.vcdiff",
+            "delta_base": base,
+            "path": path,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "size": len(data),
+        }
+        self.write()
+        return path
+
     def write(self) -> None:
         """Serve the documents for the current `products`."""
         entry = {

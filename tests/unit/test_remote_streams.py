@@ -174,6 +174,29 @@ def test_images_without_a_valid_fingerprint_or_version_are_not_listed() -> None:
     assert listed(product(0, arch="abacus")) == []
 
 
+def test_deltas_lead_from_other_versions_of_the_product() -> None:
+    def delta(base: str, **more: Any) -> dict[str, Any]:
+        return {"ftype": "squashfs.vcdiff", "delta_base": base, "path": "a/b.vcdiff", "size": 5} | more
+
+    deltas = {
+        "a": delta("20260101"),
+        "b": delta("20260103"),
+        "c": delta("20260101", path="../x"),
+        "d": delta("20260102"),
+        "e": {**delta("20260101"), "ftype": "disk-kvm.img.vcdiff"},
+    }
+    files = items(10)
+    versions = {
+        "20260101": {"items": files},
+        "20260102": {"items": {name: files[name] for name in ("lxd.tar.xz", "root.tar.xz")}},
+        "20260104": {"items": items(20) | deltas},
+    }
+    image = chosen("debian/12", product(0, versions=versions))
+    assert [(base, file.path) for base, file in image.deltas()] == [(fingerprint(10), "a/b.vcdiff")]
+    tarball = next(found for found in listed(product(0, versions=versions)) if not found.is_squashfs)
+    assert tarball.deltas() == []
+
+
 @pytest.mark.parametrize(
     "path", ["../images.json", "/etc/passwd", "https://other.example/x.json", "a\nb", "file:///etc/passwd"]
 )

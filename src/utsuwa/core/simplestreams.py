@@ -33,6 +33,7 @@ _MAX_SIZE = 64 * 2**30
 _UNIFIED = ("lxd_combined.tar.gz", "incus_combined.tar.gz")
 _SPLIT = ("lxd.tar.xz", "incus.tar.xz")
 SQUASHFS = "squashfs"
+_DELTA = "squashfs.vcdiff"
 _ROOTS = (SQUASHFS, "root.tar.xz")
 """The forms of a root file system, the preferred one first."""
 _OMITTED = {"https://cloud-images.ubuntu.com": "ubuntu/"}
@@ -141,6 +142,27 @@ class StreamImage:
         names = (name.strip().removeprefix(omitted) for name in listed)
         return [name for name in names if name and name.isprintable()]
 
+    def deltas(self) -> list[tuple[str, StreamFile]]:
+        """Return files with the difference to the squashfs of another version, and that image's fingerprint.
+
+        Those that are invalid are left out.
+        """
+        found = []
+        versions = _dict(self._product.get("versions"))
+        for item in _items(self._version) if self.is_squashfs else ():
+            base = _dict(versions.get(_text(item, "delta_base")))
+            if _text(item, "ftype") != _DELTA or not base:
+                continue
+            try:
+                file = _file("rootfs", item)
+            except InvalidImage:
+                continue
+            for meta, root in _forms(base):
+                image = StreamImage(self._product, "", base, meta, root)
+                if image.is_squashfs and image.fingerprint:
+                    found.append((image.fingerprint, file))
+        return found
+
     def files(self) -> list[StreamFile]:
         """Return the files in the order in which they are hashed. Raises InvalidImage if one is invalid."""
         found = [_file("metadata", self._meta)]
@@ -214,13 +236,16 @@ def products(document: Any) -> Iterator[list[StreamImage]]:
 
 def _forms(version: Record) -> Iterator[tuple[Record, Record | None]]:
     """Yield the metadata and root file system of each form that a version has."""
-    items = [_dict(item) for item in _dict(version.get("items")).values()]
-    by_type = {_text(item, "ftype"): item for item in items}
+    by_type = {_text(item, "ftype"): item for item in _items(version)}
     for unified in filter(by_type.get, _UNIFIED):
         yield by_type[unified], None
     for root in filter(by_type.get, _ROOTS):
         for meta in filter(by_type.get, _SPLIT):
             yield by_type[meta], by_type[root]
+
+
+def _items(version: Record) -> list[Record]:
+    return [_dict(item) for item in _dict(version.get("items")).values()]
 
 
 def _dict(value: Any) -> Record:

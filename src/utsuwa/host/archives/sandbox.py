@@ -69,6 +69,10 @@ done
 if [ ${#links[@]} -gt 0 ]; then cp -P "${links[@]}" /sys/; fi
 mount --bind -o ro "$archive" /sys/archive
 mount --bind -o ro "$scanner" /sys/scan.py
+if [ "$job" = delta ]; then
+    : >/sys/base
+    mount --bind -o ro "$1" /sys/base
+fi
 if [ -n "$target" ]; then
     mount --no-canonicalize --bind . /sys/target
     mount -o remount,bind,nodev /sys/target
@@ -103,6 +107,10 @@ list)
     ;;
 cat)
     confined unsquashfs -no-progress -cat /archive "$1"
+    ;;
+delta)
+    # Neither decompressors for the delta nor compressors for the result are started.
+    confined xdelta3 -d -q -D -R -s /base /archive "$2"
     ;;
 squashfs)
     into=$1; shift

@@ -15,9 +15,17 @@ from utsuwa.images.upload import Part, Upload
 
 
 async def receive(
-    web: Web, url: URL, upload: Upload, part: Part, progress: Progress, *, size: int = 0, sha256: str = ""
+    web: Web,
+    url: URL,
+    upload: Upload,
+    part: Part,
+    progress: Progress,
+    *,
+    size: int = 0,
+    sha256: str = "",
+    label: str = "",
 ) -> None:
-    """Receive a file; `size` and `sha256` are as stated, or 0 and empty.
+    """Receive a file; `size` and `sha256` are as stated, or 0 and empty. `label` names it in the progress.
 
     Raises as `Web.opened` and `Upload.receive`, and InvalidImage for a file that is another one than stated.
     """
@@ -26,7 +34,7 @@ async def receive(
         if size and length is not None and length != size:
             raise InvalidImage(f"{shown(url)} has {length} bytes instead of {size}")
         await upload.expect(size or length)
-        progress.begin(part, size or length or 0)
+        progress.begin(label or part, size or length or 0)
         await upload.receive(part, _checked(response, progress, size, sha256))
 
 

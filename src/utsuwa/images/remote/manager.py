@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import platform
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -23,6 +24,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.proxies import Proxies
 from utsuwa.core.scope import EVERYTHING
+from utsuwa.core.threads import Threads
 from utsuwa.db import images as image_rows
 from utsuwa.db import projects as project_rows
 from utsuwa.db.database import Database
@@ -33,9 +35,11 @@ from utsuwa.images.new import NewAlias, NewImage, check_new
 from utsuwa.images.pushed import PushedImages
 from utsuwa.images.records import check_filename, expiry
 from utsuwa.images.remote import direct
+from utsuwa.images.remote.deltas import Deltas
 from utsuwa.images.remote.direct import DirectFile
 from utsuwa.images.remote.keyrings import Keyrings
 from utsuwa.images.remote.lxd import LxdServer
+from utsuwa.images.remote.progress import ShownProgress
 from utsuwa.images.remote.push import check_target, push
 from utsuwa.images.remote.records import (
     DIRECT,
@@ -58,8 +62,6 @@ from utsuwa.security.server_config import ServerConfig
 from utsuwa.wire import images as wire
 
 log = logging.getLogger(__name__)
-
-_PROGRESS_SECONDS = 0.5
 
 
 class RemotePools(Protocol):
@@ -92,6 +94,8 @@ class RemoteImages:
         self._cache = StreamCache(paths.cache)
         self._keyrings = Keyrings(paths.keyrings)
         self._locks = NamedLocks()
+        self._patching = Threads(1, "deltas")
+        """The thread in which deltas are applied."""
 
     async def sweep(self, *, at_start: bool = False) -> None:
         """Remove old documents of image servers."""
@@ -202,6 +206,12 @@ class RemoteImages:
                     return known, False
                 return await self._download(project, source, found, new), True
 
+    async def _root_of(self, project: str, fingerprint: str) -> Path | None:
+        """Return the root file system of a split image that the project has."""
+        holder = await scopes.effective(self._database, project, "images")
+        row = await self._here(holder, project, fingerprint)
+        return self._images.source(row).rootfs if row is not None else None
+
     async def _here(self, holder: str, project: str, fingerprint: str) -> ImageRow | None:
         """Return an image with files on this member."""
 
@@ -221,7 +231,7 @@ class RemoteImages:
             "downloading an image", extra={"server": source.server, "fingerprint": found.fingerprint[:12]}
         )
         async with self._images.upload() as upload:
-            filename = await found.download(upload, _Shown(current.get()))
+            filename = await found.download(upload, ShownProgress(current.get()))
             if upload.fingerprint != found.fingerprint:
                 raise InvalidImage(
                     f"The image server sent files with the fingerprint {upload.fingerprint} "
@@ -257,7 +267,8 @@ class RemoteImages:
             else:
                 architectures = await self._architectures(project)
                 keyring = await asyncio.to_thread(self._keyrings.find, source.server)
-                yield SimpleStreams(web, source, self._cache, architectures, keyring, fresh=fresh)
+                deltas = Deltas(web, partial(self._root_of, project), self._patching)
+                yield SimpleStreams(web, source, self._cache, architectures, keyring, deltas, fresh=fresh)
 
     # ---- newer versions
 
@@ -329,30 +340,3 @@ def _following(new: NewImage, source: RemoteSource, fingerprint: str) -> NewImag
     if source.follows(fingerprint):
         return replace(new, source=source.origin)
     return replace(new, source=None, auto_update=False)
-
-
-class _Shown:
-    """Shows the progress of a download in the metadata of its operation."""
-
-    def __init__(self, operation: Operation | None) -> None:
-        self._operation = operation
-
-    def begin(self, label: str, total: int) -> None:
-        self._label, self._total, self._done = label, total, 0
-        self._since = self._shown = time.monotonic()
-        self._show()
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if time.monotonic() - self._shown > _PROGRESS_SECONDS:
-            self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
-        if self._operation is None:
-            return
-        speed = int(self._done / max(self._shown - self._since, 0.001))
-        percent = min(99, self._done * 100 // self._total) if self._total else 0
-        self._operation.set_progress(
-            "download", self._label, percent=percent, processed=self._done, speed=speed
-        )

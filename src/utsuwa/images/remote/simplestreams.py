@@ -17,9 +17,10 @@ from yarl import URL
 
 from utsuwa.core import signatures
 from utsuwa.core.errors import InvalidImage, NotFound, Unavailable
-from utsuwa.core.simplestreams import INDEX, StreamImage
+from utsuwa.core.simplestreams import INDEX, StreamFile, StreamImage
 from utsuwa.images.remote import streams
 from utsuwa.images.remote.bodies import receive
+from utsuwa.images.remote.deltas import Deltas
 from utsuwa.images.remote.keyrings import Keyring
 from utsuwa.images.remote.records import Found, Progress, RemoteSource
 from utsuwa.images.remote.web import Web, shown
@@ -86,6 +87,7 @@ class SimpleStreams:
         cache: StreamCache,
         architectures: Sequence[str],
         keyring: Keyring | None = None,
+        deltas: Deltas | None = None,
         *,
         fresh: bool = False,
     ) -> None:
@@ -95,6 +97,7 @@ class SimpleStreams:
         self._cache = cache
         self._architectures = architectures
         self._keyring = keyring
+        self._deltas = deltas
         self._fresh = fresh
         self._cached = False
         """Whether a document was taken from the cache."""
@@ -116,11 +119,20 @@ class SimpleStreams:
 
         async def download(upload: Upload, progress: Progress) -> str:
             for file in files:
-                url = self._url(file.path)
-                await receive(self._web, url, upload, file.part, progress, size=file.size, sha256=file.sha256)
+                if not await self._by_delta(image, file, upload, progress):
+                    url, size = self._url(file.path), file.size
+                    await receive(self._web, url, upload, file.part, progress, size=size, sha256=file.sha256)
             return image.filename
 
         return Found(image.fingerprint, size, download, image.properties, _expiry(image))
+
+    async def _by_delta(
+        self, image: StreamImage, file: StreamFile, upload: Upload, progress: Progress
+    ) -> bool:
+        """Receive a file by its difference to one that is here; return whether there was such a delta."""
+        if file.part != "rootfs" or self._deltas is None:
+            return False
+        return await self._deltas.receive(image, file, self._url, upload, progress)
 
     async def _choose(self) -> StreamImage:
         index = await self._index()

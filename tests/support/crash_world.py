@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.support import crash_disks, leaks
+from tests.support import crash_disks, crash_images, leaks
 from tests.support.crash_files import Push, Tree, files_in, random_changes
 from tests.support.crash_shared import NIC, Shared, shared_of
 from tests.support.crash_snapshots import (
@@ -406,7 +406,9 @@ class World:
             self.check_instances()
             self.snapshots.check()
             self.check_values()
+            same(crash_images.damaged(self.daemon.dir / "images"), [], "images with another hash")
         with told_as(Leaked):
+            patiently(lambda: same(self.daemon.get("/1.0/operations"), {}, "operations"))
             self.check_files()
             self.check_rows()
             patiently(self.check_host)
@@ -463,6 +465,7 @@ class World:
         same(entries(folder / "devices") | names, names, "device nodes")
         fingerprints = {i["fingerprint"] for i in self.daemon.get("/1.0/images?recursion=1")}
         same({n.partition(".")[0] for n in entries(folder / "images")}, fingerprints, "files of images")
+        patiently(lambda: same(_hidden(folder / "cache"), [], "half documents of image servers"))
         for pool in ("default", SECOND_POOL):  # an image may just be unpacked, or a layer be merged
             patiently(partial(self._check_pool, pool, fingerprints))
         same(entries(folder / "storage-pools"), set(self._listed("storage-pools")), "pools")
@@ -610,6 +613,10 @@ class World:
 
 def entries(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
+
+
+def _hidden(folder: Path) -> list[str]:
+    return [name for name in entries(folder) if name.startswith(".")]
 
 
 def _both(config: dict[str, Any]) -> str:

@@ -75,3 +75,45 @@ def request(
         return Reply(answer.status, names, content)
     finally:
         connection.close()
+
+
+class Endpoint:
+    """A server of the API at a unix socket."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    def api(
+        self,
+        method: str,
+        url: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Reply:
+        """Send a request over the unix socket and return the reply, whatever its status."""
+        return request(self.socket, method, url, body, headers=headers, timeout=timeout)
+
+    def get(self, url: str) -> Any:
+        """Return the metadata of a successful GET."""
+        reply = self.api("GET", url)
+        assert reply.status == 200, f"GET {url}: {reply.status} {reply.body!r}"
+        return reply.metadata
+
+    def do(self, method: str, url: str, body: object = None, *, timeout: float = 60) -> Any:
+        """Send a request, wait for its operation if any, and return the metadata; both must succeed."""
+        reply = self.api(method, url, body, timeout=timeout)
+        assert reply.status in (200, 201, 202), f"{method} {url}: {reply.status} {reply.body!r}"
+        if reply.status != 202:
+            return reply.metadata
+        ended = self.wait(reply, timeout=timeout)
+        assert ended["status_code"] == 200, f"{method} {url}: {ended['err']}"
+        return ended["metadata"]
+
+    def wait(self, reply: Reply, *, timeout: float = 60) -> dict[str, Any]:
+        """Wait for the operation of `reply` and return it."""
+        ended = self.api("GET", f"{reply.operation}/wait", timeout=timeout)
+        assert ended.status == 200, f"{reply.operation}: {ended.status} {ended.body!r}"
+        metadata: dict[str, Any] = ended.metadata
+        return metadata

@@ -12,11 +12,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from tests.support import forks, leaks
-from tests.support.api import Reply, request
+from tests.support.api import Endpoint, request
 from tests.support.netbox import NetBox
 from tests.support.prepared import prepare
 from utsuwa.core.paths import StatePaths
@@ -37,7 +36,7 @@ SIGNS_OF_FAULTS = (
 )
 
 
-class Daemon:
+class Daemon(Endpoint):
     """`utsuwad` with a state directory below a short temporary path (unix sockets allow 107 bytes).
 
     `home` contains `dir` (UTSUWA_DIR), `conf` (LXD_CONF of the `lxc` client) and `log`. A `warm` one is
@@ -62,7 +61,7 @@ class Daemon:
         self.dir = self.home / "d"
         self.conf = self.home / "c"
         self.log = self.home / "daemon.log"
-        self.socket = self.dir / "unix.socket"
+        super().__init__(self.dir / "unix.socket")
         self.env = dict(env or {})
         self.arguments = arguments
         self.process: subprocess.Popen[bytes] | forks.Forked | None = None
@@ -162,41 +161,6 @@ class Daemon:
         return "\n".join([line for line in text.splitlines() if "msg=request " not in line][-lines:])
 
     # ---- talking to it
-
-    def api(
-        self,
-        method: str,
-        url: str,
-        body: object = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = 60,
-    ) -> Reply:
-        """Send a request over the unix socket and return the reply, whatever its status."""
-        return request(self.socket, method, url, body, headers=headers, timeout=timeout)
-
-    def get(self, url: str) -> Any:
-        """Return the metadata of a successful GET."""
-        reply = self.api("GET", url)
-        assert reply.status == 200, f"GET {url}: {reply.status} {reply.body!r}"
-        return reply.metadata
-
-    def do(self, method: str, url: str, body: object = None, *, timeout: float = 60) -> Any:
-        """Send a request, wait for its operation if any, and return the metadata; both must succeed."""
-        reply = self.api(method, url, body, timeout=timeout)
-        assert reply.status in (200, 201, 202), f"{method} {url}: {reply.status} {reply.body!r}"
-        if reply.status != 202:
-            return reply.metadata
-        ended = self.wait(reply, timeout=timeout)
-        assert ended["status_code"] == 200, f"{method} {url}: {ended['err']}"
-        return ended["metadata"]
-
-    def wait(self, reply: Reply, *, timeout: float = 60) -> dict[str, Any]:
-        """Wait for the operation of `reply` and return it."""
-        ended = self.api("GET", f"{reply.operation}/wait", timeout=timeout)
-        assert ended.status == 200, f"{reply.operation}: {ended.status} {ended.body!r}"
-        metadata: dict[str, Any] = ended.metadata
-        return metadata
 
     def lxc(
         self, *arguments: str, input: str | bytes | None = None, check: bool = True, timeout: float = 60

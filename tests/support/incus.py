@@ -17,15 +17,20 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "incus-packages"
 @functools.cache
 def client() -> Path:
     """The program; fails with apt's words where that cannot get it."""
+    return fetched("incus-client") / "usr" / "bin" / "incus"
+
+
+def fetched(package: str) -> Path:
+    """The files of a package, and of what it needs and this machine lacks, unpacked and not installed."""
 
     def fetch(folder: Path) -> None:
-        command = [*isolation.host_prefix(), str(SCRIPT), str(folder), "incus-client"]
+        command = [*isolation.host_prefix(), str(SCRIPT), str(folder), package]
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-4000:]
         for rest in ("apt", "packages"):
             shutil.rmtree(folder / rest)
 
-    return cached("incus-client", [SCRIPT.read_bytes()], fetch) / "files" / "usr" / "bin" / "incus"
+    return cached(package, [SCRIPT.read_bytes()], fetch) / "files"
 
 
 def incus(

@@ -114,6 +114,24 @@ def test_config_of_the_server(shared_daemon: Daemon) -> None:
     assert "user.place" not in shared_daemon.get("/1.0")["config"]
 
 
+def test_a_trust_password_stays_when_the_config_is_edited(shared_daemon: Daemon) -> None:
+    """The client cannot read that it is `true`, as LXD shows it, and no command of it would work."""
+    d = shared_daemon
+    d.do("PATCH", "/1.0", {"config": {"core.trust_password": "secret"}})
+    stored = {"database": "global", "query": "SELECT value FROM config WHERE key = 'core.trust_password'"}
+    before = d.do("POST", "/internal/sql", stored)
+    assert json.loads(incus(d, "list", "--format", "json").stdout) == []
+    shown = yaml.safe_load(incus(d, "config", "show").stdout)
+    assert shown["config"]["core.trust_password"] == "true"
+    shown["config"]["user.place"] = "here"
+    incus(d, "config", "edit", input=yaml.safe_dump(shown))
+    assert d.get("/1.0")["config"]["user.place"] == "here"
+    assert d.do("POST", "/internal/sql", stored) == before
+    incus(d, "config", "unset", "user.place")
+    incus(d, "config", "unset", "core.trust_password")
+    assert "core.trust_password" not in d.get("/1.0")["config"]
+
+
 def test_profiles(shared_daemon: Daemon, busybox: str) -> None:
     incus(shared_daemon, "profile", "create", "small", input="config: {limits.memory: 64MiB}\n")
     incus(shared_daemon, "create", busybox, "one")

@@ -395,6 +395,15 @@ async def test_a_token_is_used_once_and_grants_what_it_says(
     assert len(await server.manager.list(EVERYTHING)) == 2
 
 
+async def test_a_token_as_clients_of_incus_send_it(server: Server, alice: Identity, folder: Path) -> None:
+    await server.manager.add(parse_certificate(alice.pem), "alice")
+    token, _ = await issue(server, alice, name="desk")
+    bob = make_identity(folder, "bob")
+    refused(await server.ask("POST", "", {"trust_token": "guess"}, identity=bob), 403, "not authorized")
+    assert (await server.ask("POST", "", {"trust_token": token}, identity=bob)).status == 201
+    assert (await server.manager.get(EVERYTHING, bob.fingerprint)).name == "desk"
+
+
 async def test_a_token_used_by_many_at_once_lets_one_in(
     server: Server, alice: Identity, folder: Path
 ) -> None:

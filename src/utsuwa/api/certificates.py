@@ -48,9 +48,9 @@ async def add_certificate(request: Request) -> Result:
     if body.token:
         raise Forbidden(NOT_AUTHORIZED)
     services = request.services
-    token = parse_token(body.password)
+    token = parse_token(body.secret)
     if token is None:
-        await services.trust_password.check(body.password, request.caller.address)
+        await services.trust_password.check(body.secret, request.caller.address)
         return await _add(request, body)
     if not services.join_tokens.knows(token.secret):
         services.trust_password.count_guess(request.caller.address)

@@ -12,6 +12,8 @@ from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Server, ServerPut, UntrustedServer
 
 _AUTH_METHODS = ["tls"]
+_INCUS = "Incus "
+"""How the User-Agent of Incus's clients begins. They cannot read a config with other values than text."""
 
 
 async def list_versions(request: Request) -> Result:
@@ -31,6 +33,8 @@ async def get_server(request: Request) -> Result:
             )
         )
     config = request.services.server.get()
+    if _is_incus(request):
+        config = {key: "true" if value is True else value for key, value in config.items()}
     environment = await request.services.daemon.environment()
     server = Server(
         api_extensions=EXTENSIONS,
@@ -47,11 +51,11 @@ async def get_server(request: Request) -> Result:
 
 
 async def replace_config(request: Request) -> Result:
-    return await _edit(request, replace(_as_text(await request.body(ServerPut))))
+    return await _edit(request, replace(await _body(request)))
 
 
 async def patch_config(request: Request) -> Result:
-    return await _edit(request, merge(_as_text(await request.body(ServerPut))))
+    return await _edit(request, merge(await _body(request)))
 
 
 async def _edit(request: Request, change: Change[ServerPut]) -> Result:
@@ -60,9 +64,22 @@ async def _edit(request: Request, change: Change[ServerPut]) -> Result:
     return Empty()
 
 
-def _as_text(body: ServerPut) -> ServerPut:
+async def _body(request: Request) -> ServerPut:
     """Convert numbers to strings, as LXD does; True is kept, as it is shown for secrets and sent back."""
-    return ServerPut(config={k: v if v is True else _text(v) for k, v in body.config.items()})
+    body = await request.body(ServerPut)
+    kept: set[str] = set()
+    if _is_incus(request):
+        kept = {key for key, value in request.services.server.get().items() if value is True}
+    return ServerPut(
+        config={
+            key: True if value is True or (value == "true" and key in kept) else _text(value)
+            for key, value in body.config.items()
+        }
+    )
+
+
+def _is_incus(request: Request) -> bool:
+    return request.raw.headers.get("User-Agent", "").startswith(_INCUS)
 
 
 def _text(value: str | int | float | bool | None) -> str:

@@ -42,8 +42,9 @@ class File:
     def __init__(self, reply: Reply) -> None:
         headers = reply.headers
         self.reply = reply
-        self.type = headers.get("x-lxd-type", "file")
-        self.mode = int(headers.get("x-lxd-mode") or "0644", 8) & 0o7777
+        self.type = headers.get("x-lxd-type") or headers.get("x-incus-type") or "file"
+        mode = headers.get("x-lxd-mode") or headers.get("x-incus-mode") or "0644"
+        self.mode = int(mode, 8) & 0o7777
         self.size = int(headers.get("content-length") or 0)
 
     def chunks(self) -> Iterator[bytes]:

@@ -78,18 +78,21 @@ class Server:
         body: bytes | Iterable[bytes] | FileBody | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Make a request without envelopes, for uploads and downloads."""
+        """Make a request without envelopes, for uploads and downloads.
+
+        Headers that begin with `X-LXD-` are sent under the names of Incus, too.
+        """
         target = self._target(path, {})
         if self._trace:
             self._trace(f"> {method} {target}" + ("" if body is None else " with a raw body"))
-        return self._connection.request(method, target, body, headers)
+        return self._connection.request(method, target, body, _for_both(headers or {}))
 
     def send_ahead(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
         """Make a request without waiting; `reply_ahead` returns the responses in order."""
         target = self._target(path, {})
         if self._trace:
             self._trace(f"> {method} {target} with a raw body")
-        self._connection.send(method, target, body, headers)
+        self._connection.send(method, target, body, _for_both(headers))
 
     def reply_ahead(self, method: str) -> Reply:
         return self._connection.receive(method)
@@ -229,3 +232,12 @@ def succeeded(record: dict[str, Any]) -> dict[str, Any]:
     if record["status_code"] != 200:
         raise ApiError(record["err"] or record["status"], 0)
     return record
+
+
+def _for_both(headers: Mapping[str, str]) -> dict[str, str]:
+    incus = {
+        f"X-Incus-{name.removeprefix('X-LXD-')}": value
+        for name, value in headers.items()
+        if name.startswith("X-LXD-")
+    }
+    return {**headers, **incus}

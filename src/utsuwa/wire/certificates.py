@@ -25,7 +25,10 @@ class Certificate(msgspec.Struct, kw_only=True):
 
 
 class CertificatesPost(msgspec.Struct, kw_only=True):
-    """Adds a certificate; without `certificate`, that of the connection."""
+    """Adds a certificate; without `certificate`, that of the connection.
+
+    Clients of LXD send a token as `password`, those of Incus as `trust_token`.
+    """
 
     name: str = ""
     type: str = ""
@@ -33,7 +36,13 @@ class CertificatesPost(msgspec.Struct, kw_only=True):
     restricted: bool = False
     projects: list[str] = msgspec.field(default_factory=list)
     password: str = ""
+    trust_token: str = ""
     token: bool = False
+
+    @property
+    def secret(self) -> str:
+        """The trust password or a token."""
+        return self.password or self.trust_token
 
     def __repr__(self) -> str:
         """Omit the password: records end up in logs and tracebacks."""

@@ -114,7 +114,8 @@ def _make_trusted(session: Session, name: str, remote: Remote, flags: Flags, tok
     far = connect(config, name)
     if far.get("/1.0")["auth"] != "trusted":
         secret = token or (flags.text("password") if flags.given("password") else _ask_password(name))
-        far.post("/1.0/certificates", {"type": "client", "password": secret})
+        proof = {"password": secret} | ({"trust_token": token} if token else {})  # Incus reads the second
+        far.post("/1.0/certificates", {"type": "client", **proof})
         if far.get("/1.0")["auth"] != "trusted":
             raise CommandFailed("The server doesn't trust us after authentication")
         session.say(f"Client certificate now trusted by server: {name}")

@@ -9,6 +9,7 @@ from utsuwa.images.records import check_filename
 from utsuwa.images.remote.bodies import receive
 from utsuwa.images.remote.records import (
     DIRECT,
+    KINDS,
     Found,
     Progress,
     RemoteSource,
@@ -19,17 +20,14 @@ from utsuwa.images.remote.web import Web, shown
 from utsuwa.images.upload import Upload
 from utsuwa.version import __version__
 
-_KINDS = ("LXD", "Incus")
-"""The headers of both projects are understood."""
-
 
 async def locate(web: Web, text: str) -> RemoteSource:
     """Ask a URL for its image. Raises InvalidRequest, NotFound, Unavailable."""
     url = check_url(text)
-    sent = {f"{kind}-Server-Architectures": platform.machine() for kind in _KINDS}
-    sent |= {f"{kind}-Server-Version": __version__ for kind in _KINDS}
+    sent = {f"{kind}-Server-Architectures": platform.machine() for kind in KINDS}
+    sent |= {f"{kind}-Server-Version": __version__ for kind in KINDS}
     async with web.opened(url, method="HEAD", headers=sent) as response:
-        for kind in _KINDS:
+        for kind in KINDS:
             fingerprint = response.headers.get(f"{kind}-Image-Hash", "")
             location = response.headers.get(f"{kind}-Image-URL", "")
             if fingerprint and location:

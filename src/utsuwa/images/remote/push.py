@@ -13,7 +13,7 @@ from yarl import URL
 from utsuwa.core.errors import InvalidRequest, Unavailable
 from utsuwa.core.proxies import Proxies
 from utsuwa.images.forms import ExportedFile, Form
-from utsuwa.images.remote.records import check_url
+from utsuwa.images.remote.records import KINDS, check_url
 from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
 from utsuwa.operations.operations import Operation
 from utsuwa.security.remote_tls import client_context
@@ -54,14 +54,11 @@ async def push(
         url = check_target(request.target)
         context = await asyncio.to_thread(client_context, request.certificate, None)
         form = Form(files)
-        headers = {
-            "Content-Type": form.content_type,
-            "Content-Length": str(form.size),
-            "X-LXD-fingerprint": fingerprint,
-            "X-LXD-secret": request.secret,
-        }
+        headers = {"Content-Type": form.content_type, "Content-Length": str(form.size)}
+        said = {"fingerprint": fingerprint, "secret": request.secret}
         if filename and len(files) == 1:
-            headers["X-LXD-filename"] = filename
+            said["filename"] = filename
+        headers |= {f"X-{kind}-{name}": value for kind in KINDS for name, value in said.items()}
         query = {"project": request.project} if request.project else {}
         async with ClientSession(
             connector=TCPConnector(ssl=context, force_close=True),

@@ -15,6 +15,8 @@ from utsuwa.core.image_source import ImageOrigin
 from utsuwa.images.upload import Upload
 
 SIMPLESTREAMS, LXD, DIRECT = "simplestreams", "lxd", "direct"
+KINDS = ("LXD", "Incus")
+"""The servers whose headers have their names: all are sent and understood."""
 _FULL = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_URL = 2000
 _MAX_NAME = 500

@@ -86,8 +86,10 @@ class Peer(Endpoint):
 def lxd() -> Peer:
     """Start LXD of Debian 12."""
     installed = shutil.which("lxd")
-    files = None if installed else _fetched_lxd()
-    return Peer(Path(installed) if installed or files is None else files / "usr/bin/lxd", "LXD_DIR", files)
+    if installed:
+        return Peer(Path(installed), "LXD_DIR", None)
+    files = _fetched_lxd()
+    return Peer(files / "usr/bin/lxd", "LXD_DIR", files)
 
 
 def _fetched_lxd() -> Path:

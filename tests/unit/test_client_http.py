@@ -232,6 +232,26 @@ def test_failed_operations(server: Callable[..., Server]) -> None:
         far.wait({"id": "1"})
 
 
+def test_headers_of_uploads_have_the_names_of_incus_too(peers: list[Peer]) -> None:
+    heads: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        for _ in range(2):
+            heads.append(head(sock))
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    peers.append(Peer(serve))
+    far = Server(peers[0].open, "far")
+    far.raw("POST", "/1.0/images", None, {"X-LXD-public": "true", "Content-Type": "a/b"}).read()
+    far.send_ahead("POST", "/1.0/x", b"", {"X-LXD-mode": "0600"})
+    far.reply_ahead("POST").read()
+    far.close()
+    assert b"X-LXD-public: true\r\n" in heads[0]
+    assert b"X-Incus-public: true\r\n" in heads[0]
+    assert heads[0].count(b"a/b") == 1
+    assert b"X-Incus-mode: 0600\r\n" in heads[1]
+
+
 def test_where_requests_go() -> None:
     far = Server(Peer().open, "far", project="a b")
     assert far._target("/1.0/x", {}) == "/1.0/x?project=a%20b"

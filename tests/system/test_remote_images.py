@@ -227,3 +227,50 @@ def test_the_client_launches_from_a_server_that_an_authority_has_signed(
         finally:
             problems = daemon.close()
         assert problems == []
+
+
+@pytest.fixture
+def restricted(daemon: Daemon) -> Iterator[Daemon]:
+    """The daemon with the project `web`, which may fetch images from nowhere but images.example."""
+    config = {"restricted": "true", "restricted.images.servers": "images.example"}
+    daemon.do("POST", "/1.0/projects", {"name": "web", "config": config})
+    yield daemon
+    daemon.delete_instances()
+    for image in daemon.get("/1.0/images?project=web"):
+        daemon.do("DELETE", f"{image.partition('?')[0]}?project=web")
+    daemon.do("DELETE", "/1.0/projects/web")
+
+
+def test_a_project_fetches_images_from_its_servers_only(
+    restricted: Daemon, image_server: ImageServer
+) -> None:
+    """Nothing is requested from others (CVE-2026-35527), and images that are here can be used."""
+    daemon, source = restricted, image_server.source("busybox")
+    daemon.do("POST", "/1.0/images", {"source": source})  # in the project `default`
+    image_server.requests.clear()
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("images", {"source": source}),
+        ("images", {"source": {"type": "url", "url": f"{image_server.url}/image"}}),
+        ("instances", {"name": "c1", "source": source}),
+        ("instances", {"name": "c1", "source": source | {"protocol": "lxd"}}),
+    ]
+    for kind, body in requests:
+        refused = daemon.api("POST", f"/1.0/{kind}?project=web", body)
+        assert refused.status == 403, body
+        assert "restricted.images.servers=images.example" in refused.error
+    assert image_server.requests == []
+
+    servers = "images.example, 127.0.0.1"
+    daemon.do("PATCH", "/1.0/projects/web", {"config": {"restricted.images.servers": servers}})
+    fingerprint = daemon.do("POST", "/1.0/images?project=web", {"source": source})["fingerprint"]
+    daemon.do("PATCH", "/1.0/projects/web", {"config": {"restricted.images.servers": "images.example"}})
+    image_server.requests.clear()
+    refused = daemon.api("POST", f"/1.0/images/{fingerprint}/refresh?project=web")
+    assert refused.status == 403
+    devices = {"root": {"type": "disk", "path": "/", "pool": "default"}}
+    local = {"type": "image", "fingerprint": fingerprint}
+    daemon.do("POST", "/1.0/instances?project=web", {"name": "c1", "source": local, "devices": devices})
+    refused_rebuild = daemon.api("POST", "/1.0/instances/c1/rebuild?project=web", {"source": source})
+    ended = refused_rebuild.error or daemon.wait(refused_rebuild)["err"]
+    assert "does not allow images of the server '127.0.0.1'" in ended
+    assert image_server.requests == []

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from utsuwa.core.errors import Forbidden
+from utsuwa.core.errors import Forbidden, InvalidConfig
 from utsuwa.core.project_keys import PROJECT_KEYS
 from utsuwa.projects.restrictions import Restrictions, restrictions_of
 
@@ -206,3 +206,32 @@ def test_networks(values: dict[str, str], config: dict[str, str], right: bool) -
     with allowed(right):
         restrictions(**values).check_network("br", config)
     restrictions_of("web", {}).check_network("br", config)
+
+
+@pytest.mark.parametrize(
+    ("servers", "host", "port", "right"),
+    [
+        ("", "images.example", 443, True),
+        ("images.example", "images.example", 8443, True),
+        ("other.example, Images.example", "images.example", 443, True),
+        ("images.example:8443", "images.example", 8443, True),
+        ("images.example:8443", "images.example", 443, False),
+        ("example", "images.example", 443, False),
+        ("images.example", "images.example.net", 443, False),
+        ("[2001:db8::1]", "2001:db8::1", 443, True),
+        ("[2001:db8::1]:443", "2001:db8::1", 443, True),
+        ("192.0.2.1", "192.0.2.10", 443, False),
+    ],
+)
+def test_image_servers(servers: str, host: str, port: int, right: bool) -> None:
+    with allowed(right):
+        restrictions(images_servers=servers).check_image_server(host, port)
+    restrictions_of("web", {"restricted.images.servers": "x"}).check_image_server(host, port)
+
+
+@pytest.mark.parametrize(
+    "servers", ["https://images.example", "images.example/x", "a b", "a,,b", "2001:db8::1"]
+)
+def test_image_servers_are_hosts(servers: str) -> None:
+    with pytest.raises(InvalidConfig, match="must be hosts such as"):
+        restrictions(images_servers=servers)

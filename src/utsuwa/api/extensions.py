@@ -163,4 +163,5 @@ EXTENSIONS: tuple[str, ...] = (
     "instances_nic_host_name",
     "network_hwaddr_pattern",
     "custom_volume_refresh",
+    "projects_restricted_image_servers",
 )

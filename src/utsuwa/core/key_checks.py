@@ -24,6 +24,7 @@ _KERNEL_LIMIT = re.compile(r"(unlimited|[0-9]{1,19})(?::(unlimited|[0-9]{1,19}))
 _IDMAP_LINE = re.compile(
     r"(?:uid|gid|both)\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\s+([0-9]{1,10})(?:-([0-9]{1,10}))?\Z"
 )
+_LISTED_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?\Z")
 _ID_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?\Z")
 _HWADDR_PATTERN = re.compile(r"[0-9A-Fa-fx]{2}(?::[0-9A-Fa-fx]{2}){5}\Z")
 _SYSCALL_LINE = re.compile(r"(?:[a-z0-9_]+(?:[ \t][ -~\t]*)?|\[[a-z0-9_]+\]|#[ -~\t]*)\Z")
@@ -214,6 +215,12 @@ def absolute_path(value: str) -> None:
 def absolute_paths(value: str) -> None:
     for path in value.split(","):
         absolute_path(path.strip())
+
+
+def hosts(value: str) -> None:
+    """Comma-separated names or addresses of hosts, each with or without a port."""
+    if not all(_LISTED_HOST.match(entry.strip()) for entry in value.split(",")):
+        raise InvalidConfig("must be hosts such as images.example.com, 192.0.2.1:8443 or [2001:db8::1]")
 
 
 def id_ranges(value: str) -> None:

@@ -102,7 +102,11 @@ _RESTRICTED = (
     ),
     _restricted("idmap.gid", "Host gids that raw.idmap can map.", validate=checks.id_ranges),
     _restricted("idmap.uid", "Host uids that raw.idmap can map.", validate=checks.id_ranges),
-    _restricted("images.servers", "Image servers that can be used; empty for all.", in_force=False),
+    _restricted(
+        "images.servers",
+        "Hosts of image servers that images can be fetched from; empty for all.",
+        validate=checks.hosts,
+    ),
     _restricted("networks.access", "Networks that can be used; empty for all."),
     _restricted("networks.integrations", "Network integrations that can be used.", in_force=False),
     _restricted(

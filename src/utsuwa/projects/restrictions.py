@@ -102,6 +102,13 @@ class Restrictions:
         if self.config is not None and not self._is_listed("storage-pools.access", pool):
             raise self._forbidden(f"the storage pool {pool!r}", "storage-pools.access")
 
+    def check_image_server(self, host: str, port: int | None) -> None:
+        """Raise Forbidden if the project may not fetch images from a server."""
+        host = f"[{host}]" if ":" in host else host
+        allowed = {entry.lower() for entry in self._list("images.servers")}
+        if allowed and not allowed & {host.lower(), f"{host.lower()}:{port}"}:
+            raise self._forbidden(f"images of the server {host!r}", "images.servers")
+
     def check_network(self, name: str, config: Config) -> None:
         """Raise Forbidden if a network of the project would reach further than its own bridge."""
         if self.config is None:

@@ -54,7 +54,7 @@ from utsuwa.images.remote.simplestreams import SimpleStreams, StreamCache
 from utsuwa.images.remote.web import Web
 from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Operations, cancellable, current
-from utsuwa.projects import limits
+from utsuwa.projects import limits, restrictions
 from utsuwa.projects import scope as scopes
 from utsuwa.security.keypair import ServerCertificate
 from utsuwa.security.remote_tls import client_context
@@ -112,14 +112,24 @@ class RemoteImages:
         preferred = await self.setting(project, "images.default_architecture")
         return runnable(platform.machine(), preferred)
 
+    async def check_allowed(self, project: str, server: str) -> None:
+        """Raise Forbidden if a project may not fetch images from the server of a URL, or InvalidRequest.
+
+        Where an allowed server leads to others, by redirects and the like, these are not checked.
+        """
+        url = check_url(server)
+        rules = await self._database.read("restrictions", restrictions.get, project)
+        rules.check_image_server(url.host or "", url.port)
+
     # ---- fetching
 
     async def for_instance(self, project: str, source: RemoteSource, *, trusted: bool) -> ImageRow:
         """Return the image for an instance: by an alias, a cached one that is kept up to date is preferred.
 
         Runs in an operation, which can be cancelled meanwhile. Raises NotFound, InvalidRequest, InvalidImage,
-        Unavailable, TooLarge, OutOfSpace, Forbidden (limits).
+        Unavailable, TooLarge, OutOfSpace, Forbidden (limits, restrictions).
         """
+        await self.check_allowed(project, source.server)
         updated = parse_bool(await self.setting(project, "images.auto_update_cached"))
         new = NewImage(cached=True, auto_update=updated, trusted=trusted)
         with cancellable():
@@ -137,18 +147,18 @@ class RemoteImages:
         return row
 
     async def start_import(self, project: str, request: wire.ImagesPost, *, trusted: bool) -> Operation:
-        """Fetch an image in the background, by the source of the request. Raises InvalidRequest."""
+        """Fetch an image in the background, by the source of the request.
+
+        Raises InvalidRequest, Forbidden (server).
+        """
         new = _new_image(request, trusted=trusted)
         given = request.source
         if given.image_type not in ("", "container"):
             raise InvalidRequest("Only images of the type container are supported")
         if given.mode not in ("", "pull"):
             raise InvalidRequest(f"Unknown mode {given.mode[:20]!r} of an image source: use pull or push")
-        if given.type == "url":
-            check_url(given.url)
-            source = None
-        else:
-            source = source_of(given, given.fingerprint, given.alias)
+        source = None if given.type == "url" else source_of(given, given.fingerprint, given.alias)
+        await self.check_allowed(project, given.url if source is None else source.server)
 
         async def run(operation: Operation) -> None:
             known = source or await self._locate(given.url)
@@ -273,9 +283,12 @@ class RemoteImages:
     # ---- newer versions
 
     async def start_refresh(self, project: str, prefix: str) -> Operation:
-        """Replace an image by its newest version, in the background. Raises NotFound, InvalidRequest."""
+        """Replace an image by its newest version, in the background.
+
+        Raises NotFound, InvalidRequest, Forbidden (server).
+        """
         row = await self._images.get(EVERYTHING, project, prefix)
-        _source_of(row)
+        await self.check_allowed(row.project, _source_of(row).server)
 
         async def run(operation: Operation) -> None:
             refreshed = await self.refresh(row, fresh=True)
@@ -289,6 +302,7 @@ class RemoteImages:
         The aliases and profiles of the old one are kept, and instances keep the image that they have.
         """
         origin = _source_of(row)
+        await self.check_allowed(row.project, origin.server)
         source = RemoteSource(origin.server, origin.protocol, origin.alias, origin.certificate)
         new = NewImage(
             public=row.public,

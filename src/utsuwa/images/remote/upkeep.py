@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from utsuwa.core import clock
-from utsuwa.core.errors import NotFound, Unavailable
+from utsuwa.core.errors import Forbidden, NotFound, Unavailable
 from utsuwa.db import images as image_rows
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
@@ -92,7 +92,7 @@ class ImageUpkeep:
     async def _update(self, row: ImageRow) -> None:
         try:
             await self._remote.refresh(row)
-        except (NotFound, Unavailable) as error:
+        except (Forbidden, NotFound, Unavailable) as error:
             log.warning("image %s is not updated: %s", row.fingerprint[:12], error)
 
     async def _here(self) -> list[ImageRow]:

@@ -106,6 +106,7 @@ async def check_before_image(
     """
     reject_unsupported(request)
     source = remote_source(request.source)
+    await ctx.remote_images.check_allowed(project, source.server)
     ref = InstanceRef(project, check_instance_name(request.name))
     if await ctx.database.read("instance name", instance_rows.is_taken, ref):
         raise AlreadyExists(f"Instance {ref.name!r} already exists: choose another name")

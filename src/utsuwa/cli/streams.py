@@ -35,13 +35,21 @@ _FORWARDED = (
 )
 
 
-def pump(server: Server, operation: dict[str, Any], descriptors: tuple[int, int, int]) -> None:
-    """Connect a command without a terminal to three descriptors. Raises BrokenPipeError of its output."""
+def pump(
+    server: Server,
+    operation: dict[str, Any],
+    descriptors: tuple[int, int, int],
+    forward: tuple[int, ...] = _FORWARDED,
+) -> None:
+    """Connect a command without a terminal to three descriptors, forwarding signals to it.
+
+    Raises BrokenPipeError of its output.
+    """
     sockets = server.operation_sockets(operation, ("0", "1", "2"))
     stdin, stdout, stderr = descriptors
     outputs = {sockets["1"]: stdout, sockets["2"]: stderr}
     control = Control(server, operation)
-    with Signals(control, _FORWARDED) as signals:
+    with Signals(control, forward) as signals:
         _Pump(stdin, sockets["0"], outputs, signals).run()
     control.close()
     for socket in sockets.values():

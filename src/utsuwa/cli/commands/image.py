@@ -198,6 +198,7 @@ COMMAND = Command(
     details="Images are specified by alias, fingerprint, or a unique prefix of the fingerprint.",
     children=(
         Entry("alias", "image_alias", "Manage image aliases"),
+        Entry("build", "image_build", "Build images from definitions"),
         Entry("copy", "image_copy:COPY", "Copy images between servers", ("cp",)),
         Command(
             "delete",

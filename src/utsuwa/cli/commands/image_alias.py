@@ -57,6 +57,22 @@ def ensure(server: Server, name: str, fingerprint: str, description: str = "") -
         server.post("/1.0/images/aliases", {"name": name, **wanted})
 
 
+def targets(server: Server, aliases: list[str]) -> set[str]:
+    """Return the fingerprints of the images that have one of these aliases."""
+    known = server.get("/1.0/images/aliases", recursion="1")
+    return {str(alias["target"]) for alias in known if alias["name"] in aliases}
+
+
+def name_image(
+    session: Session, server: Server, fingerprint: str, aliases: list[str], replaced: set[str]
+) -> None:
+    """Give the aliases to a new image, and delete those that it replaces."""
+    for alias in aliases:
+        ensure(server, alias, fingerprint)
+    for old in sorted(replaced - {fingerprint}):
+        session.settle(server, server.delete(path_to("images", old)), "Deleting the replaced image")
+
+
 COMMAND = Command(
     "alias",
     "Manage image aliases",

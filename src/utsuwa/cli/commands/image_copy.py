@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utsuwa.cli import sources
+from utsuwa.cli import image_files, sources
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.output import progress
 from utsuwa.cli.parsing.command import Command
@@ -154,7 +154,7 @@ def relay(session: Session, remote: str, name: str, target_remote: str, *, publi
 def _stream(session: Session, source: Server, image: dict[str, Any], target: Server, *, public: bool) -> None:
     """Send an image to a server, unless it has it already."""
     fingerprint = str(image["fingerprint"])
-    if not _has(target, fingerprint):
+    if not image_files.exists(target, fingerprint):
         reply = source.checked(source.raw("GET", path_to("images", fingerprint, "export")))
         total = int(reply.headers.get("content-length", 0))
         chunks = progress.counted(reply.stream(), total, "Copying the image", show=session.shows_progress)
@@ -164,16 +164,6 @@ def _stream(session: Session, source: Server, image: dict[str, Any], target: Ser
             raise CommandFailed(
                 f"The copy does not have the fingerprint {fingerprint}: delete it and try again"
             )
-
-
-def _has(server: Server, fingerprint: str) -> bool:
-    try:
-        server.get(path_to("images", fingerprint))
-    except ApiError as error:
-        if error.code != 404:
-            raise
-        return False
-    return True
 
 
 def _headers(image: dict[str, Any], sent: dict[str, str], *, public: bool) -> dict[str, str]:

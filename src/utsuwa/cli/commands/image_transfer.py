@@ -6,10 +6,8 @@ import os
 
 from utsuwa.cli import image_files, sources
 from utsuwa.cli.errors import CommandFailed, UsageError
-from utsuwa.cli.output import progress
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, Flag
-from utsuwa.client.server import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from utsuwa.cli.parsing.flags import Flags
     from utsuwa.cli.session import Session
     from utsuwa.client.server import Server
-
-_CHUNK = 256 * 1024
 
 
 def _import(session: Session, arguments: list[str], flags: Flags) -> None:
@@ -33,7 +29,7 @@ def _import(session: Session, arguments: list[str], flags: Flags) -> None:
     elif os.path.isdir(files[0]):
         operation = _upload_folder(session, server, files, properties, flags)
     else:
-        operation = _upload(session, server, files, properties, flags)
+        operation = image_files.upload(session, server, files, properties, public=flags.on("public"))
     record = session.wait(server, operation, "Importing the image")
     fingerprint = str(record["metadata"]["fingerprint"])
     session.say(f"Image imported with fingerprint: {fingerprint}")
@@ -89,7 +85,7 @@ def _upload_folder(
         command = ["tar", *_PACK, f"--file={archive}", f"--directory={folder}", *names]
         if os.spawnvp(os.P_WAIT, "tar", command):
             raise CommandFailed(f"{folder} cannot be packed with tar and xz")
-        return _upload(session, server, [archive], properties, flags)
+        return image_files.upload(session, server, [archive], properties, public=flags.on("public"))
 
 
 _CONTENT = ("metadata.yaml", "rootfs", "templates")
@@ -98,50 +94,6 @@ _PACK = (
     "--sort=name", "--xattrs", "--xattrs-include=user.*", "--xattrs-include=security.capability",
     "--xattrs-include=system.posix_acl_*",
 )  # fmt: skip
-
-
-def _upload(
-    session: Session, server: Server, files: list[str], properties: dict[str, str], flags: Flags
-) -> dict[str, Any]:
-    for path in files:
-        if os.path.isdir(path):
-            raise CommandFailed(f"{path} is a directory: a root file system has to be packed as a file")
-        if not os.access(path, os.R_OK):
-            raise CommandFailed(f"Cannot read {path}: it does not exist or is not readable")
-    headers = {"X-LXD-public": "true" if flags.on("public") else "false"}
-    if properties:
-        fields = (f"{quote(key)}={quote(value)}" for key, value in properties.items())
-        headers["X-LXD-properties"] = "&".join(fields)
-    total = sum(os.path.getsize(path) for path in files)
-    if len(files) == 1:
-        headers["X-LXD-filename"] = os.path.basename(files[0])
-        headers["Content-Type"] = "application/octet-stream"
-        chunks = _read(files[0])
-    else:
-        boundary = os.urandom(16).hex()
-        headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
-        chunks = _form(boundary, {"metadata": files[0], "rootfs": files[1]})
-    counted = progress.counted(chunks, total, "Transferring the image", show=session.shows_progress)
-    found: dict[str, Any] = server.metadata(server.raw("POST", "/1.0/images", counted, headers))
-    return found
-
-
-def _read(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
-def _form(boundary: str, files: dict[str, str]) -> Iterator[bytes]:
-    for name, path in files.items():
-        filename = os.path.basename(path).replace('"', "%22")
-        yield (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        ).encode()
-        yield from _read(path)
-        yield b"\r\n"
-    yield f"--{boundary}--\r\n".encode()
 
 
 def _export(session: Session, arguments: list[str], _flags: Flags) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from utsuwa.cli.commands.image_alias import name_image, targets
 from utsuwa.cli.errors import CommandFailed, UsageError
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
@@ -30,19 +31,13 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     body = _request(name, rest, flags)
     server, target = session.server(remote), session.server(target_remote)
     body["public"] = server is target and flags.on("public")
-    old = _targets(target, flags.many("alias")) if flags.on("reuse") else set()
+    old = targets(target, flags.many("alias")) if flags.on("reuse") else set()
     with _Stopped(session, server, name, force=flags.on("force")):
         record = session.wait(server, server.post("/1.0/images", body), "Publishing instance")
     fingerprint = str(record["metadata"]["fingerprint"])
     if server is not target:
         _hand_over(session, remote, fingerprint, target_remote, flags)
-    if flags.many("alias"):
-        from utsuwa.cli.commands.image_alias import ensure
-
-        for alias in flags.many("alias"):
-            ensure(target, alias, fingerprint)
-    for replaced in sorted(old - {fingerprint}):
-        session.settle(target, target.delete(path_to("images", replaced)), "Deleting the replaced image")
+    name_image(session, target, fingerprint, flags.many("alias"), old)
     session.say(f"Instance published with fingerprint: {fingerprint}")
 
 
@@ -65,12 +60,6 @@ def _pairs(properties: list[str]) -> Iterator[tuple[str, str]]:
         if not equals:
             raise UsageError(f"Bad key=value pair: {text}")
         yield key, value
-
-
-def _targets(server: Server, aliases: list[str]) -> set[str]:
-    """Return the fingerprints of the images that have one of these aliases."""
-    known = server.get("/1.0/images/aliases", recursion="1")
-    return {str(alias["target"]) for alias in known if alias["name"] in aliases}
 
 
 class _Stopped:

@@ -44,7 +44,7 @@ def utsuwad(
 
 
 def wait_until_running(daemon: Daemon, name: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while daemon.get(f"/1.0/instances/{name}")["status"] != "Running":
         assert time.monotonic() < deadline, f"{name} did not come back"
         time.sleep(0.05)

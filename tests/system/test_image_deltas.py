@@ -101,7 +101,7 @@ def test_otherwise_the_whole_file_is_received(
     base.write_bytes(busybox_image.rootfs.read_bytes()[::-1])
     other.write_bytes(changed_image.rootfs.read_bytes() + b"x")
     with large.open("wb") as file:
-        file.truncate(2**28)
+        file.truncate(2**25)
     right = busybox_image.rootfs, changed_image.rootfs
     pairs = {"other file": (right[0], other), "other base": (base, right[1]), "larger": (right[0], large)}
     data = make_delta(*pairs.get(wrong, right), tmp_path)

@@ -13,7 +13,10 @@ from bench import wire
 from bench.daemons import Daemon
 from bench.samples import Subject
 from bench.table import BUSYBOX
-from bench.wire import timed
+from bench.wire import Wire, timed
+
+AT_A_TIME = 8
+"""Number of clients where several do something at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,23 @@ def running(places: Sequence[Place], name: str) -> Iterator[Path]:
         yield Path(folder)
     for place in places:
         wire.remove(place.daemon.wire, place.name(name))
+
+
+# Actions on one of many busybox instances, by a connection of a client.
+
+
+def create(place: Place, name: str, connection: Wire) -> None:
+    wire.create(connection, name, BUSYBOX, place.pool)
+
+
+def start(name: str, connection: Wire) -> None:
+    wire.set_state(connection, name, "start")
+
+
+def launch(place: Place, name: str, connection: Wire) -> None:
+    create(place, name, connection)
+    start(name, connection)
+
+
+def remove(name: str, connection: Wire) -> None:
+    wire.remove(connection, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +16,17 @@ from tests.support.images import Image
 
 from bench import memory, wire
 from bench.bare import Bare
+from bench.crowd_rows import CrowdRows
 from bench.daemons import BRIDGE, Daemon
 from bench.device_rows import DeviceRows
 from bench.file_rows import FileRows
-from bench.places import Place, median_of
+from bench.https_rows import HttpsRows
+from bench.image_rows import ImageRows
+from bench.places import AT_A_TIME, Place, launch, median_of, remove
 from bench.samples import Samples, Subject
 from bench.snapshot_rows import SnapshotRows
-from bench.table import BUSYBOX, DEBIAN, PAUSE_SECONDS, ROWS
+from bench.table import BUSYBOX, DEBIAN, ROWS
 from bench.wire import Wire, timed
-
-AT_A_TIME = 8
-REST_SECONDS = 60
-SCRAPE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,10 @@ class Bench:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        self._part("images", self._import_images)
+        images = ImageRows(self)
+        if self._wanted("images"):
+            self._part("images", images.measure)
+        self._part("both images on all pools", images.warm)
         for number in range(self.sizes.rounds if self._wanted(*_ROUND) else 0):
             if self._spent > self.sizes.seconds:
                 break
@@ -97,9 +98,11 @@ class Bench:
             action = partial(self._bursts, number, listing=listing)
             self._part(f"burst {number + 1} of {self.sizes.bursts}", action)
         if self._wanted("many"):
-            self._part(f"a list with {self.sizes.many} stopped instances", self._long_list)
+            self._part(f"a list with {self.sizes.many} stopped instances", CrowdRows(self).measure_list)
+        if self._wanted("crowd"):
+            self._part(f"{self.sizes.instances} running instances", CrowdRows(self).measure_crowd)
         if self._wanted("https"):
-            self._part(f"{self.sizes.execs} commands over HTTPS", self._remote_commands)
+            self._part(f"{self.sizes.execs} commands over HTTPS", HttpsRows(self).measure)
 
     def _wanted(self, *parts: str) -> bool:
         return any(row.part in parts and row.key in self._rows for row in ROWS)
@@ -128,90 +131,6 @@ class Bench:
         self._forward[row] = forward
         for place in chosen if forward else reversed(chosen):
             self.samples.measure(row, place.subject.label, partial(action, place))
-
-    # ---- over HTTPS
-
-    def _remote_commands(self) -> None:
-        """Memory of daemons just started, and what is left of a thousand commands after a rest."""
-        best = self.best_places()
-        running = partial(self.running, lambda p: [p.name("x")])
-        for place in best:
-            place.daemon.restart()
-            wire.create(place.daemon.wire, place.name("x"), BUSYBOX, place.pool)
-            wire.set_state(place.daemon.wire, place.name("x"), "start")
-            place.daemon.listen()
-            self._remote_exec(place)
-        self.turns("memory-fresh", running(lambda p: memory.daemon(p.daemon)), best)
-        failed = {place.subject.label: self._remote_execs(place) for place in best}
-        time.sleep(REST_SECONDS)
-        self.turns("memory-execs", running(lambda p: memory.daemon(p.daemon)), best)
-        for label, reasons in failed.items():
-            if reasons:
-                remark = f"{len(reasons)} of {self.sizes.execs} commands failed: {reasons[0]}"
-                self.samples.remark("memory-execs", label, remark)
-
-    def _remote_exec(self, place: Place) -> None:
-        place.daemon.remote_exec(place.name("x"), "true")
-
-    def _remote_execs(self, place: Place) -> list[str]:
-        """All of them, several at a time; returns the reasons of those that failed."""
-        failed = []
-
-        def one(_number: int) -> None:
-            try:
-                self._remote_exec(place)
-            except (wire.WireError, subprocess.TimeoutExpired) as error:
-                failed.append(str(error))
-
-        with ThreadPoolExecutor(AT_A_TIME) as threads:
-            list(threads.map(one, range(self.sizes.execs)))
-        return failed
-
-    # ---- images
-
-    def _import_images(self) -> None:
-        """Debian's several times with a first launch of each; the last import stays, and busybox joins it.
-
-        Some pools unpack an image when it is first used, some in the background after its import.
-        """
-        for number in range((self.sizes.rounds + 1) // 2 if self._wanted("images") else 0):
-            places = self.taking_part(number)
-            self.turns("first-launch-at-once", self._first_launch, places)
-            self.turns("first-launch-later", self._later_first_launch, places)
-        for daemon in self.daemons:
-            if not self._wanted("images"):
-                daemon.import_image(self.images[DEBIAN], DEBIAN)
-            daemon.import_image(self.images[BUSYBOX], BUSYBOX)
-        for place in self.places:  # so that no later row is the first to use an image
-            for image in (DEBIAN, BUSYBOX):
-                self.samples.measure("warm", place.subject.label, partial(self._launch_once, place, image))
-
-    def _first_launch(self, place: Place) -> float:
-        self._import_debian(place)
-        return self._launch_once(place, DEBIAN)
-
-    def _later_first_launch(self, place: Place) -> float:
-        """Its import is a sample too: what that leaves to do in the background ends before another's turn."""
-        self.samples.measure("import", place.subject.label, partial(self._import_debian, place))
-        time.sleep(PAUSE_SECONDS)
-        return self._launch_once(place, DEBIAN)
-
-    def _import_debian(self, place: Place) -> float:
-        """The import alone; a former one is deleted before."""
-        daemon = place.daemon
-        for image in daemon.wire.get("/1.0/images"):
-            daemon.wire.do("DELETE", image)
-        os.sync()  # what the deletion and others have left to write is not this one's
-        return timed(lambda: daemon.import_image(self.images[DEBIAN], DEBIAN))
-
-    def _launch_once(self, place: Place, image: str) -> float:
-        """A launch alone; the instance is then removed without waiting for its boot."""
-        name = place.name("once")
-        with self.discarding(place, name):
-            seconds = timed(partial(self.launch, place, image, name))
-            wire.check_running(place.daemon.wire, name)
-        wire.remove(place.daemon.wire, name)
-        return seconds
 
     @contextmanager
     def discarding(self, place: Place, name: str) -> Iterator[None]:
@@ -368,37 +287,23 @@ class Bench:
             self.samples.measure("burst-delete", place.subject.label, partial(self._unburst, place, number))
             self._sweep(place)
 
-    def _get(self, url: str, place: Place) -> float:
+    def get(self, url: str, place: Place) -> float:
         return median_of(5, lambda: place.daemon.wire.get(url))
-
-    def _scrape(self, place: Place) -> float:
-        """One request after a pause, as a monitoring system makes it: LXD and Incus keep replies for 8 s."""
-        time.sleep(SCRAPE_SECONDS)
-        replies: list[str] = []
-        seconds = timed(lambda: replies.append(place.daemon.wire.metrics()))
-        shown = len(re.findall(r"(?m)^\w+_procs_total\{", replies[0]))
-        if shown < self.sizes.burst:
-            raise wire.WireError(f"metrics show {shown} of {self.sizes.burst} running containers")
-        return seconds
 
     def _names(self, place: Place, number: int) -> list[str]:
         return [place.name(f"m{number}x{i}") for i in range(self.sizes.burst)]
 
     def _burst(self, place: Place, number: int) -> float:
-        def launch(name: str, connection: Wire) -> None:
-            _create(place, name, connection)
-            _start(name, connection)
-
         os.sync()  # what the one before has left to write is not this one's
         names = self._names(place, number)
-        seconds = self.together(place, names, launch)
+        seconds = self.together(place, names, partial(launch, place))
         wire.check_running(place.daemon.wire, *names)
         return seconds
 
     def _unburst(self, place: Place, number: int) -> float:
         names = self._names(place, number)
         wire.check_running(place.daemon.wire, *names)
-        return self.together(place, names, _remove)
+        return self.together(place, names, remove)
 
     def together(self, place: Place, names: list[str], action: Callable[[str, Wire], None]) -> float:
         """Seconds of the action on all names, several at a time; every one must succeed."""
@@ -426,36 +331,8 @@ class Bench:
         for _ in range(self.sizes.rounds):
             turns("get-server", lambda p: median_of(100, lambda: p.daemon.wire.get("/1.0")))
             for depth in (1, 2):
-                turns(f"list-{depth}", running(partial(self._get, f"/1.0/instances?recursion={depth}")))
+                turns(f"list-{depth}", running(partial(self.get, f"/1.0/instances?recursion={depth}")))
             turns("list-client", running(self.client(3, "list")))
             turns("list-own", running(self.own(3, "list")))
         turns("memory-daemon", running(lambda p: memory.daemon(p.daemon)))
         turns("memory-monitor", running(lambda p: memory.monitor(p.daemon)))
-
-    def _long_list(self) -> None:
-        """Full state of many instances, of which a burst's number run."""
-        best, count = self.best_places(), self.sizes.many
-        running = {place: [place.name(f"m{i}") for i in range(self.sizes.burst)] for place in best}
-        stopped = {place: [place.name(f"s{i}") for i in range(count)] for place in best}
-        for place in best:
-            create = partial(_create, place)
-            self.together(place, stopped[place] + running[place], create)
-            self.together(place, running[place], _start)
-        for _ in range(self.sizes.rounds):
-            action = self.running(lambda p: running[p], lambda p: self._get("/1.0/instances?recursion=2", p))
-            self.turns("list-many", action, best)
-            self.turns("metrics", self.running(lambda p: running[p], self._scrape), best)
-        for place in best:
-            self.together(place, stopped[place] + running[place], _remove)
-
-
-def _create(place: Place, name: str, connection: Wire) -> None:
-    wire.create(connection, name, BUSYBOX, place.pool)
-
-
-def _start(name: str, connection: Wire) -> None:
-    wire.set_state(connection, name, "start")
-
-
-def _remove(name: str, connection: Wire) -> None:
-    wire.remove(connection, name)

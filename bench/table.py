@@ -28,7 +28,7 @@ BIG_KEY, BIG_MIB = "big", 1024
 PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
 ROWS = (
-    Row("import", "images", "image import, Debian"),
+    Row("import", "images", "image import, Debian", target=1.5),
     Row(
         "first-launch-at-once",
         "images",
@@ -41,6 +41,12 @@ ROWS = (
         "first launch of an image, Debian, {pause} s after its import",
         target=1.5,
     ),
+    Row("publish", "images", "publish of a stopped container, Debian, at the wire", target=2),
+    Row(
+        "publish-size", "images", "size of that image, with the default compression", unit="MiB", target=0.95
+    ),
+    Row("download", "images", "download of an image of 50 MiB, as a multiple of `curl`", unit="x"),
+    Row("launch-cached", "images", "second launch of an image of another server, which transfers nothing"),
     Row("launch", "debian", "launch, Debian", target=3.5),
     Row("ready", "ready", "launch of Debian until its systemd runs and its address is there"),
     Row("exec-wire", "debian", "exec `true` at the wire, Debian", target=2),
@@ -91,8 +97,15 @@ ROWS = (
     Row("list-own", "bursts", "list with `utsuwa` (peers: their client)"),
     Row("list-many", "many", "GET instances, recursion=2, {many} stopped and {running} running"),
     Row("metrics", "many", "GET metrics, {running} containers run", target=5),
+    Row("metrics-crowd", "crowd", "GET metrics, {instances} containers run", target=5),
     Row("memory-daemon", "bursts", "daemon, {running} containers run (PSS)", unit="MiB", target=1),
     Row("memory-monitor", "bursts", "monitor of one container (PSS)", unit="MiB", target=4),
+    Row(
+        "tls-connect",
+        "https",
+        "TLS connection with a client certificate and a request, the daemon on one processor, 8 at a time",
+        target=1,
+    ),
     Row("memory-fresh", "https", "daemon just started, one container runs (PSS)", unit="MiB"),
     Row("memory-execs", "https", "the same a minute after {execs} `exec true` over HTTPS (PSS)", unit="MiB"),
 )

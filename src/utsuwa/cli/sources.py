@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from utsuwa.cli.errors import CommandFailed
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
 
@@ -33,13 +34,38 @@ def image(session: Session, text: str, target: Server) -> dict[str, Any]:
     found = fingerprint(server, name or "default")
     if server is target:
         return {"type": "image", "fingerprint": found}
-    source = _pull(remote.addr, "lxd") | {"fingerprint": found}
+    address, certificate = reachable(session, remote_name)
+    source = _pull(address, "lxd") | {"fingerprint": found, "certificate": certificate}
+    source["project"] = server.project
     if not remote.public:
-        info = server.get("/1.0")
-        source["certificate"] = info["environment"]["certificate"]
         operation = server.post(path_to("images", found, "secret"), {})
         source["secret"] = operation["metadata"]["secret"]
     return source
+
+
+def reachable(session: Session, remote: str) -> tuple[str, str]:
+    """Return a server's URL and certificate, for another server. Raises CommandFailed.
+
+    A public server does not tell strangers its certificate: then it is that which was accepted.
+    """
+    environment = session.server(remote).get("/1.0").get("environment") or {}
+    known = session.config.remote(remote)
+    addresses: list[str] = environment.get("addresses") or []
+    if known.is_unix and not addresses:
+        raise CommandFailed(
+            f"The server {remote!r} isn't listening on the network: set its core.https_address, "
+            "or copy the image with --mode relay"
+        )
+    certificate = environment.get("certificate") or _accepted(session.config.server_certificate(remote))
+    return f"https://{addresses[0]}" if known.is_unix else known.addr, certificate
+
+
+def _accepted(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except (OSError, ValueError):
+        return ""
 
 
 def _pull(address: str, protocol: str) -> dict[str, Any]:

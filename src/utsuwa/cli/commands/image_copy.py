@@ -86,7 +86,7 @@ def _remote_image(session: Session, remote: str, alias: str, image: dict[str, An
     """
     server = session.server(remote)
     fingerprint = str(image["fingerprint"])
-    address, certificate = _reachable(session, remote)
+    address, certificate = sources.reachable(session, remote)
     source = {"server": address, "protocol": "lxd", "certificate": certificate, "project": server.project}
     if image["public"]:
         return source | ({"alias": alias} if alias else {"fingerprint": fingerprint})
@@ -94,27 +94,12 @@ def _remote_image(session: Session, remote: str, alias: str, image: dict[str, An
     return source | {"fingerprint": fingerprint, "secret": operation["metadata"]["secret"]}
 
 
-def _reachable(session: Session, remote: str) -> tuple[str, str]:
-    """Return a server's URL and certificate, for another server. Raises CommandFailed."""
-    environment = session.server(remote).get("/1.0").get("environment") or {}
-    known = session.config.remote(remote)
-    addresses = environment.get("addresses") or ()
-    if not known.is_unix:
-        return known.addr, str(environment.get("certificate") or "")
-    if not addresses:
-        raise CommandFailed(
-            f"The server {remote!r} isn't listening on the network: set its core.https_address, "
-            "or use --mode relay"
-        )
-    return f"https://{addresses[0]}", str(environment.get("certificate") or "")
-
-
 def _push(
     session: Session, source: Server, image: dict[str, Any], remote: str, target: Server, flags: Flags
 ) -> None:
     """Have the source server send the image to the target."""
     fingerprint = str(image["fingerprint"])
-    address, certificate = _reachable(session, remote)
+    address, certificate = sources.reachable(session, remote)
     body = {
         "source": {"type": "image", "mode": _PUSH, "fingerprint": fingerprint},
         "properties": image["properties"],

@@ -58,3 +58,12 @@ async def test_large_keyrings_are_refused(tmp_path: Path) -> None:
         file.truncate(17 * 2**20)
     with pytest.raises(HostError, match="larger than 16 MiB"):
         await Keyring(path).content(b"", "x")
+
+
+@pytest.mark.processes
+async def test_a_missing_program_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "images.example.gpg"
+    path.touch()
+    monkeypatch.setattr(signatures, "command", lambda keyring: ["gpgv-is-not-installed", keyring])
+    with pytest.raises(HostError, match="install Debian's package 'gpgv'"):
+        await Keyring(path).content(b"{}", "x")

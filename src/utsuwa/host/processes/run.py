@@ -34,7 +34,6 @@ _PACKAGES = {
     "bzip2": "bzip2",
     "criu": "criu",
     "dnsmasq": "dnsmasq-base",
-    "gpgv": "gpgv",
     "gzip": "gzip",
     "lz4": "lz4",
     "lxc-start": "lxc",

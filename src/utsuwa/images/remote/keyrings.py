@@ -18,6 +18,8 @@ from utsuwa.host.processes.run import run
 
 _MAX_KEYRING = 16 * 2**20
 _NOBODY = "65534"
+_NOT_FOUND = 127
+"""The exit status for a program that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Keyring:
             )  # fmt: skip
         finally:
             os.close(keys)
+        if ended.code == _NOT_FOUND:
+            raise HostError(
+                f"The signatures required by {self.path} cannot be checked: install Debian's package 'gpgv'"
+            )
         reason = signatures.judge(ended.stderr.decode(errors="replace"), ended.code)
         if reason:
             raise InvalidImage(

@@ -54,6 +54,9 @@ def expect(holds: object, words: object) -> None:
 
 # ---- tools
 
+TIMEOUT = 600.0
+"""Seconds that a command, or waiting for a condition, may take: emulation on a busy machine is a hundred times slower."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -62,12 +65,12 @@ class Ended:
     err: str
 
 
-def run(*command: str, stdin: bytes | None = None, timeout: float = 120) -> Ended:
+def run(*command: str, stdin: bytes | None = None, timeout: float = TIMEOUT) -> Ended:
     ended = subprocess.run(command, input=stdin or b"", capture_output=True, timeout=timeout)
     return Ended(ended.returncode, *(b.decode(errors="replace") for b in (ended.stdout, ended.stderr)))
 
 
-def must(*command: str, stdin: bytes | None = None, timeout: float = 120) -> str:
+def must(*command: str, stdin: bytes | None = None, timeout: float = TIMEOUT) -> str:
     ended = run(*command, stdin=stdin, timeout=timeout)
     expect(ended.code == 0, f"{shlex.join(command)} gave {ended.code}: {ended.out}{ended.err}")
     return ended.out
@@ -93,7 +96,7 @@ def init_of(container: str) -> tuple[int, str]:
     return pid, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def wait_for(what: str, true: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(what: str, true: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     end = time.monotonic() + seconds
     while not true():
         expect(time.monotonic() < end, f"{what} did not come true in {seconds:g} s")
@@ -107,7 +110,7 @@ def wait_for(what: str, true: Callable[[], bool], seconds: float = 90) -> None:
 def the_quick_start() -> str:
     os.chdir("/")
     quick_start = f"umask 077; exec {CHECKOUT}/scripts/quickstart --offline /mnt/bundle"
-    said = must("sh", "-c", quick_start, timeout=1200)
+    said = must("sh", "-c", quick_start, timeout=3 * TIMEOUT)
     expect("systemctl is-system-running in first: running" in said, said)
     return said
 
@@ -203,12 +206,12 @@ def profile_enforced() -> str:
         ["utsuwa", "exec", "first", "--", "sleep", "1234"], stdin=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for("the sleep inside", lambda: run("pgrep", "-xf", "sleep 1234").code == 0, 20)
+        wait_for("the sleep inside", lambda: run("pgrep", "-xf", "sleep 1234").code == 0)
         executed = int(must("pgrep", "-xf", "sleep 1234").split()[0])
         labels = [Path(f"/proc/{p}/attr/current").read_text().strip("\0\n") for p in (pid, executed)]
         os.kill(executed, signal.SIGKILL)
     finally:
-        child.wait(timeout=60)
+        child.wait(timeout=TIMEOUT)
     expect(re.fullmatch(r"utsuwa-\w+_first\b.* \(enforce\)", labels[0]), f"init is under {labels[0]!r}")
     expect(labels[0] == labels[1], f"exec runs under {labels[1]!r}")
     return labels[0]
@@ -323,7 +326,9 @@ def privileged_systemd() -> str:
 LOW = {"limits.memory": "48MiB", "limits.cpu.allowance": "20ms/100ms", "limits.processes": "20"}
 HIGH = {"limits.memory": "400MiB", "limits.cpu.allowance": "80ms/100ms", "limits.processes": "200"}
 SPIN = "while :; do :; done"
-SECONDS = 3
+SECONDS = 5
+BEGUN = 0.5
+"""Seconds of processor time after which a loop runs and its shell has started."""
 
 
 def settings(values: dict[str, str]) -> list[str]:
@@ -338,12 +343,29 @@ def _memory() -> Ended:
 
 
 def _processors(container: str, loops: int = 1) -> float:
-    """How many processors endless loops get for a while, from the processes' own clock."""
-    script = f"for i in $(seq {loops}); do timeout {SECONDS} sh -c '{SPIN}' & done; wait; times"
-    ended = inside(container, script)
-    clocks = re.findall(r"(\d+)m([\d.]+)s", ended.out)
-    expect(len(clocks) == 4, ended)
-    return sum(60 * int(m) + float(s) for m, s in clocks) / SECONDS
+    """How many processors endless loops get for a while, by the instance's state and this machine's clock.
+
+    Both are read while the loops run: how late they begin and end on a busy machine does not count.
+    """
+    script = f"for i in $(seq {loops}); do sh -c '{SPIN}' & all=\"$all $!\"; done; read end; kill $all; wait"
+    command = ["utsuwa", "exec", container, "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        try:
+            before = _usage(container)[1]
+            wait_for("the loops' start", lambda: _usage(container)[1] > before + BEGUN * loops)
+            begin, before = _usage(container)
+            time.sleep(SECONDS)
+            end, after = _usage(container)
+        finally:
+            child.communicate(b"end\n", timeout=TIMEOUT)
+    return (after - before) / (end - begin)
+
+
+def _usage(container: str) -> tuple[float, float]:
+    """The time, and the processor time that the container has used so far, both in seconds."""
+    begin = time.monotonic()
+    usage = state_of(container)["cpu"]["usage"] / 1e9
+    return (begin + time.monotonic()) / 2, usage
 
 
 def _processes() -> Ended:
@@ -514,7 +536,7 @@ def _untouched(disturb: Callable[[int], object]) -> str:
     before, daemon = [init_of(box) for box in BOXES], _daemon()
     disturb(daemon)
     wait_for("a new daemon", lambda: _daemon() not in (0, daemon))
-    must("utsuwad", "waitready", "--timeout", "100")
+    must("utsuwad", "waitready", "--timeout", f"{TIMEOUT:.0f}")
     after = [init_of(box) for box in BOXES]
     expect(before == after, f"before {before}, after {after}")
     for box in BOXES:

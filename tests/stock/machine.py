@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.stock.disk import Disks
 
-LIMIT = 1800.0
-"""Seconds that a run may take; a quiet machine with two processors needs a fifth of it."""
+LIMIT = 3000.0
+"""Seconds that a run may take; a quiet machine with two processors needs an eighth of it."""
 POLL = 0.5
 # Without the kernel's guards against attacks on processors that are not there, emulation is a third faster.
 # A timer that comes late, as on a busy host, would make the kernel give up.

@@ -115,11 +115,13 @@ make_venv() {
     # Debian's pip is used as it is: to install it took a quarter of the time.
     pip=$(mktemp -d)
     /usr/bin/python3 -m zipfile -e /usr/share/python-wheels/pip-*.whl "$pip"
-    PYTHONPATH=$pip "$folder/bin/python" -m pip install -qq --disable-pip-version-check \
+    PYTHONPATH=$pip "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-compile \
         "${PIP_OPTIONS[@]}" "$@" </dev/null || installed=false
     rm -rf "$pip"
     [ "$installed" = true ] ||
         fail "pip could not install what Utsuwa needs, see above; $([ ${#PIP_OPTIONS[@]} -eq 0 ] && echo "check the network and pip's configuration" || echo 'fill the folder anew with scripts/offline-bundle')"
+    # On all processors, which pip does not do. What does not compile is a template or for another Python.
+    "$folder/bin/python" -m compileall -q -j 0 "$folder/lib" >/dev/null </dev/null || true
     echo "$stamp" >"$folder/.stamp"
     VENV_CHANGED=true
 }

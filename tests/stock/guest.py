@@ -55,7 +55,7 @@ def expect(holds: object, words: object) -> None:
 # ---- tools
 
 TIMEOUT = 600.0
-"""Seconds that a command, or waiting for a condition, may take: emulation on a busy machine is a hundred times slower."""
+"""Seconds for a command or a condition: emulation on a busy machine is a hundred times slower."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,18 @@ async def test_fingerprint_covers_both_parts(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20, 5_000_001])
+@pytest.mark.parametrize("piece", [100_000, 2**20, 3_000_000])
+async def test_contents_are_stored_whatever_the_pieces(tmp_path: Path, size: int, piece: int) -> None:
+    data = os.urandom(size)
+    pieces = [data[start : start + piece] for start in range(0, size, piece)]
+    seen = hashlib.sha256()
+    async with Upload(tmp_path) as upload:
+        await upload.receive("metadata", chunks(*pieces), seen.update)
+        assert upload.metadata.read_bytes() == data
+        assert upload.fingerprint == seen.hexdigest() == hashlib.sha256(data).hexdigest()
+
+
 async def test_a_source_that_fails_leaves_nothing(tmp_path: Path) -> None:
     async def cut_off() -> AsyncIterator[bytes]:
         yield b"x" * 2_000_000

@@ -20,6 +20,7 @@ from utsuwa.images.checking import CheckAhead
 from utsuwa.images.store import TEMPORARY
 
 Part = Literal["metadata", "rootfs"]
+Take = Callable[[bytes | memoryview], object]
 BeginCheck = Callable[[Path, Path, bytes], CheckAhead | None]
 """Begins the check of a split image, given its complete metadata, its rootfs, and how that begins."""
 
@@ -49,6 +50,7 @@ class Upload:
         self._limit = limit
         self._hash = hashlib.sha256()
         self._parts: dict[Part, Path] = {}
+        self._also: Take = lambda _: None
         self._begin_check = begin_check
         self._written = 0
         self.check: CheckAhead | None = None
@@ -95,8 +97,12 @@ class Upload:
         if size is not None:
             await asyncio.to_thread(self._check_room, size)
 
-    async def receive(self, part: Part, chunks: AsyncIterator[bytes]) -> None:
-        """Store one part. Raises TooLarge, OutOfSpace, and whatever `chunks` raises."""
+    async def receive(self, part: Part, chunks: AsyncIterator[bytes], also: Take = lambda _: None) -> None:
+        """Store one part, which `also` gets as well, in a thread.
+
+        Raises TooLarge, OutOfSpace, and whatever `chunks` raises.
+        """
+        self._also = also
         file = await asyncio.to_thread(self._open, part)
         writing: asyncio.Future[None] | None = None
         # Copied into buffers that stay: new memory for every piece would cost more than the copying.
@@ -174,6 +180,7 @@ class Upload:
             self._written = 0
             syscalls.start_writeback(file.fileno())
         self._hash.update(data)
+        self._also(data)
         self.size += len(data)
 
     def _check_room(self, size: int) -> None:

@@ -35,26 +35,22 @@ async def receive(
             raise InvalidImage(f"{shown(url)} has {length} bytes instead of {size}")
         await upload.expect(size or length)
         progress.begin(label or part, size or length or 0)
-        await upload.receive(part, _checked(response, progress, size, sha256))
+        found = hashlib.sha256()
+        also = [found.update] if sha256 else []
+        await upload.receive(part, _counted(response, progress, size), *also)
+    if sha256 and found.hexdigest() != sha256:
+        raise InvalidImage(
+            f"{shown(url)} has the hash {found.hexdigest()}, but the server states {sha256}: try again later"
+        )
 
 
-async def _checked(
-    response: ClientResponse, progress: Progress, size: int, sha256: str
-) -> AsyncIterator[bytes]:
-    """Give the body. It is stored only when all of it has been checked, so that the end can still raise."""
-    found, received = hashlib.sha256(), 0
+async def _counted(response: ClientResponse, progress: Progress, size: int) -> AsyncIterator[bytes]:
+    received = 0
     async for chunk in pieces(response):
         received += len(chunk)
         if size and received > size:
             raise InvalidImage(f"{shown(response.url)} is larger than {size} bytes")
-        if sha256:
-            found.update(chunk)
         progress.add(len(chunk))
         yield chunk
     if size and received < size:
         raise InvalidImage(f"{shown(response.url)} ended after {received} of {size} bytes")
-    if sha256 and found.hexdigest() != sha256:
-        raise InvalidImage(
-            f"{shown(response.url)} has the hash {found.hexdigest()}, but the server states {sha256}: "
-            "try again later"
-        )

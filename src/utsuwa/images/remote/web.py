@@ -36,7 +36,6 @@ DOCUMENT_SECONDS = 120
 """Seconds that a document may take as a whole."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CHUNK = 256 * 1024
 # Compressed bodies are refused: their size says nothing about what they become.
 _HEADERS = {"User-Agent": f"Utsuwa/{__version__}", "Accept-Encoding": "identity"}
 
@@ -205,7 +204,7 @@ async def pieces(response: ClientResponse) -> AsyncIterator[bytes]:
     """Return the body of a reply. Raises Unavailable, also for a server that sends too slowly."""
     pace = Pace(response.url)
     with translated(response.url):
-        async for chunk in response.content.iter_chunked(_CHUNK):
+        async for chunk, _ in response.content.iter_chunks():
             pace.add(len(chunk))
             yield chunk
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.support.images import Image
+from tests.support.images import Image, build_with_init
 from tests.support.traces import nothing_changes
 from tests.system.test_bad_instances import check_sentence, failed, refused
 
@@ -149,6 +149,29 @@ def upload(daemon: Daemon, data: bytes, **headers: str) -> Any:
     return daemon.api(
         "POST", "/1.0/images", data, headers={"Content-Type": "application/octet-stream", **headers}
     )
+
+
+def test_nodes_and_linked_symlinks_come_in_and_harm_nobody(module_daemon: Daemon, tmp_path: Path) -> None:
+    """Outside of /dev, too (lxd#10449): a device that the container may not use stays closed."""
+    d, path = module_daemon, build_with_init(tmp_path, "nodes", "#!/bin/sh\nexec sleep 600\n")
+    with tarfile.open(path, "a") as tar:
+        for entry, _ in (
+            member("rootfs/v", kind=tarfile.DIRTYPE, mode=0o755),
+            member("rootfs/v/mem", kind=tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=1),
+            member("rootfs/v/null", kind=tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=3),
+            member("rootfs/v/link", kind=tarfile.SYMTYPE, linkname="/nowhere"),
+            member("rootfs/v/second", kind=tarfile.LNKTYPE, linkname="rootfs/v/link"),
+        ):
+            tar.addfile(entry)
+    with nothing_changes(d):
+        fingerprint = d.import_image(path, alias="nodes")
+        d.lxc("launch", "nodes", "c1")
+        look = "head -c 1 /v/mem; echo $?; readlink /v/second; ls /v"
+        ended = d.lxc("exec", "c1", "--", "sh", "-c", look)
+        assert ended.stdout.split() == ["1", "/nowhere", "link", "mem", "null", "second"]
+        assert "mem" in ended.stderr
+        d.lxc("delete", "--force", "c1")
+        d.do("DELETE", f"/1.0/images/{fingerprint}")
 
 
 @pytest.mark.parametrize("what", IMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 import stat
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support import tls
 from tests.support.daemon import Daemon
-from tests.support.tls import Identity, make_identity
+from tests.support.tls import Identity, TestAuthority, make_identity
 
 pytestmark = pytest.mark.root
 
@@ -151,10 +152,12 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity | 
         "nobody": None,
         "unknown": make_identity(folder, "unknown"),
         "expired": make_identity(folder, "old", starts=timedelta(-9), ends=timedelta(-8)),
+        "early": make_identity(folder, "early", starts=timedelta(8), ends=timedelta(9)),
+        "of an authority": TestAuthority().issue(folder, "issued"),
     }
 
 
-@pytest.mark.parametrize("who", ["nobody", "unknown", "expired"])
+@pytest.mark.parametrize("who", ["nobody", "unknown", "expired", "early", "of an authority"])
 def test_strangers(remote: Daemon, address: str, strangers: dict[str, Identity | None], who: str) -> None:
     identity = strangers[who]
     assert tls.request(address, "GET", "/", identity=identity).metadata == ["/1.0"]
@@ -182,6 +185,20 @@ def test_strangers(remote: Daemon, address: str, strangers: dict[str, Identity |
     assert remote.get("/1.0")["config"]["core.https_address"] == address
 
 
+def test_who_looks_like_a_trusted_client_is_a_stranger(remote: Daemon, address: str, tmp_path: Path) -> None:
+    """With the same subject, and one that a trusted certificate has signed; trust is in the key alone."""
+    authority = TestAuthority("alice")
+    trusted = authority.issue(tmp_path, "alice")
+    for certificate in (trusted.pem, authority.pem.decode()):
+        body = {"type": "client", "name": "alice", "certificate": certificate}
+        remote.do("POST", "/1.0/certificates", body)
+    assert tls.request(address, "GET", "/1.0/instances", identity=trusted).status == 200
+    for lookalike in (make_identity(tmp_path, "alice"), authority.issue(tmp_path, "alice")):
+        assert lookalike.certificate.subject == trusted.certificate.subject
+        reply = tls.request(address, "GET", "/1.0/instances", identity=lookalike)
+        assert (reply.status, reply.error) == (403, "not authorized")
+
+
 def test_the_internal_api_is_for_the_socket(remote: Daemon, address: str, tmp_path: Path) -> None:
     alice = make_identity(tmp_path, "alice")
     remote.lxc("config", "trust", "add", str(alice.certificate_file))
@@ -189,16 +206,20 @@ def test_the_internal_api_is_for_the_socket(remote: Daemon, address: str, tmp_pa
     assert tls.request(address, "GET", "/internal/gc", identity=alice).status == 403
 
 
-def test_guessing_is_held_up(remote: Daemon, address: str, tmp_path: Path) -> None:
-    alice = make_identity(tmp_path, "alice")
+def test_a_thousand_guesses_hold_up_nobody_else(remote: Daemon, address: str, tmp_path: Path) -> None:
+    alice, bob = (make_identity(tmp_path, name) for name in ("alice", "bob"))
     body = {"type": "client", "password": "guess"}
-    errors = [
-        tls.request(address, "POST", "/1.0/certificates", body, identity=alice, source="127.0.0.9").error
-        for _ in range(11)
-    ]
-    assert errors[:5] == ["not authorized"] * 5
-    assert "Too many wrong passwords" in errors[-1]
+    with contextlib.closing(tls.HttpsClient(address, alice, source="127.0.0.9", timeout=60)) as client:
+        replies = [client.request("POST", "/1.0/certificates", body) for _ in range(1000)]
+        assert {reply.status for reply in replies} == {403}
+        assert [reply.error for reply in replies[:5]] == ["not authorized"] * 5
+        assert "Too many wrong passwords" in replies[-1].error
+        refused = client.request("POST", "/1.0/certificates", body | {"password": PASSWORD})
+        assert "Too many wrong passwords" in refused.error
     assert remote.get("/1.0/certificates") == []
+    right = body | {"password": PASSWORD}
+    assert tls.request(address, "POST", "/1.0/certificates", right, identity=bob).status == 201
+    assert tls.request(address, "GET", "/1.0/instances", identity=bob).status == 200
 
 
 # ---- the address

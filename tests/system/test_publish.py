@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import time
@@ -49,6 +50,11 @@ def seen(d: Daemon, name: str) -> str:
     return d.lxc("exec", name, "--", "sh", "-c", LOOK, check=False).stdout
 
 
+def inside(d: Daemon, name: str, path: str) -> str:
+    """A file of a running instance, as the host sees it."""
+    return f"/proc/{d.get(f'/1.0/instances/{name}/state')['pid']}/root/{path}"
+
+
 def image(d: Daemon, alias: str) -> dict[str, Any]:
     target = d.get(f"/1.0/images/aliases/{alias}")["target"]
     found: dict[str, Any] = d.get(f"/1.0/images/{target}")
@@ -56,9 +62,14 @@ def image(d: Daemon, alias: str) -> dict[str, Any]:
 
 
 def test_an_instance_of_the_published_image_has_all_files(d: Daemon, busybox: str, root_pool: str) -> None:
-    """Hard links, holes, owners, modes and names; what was deleted above the image is gone."""
+    """Hard links, holes, owners, modes, names and attributes; what was deleted above the image is gone.
+
+    A symlink to nothing does not end it, and attributes may be large (lxd#2527, lxd#4239, lxd#11773).
+    """
     d.lxc("launch", busybox, "c1", "-s", root_pool)
     d.lxc("exec", "c1", "--", "sh", "-c", FILES)
+    large = os.urandom(3000)
+    os.setxattr(inside(d, "c1", "root/two"), "user.large", large)
     before = seen(d, "c1")
     assert "text" in before
     d.lxc("snapshot", "c1", "s1")
@@ -72,6 +83,7 @@ def test_an_instance_of_the_published_image_has_all_files(d: Daemon, busybox: st
     assert image(d, "of-snapshot")["properties"]["os"] == "BusyBox"
     d.lxc("launch", "of-snapshot", "c2", "-s", root_pool)
     assert seen(d, "c2") == before
+    assert os.getxattr(inside(d, "c2", "root/two"), "user.large") == large
     assert d.lxc("exec", "c2", "hostname").stdout == "c2\n"
     d.lxc("launch", "of-instance", "c3", "-s", root_pool, "-c", "security.privileged=true")
     assert "text" in seen(d, "c3")

@@ -25,6 +25,8 @@ from bench.report import BARE, Report
 from bench.rows import Bench, Sizes
 from bench.samples import Result
 from bench.table import (
+    ALIASES,
+    ALIASES_KEY,
     BIG_KEY,
     BIG_MIB,
     BURST_KEY,
@@ -153,6 +155,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
             EXECS_KEY: sizes.execs,
             MANY_KEY: sizes.many,
             FILES_KEY: FILES,
+            ALIASES_KEY: ALIASES,
             BIG_KEY: BIG_MIB,
         },
         machine=surroundings,

@@ -15,6 +15,7 @@ from functools import partial
 from tests.support.images import Image
 
 from bench import memory, wire
+from bench.alias_rows import AliasRows
 from bench.bare import Bare
 from bench.crowd_rows import CrowdRows
 from bench.daemons import BRIDGE, Daemon
@@ -25,7 +26,7 @@ from bench.image_rows import ImageRows
 from bench.places import AT_A_TIME, Place, launch, median_of, remove
 from bench.samples import Samples, Subject
 from bench.snapshot_rows import SnapshotRows
-from bench.table import BUSYBOX, DEBIAN, ROWS
+from bench.table import ALIASES, BUSYBOX, DEBIAN, ROWS
 from bench.wire import Wire, timed
 
 
@@ -101,6 +102,8 @@ class Bench:
             self._part(f"a list with {self.sizes.many} stopped instances", CrowdRows(self).measure_list)
         if self._wanted("crowd"):
             self._part(f"{self.sizes.instances} running instances", CrowdRows(self).measure_crowd)
+        if self._wanted("aliases"):
+            self._part(f"{ALIASES} aliases", AliasRows(self).measure)
         if self._wanted("https"):
             self._part(f"{self.sizes.execs} commands over HTTPS", HttpsRows(self).measure)
 

@@ -24,6 +24,7 @@ DEBIAN, BUSYBOX = "debian", "busybox"
 RUNNING_KEY, COUNT_KEY, BURST_KEY, EXECS_KEY = "running", "instances", "burst", "execs"
 MANY_KEY = "many"
 FILES_KEY, FILES = "files", 1000
+ALIASES_KEY, ALIASES = "aliases", 10_000
 BIG_KEY, BIG_MIB = "big", 1024
 PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
@@ -106,6 +107,9 @@ ROWS = (
         "TLS connection with a client certificate and a request, the daemon on one processor, 8 at a time",
         target=1,
     ),
+    Row("aliases", "aliases", "GET images/aliases, recursion=1, {aliases} aliases", target=2),
+    Row("shop-list", "aliases", "list of an image server with {aliases} images with the client"),
+    Row("shop-list-own", "aliases", "the same with `utsuwa` (peers: their client)"),
     Row("memory-fresh", "https", "daemon just started, one container runs (PSS)", unit="MiB"),
     Row("memory-execs", "https", "the same a minute after {execs} `exec true` over HTTPS (PSS)", unit="MiB"),
 )

@@ -126,6 +126,7 @@ EXTENSIONS: tuple[str, ...] = (
     "server_supported_storage_drivers",
     "event_lifecycle_requestor_address",
     "warnings",
+    "server_trusted_proxy",
     "storage_api_project",
     "resources_gpu_usb",
     "metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import uuid
 
@@ -185,6 +186,17 @@ def listen_address(value: str) -> None:
     match = _ADDRESS.match(value)
     if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
         raise InvalidConfig("must be an address and port such as 10.0.0.1:8443, [::]:8443 or :8443")
+
+
+def ip_addresses(value: str) -> None:
+    """Comma-separated IPv4 or IPv6 addresses."""
+    for part in value.split(","):
+        try:
+            ipaddress.ip_address(part.strip())
+        except ValueError:
+            raise InvalidConfig(
+                "must be comma-separated IP addresses such as 192.0.2.1, 2001:db8::1"
+            ) from None
 
 
 def at_least(low: int) -> Validator:

@@ -111,7 +111,12 @@ _CORE = (
         help="Origin of web pages of another site that may use the API, or * for any.",
         validate=checks.allowed_origin,
     ),
-    _later("core.https_trusted_proxy", "list", help="Proxies that forward the real address of a client."),
+    ConfigKey(
+        "core.https_trusted_proxy",
+        "list",
+        help="Addresses of the proxies that tell the addresses of their clients with the PROXY protocol.",
+        validate=checks.ip_addresses,
+    ),
     ConfigKey("core.proxy_http", help="Proxy for HTTP requests.", validate=checks.proxy),
     ConfigKey("core.proxy_https", help="Proxy for HTTPS requests.", validate=checks.proxy),
     ConfigKey("core.proxy_ignore_hosts", "list", help="Hosts to reach without a proxy."),

@@ -59,7 +59,7 @@ from utsuwa.operations.shared import SharedOperations
 from utsuwa.operations.warnings import Warnings
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
-from utsuwa.security import apparmor
+from utsuwa.security import apparmor, trusted_proxies
 from utsuwa.security.authorization import Caller
 from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
@@ -373,10 +373,12 @@ class Daemon:
         judge_config = partial(judge_server_config, self._warnings)
         await judge_config((), services.server.get())
         services.server.on_change(judge_config)
+        services.server.on_change(trust.proxies.config_changed)
         services.server.on_change(self._https.config_changed)
         services.server.on_change(for_metrics.config_changed)
         if services.database.engine.shared:
             self._follow_others(services)
+        trust.proxies.use(services.server.value(trusted_proxies.KEY))
         await self._https.open(services.server.value(API_ADDRESS.name))
         await for_metrics.open(services.server.value(METRICS_ADDRESS.name))
         if unix.is_open:

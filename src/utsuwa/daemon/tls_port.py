@@ -16,6 +16,7 @@ from aiohttp import web
 from utsuwa.api.protocol import Handle, HttpServer
 from utsuwa.security.passwords import network_of
 from utsuwa.security.trust_store import TrustStore, format_address, host_of
+from utsuwa.security.trusted_proxies import Connection, ends_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class _Connection:
     """One connection after its handshake."""
 
     network: str
+    ends: Connection
     stranger: bool
     deadline: asyncio.TimerHandle
     busy: bool = False
@@ -100,7 +102,7 @@ class TlsPort:
         self._server = _Server(self._served, self._begun, self._ended)
         self._socket: socket.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[Any]] = set()
         self._closings: list[asyncio.Task[None]] = []
         self._connections: dict[Any, _Connection] = {}
         self._strangers: Counter[str] = Counter()
@@ -162,25 +164,50 @@ class TlsPort:
             self._loop.add_reader(self._socket, self._accept)
 
     def _begin(self, new: socket.socket, host: str) -> None:
-        network = network_of(host)
-        if self._full(network):
-            log.warning("too many connections on %s, refusing one from %s", self.address, host)
+        if self._trust.proxies.trusts(host):
+            handshake = self._loop.create_task(self._ask_proxy(new))
+        elif self._admit(host):
+            handshake = self._loop.create_task(self._shake_hands(new, host))
+        else:
             new.close()
             return
-        self._strangers[network] += 1
-        handshake = self._loop.create_task(self._shake_hands(new, network))
         self._handshakes.add(handshake)
-        handshake.add_done_callback(lambda task: self._handshake_over(task, network))
+        handshake.add_done_callback(self._handshake_over)
 
-    def _full(self, network: str) -> bool:
+    def _admit(self, host: str) -> bool:
+        """Count a stranger more, unless there are too many."""
+        network = network_of(host)
         limits = self._limits
-        return (
+        if (
             len(self._connections) + len(self._handshakes) >= limits.all
             or self._strangers[network] >= limits.strangers_of_one
             or self._strangers.total() >= limits.strangers
-        )
+        ):
+            log.warning("too many connections on %s, refusing one from %s", self.address, host)
+            return False
+        self._strangers[network] += 1
+        return True
 
-    async def _shake_hands(self, new: socket.socket, network: str) -> None:
+    async def _ask_proxy(self, new: socket.socket) -> None:
+        """Begin a connection of a trusted proxy, whose many clients are counted one by one."""
+        host, _ = new.getpeername()[:2]
+        ends = ends_of(new)
+        begun = False
+        try:
+            new.setblocking(False)
+            async with asyncio.timeout(self._limits.handshake):
+                client = await self._trust.proxies.read(new)
+            if self._admit(client or host):
+                begun = await self._shake_hands(new, client or host)
+        except (OSError, ValueError) as error:  # including the timeout
+            log.warning("the proxy %s does not tell its client: %s", host, error)
+        finally:
+            if not begun:
+                self._trust.proxies.forget(ends)
+                new.close()
+
+    async def _shake_hands(self, new: socket.socket, host: str) -> bool:
+        """Do the handshake of an admitted client; return whether it has succeeded."""
         try:
             new.setblocking(False)
             for level, option, value in _KEEPALIVE:
@@ -193,15 +220,18 @@ class TlsPort:
                 ssl_shutdown_timeout=self._limits.goodbye,
             )
         except OSError as error:  # including TLS errors and timeouts
-            log.debug("no TLS connection from %s: %s", network, error)
+            log.debug("no TLS connection from %s: %s", host, error)
             new.close()
+            return False
         except BaseException:
             new.close()
             raise
+        finally:
+            self._forget_stranger(network_of(host))
+        return True
 
-    def _handshake_over(self, task: asyncio.Task[None], network: str) -> None:
+    def _handshake_over(self, task: asyncio.Task[Any]) -> None:
         self._handshakes.discard(task)
-        self._forget_stranger(network)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a TLS handshake failed", exc_info=error)
         self._tell_when_drained()
@@ -213,7 +243,7 @@ class TlsPort:
         if not caller.trusted:
             self._strangers[network] += 1
         deadline = self._loop.call_later(self._limits.first_request, transport.abort)
-        self._connections[handler] = _Connection(network, not caller.trusted, deadline)
+        self._connections[handler] = _Connection(network, ends_of(transport), not caller.trusted, deadline)
 
     async def _served(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = self._connections.get(request.protocol)
@@ -233,6 +263,7 @@ class TlsPort:
         connection = self._connections.pop(handler, None)
         if connection is not None:
             connection.deadline.cancel()
+            self._trust.proxies.forget(connection.ends)
             if connection.stranger:
                 self._forget_stranger(connection.network)
         self._tell_when_drained()

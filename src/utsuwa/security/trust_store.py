@@ -16,6 +16,7 @@ from utsuwa.security import bearer
 from utsuwa.security.authorization import Caller, tls_caller
 from utsuwa.security.client_certificate import ClientCertificate, parse_certificate
 from utsuwa.security.peer import peer_of
+from utsuwa.security.trusted_proxies import TrustedProxies
 
 if TYPE_CHECKING:
     from utsuwa.security.authority import Authority
@@ -38,6 +39,7 @@ class TrustStore:
         self._trusted: dict[str, tuple[CertificateRow, ClientCertificate]] = {}
         self._authority: Authority | None = None
         self._trusts_issued: Callable[[], bool] = lambda: False
+        self.proxies = TrustedProxies()
 
     def require_issued_by(self, authority: Authority, trusts_issued: Callable[[], bool]) -> None:
         """Accept certificates of the authority only (PKI mode).
@@ -73,7 +75,7 @@ class TrustStore:
     def caller(self, transport: BaseTransport) -> Caller:
         """Return the current caller of an HTTPS connection."""
         peer = peer_of(transport)
-        address = format_address(transport.get_extra_info("peername"))
+        address = format_address(self.proxies.peername(transport))
         if peer is None:
             return self.identify("", address)
         return self.identify(peer.fingerprint, address, peer.certificate)

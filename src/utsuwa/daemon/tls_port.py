@@ -164,6 +164,7 @@ class TlsPort:
             self._loop.add_reader(self._socket, self._accept)
 
     def _begin(self, new: socket.socket, host: str) -> None:
+        handshake: asyncio.Task[Any]
         if self._trust.proxies.trusts(host):
             handshake = self._loop.create_task(self._ask_proxy(new))
         elif self._admit(host):

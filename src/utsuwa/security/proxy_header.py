@@ -46,7 +46,8 @@ async def _read_text(receive: Receive) -> Address | None:
             return str(ipaddress.IPv4Address(host)), _port(port)
         case ["PROXY", "TCP6", host, _, port, _]:
             return str(ipaddress.IPv6Address(host)), _port(port)
-    raise ValueError("the line is not a PROXY header")
+        case _:
+            raise ValueError("the line is not a PROXY header")
 
 
 def _port(text: str) -> int:

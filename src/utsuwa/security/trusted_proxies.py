@@ -89,9 +89,9 @@ def _plain(host: str) -> str:
 
 async def _readable(waiting: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(waiting, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_reader(waiting, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(waiting)

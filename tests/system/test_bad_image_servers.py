@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
@@ -69,6 +71,37 @@ def test_images_that_are_not_as_stated(
     for request in (
         ("/1.0/images", {"source": image_server.source("busybox")}),
         ("/1.0/instances", {"name": "c1", "source": image_server.source("busybox")}),
+    ):
+        ended = module_daemon.wait(module_daemon.api("POST", *request))
+        assert message in ended["err"], ended["err"]
+    assert module_daemon.get("/1.0/images") == []
+    assert module_daemon.get("/1.0/instances") == []
+    assert list((module_daemon.dir / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("asked for", "with the fingerprint"),
+        ("another", "another image"),
+        ("../../../etc", "invalid fingerprint"),
+    ],
+)
+def test_another_image_than_its_fingerprint_says(
+    module_daemon: Daemon, image_server: ImageServer, newer_image: Image, described: str, message: str
+) -> None:
+    """From a server with the API of LXD, which sends what it describes, or something else."""
+    assert newer_image.unified is not None
+    data, wanted = newer_image.unified.read_bytes(), "5" * 64
+    stated = {"asked for": wanted, "another": hashlib.sha256(data).hexdigest()}.get(described, described)
+    record = {"fingerprint": stated, "size": len(data), "type": "container"}
+    image_server.files[f"1.0/images/{wanted}"] = json.dumps({"type": "sync", "metadata": record}).encode()
+    for fingerprint in (wanted, stated):
+        image_server.files[f"1.0/images/{fingerprint}/export"] = data
+    source = image_server.source("", protocol="lxd", fingerprint=wanted)
+    for request in (
+        ("/1.0/images", {"source": source}),
+        ("/1.0/instances", {"name": "c1", "source": source}),
     ):
         ended = module_daemon.wait(module_daemon.api("POST", *request))
         assert message in ended["err"], ended["err"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from cryptography import x509
 
 from tests.support.daemon import Daemon
 from tests.support.image_server import ImageServer, held, serving
+from tests.support.image_server import body as reply
 from tests.support.images import Image
 from tests.support.tls import TestAuthority
 
@@ -202,6 +204,19 @@ def test_an_instance_is_rebuilt_from_an_image_of_the_server(
     assert daemon.get("/1.0/instances/c1")["config"]["volatile.base_image"] == new
 
 
+def check_images_by_url(daemon: Daemon, server: ImageServer, image: Image) -> None:
+    """Its headers state the hash of an image at a URL; another file is refused."""
+    assert image.unified is not None
+    server.files["busybox.tar.xz"] = data = image.unified.read_bytes()
+    right = hashlib.sha256(data).hexdigest()
+    for stated, message in (("0" * 64, "with the fingerprint"), (f"../{right}", "invalid hash"), (right, "")):
+        headers = {"LXD-Image-Hash": stated, "LXD-Image-URL": f"{server.url}/busybox.tar.xz"}
+        server.odd["image"] = reply(b"", length=0, headers=headers)
+        body = {"source": {"type": "url", "url": f"{server.url}/image"}}
+        assert message in failure(daemon, "POST", "/1.0/images", body)
+        assert daemon.get("/1.0/images") == ([] if message else [f"/1.0/images/{right}"])
+
+
 def test_the_client_launches_from_a_server_that_an_authority_has_signed(
     make_daemon: Callable[..., Daemon],
     busybox_image: Image,
@@ -224,6 +239,9 @@ def test_the_client_launches_from_a_server_that_an_authority_has_signed(
             assert daemon.lxc("exec", "c1", "--", "hostname").stdout == "c1\n"
             daemon.lxc("image", "copy", "mine:busybox/1", "local:", "--alias", "here", "--auto-update")
             assert "Alias: busybox/1" in daemon.lxc("image", "info", "here").stdout
+            for url in daemon.get("/1.0/images"):
+                daemon.do("DELETE", url)
+            check_images_by_url(daemon, server, busybox_image)
         finally:
             problems = daemon.close()
         assert problems == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.daemon.environment import environment
+from utsuwa.host.network import addressing
 from utsuwa.host.system import facts
 from utsuwa.security.keypair import ServerCertificate
 
@@ -34,19 +37,27 @@ def test_the_host_is_described() -> None:
     assert set(found.lxc_features.values()) <= {"true", "false"}
 
 
-def test_unreachable_addresses_are_omitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "fib_trie").write_text(
-        "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.2.0\n        /24 link UNICAST\n"
-        "     |-- 10.1.2.3\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host LOCAL\n"
-        "Local:\n     |-- 10.1.2.3\n        /32 host LOCAL\n     |-- 169.254.1.1\n        /32 host LOCAL\n"
-    )
-    (tmp_path / "if_inet6").write_text(
-        "00000000000000000000000000000001 01 80 10 80       lo\n"
-        "fe800000000000000000000000000001 02 40 20 80     eth0\n"
-        "20010db8000000000000000000000005 02 40 00 80     eth0\n"
-    )
-    monkeypatch.setattr(facts, "_NET", tmp_path)
-    assert facts.host_addresses() == ["10.1.2.3", "2001:db8::5"]
+def test_addresses_that_others_reach_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not those of bridges and of links that are down (lxd#5003, lxd#12042, lxd#3085)."""
+    links = {
+        "lo": ("0x9", "unknown", ["10.255.0.1", "127.0.0.1"]),
+        "bridge": ("0x1003", "up", ["10.9.0.1"]),
+        "unplugged": ("0x1003", "down", ["10.8.0.1"]),
+        "off": ("0x1002", "down", ["10.7.0.1"]),
+        "eth0": ("0x1003", "up", ["2001:db8::5", "10.1.2.3", "169.254.1.1", "fe80::1"]),
+    }
+    for name, (flags, state, _) in links.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags").write_text(f"{flags}\n")
+        (tmp_path / name / "operstate").write_text(f"{state}\n")
+    (tmp_path / "bridge" / "bridge").mkdir()
+    names = [*links, "gone"]
+    listed = [(index, ip_address(a)) for index, name in enumerate(links) for a in links[name][2]]
+    monkeypatch.setattr(facts, "_LINKS", tmp_path)
+    monkeypatch.setattr(socket, "if_indextoname", lambda index: names[index])
+    listed.append((len(links), ip_address("10.6.0.1")))
+    monkeypatch.setattr(addressing, "own_addresses", lambda: listed)
+    assert facts.host_addresses() == ["10.255.0.1", "10.1.2.3", "2001:db8::5", "10.9.0.1", "10.8.0.1"]
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,25 @@ class Route:
 
 
 def addresses(index: int | None = None) -> Iterator[tuple[int, Interface]]:
-    """Yield the index of an interface and an address of global scope, of one interface or of all."""
+    """Yield the index of an interface and an address of global scope, of one interface or of all.
+
+    On a point-to-point link, it is that of the peer.
+    """
+    for owner, prefix, found in _global(index):
+        yield owner, ipaddress.ip_interface((found[_IFA_ADDRESS], prefix))
+
+
+def own_addresses() -> Iterator[tuple[int, Address]]:
+    """Yield the index of an interface and an address of global scope that this host has there."""
+    for owner, _, found in _global(None):
+        yield owner, ipaddress.ip_address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
+
+
+def _global(index: int | None) -> Iterator[tuple[int, int, dict[int, bytes]]]:
     for message in netlink.dump(netlink.GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0)):
         family, prefix, _flags, scope, owner = _ADDRESS.unpack_from(message)
-        if scope != SCOPE_GLOBAL or family not in _VERSIONS or index not in (None, owner):
-            continue
-        found = parse_attributes(message, (_IFA_ADDRESS,), _ADDRESS.size)
-        yield owner, ipaddress.ip_interface((found[_IFA_ADDRESS], prefix))
+        if scope == SCOPE_GLOBAL and family in _VERSIONS and index in (None, owner):
+            yield owner, prefix, parse_attributes(message, (_IFA_ADDRESS, _IFA_LOCAL), _ADDRESS.size)
 
 
 def taken() -> dict[str, list[Subnet]]:

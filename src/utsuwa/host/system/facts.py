@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import os
 import platform
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from utsuwa.host.network import addressing
 
 _LXC_FEATURES = (
     "cgroup2",
@@ -123,36 +125,28 @@ def parse_cpu_list(text: str) -> set[int]:
 
 # ---- addresses
 
-_NET = Path("/proc/net")
-_LOCAL_HOST = "/32 host LOCAL"
+_LINKS = Path("/sys/class/net")
+_UP = 0x1
+_DOWN = ("down", "lowerlayerdown")
 
 
 def host_addresses() -> list[str]:
-    """Return the host's addresses, except loopback and link-local ones."""
-    found = [ipaddress.ip_address(text) for text in (*_ipv4_addresses(), *_ipv6_addresses())]
-    return [str(a) for a in found if not (a.is_loopback or a.is_link_local)]
+    """Return the host's addresses that others may reach, the most promising ones first.
 
-
-def _ipv4_addresses() -> list[str]:
-    """Return the local addresses in the kernel's routing tables, where each may appear several times."""
-    found: dict[str, None] = {}
-    candidate = ""
-    for line in _lines(_NET / "fib_trie"):
-        text = line.strip()
-        if text.startswith("|-- "):
-            candidate = text[4:]
-        elif text == _LOCAL_HOST:
-            found[candidate] = None
-    return list(found)
-
-
-def _ipv6_addresses() -> list[str]:
-    numbers = [line.split()[0] for line in _lines(_NET / "if_inet6")]
-    return [str(ipaddress.IPv6Address(int(number, 16))) for number in numbers]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
+    Addresses of interfaces that are off, and loopback and link-local ones, are left out. Bridges come late:
+    most connect only what runs on this host. Interfaces without a link come last.
+    """
+    found = []
+    for index, address in addressing.own_addresses():
+        if address.is_loopback or address.is_link_local:
+            continue
+        try:
+            folder = _LINKS / socket.if_indextoname(index)
+            flags = int((folder / "flags").read_text(), 16)
+            down = (folder / "operstate").read_text().strip() in _DOWN
+        except OSError:  # gone meanwhile
+            continue
+        if flags & _UP:
+            rank = down, (folder / "bridge").is_dir(), address.version
+            found.append((rank, str(address)))
+    return list(dict.fromkeys(text for _, text in sorted(found, key=lambda entry: entry[0])))

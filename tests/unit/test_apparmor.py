@@ -203,8 +203,9 @@ async def test_loading_and_removing(tmp_path: Path, parsed: list[list[str]]) -> 
     await profiles.unload("c1")
     assert file.exists()
     assert not namespace.exists()
-    await profiles.remove("c1")
-    await profiles.remove("c1")
+    await profiles.unload("c1")
+    for _ in range(2):
+        profiles.remove_files("c1")
     assert not file.exists()
     assert list((tmp_path / "aa/cache/x").iterdir()) == []
     assert [argv[1] for argv in parsed] == ["--replace"] * 3 + ["--remove"] * 2
@@ -215,5 +216,6 @@ async def test_hosts_without_apparmor(tmp_path: Path, parsed: list[list[str]]) -
     for mode, expected in ((Mode.OFF, []), (Mode.INHERIT, [("lxc.apparmor.profile", "unchanged")])):
         profiles = Profiles(tmp_path, "u", Support(mode))
         assert await profiles.load("c1", privileged=False, nesting=False) == expected
-        await profiles.remove("c1")
+        await profiles.unload("c1")
+        profiles.remove_files("c1")
     assert parsed == []

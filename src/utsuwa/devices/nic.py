@@ -182,8 +182,9 @@ class VethNic(Device):
 
     async def _remove(self, host_name: str) -> None:
         await self._route(host_name, remove=routes_of(self.config))
-        await veth.delete(host_name)
-        await traffic.remove_helper(host_name)
+        if await asyncio.to_thread(_remains, host_name):
+            await veth.delete(host_name)
+            await traffic.remove_helper(host_name)
 
     async def _route(
         self, host_name: str, *, add: Collection[str] = (), remove: Collection[str] = ()
@@ -239,6 +240,14 @@ class VethNic(Device):
 
     def _mac(self, host: DeviceHost, run: RunConfig) -> str:
         return self.config.get("hwaddr") or run.volatile.get("hwaddr") or host.volatile(self.name, "hwaddr")
+
+
+def _remains(host_name: str) -> bool:
+    """Return whether a pair is still there; if not, remove what outlives it. Blocking."""
+    if veth.exists(host_name):
+        return True
+    traffic.delete_helper(host_name)
+    return False
 
 
 class P2PNic(VethNic):

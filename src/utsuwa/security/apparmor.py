@@ -322,12 +322,8 @@ class Profiles:
         with contextlib.suppress(OSError):
             await asyncio.to_thread((self._namespaces / profile_name(self._owner, storage_name)).rmdir)
 
-    async def remove(self, storage_name: str) -> None:
-        """Unload a profile and delete its files; does nothing if there are none."""
-        await self.unload(storage_name)
-        await asyncio.to_thread(self._unlink, storage_name)
-
-    def _unlink(self, storage_name: str) -> None:
+    def remove_files(self, storage_name: str) -> None:
+        """Delete the files of a profile that was unloaded; does nothing if there are none. Blocking."""
         file = self._file(storage_name)
         file.unlink(missing_ok=True)
         for compiled in (self._folder / "cache").glob("*/*"):

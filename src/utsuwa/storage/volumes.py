@@ -269,15 +269,17 @@ class VolumeManager:
         at = self._known.get(pool)
         name, fingerprint = volume.storage_name, None
 
-        def remove_links() -> str | None:
+        def delete_files() -> str | None:
             self._links.remove(name)
-            return at.images.image_of(volume) if available else None
+            found = at.images.image_of(volume)
+            intentions.delete_all(at.driver, volume)
+            return found
 
         async with self._locks.hold(pool, volume):
-            fingerprint = await self._threads.quick.run(remove_links)
             if available:
-                await self._threads.remove.run(intentions.delete_all, at.driver, volume)
+                fingerprint = await self._threads.remove.run(delete_files)
             else:
+                await self._threads.quick.run(self._links.remove, name)
                 log.warning(
                     "instance %s is deleted without its files, as storage pool %r is not available: "
                     "if its source becomes available again, remove %s there by hand",

@@ -41,8 +41,16 @@ async def clear(interface: str) -> None:
 
 
 async def remove_helper(interface: str) -> None:
-    """Remove the helper interface, which outlives the interface itself; does nothing if there is none."""
-    await asyncio.to_thread(_delete, helper_name(interface))
+    """As `delete_helper`."""
+    await asyncio.to_thread(delete_helper, interface)
+
+
+def delete_helper(interface: str) -> None:
+    """Remove the helper interface, which outlives the interface itself; does nothing if there is none.
+
+    Blocking. Raises HostError.
+    """
+    _delete(helper_name(interface))
 
 
 def helper_name(interface: str) -> str:

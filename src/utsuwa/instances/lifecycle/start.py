@@ -165,7 +165,9 @@ async def _prepare(ctx: Context, instance: Loaded, undo: Rollback) -> _Prepared:
     own = await asyncio.to_thread(_make_device_folder, host)
     steps = await device_steps.start_all(host, undo)
     lines, place, chosen = await _limits(ctx, instance)
-    lines += await asyncio.to_thread(io_limits.lines, await device_steps.io_limits(host))
+    wanted = await device_steps.io_limits(host)
+    if wanted:
+        lines += await asyncio.to_thread(io_limits.lines, wanted)
     spec = lxcconf.ContainerSpec(
         name=instance.name,
         architecture=instance.data.architecture,

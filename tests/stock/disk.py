@@ -60,8 +60,8 @@ def prepare(release: Release) -> Disks:
 
 def _bundle(suite: str) -> Path:
     fill = HERE / "make-bundle"
-    parts = ["offline-bundle", "debian-host.sh", "build-debian-image"]
-    files = [fill, SOURCES, ROOT / "pyproject.toml", *(ROOT / "scripts" / part for part in parts)]
+    scripts = [ROOT / "scripts" / part for part in ("offline-bundle", "debian-host.sh")]
+    files = [fill, SOURCES, ROOT / "pyproject.toml", *scripts, images.DEBIAN, *images.BUILDERS]
 
     def make(folder: Path) -> None:
         content = folder / "content"

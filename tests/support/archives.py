@@ -6,6 +6,7 @@ libraries.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -14,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
+
+from tests.support.cache import cached
 
 RELEASE = "tiny"
 DATE = 1_700_000_000
@@ -72,7 +75,7 @@ class TestArchive:
         version: str = "1.0",
         scripts: Mapping[str, str] | None = None,
     ) -> None:
-        """Add a package, or another version of it; `publish` has it known."""
+        """Add a package; `publish` has it known."""
         tree = self.folder.parent / f"tree-{name}"
         for path, content in files.items():
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +111,18 @@ class TestArchive:
         target.write_bytes(signed.stdout)
 
 
-def make(folder: Path) -> TestArchive:
-    """Make an archive with the packages `system`, `apt` and `hello` in a directory that others can read."""
+def archive_of_tests() -> TestArchive:
+    """Return an archive with the packages `system`, `apt`, `hello` and `broken`, which is cached."""
+    return _in(cached("archive", [Path(__file__).read_bytes()], _make))
+
+
+def _in(folder: Path) -> TestArchive:
+    return TestArchive(folder / "archive", folder / "key.gpg", folder / "gpg")
+
+
+def _make(folder: Path) -> None:
     (folder / "archive/pool").mkdir(parents=True)
-    archive = TestArchive(folder / "archive", folder / "key.gpg", folder / "gpg")
+    archive = _in(folder)
     make_key(archive.home, archive.keyring)
     _add_system(archive)
     required = "Priority: required\n"
@@ -123,7 +134,6 @@ def make(folder: Path) -> TestArchive:
         "broken", {}, scripts={"postinst": "#!/bin/sh\necho broken has a script that fails\nexit 1\n"}
     )
     archive.publish()
-    return archive
 
 
 def make_key(home: Path, keyring: Path) -> None:
@@ -200,6 +210,7 @@ def _pack(folder: Path, tree: Path, name: str, version: str, fields: str, script
     shutil.rmtree(tree)
 
 
+@functools.cache
 def _architecture() -> str:
     return _run("dpkg", "--print-architecture").decode().strip()
 

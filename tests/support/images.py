@@ -6,6 +6,7 @@ import io
 import json
 import platform
 import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tests.support import isolation
 from tests.support.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
+DEBIAN = ROOT / "scripts/images/debian-12.yaml"
+BUILDERS = sorted((ROOT / "src/utsuwa/cli/building").glob("*.*"))
+"""What makes of the definition an image, without a daemon."""
 BUSYBOX = Path("/bin/busybox")
 UNIFIED, METADATA, ROOTFS = "busybox.tar.xz", "meta.tar.xz", "rootfs.squashfs"
 FOLDERS = ("bin", "dev", "etc", "home", "home/user", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
@@ -137,14 +141,18 @@ def _add(tar: tarfile.TarFile, files: Mapping[str, bytes | str | None]) -> None:
 
 
 def debian() -> Image:
-    """Return the Debian image, built by `scripts/build-debian-image` and cached until that changes."""
-    script = ROOT / "scripts" / "build-debian-image"
+    """Return the image of `scripts/images/debian-12.yaml`, cached until that or what builds it changes."""
 
     def build(folder: Path) -> None:
         # its packages come over the host's network
-        command = [*isolation.host_prefix(), str(script), str(folder)]
-        built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        words = (sys.executable, "-m", "utsuwa.cli.building", str(DEBIAN), str(folder))
+        built = subprocess.run(
+            [*isolation.host_prefix(), *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=ROOT / "src",
+        )
         assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
 
-    folder = cached("debian", [script.read_bytes()], build)
+    folder = cached("debian-12", [file.read_bytes() for file in (DEBIAN, *BUILDERS)], build)
     return Image(folder / "metadata.tar.xz", folder / "rootfs.squashfs")

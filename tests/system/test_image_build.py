@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -12,31 +14,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import archives
+from tests.support import archives, images, isolation
 from tests.support.archives import TestArchive, content_of, tree_of
 from tests.support.client import command, environment, utsuwa_client
 from tests.support.daemon import Daemon
+from tests.support.leaks import HOME_PREFIX
+from tests.support.tls import free_address
 
 pytestmark = pytest.mark.root
 SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> TestArchive:
-    folder = tmp_path_factory.mktemp("archive")
-    for place in (folder, folder.parent, folder.parent.parent):
-        place.chmod(0o755)  # apt reads it as a user of its own
-    return archives.make(folder)
+def archive() -> TestArchive:
+    return archives.archive_of_tests()
 
 
 @pytest.fixture
-def temporary(tmp_path: Path) -> Iterator[Path]:
+def temporary() -> Iterator[Path]:
     """TMPDIR of the builds, in which nothing is left."""
-    place = Path(tempfile.mkdtemp(prefix="utsuwa-test-tmp-", dir=tmp_path))
-    for folder in (place, tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    place = Path(
+        tempfile.mkdtemp(prefix=f"{HOME_PREFIX}tmp-", dir=os.environ.get("UTSUWA_TEST_DIR", "/var/tmp"))
+    )
+    place.chmod(0o755)  # apt downloads as a user of its own, to whom those of pytest are closed
     yield place
     assert list(place.iterdir()) == []
+    place.rmdir()
 
 
 Build = Callable[..., subprocess.CompletedProcess[str]]
@@ -200,11 +203,10 @@ def test_error_says_what_is_wrong(
 SLOW = "commands: ['sleep 1000']"
 
 
-def started(daemon: Daemon, tmp_path: Path, temporary: Path, definition: str) -> subprocess.Popen[bytes]:
-    """Start a build, and wait until its last command runs in the container."""
+def begin(daemon: Daemon, tmp_path: Path, temporary: Path, definition: str) -> subprocess.Popen[bytes]:
     path = tmp_path / "slow.yaml"
     path.write_text(definition)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command("image", "build", str(path)),
         env=environment(daemon) | {"TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
@@ -212,9 +214,14 @@ def started(daemon: Daemon, tmp_path: Path, temporary: Path, definition: str) ->
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def started(daemon: Daemon, tmp_path: Path, temporary: Path, definition: str) -> subprocess.Popen[bytes]:
+    """Start a build, and wait until its last command runs in the container."""
+    process = begin(daemon, tmp_path, temporary, definition)
     deadline = time.monotonic() + SECONDS
     while not _sleeps(daemon):
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert process.poll() is None, process.communicate()[1].decode()
         assert time.monotonic() < deadline, "the command does not run"
         time.sleep(0.1)
     return process
@@ -243,6 +250,19 @@ def test_interrupted_build_leaves_nothing(
     assert module_daemon.get("/1.0/instances") == []
 
 
+def test_interrupted_download_leaves_nothing(
+    module_daemon: Daemon, archive: TestArchive, tmp_path: Path, temporary: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+        mirror = f"http://127.0.0.1:{server.getsockname()[1]}/debian"
+        process = begin(module_daemon, tmp_path, temporary, archive.definition(mirror=mirror))
+        with server.accept()[0]:
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=SECONDS)[1] == b"Error: Interrupted\n"
+            assert process.returncode == 130
+
+
 def test_container_of_a_killed_build_ends_and_the_next_build_removes_its_files(
     module_daemon: Daemon, archive: TestArchive, tmp_path: Path, temporary: Path, build: Build
 ) -> None:
@@ -255,3 +275,40 @@ def test_container_of_a_killed_build_ends_and_the_next_build_removes_its_files(
         time.sleep(0.1)
     assert list(temporary.iterdir()), "nothing to remove"
     build(archive.definition() + "packages: [absent]", check=False)
+
+
+def test_other_servers_install_what_this_host_downloads(
+    module_daemon: Daemon, archive: TestArchive, tmp_path: Path, build: Build
+) -> None:
+    address = free_address()
+    config = {"core.https_address": address, "core.trust_password": "sesame"}
+    module_daemon.do("PATCH", "/1.0", {"config": config})
+    add = ("remote", "add", "far", f"https://{address}", "--accept-certificate", "--password=sesame")
+    utsuwa_client(module_daemon, *add)
+    out = tmp_path / "out"
+    build(archive.definition(), "far:", "--output", str(out))
+    assert content_of(out / "rootfs.squashfs", "/etc/machine-id") == ""
+
+    module_daemon.do("POST", "/1.0/projects", {"name": "restricted", "config": {"restricted": "true"}})
+    ended = build(archive.definition(), "far:", "--project=restricted", check=False)
+    assert ended.returncode == 1
+    assert "The container that installs the packages cannot be started" in ended.stderr
+    assert "which restricted users and projects may not use" in ended.stderr
+
+
+@pytest.mark.skipif("UTSUWA_LONG" not in os.environ, reason="takes minutes: scripts/test --long")
+@pytest.mark.timeout(1800)
+def test_debian_image_is_the_same_whenever_it_is_built(module_daemon: Daemon, tmp_path: Path) -> None:
+    fingerprints = set()
+    for name in ("one", "two"):
+        # its packages come over the host's network
+        words = [*isolation.host_prefix(), *command("image", "build", str(images.DEBIAN))]
+        subprocess.run(
+            [*words, "--output", str(tmp_path / name)],
+            env=environment(module_daemon),
+            stdin=subprocess.DEVNULL,
+            check=True,
+        )
+        files = (tmp_path / name / "metadata.tar.xz", tmp_path / name / "rootfs.squashfs")
+        fingerprints.add(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
+    assert len(fingerprints) == 1

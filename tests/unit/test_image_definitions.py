@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from utsuwa.cli.building import metadata, scratch
+from utsuwa.cli.building import archive, metadata, scratch
 from utsuwa.cli.building.container import failure
 from utsuwa.cli.building.definition import Definition, File, load, parse
 from utsuwa.cli.building.packages import explain
@@ -104,6 +105,46 @@ def test_what_is_no_definition_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b" " * (1024 * 1024 + 1))
     with pytest.raises(UsageError, match="larger than 1 MiB"):
         load(str(path))
+
+
+UBUNTU = "http://archive.ubuntu.com/ubuntu noble"
+PORTS = "http://ports.ubuntu.com/ubuntu-ports noble"
+
+
+@pytest.mark.parametrize(
+    ("keys", "architecture", "lines"),
+    [
+        ({"mirror": "file:///srv"}, "amd64", ["file:///srv noble main universe"]),
+        ({"mirror": "file:///srv", "components": ("main",)}, "amd64", ["file:///srv noble main"]),
+        (
+            {"sources": ("deb http://a x main", "deb http://b y z")},
+            "amd64",
+            ["http://a x main", "http://b y z"],
+        ),
+        (
+            {},
+            "amd64",
+            [
+                f"{UBUNTU} main universe",
+                f"{UBUNTU}-updates main universe",
+                "http://security.ubuntu.com/ubuntu noble-security main universe",
+            ],
+        ),
+        ({}, "arm64", [f"{PORTS}{suffix} main universe" for suffix in ("", "-updates", "-security")]),
+    ],
+)
+def test_archive_is_what_the_definition_says_or_the_official_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], architecture: str, lines: list[str]
+) -> None:
+    monkeypatch.setattr(archive, "_of_host", lambda *_: ())
+    keyring = tmp_path / "keyring"
+    keyring.write_bytes(b"\x98")
+    found = archive.find(Definition("ubuntu", "noble", keyring=str(keyring), **keys), architecture)
+    assert list(found.lines) == lines
+    assert found.sources("/k").splitlines()[0] == f"deb [signed-by=/k] {lines[0]}"
+    assert found.keyring_inside == "/etc/apt/keyrings/archive.gpg"
+    keyring.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    assert archive.suffix(str(keyring)) == ".asc"
 
 
 def test_metadata_depends_on_nothing_but_its_input(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Builds without a daemon: `python3 -m utsuwa.cli.building DEFINITION OUT_DIR`, as root."""
+"""Builds without a daemon, as root: `python3 -m utsuwa.cli.building DEFINITION OUT_DIR`.
+
+This is how `scripts/offline-bundle` and the tests get the Debian image. Scripts of packages run on the host,
+in a chroot.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from utsuwa.cli.building.distributions import DISTRIBUTIONS, Distribution
 from utsuwa.cli.building.processes import output
 from utsuwa.cli.errors import CommandFailed
 
-_CUSTOM_KEYRING = "/etc/apt/keyrings/archive.gpg"
+_CUSTOM_KEYRING = "/etc/apt/keyrings/archive"
+_ARMOR = b"-----BEGIN"
 
 
 _SUFFIXES = ("", "-updates", "-security")
@@ -39,8 +40,14 @@ def find(definition: Definition, architecture: str) -> Archive:
     if not os.access(keyring, os.R_OK):
         advice = "" if definition.keyring else f": apt-get install {distribution.package}, or set 'keyring'"
         raise CommandFailed(f"The keyring {keyring} does not exist or is not readable{advice}")
-    inside = _CUSTOM_KEYRING if definition.keyring else keyring
+    inside = _CUSTOM_KEYRING + suffix(keyring) if definition.keyring else keyring
     return Archive(_lines(definition, distribution, architecture), keyring, inside)
+
+
+def suffix(keyring: str) -> str:
+    """Return the suffix by which apt recognizes the format of a keyring."""
+    with open(keyring, "rb") as file:
+        return ".asc" if file.read(len(_ARMOR)) == _ARMOR else ".gpg"
 
 
 def _lines(definition: Definition, distribution: Distribution, architecture: str) -> tuple[str, ...]:

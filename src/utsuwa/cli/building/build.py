@@ -68,12 +68,18 @@ def built_here(plan: Plan) -> Iterator[tuple[str, str]]:
         files = _download(plan, folder)
         messages = f"{folder}/messages"
         inner = f'exec bash "{folder}/kit/install.sh" "{folder}/kit" >"{files[1]}"'
-        # Without a network, as in a container, and nothing that a script starts outlives it.
-        isolated = ("unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child")
-        if run((*isolated, "--mount-proc", "bash", "-c", inner), messages):
+        if run((*_isolated(), "bash", "-c", inner), messages):
             with open(messages, encoding="utf-8", errors="replace") as file:
                 raise CommandFailed(container.failure(file.read()))
         yield files
+
+
+def _isolated() -> tuple[str, ...]:
+    """Return a prefix for a command: without a network, and with processes and mounts that end with it."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        is_chroot = all(line.split()[4] != "/" for line in file)
+    namespaces = ("--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+    return ("unshare", *namespaces, "--propagation", "unchanged" if is_chroot else "private")
 
 
 def _download(plan: Plan, folder: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import email.utils
 import hashlib
 import os
 import re
+import shutil
 
 from utsuwa.cli.building import archive
 from utsuwa.cli.building.processes import output, run
@@ -51,9 +52,16 @@ class Downloads:
         os.chmod(root, 0o755)  # apt downloads as a user of its own, if this one is root
         self._write("var/lib/dpkg/status", "")
         # apt uses packages of `file:` in place; here, they are needed in a directory of their own.
-        sources = source.sources(source.keyring).replace("] file:", "] copy:")
+        sources = source.sources(self._keyring(source)).replace("] file:", "] copy:")
         self._write("etc/apt/sources.list", sources)
         self._write("apt.conf", _settings(root, architecture))
+
+    def _keyring(self, source: Archive) -> str:
+        """Return a copy of the keyring that apt's user can read."""
+        path = f"{self._root}/keyring{archive.suffix(source.keyring)}"
+        shutil.copyfile(source.keyring, path)
+        os.chmod(path, 0o644)
+        return path
 
     def _write(self, name: str, text: str) -> None:
         path = f"{self._root}/{name}"

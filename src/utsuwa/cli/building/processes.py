@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(command: tuple[str, ...], log: str, environment: Mapping[str, str] | None = None) -> int:
     """Run a program whose output goes to the end of a file, and return its exit status.
 
-    It does not outlive an interrupt. Raises CommandFailed if it is not installed.
+    An interrupt kills it. Raises CommandFailed if it is not installed.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
@@ -36,7 +36,7 @@ def run(command: tuple[str, ...], log: str, environment: Mapping[str, str] | Non
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except BaseException:
-        os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
 

@@ -79,6 +79,23 @@ def test_init_then_start(shared_daemon: Daemon, busybox: str) -> None:
     assert status(shared_daemon, "c1") == "Running"
 
 
+def test_an_instance_type_sets_the_limits_of_lxd(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    d.lxc("init", busybox, "c1", "--type", "c0.5-m0.2", "-c", "limits.cpu=2")
+    config = d.get("/1.0/instances/c1")["config"]
+    limits = {key: value for key, value in config.items() if key.startswith("limits.")}
+    assert limits == {"limits.cpu": "2", "limits.cpu.allowance": "50%", "limits.memory": "204MB"}
+
+
+def test_the_pool_of_the_root_disk_cannot_be_overridden(shared_daemon: Daemon, busybox: str) -> None:
+    d = shared_daemon
+    d.lxc("init", busybox, "c1")
+    refused = d.lxc("config", "device", "override", "c1", "root", "pool=other", check=False)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("Error: Cannot update root disk device pool name to 'other'")
+    assert d.get("/1.0/instances/c1")["devices"] == {}
+
+
 def test_clean_stop_and_restart(shared_daemon: Daemon, c1: str) -> None:
     d = shared_daemon
     first = d.get(f"/1.0/instances/{c1}/state")["pid"]

@@ -15,11 +15,12 @@ from utsuwa.core.instance_types import limits_of_type
     ("name", "limits"),
     [
         ("", {}),
-        ("c2-m4", {"limits.cpu": "2", "limits.memory": "4096MiB"}),
-        ("m0.2", {"limits.memory": "205MiB"}),
+        ("c2-m4", {"limits.cpu": "2", "limits.memory": "4096MB"}),
+        ("m0.2", {"limits.memory": "204MB"}),
+        ("m0.001", {"limits.memory": "1MB"}),
         ("c1", {"limits.cpu": "1"}),
-        ("c0.5-m1", {"limits.cpu": "1", "limits.cpu.allowance": "50%", "limits.memory": "1024MiB"}),
-        ("m2-c1.5", {"limits.cpu": "2", "limits.cpu.allowance": "75%", "limits.memory": "2048MiB"}),
+        ("c0.5-m1", {"limits.cpu": "1", "limits.cpu.allowance": "50%", "limits.memory": "1024MB"}),
+        ("m2-c1.5", {"limits.cpu": "2", "limits.cpu.allowance": "75%", "limits.memory": "2048MB"}),
     ],
 )
 def test_instance_type_sets_limits(name: str, limits: dict[str, str]) -> None:

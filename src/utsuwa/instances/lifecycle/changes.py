@@ -142,7 +142,7 @@ def check_running(ctx: Context, old: Loaded, new: Loaded) -> None:
 def _check_root_pool(old: Loaded, new: Loaded) -> None:
     if old.pool != new.pool:
         raise InvalidConfig(
-            f"The root disk cannot be moved from pool {old.pool!r} to {new.pool!r} by changing its device: "
+            f"Cannot update root disk device pool name to {new.pool!r}, as the root disk is on {old.pool!r}: "
             f"move the instance with `utsuwa move {old.name} --storage {new.pool}`"
         )
 

@@ -19,7 +19,7 @@ async def check(ctx: Context, ref: InstanceRef) -> Loaded:
     """Return the instance. Raises InvalidRequest if it is running, Forbidden if it is protected, NotFound."""
     instance = await load(ctx, ref)
     if ctx.runtime.get(instance.ref) is not None:
-        raise InvalidRequest(f"The instance {ref.name!r} is running: stop it first, or delete it with force")
+        raise InvalidRequest(f"Instance is running: stop {ref.name!r} first, or delete it with force")
     if parse_bool(instance.expanded.config.get("security.protection.delete", "")):
         raise Forbidden(
             f"The instance {ref.name!r} is protected: unset security.protection.delete to delete it"

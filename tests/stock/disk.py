@@ -65,7 +65,7 @@ def _bundle(suite: str) -> Path:
 
     def make(folder: Path) -> None:
         content = folder / "content"
-        _run(fill, suite, content)
+        _run(fill, suite, images.debian().metadata.parent, content)
         make_image(content, folder / "bundle.img", "bundle")
         shutil.rmtree(content)
 

@@ -62,7 +62,7 @@ class StreamFile:
 class StreamImage:
     """An image in one form of its root file system; `serial` is the name of the version."""
 
-    __slots__ = ("_meta", "_product", "_root", "_version", "serial")
+    __slots__ = ("_meta", "_product", "_root", "_version", "fingerprint", "serial")
 
     def __init__(
         self, product: Record, serial: str, version: Record, meta: Record, root: Record | None
@@ -72,10 +72,10 @@ class StreamImage:
         self._version = version
         self._meta = meta
         self._root = root
-
-    @property
-    def fingerprint(self) -> str:
+        self.fingerprint = self._stated_fingerprint()
         """The hash of all files, as the server states it; empty if it does not."""
+
+    def _stated_fingerprint(self) -> str:
         if self._root is None:
             found = _text(self._meta, "sha256")
         elif self.is_squashfs:
@@ -171,14 +171,17 @@ class StreamImage:
 
 def _file(part: Literal["metadata", "rootfs"], item: Record) -> StreamFile:
     path, sha256, size = _text(item, "path"), _text(item, "sha256"), _size(item.get("size", 0))
-    what = f"The server lists an invalid file {path[:100]!r}"
     if not is_path(path):
-        raise InvalidImage(f"{what}: its path is not one below the server's URL")
+        raise _invalid(path, "its path is not one below the server's URL")
     if sha256 and not _HASH.match(sha256):
-        raise InvalidImage(f"{what}: its sha256 is not one")
+        raise _invalid(path, "its sha256 is not one")
     if not 0 <= size <= _MAX_SIZE:
-        raise InvalidImage(f"{what}: its size is not one of an image")
+        raise _invalid(path, "its size is not one of an image")
     return StreamFile(part, path, sha256, size)
+
+
+def _invalid(path: str, why: str) -> InvalidImage:
+    return InvalidImage(f"The server lists an invalid file {path[:100]!r}: {why}")
 
 
 def _size(value: Any) -> int:

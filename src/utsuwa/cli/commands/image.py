@@ -41,6 +41,16 @@ def _size(image: Image) -> str:
     return f"{image['size'] / 2**20:.2f}MB"
 
 
+_upload_dates: dict[str, str] = {}
+"""By the time in the API, as thousands of images of a server have the same few dates."""
+
+
+def _upload_date(time: str) -> str:
+    if time not in _upload_dates:
+        _upload_dates[time] = values.clock(values.local_time(time))
+    return _upload_dates[time]
+
+
 _COLUMNS: dict[str, tuple[str, Callable[[Image], str]]] = {
     "l": ("ALIAS", _shortest_alias),
     "L": ("ALIASES", lambda i: "\n".join(alias["name"] for alias in i["aliases"] or ())),
@@ -51,7 +61,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Image], str]]] = {
     "a": ("ARCHITECTURE", lambda i: str(i["architecture"])),
     "s": ("SIZE", _size),
     "t": ("TYPE", lambda i: str(i["type"]).upper()),
-    "u": ("UPLOAD DATE", lambda i: values.clock(values.local_time(i["uploaded_at"]))),
+    "u": ("UPLOAD DATE", lambda i: _upload_date(i["uploaded_at"])),
 }
 
 

@@ -85,7 +85,13 @@ def _add_remote(place: Place, url: str) -> None:
 
 def _list_shop(place: Place, *, own: bool) -> float:
     client = place.daemon.chosen_client(own=own)
-    return median_of(3, lambda: client("image", "list", f"{_SHOP}:", "--format", "csv"))
+
+    def show() -> None:
+        found = client("image", "list", f"{_SHOP}:", "--format", "csv").count("\n")
+        if found < ALIASES:
+            raise wire.WireError(f"{found} images are listed instead of {ALIASES}")
+
+    return median_of(3, show)
 
 
 @contextlib.contextmanager
@@ -112,11 +118,14 @@ def _shop() -> Iterator[ImageServer]:
 
 def _product(number: int) -> dict[str, Any]:
     items = {}
-    for name, ftype in (("lxd.tar.xz", "lxd.tar.xz"), ("rootfs.squashfs", "squashfs")):
+    for name in ("lxd.tar.xz", "incus.tar.xz", "rootfs.squashfs"):
         hashed = hashlib.sha256(f"{number} {name}".encode()).hexdigest()
         path = f"images/system/{number}/amd64/default/20260101_0700/{name}"
+        ftype = "squashfs" if name == "rootfs.squashfs" else name
         items[name] = {"ftype": ftype, "path": path, "sha256": hashed, "size": 1000}
-    items["lxd.tar.xz"]["combined_squashfs_sha256"] = hashlib.sha256(str(number).encode()).hexdigest()
+        if ftype == name:
+            whole = hashlib.sha256(f"{number} {name} whole".encode()).hexdigest()
+            items[name]["combined_squashfs_sha256"] = whole
     return {
         "aliases": f"system/{number}",
         "arch": "amd64",

@@ -262,20 +262,20 @@ class Daemon:
 
     # ---- talking to it
 
-    def client(self, *arguments: str) -> None:
-        """Its usual client (`lxc`, `incus`); raises WireError with what it said."""
-        self.run_client(self.kind.client, *arguments)
+    def client(self, *arguments: str) -> str:
+        """What its usual client (`lxc`, `incus`) prints; raises WireError with what it said."""
+        return self.run_client(self.kind.client, *arguments)
 
-    def own_client(self, *arguments: str) -> None:
+    def own_client(self, *arguments: str) -> str:
         """Our own client, which is installed as the quick start does."""
         launcher = self.home / "utsuwa"
         if not launcher.exists():
             path = [str(ROOT / "src"), sysconfig.get_path("purelib")]
             launcher.write_text(LAUNCHER.format(path=path))
             launcher.chmod(0o755)
-        self.run_client((str(launcher),), *arguments)
+        return self.run_client((str(launcher),), *arguments)
 
-    def chosen_client(self, *, own: bool) -> Callable[..., None]:
+    def chosen_client(self, *, own: bool) -> Callable[..., str]:
         """Its usual client, or with `own` at our daemon ours."""
         return self.own_client if own and self.kind.ours else self.client
 
@@ -283,7 +283,7 @@ class Daemon:
         """A command by its usual client over HTTPS, after `listen`."""
         self.run_client((*self.box.prefix, *self.kind.client), "exec", f"{REMOTE}:{name}", "--", *command)
 
-    def run_client(self, client: Sequence[str], *arguments: str) -> None:
+    def run_client(self, client: Sequence[str], *arguments: str) -> str:
         """Any client program, pointed to this daemon; raises WireError with what it said."""
         folders = dict.fromkeys(("LXD_DIR", self.kind.folder_variable), str(self.dir))
         done = subprocess.run(
@@ -301,6 +301,7 @@ class Daemon:
             raise wire.WireError(
                 f"{Path(client[-1]).name} {arguments[0]} ended with {done.returncode}: {said}"
             )
+        return done.stdout
 
     def import_image(self, image: Image, alias: str) -> None:
         self.client("image", "import", str(image.metadata), str(image.rootfs), "--alias", alias)

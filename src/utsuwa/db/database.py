@@ -174,8 +174,8 @@ class Database:
     async def note(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """As `begin`, for steps that only change what a power failure ends: interfaces, mounts and cgroups
-        of running containers.
+        """As `begin`, for steps that only change what a power failure ends (interfaces, mounts and cgroups of
+        running containers), or what the next start removes unless it is mentioned (files of images).
 
         Only the next start of a killed daemon needs what was written, so this does not have it synced.
         """

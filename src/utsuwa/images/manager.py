@@ -361,7 +361,8 @@ class ImageManager:
                 alias_rows.insert(tx, AliasRow(row.project, alias.name, alias.description, row.fingerprint))
             return row_id
 
-        return replace(row, id=await self._database.begin("reserve image", insert))
+        # Without the row, the next start removes the files: it is on disk with the one that makes it ready.
+        return replace(row, id=await self._database.note("reserve image", insert))
 
     async def _forget(self, row: ImageRow) -> None:
         await self._database.write("discard image", image_rows.delete, row.id)

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 Prefetch = Callable[[str, ImageSource, Stopper], Awaitable[None]]
 """Stores an image on a pool, or leaves nothing if it is stopped by the stopper."""
 
+_PAUSE = 0.05
+"""Seconds before the work begins: it occupies all processors, and who has imported an image has further
+requests, such as for its aliases. A launch meanwhile does not wait for this."""
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -54,6 +58,7 @@ class Prefetcher:
             await asyncio.wait([work.task for work in chosen])
 
     async def _run(self, pool: str, image: ImageSource, stopper: Stopper) -> None:
+        await asyncio.sleep(_PAUSE)
         async with self._one_at_a_time:
             if stopper.stopped:
                 return

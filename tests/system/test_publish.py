@@ -112,10 +112,15 @@ def test_the_image_describes_itself_when_it_is_exported(d: Daemon, busybox: str,
 
 @pytest.mark.parametrize("compression", ["none", "zstd", "squashfs"])
 def test_every_compression_can_be_launched(d: Daemon, busybox: str, compression: str) -> None:
-    d.lxc("init", busybox, "c1")
+    """Also with a file that ends with a hole."""
+    d.lxc("launch", busybox, "c1")
+    d.lxc("exec", "c1", "--", "sh", "-c", "echo text >/root/hole; truncate -s 300000 /root/hole")
+    d.lxc("stop", "-f", "c1")
     d.lxc("publish", "c1", "--alias", "one", "--compression", compression)
     d.lxc("launch", "one", "c2")
     assert d.lxc("exec", "c2", "cat", "/etc/hostname").stdout.strip() == "c2"
+    found = d.lxc("exec", "c2", "--", "sh", "-c", "stat -c %s /root/hole; head -c 4 /root/hole").stdout
+    assert found == "300000\ntext"
 
 
 def test_the_compression_is_that_of_project_or_server(d: Daemon, busybox: str) -> None:

@@ -25,7 +25,7 @@ from utsuwa.host.processes.stopper import Stopper
 
 _ENDS_WITH_DAEMON = ("setpriv", "--pdeathsig", "KILL")
 _TAR = (
-    "tar", "--create", "--file=-", "--format=posix", "--sort=name", "--sparse", "--numeric-owner",
+    "tar", "--create", "--file=-", "--format=posix", "--sort=name", "--numeric-owner",
     "--one-file-system", "--xattrs", "--xattrs-include=user.*", "--xattrs-include=security.capability",
     # Without these, every file would have a second header, with times in nanoseconds, and the id of tar.
     "--pax-option=delete=atime,delete=ctime,delete=mtime,exthdr.name=%d/PaxHeaders/%f",
@@ -33,6 +33,8 @@ _TAR = (
 )  # fmt: skip
 _ACLS = "--xattrs-include=system.posix_acl_*"
 """ACLs as they are on disk: `--acls` would write this host's names of users."""
+_SPARSE = "--sparse"
+"""Not for mksquashfs, which finds holes itself; 4.5 fails on sparse files that end with a hole."""
 
 
 def pack_tar(
@@ -52,7 +54,7 @@ def pack_tar(
     """
     with _archived(folder, metadata, moment, beside) as archive:
         compressor = compress.compressor(compression)
-        commands = [[*archive, _ACLS], *([compressor] if compressor else [])]
+        commands = [[*archive, _ACLS, _SPARSE], *([compressor] if compressor else [])]
         _run(commands, take, stopper)
 
 

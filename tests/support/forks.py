@@ -33,30 +33,28 @@ _CLONE_NEW = {"mnt": 0x20000, "net": 0x40000000}
 
 
 class Forked:
-    """A forked daemon, with those methods of `subprocess.Popen` that tests use."""
+    """A forked daemon, with those methods of `subprocess.Popen` that tests use, for several threads."""
 
     def __init__(self, source: _Source, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
         self._source = source
         self._fd = os.pidfd_open(pid)
+        self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._fd], [], [], 0)[0]:
-            self._end()
-        return self.returncode
+        return self._ended(0)
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            if not select.select([self._fd], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("utsuwad", timeout or 0)
-            self._end()
-        assert self.returncode is not None
-        return self.returncode
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("utsuwad", timeout or 0)
+        return code
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            signal.pidfd_send_signal(self._fd, number)
+        with self._lock:
+            if self.returncode is None:
+                signal.pidfd_send_signal(self._fd, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -64,9 +62,22 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def _end(self) -> None:
-        self.returncode = self._source.ask({"ended": self.pid})
-        os.close(self._fd)
+    def _ended(self, timeout: float | None) -> int | None:
+        """Return the exit code; None if it still runs after `timeout` seconds."""
+        with self._lock:
+            if self.returncode is not None:
+                return self.returncode
+            own = os.dup(self._fd)  # another thread may see the end first
+        try:
+            if not select.select([own], [], [], timeout)[0]:
+                return None
+        finally:
+            os.close(own)
+        with self._lock:
+            if self.returncode is None:
+                self.returncode = self._source.ask({"ended": self.pid})
+                os.close(self._fd)
+            return self.returncode
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str], log: Path, namespaces_of: int | None) -> Forked:

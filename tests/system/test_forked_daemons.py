@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -77,5 +78,21 @@ def test_its_end_is_seen() -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait(10) == -signal.SIGKILL == process.poll()
     assert not Path("/proc", str(pid)).exists()
+    daemon.start()
+    assert daemon.close() == []
+
+
+def test_its_end_is_seen_by_several_threads() -> None:
+    daemon = Daemon()
+    for _ in range(5):
+        daemon.start()
+        process = daemon.process
+        assert process is not None
+        with ThreadPoolExecutor(4) as threads:
+            codes = [threads.submit(process.wait, 60) for _ in range(3)]
+            process.kill()
+            assert process.wait(60) == -signal.SIGKILL
+            assert [code.result() for code in codes] == [-signal.SIGKILL] * 3
+        daemon.process = None
     daemon.start()
     assert daemon.close() == []

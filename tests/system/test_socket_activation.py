@@ -189,7 +189,7 @@ def test_activateifneeded_wakes_the_daemon_through_systemd(stopped: Daemon, busy
     woken = utsuwad(stopped, "activateifneeded", "--debug")
     said = f"{LOOKING}Daemon has auto-started instances, activating...\n"
     assert (woken.returncode, woken.stderr) == (0, said)
-    assert request(stopped.socket, "GET", "/internal/ready").status == 200
+    assert request(stopped.socket, "GET", "/internal/ready?api-only=1").status == 200
     until(lambda: stopped.get("/1.0/instances/c")["status"] == "Running")
 
 

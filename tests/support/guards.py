@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -58,6 +59,22 @@ class _Starvation:
         return seconds - forgiven
 
 
+class _Collections:
+    """Seconds of garbage collections: they grow with all that former tests have left, not with the code."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._begin: float | None = None
+
+    def __call__(self, phase: str, _info: dict[str, int]) -> None:
+        """A callback of `gc`."""
+        if phase == "start":
+            self._begin = time.perf_counter()
+        elif self._begin is not None:
+            self.seconds += time.perf_counter() - self._begin
+            self._begin = None
+
+
 def _starved() -> float:
     waited = 0
     for task in Path("/proc/self/task").iterdir():
@@ -94,19 +111,20 @@ def allow_processes() -> Iterator[None]:
 def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
     """Raise LoopBlocked at the end if a callback blocked an asyncio loop for more than `limit` seconds.
 
-    Time in which threads were ready to run, but lacked a processor, is subtracted.
+    Time in which threads were ready to run, but lacked a processor, is subtracted, and that of garbage
+    collections.
     `time.sleep` in a thread with a running loop always raises.
     """
     slow: list[str] = []
     run, sleep = asyncio.Handle._run, time.sleep
-    starvation = _Starvation()
+    starvation, collections = _Starvation(), _Collections()
 
     def timed(handle: asyncio.Handle) -> None:
-        begin = time.perf_counter()
+        begin, collected = time.perf_counter(), collections.seconds
         try:
             run(handle)
         finally:
-            taken = time.perf_counter() - begin
+            taken = time.perf_counter() - begin - (collections.seconds - collected)
             if taken > limit and (taken := starvation.forgive(taken)) > limit:
                 slow.append(f"{handle!r} held the event loop for {taken:.2f} s")
 
@@ -117,9 +135,11 @@ def watch_loops(limit: float = SLOW_CALLBACK_SECONDS) -> Iterator[None]:
 
     asyncio.Handle._run = timed  # type: ignore[assignment,method-assign]
     time.sleep = refused
+    gc.callbacks.append(collections)
     try:
         yield
     finally:
+        gc.callbacks.remove(collections)
         asyncio.Handle._run = run  # type: ignore[method-assign]
         time.sleep = sleep
     if slow:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.instances import C1, NOON, instance_row, ref
 from tests.support.transactions import CountedTransaction, refused
+from utsuwa.core import clock
 from utsuwa.core.errors import (
     AlreadyExists,
     InUse,
@@ -29,6 +30,7 @@ from utsuwa.db import (
     config,
     idmaps,
     image_aliases,
+    image_lists,
     images,
     instances,
     networks,
@@ -295,6 +297,7 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
         projects.get_all(tx)
         projects.contents(tx)
         images.get_all(tx, None)
+        image_lists.fetch(tx, None)
         image_aliases.get_all(tx, None)
         storage_pools.get_all(tx)
         storage_pools.used_by(tx)
@@ -304,7 +307,7 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
     def add(n: int) -> None:
         profiles.insert(tx, ProfileRow(0, "default", f"p{n}", config={"user.x": "1"}))
         instances.insert(tx, instance_row(f"c{n}", config={"user.x": "1"}, profiles=[f"p{n}"]))
-        images.insert(tx, image(f"{n:064x}", properties={"os": "x"}))
+        images.insert(tx, image(f"{n:064x}", properties={"os": "x"}, state="ready", profiles=["default"]))
         image_aliases.insert(tx, AliasRow("default", f"a{n}", "", f"{n:064x}"))
         storage_volumes.insert(tx, volume(f"c{n}"))
         certificates.insert(tx, CertificateRow(0, f"{n:064x}", "client", "n", "PEM"))
@@ -319,6 +322,17 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
     tx.statements = 0
     load_everything()
     assert tx.statements == before > 0
+
+
+@given(moment=st.datetimes(timezones=st.just(UTC)), stored_as=st.sampled_from(["text", "offset", "datetime"]))
+def test_stored_times_have_the_form_of_the_api(moment: datetime, stored_as: str) -> None:
+    if stored_as == "text":
+        stored: Any = moment.isoformat(sep=" ", timespec="microseconds")
+    elif stored_as == "offset":
+        stored = moment.replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds") + "-00:00"
+    else:
+        stored = moment
+    assert schema.time_text(stored) == clock.to_wire(moment)
 
 
 # ---- nics

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -21,7 +22,8 @@ from utsuwa.core.errors import (
     NotFound,
     OtherMember,
 )
-from utsuwa.core.image_source import ImageSource
+from utsuwa.core.filters import parse as parse_filter
+from utsuwa.core.image_source import ImageOrigin, ImageSource
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
 from utsuwa.db import images as image_rows
@@ -222,7 +224,7 @@ async def test_a_refused_upload_leaves_nothing(
     with pytest.raises(error):
         await setting.add(**new)
     assert setting.files == []
-    assert await setting.images.all(EVERYTHING, "default") == []
+    assert await setting.images.names(EVERYTHING, "default") == []
     assert await setting.images.aliases.all(EVERYTHING, "default") == []
     assert setting.events.seen == []
 
@@ -275,7 +277,7 @@ async def test_projects_share_the_files(setting: Setting) -> None:
     await setting.images.remove(first)
     assert setting.files == [ONE]
     assert setting.pools.deleted == []
-    assert await setting.images.all(EVERYTHING, "default") == []
+    assert await setting.images.names(EVERYTHING, "default") == []
     await setting.images.remove(second)
     assert setting.files == []
     assert setting.pools.deleted == [ONE]
@@ -291,7 +293,7 @@ async def test_the_same_bytes_cut_elsewhere_are_another_image(
         await setting.add(other[0], rootfs=other[1], project="other", profiles=[])
     assert setting.files == [ONE, f"{ONE}.rootfs"]
     assert (setting.paths.images / ONE).read_bytes() == b"on"
-    assert await setting.images.all(EVERYTHING, "other") == []
+    assert await setting.images.names(EVERYTHING, "other") == []
 
 
 async def test_a_pool_that_fails_does_not_keep_the_image(
@@ -300,7 +302,7 @@ async def test_a_pool_that_fails_does_not_keep_the_image(
     row = await setting.add()
     setting.pools.fails = True
     await setting.images.remove(row)
-    assert await setting.images.all(EVERYTHING, "default") == []
+    assert await setting.images.names(EVERYTHING, "default") == []
     assert setting.files == []
     assert "still on a pool" in caplog.text
 
@@ -352,7 +354,7 @@ async def test_strangers_see_public_images_only(setting: Setting) -> None:
     await setting.add(aliases=["private"])
     public = await setting.add(b"two", public=True, aliases=["public"])
     images = setting.images
-    assert await images.all(NOTHING, "default") == [public]
+    assert await images.names(NOTHING, "default") == [("default", TWO)]
     assert [r.fingerprint for r in await images.records(NOTHING, "default")] == [TWO]
     assert await images.get(NOTHING, "default", TWO[:6]) == public
     assert [a.name for a in await images.aliases.all(NOTHING, "default")] == ["public"]
@@ -478,7 +480,7 @@ async def test_an_image_that_is_not_ready_is_not_found(setting: Setting) -> None
         await setting.images.resolve("default", fingerprint=TWO)
     with pytest.raises(NotFound):
         await setting.images.aliases.create("default", ImageAliasesPost(name="a", target=TWO))
-    assert [r.fingerprint for r in await setting.images.all(EVERYTHING, "default")] == [ONE]
+    assert await setting.images.names(EVERYTHING, "default") == [("default", ONE)]
 
 
 @pytest.mark.parametrize(
@@ -497,7 +499,7 @@ async def test_a_project_without_images_of_its_own_has_the_default_ones(setting:
     row = await setting.add(project="shares", aliases=["a"])
     assert row.project == "default"
     assert await images.get(EVERYTHING, "shares", ONE[:12]) == row
-    assert await images.all(EVERYTHING, "shares") == [row]
+    assert await images.names(EVERYTHING, "shares") == [("default", ONE)]
     assert await images.resolve("shares", alias="a") == await images.resolve("shares", fingerprint=ONE) == row
     assert await images.resolve("shares", properties={"os": "Debian"}) == row
     assert [alias.name for alias in await images.aliases.all(EVERYTHING, "shares")] == ["a"]
@@ -505,17 +507,74 @@ async def test_a_project_without_images_of_its_own_has_the_default_ones(setting:
     assert (await images.aliases.get(EVERYTHING, "default", "b")).project == "default"
     await images.aliases.delete("shares", "b")
     held = Scope(frozenset({"shares"}))
-    assert await images.all(held, "shares") == [row], "what a project shares is there for who is held to it"
-    assert await images.all(held, "default") == []
+    shared = await images.names(held, "shares")
+    assert shared == [("default", ONE)], "what a project shares is there for who is held to it"
+    assert await images.names(held, "default") == []
     await images.remove(await images.get(EVERYTHING, "shares", ONE))
-    assert await images.all(EVERYTHING, "default") == []
+    assert await images.names(EVERYTHING, "default") == []
+
+
+async def test_a_list_has_the_records_of_single_images(setting: Setting) -> None:
+    await setting.add(aliases=["b", "a"], properties={"os": "Mine", "note": 'quoted "text"'})
+    await setting.add(
+        b"two",
+        rootfs=b"root",
+        public=True,
+        cached=True,
+        source=ImageOrigin("https://x", "simplestreams", "", "y"),
+    )
+    await setting.add(b"three", project="other")
+    for project in ("default", "shares", "other"):
+        rows = [
+            await setting.images.get(EVERYTHING, project, name)
+            for _, name in await setting.images.names(EVERYTHING, project)
+        ]
+        single = [await setting.images.record(row) for row in rows]
+        assert await setting.images.records(EVERYTHING, project) == single
+    everywhere = await setting.images.records(EVERYTHING, None)
+    assert [(r.project, r.fingerprint) for r in everywhere] == await setting.images.names(EVERYTHING, None)
+    assert [r.project for r in everywhere] == ["default", "default", "other"]
+
+
+async def test_a_list_can_be_filtered(setting: Setting) -> None:
+    await setting.add(properties={"os": "Mine"})
+    await setting.add(b"two", public=True)
+
+    async def matching(text: str) -> list[str]:
+        found = await setting.images.records(EVERYTHING, "default", parse_filter(text))
+        return [record.fingerprint for record in found]
+
+    assert await matching("properties.os eq mine") == [ONE]
+    assert await matching("public eq true or properties.os eq mine") == sorted([ONE, TWO])
+    assert await matching("size eq 3 and not public eq false") == [TWO]
+
+
+async def test_images_with_unknown_codes_are_in_no_list(setting: Setting) -> None:
+    await setting.add()
+    await setting.add(b"two", source=ImageOrigin("https://x", "lxd", "", "y"))
+    for table, column in (
+        (schema.images, "type"),
+        (schema.images, "architecture"),
+        (schema.images_source, "protocol"),
+    ):
+        await setting.database.write("newer version", _set_code, table, column, 90)
+        expected = [("default", ONE)] if table is schema.images_source else []
+        assert await setting.images.names(EVERYTHING, "default") == expected
+        listed = await setting.images.records(EVERYTHING, "default")
+        assert [(r.project, r.fingerprint) for r in listed] == expected
+        await setting.database.write("repair", _set_code, table, column, 0)
+
+
+def _set_code(tx: Transaction, table: sa.Table, column: str, number: int) -> None:
+    tx.execute(table.update().values({column: number}))
 
 
 async def test_strangers_do_not_learn_which_projects_exist(setting: Setting) -> None:
-    assert await setting.images.all(NOTHING, "nope") == []
+    assert await setting.images.names(NOTHING, "nope") == []
+    assert await setting.images.records(NOTHING, "nope") == []
     assert await setting.images.aliases.all(NOTHING, "nope") == []
     with pytest.raises(NotFound, match="Project 'nope'"):
-        await setting.images.all(EVERYTHING, "nope")
+        await setting.images.names(EVERYTHING, "nope")
 
 
 async def test_files_of_an_image_deleted_by_another_member_are_removed(setting: Setting) -> None:
@@ -542,7 +601,7 @@ async def test_the_files_of_an_image_are_imported_on_each_member(setting: Settin
         await images.files(elsewhere)
     await images.start()
     assert setting.files == [], "the folder is the other member's, in this test alone"
-    assert len(await images.all(EVERYTHING, "default")) == 2, "another member's images were swept"
+    assert len(await images.names(EVERYTHING, "default")) == 2, "another member's images were swept"
     with pytest.raises(AlreadyExists, match="'b' already exists"):
         await setting.add(aliases=["a", "b"])
     assert setting.files == []

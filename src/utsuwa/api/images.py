@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import secrets
 
-import msgspec
-
 from utsuwa.api import image_transfer
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entity
@@ -57,13 +55,15 @@ async def _alias(request: Request) -> AliasRow:
 
 
 async def list_images(request: Request) -> Result:
-    wanted = request.filter
-    found = await request.services.images.records(request.scope, request.listed_project)
-    if wanted is not None:
-        found = [record for record in found if wanted.matches(msgspec.to_builtins(record))]
+    images, project, wanted = request.services.images, request.listed_project, request.filter
     if request.recursion:
-        return Sync(found)
-    return Sync([request.listed_url("images", record.fingerprint, record.project) for record in found])
+        return Sync(await images.records(request.scope, project, wanted))
+    if wanted is None:
+        names = await images.names(request.scope, project)
+    else:
+        found = await images.records(request.scope, project, wanted)
+        names = [(record.project, record.fingerprint) for record in found]
+    return Sync([request.listed_url("images", fingerprint, owner) for owner, fingerprint in names])
 
 
 async def create_image(request: Request) -> Result:

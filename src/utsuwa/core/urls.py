@@ -9,8 +9,13 @@ from utsuwa.core.names import DEFAULT_PROJECT
 
 def object_url(*path: str, project: str = DEFAULT_PROJECT) -> str:
     """Return `/1.0/` and the escaped path parts, with `?project=` unless it is `default`."""
-    suffix = "" if project == DEFAULT_PROJECT else f"?project={quote(project, safe='')}"
-    return "/1.0/" + "/".join(quote(part, safe="") for part in path) + suffix
+    suffix = "" if project == DEFAULT_PROJECT else f"?project={_quoted(project)}"
+    return "/1.0/" + "/".join(map(_quoted, path)) + suffix
+
+
+def _quoted(part: str) -> str:
+    # Most names need no escaping, and `quote` takes ten times as long.
+    return part if part.isascii() and part.isalnum() else quote(part, safe="")
 
 
 def project_of(url: str) -> str:

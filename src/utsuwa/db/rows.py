@@ -231,8 +231,15 @@ def _json_in_postgresql(function: _JsonObject, compiler: SQLCompiler, **options:
 
 def json_config(table: sa.Table) -> sa.ColumnElement[str]:
     """Return the expression for a group's keys and values as a JSON object, sorted; NULL without keys."""
-    pairs = _JsonObject(table.c.key, sa.func.coalesce(table.c.value, ""))
-    return sa.cast(pairs.filter(table.c.key.is_not(None)), sa.Text)
+    return json_object(table.c.key, table.c.value)
+
+
+def json_object(key: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """Return the expression for pairs of a group as a JSON object, for `read_config`.
+
+    On SQLite, they are in the order in which they are read.
+    """
+    return sa.cast(_JsonObject(key, sa.func.coalesce(value, "")).filter(key.is_not(None)), sa.Text)
 
 
 _decode_config = msgspec.json.Decoder(dict[str, str]).decode

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
+from utsuwa.core import clock
+
 
 class _SqliteDateTime(UserDefinedType[str]):
     """A DATETIME column of SQLite, which holds text."""
@@ -55,6 +57,17 @@ def read_time(value: Any) -> datetime | None:
         return moment
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
+
+def time_text(value: Any) -> str:
+    """Return a stored time, as returned by the driver, as `clock.to_wire` formats it."""
+    if isinstance(value, str) and len(value) == _FIXED_WIDTH and value.endswith(_UTC_OFFSET):
+        fraction = "" if value[19:26] == ".000000" else value[19:26]
+        return f"{value[:10]}T{value[11:19]}{fraction}Z"  # as SQLite stores nearly all: no need to parse it
+    return clock.to_wire(read_time(value))
+
+
+_UTC_OFFSET = "+00:00"
+_FIXED_WIDTH = len("2026-01-01 00:00:00.000000+00:00")
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 """Text that is sorted by its bytes on every engine, whatever the database's collation."""

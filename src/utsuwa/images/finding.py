@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from utsuwa.core.errors import InvalidName, NotFound
-from utsuwa.core.scope import Scope
+from utsuwa.core.errors import InvalidName, InvalidRequest, NotFound
+from utsuwa.core.scope import NOTHING
 from utsuwa.db import image_aliases as alias_rows
 from utsuwa.db import images as image_rows
 from utsuwa.db.images import ImageRow
 from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
+from utsuwa.images import listing
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def visible(tx: Transaction, scope: Scope, project: str | None) -> list[ImageRow]:
-    """Return the images of a project, or of all (None), that a caller sees. Raises NotFound (project)."""
-    if project is None:
-        rows = image_rows.get_all(tx, None)
-        return [row for row in rows if row.state == "ready" and (row.public or scope.sees(row.project))]
-    seen = scope.sees(project)
-    try:
-        rows = image_rows.get_all(tx, effective(tx, project, "images"), viewer=project)
-    except NotFound:
-        if seen:
-            raise
-        return []  # do not reveal whether the project exists
-    return [row for row in rows if row.state == "ready" and (row.public or seen)]
+def public(tx: Transaction, project: str, prefix: str) -> ImageRow:
+    """Return a public image of a project by fingerprint or unique prefix. Raises NotFound, InvalidRequest."""
+    found = [name for name in listing.names(tx, NOTHING, project) if name[1].startswith(prefix)]
+    if not prefix or not found:
+        raise NotFound("Image not found")
+    if len(found) > 1:
+        raise InvalidRequest("More than one image matches this fingerprint prefix: use a longer one")
+    return image_rows.get(tx, *found[0], viewer=project)
 
 
 def on_others_only(tx: Transaction, project: str, fingerprint: str) -> ImageRow | None:

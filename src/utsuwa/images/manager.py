@@ -20,11 +20,12 @@ from utsuwa.core.errors import (
     OtherMember,
     UtsuwaError,
 )
+from utsuwa.core.filters import Filter
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
+from utsuwa.core.scope import EVERYTHING, Scope
 from utsuwa.core.tasks import finish
 from utsuwa.core.threads import Threads
 from utsuwa.db import image_aliases as alias_rows
@@ -40,7 +41,7 @@ from utsuwa.host.archives import check
 from utsuwa.host.archives.compress import check_installed
 from utsuwa.host.archives.formats import format_of
 from utsuwa.host.processes.stopper import Stopper
-from utsuwa.images import changes, files, finding, packing
+from utsuwa.images import changes, files, finding, listing, packing
 from utsuwa.images.aliases import ImageAliases
 from utsuwa.images.checking import CheckAhead
 from utsuwa.images.forms import ExportedFile
@@ -49,7 +50,6 @@ from utsuwa.images.new import NewAlias, NewImage, check_new, first_row
 from utsuwa.images.records import (
     editable,
     image_record,
-    image_records,
     image_url,
 )
 from utsuwa.images.secrets import ImageSecrets
@@ -172,16 +172,8 @@ class ImageManager:
         Outside the scope, only public images are found.
         """
         if not scope.sees(project):
-            return await self._get_public(project, prefix)
+            return await self._database.read("public image", finding.public, project, prefix)
         return await self._database.read("image", finding.named, project, prefix)
-
-    async def _get_public(self, project: str, prefix: str) -> ImageRow:
-        found = [row for row in await self.all(NOTHING, project) if row.fingerprint.startswith(prefix)]
-        if not prefix or not found:
-            raise NotFound("Image not found")
-        if len(found) > 1:
-            raise InvalidRequest("More than one image matches this fingerprint prefix: use a longer one")
-        return found[0]
 
     async def get_by_secret(self, project: str, prefix: str, secret: str, *, last: bool = False) -> ImageRow:
         """Return an image that a secret was made for, whose `last` use this may be. Raises NotFound."""
@@ -200,9 +192,6 @@ class ImageManager:
         self._publish("secret-created", row)
         return operation
 
-    async def all(self, scope: Scope, project: str) -> list[ImageRow]:
-        return await self._database.read("images", finding.visible, scope, project)
-
     async def record(self, row: ImageRow) -> wire.Image:
         """Return the image's record for the API."""
         aliases = await self._database.read(
@@ -210,15 +199,15 @@ class ImageManager:
         )
         return image_record(row, aliases)
 
-    async def records(self, scope: Scope, project: str | None) -> list[wire.Image]:
-        """Return the visible images of a project, or of all projects (None)."""
+    async def names(self, scope: Scope, project: str | None) -> list[listing.Name]:
+        """Return project and fingerprint of the visible images of a project, or of all (None)."""
+        return await self._database.read("names of images", listing.names, scope, project)
 
-        def fetch(tx: Transaction) -> tuple[list[ImageRow], list[AliasRow]]:
-            rows = finding.visible(tx, scope, project)
-            holders = {row.project for row in rows}
-            return rows, [alias for holder in holders for alias in alias_rows.get_all(tx, holder)]
-
-        return image_records(*await self._database.read("images with aliases", fetch))
+    async def records(
+        self, scope: Scope, project: str | None, wanted: Filter | None = None
+    ) -> list[wire.Image]:
+        """As `names`, the records for the API of those that match the filter."""
+        return await self._database.read("images", listing.records, scope, project, wanted)
 
     # ---- importing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from msgspec import UNSET, UnsetType
@@ -16,6 +16,7 @@ from utsuwa.wire import images as wire
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """The expiry time in the API of images that never expire."""
+NEVER = clock.to_wire(EPOCH)
 
 MAX_PROPERTIES = 500
 MAX_VALUE = 64 * 1024
@@ -62,13 +63,6 @@ def _source_record(row: ImageRow) -> wire.ImageSource | UnsetType:
         alias=source.alias,
         image_type=row.type,
     )
-
-
-def image_records(rows: Sequence[ImageRow], aliases: Iterable[AliasRow]) -> list[wire.Image]:
-    by_image: dict[tuple[str, str], list[AliasRow]] = {}
-    for alias in aliases:
-        by_image.setdefault((alias.project, alias.fingerprint), []).append(alias)
-    return [image_record(row, by_image.get((row.project, row.fingerprint), ())) for row in rows]
 
 
 def editable(row: ImageRow) -> wire.ImagePut:

@@ -82,6 +82,7 @@ EXTENSIONS: tuple[str, ...] = (
     "container_disk_shift",
     "storage_shifted",
     "resources_infiniband",
+    "daemon_storage",
     "instances",
     "image_types",
     "resources_disk_sata",

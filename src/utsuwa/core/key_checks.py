@@ -199,6 +199,13 @@ def ip_addresses(value: str) -> None:
             ) from None
 
 
+def pool_volume(value: str) -> None:
+    """Check a custom volume of the default project."""
+    pool, slash, volume = value.partition("/")
+    if not (pool and slash and volume) or "/" in volume:
+        raise InvalidConfig("must be POOL/VOLUME")
+
+
 def at_least(low: int) -> Validator:
     def check(value: str) -> None:
         check_integer(value)

@@ -154,5 +154,7 @@ class StatePaths:
             self.apparmor / "profiles": 0o700,
         }
         for path, mode in modes.items():
+            if path.is_symlink():  # to a volume, which may not be mounted yet
+                continue
             path.mkdir(mode=mode, parents=True, exist_ok=True)
             path.chmod(mode)

@@ -359,8 +359,16 @@ _MISCELLANEOUS = (
         default="unix:/run/openvswitch/db.sock",
         help="Connection to the Open vSwitch database.",
     ),
-    _later("storage.backups_volume", help="Volume (POOL/VOLUME) for backups."),
-    _later("storage.images_volume", help="Volume (POOL/VOLUME) for images."),
+    ConfigKey(
+        "storage.backups_volume",
+        help="Custom volume (POOL/VOLUME) that holds the backups, in place of the state directory.",
+        validate=checks.pool_volume,
+    ),
+    ConfigKey(
+        "storage.images_volume",
+        help="Custom volume (POOL/VOLUME) that holds the images' files, in place of the state directory.",
+        validate=checks.pool_volume,
+    ),
     _later("storage.logs_volume", help="Volume (POOL/VOLUME) for logs."),
     _later("storage.linstor.ca_cert", multiline=True, help="Certificate of the LINSTOR controller's CA."),
     _later("storage.linstor.client_cert", multiline=True, help="This server's certificate for LINSTOR."),

@@ -71,6 +71,7 @@ STATE_UNKNOWN = WarningType(1016, MODERATE, "State of an instance unknown")
 LEFTOVERS = WarningType(1017, LOW, "An instance was not cleaned up completely")
 ENDS_TOO_OFTEN = WarningType(1019, MODERATE, "An instance ends again and again", lasting=True)
 CPUS_NOT_ASSIGNED = WarningType(1018, MODERATE, "CPUs of an instance not assigned")
+SERVER_VOLUME_UNAVAILABLE = WarningType(1021, HIGH, "A volume of the server unavailable")
 METRICS_UNAVAILABLE = WarningType(1020, MODERATE, "Metrics address unavailable")
 
 BY_CODE: Final = {

@@ -65,6 +65,7 @@ from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
 from utsuwa.security.trust_password import TrustPassword
 from utsuwa.storage.manager import StorageManager
+from utsuwa.storage.server_volumes import ServerFiles, ServerVolumes
 from utsuwa.wire.envelope import error_reply
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
@@ -261,6 +262,7 @@ class Daemon:
         await self._storage.start()
         stack.push_async_callback(self._close_storage)
         images = ImageManager(database, paths, self._operations, self._storage.images, self._server_config)
+        await self._start_server_volumes(images)
         await images.start()
 
         stack.push_async_callback(asyncio.to_thread, cgroups.remove_unused, owner)
@@ -268,6 +270,19 @@ class Daemon:
         stack.push_async_callback(self._close_networks)
         await self._networks.start()
         return images
+
+    async def _start_server_volumes(self, images: ImageManager) -> None:
+        self._server_volumes = ServerVolumes(
+            self._storage.custom.context,
+            (
+                ServerFiles("storage.images_volume", self._paths.images, images.paused),
+                ServerFiles("storage.backups_volume", self._paths.backups),
+            ),
+            self._warnings,
+            self._retries,
+        )
+        config = self._server_config.get()
+        await self._server_volumes.start({key: str(value) for key, value in config.items()})
 
     async def _start_instances(
         self,
@@ -376,6 +391,7 @@ class Daemon:
         services.server.on_change(trust.proxies.config_changed)
         services.server.on_change(self._https.config_changed)
         services.server.on_change(for_metrics.config_changed)
+        services.server.on_change(self._server_volumes.config_changed)  # the last, as it takes longest
         if services.database.engine.shared:
             self._follow_others(services)
         trust.proxies.use(services.server.value(trusted_proxies.KEY))

@@ -26,6 +26,7 @@ _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
 _RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
 _FALLOC_FL_KEEP_SIZE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -292,6 +293,12 @@ def renameat2(old_fd: int, old: str, new_fd: int, new: str, *, replace: bool) ->
     flags = 0 if replace else _RENAME_NOREPLACE
     if _libc.renameat2(old_fd, _encode(old), new_fd, _encode(new), flags):
         _raise(new)
+
+
+def exchange(folder_fd: int, one: str, other: str) -> None:
+    """Exchange two entries of an open directory atomically, whatever they are."""
+    if _libc.renameat2(folder_fd, _encode(one), folder_fd, _encode(other), _RENAME_EXCHANGE):
+        _raise(one)
 
 
 def reserve(fd: int, offset: int, size: int) -> None:

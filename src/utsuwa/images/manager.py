@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
 from utsuwa.core import faults
 from utsuwa.core.compression import Compression, parse_compression
@@ -18,6 +19,7 @@ from utsuwa.core.errors import (
     InvalidRequest,
     NotFound,
     OtherMember,
+    Unavailable,
     UtsuwaError,
 )
 from utsuwa.core.filters import Filter
@@ -102,13 +104,18 @@ class ImageManager:
         self._archives = Threads(4, "images")
         """The threads in which uploads are read and written to disk."""
         self._ahead: list[CheckAhead] = []
+        self._uploads: WeakSet[Upload] = WeakSet()
+        self._paused = False
 
     async def start(self) -> None:
         """Reconcile files and rows after an interruption: remove what is incomplete."""
         everywhere = await self._database.read("all images", image_rows.get_all, None)
         rows = [row for row in everywhere if row.here]
         known = {row.fingerprint: row.split for row in rows if row.state not in HALF_MADE}
-        missing = await asyncio.to_thread(self._store.sweep, known)
+        try:
+            missing = await asyncio.to_thread(self._store.sweep, known)
+        except Unavailable:  # there is a warning of that already
+            missing = set()
         stale = [
             row
             for row in rows
@@ -122,7 +129,10 @@ class ImageManager:
 
     async def follow_others(self) -> None:
         """Remove the files of images that other members have deleted."""
-        stored = await asyncio.to_thread(self._store.fingerprints)
+        try:
+            stored = await asyncio.to_thread(self._store.fingerprints)
+        except Unavailable:
+            return
         for fingerprint in stored - await self._database.read("images here", image_rows.fingerprints_here):
             async with self._locks.hold(fingerprint):
                 await self._remove_unused(fingerprint)
@@ -153,7 +163,8 @@ class ImageManager:
         return finding.newest_with(rows, properties)
 
     def source(self, row: ImageRow) -> ImageSource:
-        """Return the location of the image's files."""
+        """Return the location of the image's files. Raises Unavailable (the volume of the images)."""
+        self._store.check_available()
         rootfs = self._store.rootfs(row.fingerprint) if row.split else None
         return ImageSource(row.fingerprint, self._store.metadata(row.fingerprint), rootfs, row.trusted)
 
@@ -212,8 +223,24 @@ class ImageManager:
     # ---- importing
 
     def upload(self) -> Upload:
-        """Create an empty upload for receiving an image's files."""
-        return Upload(self._store.directory, begin_check=self._begin_check)
+        """Create an empty upload for receiving an image's files. Raises Busy, Unavailable."""
+        if self._paused:
+            raise Busy("The images are being moved to another volume: try again")
+        self._store.check_available()
+        upload = Upload(self._store.directory, begin_check=self._begin_check)
+        self._uploads.add(upload)
+        return upload
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Receive no images within the block. Raises Busy if some are being received."""
+        if any(not upload.ended for upload in self._uploads):
+            raise Busy("An image is being received or published: try again when that is complete")
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def _begin_check(self, metadata: Path, rootfs: Path, start: bytes) -> CheckAhead | None:
         self._ahead = [check for check in self._ahead if not check.ended]

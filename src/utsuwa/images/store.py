@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from utsuwa.core.errors import Unavailable
 from utsuwa.host.files.filetree import remove_tree
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,13 @@ class ImageStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    def check_available(self) -> None:
+        """Raise Unavailable if the directory is a symlink to a volume that is not mounted."""
+        if not self.directory.is_dir():
+            raise Unavailable(
+                "The images are on a volume that is not available: see storage.images_volume and the warnings"
+            )
 
     def metadata(self, fingerprint: str) -> Path:
         return self.directory / fingerprint
@@ -57,7 +65,8 @@ class ImageStore:
         self.rootfs(fingerprint).unlink(missing_ok=True)
 
     def fingerprints(self) -> set[str]:
-        """Return the fingerprints of all images with files."""
+        """Return the fingerprints of all images with files. Raises Unavailable."""
+        self.check_available()
         matches = (_IMAGE_FILE.match(path.name) for path in self.directory.iterdir())
         return {match["fingerprint"] for match in matches if match is not None}
 
@@ -65,7 +74,9 @@ class ImageStore:
         """Remove what interrupted uploads and deletions have left behind.
 
         `known` maps the fingerprints of all images to whether they are split. Returns those without files.
+        Raises Unavailable.
         """
+        self.check_available()
         for path in self.directory.iterdir():
             match = _IMAGE_FILE.match(path.name)
             stale = match is not None and match["fingerprint"] not in known

@@ -53,6 +53,8 @@ class Upload:
         self._also: Take = lambda _: None
         self._begin_check = begin_check
         self._written = 0
+        self.ended = False
+        """Whether its files have been used or removed."""
         self.check: CheckAhead | None = None
         """The check of a split image, which has begun already."""
         self.size = 0
@@ -88,6 +90,7 @@ class Upload:
         if self.check is not None:
             await self.check.stop()
         await asyncio.to_thread(self._remove)
+        self.ended = True
 
     async def expect(self, size: int | None) -> None:
         """Check the announced size (None if unknown) before receiving it.

@@ -37,6 +37,7 @@ def find(tx: Transaction, place: Place) -> tuple[VolumeRow, VolumeSnapshotRow]:
 
 async def check_create(ctx: CustomContext, place: Place, request: StorageVolumeSnapshotsPost) -> None:
     """Raise what `create` would raise now."""
+    ctx.uses.check_not_reserved(place)
     await ctx.pools.ensure_available(place[0])
     await ctx.database.read("check snapshot of volume", _planned, place, request, clock.now())
 
@@ -60,11 +61,13 @@ def _planned(
 async def create(ctx: CustomContext, place: Place, request: StorageVolumeSnapshotsPost) -> None:
     """Take a snapshot; processes of running instances that use the volume do not run meanwhile.
 
-    Raises NotFound, InvalidName, AlreadyExists, InvalidRequest (time), Unavailable, OutOfSpace, HostError.
+    Raises NotFound, InvalidName, AlreadyExists, InvalidRequest (time), InUse (by the server itself),
+    Unavailable, OutOfSpace, HostError.
     """
     pool, volume = place
     at = await ctx.pools.ensure_available(pool)
     async with ctx.quiet(ctx.uses.instances(place)), ctx.locks.hold(pool, volume):
+        ctx.uses.check_not_reserved(place)
         now = clock.now()
         row, name, expires = await ctx.database.read("new snapshot", _planned, place, request, now)
         snapshot = volume.snapshot_named(name)

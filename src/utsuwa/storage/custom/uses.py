@@ -1,4 +1,4 @@
-"""Which running instances have which custom volumes attached, and through which id maps."""
+"""Which custom volumes are in use: by running instances, through which id maps, and by the server itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ class Uses:
     def __init__(self) -> None:
         self._found: dict[tuple[InstanceRef, str], tuple[Place, IdMap]] = {}
         self._excluded: dict[Place, str] = {}
+        self._reserved: dict[Place, str] = {}
 
     def add(self, instance: InstanceRef, device: str, place: Place, idmap: IdMap, *, alike: bool) -> None:
         """Note the use by a device; with `alike`, all instances must have the same id map.
 
-        Raises Busy while the volume is being changed, InvalidConfig if another instance has another id map.
+        Raises Busy while the volume is being changed, InUse if the server itself uses it, InvalidConfig if
+        another instance has another id map.
         """
         name = place[1].name
+        self.check_not_reserved(place)
         if (doing := self._excluded.get(place)) is not None:
             raise Busy(f"The storage volume {name!r} is being {doing}: try again")
         if alike:
@@ -54,9 +57,10 @@ class Uses:
     def excluded(self, place: Place, doing: str) -> Iterator[None]:
         """Keep running instances from using a volume that is being changed (`renamed`).
 
-        Raises InUse if any does already, Busy during another change.
+        Raises InUse if any does already, or the server itself, Busy during another change.
         """
         name = place[1].name
+        self.check_not_reserved(place)
         if users := self.instances(place):
             names = ", ".join(repr(user.name) for user in users)
             raise InUse(
@@ -70,3 +74,16 @@ class Uses:
             yield
         finally:
             del self._excluded[place]
+
+    def reserve(self, place: Place, key: str) -> None:
+        """The server itself uses a volume for what its config `key` says."""
+        self._reserved[place] = key
+
+    def release(self, place: Place) -> None:
+        """The server itself does not use a volume any more."""
+        self._reserved.pop(place, None)
+
+    def check_not_reserved(self, place: Place) -> None:
+        """Raise InUse if the server itself uses a volume."""
+        if (key := self._reserved.get(place)) is not None:
+            raise InUse(f"The storage volume {place[1].name!r} holds files of the server: unset {key} first")

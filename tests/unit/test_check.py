@@ -22,7 +22,7 @@ PROGRAMS = {
     "lxc-start": "5.0.2",
     "nft": "1.0.6",
     "dnsmasq": "2.90",
-    "criu": "4.1.1",
+    "criu": "4.2.1",
     "unsquashfs": "4.5.1",
     "mksquashfs": "4.5.1",
     "apparmor_parser": "3.0.8",
@@ -78,7 +78,7 @@ def test_a_host_that_lacks_nothing() -> None:
     assert found["cgroups"].detail == "v2"
     assert found["cgroup controllers"].detail == "cpu, cpuset, memory, pids, io"
     assert found["/etc/subuid"].detail == "1000000000 ids for root"
-    assert found["CRIU"].detail == "version 4.1.1"
+    assert found["CRIU"].detail == "version 4.2.1, works"
 
 
 CASES = [
@@ -203,7 +203,9 @@ CASES = [
     (without("unsquashfs"), "unsquashfs", "missing", False, "not installed"),
     (without("mksquashfs"), "mksquashfs", "missing", False, "not installed"),
     (without("criu"), "CRIU", "missing", False, "not installed"),
-    (with_facts(programs=PROGRAMS | {"criu": "3.17.1"}), "CRIU", "degraded", False, "version 3.17.1"),
+    (with_facts(programs=PROGRAMS | {"criu": "4.1.1"}), "CRIU", "degraded", False, "version 4.1.1, and 4.2"),
+    (with_facts(programs=PROGRAMS | {"criu": "?"}), "CRIU", "degraded", False, "version ?"),
+    (with_facts(criu_failure="no sockets"), "CRIU", "degraded", False, "no sockets"),
 ]
 
 

@@ -76,7 +76,8 @@ def test_a_listener_on_every_address_is_shown_as_all_of_them(
 ) -> None:
     monkeypatch.setattr("utsuwa.daemon.environment.host_addresses", lambda: ["10.1.2.3", "2001:db8::5"])
     certificate = ServerCertificate(Path("/c"), Path("/k"), "PEM", "f" * 64)
-    found = environment(facts.host_facts(), certificate, listening, {"overlay", "dir"})
+    found = environment(facts.host_facts(), certificate, listening, {"overlay", "dir"}, criu=True)
+    assert found.kernel_features["criu"] == "true"
     assert found.addresses == shown
     assert (found.storage, found.storage_version) == ("dir | overlay", "1 | 1")
     assert {driver.name for driver in found.storage_supported_drivers} >= {"dir", "overlay"}

@@ -50,6 +50,7 @@ def test_help_describes_options(script: str) -> None:
         (["--offline"], "--offline needs a folder"),
         (["--offline", ""], "--offline needs a folder"),
         (["--uninstall", "--offline", "/x"], "cannot be used together"),
+        (["--criu", "--offline", "/x"], "--criu needs the network"),
     ],
 )
 def test_bad_arguments(arguments: list[str], words: str) -> None:

@@ -70,6 +70,16 @@ class StatePaths:
         return self.root / "cache"
 
     @property
+    def criu(self) -> Path:
+        """What `utsuwad criu install` has installed."""
+        return self.root / "criu"
+
+    @property
+    def criu_proof(self) -> Path:
+        """Whether CRIU was seen to work on this host."""
+        return self.cache / "criu.json"
+
+    @property
     def keyrings(self) -> Path:
         """`HOST.gpg`: the keys of image servers that sign their documents, put there by the administrator."""
         return self.root / "keyrings"

@@ -37,6 +37,7 @@ from utsuwa.db.choice import Settings, database_settings, engine_for
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.checkpoint.finder import CriuFinder
 from utsuwa.host.hardware import inventory
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.network.link_events import LinkEvents
@@ -103,6 +104,7 @@ class Daemon:
         self._database_settings = database
         self._passed_socket = passed_socket
         self._stack = AsyncExitStack()
+        self._criu = CriuFinder(paths.criu, paths.criu_proof)
         self._unix: UnixListener | None = None
         """The socket, if it was opened before the API was available."""
         self._told = asyncio.Event()
@@ -150,7 +152,11 @@ class Daemon:
 
     async def environment(self) -> Environment:
         return environment(
-            self._facts, self._certificate, self._https.address, self._storage.pools.drivers_in_use
+            self._facts,
+            self._certificate,
+            self._https.address,
+            self._storage.pools.drivers_in_use,
+            criu=await self._criu.works(),
         )
 
     async def resources(self) -> Resources:
@@ -306,6 +312,7 @@ class Daemon:
             networks=self._networks.ports,
             apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
             cgroup=owner,
+            criu=self._criu,
             settings=self._server_config,
             boot_id=facts.boot_id(),
             policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),

@@ -24,8 +24,13 @@ def environment(
     certificate: ServerCertificate,
     listening: str,
     drivers_in_use: Iterable[str],
+    *,
+    criu: bool,
 ) -> Environment:
-    """Return the environment. `listening` is the HTTPS listener's `host:port`, empty if there is none."""
+    """Return the environment. `listening` is the HTTPS listener's `host:port`, empty if there is none.
+
+    `criu` tells whether CRIU works here, which is not a feature of the kernel alone.
+    """
     used = sorted(drivers_in_use)
     return Environment(
         addresses=_addresses(listening),
@@ -37,7 +42,7 @@ def environment(
         firewall="nftables",
         kernel=facts.kernel,
         kernel_architecture=facts.architecture,
-        kernel_features=facts.kernel_features,
+        kernel_features={**facts.kernel_features, "criu": "true" if criu else "false"},
         kernel_version=facts.kernel_version,
         lxc_features=facts.lxc_features,
         os_name=facts.os_name,

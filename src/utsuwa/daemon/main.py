@@ -103,6 +103,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check)
 
+    criu = commands.add_parser(
+        "criu", parents=[general], help="provide the program that saves the running state of instances"
+    )
+    actions = criu.add_subparsers(title="actions", metavar="ACTION", required=True)
+    install = actions.add_parser(
+        "install",
+        parents=[general],
+        help="install a newer CRIU, with its libraries, for Utsuwa alone, from Debian's archive",
+    )
+    install.add_argument(
+        "--mirror", metavar="URL", default="", help="mirror of Debian (default: that of apt)"
+    )
+    install.add_argument(
+        "--link", metavar="PATH", type=Path, help="also link the program there, such as /usr/local/sbin/criu"
+    )
+    install.set_defaults(run=_install_criu)
+
     sql = commands.add_parser("sql", parents=[general], help="run SQL on the running daemon's database")
     sql.add_argument("database", choices=("global", "local"), help="both are the same here")
     sql.add_argument("query", help="SQL, or - for standard input, .dump, .schema")
@@ -160,6 +177,18 @@ def _check(options: argparse.Namespace) -> int:
     if options.raise_limits:
         return check.raise_limits()
     return check.run(json_format=options.format == "json", before_install=options.before_install)
+
+
+def _install_criu(options: argparse.Namespace) -> int:
+    from utsuwa.host.checkpoint import install
+
+    paths = StatePaths.from_environment()
+    print(f"Fetching CRIU into {paths.criu}")
+    version = install.install(paths.criu, options.mirror)
+    if options.link is not None:
+        install.link(paths.criu, options.link)
+    print(f"CRIU {version} is installed; `utsuwad check` tells whether it works here")
+    return 0
 
 
 def _sql(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
+from utsuwa.host.checkpoint.finder import CriuFinder
 from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.images.remote.manager import RemoteImages
@@ -55,6 +56,7 @@ class Context:
     """The policy for all instances, regardless of the caller."""
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""
+    criu: CriuFinder
     settings: ServerConfig
     boot_id: str
     """The kernel's id of this boot, which distinguishes a reboot of the host from a restart of the daemon."""

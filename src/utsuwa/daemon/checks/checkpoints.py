@@ -1,19 +1,23 @@
-"""Checkpointing of running containers."""
+"""Saving the running state of containers."""
 
 from __future__ import annotations
 
-from utsuwa.daemon.checks.verdicts import Source, Status, Verdict, no_program, numbers
+from utsuwa.daemon.checks.verdicts import Source, Status, Verdict, numbers
+from utsuwa.host.checkpoint.program import OLDEST, OLDEST_TEXT
 from utsuwa.host.system.probes import Facts
 
-_OLDEST_CRIU = (4, 0)
+_COST = "stateful stops and stateful snapshots of containers are not possible"
+_REMEDY = "utsuwad criu install"
 
 
 def evaluate(facts: Facts) -> Verdict:
-    cost = "stateful stop and stateful snapshots of containers are not possible"
     version = facts.programs.get("criu")
     if version is None:
-        return no_program("CRIU", "criu", cost, "version 4.0 or newer; Debian 12 has none, Debian 13 does")
-    if version != "?" and numbers(version) < _OLDEST_CRIU:
-        remedy = "install version 4.0 or newer (Debian 13 has it)"
-        return Verdict("CRIU", Status.DEGRADED, f"version {version}", cost, remedy, Source.SETUP)
-    return Verdict("CRIU", Status.FOUND, f"version {version}", source=Source.SETUP)
+        return Verdict("CRIU", Status.MISSING, "not installed", _COST, _REMEDY, Source.SETUP)
+    if version == "?" or numbers(version) < OLDEST:
+        detail = f"version {version}, and {OLDEST_TEXT} or newer is needed"
+        return Verdict("CRIU", Status.DEGRADED, detail, _COST, _REMEDY, Source.SETUP)
+    if facts.criu_failure:
+        detail = f"version {version} does not work on this kernel: {facts.criu_failure}"
+        return Verdict("CRIU", Status.DEGRADED, detail, _COST, f"a newer version: {_REMEDY}", Source.SETUP)
+    return Verdict("CRIU", Status.FOUND, f"version {version}, works", source=Source.SETUP)

@@ -6,6 +6,7 @@ host. Uses only the standard library, as it runs before anything is installed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -20,6 +21,7 @@ from utsuwa.core.errors import HostError, ProcessFailed
 from utsuwa.core.idmap import IdMap, IdRange
 from utsuwa.host import syscalls
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.checkpoint import program as criu_program
 from utsuwa.host.mounts import mounts, overlays
 from utsuwa.host.mounts.loop import mount_squashfs
 from utsuwa.host.mounts.userns import user_namespace
@@ -27,7 +29,7 @@ from utsuwa.host.network import ip_switches
 from utsuwa.host.processes.run import PATH, run_blocking
 from utsuwa.host.system import kernel_limits
 
-PROGRAMS = ("lxc-start", "nft", "dnsmasq", "criu", "unsquashfs", "mksquashfs", "apparmor_parser", "ip")
+PROGRAMS = ("lxc-start", "nft", "dnsmasq", "unsquashfs", "mksquashfs", "apparmor_parser", "ip")
 LXCFS = Path("/var/lib/lxcfs")
 
 _VERSION_OPTION = {"unsquashfs": "-version", "mksquashfs": "-version", "ip": "-V"}
@@ -86,7 +88,9 @@ class Facts:
     liblxc: str = ""
     """The library's version; empty if it is not installed."""
     programs: Mapping[str, str] = field(default_factory=dict)
-    """The version of each installed one of `PROGRAMS`, `?` if unknown."""
+    """The version of each installed one of `PROGRAMS` and of CRIU, `?` if unknown."""
+    criu_failure: str = ""
+    """Why `programs["criu"]` does not work here; empty if it does, is too old, or is missing."""
     links: Mapping[str, bool] = field(default_factory=dict)
     """Which kinds of network interfaces could be created; empty if `ip` is missing."""
     nft_error: str = ""
@@ -101,6 +105,7 @@ class Facts:
 def gather(state_folder: Path) -> Facts:
     """Run all probes. If `state_folder` does not exist, its nearest existing parent is used."""
     programs = {name: version for name in PROGRAMS if (version := _program_version(name)) is not None}
+    criu, criu_failure = _criu(state_folder / "criu")
     controllers = cgroups.controllers()
     return Facts(
         kernel=os.uname().release,
@@ -113,7 +118,8 @@ def gather(state_folder: Path) -> Facts:
         seccomp_actions=frozenset(_text(_PROC / "sys/kernel/seccomp/actions_avail").split()),
         lxcfs=any(m.target == LXCFS and m.fstype == "fuse.lxcfs" for m in _mounts()),
         liblxc=_liblxc_version(),
-        programs=programs,
+        programs=programs | ({"criu": criu} if criu else {}),
+        criu_failure=criu_failure,
         links=_links() if "ip" in programs else {},
         nft_error=_nft_error() if "nft" in programs else "",
         ipv6_lack=ip_switches.ipv6_lack(),
@@ -146,6 +152,18 @@ def _program_version(name: str) -> str | None:
         return "?"
     found = _VERSION.search((ended.stdout + ended.stderr).decode(errors="replace"))
     return found[0] if found else "?"
+
+
+def _criu(folder: Path) -> tuple[str, str]:
+    """Return the version of the CRIU that would be used, empty if there is none, and why it does not work.
+
+    `folder` is that of `utsuwad criu install`. It is tried if it is new enough.
+    """
+    found = {name: asyncio.run(criu_program.version_of(name)) for name in criu_program.candidates(folder)}
+    for name, version in found.items():
+        if criu_program.is_new_enough(version):
+            return version, asyncio.run(criu_program.prove(criu_program.Criu(name, version)))
+    return next((version or "?" for version in found.values()), ""), ""
 
 
 def _liblxc_version() -> str:

@@ -94,7 +94,7 @@ def test_our_client_has_the_same_commands(shared_daemon: Daemon, busybox: str) -
         ("POST", "", {"name": "two words"}, 400, "spaces"),
         ("POST", "", {"name": ".."}, 400, "Invalid snapshot name"),
         ("POST", "", {"name": "x" * 200}, 400, "longer than 64"),
-        ("POST", "", {"name": "new", "stateful": True}, 501, "not supported yet"),
+        ("POST", "", {"name": "new", "stateful": True}, 400, "not running"),
         ("POST", "", {"name": "new", "expires_at": "tomorrow"}, 400, "RFC 3339"),
         ("GET", "/none", None, 404, "not found"),
         ("GET", "/tak", None, 404, "not found"),

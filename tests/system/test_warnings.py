@@ -95,7 +95,7 @@ def test_uuids_are_completed(warned: Daemon) -> None:
 def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> None:
     """Those of the server and of instances, until they are unset."""
     d = shared_daemon
-    d.lxc("init", busybox, "c1", "-c", "migration.stateful=true")
+    d.lxc("init", busybox, "c1", "-c", "migration.incremental.memory=true")
     d.lxc("config", "set", "core.bgp_asn=65000")
 
     def named() -> dict[str, tuple[str, str]]:
@@ -104,10 +104,15 @@ def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> N
         )
         return {w["entity_url"]: (w["status"], w["last_message"].rpartition(": ")[2]) for w in found}
 
-    assert named() == {"": ("new", "core.bgp_asn"), "/1.0/instances/c1": ("new", "migration.stateful")}
+    assert named() == {
+        "": ("new", "core.bgp_asn"),
+        "/1.0/instances/c1": ("new", "migration.incremental.memory"),
+    }
     d.lxc("config", "set", "c1", "security.syscalls.intercept.mknod=true")
-    assert named()["/1.0/instances/c1"][1] == "migration.stateful, security.syscalls.intercept.mknod"
-    d.lxc("config", "unset", "c1", "migration.stateful")
+    assert (
+        named()["/1.0/instances/c1"][1] == "migration.incremental.memory, security.syscalls.intercept.mknod"
+    )
+    d.lxc("config", "unset", "c1", "migration.incremental.memory")
     d.lxc("config", "unset", "c1", "security.syscalls.intercept.mknod")
     d.lxc("config", "unset", "core.bgp_asn")
     assert {status for status, _ in named().values()} == {"resolved"}

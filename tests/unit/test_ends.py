@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.instances import C1, instance_row, running_container
 from tests.support.open_warnings import no_retries
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import InvalidRequest, Unavailable
 from utsuwa.core.locks import NamedLocks
 from utsuwa.core.refs import InstanceRef
 from utsuwa.host.processes.pidfds import Process
@@ -25,6 +25,7 @@ from utsuwa.instances.lifecycle import autorestart, end, freeze, shutdown, signa
 from utsuwa.instances.lifecycle.end import FollowUp
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.instances.model import PendingRestart, Running, RuntimePaths, RuntimeTable
+from utsuwa.instances.running_state import stop as stateful
 from utsuwa.projects.restrictions import Restrictions
 
 NOBODY = 2**22 + 1
@@ -197,8 +198,19 @@ async def test_shutdown_stops_by_priority_including_late_starts(monkeypatch: pyt
     assert order == ["first", "late", "last"]
 
 
-@pytest.mark.parametrize("action", ["stop", "stateful-stop", "force-stop"])
-async def test_shutdown_kills_at_once_where_configured(monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ("stop", ["stopped"]),
+        ("force-stop", ["killed"]),
+        ("stateful-stop", ["saved"]),
+        ("stateful-stop", ["not saved", "stopped"]),
+    ],
+)
+async def test_shutdown_does_what_is_configured(
+    monkeypatch: pytest.MonkeyPatch, action: str, expected: list[str]
+) -> None:
+    """An instance whose running state cannot be saved is stopped cleanly."""
     container = a_running(**{"boot.host_shutdown_action": action})
     ctx = a_context(None, container)
     done: list[str] = []
@@ -211,10 +223,17 @@ async def test_shutdown_kills_at_once_where_configured(monkeypatch: pytest.Monke
         done.append("killed")
         ctx.runtime.remove(container)
 
+    async def saved(*_: object) -> None:
+        done.append(expected[0])
+        if expected[0] == "not saved":
+            raise Unavailable("no CRIU")
+        ctx.runtime.remove(container)
+
     monkeypatch.setattr(stop, "stop", stopped)
     monkeypatch.setattr(stop, "kill", killed)
+    monkeypatch.setattr(stateful, "stop_stateful", saved)
     await shutdown.shutdown_all(ctx, force=False)
-    assert done == ["killed" if action == "force-stop" else "stopped"]
+    assert done == expected
 
 
 async def test_shutdown_continues_after_a_container_that_does_not_stop(

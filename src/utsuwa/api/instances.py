@@ -85,7 +85,7 @@ async def put_instance(request: Request) -> Result:
                 request.instance,
                 body.restore,
                 request.if_match,
-                stateful=body.stateful,
+                with_state=body.stateful,
             )
         )
     return Background(

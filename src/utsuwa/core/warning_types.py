@@ -72,6 +72,7 @@ LEFTOVERS = WarningType(1017, LOW, "An instance was not cleaned up completely")
 ENDS_TOO_OFTEN = WarningType(1019, MODERATE, "An instance ends again and again", lasting=True)
 CPUS_NOT_ASSIGNED = WarningType(1018, MODERATE, "CPUs of an instance not assigned")
 SERVER_VOLUME_UNAVAILABLE = WarningType(1021, HIGH, "A volume of the server unavailable")
+NO_CRIU = WarningType(1022, MODERATE, "Running state of instances cannot be saved", lasting=True)
 METRICS_UNAVAILABLE = WarningType(1020, MODERATE, "Metrics address unavailable")
 
 BY_CODE: Final = {

@@ -197,6 +197,11 @@ def set_last_used(tx: Transaction, instance_id: int, moment: datetime | None) ->
     _set(tx, instance_id, last_use_date=moment)
 
 
+def set_stateful(tx: Transaction, instance_id: int, *, stateful: bool) -> None:
+    """Note whether the instance has a saved running state. Raises NotFound."""
+    _set(tx, instance_id, stateful=stateful)
+
+
 def delete(tx: Transaction, instance_id: int) -> None:
     """Remove the row and all that belongs to it; does nothing where it is gone."""
     tx.execute(instances.delete().where(instances.c.id == instance_id))

@@ -18,6 +18,8 @@ START_TIMEOUT = 120.0
 END_TIMEOUT = 10.0
 """Seconds to wait for a monitor to exit by itself."""
 _LABEL = Path("/proc/self/attr/apparmor/current")
+_STARTERS = ("lxc-start", "lxc-checkpoint")
+"""The programs whose processes become monitors, or wait for that."""
 _LOG_TAIL = 128 * 1024
 _MAX_REASONS = 4
 
@@ -65,6 +67,15 @@ async def start(
         reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(reason) from error
     return await asyncio.to_thread(_started, pidfile, name, lxcpath)
+
+
+def restore_command(name: str, lxcpath: Path, conf: Path, log: Path, images: Path) -> list[str]:
+    """Return the command that restores a container with the `criu` that is first in its PATH.
+
+    It returns once the container runs; liblxc's monitor stays with it.
+    """
+    argv = ["lxc-checkpoint", "-r", "-n", name, "-P", str(lxcpath), "--rcfile", str(conf)]
+    return [*argv, "-D", str(images), "-o", str(log), "-l", "ERROR"]
 
 
 def _prepare(log: Path, pidfile: Path) -> list[str]:
@@ -140,7 +151,7 @@ def _container_of(cmdline: Path, lxcpath: str) -> str | None:
     title, found, name = argv[0].rpartition(f" {lxcpath} ")
     if found and title.startswith("[lxc monitor]"):
         return name
-    if Path(argv[0]).name == "lxc-start" and "-P" in argv and argv[argv.index("-P") + 1 :][:1] == [lxcpath]:
+    if Path(argv[0]).name in _STARTERS and "-P" in argv and argv[argv.index("-P") + 1 :][:1] == [lxcpath]:
         return argv[argv.index("-n") + 1]
     return None
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from utsuwa.core.errors import InvalidRequest, NotFound, NotSupportedYet
+from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy, Scope
@@ -43,6 +43,8 @@ from utsuwa.instances.lifecycle.profile_follower import ProfileFollower
 from utsuwa.instances.metadata import MetadataManager
 from utsuwa.instances.model import Loaded, PendingRestart
 from utsuwa.instances.publish import Publisher
+from utsuwa.instances.running_state import stop as stateful
+from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.snapshots import loading, restore
 from utsuwa.instances.snapshots.manager import SnapshotManager
 from utsuwa.instances.snapshots.scheduled import ScheduledSnapshots
@@ -279,7 +281,11 @@ class InstanceManager:
     async def change_state(self, ref: InstanceRef, request: InstanceStatePut) -> Operation:
         """Start, stop, restart, freeze or unfreeze an instance. Raises InvalidRequest, NotFound."""
         action = actions.requested(request)
-        await load(self._ctx, ref)
+        instance = await load(self._ctx, ref)
+        if request.stateful and request.action == "stop":
+            await stateful.check(self._ctx, ref)
+        if request.stateful and request.action == "start" and not instance.data.stateful:
+            raise InvalidRequest(f"The instance {ref.name!r} has no saved running state: start it without")
         work = partial(self._change_state, ref, request)
         return self._ctx.in_background(action.kind, ref, work)
 
@@ -300,7 +306,9 @@ class InstanceManager:
     async def _change_state(self, ref: InstanceRef, request: InstanceStatePut) -> None:
         match request.action:
             case "start":
-                await self.start(ref)
+                await self.start(ref, stateless=not request.stateful)
+            case "stop" if request.stateful:
+                await self.stop_stateful(ref)
             case "stop":
                 await self.stop(ref, force=request.force, seconds=request.timeout)
             case "restart":
@@ -310,16 +318,24 @@ class InstanceManager:
             case _:  # unfreeze, the only other action that `requested` accepts
                 await freeze.unfreeze(self._ctx, ref)
 
-    async def start(self, ref: InstanceRef) -> None:
-        """Start a stopped container, or unfreeze a frozen one, as `lxc start` expects."""
+    async def start(self, ref: InstanceRef, *, stateless: bool = False) -> None:
+        """Start a stopped container, or unfreeze a frozen one, as `lxc start` expects.
+
+        A saved running state is restored, or discarded if `stateless`.
+        """
         running = self._ctx.runtime.get(ref)
         if running is not None and running.frozen:
             await freeze.unfreeze(self._ctx, ref)
             return
-        await start.start(self._ctx, self._watch, ref)
+        await start.start(self._ctx, self._watch, ref, stateless=stateless)
         self._autostart.started(ref)
         self._ctx.lifecycle("started", ref)
         await self._scheduled.started(ref)
+
+    async def stop_stateful(self, ref: InstanceRef) -> None:
+        """Save the running state of a container and stop it, or leave it running."""
+        await stateful.stop_stateful(self._ctx, ref)
+        await self._autostart.forget(ref)
 
     async def stop(self, ref: InstanceRef, *, force: bool, seconds: float) -> None:
         """Stop a container, also one that is being started or restarted, and keep it stopped."""
@@ -334,20 +350,27 @@ class InstanceManager:
             await restart.finished.wait()
 
     async def restore(
-        self, policy: Policy, ref: InstanceRef, name: str, if_match: IfMatch, *, stateful: bool
+        self, policy: Policy, ref: InstanceRef, name: str, if_match: IfMatch, *, with_state: bool
     ) -> Operation:
-        """Restore an instance to a snapshot; one that runs is stopped for that. Raises as `restore.check`."""
-        if stateful:
-            raise NotSupportedYet("Restoring the running state (stateful) is not supported yet")
+        """Restore an instance to a snapshot; one that runs is stopped for that. Raises as `restore.check`.
+
+        With `with_state`, it then runs on from the moment of the snapshot. Raises InvalidRequest if the
+        snapshot has no running state, Unavailable without CRIU.
+        """
         snapshot, ctx = restore.named(ref, name), self._ctx
         judged = await restore.check(ctx, policy, snapshot, if_match)
+        resume = await restore.saved_state(ctx, judged) if with_state else None
 
         async def work() -> None:
             run = partial(restore.restore, ctx, policy, snapshot, judged)
-            if ctx.runtime.get(ref) is None:
-                await run()
-            else:
-                await self.restart(ref, force=True, seconds=-1, meanwhile=run)
+            if ctx.runtime.get(ref) is not None:
+                await self.restart(ref, force=True, seconds=-1, meanwhile=run, resume=resume)
+                return
+            await run()
+            if resume is not None:
+                await start.start(ctx, self._watch, ref, saved=resume)
+                self._autostart.started(ref)
+                ctx.lifecycle("started", ref)
 
         return ctx.in_background(kinds.SNAPSHOT_RESTORE, ref, work)
 
@@ -358,10 +381,12 @@ class InstanceManager:
         force: bool,
         seconds: float,
         meanwhile: Callable[[], Awaitable[None]] | None = None,
+        resume: Saved | None = None,
     ) -> None:
         """Stop a container and start it again. Raises NotStartedAgain if it is stopped meanwhile.
 
         `meanwhile` is called while it is stopped; if that fails, the container is started nevertheless.
+        Otherwise, the running state `resume` is restored, if there is one.
 
         If it does not stop, or the client cancels the restart before it has stopped, it keeps running
         unchanged. A restart that is interrupted by the end of the daemon is completed at the daemon's next
@@ -385,7 +410,8 @@ class InstanceManager:
             operations.forbid_cancellation()
             failure = await _failure_of(meanwhile)
             try:
-                await start.start(self._ctx, self._watch, ref, restart)
+                saved = resume if failure is None else None
+                await start.start(self._ctx, self._watch, ref, restart, saved=saved)
             except start.NotStartedAgain:
                 if not running.recorded_as_stopped:
                     await self._stay_stopped(running.ref)

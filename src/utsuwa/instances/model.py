@@ -299,6 +299,16 @@ class RuntimePaths:
         return self.folder / "lxc.target.last"
 
     @property
+    def restore(self) -> Path:
+        """The directory of programs and logs of the last restore of its running state."""
+        return self.folder / "restore"
+
+    @property
+    def restored_init(self) -> Path:
+        """The pid of a restored container's init, from which the post-stop hook learns of a reboot."""
+        return self.folder / "lxc.target.init"
+
+    @property
     def held(self) -> Path:
         """Exists while the container is frozen for a copy of its files, and not by a user."""
         return self.folder / "held"

@@ -110,6 +110,9 @@ liblxc applies a rule to every architecture that has a call of that name, regard
 that 64-bit programs use too would be denied to them as well.
 """
 
+STATELESS: tuple[str, ...] = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+"""System calls whose state cannot be saved, for instances with `migration.stateful`."""
+
 _ENOSYS = 38
 _LINE = re.compile(r"(?P<call>[a-z0-9_]{1,64})(?P<action>\s+(?:errno\s+[0-9]{1,4}|kill|trap|allow|log))?")
 _ARGUMENT = re.compile(r"\s+\[[0-9A-Za-z_,x]{1,200}\]")
@@ -149,7 +152,8 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
     by_default = parse_bool(config.get("security.syscalls.deny_default", "") or "true")
     compat = parse_bool(config.get("security.syscalls.deny_compat", "")) and machine == "x86_64"
     denied = _lines("security.syscalls.deny", config.get("security.syscalls.deny", ""))
-    if not (by_default or compat or denied):
+    stateful = parse_bool(config.get("migration.stateful", ""))
+    if not (by_default or compat or denied or stateful):
         return None
     lines = ["2", "denylist"]
     if by_default:
@@ -157,6 +161,8 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
         lines += ["reject_force_umount", "[all]", *(f"{call} errno {_ENOSYS}" for call in DENIED)]
     if compat:
         lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in COMPAT_DENIED)]
+    if stateful:
+        lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in STATELESS)]
     if denied:
         lines += ["[all]", *(_with_action(line) for line in denied)]
     return "\n".join(lines) + "\n"

@@ -80,15 +80,20 @@ def _all_names(session: Session, action: str, arguments: list[str]) -> list[str]
 
 
 def _body(server: Server, name: str, action: str, flags: Flags) -> dict[str, Any]:
-    if action == "start" and server.get(path_to("instances", name))["status"] == "Frozen":
-        action = "unfreeze"
+    stateful = "stateful" in flags.known and flags.on("stateful")
+    if action == "start":
+        instance = server.get(path_to("instances", name))
+        if instance["status"] == "Frozen":
+            action = "unfreeze"
+        else:
+            stateful = instance["stateful"] and not flags.on("stateless")
     timeout = flags.number("timeout") if "timeout" in flags.known else -1
     force = "force" in flags.known and flags.on("force")
     return {
         "action": action,
         "timeout": timeout,
         "force": force,
-        "stateful": "stateful" in flags.known and flags.on("stateful"),
+        "stateful": stateful,
     }
 
 

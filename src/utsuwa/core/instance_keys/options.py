@@ -39,8 +39,8 @@ BOOT = (
     ConfigKey(
         "boot.host_shutdown_action",
         default="stop",
-        help="What to do with the instance when the host shuts down: stop it cleanly, or kill it; "
-        "`stateful-stop` stops it, too, as its running state cannot be saved yet.",
+        help="What to do with the instance when the host shuts down: stop it cleanly, kill it, or save its "
+        "running state (if that fails, it is stopped cleanly).",
         validate=one_of("stop", "force-stop", "stateful-stop"),
     ),
     ConfigKey(
@@ -92,12 +92,13 @@ MIGRATION = (
         help="Maximum number of transfer rounds before the instance is stopped.",
         validate=checks.at_least(0),
     ),
-    later(
+    ConfigKey(
         "migration.stateful",
         "bool",
         default="false",
         live=False,
-        help="Prepare the instance for stateful stop and snapshots.",
+        help="Prepare the instance for stateful stops and snapshots: from its next start on, systemd's "
+        "services have no namespaces of their own, and there is no io_uring.",
     ),
 )
 

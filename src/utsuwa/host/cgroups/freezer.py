@@ -43,6 +43,11 @@ async def frozen(
         await finish(asyncio.to_thread(cgroups.thaw, folder))
 
 
+def folder_of(init_pid: int, name: str, proc: Path = _PROC) -> Path:
+    """Return the cgroup by which a container is frozen. Blocking. Raises HostError if there is none."""
+    return _freezer(init_pid, name, proc)[0]
+
+
 def _begin(folder: Path, file: str, text: str) -> bool:
     """Begin to freeze; return whether that was done within a moment. Blocking."""
     try:

@@ -63,6 +63,19 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
     return folders
 
 
+def path_of(pid: int, proc: Path = _PROC) -> str:
+    """Return the container's cgroup as /proc shows it, the same in all hierarchies; empty if it has ended."""
+    own = dict(_paths(proc / "self" / "cgroup"))
+    found = [container_path(path, own.get(names, "/")) for names, path in _paths(proc / str(pid) / "cgroup")]
+    return found[-1] if found else ""
+
+
+def unified_mount(proc: Path = _PROC) -> Path | None:
+    """Return where version 2 is mounted, as /proc shows its cgroups; None if it is not."""
+    hierarchy = _hierarchies(proc).get(UNIFIED)
+    return hierarchy.mount if hierarchy is not None and hierarchy.root == "/" else None
+
+
 def own_folder(proc: Path = _PROC) -> Path | None:
     """Return this process's cgroup in one of the hierarchies; None if no hierarchy is mounted."""
     hierarchies = _hierarchies(proc)

@@ -38,6 +38,8 @@ class Mount:
 
     id: int
     parent: int
+    device: str
+    """The major and minor number of the file system, as `0:48`."""
     root: str
     """The directory within the file system that is mounted at `target`."""
     target: Path
@@ -69,6 +71,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
             Mount(
                 id=int(fields[0]),
                 parent=int(fields[1]),
+                device=fields[2].decode(),
                 root=_unescape(fields[3]),
                 target=Path(_unescape(fields[4])),
                 options=_unescape(fields[5]),

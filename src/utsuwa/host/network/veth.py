@@ -45,6 +45,21 @@ def create(pair: Pair, pid: int) -> None:
     The inner end is created in its namespace with its final name: nothing is moved or renamed, and nothing is
     left behind if a name is taken (InvalidConfig). Other failures raise HostError.
     """
+    inner = (
+        netlink.text(netlink.IFLA_IFNAME, pair.name),
+        netlink.attribute(netlink.IFLA_ADDRESS, bytes.fromhex(pair.mac.replace(":", ""))),
+        netlink.number(netlink.IFLA_NET_NS_PID, pid),
+    )
+    _create(pair, pair.name, *inner)
+    faults.point("veth pair created")
+
+
+def prepare(pair: Pair, name: str) -> None:
+    """As `create`, but with the inner end on the host as `name`, from where CRIU takes it."""
+    _create(pair, name, netlink.text(netlink.IFLA_IFNAME, name))
+
+
+def _create(pair: Pair, inner_name: str, *inner: bytes) -> None:
     both, master = [], []
     if pair.mtu is not None:
         both.append(netlink.number(netlink.IFLA_MTU, pair.mtu))
@@ -53,23 +68,17 @@ def create(pair: Pair, pid: int) -> None:
         if index is None:
             raise HostError(f"The host has no bridge {pair.bridge!r}")
         master.append(netlink.number(netlink.IFLA_MASTER, index))
-    inner = (
-        netlink.text(netlink.IFLA_IFNAME, pair.name),
-        netlink.attribute(netlink.IFLA_ADDRESS, bytes.fromhex(pair.mac.replace(":", ""))),
-        netlink.number(netlink.IFLA_NET_NS_PID, pid),
-    )
     peer = netlink.attribute(netlink.VETH_INFO_PEER, b"".join((netlink.link(), *inner, *both)))
     try:
         netlink.add_link(pair.host_name, "veth", *both, *master, data=peer, up=True)
     except OSError as error:
         if error.errno == errno.EEXIST:
             raise InvalidConfig(
-                f"The network interface {pair.host_name!r} or, inside, {pair.name!r} exists already"
+                f"The network interface {pair.host_name!r} or, inside, {inner_name!r} exists already"
             ) from error
         raise HostError(
             f"cannot create the network interface {pair.host_name!r}: {error.strerror}"
         ) from error
-    faults.point("veth pair created")
 
 
 async def delete(name: str) -> None:

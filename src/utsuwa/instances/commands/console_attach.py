@@ -11,6 +11,7 @@ import errno
 
 from utsuwa.core.errors import Conflict, InvalidRequest
 from utsuwa.core.refs import InstanceRef
+from utsuwa.host.checkpoint import console as kept
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.processes import pipes
 from utsuwa.instances.commands.exec import CONNECT_TIMEOUT, ExecTarget
@@ -81,7 +82,9 @@ class ConsoleManager:
             self._connected.discard(operation)
 
     async def _converse(self, target: ExecTarget, sockets: Sockets) -> None:
-        console = await self._helper.console(target.instance.storage_name, target.lxcpath)
+        console = await asyncio.to_thread(kept.connect, target.logs) or await self._helper.console(
+            target.instance.storage_name, target.lxcpath
+        )
         socket = sockets.streams["0"]
         works = (_show(console.master, socket), _listen(console.master, socket), _wait_for_close(sockets))
         tasks = [asyncio.create_task(work) for work in works]

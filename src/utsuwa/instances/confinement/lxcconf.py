@@ -276,7 +276,12 @@ POST_STOP = """\
 # Run by liblxc when a container has ended: $LXC_TARGET is "stop" or "reboot".
 # It is recorded in the file that $1 names. A failure on reboot keeps liblxc from
 # starting the container again by itself: the daemon does that, with current settings.
+# For a container whose running state was restored, liblxc always says "stop"; the kernel
+# says 1 for a reboot, in the status of init, whose pid is in $1.init.
 umask 077
+if [ "$LXC_TARGET" = stop ] && read -r init 2>/dev/null <"$1.init"; then
+    read -r status <"/proc/$init/stat" && [ "${status##* }" = 1 ] && LXC_TARGET=reboot
+fi 2>/dev/null
 printf '%s\\n' "$LXC_TARGET" >"$1"
 [ "$LXC_TARGET" != reboot ]
 """

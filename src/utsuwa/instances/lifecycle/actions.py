@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet, UtsuwaError
+from utsuwa.core.errors import InvalidRequest, UtsuwaError
 from utsuwa.core.refs import InstanceRef
 from utsuwa.instances.model import Status
 from utsuwa.operations import kinds
@@ -33,16 +33,17 @@ ACTIONS = {
     "freeze": Action(kinds.INSTANCE_FREEZE, (Status.RUNNING,)),
     "unfreeze": Action(kinds.INSTANCE_UNFREEZE, (Status.FROZEN,)),
 }
+_STATEFUL = ("start", "stop")
 
 
 def requested(request: InstanceStatePut) -> Action:
-    """Return the requested action. Raises InvalidRequest, NotSupportedYet."""
+    """Return the requested action. Raises InvalidRequest."""
     action = ACTIONS.get(request.action)
     if action is None:
         raise InvalidRequest(f"Unknown action {request.action[:40]!r}: use one of {', '.join(ACTIONS)}")
-    if request.stateful:
-        raise NotSupportedYet("Keeping the running state (stateful) is not supported yet")
-    if request.force:
+    if request.stateful and request.action not in _STATEFUL:
+        raise InvalidRequest(f"The running state is not kept by {request.action!r}: stop and start keep it")
+    if request.force or request.stateful:
         # Only waiting for a container to stop by itself can be cancelled.
         return replace(action, kind=replace(action.kind, cancellable=False))
     return action

@@ -30,6 +30,7 @@ from utsuwa.instances.lifecycle import (
     orphans,
 )
 from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.running_state import own_state
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ async def _finish_forced_stop(ctx: Context, instance: Loaded, pid: int) -> bool:
     if not await asyncio.to_thread(ctx.runtime_paths(instance).killed.exists):
         return False
     log.info("completing the interrupted forced stop of instance %r", instance.name)
+    folders = await asyncio.to_thread(cgroups.folders_of, pid)
     pidfds.kill(pid)
+    await orphans.kill(set(folders.values()))  # they may be frozen
     await lxc.wait_until_gone(instance.ref.storage_name, ctx.paths.containers)
     return True
 
@@ -130,7 +133,9 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
     # If its start was interrupted, the record of the preceding reboot is still there, and must not be applied
     # to a later end.
     await asyncio.to_thread(ctx.runtime_paths(instance).last_target.unlink, missing_ok=True)
+    await own_state.end_interrupted(ctx, instance, pid)
     await freeze.thaw_held(ctx, running)
+    await own_state.tidy(ctx, instance, pid)
     ctx.runtime.add(running)
     watch.begin(running)
     log.info("instance %r is running, pid %d", instance.name, pid)
@@ -221,6 +226,7 @@ async def _clean(ctx: Context, instance: Loaded, outcome: Outcome) -> None:
     except UtsuwaError as error:  # such as an unavailable pool
         log.error("instance %r was not cleaned up completely: %s", instance.name, error)
     await _restore_devices(ctx, instance, None)
+    await own_state.tidy(ctx, instance, None)
     if outcome.was_running:
         changes: dict[str, str | None] = {"volatile.last_state.boot_id": None}
         if outcome.ended:

@@ -9,6 +9,7 @@ from utsuwa.core.errors import UtsuwaError
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import stop
 from utsuwa.instances.model import Running
+from utsuwa.instances.running_state import stop as stateful
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ async def _stop(ctx: Context, running: Running, *, force: bool) -> None:
     force = force or running.config.get("boot.host_shutdown_action") == "force-stop"
     timeout = int(running.config.get("boot.host_shutdown_timeout") or DEFAULT_TIMEOUT)
     try:
+        if not force and running.config.get("boot.host_shutdown_action") == "stateful-stop":
+            try:
+                await stateful.stop_stateful(ctx, running.ref)
+                return
+            except UtsuwaError as error:
+                log.warning("the state of instance %r is not saved: %s", running.name, error)
         if not force and not running.frozen and timeout > 0:
             try:
                 await stop.stop(ctx, running.ref, force=False, seconds=timeout)

@@ -35,6 +35,9 @@ from utsuwa.instances.lifecycle.end import Watch, read_target
 from utsuwa.instances.lifecycle.start_remedies import remedy
 from utsuwa.instances.model import CHOSEN_NODES, CpuWish, Loaded, PendingRestart, Running, RuntimePaths
 from utsuwa.instances.policy import judge
+from utsuwa.instances.running_state import guest, own_state, requirements, resume
+from utsuwa.instances.running_state.resume import Resumption
+from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.templates import files as templates
 
 
@@ -45,8 +48,18 @@ class NotStartedAgain(UtsuwaError):
     status = 400
 
 
-async def start(ctx: Context, watch: Watch, ref: InstanceRef, restart: PendingRestart | None = None) -> None:
+async def start(
+    ctx: Context,
+    watch: Watch,
+    ref: InstanceRef,
+    restart: PendingRestart | None = None,
+    *,
+    stateless: bool = False,
+    saved: Saved | None = None,
+) -> None:
     """Start a stopped container and watch it from then on.
+
+    Its own saved running state is restored, or discarded if `stateless`; `saved` is restored in its place.
 
     Raises InvalidRequest if it is already running, InvalidConfig or NotFound if its configuration refers to
     something that does not exist, StartFailed with liblxc's reason, or NotStartedAgain if the start belongs
@@ -62,13 +75,20 @@ async def start(ctx: Context, watch: Watch, ref: InstanceRef, restart: PendingRe
         judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
         if ctx.runtime.get(instance.ref) is not None:
             raise InvalidRequest(f"The instance {ref.name!r} is already running")
+        if saved is None and not stateless:
+            saved = await own_state.load(ctx, instance)
+        if saved is None:
+            await own_state.discard(ctx, instance)
         async with Rollback() as undo:
             with _report_full_disk(ctx.paths.root):
-                running = await _bring_up(ctx, instance, undo)
+                running = await _bring_up(ctx, instance, saved, undo)
             undo.keep()
+        if saved is not None:
+            await own_state.discard(ctx, instance)
         ctx.runtime.add(running)
         watch.begin(running)
     await cpu_balance.try_to_rebalance(ctx)
+    await requirements.judge(ctx, running)
 
 
 async def check_restart(ctx: Context, ref: InstanceRef) -> None:
@@ -114,10 +134,13 @@ class _Prepared:
     place: cpu_balance.Place
     nodes: Mapping[str, str | None]
     """The change of the volatile key with the chosen NUMA node."""
+    disks: io_limits.Limits
+    """The limits of requests to disks."""
 
 
-async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
-    prepared = await _prepare(ctx, instance, undo)
+async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: Rollback) -> Running:
+    criu = await requirements.criu(ctx, instance.subject) if saved is not None else None
+    prepared = await _prepare(ctx, instance, saved, undo)
     instance, steps, paths = prepared.instance, prepared.steps, ctx.runtime_paths(instance)
     rebooted = await asyncio.to_thread(_write_files, ctx, instance, prepared.spec)
     # If the daemon is killed after this, its next start finds the container by name, and its id map and
@@ -130,12 +153,15 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
             asyncio.to_thread, _record_again, paths
         )  # overwrites what the end of a killed container records
     undo.push(_kill_leftover, ctx, instance)
-    pid, monitor = await _run(ctx, instance, paths)
+    if saved is not None and criu is not None:
+        pid, monitor = await Resumption(ctx, instance, prepared.spec, saved, criu).run(undo)
+    else:
+        pid, monitor = await _run(ctx, instance, paths)
     if rebooted:
         await asyncio.to_thread(paths.last_target.unlink, missing_ok=True)
     await device_steps.started_all(replace(prepared.host, init_pid=pid), steps)
     await limits.apply_disk_priority(pid, instance.expanded.config)
-    return Running(
+    running = Running(
         row_id=instance.row.id,
         ref=instance.ref,
         init_pid=pid,
@@ -146,10 +172,16 @@ async def _bring_up(ctx: Context, instance: Loaded, undo: Rollback) -> Running:
         cpus=prepared.place.cpus,
         memory_nodes=prepared.place.memory_nodes,
     )
+    if saved is not None:
+        await resume.apply_limits(ctx, running, prepared.disks)
+    return running
 
 
-async def _prepare(ctx: Context, instance: Loaded, undo: Rollback) -> _Prepared:
-    """Mount the root file system, and prepare devices, limits and confinement."""
+async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Rollback) -> _Prepared:
+    """Mount the root file system, and prepare devices, limits and confinement.
+
+    For a container whose state is restored, templates are not applied: its disk stays as it was then.
+    """
     paths = ctx.runtime_paths(instance)
     await ctx.storage.pools.ensure_available(instance.pool)
     instance = await identity.with_permitted_idmap(ctx, instance)
@@ -159,11 +191,15 @@ async def _prepare(ctx: Context, instance: Loaded, undo: Rollback) -> _Prepared:
         ctx.storage.volumes.unmount, instance.pool, instance.ref.volume
     )  # also if cancelled during the mount
     rootfs = await ctx.storage.volumes.mount(instance.pool, instance.ref.volume, idmap)
-    await _apply_templates(ctx, instance, rootfs, idmap)
+    if saved is None:
+        await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_host.host_of(ctx, instance, idmap)
     undo.push(confinement.remove, ctx, instance)
     own = await asyncio.to_thread(_make_device_folder, host)
+    prepared = await asyncio.to_thread(guest.mounts, instance.expanded.config, host.folder)
     steps = await device_steps.start_all(host, undo)
+    if saved is not None:
+        resume.check(instance, saved, idmap, [pair.name for pair in steps.nics])
     lines, place, chosen = await _limits(ctx, instance)
     wanted = await device_steps.io_limits(host)
     if wanted:
@@ -179,14 +215,14 @@ async def _prepare(ctx: Context, instance: Loaded, undo: Rollback) -> _Prepared:
         post_stop=ctx.paths.post_stop,
         target=paths.target,
         nodes=own,
-        mounts=steps.mounts,
+        mounts=[*prepared, *steps.mounts],
         device_rules=[device.rule for device in steps.allowed_devices],
         nics=steps.nics,
         read_only_root=steps.read_only_root,
         limits=lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
     )
-    return _Prepared(instance, host, steps, spec, place, chosen)
+    return _Prepared(instance, host, steps, spec, place, chosen, wanted)
 
 
 def _make_device_folder(host: DeviceHost) -> list[tuple[Path, str]]:
@@ -264,6 +300,7 @@ def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) ->
     paths.folder.mkdir(mode=0o700, exist_ok=True)
     paths.killed.unlink(missing_ok=True)
     paths.stop_requested.unlink(missing_ok=True)
+    resume.forget_console(paths)
     for old in (paths.log, paths.console):
         with contextlib.suppress(FileNotFoundError):
             old.replace(old.with_name(f"{old.name}.old"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from utsuwa.core.errors import InvalidRequest, NotFound, UtsuwaError
@@ -14,6 +15,8 @@ from utsuwa.instances import identity
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import device_host, device_steps, update
 from utsuwa.instances.model import Loaded
+from utsuwa.instances.running_state import saved
+from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.snapshots import rows
 from utsuwa.instances.snapshots.loading import LoadedSnapshot, load_with_instance
 from utsuwa.storage.copying import Copying
@@ -66,6 +69,17 @@ def _restored(instance: Loaded, snapshot: LoadedSnapshot) -> InstanceRow:
     old = instance.data.config
     config = update.with_own_volatile(old, update.with_volatile(old, snapshot.row.data.config))
     return replace(instance.row, data=replace(snapshot.row.data, config=config, stateful=False))
+
+
+async def saved_state(ctx: Context, judged: Judged) -> Saved:
+    """Return the running state of a snapshot. Raises InvalidRequest if it has none, Unavailable (CRIU)."""
+    snapshot, pool = judged.snapshot, judged.instance.pool
+    what = f"the snapshot {snapshot.ref.name!r} of {judged.instance.name!r}"
+    if not snapshot.row.data.stateful:
+        raise InvalidRequest(f"There is no running state in {what}: restore it without `--stateful`")
+    await ctx.criu.find()
+    folder = ctx.storage.volumes.folder(pool, snapshot.ref.volume)
+    return await asyncio.to_thread(saved.load, folder, what, own=False)
 
 
 async def restore(ctx: Context, policy: Policy, ref: SnapshotRef, judged: Judged) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from utsuwa.core import clock, faults
-from utsuwa.core.errors import NotSupportedYet
+from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.schedules import add_span
@@ -17,7 +19,8 @@ from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import freeze
-from utsuwa.instances.model import Loaded
+from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.running_state import save, saved
 from utsuwa.instances.snapshots import rows
 from utsuwa.wire.snapshots import SnapshotsPost
 
@@ -27,22 +30,30 @@ async def reserve(
 ) -> SnapshotRow:
     """Reserve the name: a row in the state `creating` that `take` or `discard` ends.
 
-    Raises NotFound, OtherMember, InvalidName, InvalidRequest (time), AlreadyExists, Forbidden or
-    NotSupportedYet.
+    Raises NotFound, OtherMember, InvalidName, InvalidRequest (time, state), AlreadyExists, Forbidden, or
+    Unavailable without CRIU.
     """
-    if request.stateful:
-        raise NotSupportedYet("Snapshots with the running state (stateful) are not supported yet")
     name = check_snapshot_name(request.name) if request.name else ""
     instance = await load(ctx, ref)
     instance.restrictions.check_snapshot()
+    if request.stateful:
+        await save.check(ctx, _running(ctx, ref))
     now = clock.now()
     if request.expires_at is None:
         expires = _expiry(instance, now, scheduled=scheduled)
     else:
         expires = clock.from_wire(request.expires_at)
-    row = SnapshotRow(0, instance.row.id, SnapshotRef(ref, name), instance.data, now, expires)
+    data = replace(instance.data, stateful=request.stateful)
+    row = SnapshotRow(0, instance.row.id, SnapshotRef(ref, name), data, now, expires)
     pattern = instance.expanded.config.get("snapshots.pattern") or DEFAULT_PATTERN
     return await ctx.database.begin("reserve snapshot", _insert, row, pattern)
+
+
+def _running(ctx: Context, ref: InstanceRef) -> Running:
+    found = ctx.runtime.get(ref)
+    if found is None:
+        raise InvalidRequest(f"The instance {ref.name!r} is not running, so it has no running state to save")
+    return found
 
 
 def _expiry(instance: Loaded, now: datetime, *, scheduled: bool) -> datetime | None:
@@ -76,7 +87,9 @@ async def _take(ctx: Context, row: SnapshotRow) -> None:
     container = ctx.runtime.get(instance.ref)
     async with Rollback() as undo:
         create = partial(ctx.storage.copies.create_snapshot, instance.pool, row.ref.volume)
-        if container is None:
+        if row.data.stateful:
+            await _save(ctx, instance, row)
+        elif container is None:
             await create()
         else:
             async with freeze.held(ctx, container):
@@ -84,9 +97,23 @@ async def _take(ctx: Context, row: SnapshotRow) -> None:
         undo.push(ctx.storage.copies.delete_snapshot, instance.pool, row.ref.volume)
         faults.point("snapshot copied")
         # The instance may have been changed since the name was reserved.
-        ready = replace(row, data=instance.data, state="ready")
+        data = replace(instance.data, stateful=row.data.stateful)
+        ready = replace(row, data=data, state="ready")
         await ctx.database.write("snapshot is ready", rows.complete, instance.pool, ready)
         undo.keep()
+
+
+async def _save(ctx: Context, instance: Loaded, row: SnapshotRow) -> None:
+    """Save the running state of a container, and copy its disk in the same moment."""
+    container = _running(ctx, instance.ref)
+    criu = await save.check(ctx, container)
+
+    async def copy(fresh: Path) -> None:
+        await ctx.storage.copies.create_snapshot(instance.pool, row.ref.volume, mounted=container.idmap)
+        folder = ctx.storage.volumes.folder(instance.pool, row.ref.volume)
+        await asyncio.to_thread(saved.publish, fresh, folder)
+
+    await save.save(ctx, instance, container, criu, copy)
 
 
 async def discard(ctx: Context, row: SnapshotRow) -> None:

@@ -1,0 +1,183 @@
+"""Saving the running state of a container, which stays frozen until the caller has decided what follows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from utsuwa.core import faults
+from utsuwa.core.config_keys import parse_bool
+from utsuwa.core.errors import (
+    Conflict,
+    HostError,
+    InvalidRequest,
+    OutOfSpace,
+    ProcessFailed,
+    UtsuwaError,
+)
+from utsuwa.core.tasks import finish
+from utsuwa.devices import DeviceHost, nic
+from utsuwa.host.cgroups import freezer
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.checkpoint import commands, directories, failures, packets, places
+from utsuwa.host.checkpoint.failures import Remedy
+from utsuwa.host.checkpoint.program import Criu, first_error
+from utsuwa.host.mounts import mounts
+from utsuwa.host.processes.run import run
+from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle import device_host, freeze
+from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.running_state import saved
+from utsuwa.security import idmap
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 600.0
+_TRIES = 5
+_PAUSE = 1.5
+"""Seconds between two attempts, for obstacles that pass."""
+_LOG_LIMIT = 1 << 20
+
+
+class NotSaved(Conflict):
+    """The running state of the container could not be saved; it runs on."""
+
+    key = "not-saved"
+
+
+async def check(ctx: Context, container: Running) -> Criu:
+    """Return the program for saving a container. Raises InvalidRequest, Unavailable if that is impossible."""
+    name = container.name
+    if parse_bool(container.config.get("security.privileged", "")):
+        raise InvalidRequest(
+            f"The running state of {name!r} cannot be saved: it is privileged, which is not supported; unset "
+            "security.privileged and restart it"
+        )
+    if container.frozen:
+        raise InvalidRequest(
+            f"The running state of {name!r} cannot be saved while it is frozen: `utsuwa start {name}` first"
+        )
+    return await ctx.criu.find()
+
+
+Meanwhile = Callable[[Path], Awaitable[None]]
+"""What is done with a saved state while its container is still frozen."""
+
+
+async def save(ctx: Context, instance: Loaded, container: Running, criu: Criu, meanwhile: Meanwhile) -> None:
+    """Save the running state of a container, whose lock the caller holds, into its volume's directory.
+
+    `meanwhile` is called with the directory of the saved state (`state.new`) while the container is still
+    frozen, so that its disk is that of the same instant; then it runs on. If anything fails, nothing is left.
+    Raises NotSaved with the reason, OutOfSpace.
+    """
+    for attempt in range(1, _TRIES + 1):
+        failure = await _attempt(ctx, instance, container, criu, meanwhile)
+        if failure is None:
+            return
+        log.info("saving the state of %r: %s (attempt %d)", container.name, failure.reason, attempt)
+        if failure.remedy is Remedy.NONE or attempt == _TRIES:
+            raise _not_saved(container.name, failure)
+        if failure.remedy is Remedy.LOOK_UP:
+            await asyncio.to_thread(directories.look_up, container.init_pid)
+        else:
+            await asyncio.sleep(_PAUSE)
+
+
+def _not_saved(name: str, failure: failures.Failure) -> UtsuwaError:
+    if failure.full_disk:
+        return OutOfSpace(
+            f"There is no space left for the running state of {name!r}, which takes as much as its memory: "
+            "free some on its storage pool; the instance runs on"
+        )
+    return NotSaved(
+        f"The running state of {name!r} could not be saved: {failure.reason}; the instance runs on. "
+        f"`utsuwa info --checkpoint {name}` lists what stands in the way"
+    )
+
+
+async def _attempt(
+    ctx: Context, instance: Loaded, container: Running, criu: Criu, meanwhile: Meanwhile
+) -> failures.Failure | None:
+    folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
+    try:
+        async with freeze.held(ctx, container):
+            fresh = await asyncio.to_thread(saved.begin, folder)
+            failure = await finish(_dump(ctx, instance, container, criu, fresh))
+            if failure is None:
+                faults.point("running state saved")
+                await meanwhile(fresh)
+            return failure
+    finally:
+        await finish(asyncio.to_thread(saved.remove_fresh, folder))
+
+
+async def _dump(
+    ctx: Context, instance: Loaded, container: Running, criu: Criu, fresh: Path
+) -> failures.Failure | None:
+    """Run CRIU on a frozen container, and write the record. Returns why that failed."""
+    job, record = await asyncio.to_thread(_plan, container, criu, fresh)
+    host = device_host.host_of(ctx, instance, container.idmap)
+    record.nics = _nics(device_host.with_devices(host, container.devices))
+    try:
+        await run(commands.dump(criu.program, job), timeout=_TIMEOUT)
+    except ProcessFailed as error:
+        await packets.let_through(container.init_pid)
+        text = await asyncio.to_thread(_log_of, fresh)
+        reason = first_error(text) or (error.stderr.strip() if not text else "")
+        return failures.explain(text, reason)
+    try:
+        await asyncio.to_thread(saved.store, fresh, record)
+    except OSError as error:
+        return failures.Failure(str(error))
+    return None
+
+
+def _plan(container: Running, criu: Criu, fresh: Path) -> tuple[commands.Dump, saved.Record]:
+    pid, proc = container.init_pid, Path(f"/proc/{container.init_pid}")
+    try:
+        console = os.stat(proc / "root/dev/console")  # noqa: PTH116 - of another mount namespace
+        inner = mounts.parse_mountinfo((proc / "mountinfo").read_bytes())
+    except OSError as error:
+        raise HostError(f"The container {container.name!r} cannot be examined: {error}") from error
+    host = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    disks = [device.get("path", "") for device in container.devices.values() if device.get("type") == "disk"]
+    shared = places.externals(inner, host, [f"/{path.strip('/')}" for path in disks if path.strip("/")])
+    for path in shared:
+        if not saved.can_be_named(path):
+            raise NotSaved(f"The state of {container.name!r} cannot be saved with a mount at {path!r}")
+    tty = commands.tty_key(console.st_rdev, console.st_dev)
+    job = commands.Dump(
+        init=pid,
+        images=fresh,
+        cgroup=cgroups.path_of(pid),
+        freezer=freezer.folder_of(pid, container.ref.storage_name),
+        externals=shared,
+        tty=tty,
+    )
+    record = saved.Record(
+        criu=criu.version,
+        kernel=os.uname().release,
+        idmap=idmap.to_json(container.idmap),
+        mounts=shared,
+        nics=[],
+        tty=tty,
+    )
+    return job, record
+
+
+def _nics(host: DeviceHost) -> list[str]:
+    """Return the names inside of the interfaces of the container's devices."""
+    nics = ((name, device) for name, device in host.devices.items() if device.get("type") == "nic")
+    return sorted(filter(None, (nic.nic_name(name, device, host) for name, device in nics)))
+
+
+def _log_of(fresh: Path) -> str:
+    try:
+        with (fresh / commands.DUMP_LOG).open("rb") as file:
+            return file.read(_LOG_LIMIT).decode(errors="replace")
+    except OSError:
+        return ""

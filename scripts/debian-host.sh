@@ -22,9 +22,8 @@ STOCK_RELEASES=(bookworm bookworm-backports-kernel trixie)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
 ROOT_ID_RANGE=1000000:1000000000
 
-# More options of apt-get and of pip; `use_offline` sets them.
+# More options of apt-get; `use_offline` sets them.
 APT_OPTIONS=()
-PIP_OPTIONS=()
 
 say() { echo "==> $*"; }
 
@@ -102,28 +101,50 @@ ensure_id_range() {
     done
 }
 
-# make_venv FOLDER STAMP REQUIREMENT...: a venv of Debian's Python, without pip; made anew when the stamp differs,
-# VENV_CHANGED tells.
+# program_stamp: identifies the sources of the program that this repository installs.
+program_stamp() {
+    (cd "$root" && find src scripts pyproject.toml -type f ! -name '*.pyc' ! -name _version.py ! -path '*.egg-info*' -print0 |
+        LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+}
+
+# make_venv FOLDER STAMP FILL...: a venv of Debian's Python, without pip, into which `FILL... FOLDER` installs; made
+# anew when the stamp differs, VENV_CHANGED tells.
 VENV_CHANGED=false
 make_venv() {
-    local folder=$1 stamp=$2 pip installed=true
+    local folder=$1 stamp=$2
     shift 2
     [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
     say "Installing Utsuwa into $folder"
     /usr/bin/python3 -m venv --clear --without-pip "$folder"
     chmod 755 "$folder" # --clear keeps what a version before this one made it with
+    "$@" "$folder"
+    echo "$stamp" >"$folder/.stamp"
+    VENV_CHANGED=true
+}
+
+# pip_install REQUIREMENT... FOLDER: install packages with what they need into a venv.
+pip_install() {
+    local folder=${!#} pip installed=true
     # Debian's pip is used as it is: to install it took a quarter of the time.
     pip=$(mktemp -d)
     /usr/bin/python3 -m zipfile -e /usr/share/python-wheels/pip-*.whl "$pip"
     PYTHONPATH=$pip "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-compile \
-        "${PIP_OPTIONS[@]}" "$@" </dev/null || installed=false
+        "${@:1:$#-1}" </dev/null || installed=false
     rm -rf "$pip"
-    [ "$installed" = true ] ||
-        fail "pip could not install what Utsuwa needs, see above; $([ ${#PIP_OPTIONS[@]} -eq 0 ] && echo "check the network and pip's configuration" || echo 'fill the folder anew with scripts/offline-bundle')"
+    [ "$installed" = true ] || fail "pip could not install what Utsuwa needs, see above; check the network and pip's configuration"
     # On all processors, which pip does not do. What does not compile is a template or for another Python.
     "$folder/bin/python" -m compileall -q -j 0 "$folder/lib" >/dev/null </dev/null || true
-    echo "$stamp" >"$folder/.stamp"
-    VENV_CHANGED=true
+}
+
+# pack_program VENV FILE: pack the installed program with all of Python's packages, compiled.
+pack_program() {
+    tar -C "$1" --create --owner=0 --group=0 --numeric-owner lib bin/utsuwa bin/utsuwad | zstd -q -f -T0 -o "$2"
+}
+
+# unpack_program FILE VENV: install what `pack_program` has written.
+unpack_program() {
+    zstd -q -d -c "$1" | tar -C "$2" --extract --no-same-owner
+    sed -i "1s|^#!.*|#!$2/bin/python|" "$2"/bin/utsuwa*
 }
 
 # copy_readable SOURCE... FOLDER: copy as others may read it, also from a clone that was made with a strict umask.

@@ -21,11 +21,11 @@ def report(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
         pytest.skip("scripts/test --stock-host runs these")
     release = disk.RELEASES[os.environ["UTSUWA_STOCK_HOST"]]
     folder = tmp_path_factory.mktemp("stock-host")
-    disks = disk.prepare(release)
-    checkout = disk.checkout(folder)
-    told = pytestconfig.stash[REPORT] = machine.run(disks, checkout, folder)
+    disks = disk.prepare(release, folder)
+    told = pytestconfig.stash[REPORT] = machine.run(disks, folder)
     yield told
-    checkout.unlink()
+    disks.bundle.unlink()
+    disks.checkout.unlink()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,7 +1,7 @@
 """The disks of the stock host: a Debian as its packages make it, and what it is given to install.
 
 What takes minutes to make (the system, the bundle for `scripts/quickstart --offline`) is kept in the tests'
-cache under a name that says what it is made of. The checkout is put on a disk of its own at each run.
+cache under a name that says what it is made of. The bundle's disk and the checkout's are made at each run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tests.support.cache import cached
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = HERE / "sources.sh"
+HOST = "bookworm"
+"""The suite of the host that runs the tests."""
 CARRIED = ("acl", "libcap2-bin")
 """Packages for a container, which has no network to fetch them from; it is a Debian 12, as this host is."""
 
@@ -44,37 +46,50 @@ class Disks:
     """Whole file system, no partitions; ext4, sparse. Not to be written to."""
     bundle: Path
     """ext4 with the folder that `scripts/offline-bundle` fills."""
+    checkout: Path
+    """ext4 with the files that git knows of this checkout, as they are, a busybox image and packages."""
 
 
-def prepare(release: Release) -> Disks:
-    """The disks of a release, made where the cache has none; raises AssertionError with what failed."""
+def prepare(release: Release, folder: Path) -> Disks:
+    """The disks of a release; takes minutes where none are kept. Raises AssertionError with what failed."""
     script = HERE / "make-system"
     made_of = [script.read_bytes(), SOURCES.read_bytes(), repr(release).encode()]
     system = cached(
         f"stock-{release.suite}-kernel-{release.kernel}",
         made_of,
-        lambda folder: _run(script, release.suite, release.kernel, folder),
+        lambda fresh: _run(script, release.suite, release.kernel, fresh),
     )
-    return Disks(system / "vmlinuz", system / "initrd.img", system / "system.img", _bundle(release.suite))
+    return Disks(
+        system / "vmlinuz",
+        system / "initrd.img",
+        system / "system.img",
+        _bundle(release.suite, folder),
+        _checkout(folder),
+    )
 
 
-def _bundle(suite: str) -> Path:
+def _bundle(suite: str, folder: Path) -> Path:
+    """A disk with the bundle, whose program is made of the sources as they are now."""
     fill = HERE / "make-bundle"
     scripts = [ROOT / "scripts" / part for part in ("offline-bundle", "debian-host.sh")]
     files = [fill, SOURCES, ROOT / "pyproject.toml", *scripts, images.DEBIAN, *images.BUILDERS]
+    made_of = [file.read_bytes() for file in files]
+    if suite != HOST:
+        stamp = 'root=$1; . "$1/scripts/debian-host.sh"; program_stamp'
+        made_of.append(_run("bash", "-c", stamp, "bash", ROOT))
+    kept = cached(
+        f"stock-bundle-{suite}",
+        made_of,
+        lambda fresh: _run(fill, suite, images.debian().metadata.parent, fresh),
+    )
+    content = folder / "content"
+    shutil.copytree(kept, content)
+    if suite == HOST:
+        _run(ROOT / "scripts/offline-bundle", "--program", content)
+    return _make_image(content, folder / "bundle.img", "bundle")
 
-    def make(folder: Path) -> None:
-        content = folder / "content"
-        _run(fill, suite, images.debian().metadata.parent, content)
-        make_image(content, folder / "bundle.img", "bundle")
-        shutil.rmtree(content)
 
-    folder = cached(f"stock-bundle-{suite}", [file.read_bytes() for file in files], make)
-    return folder / "bundle.img"
-
-
-def checkout(folder: Path) -> Path:
-    """A disk with the files that git knows of this checkout, as they are, a busybox image and packages."""
+def _checkout(folder: Path) -> Path:
     content = folder / "content"
     listed = _run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.decode().split("\0"):
@@ -85,18 +100,15 @@ def checkout(folder: Path) -> Path:
     shutil.copytree(cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
     (content / "busybox").mkdir()
     images.build_busybox(content / "busybox")
-    image = folder / "checkout.img"
-    make_image(content, image, "checkout")
-    shutil.rmtree(content)
-    return image
+    return _make_image(content, folder / "checkout.img", "checkout")
 
 
 def _download(folder: Path) -> None:
     _run("env", "--chdir", folder, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *CARRIED)
 
 
-def make_image(folder: Path, image: Path, label: str) -> None:
-    """An ext4 file system with what is in the folder, and room for as little again."""
+def _make_image(folder: Path, image: Path, label: str) -> Path:
+    """Turn the folder into an ext4 file system with what is in it."""
     size = int(_run("du", "--summarize", "--block-size=1M", folder).split()[0])
     _run(
         "mke2fs",
@@ -112,6 +124,8 @@ def make_image(folder: Path, image: Path, label: str) -> None:
         image,
         f"{size * 5 // 4 + 16}M",
     )
+    shutil.rmtree(folder)
+    return image
 
 
 def _run(*command: str | Path) -> bytes:

@@ -55,7 +55,7 @@ class Report:
         self.finished |= record.get("done", False)
 
 
-def run(disks: Disks, checkout: Path, folder: Path) -> Report:
+def run(disks: Disks, folder: Path) -> Report:
     """Boot the machine, let it check itself, and switch it off.
 
     `folder` gets its console; while it runs, `socat - UNIX-CONNECT:<folder>/shell` is a root shell in it.
@@ -64,7 +64,7 @@ def run(disks: Disks, checkout: Path, folder: Path) -> Report:
     outcomes.touch()
     report, begin = Report(), time.monotonic()
     process = subprocess.Popen(
-        _command(disks, checkout, folder), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
+        _command(disks, folder), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
     )
     try:
         while not report.finished and time.monotonic() - begin < LIMIT and process.poll() is None:
@@ -79,7 +79,7 @@ def run(disks: Disks, checkout: Path, folder: Path) -> Report:
     return report
 
 
-def _command(disks: Disks, checkout: Path, folder: Path) -> list[str]:
+def _command(disks: Disks, folder: Path) -> list[str]:
     def disk(image: Path, options: str) -> list[str]:
         return ["-drive", f"file={image},format=raw,if=virtio,{options}"]
 
@@ -93,7 +93,7 @@ def _command(disks: Disks, checkout: Path, folder: Path) -> list[str]:
         # what is written goes to a file that has no name and ends with the machine
         *disk(disks.system, "snapshot=on,cache=unsafe"),
         *disk(disks.bundle, "readonly=on"),
-        *disk(checkout, "readonly=on"),
+        *disk(disks.checkout, "readonly=on"),
         *("-serial", f"file:{folder / 'console'}", "-serial", f"file:{folder / 'outcomes'}"),
         *("-serial", "unix:shell,server=on,wait=off"),
     ]

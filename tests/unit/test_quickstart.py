@@ -75,8 +75,31 @@ def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / "rootfs.squashfs").touch()
     (tmp_path / "Packages").touch()
+    (tmp_path / "program.stamp").write_text("another\n")
     (tmp_path / "made-for").write_text("debian 99 m68k\n")
     assert "was made for debian 99 m68k, and this is" in run("quickstart", "--offline", str(tmp_path)).stderr
+    assert "is not a whole bundle for" in run("offline-bundle", "--program", str(tmp_path)).stderr
+    (tmp_path / "made-for").write_text(shell('echo "$(host_system) $(dpkg --print-architecture)"'))
+    told = run("quickstart", "--offline", str(tmp_path)).stderr
+    assert f"was filled from another version of this repository than {SCRIPTS.parent}" in told
+
+
+def test_the_stamp_of_the_program_follows_its_sources_alone(tmp_path: Path) -> None:
+    sources = {name: tmp_path / name for name in ("src/a.py", "scripts/quickstart", "pyproject.toml")}
+    for path in sources.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    stamp = f"root={tmp_path}; program_stamp"
+    before = shell(stamp)
+    assert len(before.split()) == 1
+    for built in ("src/_version.py", "src/a.pyc", "src/utsuwa.egg-info/PKG-INFO", "README.md"):
+        (tmp_path / built).parent.mkdir(exist_ok=True)
+        (tmp_path / built).touch()
+    assert shell(stamp) == before
+    for path in sources.values():
+        path.write_text("y")
+        assert shell(stamp) != before
+        path.write_text("x")
 
 
 @pytest.mark.root
@@ -121,7 +144,7 @@ def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> 
     prefix, clone = tmp_path / "prefix", tmp_path / "clone"
     told = shell(
         f"umask 077; mkdir -m 700 {prefix} {clone}; echo text >{clone}/page; . {SCRIPTS}/debian-host.sh\n"
-        f"make_venv {prefix} stamp {a_wheel(tmp_path)} >/dev/null; "
+        f"make_venv {prefix} stamp pip_install {a_wheel(tmp_path)} >/dev/null; "
         f"copy_readable {clone}/page {prefix}/share/doc; umask"
     )
     assert told.splitlines()[-1] == "0022"
@@ -132,6 +155,26 @@ def test_the_program_can_be_run_by_others_whatever_the_umask(tmp_path: Path) -> 
     assert not (prefix / "bin/thing").stat().st_mode & 0o022
     assert subprocess.run([prefix / "bin/thing"], check=False).returncode == 7
     assert (prefix / "share/doc/page").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_packed_program_runs_at_another_place(tmp_path: Path) -> None:
+    """It is that of its new place: compiled, owned by root, and without traces of where it was packed."""
+    first, packed, second = (tmp_path / name for name in ("first", "program.tar.zst", "second"))
+    told = shell(
+        f"make_venv {first} one pip_install {a_wheel(tmp_path)} >/dev/null\n"
+        f"cp {first}/bin/thing {first}/bin/utsuwa; cp {first}/bin/thing {first}/bin/utsuwad\n"
+        f"pack_program {first} {packed}; rm -r {first}; umask 077\n"
+        f"make_venv {second} two unpack_program {packed}; echo $VENV_CHANGED $(cat {second}/.stamp)\n"
+        f"make_venv {second} two false"
+    )
+    assert told == f"==> Installing Utsuwa into {second}\ntrue two\n"
+    for name in ("utsuwa", "utsuwad"):
+        assert subprocess.run([second / "bin" / name], check=False).returncode == 7
+        assert str(first) not in (second / "bin" / name).read_text()
+        assert (second / "bin" / name).stat().st_mode & 0o777 == 0o755
+    (site,) = second.glob("lib/python3*/site-packages")
+    assert list(site.glob("__pycache__/thing.*.pyc"))
+    assert (site / "thing.py").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,7 @@ def test_instances(checker: Checker, busybox: str, kind: str) -> None:
     assert shown["status"] == "Running"
     checker.good("GET", f"{one}?recursion=1")
     assert checker.good("GET", f"{one}/state")["processes"] > 0
+    assert not checker.good("GET", f"{one}/checkpoint")["possible"]
     checker.good("PATCH", one, {"config": {"user.x": "1"}})
     checker.good("PUT", one, {**checker.good("GET", one), "description": "changed"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -203,18 +204,69 @@ def test_a_snapshot_has_disk_and_memory_of_one_instant(d: Daemon, pool: str) -> 
 # ---- refusals and failures
 
 
-def test_a_container_that_cannot_be_saved_runs_on(d: Daemon) -> None:
-    """The message names the reason; nothing is left, neither files nor rules that drop its packets."""
-    launch(d)
-    d.lxc("exec", "c1", "--", "sh", "-c", "unshare -u sleep 1000 </dev/null >/dev/null 2>&1 &")
-    for request in (("stop", "--stateful", "c1"), ("snapshot", "--stateful", "c1", "s")):
-        refused = d.lxc(*request, check=False)
-        assert refused.returncode != 0
-        assert "uts namespace" in refused.stderr
+def unchanged(d: Daemon) -> None:
+    """Check that c1 runs on, without files or rules of a failed attempt to save it."""
     assert shown(d) == ("Running", False)
     counts_on(d, 1)
     assert d.get("/1.0/instances/c1/snapshots") == []
     assert not [path.name for path in folder(d).iterdir() if path.name.startswith("state")]
+    rules = ["nsenter", f"--net=/proc/{init_of(d)}/ns/net", "nft", "list", "tables"]
+    assert "CRIU" not in subprocess.run(rules, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_container_that_cannot_be_saved_is_refused(d: Daemon) -> None:
+    """The message names the process and what to do, and so does the preflight, without trying."""
+    launch(d)
+    assert d.get("/1.0/instances/c1/checkpoint") == {"possible": True, "criu": version(d), "obstacles": []}
+    assert "can be saved" in utsuwa_client(d, "info", "--checkpoint", "c1").stdout
+    d.lxc("exec", "c1", "--", "sh", "-c", "unshare -u sleep 1000 </dev/null >/dev/null 2>&1 &")
+    for request in (("stop", "--stateful", "c1"), ("snapshot", "--stateful", "c1", "s")):
+        refused = d.lxc(*request, check=False)
+        assert refused.returncode != 0
+        assert "(sleep) has namespaces of its own (uts): stop the process" in refused.stderr
+    unchanged(d)
+    seen = d.get("/1.0/instances/c1/checkpoint")
+    assert not seen["possible"]
+    assert [(o["process"], o["unit"], o["passing"]) for o in seen["obstacles"]] == [("sleep", "", False)]
+    listed = utsuwa_client(d, "info", "--checkpoint", "c1", check=False)
+    assert listed.returncode == 1
+    assert "has namespaces of its own (uts)" in listed.stdout
+    d.lxc("init", "busybox", "down")
+    assert "not running" in d.get("/1.0/instances/down/checkpoint")["obstacles"][0]["reason"]
+
+
+def version(d: Daemon) -> str:
+    argv = [str(d.dir / "criu" / "criu"), "--version"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+FAILING = """\
+#!/bin/sh
+# Fails to save containers, and leaves rules behind.
+case "$*" in *--freeze-cgroup*)
+    nsenter --net=/proc/$3/ns/net nft add table inet CRIU-0123
+    echo "(00.1) Error (criu/files.c:1): Can't dump file 3 of that type [600] (chr 10:229)" >"$5/dump.log"
+    exit 1
+esac
+exec {program} "$@"
+"""
+
+
+def test_a_criu_that_fails_leaves_nothing(d: Daemon) -> None:
+    launch(d)
+    installed = d.dir / "criu"
+    target = installed.readlink()
+    installed.unlink()
+    installed.mkdir()
+    (installed / "criu").write_text(FAILING.format(program=target / "criu"))
+    (installed / "criu").chmod(0o755)
+    try:
+        refused = d.lxc("stop", "--stateful", "c1", check=False)
+    finally:
+        shutil.rmtree(installed)
+        installed.symlink_to(target)
+    assert "has opened a file that cannot be saved (chr 10:229)" in refused.stderr
+    unchanged(d)
 
 
 def test_what_has_no_running_state_to_save(d: Daemon) -> None:
@@ -400,7 +452,9 @@ def test_a_debian_with_systemd(module_stateful: Daemon, debian_image: Image) -> 
     def status() -> str:
         return d.lxc("exec", "d1", "--", "systemctl", "is-system-running", check=False).stdout.strip()
 
-    until(lambda: status() == "running")
+    until(lambda: status() == "running", 60)
+    d.restart()
+    assert d.get("/1.0/instances/d1/checkpoint")["possible"]
     d.lxc("snapshot", "--stateful", "d1", "s")
     d.lxc("stop", "--stateful", "d1")
     d.lxc("start", "d1")

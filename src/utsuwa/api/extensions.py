@@ -119,6 +119,7 @@ EXTENSIONS: tuple[str, ...] = (
     "instance_pool_move",
     "instance_bulk_state_change",
     "storage_volume_state",
+    "migration_stateful",
     "certificate_project",
     "image_source_project",
     "instance_project_move",
@@ -166,4 +167,5 @@ EXTENSIONS: tuple[str, ...] = (
     "network_hwaddr_pattern",
     "custom_volume_refresh",
     "projects_restricted_image_servers",
+    "instance_checkpoint",
 )

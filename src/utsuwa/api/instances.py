@@ -12,6 +12,7 @@ from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.urls import object_url
 from utsuwa.instances.lifecycle.update import editable
+from utsuwa.wire.checkpoints import InstanceCheckpoint
 from utsuwa.wire.edits import merge, replace
 from utsuwa.wire.instances import (
     BulkState,
@@ -126,6 +127,10 @@ async def get_state(request: Request) -> Result:
     return Sync(await manager.state(await manager.find(request.instance)))
 
 
+async def get_checkpoint(request: Request) -> Result:
+    return Sync(await request.services.instances.checkpoint(request.instance))
+
+
 async def put_state(request: Request) -> Result:
     body = await request.body(InstanceStatePut)
     return Background(await request.services.instances.change_state(request.instance, body))
@@ -183,6 +188,14 @@ ROUTES: tuple[Route, ...] = about(
         description="The source is an image, or of the type none. Snapshots and configuration stay.",
     ),
     Route("GET", "/1.0/instances/{name}/state", get_state, "Show an instance's state", InstanceState),
+    Route(
+        "GET",
+        "/1.0/instances/{name}/checkpoint",
+        get_checkpoint,
+        "Show whether an instance's running state can be saved",
+        InstanceCheckpoint,
+        description="Each obstacle comes with the process that causes it and what to do about it.",
+    ),
     Route(
         "PUT",
         "/1.0/instances/{name}/state",

@@ -43,6 +43,7 @@ from utsuwa.instances.lifecycle.profile_follower import ProfileFollower
 from utsuwa.instances.metadata import MetadataManager
 from utsuwa.instances.model import Loaded, PendingRestart
 from utsuwa.instances.publish import Publisher
+from utsuwa.instances.running_state import preflight
 from utsuwa.instances.running_state import stop as stateful
 from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.snapshots import loading, restore
@@ -51,6 +52,7 @@ from utsuwa.instances.snapshots.scheduled import ScheduledSnapshots
 from utsuwa.operations import kinds, operations
 from utsuwa.operations.operations import Operation
 from utsuwa.operations.retries import Retries
+from utsuwa.wire.checkpoints import InstanceCheckpoint
 from utsuwa.wire.edits import IfMatch
 from utsuwa.wire.images import ImagesPost
 from utsuwa.wire.instances import (
@@ -152,6 +154,11 @@ class InstanceManager:
 
     async def state(self, instance: Loaded) -> InstanceState:
         return await state.state(self._ctx, instance)
+
+    async def checkpoint(self, ref: InstanceRef) -> InstanceCheckpoint:
+        """Return what stands in the way of saving the running state of an instance here. Raises NotFound."""
+        instance = await load(self._ctx, ref)
+        return await preflight.look(self._ctx, instance, self._ctx.runtime.get(ref))
 
     async def metrics(self, scope: Scope, project: str | None, samples: Samples) -> None:
         """Add the samples of the running instances here, of a project or of all that are visible (None)."""

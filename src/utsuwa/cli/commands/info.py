@@ -24,6 +24,8 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
         from utsuwa.cli.output.resources import describe
 
         session.write("".join(f"{line}\n" for line in describe(server.get("/1.0/resources"))))
+    elif name and flags.on("checkpoint"):
+        return _show_checkpoint(session, server, name)
     elif name:
         _show_instance(session, server, name, show_log=flags.on("show-log"))
     else:
@@ -51,6 +53,22 @@ def _show_instance(session: Session, server: Server, name: str, *, show_log: boo
     if show_log:
         log = server.checked(server.raw("GET", f"{url}/logs/lxc.log")).read()
         session.write(f"\nLog:\n\n{log.decode(errors='replace')}\n")
+
+
+def _show_checkpoint(session: Session, server: Server, name: str) -> int:
+    """Print what stands in the way of saving the running state; return 1 if it cannot be saved."""
+    found = server.get(f"{path_to('instances', name)}/checkpoint")
+    if not found["obstacles"]:
+        session.write(f"The running state of {name} can be saved (CRIU {found['criu']})\n")
+        return 0
+    header = ("PID", "PROCESS", "UNIT", "OBSTACLE", "REMEDY")
+    session.write(table.table(header, list(map(_obstacle_row, found["obstacles"]))))
+    return int(not found["possible"])
+
+
+def _obstacle_row(obstacle: dict[str, Any]) -> list[str]:
+    pid = str(obstacle["pid"]) if obstacle["pid"] else ""
+    return [pid, obstacle["process"], obstacle["unit"], obstacle["reason"], obstacle["remedy"]]
 
 
 def _snapshot_row(snapshot: dict[str, Any]) -> list[str]:
@@ -132,6 +150,7 @@ COMMAND = Command(
     args="[<remote>:][<instance>]",
     flags=(
         Flag("resources", "Show the resources available to the server"),
+        Flag("checkpoint", "Show whether the running state of the instance can be saved"),
         Flag("show-log", "Show the last lines of the instance's log"),
     ),
     example=(

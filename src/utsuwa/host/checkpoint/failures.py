@@ -23,6 +23,8 @@ class Failure:
 
     reason: str
     remedy: Remedy = Remedy.NONE
+    error: str = ""
+    """CRIU's own words."""
 
     @property
     def full_disk(self) -> bool:
@@ -32,8 +34,8 @@ class Failure:
 _FULL = "no space left on the storage pool"
 _KNOWN: tuple[tuple[str, str, Remedy], ...] = (
     (r"netlink: The socket has data to read", "a netlink socket has unread messages", Remedy.WAIT),
-    (r"parse_fdinfo_pid_s: error parsing \[inotify wd", "a watched directory is not cached", Remedy.LOOK_UP),
-    (r"Can't dump that handle", "a watched directory is not cached", Remedy.LOOK_UP),
+    (r"parse_fdinfo_pid_s: error parsing \[inotify wd", "a watched file is not cached", Remedy.LOOK_UP),
+    (r"Can't dump that handle", "a watched file is not cached", Remedy.LOOK_UP),
     (
         r"Can't dump nested (?P<what>\w+) namespace for (?P<pid>[0-9]+)",
         "process {pid} has a {what} namespace of its own, as containers inside, browsers and sandboxes of "
@@ -82,5 +84,5 @@ def explain(log: str, error: str) -> Failure:
     for pattern, reason, remedy in _PATTERNS:
         found = pattern.search(log)
         if found:
-            return Failure(reason.format(**found.groupdict()), remedy)
-    return Failure(error or "CRIU gives no reason")
+            return Failure(reason.format(**found.groupdict()), remedy, error)
+    return Failure(error or "CRIU gives no reason", error=error)

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from utsuwa.core import faults
-from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import (
     Conflict,
     HostError,
@@ -30,7 +29,7 @@ from utsuwa.host.processes.run import run
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import device_host, freeze
 from utsuwa.instances.model import Loaded, Running
-from utsuwa.instances.running_state import saved
+from utsuwa.instances.running_state import preflight, saved
 from utsuwa.security import idmap
 
 log = logging.getLogger(__name__)
@@ -50,15 +49,10 @@ class NotSaved(Conflict):
 
 async def check(ctx: Context, container: Running) -> Criu:
     """Return the program for saving a container. Raises InvalidRequest, Unavailable if that is impossible."""
-    name = container.name
-    if parse_bool(container.config.get("security.privileged", "")):
+    refused = list(preflight.refusals(container))
+    if refused:
         raise InvalidRequest(
-            f"The running state of {name!r} cannot be saved: it is privileged, which is not supported; unset "
-            "security.privileged and restart it"
-        )
-    if container.frozen:
-        raise InvalidRequest(
-            f"The running state of {name!r} cannot be saved while it is frozen: `utsuwa start {name}` first"
+            f"The running state of {container.name!r} cannot be saved: {preflight.describe(refused)}"
         )
     return await ctx.criu.find()
 
@@ -74,17 +68,38 @@ async def save(ctx: Context, instance: Loaded, container: Running, criu: Criu, m
     frozen, so that its disk is that of the same instant; then it runs on. If anything fails, nothing is left.
     Raises NotSaved with the reason, OutOfSpace.
     """
+    await _refuse(ctx, instance, container)
     for attempt in range(1, _TRIES + 1):
         failure = await _attempt(ctx, instance, container, criu, meanwhile)
         if failure is None:
             return
-        log.info("saving the state of %r: %s (attempt %d)", container.name, failure.reason, attempt)
+        log.info(
+            "the state of %r was not saved: %s",
+            container.name,
+            failure.reason,
+            extra={"attempt": attempt, "criu": failure.error},
+        )
         if failure.remedy is Remedy.NONE or attempt == _TRIES:
             raise _not_saved(container.name, failure)
         if failure.remedy is Remedy.LOOK_UP:
             await asyncio.to_thread(directories.look_up, container.init_pid)
         else:
             await asyncio.sleep(_PAUSE)
+
+
+async def _refuse(ctx: Context, instance: Loaded, container: Running) -> None:
+    """Raise what can be seen without freezing the container."""
+    lacking = await preflight.shortage(ctx, instance, container)
+    if lacking is not None:
+        raise OutOfSpace(
+            f"The running state of {container.name!r} was not saved: {preflight.describe([lacking])}"
+        )
+    found = [obstacle for obstacle in await preflight.of_processes(container) if not obstacle.passing]
+    if found:
+        raise NotSaved(
+            f"The running state of {container.name!r} cannot be saved: {preflight.describe(found)}; the "
+            "instance runs on"
+        )
 
 
 def _not_saved(name: str, failure: failures.Failure) -> UtsuwaError:

@@ -1,0 +1,162 @@
+"""What stands in the way of saving a container: seen in /proc, with the process and what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.cgroup_host import Host, with_v2
+from utsuwa.host.checkpoint import obstacles
+from utsuwa.host.checkpoint.obstacles import Obstacle
+from utsuwa.instances.running_state import preflight
+
+ROOT = "1 0 0:48 / / rw - overlay utsuwa rw\n2 1 0:50 / /run rw - tmpfs none rw\n"
+SERVICE = "/u/lxc.payload.c/system.slice/web.service"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A container with init (7), a service (8), a process of a session (9) and a session of exec (10)."""
+    host = with_v2(tmp_path)
+    host.write("cg", "u/lxc.payload.c", {"cgroup.procs": "7\n9\n10\n"})
+    host.write("cg", SERVICE.strip("/"), {"cgroup.procs": "8\n"})
+    add(host, 7, 1, "systemd", "/u/lxc.payload.c/init.scope")
+    add(host, 8, 7, "nginx", SERVICE)
+    add(host, 9, 7, "sh", "/u/lxc.payload.c")
+    add(host, 10, 1, "bash", "/u/lxc.payload.c")
+    return host
+
+
+def add(host: Host, pid: int, parent: int, name: str, cgroup: str) -> None:
+    folder = host.proc / str(pid)
+    for place in ("ns", "fd", "fdinfo", "net"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    inner = pid - 6
+    status = f"Name:\t{name}\nState:\tS (sleeping)\nPPid:\t{parent}\nTracerPid:\t0\nNSpid:\t{pid}\t{inner}\n"
+    (folder / "status").write_text(status)
+    (folder / "cgroup").write_text(f"0::{cgroup}\n")
+    (folder / "mountinfo").write_text(ROOT)
+    (folder / "maps").write_text("00400000-00401000 r-xp 00000000 00:30 1 /bin/x\n")
+    (folder / "net/netlink").write_text(
+        "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\nx 0 1 0 0 0 0 2 0 5\n"
+    )
+    for namespace in ("mnt", "uts", "ipc", "pid", "user", "cgroup", "time", "net"):
+        (folder / "ns" / namespace).symlink_to(f"{namespace}:[1]")
+
+
+def open_file(host: Host, pid: int, link: str, info: str = "pos: 0\nmnt_id:\t1\n", number: int = 3) -> None:
+    (host.proc / str(pid) / "fd" / str(number)).symlink_to(link)
+    (host.proc / str(pid) / "fdinfo" / str(number)).write_text(info)
+
+
+def move_to(host: Host, pid: int, namespace: str) -> None:
+    link = host.proc / str(pid) / "ns" / namespace
+    link.unlink()
+    link.symlink_to(f"{namespace}:[2]")
+
+
+def found(host: Host, *, prepared: bool = False) -> list[Obstacle]:
+    return obstacles.find(7, prepared=prepared, disks=frozenset({"/mnt/disk"}), proc=host.proc)
+
+
+def test_a_container_that_can_be_saved(host: Host) -> None:
+    """With files, nodes, pipes and sockets, a network namespace inside, and disks of the host."""
+    for number, link in enumerate(
+        ("/dev/null", "/dev/pts/0", "/run/x", "socket:[5]", "anon_inode:[eventfd]")
+    ):
+        open_file(host, 8, link, number=number)
+    open_file(host, 8, "anon_inode:inotify", "inotify wd:1 ino:2 fhandle-bytes:c\n", number=9)
+    move_to(host, 8, "net")
+    move_to(host, 10, "mnt")  # a session of exec is not saved
+    info = ROOT + "3 1 8:1 / /mnt/disk rw - fuse.s3 x rw\n4 1 0:9 / /proc/uptime rw - fuse.lxcfs lxcfs rw\n"
+    (host.proc / "7/mountinfo").write_text(info)
+    assert found(host) == []
+
+
+def test_namespaces_of_services_have_a_remedy(host: Host) -> None:
+    """It does not help once the instance is prepared, nor outside of services."""
+    move_to(host, 8, "mnt")
+    move_to(host, 8, "uts")
+    move_to(host, 9, "user")
+    service, other = found(host)
+    assert service == Obstacle(
+        "has namespaces of its own (mount, uts)",
+        "set migration.stateful=true and restart the instance",
+        2,
+        "nginx",
+        "web.service",
+    )
+    assert (other.reason, other.remedy) == ("has namespaces of its own (user)", "stop the process 3 (sh)")
+    assert found(host, prepared=True)[0].remedy == "stop the unit web.service"
+
+
+@pytest.mark.parametrize(
+    ("link", "info", "words"),
+    [
+        ("anon_inode:[io_uring]", "", "io_uring"),
+        ("anon_inode:bpf-map", "", "BPF"),
+        ("anon_inode:[landlock-ruleset]", "", "landlock"),
+        ("anon_inode:seccomp notify", "", "supervises"),
+        ("/dev/fuse", "", "/dev/fuse"),
+        ("/dev/kvm", "", "/dev/kvm"),
+        ("/var/lib/x", "mnt_id:\t77\n", "not in the instance"),
+    ],
+)
+def test_files_that_cannot_be_saved(host: Host, link: str, info: str, words: str) -> None:
+    open_file(host, 9, link, info)
+    (one,) = found(host)
+    assert words in one.reason
+    assert (one.pid, one.process) == (3, "sh")
+
+
+def test_io_uring_has_a_remedy(host: Host) -> None:
+    open_file(host, 8, "anon_inode:[io_uring]", "")
+    assert "migration.stateful" in found(host)[0].remedy
+    assert found(host, prepared=True)[0].remedy == "stop the unit web.service"
+
+
+def test_what_passes_by_itself(host: Host) -> None:
+    open_file(host, 8, "anon_inode:inotify", "inotify wd:1 ino:2 sdev:3 mask:4 ignored_mask:0 \n")
+    (host.proc / "7/net/netlink").write_text("sk Eth Pid Groups Rmem Wmem\nx 15 1 0 768 0 0 2 0 5\n")
+    assert [one.passing for one in found(host)] == [True, True]
+
+
+def test_mounts_made_inside(host: Host) -> None:
+    info = ROOT + "3 1 0:9 / /mnt/o rw - overlay x rw\n4 1 0:8 / /mnt/f rw - fuse.sshfs x rw\n"
+    (host.proc / "7/mountinfo").write_text(info + "5 2 0:7 / /run/credentials/a.service rw - ramfs x rw\n")
+    overlay, fuse, credentials = found(host)
+    assert overlay.remedy == "unmount /mnt/o in the instance"
+    assert "fuse.sshfs" in fuse.reason
+    assert "migration.stateful" in credentials.remedy
+
+
+def test_traced_processes_secret_memory_and_zombies(host: Host) -> None:
+    status = host.proc / "8/status"
+    status.write_text(status.read_text().replace("TracerPid:\t0", "TracerPid:\t9"))
+    (host.proc / "9/maps").write_text("7f00-7f01 rw-s 00000000 00:0e 1 /secretmem (deleted)\n")
+    assert [one.reason for one in found(host)] == ["is being traced (strace, gdb)", "has secret memory"]
+    for pid in (8, 9):
+        status = host.proc / str(pid) / "status"
+        status.write_text(status.read_text().replace("S (sleeping)", "Z (zombie)"))
+    assert found(host) == []
+
+
+def test_processes_that_end_meanwhile(host: Host) -> None:
+    (host.proc / "8/mountinfo").unlink()
+    (host.proc / "9/status").unlink()
+    assert found(host) == []
+    assert obstacles.find(99, prepared=False, proc=host.proc) == []
+
+
+def test_our_own_process_has_none_of_its_own_namespaces() -> None:
+    """On the real /proc, without a container: nothing is raised."""
+    assert isinstance(obstacles.find(os.getpid(), prepared=False), list)
+
+
+def test_many_obstacles_in_one_sentence() -> None:
+    many = [Obstacle(f"is {n}", "stop it", n, "x", f"{n}.service" if n == 1 else "") for n in range(1, 6)]
+    text = preflight.describe([*many, Obstacle("it is frozen", "resume it")])
+    expected = "the process 1 (x) of 1.service is 1, the process 2 (x) is 2 and 3 more: stop it; "
+    assert text == expected + "it is frozen: resume it"

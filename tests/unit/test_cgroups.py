@@ -127,11 +127,12 @@ def test_unused_cgroups_are_removed_and_used_ones_kept(tmp_path: Path) -> None:
     used = mount / "unified/u-1/lxc.payload.c1"
     used.mkdir(parents=True)
     (used / "cgroup.procs").write_text("7\n")  # keeps the folder here, as the process does in a cgroup
+    (used / "system.slice").mkdir()  # init watches the empty cgroups of its units
     other = mount / "memory/u-2/lxc.pivot"
     other.mkdir(parents=True)
     cgroups.remove_unused("u-1", proc)
     assert [folder for folder in unused if folder.exists()] == []
-    assert used.is_dir()
+    assert (used / "system.slice").is_dir()
     assert other.is_dir()
     cgroups.remove_unused("u-1", proc)  # safe to repeat
 

@@ -180,7 +180,12 @@ def _places(proc: Path) -> set[Path]:
 
 
 def _remove_empty(cgroup: Path) -> bool:
-    """Remove a cgroup and its descendants, except those with processes and their ancestors."""
+    """Remove a cgroup and its descendants, except those with processes and their ancestors.
+
+    Those of a running container stay as they are: its init watches even the empty ones.
+    """
+    if cgroup.name.startswith(PAYLOAD_PREFIX) and processes(cgroup):
+        return False
     for folder in _folders_in(cgroup):
         _remove_empty(folder)
     try:

@@ -11,9 +11,8 @@ import pytest
 
 from tests.support.images import Image
 from utsuwa.core.errors import InvalidImage, ProcessFailed
-from utsuwa.core.threads import Threads
+from utsuwa.host.archives.check import SplitCheck
 from utsuwa.host.archives.formats import format_of
-from utsuwa.images.checking import CheckAhead
 from utsuwa.images.upload import Part, Upload
 
 pytestmark = pytest.mark.root
@@ -21,11 +20,10 @@ pytestmark = pytest.mark.root
 
 def upload_to(folder: Path) -> Upload:
     """An upload whose check begins ahead."""
-    threads = Threads(2, "test")
 
-    def begin(metadata: Path, rootfs: Path, start: bytes) -> CheckAhead | None:
+    def begin(metadata: Path, rootfs: Path, start: bytes) -> SplitCheck | None:
         form = format_of(start)
-        return None if form is None else CheckAhead(threads, metadata, rootfs, form)
+        return None if form is None else SplitCheck(metadata, rootfs, form)
 
     return Upload(folder, begin_check=begin)
 

@@ -178,7 +178,7 @@ def _call(number: int, *arguments: object, path: str | os.PathLike[str] | None =
     return result
 
 
-def mount(source: str, target: Path, fstype: str | None, flags: int, data: str | None = None) -> None:
+def mount(source: str, target: Path | str, fstype: str | None, flags: int, data: str | None = None) -> None:
     if _libc.mount(
         _encode(source),
         _encode(target),
@@ -194,14 +194,20 @@ def umount2(target: Path | str, flags: int = 0) -> None:
         _raise(target)
 
 
-def open_tree(path: Path | int, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC) -> int:
+def pivot_root(new_root: str, old_root: str) -> None:
+    """Make a mount the root of this process, and put the former root below it."""
+    if _libc.pivot_root(_encode(new_root), _encode(old_root)):
+        _raise(new_root)
+
+
+def open_tree(path: Path | str | int, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC) -> int:
     """Open the mount at `path` (or at a descriptor), by default a detached copy of it."""
     if isinstance(path, int):
         return _call(_NR_OPEN_TREE, path, b"", flags | AT_EMPTY_PATH)
     return _call(_NR_OPEN_TREE, AT_FDCWD, _encode(path), flags, path=path)
 
 
-def move_mount(mount_fd: int, target: Path | int) -> None:
+def move_mount(mount_fd: int, target: Path | str | int) -> None:
     """Attach a detached mount at a path or at an open directory."""
     if isinstance(target, int):
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
@@ -211,7 +217,7 @@ def move_mount(mount_fd: int, target: Path | int) -> None:
 
 
 def mount_setattr(
-    mount: int | Path,
+    mount: int | Path | str,
     *,
     attr_set: int = 0,
     attr_clr: int = 0,

@@ -40,12 +40,12 @@ from utsuwa.db.images import ImageRow
 from utsuwa.db.projects import effective
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.archives import check
+from utsuwa.host.archives.check import SplitCheck
 from utsuwa.host.archives.compress import check_installed
 from utsuwa.host.archives.formats import format_of
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.images import changes, files, finding, listing, packing
 from utsuwa.images.aliases import ImageAliases
-from utsuwa.images.checking import CheckAhead
 from utsuwa.images.forms import ExportedFile
 from utsuwa.images.metadata import ImageMetadata, parse_metadata
 from utsuwa.images.new import NewAlias, NewImage, check_new, first_row
@@ -103,7 +103,7 @@ class ImageManager:
         self._locks = NamedLocks()
         self._archives = Threads(4, "images")
         """The threads in which uploads are read and written to disk."""
-        self._ahead: list[CheckAhead] = []
+        self._ahead: list[SplitCheck] = []
         self._uploads: WeakSet[Upload] = WeakSet()
         self._paused = False
 
@@ -242,12 +242,12 @@ class ImageManager:
         finally:
             self._paused = False
 
-    def _begin_check(self, metadata: Path, rootfs: Path, start: bytes) -> CheckAhead | None:
+    def _begin_check(self, metadata: Path, rootfs: Path, start: bytes) -> SplitCheck | None:
         self._ahead = [check for check in self._ahead if not check.ended]
         form = format_of(start)
         if form is None or len(self._ahead) >= _AHEAD:
             return None
-        self._ahead.append(CheckAhead(self._archives, metadata, rootfs, form))
+        self._ahead.append(SplitCheck(metadata, rootfs, form))
         return self._ahead[-1]
 
     def create(self, project: str, upload: Upload, request: NewImage, secret: str = "") -> Operation:

@@ -15,13 +15,13 @@ from typing import BinaryIO, Literal, Self
 
 from utsuwa.core.errors import OutOfSpace, TooLarge
 from utsuwa.host import syscalls
+from utsuwa.host.archives.check import SplitCheck
 from utsuwa.host.archives.formats import START
-from utsuwa.images.checking import CheckAhead
 from utsuwa.images.store import TEMPORARY
 
 Part = Literal["metadata", "rootfs"]
 Take = Callable[[bytes | memoryview], object]
-BeginCheck = Callable[[Path, Path, bytes], CheckAhead | None]
+BeginCheck = Callable[[Path, Path, bytes], SplitCheck | None]
 """Begins the check of a split image, given its complete metadata, its rootfs, and how that begins."""
 
 MAX_UPLOAD = 64 * 2**30
@@ -55,7 +55,7 @@ class Upload:
         self._written = 0
         self.ended = False
         """Whether its files have been used or removed."""
-        self.check: CheckAhead | None = None
+        self.check: SplitCheck | None = None
         """The check of a split image, which has begun already."""
         self.size = 0
         """Bytes received."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,48 +79,71 @@ def _squashfs_metadata(archive: Path, limits: UnpackLimits) -> bytes:
     return result.stdout
 
 
-class RootfsCheck:
-    """The check of a root file system whose sandbox is set up while the archive is still being received.
+class SplitCheck:
+    """The check of a split image whose root file system is still being received; its metadata is complete.
 
-    Always `stop` it.
+    One sandbox checks the metadata at once, and then waits for the rest. Always `stop` it.
     """
 
-    def __init__(self, archive: Path, form: str, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
-        """The file exists, and has the format `form`."""
-        self._form = form
+    def __init__(
+        self, metadata: Path, rootfs: Path, form: str, limits: UnpackLimits = DEFAULT_LIMITS
+    ) -> None:
+        """The root file system has the format `form`; the file exists."""
+        self._metadata, self._rootfs, self._form = metadata, rootfs, form
         self._limits = limits
         self._stopper = Stopper()
-        argv, env = sandbox.command(archive, None, limits, *_job(form, "rootfs", limits))
+        self._complete = asyncio.Event()
         waiting, self._gate = os.pipe2(os.O_CLOEXEC)
-        self._task = asyncio.create_task(self._run(argv, env, waiting))
+        self._task = asyncio.create_task(self._run(waiting))
+        self.ended = False
 
-    async def _run(self, argv: list[str], env: dict[str, str], waiting: int) -> Completed:
-        try:
-            return await run(argv, stdin_fd=waiting, timeout=None, env=env, stopper=self._stopper)
-        finally:
-            os.close(waiting)
-
-    async def finish(self) -> None:
-        """Check the archive, all of which has been written. Raises as `check_image`."""
+    async def result(self) -> bytes:
+        """Return metadata.yaml, after the check of files that are complete now. Raises as `check_image`."""
+        self._complete.set()
         with contextlib.suppress(BrokenPipeError):  # it has failed already, and says why
             os.write(self._gate, sandbox.GO)
         try:
             async with asyncio.timeout(self._limits.seconds):
-                result = await asyncio.shield(self._task)
+                return await asyncio.shield(self._task)
         except TimeoutError as error:
             reason = f"did not end within {self._limits.seconds} seconds"
             raise ProcessFailed(["unsquashfs"], None, reason) from error
-        _verdict(self._form, result)
 
     def interrupt(self) -> None:
-        """Have `finish` fail."""
+        """Have `result` fail."""
         self._stopper.stop()
 
     async def stop(self) -> None:
         """End it, if it still runs. Safe to repeat."""
+        self.interrupt()
+        self._complete.set()
+        with contextlib.suppress(UtsuwaError):
+            await self._task
         if self._gate >= 0:
             os.close(self._gate)
             self._gate = -1
-        self.interrupt()
-        with contextlib.suppress(UtsuwaError):
-            await self._task
+        self.ended = True
+
+    async def _run(self, waiting: int) -> bytes:
+        try:
+            form = await asyncio.to_thread(archive_format, self._metadata)
+            if form != _SQUASHFS:
+                return await self._by_one_sandbox(DECOMPRESSORS[form], waiting)
+            await self._complete.wait()
+            return await asyncio.to_thread(
+                check_image, self._metadata, self._rootfs, limits=self._limits, stopper=self._stopper
+            )
+        finally:
+            os.close(waiting)
+
+    async def _by_one_sandbox(self, of_metadata: Sequence[str], waiting: int) -> bytes:
+        of_rootfs = () if self._form == _SQUASHFS else DECOMPRESSORS[self._form]
+        sizes = str(self._limits.entries), str(self._limits.size)
+        words = (*sizes, str(len(of_metadata)), *of_metadata, *of_rootfs)
+        argv = sandbox.command(self._metadata, None, self._limits, "split", *words, base=self._rootfs)
+        ended = await run(argv, stdin_fd=waiting, timeout=None, stopper=self._stopper)
+        first, rest = sandbox.parts(ended)
+        judge(first, "decompression", "scan")
+        if rest is None:
+            raise ProcessFailed(argv, ended.code, "the check has ended too early")
+        return _verdict(self._form, rest)

@@ -25,6 +25,6 @@ def apply_delta(base: Path, delta: Path, folder: Path, size: int, stopper: Stopp
     Raises InvalidImage, OutOfSpace, ProcessFailed (also if stopped).
     """
     limits = UnpackLimits(size, 1, _SECONDS)
-    ended = run_job(delta, folder, limits, "delta", str(base.absolute()), _RESULT, stopper=stopper)
+    ended = run_job(delta, folder, limits, "delta", _RESULT, base=base, stopper=stopper)
     judge(ended, "xdelta3")
     return folder / _RESULT

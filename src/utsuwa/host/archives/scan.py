@@ -1,14 +1,13 @@
-"""Checks archives while they are unpacked; runs as a separate program inside the sandbox.
+"""Checks archives while they are listed or unpacked; runs inside the sandbox, in `jail`.
 
-It sits in a pipeline between a decompressor and `tar` (or after a listing of `unsquashfs`), reads each
-byte once, passes it on, and exits with status 3 and a message on stderr if the archive breaks a rule.
-The caller then discards what was unpacked so far. It uses only the standard library, as nothing else
-is available in the sandbox, and no more of it than needed, as loading `tarfile` takes longer than checking a
-listing.
+It sits between a decompressor and `tar` (or after a listing of `unsquashfs`), reads each byte once, passes it
+on, and returns a status and writes a message to stderr if the archive breaks a rule. The caller then discards
+what was unpacked so far. It loads no more of the standard library than needed, as loading `tarfile` takes
+longer than checking a listing. What `main` takes:
 
-    archive_scan.py check TREE ENTRIES SIZE        tar on stdin, its metadata.yaml on stdout
-    archive_scan.py tar TREE ENTRIES SIZE          tar on stdin, the same bytes on stdout
-    archive_scan.py squashfs TREE ENTRIES SIZE     listing (`unsquashfs -lln`) on stdin, no output
+    check TREE ENTRIES SIZE        a tar, its metadata.yaml is passed on
+    tar TREE ENTRIES SIZE          a tar, the same bytes are passed on
+    squashfs TREE ENTRIES SIZE     a listing (`unsquashfs -lln`), nothing is passed on
 
 TREE is `unified` for an archive with metadata.yaml, templates/ and rootfs/, `metadata` if rootfs/ is
 optional, `rootfs` if the archive is the root file system itself. ENTRIES and SIZE (unpacked bytes) are
@@ -17,19 +16,18 @@ upper limits.
 
 from __future__ import annotations
 
-import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import tarfile
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any, BinaryIO, Self
 
 REFUSED = 3
-"""Exit status for an archive that breaks a rule."""
+"""Status for an archive that breaks a rule."""
 TOO_LARGE = 4
-"""Exit status for an archive whose content exceeds SIZE."""
+"""Status for an archive whose content exceeds SIZE."""
 
 VERDICT = "verdict: "
 """Prefix of the error line on stderr, to which decompressor and tar write as well."""
@@ -292,9 +290,9 @@ def _shown(name: str) -> str:
     return repr(text.encode(errors="surrogateescape").decode(errors="replace"))
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: Sequence[str], source: BinaryIO, out: BinaryIO) -> None:
     verb, tree, entries, size = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
-    source, out, rules = sys.stdin.buffer, sys.stdout.buffer, Rules(tree, entries)
+    rules = Rules(tree, entries)
     if verb == "check":
         out.write(scan_tar(CountedStream(source, None, size), rules, keep_metadata=tree != "rootfs"))
     elif verb == "tar":
@@ -306,11 +304,13 @@ def _run(arguments: list[str]) -> None:
 
 def _say(problem: str) -> None:
     sys.stderr.write(f"{VERDICT}{problem}\n")
+    sys.stderr.flush()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str], source: BinaryIO, out: BinaryIO) -> int:
+    """Check what can be read from `source`; return 0, `REFUSED` or `TOO_LARGE`."""
     try:
-        _run(arguments)
+        _run(arguments, source, out)
     except BrokenPipeError:
         return 0  # tar has ended and reports why itself
     except TooMuch:
@@ -322,9 +322,3 @@ def main(arguments: list[str]) -> int:
         _say("its headers are too large")
         return REFUSED
     return 0
-
-
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(code)

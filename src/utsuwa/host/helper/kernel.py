@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 NAMESPACES = {
     "user": 0x10000000,
@@ -30,6 +30,8 @@ _PTRACE_DETACH = 17
 _PTRACE_SECCOMP_GET_FILTER = 0x420C
 _WAIT = os.WSTOPPED | os.WEXITED | os.WNOWAIT | 0x40000000
 """Wait for the stop of any kind of child, without reaping it."""
+LAST_CAPABILITY = 63
+_CAPABILITY_VERSION = 0x20080522
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -78,6 +80,16 @@ def set_not_dumpable() -> None:
 def drop_capability(number: int) -> None:
     """Remove a capability from the bounding set."""
     _prctl(_PR_CAPBSET_DROP, number)
+
+
+def set_capabilities(numbers: Iterable[int]) -> None:
+    """Make these the only capabilities of this process; none are inheritable."""
+    bits = sum(1 << number for number in numbers)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = struct.pack("=II", _CAPABILITY_VERSION, 0)
+    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    if _libc.capset(header, data):
+        raise _error()
 
 
 def set_no_new_privileges() -> None:

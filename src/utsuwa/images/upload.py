@@ -17,6 +17,7 @@ from utsuwa.core.errors import OutOfSpace, TooLarge
 from utsuwa.host import syscalls
 from utsuwa.host.archives.check import SplitCheck
 from utsuwa.host.archives.formats import START
+from utsuwa.images.behind import ROOM, Behind
 from utsuwa.images.store import TEMPORARY
 
 Part = Literal["metadata", "rootfs"]
@@ -29,7 +30,6 @@ MAX_UPLOAD = 64 * 2**30
 RESERVE = 64 * 2**20
 """Free space in bytes that uploads must leave for the daemon itself."""
 
-_BUFFER = 1024 * 1024
 _WRITEBACK = 8 * 1024 * 1024
 """Bytes after which the kernel begins to write them to disk, so that less is left to sync at the end."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -107,34 +107,27 @@ class Upload:
         """
         self._also = also
         file = await asyncio.to_thread(self._open, part)
-        writing: asyncio.Future[None] | None = None
-        # Copied into buffers that stay: new memory for every piece would cost more than the copying.
+        behind = Behind(lambda data: self._write(file, data))
         beginning = part == "rootfs"
-        room, spare, used = memoryview(bytearray(_BUFFER)), memoryview(b""), 0
         try:
+            # Copied into buffers that stay: new memory for every piece would cost more than the copying.
+            room, used = await behind.room(), 0
             async for chunk in chunks:
                 left = memoryview(chunk)
                 while left:
-                    count = min(len(left), _BUFFER - used)
+                    count = min(len(left), ROOM - used)
                     room[used : used + count] = left[:count]
                     used, left = used + count, left[count:]
                     if beginning and used >= START:
                         beginning = False
                         self.check = self._begin_check(self.metadata, self._path(part), bytes(room[:START]))
-                    if used < _BUFFER:
-                        break
-                    if writing is not None:
-                        await writing
-                    # What was received is hashed and written while more is received.
-                    writing = asyncio.ensure_future(asyncio.to_thread(self._write, file, room))
-                    room, spare, used = spare or memoryview(bytearray(_BUFFER)), room, 0
-            if writing is not None:
-                await writing
-            await asyncio.to_thread(self._write, file, room[:used])
+                    if used == ROOM:
+                        behind.put(room)
+                        room, used = await behind.room(), 0
+            behind.put(room[:used])
+            await behind.finish()
         finally:
-            if writing is not None:
-                await asyncio.gather(writing, return_exceptions=True)  # the first error is raised already
-            # A buffered file: closing it waits for a thread that is still writing.
+            await behind.abandon()
             await asyncio.to_thread(file.close)
 
     @property
@@ -154,7 +147,7 @@ class Upload:
         self._parts[part] = path = self._path(part)
         yield path
         with path.open("rb", buffering=0) as file:
-            while data := file.read(_BUFFER):
+            while data := file.read(ROOM):
                 self._hash.update(data)
                 self.size += len(data)
         if self.size > self._limit:

@@ -32,6 +32,9 @@ CONNECT_SECONDS = 30
 STALL_SECONDS = 60
 """Seconds within which a server must send something, and `SLOWEST` bytes of a file."""
 SLOWEST = 64 * 1024
+_AHEAD = 2**20
+"""Bytes that are received before they are asked for, or twice as many. aiohttp's own 64 KiB are less than
+what one turn of the event loop brings, so it would stop receiving after each."""
 DOCUMENT_SECONDS = 120
 """Seconds that a document may take as a whole."""
 
@@ -68,6 +71,7 @@ class Web:
             timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
             headers=_HEADERS,
             auto_decompress=False,
+            read_bufsize=_AHEAD,
             max_line_size=16 * 1024,
             max_field_size=16 * 1024,
         )

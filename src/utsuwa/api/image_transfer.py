@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -43,20 +43,14 @@ async def receive(request: Request, upload: Upload) -> str:
     await upload.expect(request.raw.content_length)
     try:
         if request.raw.content_type == _FORM:
-            form = MultipartForm(request.raw.headers["Content-Type"], _pieces(request))
+            form = MultipartForm(request.raw.headers["Content-Type"], request.raw.content.iter_any())
             return await forms.receive_form(form, upload)
-        await upload.receive("metadata", _pieces(request))
+        await upload.receive("metadata", request.raw.content.iter_any())
     except ConnectionError as error:
         raise InvalidRequest("The upload was cut off") from error
     if not upload.size:
         raise InvalidRequest("The upload is empty")
     return ""
-
-
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body in small pieces: what has come meanwhile is not joined, which would copy it once more."""
-    async for piece, _ in request.raw.content.iter_chunks():
-        yield piece
 
 
 def new_image(request: Request) -> NewImage:

@@ -7,7 +7,7 @@
 umask 022
 
 # What a running Utsuwa needs.
-RUNTIME_PACKAGES=(lxc lxcfs squashfs-tools xz-utils zstd gzip bzip2 tar uidmap nftables dnsmasq-base iproute2
+RUNTIME_PACKAGES=(lxc lxcfs squashfs-tools xz-utils zstd gzip bzip2 tar rsync uidmap nftables dnsmasq-base iproute2
     python3 python3-venv ca-certificates)
 # What builds the Debian image.
 IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
@@ -51,7 +51,7 @@ require_system() {
     for system in "$@"; do
         [ "$here" != "$system" ] || return 0
     done
-    fail "this script knows $(printf '%s, ' "$@" | sed 's/, $//'), and this is $here: install Python 3.11 with venv, liblxc 5 with lxc-start, lxcfs, squashfs-tools, newuidmap, nftables, dnsmasq and iproute2 by hand, and go on as docs/architecture.md says"
+    fail "this script knows $(printf '%s, ' "$@" | sed 's/, $//'), and this is $here: install Python 3.11 with venv, liblxc 5 with lxc-start, lxcfs, squashfs-tools, rsync, newuidmap, nftables, dnsmasq and iproute2 by hand, and go on as docs/architecture.md says"
 }
 
 # ensure_packages NAME...: install the missing ones, without recommended packages.

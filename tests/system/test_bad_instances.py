@@ -315,7 +315,6 @@ def test_renames_that_cannot_be(d: Daemon) -> None:
     refused(d.api("POST", "/1.0/instances/up", {"name": "new"}), 400, "running", "stop")
     refused(d.api("POST", "/1.0/instances/down", {"name": "up"}), 409, "up", "already exists")
     refused(d.api("POST", "/1.0/instances/down", {"name": "down"}), 409, "already")
-    refused(d.api("POST", "/1.0/instances/down", {"name": "new", "migration": True}), 501, "not supported")
 
 
 @pytest.mark.parametrize(

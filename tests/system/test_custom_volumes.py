@@ -228,7 +228,7 @@ REFUSED = {
         404,
         "not found",
     ),
-    "migration": ("POST", CUSTOM, {"name": "x", "source": {"type": "migration"}}, 501, "between servers"),
+    "migration": ("POST", CUSTOM, {"name": "x", "source": {"type": "migration"}}, 400, "Unknown mode"),
     "no snapshot": (
         "POST",
         CUSTOM,

@@ -225,7 +225,7 @@ def test_valid_instance_names(name: str) -> None:
         (InstancesPost(type="virtual-machine"), InvalidRequest),
         (InstancesPost(stateful=True), InvalidRequest),
         (InstancesPost(), InvalidRequest),
-        (InstancesPost(source=InstanceSource(type="migration")), NotSupportedYet),
+        (InstancesPost(source=InstanceSource(type="backup")), NotSupportedYet),
         (InstancesPost(source=InstanceSource(type="wish")), InvalidRequest),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from utsuwa.api.http import Background, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entitlement, Entity
-from utsuwa.core.errors import NotSupportedYet
 from utsuwa.core.refs import SnapshotRef
 from utsuwa.core.urls import object_url
 from utsuwa.wire.edits import merge, replace
@@ -53,7 +52,8 @@ async def patch_snapshot(request: Request) -> Result:
 async def rename_snapshot(request: Request) -> Result:
     body = await request.body(SnapshotPost)
     if body.migration:
-        raise NotSupportedYet("Moving snapshots between servers is not supported yet")
+        name = request.params["snapshot"]
+        return Background(await request.services.migration.send_snapshot(request.instance, name, body.target))
     return Background(await request.services.snapshots.rename(_ref(request), body.name))
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from utsuwa.api.http import Background, Empty, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entitlement, Entity
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.urls import object_url
 from utsuwa.instances.lifecycle.update import editable
@@ -61,6 +61,9 @@ def _url(request: Request, ref: InstanceRef) -> str:
 
 async def create_instance(request: Request) -> Result:
     body = await request.body(InstancesPost)
+    if body.source.type == "migration":
+        migration = request.services.migration
+        return Background(await migration.receive_instance(request.scope, request.project, body))
     return Background(await request.services.instances.create(request.scope, request.project, body))
 
 
@@ -109,7 +112,7 @@ async def rename_or_move_instance(request: Request) -> Result:
     if body.moves:
         return Background(await request.services.instances.move(request.scope, request.instance, body))
     if body.migration:
-        raise NotSupportedYet("Moving instances between servers is not supported yet")
+        return Background(await request.services.migration.send_instance(request.instance, body))
     return Background(await request.services.instances.rename(request.instance, body.name))
 
 
@@ -174,7 +177,8 @@ ROUTES: tuple[Route, ...] = about(
         "Rename or move an instance",
         Background,
         InstancePost,
-        description="A move to another pool or project requires that it is stopped.",
+        description="A move to another pool or project requires that it is stopped. With migration alone, "
+        "the operation offers the instance to another server.",
     ),
     Route("DELETE", "/1.0/instances/{name}", delete_instance, "Delete an instance", Background),
     Route(

@@ -15,6 +15,7 @@ from utsuwa.instances.files.transfer import FileManager
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.instances.metadata import MetadataManager
 from utsuwa.instances.snapshots.manager import SnapshotManager
+from utsuwa.migration.manager import MigrationManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.join_tokens import JoinTokens
@@ -82,4 +83,5 @@ class Services:
     exec: ExecManager
     console: ConsoleManager
     files: FileManager
+    migration: MigrationManager
     daemon: DaemonControl

@@ -8,7 +8,7 @@ import msgspec
 
 from utsuwa.api.http import Background, Created, Empty, Request, Result, Route, Sync, about
 from utsuwa.core.entitlements import Entitlement, Entity
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet, OtherMember
+from utsuwa.core.errors import InvalidRequest, OtherMember
 from utsuwa.core.scope import Scope
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.urls import object_url
@@ -66,6 +66,9 @@ async def create_volume(request: Request) -> Result:
             f"Storage volumes of type {kind[:40]!r} cannot be created by themselves: use type custom"
         )
     pool = request.params["name"]
+    if body.source.type == "migration":
+        migration = request.services.migration
+        return Background(await migration.receive_volume(pool, request.project, body))
     operation = await request.services.storage.custom.create(request.scope, pool, request.project, body)
     return Empty() if operation is None else Background(operation)
 
@@ -104,7 +107,7 @@ async def move_volume(request: Request) -> Result:
     body = await request.body(StorageVolumePost)
     row = await custom_volume(request)
     if body.migration:
-        raise NotSupportedYet("Moving storage volumes between servers is not supported yet")
+        return Background(await request.services.migration.send_volume(row, request.project, body))
     moved = await request.services.storage.custom.move(request.scope, row, request.project, body)
     return Created(moved) if isinstance(moved, str) else Background(moved)
 
@@ -250,7 +253,7 @@ ROUTES: tuple[Route, ...] = about(
         "Rename a custom volume, or move it to another pool or project",
         Created,
         StorageVolumePost,
-        description="A move is done in the background.",
+        description="A move is done in the background. With migration, it is offered to another server.",
         may_continue=True,
     ),
     Route("DELETE", ONE, delete_volume, "Delete a custom volume"),

@@ -121,6 +121,11 @@ class StatePaths:
         return self.root / "backups"
 
     @property
+    def migration(self) -> Path:
+        """For files of instances that are being received, for a moment."""
+        return self.root / "migration"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -51,6 +51,8 @@ from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle.freeze import held_all
 from utsuwa.instances.lifecycle.profile_follower import judge_profile
 from utsuwa.instances.manager import InstanceManager
+from utsuwa.migration.context import MigrationContext
+from utsuwa.migration.manager import MigrationManager
 from utsuwa.networks.manager import NetworkManager
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.join_tokens import JoinTokens
@@ -237,6 +239,7 @@ class Daemon:
             console=ConsoleManager(self._operations, helper),
             instance_metadata=self._instances.metadata,
             files=self._instances.files,
+            migration=self._migration,
             daemon=self,
         )
         await self._listen(services, events)
@@ -319,6 +322,8 @@ class Daemon:
         )
         self._storage.custom.quiet_by(partial(held_all, context))
         self._instances = InstanceManager(context, self._retries)
+        self._migration = MigrationManager(MigrationContext(context, paths.migration), self._instances)
+        await self._migration.start()
         profiles.judge_by(judge_profile)
         profiles.on_change(self._instances.follow_profile)
         profiles.on_stored(self._networks.ports.refresh)

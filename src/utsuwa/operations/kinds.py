@@ -21,6 +21,8 @@ class Kind:
     """Whether clients can cancel it, until it reaches a point of no return."""
     class_: str = "task"
     """Its class in the API; that of operations with websockets is `websocket`."""
+    flat: bool = False
+    """Whether the secrets of its websockets are the metadata itself, and not its field `fds`."""
 
 
 _INSTANCE = ("instances", "containers")
@@ -30,6 +32,8 @@ INSTANCE_UPDATE = Kind("Updating instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_REBUILD = Kind("Rebuilding instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_RENAME = Kind("Renaming instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_MIGRATE = Kind("Migrating instance", _INSTANCE, Entitlement.CAN_EDIT)
+INSTANCE_SEND = Kind("Sending instance", _INSTANCE, Entitlement.CAN_EDIT, cancellable=True, flat=True)
+INSTANCE_RECEIVE = Kind("Receiving instance", _INSTANCE, Entitlement.CAN_CREATE, cancellable=True, flat=True)
 INSTANCE_DELETE = Kind("Deleting instance", _INSTANCE, Entitlement.CAN_DELETE)
 
 SNAPSHOT_CREATE = Kind("Snapshotting instance", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)
@@ -67,6 +71,8 @@ _VOLUME = ("storage_volumes",)
 
 VOLUME_COPY = Kind("Copying storage volume", _VOLUME, Entitlement.CAN_CREATE)
 VOLUME_MOVE = Kind("Moving storage volume", _VOLUME, Entitlement.CAN_EDIT)
+VOLUME_SEND = Kind("Migrating storage volume", _VOLUME, Entitlement.CAN_EDIT, cancellable=True, flat=True)
+VOLUME_RECEIVE = Kind("Creating storage volume", _VOLUME, Entitlement.CAN_CREATE, cancellable=True, flat=True)
 VOLUME_SNAPSHOT_CREATE = Kind("Creating storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)
 VOLUME_SNAPSHOT_RENAME = Kind("Renaming storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)
 VOLUME_SNAPSHOT_DELETE = Kind("Deleting storage volume snapshot", _VOLUME, Entitlement.CAN_MANAGE_SNAPSHOTS)

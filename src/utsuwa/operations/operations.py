@@ -123,7 +123,7 @@ class Operation:
         self._task: asyncio.Task[None] | None = None
         self._secret = secret
         if websockets:
-            self.metadata["fds"] = self.secrets
+            self.metadata |= self.secrets if kind.flat else {"fds": self.secrets}
         if secret:
             self.metadata["secret"] = secret
 

@@ -81,7 +81,7 @@ class CopyManager:
             await self.copy_files(Copying(pool, snapshot.whole, pool, snapshot, mounted=mounted), undo)
             await self._threads.quick.run(self._links.add_snapshot, at.driver, snapshot)
             undo.keep()
-        self._merge_later(at, snapshot.whole)
+        self.merge_later(at, snapshot.whole)
 
     async def rename_snapshot(
         self, pool: str, snapshot: Volume, new_name: str, also: Change | None = None
@@ -108,13 +108,14 @@ class CopyManager:
             fingerprint = await self._threads.quick.run(at.images.image_of, snapshot)
             needed = await self._threads.quick.run(at.images.image_of, snapshot.whole)
             await self._threads.remove.run(at.driver.delete_volume, snapshot)
-            await self._update_link(at, snapshot)
+            await self.update_link(at, snapshot)
         if (
             fingerprint is not None and fingerprint != needed
         ):  # finding other users takes long if they are many
             await self._images.forget_if_possible(at, fingerprint, trim=True)
 
-    async def _update_link(self, pool: KnownPool, snapshot: Volume) -> None:
+    async def update_link(self, pool: KnownPool, snapshot: Volume) -> None:
+        """Have the link to the directory of a volume's snapshots exist if there are any."""
         await self._threads.quick.run(self._links.update_snapshots, pool.driver, snapshot.whole)
 
     # Copies
@@ -130,8 +131,8 @@ class CopyManager:
             self._volumes.creation(at, copying.target, size) as undo,
         ):
             await self.copy_all(copying, undo)
-            await self._update_link(at, copying.target)
-        self._merge_later(source_at, copying.source)
+            await self.update_link(at, copying.target)
+        self.merge_later(source_at, copying.source)
 
     async def replace(self, copying: Copying, also: Change | None = None) -> None:
         """Replace the files of a volume, which is not in use, by those of another one or of a snapshot.
@@ -157,9 +158,9 @@ class CopyManager:
         async with self.replaced(at, target, locks, also, snapshots, gone) as (staging, undo):
             await self.copy_all(replace(copying, target=staging), undo)
         if snapshots or gone:
-            await self._update_link(at, target)
-        self._merge_later(source_at, copying.source)
-        self._merge_later(at, target)
+            await self.update_link(at, target)
+        self.merge_later(source_at, copying.source)
+        self.merge_later(at, target)
 
     async def _pools_of(self, copying: Copying) -> tuple[KnownPool, KnownPool]:
         """Return the pools of source and target. Raises NotFound, Unavailable."""
@@ -313,7 +314,8 @@ class CopyManager:
 
     # Layers
 
-    def _merge_later(self, pool: KnownPool, volume: Volume) -> None:
+    def merge_later(self, pool: KnownPool, volume: Volume) -> None:
+        """Merge frozen layers in the background, if a volume has many."""
         if isinstance(pool.driver, LayerDriver):
             stopper = Stopper()
             task = asyncio.create_task(self._merge(pool, pool.driver, volume.whole, stopper), name="merge")

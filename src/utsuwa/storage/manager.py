@@ -17,6 +17,7 @@ from utsuwa.storage.links import Links
 from utsuwa.storage.moves import MoveManager
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
+from utsuwa.storage.receiving import Receiving
 from utsuwa.storage.sweep import Sweep
 from utsuwa.storage.threads import StorageThreads
 from utsuwa.storage.volumes import VolumeManager
@@ -46,6 +47,7 @@ class StorageManager:
             database, known, self.pools, self.images, links, threads, warnings, locks
         )
         self.copies = CopyManager(database, self.pools, self.volumes, self.images, links, threads, locks)
+        self.receiving = Receiving(self.pools, self.volumes, self.copies, threads, locks)
         self.custom = CustomVolumes(
             CustomContext(database, known, self.pools, self.volumes, self.copies, threads, locks, operations)
         )

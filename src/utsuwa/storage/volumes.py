@@ -53,6 +53,9 @@ Change = Callable[[Transaction], None]
 """A change to be stored in the same transaction."""
 
 
+_UNMAPPED = IdMap()
+
+
 @dataclass(frozen=True)
 class ShownVolume:
     """A volume as returned to callers."""
@@ -335,8 +338,10 @@ class VolumeManager:
             return await self._threads.mount.run(at.driver.mount_volume, volume, idmap)
 
     @contextlib.asynccontextmanager
-    async def opened(self, pool: str, volume: Volume) -> AsyncIterator[Path]:
+    async def opened(self, pool: str, volume: Volume, idmap: IdMap = _UNMAPPED) -> AsyncIterator[Path]:
         """Mount a volume that is not in use, or a snapshot, with the container's own ids for the block.
+
+        They are mapped by `idmap`, if it is given.
 
         Yields the directory of `rootfs/`, `metadata.yaml`, `templates/`; nothing else may use the volume
         meanwhile. Raises NotFound, Unavailable, HostError.
@@ -345,7 +350,7 @@ class VolumeManager:
         async with self._locks.hold(pool, volume.whole), Rollback() as undo:
             undo.push(self._threads.quick.run, at.driver.unmount_volume, volume)
             await self._threads.quick.run(at.driver.unmount_volume, volume)
-            await self._threads.mount.run(at.driver.mount_volume, volume, IdMap())
+            await self._threads.mount.run(at.driver.mount_volume, volume, idmap)
             yield at.driver.volume_folder(volume)
 
     async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
@@ -369,6 +374,13 @@ class VolumeManager:
         at = self._known.get(pool)
         async with self._locks.hold(pool, volume.whole):
             await self._threads.quick.run(at.driver.unmount_volume, volume)
+
+    async def own_folders(self, pool: str, volume: Volume) -> list[str]:
+        """Return the names of the directories beside a volume's rootfs. Raises NotFound, Unavailable."""
+        at = await self._pools.ensure_available(pool)
+        if not isinstance(at.driver, FolderDriver):
+            return []
+        return await self._threads.quick.run(at.driver.own_folders, volume)
 
     def folder(self, pool: str, volume: Volume) -> Path:
         """Return the directory of `rootfs/`, `metadata.yaml`, `templates/`. Raises NotFound, Unavailable."""

@@ -7,14 +7,17 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from utsuwa.wire.migration import MigrationTarget
 from utsuwa.wire.snapshots import Snapshot
 
 
 class InstanceSource(msgspec.Struct, kw_only=True):
-    """The source of a new instance. `type` is `image`, `copy` or `none`; there is no `migration` yet.
+    """The source of a new instance. `type` is `image`, `copy`, `migration` or `none`.
 
     `source` of a copy is `instance` or `instance/snapshot`, in `project` if given. An image is on another
-    server if `server` is given; `project` is the one there.
+    server if `server` is given; `project` is the one there. A migration is from another server: in the mode
+    `pull`, its operation at the URL `operation` is connected to with `secrets`; in the mode `push`, the other
+    server connects with the secrets of the operation here.
     """
 
     type: str = ""
@@ -31,6 +34,10 @@ class InstanceSource(msgspec.Struct, kw_only=True):
     instance_only: bool = False
     container_only: bool = False
     refresh: bool = False
+    operation: str = ""
+    secrets: dict[str, str] | None = None
+    base_image: str = msgspec.field(default="", name="base-image")
+    live: bool = False
 
 
 class InstanceRebuildPost(msgspec.Struct, kw_only=True):
@@ -84,11 +91,15 @@ class InstancePost(msgspec.Struct, kw_only=True):
     """A rename (`name`), or a move on this server: to a pool, a project, or with another configuration.
 
     `config` and `devices` are merged, `profiles` replace those of the instance. Without all of these, a
-    `migration` would be one to another server, which is not supported yet.
+    `migration` offers the instance to another server: to the `target`, or to whoever connects with the
+    secrets of the operation.
     """
 
     name: str = ""
     migration: bool = False
+    live: bool = False
+    allow_inconsistent: bool = False
+    target: MigrationTarget | None = None
     pool: str = ""
     project: str = ""
     instance_only: bool = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from utsuwa.wire.migration import MigrationTarget
+
 
 class SnapshotsPost(msgspec.Struct, kw_only=True):
     """A request for a snapshot.
@@ -30,10 +32,12 @@ class SnapshotPatch(msgspec.Struct, kw_only=True):
 
 
 class SnapshotPost(msgspec.Struct, kw_only=True):
-    """A rename. Snapshots are migrated with a copy of the instance only."""
+    """A rename; with `migration`, an instance on another server is made of the snapshot instead."""
 
     name: str = ""
     migration: bool = False
+    live: bool = False
+    target: MigrationTarget | None = None
 
 
 class Snapshot(msgspec.Struct, kw_only=True):

@@ -7,6 +7,8 @@ from datetime import datetime
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from utsuwa.wire.migration import MigrationTarget
+
 
 class StoragePoolPut(msgspec.Struct, kw_only=True):
     """The editable part of a pool: absent fields become empty."""
@@ -94,7 +96,7 @@ class StorageVolumePatch(msgspec.Struct, kw_only=True):
 class StorageVolumeSource(msgspec.Struct, kw_only=True):
     """The source of a copy: `volume` or `volume/snapshot`, on another pool and in another project if given.
 
-    `type` is `copy`, or empty for a new volume; there is no `migration` yet.
+    `type` is `copy`, `migration` as for instances, or empty for a new volume.
     """
 
     type: str = ""
@@ -103,6 +105,10 @@ class StorageVolumeSource(msgspec.Struct, kw_only=True):
     project: str = ""
     volume_only: bool = False
     refresh: bool = False
+    mode: str = ""
+    operation: str = ""
+    secrets: dict[str, str] | None = None
+    certificate: str = ""
 
 
 class StorageVolumesPost(msgspec.Struct, kw_only=True):
@@ -117,12 +123,17 @@ class StorageVolumesPost(msgspec.Struct, kw_only=True):
 
 
 class StorageVolumePost(msgspec.Struct, kw_only=True):
-    """A new name of a volume; with another pool or project, it is moved there."""
+    """A new name of a volume; with another pool or project, it is moved there.
+
+    With `migration`, it is offered to another server instead.
+    """
 
     name: str = ""
     pool: str = ""
     project: str = ""
     migration: bool = False
+    volume_only: bool = False
+    target: MigrationTarget | None = None
 
 
 class StorageVolumeSnapshotsPost(msgspec.Struct, kw_only=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from utsuwa.cli.commands.create import made_name
+from utsuwa.cli.commands.delete import delete
 from utsuwa.cli.errors import CommandFailed, UsageError
+from utsuwa.cli.migrating import MODES, Migration
 from utsuwa.cli.output.values import override_devices, pairs
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
@@ -21,14 +23,12 @@ if TYPE_CHECKING:
 _OVERRIDES = ("config", "device", "profile", "no-profiles")
 # Volatile keys that a copy takes over.
 _KEPT = ("volatile.base_image", "volatile.last_state.idmap")
-_MODES = ("pull", "push", "relay")
 
 
 def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
-    source, name = session.target(arguments[0])
-    target, new = session.target(arguments[1]) if len(arguments) > 1 else (source, "")
-    if target is not source:
-        raise CommandFailed("Copying instances between servers is not supported yet")
+    remote, name = session.config.split(arguments[0])
+    to, new = session.config.split(arguments[1]) if len(arguments) > 1 else (remote, "")
+    source, target = session.server(remote), session.server(to)
     _check(flags)
     project, refresh = flags.text("target-project"), flags.on("refresh")
     if "/" in name and refresh:
@@ -36,24 +36,58 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
     if refresh and flags.on("no-profiles"):
         raise UsageError("--no-profiles cannot be used with --refresh")
     record = source.get(instance_path(name))
-    if not new and not project and "/" not in name:
-        session.say("The copy gets a name that the server chooses")
-    new = new or (name if project and "/" not in name else "")
-    settings = {
+    settings = _settings(record, flags)
+    where = {"project": project} if project else {}
+    if target is not source:
+        new = new or _same_name(name)
+        _send(session, (remote, name), (to, new), record, settings, flags)
+    else:
+        new = _copy_here(session, source, name, new, record, settings, flags)
+    if refresh:
+        # Without volatile keys, so that the copy keeps its own.
+        kept = {key: value for key, value in settings["config"].items() if not key.startswith("volatile.")}
+        answer = target.put(path_to("instances", new), settings | {"config": kept}, **where)
+        session.settle(target, answer, f"Refreshing {new}")
+
+
+def _settings(record: dict[str, Any], flags: Flags) -> dict[str, Any]:
+    """Return the configuration of the copy."""
+    return {
         "architecture": record["architecture"],
         "config": _config(record, flags),
         "devices": _devices(record, flags),
         "profiles": _profiles(record, flags),
-        "ephemeral": flags.on("ephemeral"),
+        "ephemeral": _given(flags, "ephemeral"),
         "description": record.get("description", ""),
     }
+
+
+def _given(flags: Flags, name: str) -> bool:
+    """Whether a flag is on that only `copy` has."""
+    return name in flags.known and flags.on(name)
+
+
+def _copy_here(
+    session: Session,
+    server: Server,
+    name: str,
+    new: str,
+    record: dict[str, Any],
+    settings: dict[str, Any],
+    flags: Flags,
+) -> str:
+    """Copy on one server; return the name of the copy."""
+    project, refresh = flags.text("target-project"), flags.on("refresh")
+    if not new and not project and "/" not in name:
+        session.say("The copy gets a name that the server chooses")
+    new = new or (name if project and "/" not in name else "")
     body = settings | {
         "name": new,
         "type": "container",
         "source": {
             "type": "copy",
             "source": name,
-            "project": source.project,
+            "project": server.project,
             "instance_only": flags.on("instance-only"),
             "live": record["stateful"] and not flags.on("stateless") and not refresh,
             "refresh": refresh,
@@ -61,20 +95,48 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
         },
     }
     where = {"project": project} if project else {}
-    done = session.wait(source, source.post("/1.0/instances", body, **where), f"Copying {name}")
+    done = session.wait(server, server.post("/1.0/instances", body, **where), f"Copying {name}")
     if not new:
         session.say(f"Instance name is: {made_name(done)}")
-    elif refresh:
-        # Without volatile keys, so that the copy keeps its own.
-        kept = {key: value for key, value in settings["config"].items() if not key.startswith("volatile.")}
-        answer = source.put(path_to("instances", new), settings | {"config": kept}, **where)
-        session.settle(source, answer, f"Refreshing {new}")
+    return new
+
+
+def _same_name(name: str) -> str:
+    if "/" in name:
+        raise UsageError("Specify the name of the new instance, such as far:web")
+    return name
+
+
+def _send(
+    session: Session,
+    source: tuple[str, str],
+    target: tuple[str, str],
+    record: dict[str, Any],
+    settings: dict[str, Any],
+    flags: Flags,
+) -> None:
+    """Copy from a server to another one."""
+    (remote, name), (to, new) = source, target
+    live = record.get("status") == "Running" and not flags.on("stateless") and not _given(flags, "refresh")
+    shared = {"instance_only": flags.on("instance-only"), "live": live}
+    offer = shared | {"migration": True, "allow_inconsistent": flags.on("allow-inconsistent")}
+    base = record["config"].get("volatile.base_image", "")
+    refresh = _given(flags, "refresh")
+    body = settings | {
+        "name": new,
+        "type": "container",
+        "source": shared | {"refresh": refresh, "base-image": base},
+    }
+    project = flags.text("target-project")
+    where = {"project": project} if project else {}
+    migration = Migration(session, (remote, instance_path(name), offer), (to, "/1.0/instances", body))
+    migration.run(flags.text("mode"), f"Copying {name}", **where)
 
 
 def _check(flags: Flags) -> None:
     """Check the flags of transfers, which make no difference on one server."""
-    if flags.text("mode") not in _MODES:
-        raise UsageError(f"Unknown mode {flags.text('mode')!r}: use {', '.join(_MODES)}")
+    if flags.text("mode") not in MODES:
+        raise UsageError(f"Unknown mode {flags.text('mode')!r}: use {', '.join(MODES)}")
     if flags.text("target"):
         raise CommandFailed("To use --target, the destination remote must be a cluster")
 
@@ -104,15 +166,17 @@ def _profiles(record: dict[str, Any], flags: Flags) -> list[str]:
 
 
 def _move(session: Session, arguments: list[str], flags: Flags) -> None:
-    source, name = session.target(arguments[0])
-    target, new = session.target(arguments[1]) if len(arguments) > 1 else (source, "")
+    remote, name = session.config.split(arguments[0])
+    to, new = session.config.split(arguments[1]) if len(arguments) > 1 else (remote, "")
+    source, target = session.server(remote), session.server(to)
     project, pool = flags.text("target-project"), flags.text("storage")
     if "/" in name:
         _rename_snapshot(session, source, name, target, new)
         return
-    if target is not source:
-        raise CommandFailed("Moving instances between servers is not supported yet")
     _check(flags)
+    if target is not source:
+        _move_away(session, (remote, name), (to, new or name), flags)
+        return
     overrides = any(flags.given(flag) for flag in _OVERRIDES)
     if not (project or pool or overrides) and new in ("", name):
         raise UsageError("Specify a new name, or --storage, or --target-project")
@@ -121,6 +185,19 @@ def _move(session: Session, arguments: list[str], flags: Flags) -> None:
         body |= {"migration": True, "pool": pool, "project": project, "live": not flags.on("stateless")}
         body |= {"instance_only": flags.on("instance-only")} | _overrides(source, name, flags)
     session.wait(source, source.post(path_to("instances", name), body), f"Moving {name}")
+
+
+def _move_away(session: Session, source: tuple[str, str], target: tuple[str, str], flags: Flags) -> None:
+    """Move to another server: a copy that keeps its identity, then the deletion of the source."""
+    server, name = session.server(source[0]), source[1]
+    record = server.get(instance_path(name))
+    if record["expanded_config"].get("security.protection.delete") in ("true", "1", "yes", "on"):
+        raise CommandFailed(f"{name} is protected: unset security.protection.delete first")
+    settings = _settings(record, flags)
+    settings["config"] = record["config"] | pairs(flags.many("config"))
+    settings["ephemeral"] = record["ephemeral"]
+    _send(session, source, target, record, settings, flags)
+    delete(session, server, name)
 
 
 def _overrides(source: Server, name: str, flags: Flags) -> dict[str, Any]:
@@ -154,7 +231,7 @@ _FLAGS = (
         "Transfer mode between servers (pull, push, relay)",
         kind=TEXT,
         default="pull",
-        complete=_MODES,
+        complete=MODES,
     ),
     Flag("no-profiles", "Apply no profiles to the new instance"),
     Flag("profile", "Profile to apply to the new instance", "p", kind=MANY, complete="profiles"),

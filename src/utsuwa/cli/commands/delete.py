@@ -22,7 +22,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> int:
         _check(server, name, text, flags)
     for _text, server, name in targets:
         if not flags.on("interactive") or _confirmed(name):
-            _delete(session, server, name)
+            delete(session, server, name)
     return 0
 
 
@@ -39,7 +39,8 @@ def _check(server: Server, name: str, text: str, flags: Flags) -> None:
         raise CommandFailed(f"{text} is protected: unset security.protection.delete first")
 
 
-def _delete(session: Session, server: Server, name: str) -> None:
+def delete(session: Session, server: Server, name: str) -> None:
+    """Delete an instance, which is stopped first, or a snapshot."""
     url = instance_path(name)
     if "/" not in name and server.get(url)["status"] != "Stopped":
         body = {"action": "stop", "timeout": -1, "force": True, "stateful": False}

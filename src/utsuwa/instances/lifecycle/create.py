@@ -31,7 +31,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.devices import root_disk
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.files.filetree import remove_tree
-from utsuwa.images.remote.records import RemoteSource, source_of
+from utsuwa.images.remote.records import RemoteSource, is_full_fingerprint, source_of
 from utsuwa.instances import allocations, identity
 from utsuwa.instances.confinement import limits
 from utsuwa.instances.context import Context, merge, profiles_named
@@ -92,6 +92,23 @@ async def reserve_with(
     """As `reserve`, with an image that is known."""
     name = check_instance_name(request.name or random_name())
     row = _new_row(InstanceRef(project, name), request, image)
+    instance = await check_and_store(ctx, policy, row, request.config)
+    await ctx.networks.refresh(instance.ref)
+    return instance
+
+
+async def reserve_received(ctx: Context, policy: Policy, project: str, request: InstancesPost) -> Loaded:
+    """As `reserve`, for an instance that comes from another server.
+
+    It stays the instance of which cloud-init knows that it has set it up, if the request says so; that is
+    the difference between a move and a copy.
+    """
+    row = _new_row(InstanceRef(project, check_instance_name(request.name)), request, None)
+    base = request.config.get("volatile.base_image", "") or request.source.base_image
+    kept = {"volatile.base_image": base} if is_full_fingerprint(base) else {}
+    if instance_id := request.config.get("volatile.cloud-init.instance-id", ""):
+        kept["volatile.cloud-init.instance-id"] = instance_id
+    row = row.with_config({**row.data.config, **kept, "volatile.apply_template": "copy"})
     instance = await check_and_store(ctx, policy, row, request.config)
     await ctx.networks.refresh(instance.ref)
     return instance
@@ -207,10 +224,10 @@ def reject_unsupported(request: InstancesPost) -> None:
     if request.stateful:
         raise InvalidRequest("A new instance cannot be stateful")
     kind = request.source.type
-    if kind in ("migration", "backup"):
-        raise NotSupportedYet(f"Creating an instance from a {kind} is not supported yet")
-    if kind not in ("image", "copy", "none"):
-        raise InvalidRequest(f"Unknown source type {kind!r}: use image, copy or none")
+    if kind == "backup":
+        raise NotSupportedYet("Creating an instance from a backup is not supported yet")
+    if kind not in ("image", "copy", "migration", "none"):
+        raise InvalidRequest(f"Unknown source type {kind!r}: use image, copy, migration or none")
 
 
 async def find_image(ctx: Context, project: str, source: InstanceSource) -> ImageRow | None:

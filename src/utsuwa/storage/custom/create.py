@@ -34,11 +34,12 @@ async def create(ctx: CustomContext, place: Place, config: Mapping[str, str], de
         creation(ctx, at, volume, first_config(at, config), description) as undo,
     ):
         revert = partial(ctx.threads.remove.run, at.driver.delete_volume, volume)
-        await ctx.threads.quick.make(undo, revert, at.driver.create_volume, volume, NO_MAP, _fill)
+        await ctx.threads.quick.make(undo, revert, at.driver.create_volume, volume, NO_MAP, fill)
     ctx.lifecycle("created", place, {"type": "custom"})
 
 
-def _fill(folder: Path) -> None:
+def fill(folder: Path) -> None:
+    """Create the tree of a new volume, which is empty."""
     rootfs = folder / "rootfs"
     rootfs.mkdir(mode=_MODE)
     rootfs.chmod(_MODE)

@@ -194,7 +194,5 @@ def _unknown_content(content_type: str) -> InvalidRequest | NotSupportedYet:
     return InvalidRequest(f"Unknown content type {content_type[:40]!r}: use filesystem")
 
 
-def _unknown_source(kind: str) -> InvalidRequest | NotSupportedYet:
-    if kind == "migration":
-        return NotSupportedYet("Copying storage volumes between servers is not supported yet")
+def _unknown_source(kind: str) -> InvalidRequest:
     return InvalidRequest(f"Unknown source type {kind[:40]!r}: use copy")

@@ -52,6 +52,8 @@ def copy_metadata(image: Path, folder: Path) -> None:
     """
     _copy_file(image / _METADATA, folder / _METADATA)
     templates = image / _TEMPLATES
+    if templates.is_symlink():
+        raise InvalidImage(f"{_TEMPLATES} is not a directory")
     if not templates.exists():
         return
     count = 0

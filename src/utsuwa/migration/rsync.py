@@ -1,0 +1,98 @@
+"""One stream of files: an rsync in its sandbox, with its input and output on the websocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, ProcessFailed
+from utsuwa.host.processes import pipes
+from utsuwa.host.processes.run import run
+from utsuwa.migration.channel import Stream
+from utsuwa.migration.racing import all_of
+
+_FULL = ("No space left on device", "Disk quota exceeded")
+
+
+class _Ends:
+    """The ends of two pipes, each of which is closed once."""
+
+    def __init__(self) -> None:
+        self.their_input, self.our_input = pipes.pipe()
+        self.our_output, self.their_output = pipes.pipe()
+        self._open = {self.their_input, self.our_input, self.our_output, self.their_output}
+        for descriptor in (self.our_input, self.our_output):
+            os.set_blocking(descriptor, False)
+
+    def close(self, *descriptors: int) -> None:
+        for descriptor in descriptors or tuple(self._open):
+            if descriptor in self._open:
+                self._open.discard(descriptor)
+                os.close(descriptor)
+
+
+async def exchange(
+    stream: Stream,
+    command: tuple[Sequence[str], Mapping[str, str | None]],
+    count: Callable[[int], None],
+    accept: Sequence[int] = (0,),
+) -> None:
+    """Run a command of `host.rsync` until both directions of its stream have ended.
+
+    `count` is called with the bytes that are sent or received. Raises InvalidRequest if rsync fails,
+    OutOfSpace, Unavailable.
+    """
+    argv, env = command
+    ends = _Ends()
+
+    async def program() -> None:
+        task = asyncio.create_task(
+            run(
+                argv,
+                stdin_fd=ends.their_input,
+                stdout_fd=ends.their_output,
+                accept=accept,
+                timeout=None,
+                env=env,
+            )
+        )
+        try:
+            await asyncio.sleep(0)  # now it has been started
+            ends.close(ends.their_input, ends.their_output)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def pump_out() -> None:
+        while data := await pipes.read(ends.our_output):
+            await stream.send(data)
+            count(len(data))
+        await stream.end()
+
+    async def pump_in() -> None:
+        """Forward what is received; what comes when rsync has ended is discarded."""
+        while (data := await stream.read()) is not None:
+            count(len(data))
+            with contextlib.suppress(BrokenPipeError):
+                await pipes.write(ends.our_input, data)
+        ends.close(ends.our_input)
+
+    try:
+        await all_of(program(), pump_out(), pump_in(), watched_by=stream.watch())
+    except ProcessFailed as error:
+        raise _explained(error) from error
+    finally:
+        ends.close()
+
+
+def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:
+    lines = [line for line in error.stderr.splitlines() if line.strip()]
+    if any(sign in line for line in lines for sign in _FULL):
+        return OutOfSpace("No space left for the files of the other server: free some space, and try again")
+    if error.code is None or error.code in (126, 127):  # could not be started
+        return error
+    reason = next((line for line in lines if "rsync" in line), lines[-1] if lines else f"status {error.code}")
+    return InvalidRequest(f"The files cannot be transferred: {reason[:300]}")

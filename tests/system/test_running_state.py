@@ -374,7 +374,75 @@ def test_devices_that_the_state_lacks(d: Daemon) -> None:
     counts_on(d, 1)
 
 
+def test_a_pool_without_room_for_the_state(d: Daemon, small_disk: Path) -> None:
+    d.do(
+        "POST",
+        "/1.0/storage-pools",
+        {"name": "small", "driver": "dir", "config": {"source": str(small_disk)}},
+    )
+    try:
+        launch(d, "c1", "-s", "small")
+        refused = d.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "stateful": True})
+        assert "free some space there" in d.wait(refused)["err"]
+        seen = d.get("/1.0/instances/c1/checkpoint")
+        assert [o["reason"][:14] for o in seen["obstacles"]] == ["the state may "]
+        assert shown(d) == ("Running", False)
+        counts_on(d, 1)
+    finally:
+        d.delete_instances()
+        d.do("DELETE", "/1.0/storage-pools/small")
+
+
+def test_what_becomes_of_the_state_of_a_stopped_instance(d: Daemon) -> None:
+    """A rename keeps it, a rebuild and a restore discard it, and a move to another pool is refused."""
+    launch(d)
+    d.lxc("snapshot", "c1", "s")
+    d.lxc("stop", "--stateful", "c1")
+    refused = d.lxc("move", "c1", "-s", "dir", check=False)
+    assert "has a saved running state" in refused.stderr
+    d.lxc("move", "c1", "c2")
+    d.lxc("start", "c2")
+    counts_on(d, 1, "c2")
+    for change in (("restore", "c2", "s"), ("rebuild", "busybox", "c2")):
+        d.lxc("stop", "--stateful", "c2")
+        utsuwa_client(d, *change)
+        assert shown(d, "c2") == ("Stopped", False)
+        assert not (folder(d, "c2") / "state").exists()
+        d.lxc("start", "c2")
+
+
 # ---- a daemon that is killed
+
+SLOW = """\
+#!/bin/sh
+# Takes a while to save containers.
+case "$*" in *--freeze-cgroup*) sleep 1.5 ;; esac
+exec {program} "$@"
+"""
+
+
+def test_a_container_runs_on_if_the_daemon_dies_before_it_is_saved(d: Daemon) -> None:
+    """CRIU works on, and would freeze the container again that the daemon has thawed."""
+    launch(d)
+    before = count(d)
+    installed = d.dir / "criu"
+    target = installed.readlink()
+    installed.unlink()
+    installed.mkdir()
+    (installed / "criu").write_text(SLOW.format(program=target / "criu"))
+    (installed / "criu").chmod(0o755)
+    try:
+        assert d.get("/1.0/instances/c1/checkpoint")["possible"]
+        d.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "stateful": True})
+        until(lambda: (folder(d) / "state.new").exists())
+        time.sleep(0.2)
+        d.kill()
+        d.start()
+    finally:
+        shutil.rmtree(installed)
+        installed.symlink_to(target)
+    unchanged(d)
+    counts_on(d, before)
 
 
 @pytest.mark.parametrize("point", ["running state saved", "saved state published", "saved state recorded"])

@@ -44,6 +44,11 @@ async def check(
         raise InvalidRequest(
             f"The instance {ref.name!r} is running: stop it to move it to another pool or project"
         )
+    if instance.data.stateful:
+        raise InvalidRequest(
+            f"The instance {ref.name!r} has a saved running state, which does not move: start it and stop it "
+            f"without `--stateful`, or discard the state with `utsuwa start --stateless {ref.name}`"
+        )
     if not scope.sees(new.project):
         raise project_rows.not_found(new.project)
     if new != ref and await ctx.database.read("name of instance", instance_rows.is_taken, new):

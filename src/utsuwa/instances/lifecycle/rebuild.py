@@ -62,7 +62,8 @@ def _rebuilt(instance: Loaded, image: ImageRow | None) -> InstanceRow:
     if image is not None:
         config |= create.config_of_image(image)
         architecture = image.architecture
-    return replace(instance.row, data=replace(old, config=config, architecture=architecture))
+    data = replace(old, config=config, architecture=architecture, stateful=False)
+    return replace(instance.row, data=data)
 
 
 async def rebuild(

@@ -41,6 +41,8 @@ from bench.table import (
     PAUSE_KEY,
     PAUSE_SECONDS,
     RUNNING_KEY,
+    TOUCHED_KEY,
+    TOUCHED_MIB,
     chosen,
 )
 
@@ -157,6 +159,7 @@ def _measure(options: argparse.Namespace, command: str) -> Result:
             FILES_KEY: FILES,
             ALIASES_KEY: ALIASES,
             BIG_KEY: BIG_MIB,
+            TOUCHED_KEY: TOUCHED_MIB,
         },
         machine=surroundings,
         versions=versions | machine.libraries(),

@@ -26,6 +26,7 @@ from bench.image_rows import ImageRows
 from bench.places import AT_A_TIME, Place, launch, median_of, remove
 from bench.samples import Samples, Subject
 from bench.snapshot_rows import SnapshotRows
+from bench.state_rows import StateRows
 from bench.table import ALIASES, BUSYBOX, DEBIAN, ROWS
 from bench.wire import Wire, timed
 
@@ -51,7 +52,7 @@ def _named(place: Place, words: Sequence[str]) -> list[str]:
     return [place.name(word) if re.fullmatch(r"[a-z]\d+", word) else word for word in words]
 
 
-_ROUND = ("ready", "debian", "busybox", "files", "devices", "snapshots")
+_ROUND = ("ready", "debian", "busybox", "files", "devices", "snapshots", "state")
 """The parts of a round."""
 
 
@@ -164,6 +165,7 @@ class Bench:
             ("files", FileRows(self).measure),
             ("devices", DeviceRows(self).measure),
             ("snapshots", SnapshotRows(self).measure),
+            ("state", StateRows(self).measure),
         ):
             if self._wanted(part):
                 measure(number, places)

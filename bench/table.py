@@ -26,6 +26,7 @@ MANY_KEY = "many"
 FILES_KEY, FILES = "files", 1000
 ALIASES_KEY, ALIASES = "aliases", 10_000
 BIG_KEY, BIG_MIB = "big", 1024
+TOUCHED_KEY, TOUCHED_MIB = "touched", 100
 PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
 ROWS = (
@@ -89,6 +90,10 @@ ROWS = (
     Row("copy", "snapshots", "copy of a stopped container, Debian, at the wire"),
     Row("snapshot-delete", "snapshots", "delete of a snapshot, Debian, at the wire"),
     Row("copy-delete", "snapshots", "delete of a copy, Debian, at the wire"),
+    Row("state-snapshot-busybox", "state", "snapshot with the running state, busybox, at the wire"),
+    Row("state-restore-busybox", "state", "restore of it, the running container is stopped for that"),
+    Row("state-snapshot", "state", "snapshot with the running state, Debian with {touched} MiB in use"),
+    Row("state-restore", "state", "restore of it, the running container is stopped for that, Debian"),
     Row("burst-launch", "bursts", "launch {burst} busybox, 8 at a time", target=4),
     Row("burst-delete", "bursts", "stop and delete {burst} running, 8 at a time", target=6),
     Row("get-server", "bursts", "GET /1.0", target=1),

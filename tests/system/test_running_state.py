@@ -396,13 +396,19 @@ def test_a_pool_without_room_for_the_state(d: Daemon, small_disk: Path) -> None:
 def test_what_becomes_of_the_state_of_a_stopped_instance(d: Daemon) -> None:
     """A rename keeps it, a rebuild and a restore discard it, and a move to another pool is refused."""
     launch(d)
-    d.lxc("snapshot", "c1", "s")
+    d.lxc("snapshot", "--stateful", "c1", "s")
     d.lxc("stop", "--stateful", "c1")
     refused = d.lxc("move", "c1", "-s", "dir", check=False)
     assert "has a saved running state" in refused.stderr
     d.lxc("move", "c1", "c2")
     d.lxc("start", "c2")
     counts_on(d, 1, "c2")
+    d.lxc("restore", "--stateful", "c2", "s")
+    counts_on(d, 1, "c2")
+    utsuwa_client(d, "copy", "c2", "c3")
+    utsuwa_client(d, "move", "c3", "-s", "dir")
+    for name, stateful in (("c2", True), ("c3", False)):
+        assert d.get(f"/1.0/instances/{name}/snapshots/s")["stateful"] is stateful
     for change in (("restore", "c2", "s"), ("rebuild", "busybox", "c2")):
         d.lxc("stop", "--stateful", "c2")
         utsuwa_client(d, *change)

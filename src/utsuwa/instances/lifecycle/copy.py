@@ -181,17 +181,19 @@ def files_of(ctx: Context, source: Source, instance: Loaded, snapshots: Sequence
     return replace(copying, mounted=container.idmap, held=partial(freeze.held, ctx, container))
 
 
-def of_instance(instance: Loaded, snapshot: SnapshotRow) -> SnapshotRow:
+def of_instance(instance: Loaded, snapshot: SnapshotRow, *, with_state: bool = False) -> SnapshotRow:
     """Return the row of a snapshot that belongs to an instance from now on, as a copy or after a move.
 
-    Dates and configuration stay, except the pool.
+    Dates and configuration stay, except the pool. A running state stays only `with_state`, where the files of
+    the snapshot are the same.
     """
     ref = SnapshotRef(instance.ref, snapshot.ref.name)
     root, config = instance.expanded.root_disk()
     devices = dict(snapshot.data.devices)
     if root in devices or root in instance.data.devices:
         devices[root] = {**devices.get(root, config), "pool": instance.pool}
-    data = replace(snapshot.data, devices=devices)
+    stateful = with_state and snapshot.data.stateful
+    data = replace(snapshot.data, devices=devices, stateful=stateful)
     return replace(snapshot, id=0, instance_id=instance.row.id, ref=ref, data=data)
 
 

@@ -96,7 +96,7 @@ async def move(ctx: Context, scope: Scope, ref: InstanceRef, request: InstancePo
             def also(tx: Transaction) -> None:
                 instance_rows.rename(tx, row.id, new)
                 store(tx)
-                _move_snapshots(tx, moved, found, kept)
+                _move_snapshots(tx, moved, found, kept, with_state=instance.pool == moved.pool)
 
             await ctx.storage.moves.move(
                 *(instance.pool, ref.volume, moved.pool, new.volume),
@@ -117,7 +117,7 @@ async def move(ctx: Context, scope: Scope, ref: InstanceRef, request: InstancePo
 
 
 def _move_snapshots(
-    tx: Transaction, instance: Loaded, found: list[SnapshotRow], kept: list[SnapshotRow]
+    tx: Transaction, instance: Loaded, found: list[SnapshotRow], kept: list[SnapshotRow], *, with_state: bool
 ) -> None:
     """Have the rows of snapshots fit the instance; those that are not kept are removed after the move."""
     if not kept:
@@ -126,4 +126,4 @@ def _move_snapshots(
         return
     for snapshot in kept:
         snapshot_rows.delete(tx, snapshot.id)
-        snapshot_rows.insert(tx, copy.of_instance(instance, snapshot))
+        snapshot_rows.insert(tx, copy.of_instance(instance, snapshot, with_state=with_state))

@@ -1,0 +1,66 @@
+"""TCP connections of containers whose running state is saved."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.support import criu
+from tests.support.daemon import Daemon
+from tests.support.networks import box_of, create
+
+pytestmark = pytest.mark.root
+
+SERVE = """
+ip addr add 10.77.0.5/24 dev eth0; ip link set eth0 up
+(while :; do nc -l -p 5000 -e sh -c 'while read x; do echo "got $x"; done'; done) </dev/null >/dev/null 2>&1 &
+"""
+CLIENT = """
+import socket, subprocess, time
+
+def connect():
+    for _ in range(100):
+        try:
+            return socket.create_connection(("10.77.0.5", 5000), timeout=20)
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+
+def ask(text):
+    connection.sendall(text + b"\\n")
+    return received()
+
+def received():
+    return connection.recv(100).decode().strip()
+
+connection = connect()
+print(ask(b"first"))
+subprocess.run(["lxc", "stop", "--stateful", "c1"], check=True)
+connection.sendall(b"while stopped\\n")
+subprocess.run(["lxc", "start", "c1"], check=True)
+print(received())
+print(ask(b"again"))
+subprocess.run(["lxc", "snapshot", "--stateful", "c1", "s"], check=True)
+print(ask(b"runs on"))
+subprocess.run(["lxc", "restore", "--stateful", "c1", "s"], check=True)
+try:
+    print(ask(b"gone"))
+except OSError:
+    print("closed")
+connection = connect()
+print(ask(b"new"))
+"""
+
+
+def test_connections_go_on_after_a_stop_and_end_with_a_restore(module_net: Daemon) -> None:
+    """Also with what was sent while the container was stopped."""
+    d = module_net
+    criu.provide(d, criu.installed())
+    create(d, "br", ipv4_address="10.77.0.1/24", ipv6_address="none")
+    d.lxc("launch", "busybox", "c1", "-n", "br")
+    d.lxc("exec", "c1", "--", "sh", "-c", SERVE)
+    environment = [f"{name}={value}" for name, value in d.lxc_environment().items()]
+    output = box_of(d).run("env", "-i", *environment, sys.executable, "-c", CLIENT)
+    said = [line for line in output.splitlines() if line.startswith(("got", "closed"))]
+    assert said == ["got first", "got while stopped", "got again", "got runs on", "closed", "got new"]
+    d.lxc("delete", "--force", "c1")

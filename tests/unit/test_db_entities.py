@@ -24,6 +24,7 @@ from utsuwa.core.errors import (
     InvalidRequest,
     NotFound,
 )
+from utsuwa.core.image_source import ImageOrigin
 from utsuwa.db import (
     certificates,
     codes,
@@ -322,6 +323,32 @@ def test_lists_take_a_constant_number_of_queries(tx: CountedTransaction) -> None
     tx.statements = 0
     load_everything()
     assert tx.statements == before > 0
+
+
+def test_listed_images_have_what_belongs_to_them(tx: Transaction) -> None:
+    second_project(tx, own=("images",))
+    source = ImageOrigin("https://x", "simplestreams", "", "debian/12")
+    properties = {"os": 'quoted "text"', "release": "12"}
+    images.insert(
+        tx, image(state="ready", public=True, properties=properties, profiles=["default"], source=source)
+    )
+    images.insert(tx, image("cd" * 32))
+    images.insert(tx, image("ef" * 32, project="other", state="ready"))
+    for name in ("b", "a"):
+        image_aliases.insert(tx, AliasRow("default", name, f"of {name}", FINGERPRINT))
+    assert image_lists.names(tx, None) == [("default", FINGERPRINT, True), ("other", "ef" * 32, False)]
+    assert image_lists.names(tx, "other") == [("other", "ef" * 32, False)]
+    rows_of_all, applied = image_lists.fetch(tx, None)
+    (listed,) = image_lists.fetch(tx, "default").rows
+    assert [row.fingerprint for row in rows_of_all] == [FINGERPRINT, "ef" * 32]
+    assert listed == rows_of_all[0]
+    assert rows.read_config(listed.properties) == properties
+    assert rows.read_config(listed.aliases) == {"a": "of a", "b": "of b"}
+    assert (listed.server, listed.alias, listed.size) == ("https://x", "debian/12", 2**40)
+    assert schema.time_text(listed.created_at) == clock.to_wire(NOON)
+    assert (listed.expires_at, rows_of_all[1].server) == (None, None)
+    assert rows.read_config(rows_of_all[1].aliases) == {}
+    assert applied == {listed.id: ["default"]}
 
 
 @given(moment=st.datetimes(timezones=st.just(UTC)), stored_as=st.sampled_from(["text", "offset", "datetime"]))

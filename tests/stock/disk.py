@@ -60,7 +60,7 @@ def prepare(release: Release, folder: Path) -> Disks:
         lambda fresh: _run(script, release.suite, release.kernel, fresh),
     )
     return Disks(
-        system / "vmlinuz",
+        system / "kernel",
         system / "initrd.img",
         system / "system.img",
         _bundle(release.suite, folder),

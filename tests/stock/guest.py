@@ -323,6 +323,7 @@ def privileged_systemd() -> str:
 
 # ---- limits
 
+SECOND_PROCESSOR = Path("/sys/devices/system/cpu/cpu1/online")
 LOW = {"limits.memory": "48MiB", "limits.cpu.allowance": "20ms/100ms", "limits.processes": "20"}
 HIGH = {"limits.memory": "400MiB", "limits.cpu.allowance": "80ms/100ms", "limits.processes": "200"}
 SPIN = "while :; do :; done"
@@ -384,6 +385,16 @@ def _no_memory(ended: Ended) -> str:
 def memory_low() -> str:
     utsuwa("launch", "busybox", "limited", *(part for s in settings(LOW) for part in ("-c", s)))
     return _no_memory(_memory())
+
+
+@check("cpu: a processor that comes online while containers run can be used by them")
+def second_processor() -> str:
+    """The machine starts with one: see `machine.KERNEL`."""
+    expect(inside("limited", "nproc").out == "1\n", "there were more already")
+    SECOND_PROCESSOR.write_text("1")
+    ended = inside("limited", "nproc")
+    expect(ended.out == "2\n", ended)
+    return ended.out
 
 
 @check("cpu: limits.cpu.allowance holds under load")

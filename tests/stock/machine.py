@@ -15,7 +15,7 @@ from tests.stock.disk import Disks
 LIMIT = 3000.0
 """Seconds that a run may take; a quiet machine with two processors needs an eighth of it."""
 NICE = 5
-"""How much the machine gives way to tests that run beside it: they measure times, and its checks do not."""
+"""How much the machine gives way to tests that run beside it: some of them measure times."""
 POLL = 0.5
 # Without the kernel's guards against attacks on processors that are not there, emulation is a third faster.
 # A timer that comes late, as on a busy host, would make the kernel give up.

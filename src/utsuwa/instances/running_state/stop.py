@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import device_host, device_steps, orphans, stop
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.instances.running_state import save, saved
+
+log = logging.getLogger(__name__)
 
 
 async def check(ctx: Context, ref: InstanceRef) -> None:
@@ -68,8 +71,13 @@ async def _end(ctx: Context, instance: Loaded, container: Running, fresh: Path) 
 async def _kill(ctx: Context, instance: Loaded, container: Running) -> None:
     """Kill a frozen container, after its interfaces, so that the peers of its connections do not notice."""
     container.forced = True
-    await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
-    host = device_host.host_of(ctx, instance, container.idmap)
-    await device_steps.killed_all(device_host.with_devices(host, container.devices))
+    try:
+        # If the daemon dies after this, the container lacks devices: its next start completes the stop.
+        await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
+    except OSError as error:  # such as a full disk: the devices are removed when it has ended
+        log.warning("the connections of instance %r are closed: %s", container.name, error)
+    else:
+        host = device_host.host_of(ctx, instance, container.idmap)
+        await device_steps.killed_all(device_host.with_devices(host, container.devices))
     folders = await asyncio.to_thread(cgroups.folders_of, container.init_pid)
     await orphans.kill(set(folders.values()))

@@ -109,9 +109,12 @@ async def _save(ctx: Context, instance: Loaded, row: SnapshotRow) -> None:
     criu = await save.check(ctx, container)
 
     async def copy(fresh: Path) -> None:
-        await ctx.storage.copies.create_snapshot(instance.pool, row.ref.volume, mounted=container.idmap)
-        folder = ctx.storage.volumes.folder(instance.pool, row.ref.volume)
-        await asyncio.to_thread(saved.publish, fresh, folder)
+        async with Rollback() as undo:
+            await ctx.storage.copies.create_snapshot(instance.pool, row.ref.volume, mounted=container.idmap)
+            undo.push(ctx.storage.copies.delete_snapshot, instance.pool, row.ref.volume)
+            folder = ctx.storage.volumes.folder(instance.pool, row.ref.volume)
+            await asyncio.to_thread(saved.publish, fresh, folder)
+            undo.keep()
 
     await save.save(ctx, instance, container, criu, copy)
 

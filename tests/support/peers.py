@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support import incus, isolation, leaks
@@ -32,14 +33,17 @@ for package in *.deb; do dpkg-deb -x "$package" ../files; done
 class Peer(Endpoint):
     """A running daemon; made by `lxd` or `incusd`."""
 
-    def __init__(self, program: Path, folder_variable: str, files: Path | None) -> None:
-        """`files` is where the packages lie unpacked, None if they are installed."""
+    def __init__(
+        self, program: Path, folder_variable: str, files: Path | None, more: Mapping[str, str] | None = None
+    ) -> None:
+        """`files` is where the packages lie unpacked, None if they are installed; `more` environment."""
         self.home = Path(tempfile.mkdtemp(prefix="up-", dir="/var/tmp"))
         self.dir = self.home / "d"
         self.dir.mkdir(mode=0o711)
         super().__init__(self.dir / "unix.socket")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("LXD_", "UTSUWA_", "INCUS_"))}
         env = kept | {folder_variable: str(self.dir), "HOME": str(self.home), "LANG": "C.UTF-8"}
+        env |= more or {}
         if files is not None:
             env["LD_LIBRARY_PATH"] = str(files / _LIBRARIES)
             env["PATH"] = f"{env['PATH']}:{files / 'usr/bin'}"
@@ -83,13 +87,13 @@ class Peer(Endpoint):
         shutil.rmtree(self.home)
 
 
-def lxd() -> Peer:
-    """Start LXD of Debian 12."""
+def lxd(more: Mapping[str, str] | None = None) -> Peer:
+    """Start LXD of Debian 12, with more in its environment."""
     installed = shutil.which("lxd")
     if installed:
-        return Peer(Path(installed), "LXD_DIR", None)
+        return Peer(Path(installed), "LXD_DIR", None, more)
     files = _fetched_lxd()
-    return Peer(files / "usr/bin/lxd", "LXD_DIR", files)
+    return Peer(files / "usr/bin/lxd", "LXD_DIR", files, more)
 
 
 def _fetched_lxd() -> Path:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support import peers, tls
 from tests.support.api import Endpoint
 from tests.support.daemon import Daemon
 from tests.support.images import Image
@@ -98,6 +99,54 @@ def test_an_instance_is_copied_with_snapshots_and_refreshed(
     world.servers[target].do("PUT", "/1.0/instances/c2", {"restore": "first"})
     assert read(world, target, "c2", OWNERS) == ("before", "1000")
     assert json.loads(world.run(client_of(target), "list", f"{target}:", "--format", "json"))
+
+
+@pytest.fixture
+def shifted(world: World) -> Iterator[Endpoint]:
+    """An LXD that shifts owners on disk, as the remote `shifted` of `lxc`."""
+    peer = peers.lxd({"LXD_IDMAPPED_MOUNTS_DISABLE": "1", "LXD_SHIFTFS_DISABLE": "1"})
+    try:
+        address = tls.free_address()
+        config = {"core.https_address": address, "core.trust_password": "open"}
+        peer.do("PATCH", "/1.0", {"config": config})
+        peer.do("POST", "/1.0/storage-pools", {"name": "default", "driver": "dir"})
+        root = {"type": "disk", "path": "/", "pool": "default"}
+        peer.do("PATCH", "/1.0/profiles/default", {"devices": {"root": root}})
+        words = ("remote", "add", "shifted", f"https://{address}", "--accept-certificate")
+        world.run("lxc", *words, "--password", "open")
+        yield peer
+        for url in peer.get("/1.0/instances"):
+            peer.do("DELETE", url)
+        world.run("lxc", "remote", "remove", "shifted")
+    finally:
+        peer.close()
+
+
+def test_owners_that_are_shifted_on_disk_are_mapped(
+    world: World, shifted: peers.Peer, busybox_image: Image
+) -> None:
+    files = (str(busybox_image.metadata), str(busybox_image.rootfs))
+    world.run("lxc", "image", "import", *files, "shifted:", "--alias", "busybox")
+    world.run("lxc", "init", "shifted:busybox", "shifted:c1")
+    # It shifts the files before it starts the container, which not every machine lets it do.
+    shifted.wait(shifted.api("PUT", "/1.0/instances/c1/state", {"action": "start", "timeout": 30}))
+    shifted.wait(shifted.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True}))
+    rootfs = shifted.dir / "containers" / "c1" / "rootfs"
+    assert rootfs.lstat().st_uid > 0
+    world.run("lxc", "copy", "shifted:c1", "utsuwa:c2")
+    try:
+        copy = world.daemon.dir / "storage-pools" / "default" / "containers" / "c2"
+        for path in (copy / "layer" / "upper").rglob("*"):
+            assert path.lstat().st_uid < 65536
+        assert world.daemon.api("GET", "/1.0/instances/c2/files?path=/bin").headers["x-lxd-uid"] == "0"
+        for action in ("start", "stop"):
+            body = {"action": action, "timeout": 30, "force": True}
+            world.daemon.do("PUT", "/1.0/instances/c2/state", body)
+        world.run("lxc", "copy", "shifted:c1", "utsuwa:c2", "--refresh")
+        world.run("lxc", "copy", "utsuwa:c2", "shifted:c3")
+        assert shifted.api("GET", "/1.0/instances/c3/files?path=/bin").headers["x-lxd-uid"] == "0"
+    finally:
+        delete_all(world.daemon)
 
 
 def test_the_names_of_all_servers_are_covered() -> None:

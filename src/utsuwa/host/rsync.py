@@ -99,6 +99,11 @@ fi
 # it must exit.
 _SHELL = 'bash -c "exec 5<&0; cat <&5 >&4 & exec cat <&3"'
 
+_OLDER = "-vlogDtpre.iLsfx"
+"""The options of the receiver that LXD has: what every rsync since 3.1 can do."""
+_NEWER = "-vlogDtpre.iLsfxCIvu"
+"""Those of rsync 3.2, which chooses faster checksums."""
+
 # What is not the container's: the kernel lets no unprivileged container set these either.
 _FILTERS = ("+x security.capability", "-x security.*", "-x trusted.*", "-x system.*")
 
@@ -111,7 +116,7 @@ class Options:
     delete: bool = False
     compress: bool = False
     links: bool = False
-    """Hard links, and access control lists."""
+    """Hard links, access control lists, and all else that only two servers of Utsuwa do: rsync 3.2."""
 
     def words(self) -> list[str]:
         words = []
@@ -146,7 +151,8 @@ def receiving(
 
     What is received beside it is copied to the directory `beside`.
     """
-    words = ["--server", "-vlogDtpre.iLsfx", "--numeric-ids", "--devices", "--sparse", *options.words()]
+    protocol = _NEWER if options.links else _OLDER
+    words = ["--server", protocol, "--numeric-ids", "--devices", "--sparse", *options.words()]
     words.append("--modify-window=-1")  # compare nanoseconds
     if not owners.privileged:
         words.append("--super")

@@ -233,13 +233,18 @@ def fingerprints_here(tx: Transaction) -> set[str]:
 
 def projects_with(tx: Transaction, fingerprint: str) -> list[str]:
     """Return the projects that have an image with files on this member; the last one removes the files."""
-    query = (
-        sa.select(projects.c.name)
-        .select_from(_SOURCE.join(images_members, images_members.c.image_id == images.c.id))
-        .where(images.c.fingerprint == fingerprint, images_members.c.member_id == tx.member)
-        .order_by(projects.c.name)
+    return [name for (name,) in tx.fetch(_PROJECTS_WITH, fingerprint=fingerprint, member=tx.member)]
+
+
+_PROJECTS_WITH = Prepared(
+    sa.select(projects.c.name)
+    .select_from(_SOURCE.join(images_members, images_members.c.image_id == images.c.id))
+    .where(
+        images.c.fingerprint == sa.bindparam("fingerprint", type_=sa.Text),
+        images_members.c.member_id == sa.bindparam("member", type_=sa.Integer),
     )
-    return list(tx.execute(query).scalars())
+    .order_by(projects.c.name)
+)
 
 
 def _editable(row: ImageRow) -> dict[str, Any]:
@@ -255,8 +260,7 @@ def _editable(row: ImageRow) -> dict[str, Any]:
 
 
 def _set(tx: Transaction, image_id: int, values: Mapping[str, Any]) -> None:
-    result = tx.execute(images.update().where(images.c.id == image_id).values(**values))
-    rows.one_changed(result, _NOT_FOUND)
+    rows.update(tx, images, image_id, _NOT_FOUND, **values)
 
 
 def share_with(tx: Transaction, project: str) -> None:

@@ -170,8 +170,7 @@ def update(tx: Transaction, row: InstanceRow) -> None:
 
 def patch_config(tx: Transaction, instance_id: int, changes: Mapping[str, str | None]) -> None:
     """Set some keys and leave the others; None removes one. Nothing happens where the instance is gone."""
-    present = tx.execute(sa.select(instances.c.id).where(instances.c.id == instance_id))
-    if present.scalar_one_or_none() is not None:
+    if tx.fetch(_PRESENT, id=instance_id):
         rows.patch_config(tx, instances_config, "instance_id", instance_id, changes)
 
 
@@ -204,12 +203,11 @@ def set_stateful(tx: Transaction, instance_id: int, *, stateful: bool) -> None:
 
 def delete(tx: Transaction, instance_id: int) -> None:
     """Remove the row and all that belongs to it; does nothing where it is gone."""
-    tx.execute(instances.delete().where(instances.c.id == instance_id))
+    tx.delete(instances, instance_id)
 
 
 def _set(tx: Transaction, instance_id: int, **values: Any) -> None:
-    result = tx.execute(instances.update().where(instances.c.id == instance_id).values(**values))
-    rows.one_changed(result, _NOT_FOUND)
+    rows.update(tx, instances, instance_id, _NOT_FOUND, **values)
 
 
 def _insert_profiles(tx: Transaction, instance_id: int, row: InstanceRow) -> None:
@@ -218,11 +216,9 @@ def _insert_profiles(tx: Transaction, instance_id: int, row: InstanceRow) -> Non
         return
     rows.distinct(profile_names, "A profile can be applied only once")
     known = rows.profile_ids(tx, effective(tx, row.ref.project, "profiles"), profile_names)
-    new = [
-        {"instance_id": instance_id, "profile_id": known[name], "apply_order": order}
-        for order, name in enumerate(profile_names, start=1)
-    ]
-    tx.execute(instances_profiles.insert(), new)
+    for order, name in enumerate(profile_names, start=1):
+        new = {"instance_id": instance_id, "profile_id": known[name], "apply_order": order}
+        tx.insert(instances_profiles, new)
 
 
 _COLUMNS = ("id", "name", "creation_date", "last_use_date", "state", "member_id", *instance_data.COLUMNS)
@@ -257,6 +253,7 @@ _ALL = _queries(sa.true())
 _OF_PROJECT = _queries(_IN_PROJECT)
 _HERE = _queries(instances.c.member_id == sa.bindparam("member", type_=sa.Integer))
 _BY_ID = _queries(instances.c.id == sa.bindparam("id", type_=sa.Integer))
+_PRESENT = Prepared(sa.select(instances.c.id).where(instances.c.id == sa.bindparam("id", type_=sa.Integer)))
 _ONE = _queries(sa.and_(_IN_PROJECT, instances.c.name == sa.bindparam("name", type_=sa.Text)))
 
 

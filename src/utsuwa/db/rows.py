@@ -16,7 +16,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from utsuwa.core.errors import AlreadyExists, InUse, NotFound
 from utsuwa.db import codes, schema
-from utsuwa.db.transaction import Answer, PreparedChange, Transaction
+from utsuwa.db.transaction import Answer, Prepared, PreparedChange, Transaction
 
 Config = dict[str, str]
 Devices = dict[str, dict[str, str]]
@@ -53,11 +53,14 @@ def _breaks(error: IntegrityError, sqlite: str, sqlstate: str) -> bool:
 
 def project_id(tx: Transaction, project: str) -> int:
     """Return the id of a project. Raises NotFound."""
-    query = sa.select(schema.projects.c.id).where(schema.projects.c.name == project)
-    found = tx.execute(query).scalar_one_or_none()
-    if found is None:
-        raise NotFound(f"Project {project!r} not found")
-    return int(found)
+    for (found,) in tx.fetch(_PROJECT_ID, name=project):
+        return int(found)
+    raise NotFound(f"Project {project!r} not found")
+
+
+_PROJECT_ID = Prepared(
+    sa.select(schema.projects.c.id).where(schema.projects.c.name == sa.bindparam("name", type_=sa.Text))
+)
 
 
 def profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str, int]:
@@ -71,13 +74,17 @@ def profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str
 
 def known_profile_ids(tx: Transaction, project: str, names: Sequence[str]) -> dict[str, int]:
     """As `profile_ids`, without those that do not exist."""
-    table, projects = schema.profiles, schema.projects
-    query = (
-        sa.select(table.c.name, table.c.id)
-        .join(projects, projects.c.id == table.c.project_id)
-        .where(projects.c.name == project, table.c.name.in_(names))
+    return {name: row_id for name in names for (row_id,) in tx.fetch(_PROFILE_ID, project=project, name=name)}
+
+
+_PROFILE_ID = Prepared(
+    sa.select(schema.profiles.c.id)
+    .join(schema.projects, schema.projects.c.id == schema.profiles.c.project_id)
+    .where(
+        schema.projects.c.name == sa.bindparam("project", type_=sa.Text),
+        schema.profiles.c.name == sa.bindparam("name", type_=sa.Text),
     )
-    return {name: profile_id for name, profile_id in tx.execute(query)}
+)
 
 
 def config_query(table: sa.Table, owner: str, owners: Owners) -> sa.Select[Any]:
@@ -286,6 +293,12 @@ def change_devices(
         table = tables.devices
         tx.execute(table.delete().where(table.c[tables.owner] == owner_id, table.c.name.in_(gone)))
     insert_devices(tx, tables, owner_id, {name: new[name] for name in sorted(changed & new.keys())})
+
+
+def update(tx: Transaction, table: sa.Table, row_id: int, message: str, **values: Any) -> None:
+    """Change some columns of a row. Raises NotFound(message) if there is none with that id."""
+    if not tx.update(table, row_id, values):
+        raise NotFound(message)
 
 
 def one_changed(result: Answer, message: str) -> None:

@@ -133,8 +133,7 @@ def insert(tx: Transaction, row: SnapshotRow) -> int:
         "state": codes.STATES[row.state],
         **instance_data.columns(row.data),
     }
-    owner = tx.execute(sa.select(instances.c.id).where(instances.c.id == row.instance_id))
-    if owner.scalar_one_or_none() is None:
+    if not tx.fetch(_OWNER, id=row.instance_id):
         raise NotFound(f"Instance {row.ref.instance.name!r} not found")
     with rows.unique(f"Snapshot {row.ref.name!r} of instance {row.ref.instance.name!r} already exists"):
         snapshot_id = tx.insert(instances_snapshots, values)
@@ -149,16 +148,14 @@ def _insert_profiles(tx: Transaction, snapshot_id: int, row: SnapshotRow) -> Non
         return
     holder = effective(tx, row.ref.instance.project, "profiles")
     known = rows.known_profile_ids(tx, holder, profile_names)
-    new = [
-        {
+    for order, name in enumerate(profile_names, start=1):
+        new = {
             "instance_snapshot_id": snapshot_id,
             "profile_id": known.get(name),
             "name": name,
             "apply_order": order,
         }
-        for order, name in enumerate(profile_names, start=1)
-    ]
-    tx.execute(instances_snapshots_profiles.insert(), new)
+        tx.insert(instances_snapshots_profiles, new)
 
 
 def update(tx: Transaction, snapshot_id: int, description: str, expires_at: datetime | None) -> None:
@@ -184,12 +181,11 @@ def set_deleting(tx: Transaction, snapshot_id: int) -> None:
 
 def delete(tx: Transaction, snapshot_id: int) -> None:
     """Remove the row and all that belongs to it, if it exists."""
-    tx.execute(instances_snapshots.delete().where(instances_snapshots.c.id == snapshot_id))
+    tx.delete(instances_snapshots, snapshot_id)
 
 
 def _set(tx: Transaction, snapshot_id: int, **values: Any) -> None:
-    statement = instances_snapshots.update().where(instances_snapshots.c.id == snapshot_id)
-    rows.one_changed(tx.execute(statement.values(**values)), _NOT_FOUND)
+    rows.update(tx, instances_snapshots, snapshot_id, _NOT_FOUND, **values)
 
 
 _COLUMNS = (
@@ -239,6 +235,7 @@ _OF_PROJECT = _queries(_IN_PROJECT)
 _OF_INSTANCE = _queries(_IS_INSTANCE)
 _HERE = _queries(instances.c.member_id == sa.bindparam("member", type_=sa.Integer))
 _ONE = _queries(sa.and_(_IS_INSTANCE, instances_snapshots.c.name == sa.bindparam("name", type_=sa.Text)))
+_OWNER = Prepared(sa.select(instances.c.id).where(instances.c.id == sa.bindparam("id", type_=sa.Integer)))
 _NAMES = Prepared(
     sa.select(instances_snapshots.c.name).select_from(_SOURCE).where(_IS_INSTANCE).order_by(*_ORDER)
 )

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import NamedTuple, cast
 
 import sqlalchemy as sa
 
 from utsuwa.core.errors import NotFound
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.db import codes, rows
-from utsuwa.db.schema import members, projects, storage_pools, storage_volumes, storage_volumes_config
-from utsuwa.db.transaction import Transaction
+from utsuwa.db.schema import (
+    members,
+    projects,
+    read_time,
+    storage_pools,
+    storage_volumes,
+    storage_volumes_config,
+)
+from utsuwa.db.transaction import Prepared, Transaction
 
 _SOURCE = (
     storage_volumes.join(storage_pools, storage_pools.c.id == storage_volumes.c.storage_pool_id)
     .join(projects, projects.c.id == storage_volumes.c.project_id)
     .join(members, members.c.id == storage_volumes.c.member_id)
 )
-
+_NOT_FOUND = "Storage volume not found"
 
 CREATION, DELETION = "~create", "~delete"
 """Values of `VolumeRow.new_name` of custom volumes that are being created or deleted."""
@@ -54,7 +62,7 @@ def not_found(pool: str, name: str) -> NotFound:
 
 def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> VolumeRow:
     """Return a volume; this member's, if several have one of that name. Raises NotFound."""
-    found = _load(tx, _key(project, pool, type, name))
+    found = _load(tx, project=project, pool=pool, type=type, name=name)
     if not found:
         raise not_found(pool, name)
     return max(found, key=lambda row: row.here)
@@ -67,20 +75,12 @@ def get_all(
 
     None selects all; volumes of an unknown type are skipped.
     """
-    where: list[sa.ColumnElement[bool]] = [sa.true()]
-    if project is not None:
-        where.append(projects.c.name == project)
-    if pool is not None:
-        where.append(storage_pools.c.name == pool)
-    if type is not None:
-        where.append(storage_volumes.c.type == type)
-    return _load(tx, sa.and_(*where))
+    return _load(tx, project=project, pool=pool, type=type)
 
 
 def get_here(tx: Transaction, pool: str, type: int) -> list[VolumeRow]:
     """Return this member's volumes of a type on a pool, sorted by project and name, in two queries."""
-    on_pool = sa.and_(storage_pools.c.name == pool, storage_volumes.c.type == type)
-    return _load(tx, sa.and_(on_pool, storage_volumes.c.member_id == tx.member))
+    return _load(tx, pool=pool, type=type, member=tx.member)
 
 
 def insert(tx: Transaction, row: VolumeRow) -> int:
@@ -103,10 +103,8 @@ def insert(tx: Transaction, row: VolumeRow) -> int:
 
 def update(tx: Transaction, row: VolumeRow) -> None:
     """Update description and config of the row with that id. Raises NotFound."""
-    statement = (
-        storage_volumes.update().where(storage_volumes.c.id == row.id).values(description=row.description)
-    )
-    rows.one_changed(tx.execute(statement), f"Storage volume {row.name!r} not found")
+    message = f"Storage volume {row.name!r} not found"
+    rows.update(tx, storage_volumes, row.id, message, description=row.description)
     rows.replace_config(tx, storage_volumes_config, "storage_volume_id", row.id, row.config)
 
 
@@ -115,8 +113,7 @@ def set_new_name(tx: Transaction, volume_id: int, new: str) -> None:
 
     Raises NotFound.
     """
-    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id).values(new_name=new)
-    rows.one_changed(tx.execute(statement), "Storage volume not found")
+    rows.update(tx, storage_volumes, volume_id, _NOT_FOUND, new_name=new)
 
 
 def move(tx: Transaction, volume_id: int, project: str, pool: str, name: str) -> None:
@@ -124,72 +121,87 @@ def move(tx: Transaction, volume_id: int, project: str, pool: str, name: str) ->
 
     Raises AlreadyExists, NotFound (volume, project, pool).
     """
-    statement = storage_volumes.update().where(storage_volumes.c.id == volume_id)
-    statement = statement.values(
-        project_id=rows.project_id(tx, project), storage_pool_id=_pool_id(tx, pool), name=name, new_name=""
-    )
+    place = {"project_id": rows.project_id(tx, project), "storage_pool_id": _pool_id(tx, pool)}
     with rows.unique(f"Storage volume {name!r} already exists on pool {pool!r}"):
-        result = tx.execute(statement)
-    rows.one_changed(result, "Storage volume not found")
+        rows.update(tx, storage_volumes, volume_id, _NOT_FOUND, **place, name=name, new_name="")
 
 
 def delete(tx: Transaction, volume_id: int) -> None:
     """Delete the row and its config, if it exists."""
-    tx.execute(storage_volumes.delete().where(storage_volumes.c.id == volume_id))
+    tx.delete(storage_volumes, volume_id)
 
 
 def _pool_id(tx: Transaction, pool: str) -> int:
-    found = tx.execute(sa.select(storage_pools.c.id).where(storage_pools.c.name == pool)).scalar_one_or_none()
-    if found is None:
-        raise NotFound(f"Storage pool {pool!r} not found")
-    return int(found)
+    for (found,) in tx.fetch(_POOL_ID, pool=pool):
+        return int(found)
+    raise NotFound(f"Storage pool {pool!r} not found")
 
 
-def _key(project: str, pool: str, type: int, name: str) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        projects.c.name == project,
-        storage_pools.c.name == pool,
-        storage_volumes.c.type == type,
-        storage_volumes.c.name == name,
+class _Queries(NamedTuple):
+    rows: Prepared
+    config: Prepared
+
+
+def _queries(*where: sa.ColumnElement[bool]) -> _Queries:
+    owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(*where)
+    own = (storage_volumes.c[name] for name in _COLUMNS)
+    return _Queries(
+        Prepared(
+            sa.select(projects.c.name, storage_pools.c.name, members.c.name, *own)
+            .select_from(_SOURCE)
+            .where(*where)
+            .order_by(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
+            .order_by(members.c.name)
+        ),
+        Prepared(rows.config_query(storage_volumes_config, "storage_volume_id", owners)),
     )
 
 
-def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> list[VolumeRow]:
-    query = (
-        sa.select(
-            storage_volumes,
-            projects.c.name.label("project"),
-            storage_pools.c.name.label("pool"),
-            members.c.name.label("location"),
-        )
-        .select_from(_SOURCE)
-        .where(where)
-        .order_by(storage_pools.c.name, storage_volumes.c.type, projects.c.name, storage_volumes.c.name)
-        .order_by(members.c.name)
-    )
-    found = tx.execute(query).all()
-    owners = sa.select(storage_volumes.c.id).select_from(_SOURCE).where(where)
-    config = rows.load_config(tx, storage_volumes_config, "storage_volume_id", owners)
-    found = [r for r in found if _known(r)]
+_COLUMNS = ("id", "name", "type", "description", "creation_date", "member_id", "new_name")
+_IS_POOL = storage_pools.c.name == sa.bindparam("pool", type_=sa.Text)
+_POOL_ID = Prepared(sa.select(storage_pools.c.id).where(_IS_POOL))
+_IS = {
+    "project": projects.c.name == sa.bindparam("project", type_=sa.Text),
+    "pool": _IS_POOL,
+    "type": storage_volumes.c.type == sa.bindparam("type", type_=sa.Integer),
+    "name": storage_volumes.c.name == sa.bindparam("name", type_=sa.Text),
+    "member": storage_volumes.c.member_id == sa.bindparam("member", type_=sa.Integer),
+}
+
+
+@cache
+def _chosen(parameters: frozenset[str]) -> _Queries:
+    return _queries(sa.true(), *(_IS[name] for name in sorted(parameters)))
+
+
+def _load(tx: Transaction, **values: str | int | None) -> list[VolumeRow]:
+    """Return the volumes that match all values of `_IS`, of which None matches all."""
+    given = {name: value for name, value in values.items() if value is not None}
+    queries = _chosen(frozenset(given))
+    found = tx.fetch(queries.rows, **given)
+    if not found:
+        return []
+    config = rows.configs(tx.fetch(queries.config, **given))
     return [
         VolumeRow(
-            id=r.id,
-            project=r.project,
-            pool=r.pool,
-            name=r.name,
-            type=r.type,
-            description=r.description,
-            created_at=r.creation_date,
-            config=config[r.id],
-            location=r.location,
-            here=r.member_id == tx.member,
-            new_name=r.new_name,
+            id=row_id,
+            project=project,
+            pool=pool,
+            name=name,
+            type=kind,
+            description=description,
+            created_at=cast(datetime, read_time(created)),
+            config=config[row_id],
+            location=location,
+            here=member == tx.member,
+            new_name=new_name,
         )
-        for r in found
+        for project, pool, location, row_id, name, kind, description, created, member, new_name in found
+        if _known(pool, name, kind)
     ]
 
 
-def _known(r: sa.Row[Any]) -> bool:
-    reader = codes.Reader(f"Storage volume {r.name!r} on pool {r.pool!r}")
-    reader.word(codes.VOLUME_TYPES, r.type)
+def _known(pool: str, name: str, kind: int) -> bool:
+    reader = codes.Reader(f"Storage volume {name!r} on pool {pool!r}")
+    reader.word(codes.VOLUME_TYPES, kind)
     return reader.complete

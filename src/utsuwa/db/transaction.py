@@ -7,8 +7,9 @@ in a form that both SQLite and PostgreSQL support.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -116,6 +117,74 @@ class PreparedChange(_Compiled):
             cursor.executemany(text, bound)
 
 
+class _RowChange(_Compiled):
+    """An insert or update of one row, whose values are converted as the types of the columns need it."""
+
+    def __init__(
+        self,
+        table: sa.Table,
+        columns: Sequence[str],
+        statement: sa.ClauseElement,
+    ) -> None:
+        """Parameters of the statement are named as `_PARAMETER` says."""
+        super().__init__(statement)
+        self._types = {column: table.c[column].type for column in columns}
+        self._converters: dict[str, dict[str, Callable[[Any], Any]]] = {}
+
+    @contextmanager
+    def run(self, connection: sa.Connection, values: Mapping[str, Any], **others: Any) -> Iterator[Any]:
+        """Run it and yield the cursor. Raises DBAPIError, as SQLAlchemy's own statements do."""
+        convert = self._converters.get(connection.dialect.name) or self._find_converters(connection)
+        named = {
+            _PARAMETER.format(column): convert[column](value) if column in convert else value
+            for column, value in values.items()
+        }
+        text, (bound,) = self._bound(connection, [{**named, **others}])
+        with self._cursor(connection) as cursor:
+            cursor.execute(text, bound)
+            yield cursor
+
+    def _find_converters(self, connection: sa.Connection) -> dict[str, Callable[[Any], Any]]:
+        dialect = connection.dialect
+        found: dict[str, Callable[[Any], Any]] = {
+            column: processor
+            for column, kind in self._types.items()
+            if (processor := kind.dialect_impl(dialect).bind_processor(dialect)) is not None
+        }
+        self._converters[dialect.name] = found
+        return found
+
+
+_PARAMETER = "new_{}"
+
+
+def _parameters(table: sa.Table, columns: Sequence[str]) -> dict[str, Any]:
+    names = {column: _PARAMETER.format(column) for column in columns}
+    return {column: sa.bindparam(name, type_=table.c[column].type) for column, name in names.items()}
+
+
+@cache
+def _insertion(table: sa.Table, columns: tuple[str, ...]) -> _RowChange:
+    statement = table.insert().values(_parameters(table, columns)).returning(table.c.id)
+    return _RowChange(table, columns, statement)
+
+
+@cache
+def _update(table: sa.Table, columns: tuple[str, ...]) -> _RowChange:
+    statement = table.update().where(_is_row(table)).values(_parameters(table, columns))
+    return _RowChange(table, columns, statement)
+
+
+@cache
+def _deletion(table: sa.Table) -> PreparedChange:
+    return PreparedChange(table.delete().where(_is_row(table)))
+
+
+def _is_row(table: sa.Table) -> sa.ColumnElement[bool]:
+    is_row: sa.ColumnElement[bool] = table.c.id == sa.bindparam("row_id", type_=sa.Integer)
+    return is_row
+
+
 class Transaction:
     """A transaction of a connection. Raises RuntimeError if it is used after its end."""
 
@@ -146,10 +215,19 @@ class Transaction:
         change.run(self.connection, rows)
 
     def insert(self, table: sa.Table, values: Mapping[str, Any]) -> int:
-        """Insert one row and return its id."""
-        key = self.connection.execute(table.insert().values(**values)).inserted_primary_key
-        assert key is not None
-        return int(key[0])
+        """Insert one row and return its id. Prepared, as is what follows."""
+        with _insertion(table, tuple(values)).run(self.connection, values) as cursor:
+            ((row_id,),) = cursor.fetchall()
+        return int(row_id)
+
+    def update(self, table: sa.Table, row_id: int, values: Mapping[str, Any]) -> bool:
+        """Change some columns of the row with an id; return whether there is one."""
+        with _update(table, tuple(values)).run(self.connection, values, row_id=row_id) as cursor:
+            return bool(cursor.rowcount)
+
+    def delete(self, table: sa.Table, row_id: int) -> None:
+        """Delete the row with an id, if there is one."""
+        self.run(_deletion(table), [{"row_id": row_id}])
 
     def end(self) -> None:
         """Reject all further use."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from concurrent.futures import Future
 from contextvars import ContextVar
 
 import pytest
 
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.threads import Threads
+from utsuwa.core.tasks import Held
+from utsuwa.core.threads import Threads, Workers, in_thread
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -116,3 +119,64 @@ async def test_created_objects_are_removed_by_undo(threads: Threads) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert undone == ["made", "cancelled"]
+
+
+async def test_a_waiter_of_shared_work_is_cancelled_only_at_its_end() -> None:
+    shared: Future[int] = Future()
+
+    async def wait() -> int:
+        return await Held.following(shared)
+
+    first, second = asyncio.create_task(wait()), asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    assert not first.done()
+    shared.set_result(42)
+    assert await second == 42
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_the_failure_of_work_for_a_cancelled_caller_is_logged(
+    threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+
+    def fail() -> None:
+        gate()
+        raise OSError("no space")
+
+    task = asyncio.create_task(threads.run(fail))
+    await gate.reached()
+    task.cancel()
+    gate.open.set()
+    with caplog.at_level(logging.INFO), pytest.raises(asyncio.CancelledError):
+        await task
+    assert "work of a cancelled caller failed: no space" in caplog.text
+
+
+async def test_closed_threads_end_after_what_is_queued_and_take_no_more() -> None:
+    workers, gate = Workers(1, "closing"), Gate()
+    running, queued = workers.run(gate), workers.run(gate)
+    workers.close()
+    with pytest.raises(RuntimeError, match="have ended"):
+        workers.run(gate)
+    gate.open.set()
+    assert [await running, await queued] == [42, 42]
+    await asyncio.to_thread(workers.join)
+    assert not any(thread.name.startswith("closing_") for thread in threading.enumerate())
+
+
+async def test_no_more_threads_are_started_than_needed() -> None:
+    workers = Workers(4, "lazy")
+    for _ in range(8):
+        await workers.run(int)
+    assert sum(thread.name.startswith("lazy_") for thread in threading.enumerate()) == 1
+    workers.join()
+
+
+async def test_short_work_is_done_on_behalf_of_the_caller() -> None:
+    WHO.set("me")
+    assert await in_thread(WHO.get) == "me"
+    assert await in_thread(int, "20", base=16) == 32

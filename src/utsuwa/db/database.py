@@ -14,7 +14,7 @@ from utsuwa.core import faults
 from utsuwa.core.errors import Unavailable
 from utsuwa.core.locks import ClusterLocks
 from utsuwa.core.names import LONE_MEMBER
-from utsuwa.core.tasks import finish
+from utsuwa.core.tasks import Held
 from utsuwa.db.durability import Durability
 from utsuwa.db.engine import Engine
 from utsuwa.db.members import MemberRow
@@ -113,7 +113,7 @@ class Database:
         """
         result, on_disk = await self._commit(name, partial(_call, fn, args, kwargs))
         if on_disk is not None:
-            await finish(asyncio.wrap_future(on_disk))
+            await Held.following(on_disk)
         faults.point(f"after {name}")
         return result
 
@@ -136,7 +136,7 @@ class Database:
         """Wait until everything that was committed is on disk. Raises HostError if that failed."""
         on_disk = self._durability.settle()
         if on_disk is not None:
-            await finish(asyncio.wrap_future(on_disk))
+            await Held.following(on_disk)
 
     def sync_soon(self) -> None:
         """Have what was committed written to disk now, without waiting for that."""
@@ -153,7 +153,7 @@ class Database:
         started = time.monotonic()
         faults.point(f"before {name}")
         try:
-            result = await finish(session.run(work, sync=sync))
+            result = await session.run(work, sync=sync)
             return result, session.on_disk
         finally:
             self._writers.release(session)
@@ -217,5 +217,5 @@ class _Pool:
     async def close(self) -> None:
         """Wait for every session to be free, and close it; transactions are rejected from then on."""
         for session in [await self._idle.get() for _ in self.sessions]:
-            await asyncio.wrap_future(session.close())
+            await session.close()
             self._idle.put_nowait(session)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from utsuwa.core.errors import Unavailable
+from utsuwa.core.tasks import Held
+from utsuwa.core.threads import Workers
 from utsuwa.db.durability import Durability
 from utsuwa.db.engine import Engine
 from utsuwa.db.schema import FIRST_MEMBER
@@ -38,25 +40,25 @@ class Session:
         self._engine = engine
         self._durability = durability
         self._read_only = durability is None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._thread = Workers(1, "database")
         self._connection: sa.Connection | None = None
         self.member = FIRST_MEMBER
         """The id of the member on whose behalf transactions run."""
         self.on_disk: Future[None] | None = None
         """Done when the last transaction that was committed is on disk; None if nothing syncs it."""
 
-    def run(self, work: Work[T], *, sync: bool = True) -> asyncio.Future[T]:
+    def run(self, work: Work[T], *, sync: bool = True) -> Held[T]:
         """Run a transaction: committed when the future has its result, rolled back if `work` raised.
 
         That of a reader is always rolled back. Without `sync`, it comes to the disk with the next one that is
         synced. Raises Unavailable if the database cannot be reached, and the engine's typed errors.
         """
-        return asyncio.wrap_future(self._thread.submit(self._run, work, sync))
+        return self._thread.run(partial(self._run, work, sync))
 
-    def close(self) -> Future[None]:
+    def close(self) -> Held[None]:
         """Reject further transactions, and close the connection after the queued ones."""
-        closed = self._thread.submit(self._close)
-        self._thread.shutdown(wait=False)
+        closed = self._thread.run(self._close)
+        self._thread.close()
         return closed
 
     # ---- in the thread

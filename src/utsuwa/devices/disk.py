@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, parse_bool
 from utsuwa.core.names import check_object_name
+from utsuwa.core.threads import in_thread
 from utsuwa.devices import io_limits
 from utsuwa.devices.base import BindMount, Device, DeviceHost, DeviceType, RunConfig, a_name
 from utsuwa.devices.host_disk import HostDisk
@@ -56,7 +56,7 @@ class RootDisk(Device):
         limit = io_limits.limit_of(self.config)
         if limit is None:
             return []
-        return [(self.known_disk(await asyncio.to_thread(_disk_below, host.volume.rootfs.parent)), limit)]
+        return [(self.known_disk(await in_thread(_disk_below, host.volume.rootfs.parent)), limit)]
 
 
 class InstanceFolder(InnerMount):
@@ -86,11 +86,11 @@ class InstanceFolder(InnerMount):
     async def start(self, host: DeviceHost) -> RunConfig:
         shown = await host.volume.mount_folder(self._folder)
         mount = BindMount(shown, self.target, self.flag("readonly"))
-        return RunConfig(mounts=[await asyncio.to_thread(self.with_mount_point, host, mount, is_folder=True)])
+        return RunConfig(mounts=[await in_thread(self.with_mount_point, host, mount, is_folder=True)])
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         shown = await host.volume.mount_folder(self._folder)
-        tree = await asyncio.to_thread(copy_of, shown, Options(read_only=self.flag("readonly")))
+        tree = await in_thread(copy_of, shown, Options(read_only=self.flag("readonly")))
         try:
             await self.attach_tree(host, tree)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -10,6 +9,7 @@ from dataclasses import replace
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable
 from utsuwa.core.errors import HostError, InvalidConfig, NotSupportedYet
+from utsuwa.core.threads import in_thread
 from utsuwa.devices.base import DeviceHost
 from utsuwa.devices.mounted_disk import MOUNT_KEYS, MountedDisk
 from utsuwa.host.mounts import detached
@@ -57,10 +57,10 @@ class HostDisk(MountedDisk):
             os.close(source)
 
     async def open_tree(self, host: DeviceHost) -> int | None:
-        return await asyncio.to_thread(self._tree, host)
+        return await in_thread(self._tree, host)
 
     async def open_source(self, host: DeviceHost) -> int | None:
-        return await asyncio.to_thread(self._open, host)
+        return await in_thread(self._open, host)
 
     def _open(self, host: DeviceHost) -> int | None:
         """Open the source; return None if it does not exist and is not required."""

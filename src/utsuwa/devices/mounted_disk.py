@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 
 from utsuwa.core.config_keys import ConfigKey, one_of
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.threads import in_thread
 from utsuwa.devices import io_limits
 from utsuwa.devices.base import BindMount, DeviceHost, RunConfig
 from utsuwa.devices.inner_mount import InnerMount, check_path
@@ -94,7 +94,7 @@ class MountedDisk(InnerMount):
         if source is None:
             return []
         try:
-            disk = await asyncio.to_thread(block_devices.below, source)
+            disk = await in_thread(block_devices.below, source)
         finally:
             os.close(source)
         return [(self.known_disk(disk), limit)]
@@ -104,7 +104,7 @@ class MountedDisk(InnerMount):
         if tree is None:
             return RunConfig()
         try:
-            return RunConfig(mounts=[await asyncio.to_thread(self._show, host, tree)])
+            return RunConfig(mounts=[await in_thread(self._show, host, tree)])
         except BaseException:
             await self.closed(host)
             raise
@@ -113,17 +113,17 @@ class MountedDisk(InnerMount):
 
     async def started(self, host: DeviceHost) -> None:
         """Remove the mount on the host, as the container has its own one now."""
-        await asyncio.to_thread(host.folder.unmount, self._entry)
+        await in_thread(host.folder.unmount, self._entry)
 
     async def attach(self, host: DeviceHost) -> RunConfig:
         tree = await self.open_tree(host)
         if tree is None:
             return RunConfig()
         try:
-            await asyncio.to_thread(host.folder.mark, self._entry)
+            await in_thread(host.folder.mark, self._entry)
             await self.attach_tree(host, tree, PROPAGATIONS[self.config.get("propagation") or "rprivate"])
         except BaseException:
-            await asyncio.to_thread(host.folder.discard, self._entry)
+            await in_thread(host.folder.discard, self._entry)
             await self.closed(host)
             raise
         finally:
@@ -131,18 +131,18 @@ class MountedDisk(InnerMount):
         return RunConfig()
 
     async def attached(self, host: DeviceHost) -> bool:
-        return await asyncio.to_thread(host.folder.has, self._entry) and await super().attached(host)
+        return await in_thread(host.folder.has, self._entry) and await super().attached(host)
 
     async def detach(self, host: DeviceHost) -> RunConfig:
         """Without its entry, as if its source was missing, what is mounted there is not its own."""
-        if await asyncio.to_thread(host.folder.has, self._entry):
+        if await in_thread(host.folder.has, self._entry):
             await super().detach(host)
-            await asyncio.to_thread(host.folder.discard, self._entry)
+            await in_thread(host.folder.discard, self._entry)
         await self.closed(host)
         return RunConfig()
 
     async def stop(self, host: DeviceHost) -> RunConfig:
-        await asyncio.to_thread(host.folder.discard, self._entry)
+        await in_thread(host.folder.discard, self._entry)
         await self.closed(host)
         return RunConfig()
 

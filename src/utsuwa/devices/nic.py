@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from utsuwa.core.names import (
     check_veth_name,
 )
 from utsuwa.core.network_values import ipv4_address, ipv4_subnets, ipv6_address, ipv6_subnets, mac_address
+from utsuwa.core.threads import in_thread
 from utsuwa.core.units import parse_bits
 from utsuwa.devices.base import Device, DeviceHost, DeviceType, RunConfig, a_name
 from utsuwa.host.network import routes, traffic, veth
@@ -133,7 +133,7 @@ class VethNic(Device):
         is_free = reserved and not named  # it was chosen as such
         run.volatile["host_name"] = reserved if is_free else await self._free_host_name(reserved or named)
         pair = self._pair(host, run, parent)
-        await asyncio.to_thread(veth.create, pair, host.init_pid)
+        await in_thread(veth.create, pair, host.init_pid)
         try:
             await self._limit(pair.host_name)
             await self._route(pair.host_name, add=routes_of(self.config))
@@ -143,7 +143,7 @@ class VethNic(Device):
         return run
 
     async def attached(self, host: DeviceHost) -> bool:
-        return await asyncio.to_thread(veth.exists, host.volatile(self.name, "host_name"))
+        return await in_thread(veth.exists, host.volatile(self.name, "host_name"))
 
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
         if host.init_pid is None:
@@ -182,7 +182,7 @@ class VethNic(Device):
 
     async def _remove(self, host_name: str) -> None:
         await self._route(host_name, remove=routes_of(self.config))
-        if await asyncio.to_thread(_remains, host_name):
+        if await in_thread(_remains, host_name):
             await veth.delete(host_name)
             await traffic.remove_helper(host_name)
 
@@ -192,9 +192,9 @@ class VethNic(Device):
         """Change the host's routes, via the bridge or else via the host's end of the pair."""
         interface = bridge_of({**self.config, "type": "nic"}) or host_name
         if remove:
-            await asyncio.to_thread(routes.remove, interface, remove)
+            await in_thread(routes.remove, interface, remove)
         if add:
-            await asyncio.to_thread(routes.add, interface, add)
+            await in_thread(routes.add, interface, add)
 
     @property
     def _limited(self) -> bool:
@@ -224,14 +224,14 @@ class VethNic(Device):
     async def _free_host_name(self, wanted: str) -> str:
         """Return `wanted`, or a random name if it is empty. Raises InvalidConfig if it is in use."""
         if wanted:
-            if await asyncio.to_thread(veth.exists, wanted):
+            if await in_thread(veth.exists, wanted):
                 raise InvalidConfig(
                     f"Device {self.name!r}: the host already has an interface {wanted!r}: change 'host_name'"
                 )
             return wanted
         for _ in range(100):
             name = f"veth{secrets.token_hex(4)}"
-            if not await asyncio.to_thread(veth.exists, name):
+            if not await in_thread(veth.exists, name):
                 return name
         raise HostError("cannot find a free name for a network interface")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import HostError, ProcessFailed, StartFailed
+from utsuwa.core.threads import in_thread
 from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import PATH, run
 
@@ -59,14 +60,14 @@ async def start(
     Raises StartFailed, whose message is the reason from the log, HostError if lxc is missing.
     """
     pidfile = conf.with_name("lxc.pid")
-    program = await asyncio.to_thread(_prepare, log, pidfile)
+    program = await in_thread(_prepare, log, pidfile)
     argv = [*program, "-d", "-n", name, "-P", str(lxcpath), "-f", str(conf), "-o", str(log), "-l", level]
     try:
         await run([*argv, "-p", str(pidfile)], timeout=START_TIMEOUT, env={} if own_hooks else {"PATH": None})
     except ProcessFailed as error:
-        reason = await asyncio.to_thread(logged, log) or error.stderr.strip() or error.message
+        reason = await in_thread(logged, log) or error.stderr.strip() or error.message
         raise StartFailed(reason) from error
-    return await asyncio.to_thread(_started, pidfile, name, lxcpath)
+    return await in_thread(_started, pidfile, name, lxcpath)
 
 
 def restore_command(name: str, lxcpath: Path, conf: Path, log: Path, images: Path) -> list[str]:
@@ -119,7 +120,7 @@ def _outside_profiles() -> list[str]:
 
 async def wait_until_gone(name: str, lxcpath: Path) -> None:
     """Wait until liblxc has no more processes for a container, and kill those that do not exit."""
-    pids = (await asyncio.to_thread(active, lxcpath)).get(name, [])
+    pids = (await in_thread(active, lxcpath)).get(name, [])
     try:
         async with asyncio.timeout(END_TIMEOUT):
             for pid in pids:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import platform
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.threads import in_thread
 from utsuwa.core.warning_types import IDS_LOST
 from utsuwa.db import idmaps as stored_idmaps
 from utsuwa.db.instances import InstanceRow
@@ -71,7 +71,7 @@ async def choose_idmap(
 
     Raises InvalidConfig for settings that cannot be satisfied, HostError if root has no subordinate ids.
     """
-    host = await asyncio.to_thread(idmap.read_host_ids)
+    host = await in_thread(idmap.read_host_ids)
     config = instance.expanded.config
     isolated = parse_bool(config.get("security.idmap.isolated", ""))
     taken = await _held_by_others(ctx, instance, host, changed) if isolated else ()
@@ -90,7 +90,7 @@ async def with_permitted_idmap(ctx: Context, instance: Loaded) -> Loaded:
     processes and files. If owners on disk depend on the id map, storage shifts them on mount. Raises as
     `choose_idmap`.
     """
-    host = await asyncio.to_thread(idmap.read_host_ids)
+    host = await in_thread(idmap.read_host_ids)
     stored = next_idmap(instance)
     lost = not idmap.permitted(stored, host)
     if not lost and not idmap.lacks_raw(instance.expanded.config, stored):
@@ -118,7 +118,7 @@ async def refuse_shift(ctx: Context, instance: Loaded) -> None:
     if next_idmap(instance) == current_idmap(instance):
         return
     folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
-    if not await asyncio.to_thread(mounts.can_idmap, folder):
+    if not await in_thread(mounts.can_idmap, folder):
         raise InvalidRequest(
             f"The instance {instance.name!r} is protected against shifting the owners of its files, which "
             "its id map requires here: restore the previous one, or unset security.protection.shift"
@@ -127,7 +127,7 @@ async def refuse_shift(ctx: Context, instance: Loaded) -> None:
 
 async def warn_of_lost_ids(ctx: Context, instance: Loaded) -> None:
     """Warn if a running instance has ids that root has lost, which it keeps until it is restarted."""
-    host = await asyncio.to_thread(idmap.read_host_ids)
+    host = await in_thread(idmap.read_host_ids)
     if not idmap.permitted(current_idmap(instance), host):
         ctx.warnings.report(
             IDS_LOST,

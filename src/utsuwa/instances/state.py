@@ -11,6 +11,7 @@ from typing import Any
 from utsuwa.core import clock
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.threads import in_thread
 from utsuwa.db.instance_data import InstanceData
 from utsuwa.host.cgroups.usage import Usage
 from utsuwa.instances.commands.exec import ExecTarget
@@ -174,7 +175,7 @@ async def request_networks(
 
 
 async def _collect(running: Sequence[Running], request: asyncio.Task[AllNetworks]) -> Measured:
-    usages = await asyncio.to_thread(_usages, running) if running else {}
+    usages = await in_thread(_usages, running) if running else {}
     networks = await request
     return {r.init_pid: (usages.get(r.init_pid), networks.get(r.init_pid)) for r in running}
 

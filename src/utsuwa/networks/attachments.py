@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from utsuwa.core.errors import InvalidConfig, UtsuwaError
 from utsuwa.core.refs import InstanceRef
+from utsuwa.core.threads import in_thread
 from utsuwa.db import networks as rows
 from utsuwa.db.codes import PENDING
 from utsuwa.db.database import Database
@@ -152,7 +152,7 @@ class Attachments:
             return network.driver.uplink(network.settings)
         if managed:
             raise InvalidConfig(f"Device {device!r}: the network {bridge!r} does not exist")
-        link = await asyncio.to_thread(bridges.find, bridge)
+        link = await in_thread(bridges.find, bridge)
         if link is None or link.kind != "bridge":
             raise InvalidConfig(
                 f"Device {device!r}: the host has no bridge {bridge!r}: create it, or change 'parent'"

@@ -7,7 +7,6 @@ stacking, an unprivileged container gets a policy namespace, so that it can load
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import string
@@ -17,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig, ProcessFailed
+from utsuwa.core.threads import in_thread
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.processes.run import run
 
@@ -295,9 +295,9 @@ class Profiles:
         name = profile_name(self._owner, storage_name)
         text = profile_text(ProfileSpec(name, privileged, nesting, stacked, raw))
         file = self._file(storage_name)
-        await asyncio.to_thread(_write_changed, file, text)
+        await in_thread(_write_changed, file, text)
         if stacked:
-            await asyncio.to_thread((self._namespaces / name).mkdir, exist_ok=True)
+            await in_thread((self._namespaces / name).mkdir, exist_ok=True)
         try:
             await self._parse("--replace", "--write-cache", file=file)
         except ProcessFailed as error:
@@ -315,12 +315,12 @@ class Profiles:
         if self._support.mode is not Mode.OWN:
             return
         file = self._file(storage_name)
-        if not await asyncio.to_thread(file.exists):
+        if not await in_thread(file.exists):
             return
         # the parser fails if the profile is not loaded, which is the desired state anyway
         await self._parse("--remove", file=file, accept=(0, 1, 254))
         with contextlib.suppress(OSError):
-            await asyncio.to_thread((self._namespaces / profile_name(self._owner, storage_name)).rmdir)
+            await in_thread((self._namespaces / profile_name(self._owner, storage_name)).rmdir)
 
     def remove_files(self, storage_name: str) -> None:
         """Delete the files of a profile that was unloaded; does nothing if there are none. Blocking."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from utsuwa.core import faults
 from utsuwa.core.errors import HostError, InvalidConfig
+from utsuwa.core.threads import in_thread
 from utsuwa.host.network import bridges, netlink
 
 _POLL = 0.0005
@@ -87,13 +88,13 @@ async def delete(name: str) -> None:
     Returns when neither namespace has its end any more, and both names are free: the kernel takes some 20 ms
     more to free the pair, waiting for other CPUs that may still use it.
     """
-    index = await asyncio.to_thread(index_of, name)
+    index = await in_thread(index_of, name)
     if index is None:
         return
     ended = threading.Event()
     work = asyncio.get_running_loop().run_in_executor(_deletions, _delete, name, index, ended)
     work.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.to_thread(_wait_until_gone, index, ended)
+    await in_thread(_wait_until_gone, index, ended)
     if ended.is_set():
         await work
     faults.point("veth pair deleted")

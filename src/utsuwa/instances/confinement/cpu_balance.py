@@ -5,7 +5,6 @@ With `limits.cpu.nodes`, CPUs and memory are those of NUMA nodes; a set in `limi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from utsuwa.core.errors import InvalidConfig, UtsuwaError
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import in_thread
 from utsuwa.core.warning_types import CPUS_NOT_ASSIGNED
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups.limits import LimitFacts
@@ -126,7 +126,7 @@ async def change_wish(
     """
     volatile: dict[str, str | None] = {}
     if config.get("limits.cpu.nodes", "") != running.config.get("limits.cpu.nodes", ""):
-        facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
+        facts = await in_thread(cgroup_limits.read_limit_facts)
         volatile = choose_nodes(ctx, running.ref, config, facts)
     new = {**config, **volatile}
     undo.push(setattr, running, "cpu_wish", running.cpu_wish)
@@ -143,7 +143,7 @@ async def rebalance(ctx: Context, must_move: Collection[InstanceRef] = ()) -> No
         concerned = [r for r in ctx.runtime.all() if r.cpu_wish or r.cpus is not None]
         if not concerned:
             return
-        facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
+        facts = await in_thread(cgroup_limits.read_limit_facts)
         cpus = assign(
             {r.ref: r.cpu_wish for r in concerned},
             {r.ref: r.cpus for r in concerned if r.cpus is not None},
@@ -154,7 +154,7 @@ async def rebalance(ctx: Context, must_move: Collection[InstanceRef] = ()) -> No
             for r in concerned
             if (place := Place(cpus.get(r.ref), _memory(r.cpu_wish, facts))) != (r.cpus, r.memory_nodes)
         ]
-        failed = await asyncio.to_thread(_pin_all, moves) if moves else {}
+        failed = await in_thread(_pin_all, moves) if moves else {}
     for running, _ in moves:
         error = failed.get(running.ref)
         ctx.warnings.judge(

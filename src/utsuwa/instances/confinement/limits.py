@@ -6,7 +6,6 @@ container's cgroups. `cpu_balance` assigns CPUs, considering all instances toget
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import in_thread
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.warning_types import LIMITS_NOT_APPLIED
 from utsuwa.host.cgroups import limits as cgroup_limits
@@ -326,8 +326,8 @@ def disk_plan(config: Config, pid: int) -> dict[Knob, str]:
 async def apply_disk_priority(pid: int, config: Config) -> None:
     """Apply the disk priority of a container that was just started, if it has one."""
     if config.get("limits.disk.priority"):
-        weights = await asyncio.to_thread(disk_plan, config, pid)
-        await asyncio.to_thread(cgroup_limits.change, pid, weights)
+        weights = await in_thread(disk_plan, config, pid)
+        await in_thread(cgroup_limits.change, pid, weights)
 
 
 # ---- live
@@ -341,18 +341,18 @@ async def change_running(running: Running, config: Config, undo: Rollback) -> No
     old, new = _of(running.config), _of(config)
     if old == new:
         return
-    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
+    facts = await in_thread(cgroup_limits.read_limit_facts)
     check(new, facts)
     differences = _differences(plan(old, facts), plan(new, facts))
     if old.get("limits.disk.priority") != new.get("limits.disk.priority"):
-        differences |= await asyncio.to_thread(disk_plan, new, running.init_pid)
-    written = await asyncio.to_thread(cgroup_limits.change, running.init_pid, differences)
-    undo.push(asyncio.to_thread, cgroup_limits.restore, written)
+        differences |= await in_thread(disk_plan, new, running.init_pid)
+    written = await in_thread(cgroup_limits.change, running.init_pid, differences)
+    undo.push(in_thread, cgroup_limits.restore, written)
     await _change_rlimits(running, old, new, undo)
     if old.get(oom_scores.KEY) != new.get(oom_scores.KEY):
-        had = await asyncio.to_thread(oom_scores.change, running.init_pid, oom_priority(new))
+        had = await in_thread(oom_scores.change, running.init_pid, oom_priority(new))
         if had is not None:
-            undo.push(asyncio.to_thread, oom_scores.change, running.init_pid, had)
+            undo.push(in_thread, oom_scores.change, running.init_pid, had)
 
 
 def _of(config: Config) -> dict[str, str]:
@@ -362,47 +362,45 @@ def _of(config: Config) -> dict[str, str]:
 async def check_change(old: Config, new: Config) -> None:
     """Raise InvalidConfig for changed limits that this host does not support."""
     if limited(new) and _of(old) != _of(new):
-        check(new, await asyncio.to_thread(cgroup_limits.read_limit_facts))
+        check(new, await in_thread(cgroup_limits.read_limit_facts))
 
 
 async def enforce_all(warnings: Warnings, containers: Sequence[Running]) -> None:
     """Apply the limits of containers when the daemon starts, as it may have been killed during a change."""
-    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
+    facts = await in_thread(cgroup_limits.read_limit_facts)
     for running in containers:
         values = plan(running.config, facts)
         if "lxc.cgroup" in running.config.get("raw.lxc", ""):
             # Leave files without a key alone, as raw.lxc may set them.
             values = _differences(plan({}, facts), values)
         try:
-            await asyncio.to_thread(cgroup_limits.change, running.init_pid, values)
+            await in_thread(cgroup_limits.change, running.init_pid, values)
             if "oom_score_adj" not in running.config.get("raw.lxc", ""):
-                await asyncio.to_thread(oom_scores.change, running.init_pid, oom_priority(running.config))
+                await in_thread(oom_scores.change, running.init_pid, oom_priority(running.config))
         except InvalidConfig as error:
             message = f"cannot apply the limits of instance {running.name!r}: {error.message}"
             warnings.report(LIMITS_NOT_APPLIED, message, running.subject)
         if running.cpu_wish:
-            running.cpus = await asyncio.to_thread(cgroup_limits.pinned, running.init_pid)
+            running.cpus = await in_thread(cgroup_limits.pinned, running.init_pid)
         if running.cpu_wish.nodes:
-            running.memory_nodes = await asyncio.to_thread(
-                cgroup_limits.pinned, running.init_pid, "cpuset.mems"
-            )
+            running.memory_nodes = await in_thread(cgroup_limits.pinned, running.init_pid, "cpuset.mems")
 
 
 async def _change_rlimits(running: Running, old: Config, new: Config, undo: Rollback) -> None:
     """Change the limits of init, which new processes inherit; unset ones return to their defaults."""
     before, after = _rlimits_set(old), _rlimits_set(new)
     wanted = {name: limit for name, limit in after.items() if before.get(name) != limit}
-    had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
-    undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
+    had = await in_thread(cgroup_limits.set_rlimits, running.init_pid, wanted)
+    undo.push(in_thread, cgroup_limits.set_rlimits, running.init_pid, had)
     gone = before.keys() - after.keys()
     inherited = cgroup_limits.rlimits(running.monitor_pid or 0, gone)
     for name, limit in {**inherited, **{n: v for n, v in rlimits({}).items() if n in gone}}.items():
         try:
-            had = await asyncio.to_thread(cgroup_limits.set_rlimits, running.init_pid, {name: limit})
+            had = await in_thread(cgroup_limits.set_rlimits, running.init_pid, {name: limit})
         except InvalidConfig as error:
             log.info("instance %r keeps a previous limit until its next start: %s", running.name, error)
         else:
-            undo.push(asyncio.to_thread, cgroup_limits.set_rlimits, running.init_pid, had)
+            undo.push(in_thread, cgroup_limits.set_rlimits, running.init_pid, had)
 
 
 def with_kernel_defaults(config: Config) -> Config:

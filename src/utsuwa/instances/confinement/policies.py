@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.refs import InstanceRef
+from utsuwa.core.threads import in_thread
 from utsuwa.instances.context import Context
 from utsuwa.instances.identity import machine
 from utsuwa.instances.lifecycle.device_host import device_folder
@@ -36,7 +36,7 @@ async def load_apparmor(ctx: Context, instance: Loaded) -> list[tuple[str, str]]
 async def remove(ctx: Context, instance: Loaded) -> None:
     """Remove both, and the device nodes, after the end of the container. Idempotent."""
     await ctx.apparmor.unload(instance.ref.storage_name)
-    await asyncio.to_thread(_remove_files, ctx, instance.ref)
+    await in_thread(_remove_files, ctx, instance.ref)
 
 
 def _remove_files(ctx: Context, ref: InstanceRef) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ from utsuwa.core.names import check_instance_name
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
+from utsuwa.core.threads import in_thread
 from utsuwa.core.volumes import Volume
 from utsuwa.db import instances as instance_rows
 from utsuwa.db import storage_volumes, volume_snapshots
@@ -143,7 +143,7 @@ async def build(ctx: Context, instance: Loaded, source: Source) -> None:
         undo.push(ctx.storage.volumes.delete, instance.pool, instance.ref.volume)
         await _copy(ctx, source, instance)
         faults.point("instance copied")
-        await asyncio.to_thread(create.create_log_folder, ctx, instance)
+        await in_thread(create.create_log_folder, ctx, instance)
         await ctx.database.write("instance is ready", _made, instance, source)
         undo.keep()
     context = {"location": ctx.database.member.name, "storage-pool": instance.pool, "type": "container"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -21,6 +20,7 @@ from utsuwa.core.names import check_instance_name
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy
+from utsuwa.core.threads import in_thread
 from utsuwa.db import codes
 from utsuwa.db import images as image_rows
 from utsuwa.db import instances as instance_rows
@@ -298,7 +298,7 @@ async def build(ctx: Context, instance: Loaded, image: ImageRow | None) -> None:
             instance.pool, instance.ref.volume, idmap, source, instance.expanded.root_size
         )
         undo.push(ctx.storage.volumes.delete, instance.pool, instance.ref.volume)
-        await asyncio.to_thread(create_log_folder, ctx, instance)
+        await in_thread(create_log_folder, ctx, instance)
         await ctx.database.write("complete creation of instance", _mark_ready, instance, image)
         undo.keep()
     ctx.warn_of_keys(instance)

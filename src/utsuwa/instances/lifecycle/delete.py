@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Forbidden, InvalidRequest
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import in_thread
 from utsuwa.db import instances as instance_rows
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances.confinement import policies as confinement
@@ -45,7 +44,7 @@ async def delete(ctx: Context, ref: InstanceRef) -> None:
 
 async def remove(ctx: Context, instance: Loaded) -> None:
     """Remove an instance's logs, its files and then its row. Idempotent."""
-    await asyncio.to_thread(remove_tree, ctx.paths.instance_logs(instance.ref.storage_name))
+    await in_thread(remove_tree, ctx.paths.instance_logs(instance.ref.storage_name))
     await ctx.storage.volumes.delete(
         instance.pool,
         instance.ref.volume,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from dataclasses import replace
 from utsuwa import devices as device_types
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import in_thread
 from utsuwa.db.device_changes import Changes, DeviceChange
 from utsuwa.devices import Device, DeviceHost
 from utsuwa.host.cgroups import io_limits as io
@@ -150,7 +150,7 @@ async def undo_change(host: DeviceHost, changes: Changes) -> None:
                 if not await device.attached(host):
                     await _attach_again(device, host)
     made = await _io_limits_before(replace(host, devices={**host.devices, **after}))
-    await asyncio.to_thread(io.change, host.init_pid, made, await _io_limits_before(host))
+    await in_thread(io.change, host.init_pid, made, await _io_limits_before(host))
 
 
 @contextmanager
@@ -186,5 +186,5 @@ async def _change_io_limits(host: DeviceHost, old: Devices, new: Devices, undo: 
     before = await _io_limits_before(replace(host, devices=old))
     after = await io_limits(replace(host, devices=new))
     if before != after and host.init_pid is not None:
-        undo.push(asyncio.to_thread, io.change, host.init_pid, after, before)
-        await asyncio.to_thread(io.change, host.init_pid, before, after)
+        undo.push(in_thread, io.change, host.init_pid, after, before)
+        await in_thread(io.change, host.init_pid, before, after)

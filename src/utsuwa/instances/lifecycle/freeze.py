@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.refs import InstanceRef
-from utsuwa.core.tasks import finish
+from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import freezer
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.instances.context import Context
@@ -53,13 +52,13 @@ async def held(ctx: Context, container: Running) -> AsyncIterator[None]:
         yield
         return
     marker = ctx.runtime_paths(container).held
-    await asyncio.to_thread(marker.touch)
+    await in_thread(marker.touch)
     try:
         async with freezer.frozen(container.init_pid, container.ref.storage_name):
             faults.point("container held")
             yield
     finally:
-        await finish(asyncio.to_thread(marker.unlink, missing_ok=True))
+        await in_thread(marker.unlink, missing_ok=True)
 
 
 @asynccontextmanager
@@ -77,10 +76,10 @@ async def held_all(ctx: Context, instances: Collection[InstanceRef]) -> AsyncIte
 async def thaw_held(ctx: Context, container: Running) -> None:
     """Thaw a container that was being held when the daemon was killed."""
     marker = ctx.runtime_paths(container).held
-    if await asyncio.to_thread(marker.exists):
-        await asyncio.to_thread(_thaw, container.init_pid)
+    if await in_thread(marker.exists):
+        await in_thread(_thaw, container.init_pid)
         container.frozen = False
-        await asyncio.to_thread(marker.unlink, missing_ok=True)
+        await in_thread(marker.unlink, missing_ok=True)
 
 
 def _thaw(init_pid: int) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.processes import pidfds
 from utsuwa.instances.context import Context
@@ -39,7 +40,7 @@ async def wait_for_end(running: Running) -> None:
             await asyncio.wait((init,), timeout=INIT_GRACE)
         if not init.done():
             log.warning("the monitor of instance %r has exited: killing its processes", running.name)
-            await kill(set((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values()))
+            await kill(set((await in_thread(cgroups.folders_of, running.init_pid)).values()))
             running.init.send_signal(signal.SIGKILL)
         await init
     finally:
@@ -61,7 +62,7 @@ async def kill(folders: Collection[Path]) -> None:
             cgroups.thaw(folder)
         return found
 
-    pids = await asyncio.to_thread(begin)
+    pids = await in_thread(begin)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(KILL_GRACE):
             for pid in pids:
@@ -70,15 +71,15 @@ async def kill(folders: Collection[Path]) -> None:
 
 async def kill_orphans(ctx: Context, stopped: Sequence[Loaded]) -> None:
     """Kill processes of containers without a monitor, when the daemon starts."""
-    folders = await asyncio.to_thread(cgroups.payloads, ctx.cgroup)
+    folders = await in_thread(cgroups.payloads, ctx.cgroup)
     if not folders:
         return
     known: set[Path] = set()
     for running in ctx.runtime.all():
-        known.update((await asyncio.to_thread(cgroups.folders_of, running.init_pid)).values())
+        known.update((await in_thread(cgroups.folders_of, running.init_pid)).values())
     for instance in stopped:
         left = [f for f in folders if f not in known and cgroups.is_payload_of(f, instance.ref.storage_name)]
-        if await asyncio.to_thread(_have_processes, left):
+        if await in_thread(_have_processes, left):
             log.warning("instance %r has no monitor: killing its processes", instance.name)
             await kill(left)
 
@@ -91,6 +92,6 @@ async def remove_cgroups(ctx: Context, storage_name: str) -> None:
     """Remove the cgroups of a container that has ended, if its monitor did not."""
     for pause in _PAUSES:
         await asyncio.sleep(pause)
-        if await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=storage_name):
+        if await in_thread(cgroups.remove_unused, ctx.cgroup, container=storage_name):
             return
     log.warning("cannot remove the cgroups of %s: they still contain processes", storage_name)

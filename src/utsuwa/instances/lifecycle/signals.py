@@ -6,6 +6,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+from utsuwa.core.threads import in_thread
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Running
 
@@ -22,7 +23,7 @@ async def configured(ctx: Context, container: Running, *names: str) -> int | Non
     container's start.
     """
     conf = ctx.runtime_paths(container).conf
-    if not await asyncio.to_thread(_may_have_signals, conf):
+    if not await in_thread(_may_have_signals, conf):
         return None
     values = await ctx.helper.config(conf, [f"lxc.signal.{name}" for name in names])
     return next((int(value) for value in values if int(value)), None)
@@ -43,7 +44,7 @@ async def wait_for_handler(container: Running, wanted: int | None) -> int:
     just started may not have set up its handlers yet.
     """
     for _ in range(_HANDLER_TRIES):
-        number = await asyncio.to_thread(handled_signal, container.init_pid, wanted)
+        number = await in_thread(handled_signal, container.init_pid, wanted)
         if number is not None:
             return number
         if container.forced or container.ended.is_set():

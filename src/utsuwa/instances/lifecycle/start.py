@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed, UtsuwaEr
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.threads import in_thread
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
@@ -99,7 +99,7 @@ async def check_restart(ctx: Context, ref: InstanceRef) -> None:
         ctx.database.engine.check_room()
         await ctx.storage.pools.ensure_available(instance.pool)
         if limits.limited(instance.expanded.config):
-            limits.check(instance.expanded.config, await asyncio.to_thread(cgroup_limits.read_limit_facts))
+            limits.check(instance.expanded.config, await in_thread(cgroup_limits.read_limit_facts))
         idmap = identity.next_idmap(instance)
         host = device_host.host_of(ctx, instance, idmap)
         await device_steps.check_all(host)
@@ -142,23 +142,21 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
     criu = await requirements.criu(ctx, instance.subject) if saved is not None else None
     prepared = await _prepare(ctx, instance, saved, undo)
     instance, steps, paths = prepared.instance, prepared.steps, ctx.runtime_paths(instance)
-    rebooted = await asyncio.to_thread(_write_files, ctx, instance, prepared.spec)
+    rebooted = await in_thread(_write_files, ctx, instance, prepared.spec)
     # If the daemon is killed after this, its next start finds the container by name, and its id map and
     # devices in the database.
     await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
     if steps.changes_addresses:
         await ctx.networks.refresh(instance.ref)
     if rebooted:
-        undo.push(
-            asyncio.to_thread, _record_again, paths
-        )  # overwrites what the end of a killed container records
+        undo.push(in_thread, _record_again, paths)  # overwrites what the end of a killed container records
     undo.push(_kill_leftover, ctx, instance)
     if saved is not None and criu is not None:
         pid, monitor = await Resumption(ctx, instance, prepared.spec, saved, criu).run(undo)
     else:
         pid, monitor = await _run(ctx, instance, paths)
     if rebooted:
-        await asyncio.to_thread(paths.last_target.unlink, missing_ok=True)
+        await in_thread(paths.last_target.unlink, missing_ok=True)
     await device_steps.started_all(replace(prepared.host, init_pid=pid), steps)
     await limits.apply_disk_priority(pid, instance.expanded.config)
     running = Running(
@@ -195,15 +193,15 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
         await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_host.host_of(ctx, instance, idmap)
     undo.push(confinement.remove, ctx, instance)
-    own = await asyncio.to_thread(_make_device_folder, host)
-    prepared = await asyncio.to_thread(guest.mounts, instance.expanded.config, host.folder)
+    own = await in_thread(_make_device_folder, host)
+    prepared = await in_thread(guest.mounts, instance.expanded.config, host.folder)
     steps = await device_steps.start_all(host, undo)
     if saved is not None:
         resume.check(instance, saved, idmap, [pair.name for pair in steps.nics])
     lines, place, chosen = await _limits(ctx, instance)
     wanted = await device_steps.io_limits(host)
     if wanted:
-        lines += await asyncio.to_thread(io_limits.lines, wanted)
+        lines += await in_thread(io_limits.lines, wanted)
     spec = lxcconf.ContainerSpec(
         name=instance.name,
         architecture=instance.data.architecture,
@@ -237,7 +235,7 @@ async def _limits(
     config = instance.expanded.config
     if not limits.limited(config):
         return [], cpu_balance.Place(), {CHOSEN_NODES: None} if CHOSEN_NODES in config else {}
-    facts = await asyncio.to_thread(cgroup_limits.read_limit_facts)
+    facts = await in_thread(cgroup_limits.read_limit_facts)
     limits.check(config, facts)
     chosen = cpu_balance.choose_nodes(ctx, instance.ref, config, facts)
     wish = CpuWish.of(device_steps.with_changes(config, chosen))
@@ -262,12 +260,12 @@ async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int
         return pids.init, pids.monitor
     pid = await ctx.helper.init_pid(instance.ref.storage_name, ctx.paths.containers)
     if pid is None:
-        reason = await asyncio.to_thread(lxc.logged, paths.log)
+        reason = await in_thread(lxc.logged, paths.log)
         raise StartFailed(
             f"The container {instance.name!r} ended immediately after the start: "
             f"{reason or 'liblxc gives no reason'}: {remedy(reason, instance.name)}"
         )
-    return pid, await asyncio.to_thread(lxc.monitor_pid, pid)
+    return pid, await in_thread(lxc.monitor_pid, pid)
 
 
 async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
@@ -327,7 +325,7 @@ async def _kill_leftover(ctx: Context, instance: Loaded) -> None:
     if pid is not None:
         pidfds.kill(pid)
     await lxc.wait_until_gone(instance.ref.storage_name, ctx.paths.containers)
-    await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup, container=instance.ref.storage_name)
+    await in_thread(cgroups.remove_unused, ctx.cgroup, container=instance.ref.storage_name)
 
 
 async def _store_start(

@@ -10,6 +10,7 @@ import signal
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.core.refs import InstanceRef
+from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import device_host, device_steps, signals
@@ -62,7 +63,7 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
         _check_thawed(container)
         if parse_bool(container.config.get("boot.autorestart", "")):
             marker = ctx.runtime_paths(container).stop_requested
-            await asyncio.to_thread(marker.touch)
+            await in_thread(marker.touch)
         container.init.send_signal(number)
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
@@ -118,16 +119,14 @@ async def _kill_now(ctx: Context, container: Running) -> None:
 
 
 async def _send_kill(ctx: Context, container: Running) -> None:
-    cgroup = await asyncio.to_thread(
-        cgroup_moves.container_folder, container.init_pid, container.ref.storage_name
-    )
+    cgroup = await in_thread(cgroup_moves.container_folder, container.init_pid, container.ref.storage_name)
     if container.early_cleanup is None:
         container.early_cleanup = asyncio.create_task(_clean_up_early(ctx, container))
     await asyncio.wait([container.early_cleanup], timeout=EARLY_CLEANUP_LIMIT)
     container.init.send_signal(signal.SIGKILL)
     # If it ended by itself just before, it may already have been started again.
     if cgroup is not None and ctx.runtime.get(container.ref) is container:
-        await asyncio.to_thread(cgroup_moves.kill_all, cgroup)
+        await in_thread(cgroup_moves.kill_all, cgroup)
 
 
 async def _clean_up_early(ctx: Context, container: Running) -> None:
@@ -138,7 +137,7 @@ async def _clean_up_early(ctx: Context, container: Running) -> None:
         return
     try:
         # If the daemon is killed after this, the container lacks devices: its next start completes the stop.
-        await asyncio.to_thread(ctx.runtime_paths(instance).killed.touch)
+        await in_thread(ctx.runtime_paths(instance).killed.touch)
     except OSError:  # such as a full disk
         return
     host = device_host.host_of(ctx, instance, container.idmap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, TooLarge, UtsuwaError
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.threads import in_thread
 from utsuwa.host.files.atomic import read_below
 from utsuwa.host.files.filetree import FileTree
 from utsuwa.images.metadata import Template, parse_metadata
@@ -46,7 +46,7 @@ async def apply(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context
     InvalidImage with the name of the template, OutOfSpace or HostError if a file cannot be written; files
     that were already generated are kept.
     """
-    await asyncio.to_thread(_apply_all, triggers, folder, rootfs, context)
+    await in_thread(_apply_all, triggers, folder, rootfs, context)
 
 
 def _apply_all(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context: TemplateContext) -> None:

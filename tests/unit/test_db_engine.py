@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -578,3 +579,52 @@ async def test_committed_changes_survive_sigkill(path: Path, kind: str) -> None:
         await database.close()
         assert found["user.a"] == found["user.b"]
         assert int(found["user.a"]) in (last, last + 1)
+
+
+# ---- the size of the write-ahead log
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+async def test_the_log_does_not_grow_until_its_content_is_moved(path: Path) -> None:
+    database = await Database.open(Sqlite(path))
+    try:
+        before = _log_of(path).stat().st_size
+        for number in range(20):
+            await _store(database, number=str(number))
+        assert _log_of(path).stat().st_size == before == 4 << 20
+    finally:
+        await database.close()
+
+
+async def test_a_log_with_content_is_lengthened_and_keeps_it(path: Path) -> None:
+    first = await Database.open(Sqlite(path))
+    await _store(first, one="1")
+    os.truncate(_log_of(path), 4 << 18)  # as if it had grown to that
+    second = await Database.open(Sqlite(path))  # as the first one would be killed, it does not end
+    try:
+        assert _log_of(path).stat().st_size == 4 << 20
+        await _store(second, one="1", two="2")
+        assert await _values(first) == {"user.one": "1", "user.two": "2"}
+    finally:
+        await second.close()
+        await first.close()
+
+
+async def test_without_space_the_log_keeps_its_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(descriptor: int, data: bytes, offset: int) -> int:
+        if offset:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data, offset)
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", write)
+    database = await Database.open(Sqlite(path))
+    try:
+        assert _log_of(path).stat().st_size == 0
+        await _store(database, one="1")
+        assert await _values(database) == {"user.one": "1"}
+    finally:
+        await database.close()

@@ -2,11 +2,15 @@
 
 SQLite itself only syncs where its file could be damaged otherwise (`synchronous = NORMAL`). `settle` syncs
 the commits, so the writer does not wait for the disk, and transactions that end at the same time share one.
+
+The write-ahead log gets the size to which it grows before it is used from its beginning again when the daemon
+starts: to sync a file that has not grown takes a third of the time, as its inode stays as it is.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -20,8 +24,13 @@ from utsuwa.core.errors import HostError, OutOfSpace, UtsuwaError
 from utsuwa.db import upgrade
 from utsuwa.db.locks import LocalLocks
 
+log = logging.getLogger(__name__)
+
 _BUSY_TIMEOUT_MS = 10_000
 _ROOM = 1 << 20
+_LOG_SIZE = 4 << 20
+"""Bytes of the write-ahead log at which SQLite by default moves its content to the database."""
+_AMPLE = 16 * _LOG_SIZE
 
 
 class Sqlite:
@@ -100,7 +109,30 @@ class Sqlite:
         if read_only:
             connection.exec_driver_sql("PRAGMA query_only = ON")
             connection.rollback()
+        else:
+            self._lengthen_log(connection)
         return connection
+
+    def _lengthen_log(self, connection: sa.Connection) -> None:
+        """Append zeros to the write-ahead log, which SQLite takes for the end of its content.
+
+        Nobody else writes to it meanwhile, as this connection holds the write lock. On a disk that is nearly
+        full, it stays as it is: others need the space more.
+        """
+        if _free(self.path) < _AMPLE:
+            return
+        self.begin(connection, read_only=False)
+        try:
+            descriptor = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(descriptor).st_size
+                _append_zeros(descriptor, size, _LOG_SIZE - size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.info("the write-ahead log grows as needed: %s", error.strerror)
+        finally:
+            connection.rollback()
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
@@ -117,8 +149,7 @@ class Sqlite:
         return LocalLocks()
 
     def check_room(self) -> None:
-        disk = os.statvfs(self.path)
-        if disk.f_bavail * disk.f_frsize < _ROOM:
+        if _free(self.path) < _ROOM:
             raise self._out_of_space()
 
     def is_conflict(self, error: DBAPIError) -> bool:
@@ -189,6 +220,22 @@ def _create_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise HostError(f"Cannot open the database {path}: {error.strerror}") from error
+
+
+def _free(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _append_zeros(descriptor: int, size: int, count: int) -> None:
+    """Append zeros to a file of a size, all or none. Raises OSError."""
+    place, end = size, size + count
+    try:
+        while place < end:
+            place += os.pwrite(descriptor, bytes(min(end - place, 1 << 20)), place)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def _back_up(path: Path, copy: Path) -> None:

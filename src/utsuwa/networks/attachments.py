@@ -92,7 +92,7 @@ class Attachments:
     async def follow(self, instances: Collection[InstanceRef], ports: Sequence[Port]) -> None:
         """As `refresh`, with `ports` that were just stored as all those of these instances.
 
-        The caller holds the locks of the instances.
+        The caller holds the locks of the instances, or they are not visible to others.
         """
         await self._refresh(instances, ports)
 

@@ -140,6 +140,10 @@ class PoolManager:
         """Return the names of the drivers of all pools."""
         return {pool.kind.name for pool in self._known.all()}
 
+    def has(self, name: str) -> bool:
+        """Return whether a pool is known to exist on this member, without the database."""
+        return any(pool.name == name for pool in self._known.all_available())
+
     async def get(self, name: str) -> PoolRow:
         """Return a pool of this member. Raises NotFound, also if it is incomplete, OtherMember."""
         row = await self._database.read("storage pool", _shown_row, name)

@@ -36,10 +36,11 @@ async def load_apparmor(ctx: Context, instance: Loaded) -> list[tuple[str, str]]
 async def remove(ctx: Context, instance: Loaded) -> None:
     """Remove both, and the device nodes, after the end of the container. Idempotent."""
     await ctx.apparmor.unload(instance.ref.storage_name)
-    await in_thread(_remove_files, ctx, instance.ref)
+    await in_thread(remove_files, ctx, instance.ref)
 
 
-def _remove_files(ctx: Context, ref: InstanceRef) -> None:
+def remove_files(ctx: Context, ref: InstanceRef) -> None:
+    """The part of `remove` that blocks."""
     ctx.apparmor.remove_files(ref.storage_name)
     seccomp.remove(ctx.paths.seccomp, ref.storage_name)
     device_folder(ctx.paths, ref).remove()

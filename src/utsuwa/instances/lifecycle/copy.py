@@ -22,7 +22,7 @@ from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.instances import identity
+from utsuwa.instances import allocations, identity
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import create, freeze
 from utsuwa.instances.model import Loaded, not_found
@@ -68,7 +68,7 @@ async def reserve(ctx: Context, scope: Scope, project: str, request: InstancesPo
     ref = InstanceRef(project, check_instance_name(request.name or create.random_name()))
     row = InstanceRow(id=0, ref=ref, data=_data(source.data, request), created_at=clock.now())
     instance = await create.check_and_store(ctx, scope.policy, row, request.config)
-    await ctx.networks.refresh(instance.ref)
+    await ctx.networks.follow({instance.ref}, allocations.ports(instance))
     return instance, source
 
 

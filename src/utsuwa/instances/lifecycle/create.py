@@ -93,7 +93,7 @@ async def reserve_with(
     name = check_instance_name(request.name or random_name())
     row = _new_row(InstanceRef(project, name), request, image)
     instance = await check_and_store(ctx, policy, row, request.config)
-    await ctx.networks.refresh(instance.ref)
+    await ctx.networks.follow({instance.ref}, allocations.ports(instance))
     return instance
 
 
@@ -163,6 +163,8 @@ async def _checked(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
 
 async def _check_pool(ctx: Context, instance: Loaded) -> None:
     """Raise NotFound if the pool of the root disk does not exist."""
+    if ctx.storage.pools.has(instance.pool):
+        return
     try:
         await ctx.storage.pools.get(instance.pool)
     except NotFound as error:
@@ -318,7 +320,7 @@ def _mark_ready(tx: Transaction, instance: Loaded, image: ImageRow | None) -> No
 async def discard(ctx: Context, instance: Loaded) -> None:
     """Release a reserved name."""
     await ctx.database.write("discard instance", instance_rows.delete, instance.row.id)
-    await ctx.networks.refresh(instance.ref)
+    await ctx.networks.follow({instance.ref}, ())
 
 
 def create_log_folder(ctx: Context, instance: Loaded) -> None:

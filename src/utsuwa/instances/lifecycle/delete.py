@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import Forbidden, InvalidRequest
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.threads import in_thread
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.transaction import Transaction
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances.confinement import policies as confinement
-from utsuwa.instances.context import Context, load
+from utsuwa.instances.context import Context, check_here, fetch, load
 from utsuwa.instances.model import Loaded
 
 
-async def check(ctx: Context, ref: InstanceRef) -> Loaded:
-    """Return the instance. Raises InvalidRequest if it is running, Forbidden if it is protected, NotFound."""
+async def check(ctx: Context, ref: InstanceRef) -> None:
+    """Raise InvalidRequest if an instance is running, Forbidden if it is protected, NotFound."""
     instance = await load(ctx, ref)
-    if ctx.runtime.get(instance.ref) is not None:
+    _refuse_running(ctx, ref)
+    _refuse_protected(instance)
+
+
+def _refuse_running(ctx: Context, ref: InstanceRef) -> None:
+    if ctx.runtime.get(ref) is not None:
         raise InvalidRequest(f"Instance is running: stop {ref.name!r} first, or delete it with force")
+
+
+def _refuse_protected(instance: Loaded) -> None:
     if parse_bool(instance.expanded.config.get("security.protection.delete", "")):
         raise Forbidden(
-            f"The instance {ref.name!r} is protected: unset security.protection.delete to delete it"
+            f"The instance {instance.name!r} is protected: unset security.protection.delete to delete it"
         )
-    return instance
 
 
 async def delete(ctx: Context, ref: InstanceRef) -> None:
@@ -33,25 +43,44 @@ async def delete(ctx: Context, ref: InstanceRef) -> None:
     next start completes the deletion. If something cannot be removed, the instance becomes visible again.
     """
     async with ctx.locks.hold("instance", ref), Rollback() as undo:
-        instance = await check(ctx, ref)
-        undo.push(_make_visible, ctx, instance)
-        await ctx.database.write("begin deletion of instance", instance_rows.set_deleting, instance.row.id)
-        await confinement.remove(ctx, instance)
+        _refuse_running(ctx, ref)
+        undo.push(ctx.database.write, "undo deletion of instance", _make_visible, ref)
+        instance = await ctx.database.commit("begin deletion of instance", _begin, ref)
+        ctx.database.sync_soon()
+        await ctx.apparmor.unload(ref.storage_name)
+        await in_thread(_remove_beside, ctx, ref)
+        await ctx.database.settle()  # before anything is gone that the instance cannot do without
         await remove(ctx, instance)
         undo.keep()
     ctx.lifecycle("deleted", ref)
 
 
+def _begin(tx: Transaction, ref: InstanceRef) -> Loaded:
+    """Return the instance, which is invisible from now on. Raises as `check`, if it is protected."""
+    instance = check_here(fetch(tx, ref))
+    _refuse_protected(instance)
+    instance_rows.set_deleting(tx, instance.row.id)
+    return instance
+
+
+def _make_visible(tx: Transaction, ref: InstanceRef) -> None:
+    with suppress(NotFound):
+        row = instance_rows.get(tx, ref)
+        if row.state == "deleting":
+            instance_rows.set_ready(tx, row.id)
+
+
+def _remove_beside(ctx: Context, ref: InstanceRef) -> None:
+    """Remove what belongs to starts of the instance, and logs. Blocking."""
+    confinement.remove_files(ctx, ref)
+    remove_tree(ctx.paths.instance_logs(ref.storage_name))
+
+
 async def remove(ctx: Context, instance: Loaded) -> None:
-    """Remove an instance's logs, its files and then its row. Idempotent."""
-    await in_thread(remove_tree, ctx.paths.instance_logs(instance.ref.storage_name))
+    """Remove the files of an instance and then its row. Idempotent."""
     await ctx.storage.volumes.delete(
         instance.pool,
         instance.ref.volume,
         also=lambda tx: instance_rows.delete(tx, instance.row.id),
     )
-    await ctx.networks.refresh(instance.ref)
-
-
-async def _make_visible(ctx: Context, instance: Loaded) -> None:
-    await ctx.database.write("undo deletion of instance", instance_rows.set_ready, instance.row.id)
+    await ctx.networks.follow({instance.ref}, ())

@@ -52,6 +52,7 @@ async def sweep(ctx: Context) -> None:
         log.info("removing the incomplete instance %r", instance.name)
         try:
             await delete.remove(ctx, instance)
+            known.discard(instance.ref.storage_name)
         except UtsuwaError as error:  # its pool is not available: the next start tries again
             message = f"cannot remove the incomplete instance {instance.name!r}: {error.message}"
             ctx.warnings.report(LEFTOVERS, message, instance.subject)

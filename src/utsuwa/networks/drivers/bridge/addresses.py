@@ -45,7 +45,10 @@ class BridgeAddresses:
     async def update(
         self, network: BridgeSettings, ports: Collection[Port], instances: Collection[InstanceRef] | None
     ) -> PortUpdate:
-        known = self._hosts.pop(network.name, None)
+        known = self._hosts.get(network.name)
+        if known is not None and instances is not None and not ports and not known.has_any(instances):
+            return PortUpdate(False)
+        self._hosts.pop(network.name, None)
         hosts = known or HostFiles(self._servers.files(network.name).hosts)
         if instances is None:
             change = await asyncio.to_thread(hosts.replace, ports, network.dns_mode)

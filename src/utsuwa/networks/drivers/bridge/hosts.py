@@ -40,6 +40,10 @@ class HostFiles:
         self._lines: dict[str, str] = {}
         self._files: defaultdict[InstanceRef, set[str]] = defaultdict(set)
 
+    def has_any(self, instances: Collection[InstanceRef]) -> bool:
+        """Return whether there are files of any of these instances. Does not block."""
+        return any(self._files.get(instance) for instance in instances)
+
     def replace(self, ports: Collection[Port], dns_mode: str) -> Change | None:
         """Replace all files by those of these ports, which are all ports of the network.
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,18 +43,27 @@ async def test_moves_ahead_are_not_heaped_up(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cgroup_moves, "warm", lambda: made.append(None))
     monkeypatch.setattr(cgroup_moves, "_warmed", -1e9)
     cgroup_moves.warm_soon()
-    await asyncio.gather(*cgroup_moves._running)
+    await _all_moved()
     assert made == [None]
     monkeypatch.setattr(cgroup_moves, "_warmed", 1e18)
     cgroup_moves.warm_soon()
-    assert not cgroup_moves._running
+    await _all_moved()
+    assert made == [None]
+
+
+async def _all_moved() -> None:
+    """Wait for the one thread that moves."""
+    await cgroup_moves._mover.run(int)
 
 
 async def test_a_move_by_others_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[None] = []
+    monkeypatch.setattr(cgroup_moves, "warm", lambda: made.append(None))
     monkeypatch.setattr(cgroup_moves, "_warmed", -1e9)
     cgroup_moves.moved()
     cgroup_moves.warm_soon()
-    assert not cgroup_moves._running
+    await _all_moved()
+    assert not made
 
 
 def test_container_folder_is_returned_for_its_own_container_only(proc: Path) -> None:

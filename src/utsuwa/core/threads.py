@@ -172,8 +172,12 @@ async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 
     As `asyncio.to_thread`, for what is done so often that its time counts.
     """
-    context = contextvars.copy_context()
-    return await _SHARED.run(partial(context.run, work, *args, **kwargs))
+    return await begin_in_thread(work, *args, **kwargs)
+
+
+def begin_in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Held[R]:
+    """As `in_thread`, for a result that is awaited after something else was done meanwhile."""
+    return _SHARED.run(partial(contextvars.copy_context().run, work, *args, **kwargs))
 
 
 def _step(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

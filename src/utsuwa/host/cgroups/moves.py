@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from utsuwa.core.threads import Workers
 from utsuwa.host.cgroups import tree as cgroups
 
 _STAYS_WARM = 0.008
@@ -23,7 +24,7 @@ _KEPT_WARM = 0.5
 
 _PROC = Path("/proc")
 _warmed = 0.0
-_running: set[asyncio.Future[None]] = set()
+_mover = Workers(1, "cgroups")
 
 
 def warm(proc: Path = _PROC) -> None:
@@ -44,9 +45,7 @@ def warm_soon() -> None:
     """Run `warm` in the background, unless that has just been done."""
     if time.monotonic() - _warmed < _STAYS_WARM:
         return
-    future = asyncio.get_running_loop().run_in_executor(None, warm)
-    _running.add(future)
-    future.add_done_callback(_running.discard)
+    _mover.run(warm)
 
 
 def moved() -> None:

@@ -12,12 +12,15 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.core.threads import Workers
 from utsuwa.host.processes import pipes, spawning
 from utsuwa.host.processes.stopper import Stopper
 
@@ -87,7 +90,7 @@ async def run(
     killed (SIGTERM, SIGKILL) and reaped. Raises ProcessFailed, also for a missing program, and if `stopper`
     has stopped it.
     """
-    child = _start_child(argv, stdin is not None, env, cwd, pass_fds, stdin_fd, stdout_fd)
+    child = await _started(argv, stdin is not None, env, cwd, pass_fds, stdin_fd, stdout_fd)
     try:
         pidfd = os.pidfd_open(child.pid)
     except BaseException:
@@ -169,6 +172,33 @@ class Child:
         for descriptor in (self.stdout, self.stderr):
             if descriptor is not None:
                 os.close(descriptor)
+
+
+async def _started(
+    argv: Sequence[str],
+    with_stdin: bool,
+    env: Mapping[str, str | None] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+    stdin_fd: int | None,
+    stdout_fd: int | None,
+) -> Child:
+    """Start a program in another thread: it takes milliseconds on a busy machine, until it is loaded."""
+    start = partial(_start_child, argv, with_stdin, env, cwd, pass_fds, stdin_fd, stdout_fd)
+    if threading.current_thread() is not threading.main_thread():  # `run_blocking`
+        return start()
+    children: list[Child] = []
+    try:
+        await _starters.run(lambda: children.append(start()))
+    except BaseException:
+        for child in children:
+            child.kill()
+            child.close()
+        raise
+    return children[0]
+
+
+_starters = Workers(4, "programs")
 
 
 def _start_child(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from utsuwa.core.errors import InvalidRequest, OutOfSpace, StartFailed, UtsuwaEr
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.threads import in_thread
+from utsuwa.core.threads import begin_in_thread, in_thread
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
@@ -142,10 +143,14 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
     criu = await requirements.criu(ctx, instance.subject) if saved is not None else None
     prepared = await _prepare(ctx, instance, saved, undo)
     instance, steps, paths = prepared.instance, prepared.steps, ctx.runtime_paths(instance)
-    rebooted = await in_thread(_write_files, ctx, instance, prepared.spec)
-    # If the daemon is killed after this, its next start finds the container by name, and its id map and
-    # devices in the database.
-    await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
+    files = begin_in_thread(_write_files, ctx, instance, prepared.spec)
+    try:
+        # If the daemon is killed after this, its next start finds the container by name, and its id map and
+        # devices in the database.
+        await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
+    finally:
+        await asyncio.wait([files])
+    rebooted = files.result()
     if steps.changes_addresses:
         await ctx.networks.refresh(instance.ref)
     if rebooted:

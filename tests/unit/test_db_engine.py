@@ -628,3 +628,29 @@ async def test_without_space_the_log_keeps_its_size(path: Path, monkeypatch: pyt
         assert await _values(database) == {"user.one": "1"}
     finally:
         await database.close()
+
+
+# ---- whether anything was written
+
+
+async def test_what_was_read_is_unchanged_until_a_transaction_writes(file_database: Database) -> None:
+    moment = file_database.moment()
+    assert await _values(file_database) == {}
+    assert file_database.unchanged_since(moment)
+    with pytest.raises(ZeroDivisionError):
+        await file_database.write("fails", lambda tx: 1 // 0)
+    assert not file_database.unchanged_since(moment), "it may have been seen by nobody, but is counted"
+    moment = file_database.moment()
+    await file_database.note("note", config.replace, {"user.one": "1"})
+    assert not file_database.unchanged_since(moment)
+    assert not file_database.unchanged_since(None)
+
+
+async def test_nothing_is_certain_while_a_transaction_writes(file_database: Database) -> None:
+    goes_on = threading.Event()
+    writing = asyncio.create_task(file_database.write("slow", lambda tx: goes_on.wait(30)))
+    await asyncio.sleep(0)
+    assert file_database.moment() is None
+    goes_on.set()
+    assert await writing
+    assert file_database.moment() is not None

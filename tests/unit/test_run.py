@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -202,3 +203,28 @@ def test_how_far_a_program_is(tmp_path: Path) -> None:
             working.result()
     assert stopper.progress() is None
     assert (Reading(5, 0).percent, Reading(5, 4).percent) == (0, 99)
+
+
+async def test_a_program_that_was_being_started_for_a_cancelled_caller_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, goes_on = threading.Event(), threading.Event()
+    children: list[run.Child] = []
+    start = run._start_child
+
+    def start_slowly(*args: Any) -> run.Child:
+        began.set()
+        assert goes_on.wait(30)
+        children.append(start(*args))
+        return children[0]
+
+    monkeypatch.setattr(run, "_start_child", start_slowly)
+    before = open_descriptors()
+    task = asyncio.create_task(run.run(["sleep", "1000"]))
+    await asyncio.to_thread(began.wait)
+    task.cancel()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert children[0].code == -signal.SIGKILL
+    assert open_descriptors() == before

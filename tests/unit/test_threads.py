@@ -173,6 +173,8 @@ async def test_no_more_threads_are_started_than_needed() -> None:
     for _ in range(8):
         await workers.run(int)
     assert sum(thread.name.startswith("lazy_") for thread in threading.enumerate()) == 1
+    workers.start()
+    assert sum(thread.name.startswith("lazy_") for thread in threading.enumerate()) == 4
     workers.join()
 
 

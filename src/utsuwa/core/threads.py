@@ -61,6 +61,11 @@ class Workers:
         self._queue.put(partial(_serve, unclaimed, held, asyncio.get_running_loop()))
         return held
 
+    def start(self) -> None:
+        """Start all threads now: whoever starts one waits for it, which is milliseconds on a busy machine."""
+        while len(self._threads) < self._count:
+            self._start()
+
     def close(self) -> None:
         """End the threads after all that is queued, without waiting for that."""
         self._count = 0
@@ -165,6 +170,11 @@ class Threads:
 
     def _begin(self, work: Callable[[], R]) -> Held[R]:
         return self._workers.run(partial(contextvars.copy_context().run, work), self._stop)
+
+
+def start_shared() -> None:
+    """Start the threads for short work."""
+    _SHARED.start()
 
 
 async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from utsuwa.core import threads
 from utsuwa.core.errors import HostError, UtsuwaError
 from utsuwa.core.paths import StatePaths
 from utsuwa.daemon import logging as daemon_log
@@ -70,6 +71,7 @@ def run(
 
 
 async def _serve(daemon: Daemon) -> None:
+    threads.start_shared()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)

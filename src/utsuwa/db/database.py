@@ -45,6 +45,8 @@ class Database:
         self.engine = engine
         self._durability = Durability(engine)
         self._sync_timer: asyncio.TimerHandle | None = None
+        self._begun = self._ended = 0
+        """Numbers of transactions that write."""
         self._readers = _Pool([Session(engine) for _ in range(engine.readers)])
         self._writers = _Pool([Session(engine, self._durability) for _ in range(engine.writers)])
         self._locks = engine.locks()
@@ -103,6 +105,14 @@ class Database:
         finally:
             self._readers.release(session)
 
+    def moment(self) -> int | None:
+        """Return a mark for `unchanged_since`, to be taken before reading; None if others may write now."""
+        return self._begun if self._begun == self._ended and not self.engine.shared else None
+
+    def unchanged_since(self, moment: int | None) -> bool:
+        """Return whether what was read after a `moment` is certainly still so."""
+        return moment is not None and moment == self._begun
+
     async def write(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -149,6 +159,15 @@ class Database:
         self, name: str, work: Callable[[Transaction], T], *, sync: bool = True
     ) -> tuple[T, Future[None] | None]:
         """Run a write transaction; return its result, and what is done when it is on disk."""
+        self._begun += 1
+        try:
+            return await self._commit_in_turn(name, work, sync=sync)
+        finally:
+            self._ended += 1
+
+    async def _commit_in_turn(
+        self, name: str, work: Callable[[Transaction], T], *, sync: bool
+    ) -> tuple[T, Future[None] | None]:
         session = await self._writers.take(name)
         started = time.monotonic()
         faults.point(f"before {name}")

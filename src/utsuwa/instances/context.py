@@ -138,6 +138,28 @@ async def load(ctx: Context, ref: InstanceRef) -> Loaded:
     return check_here(await find(ctx, ref))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """An instance as it was loaded."""
+
+    instance: Loaded
+    moment: int | None
+    """When it was read, for `Database.unchanged_since`."""
+
+
+async def look(ctx: Context, ref: InstanceRef) -> Seen:
+    """As `load`, for a `load_again` that follows."""
+    moment = ctx.database.moment()
+    return Seen(await load(ctx, ref), moment)
+
+
+async def load_again(ctx: Context, ref: InstanceRef, seen: Seen | None) -> Loaded:
+    """As `load`, without reading it if nothing was written since it was seen."""
+    if seen is not None and ctx.database.unchanged_since(seen.moment):
+        return seen.instance
+    return await load(ctx, ref)
+
+
 def check_here(instance: Loaded) -> Loaded:
     """Return an instance, or raise OtherMember if it is on another member."""
     if not instance.row.here:

@@ -17,7 +17,7 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.instances import metrics, state
 from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.confinement import cpu_balance, limits
-from utsuwa.instances.context import Context, find, find_all, load
+from utsuwa.instances.context import Context, Seen, find, find_all, load, look
 from utsuwa.instances.files.transfer import FileManager
 from utsuwa.instances.lifecycle import (
     actions,
@@ -288,12 +288,12 @@ class InstanceManager:
     async def change_state(self, ref: InstanceRef, request: InstanceStatePut) -> Operation:
         """Start, stop, restart, freeze or unfreeze an instance. Raises InvalidRequest, NotFound."""
         action = actions.requested(request)
-        instance = await load(self._ctx, ref)
+        seen = await look(self._ctx, ref)
         if request.stateful and request.action == "stop":
             await stateful.check(self._ctx, ref)
-        if request.stateful and request.action == "start" and not instance.data.stateful:
+        if request.stateful and request.action == "start" and not seen.instance.data.stateful:
             raise InvalidRequest(f"The instance {ref.name!r} has no saved running state: start it without")
-        work = partial(self._change_state, ref, request)
+        work = partial(self._change_state, ref, request, seen)
         return self._ctx.in_background(action.kind, ref, work)
 
     async def change_all_states(self, project: str, request: InstanceStatePut) -> Operation:
@@ -310,10 +310,12 @@ class InstanceManager:
 
         return ctx.operations.start(action.kind, project, run, names=[ref.name for ref in refs])
 
-    async def _change_state(self, ref: InstanceRef, request: InstanceStatePut) -> None:
+    async def _change_state(
+        self, ref: InstanceRef, request: InstanceStatePut, seen: Seen | None = None
+    ) -> None:
         match request.action:
             case "start":
-                await self.start(ref, stateless=not request.stateful)
+                await self.start(ref, stateless=not request.stateful, seen=seen)
             case "stop" if request.stateful:
                 await self.stop_stateful(ref)
             case "stop":
@@ -325,7 +327,7 @@ class InstanceManager:
             case _:  # unfreeze, the only other action that `requested` accepts
                 await freeze.unfreeze(self._ctx, ref)
 
-    async def start(self, ref: InstanceRef, *, stateless: bool = False) -> None:
+    async def start(self, ref: InstanceRef, *, stateless: bool = False, seen: Seen | None = None) -> None:
         """Start a stopped container, or unfreeze a frozen one, as `lxc start` expects.
 
         A saved running state is restored, or discarded if `stateless`.
@@ -334,7 +336,7 @@ class InstanceManager:
         if running is not None and running.frozen:
             await freeze.unfreeze(self._ctx, ref)
             return
-        await start.start(self._ctx, self._watch, ref, stateless=stateless)
+        await start.start(self._ctx, self._watch, ref, stateless=stateless, seen=seen)
         self._autostart.started(ref)
         self._ctx.lifecycle("started", ref)
         await self._scheduled.started(ref)

@@ -29,7 +29,7 @@ from utsuwa.instances import identity
 from utsuwa.instances.confinement import cpu_balance, host_facts, limits, lxcconf, nodes
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.confinement.conf_lines import Pair
-from utsuwa.instances.context import Context, load
+from utsuwa.instances.context import Context, Seen, load, load_again
 from utsuwa.instances.lifecycle import device_host, device_steps
 from utsuwa.instances.lifecycle.create import check_by_liblxc
 from utsuwa.instances.lifecycle.end import Watch, read_target
@@ -57,8 +57,9 @@ async def start(
     *,
     stateless: bool = False,
     saved: Saved | None = None,
+    seen: Seen | None = None,
 ) -> None:
-    """Start a stopped container and watch it from then on.
+    """Start a stopped container and watch it from then on. It may have been `seen` before.
 
     Its own saved running state is restored, or discarded if `stateless`; `saved` is restored in its place.
 
@@ -72,7 +73,7 @@ async def start(
             raise NotStartedAgain(
                 f"The instance {ref.name!r} is not started again: another request has stopped it"
             )
-        instance = await load(ctx, ref)
+        instance = await load_again(ctx, ref, seen)
         judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
         if ctx.runtime.get(instance.ref) is not None:
             raise InvalidRequest(f"The instance {ref.name!r} is already running")

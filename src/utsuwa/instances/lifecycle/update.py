@@ -52,6 +52,8 @@ class Proposal:
     new: Loaded
     excess: Forbidden | None = field(default=None, compare=False)
     """The error if its project would exceed a limit."""
+    moment: int | None = field(default=None, compare=False)
+    """When it was read, for `Database.unchanged_since`."""
 
 
 Propose = Callable[[], Awaitable[Proposal]]
@@ -63,9 +65,10 @@ async def check(ctx: Context, policy: Policy, ref: InstanceRef, wanted: Edit, if
 
     Returns what was checked, for an `edit` that follows.
     """
+    moment = ctx.database.moment()
     proposal = await _propose(ctx, ref, wanted, if_match)
     await _check(ctx, policy, proposal)
-    return proposal
+    return replace(proposal, moment=moment)
 
 
 async def edit(
@@ -206,14 +209,16 @@ async def prepared(
     new: Loaded | None = None,
     *,
     moves: bool = False,
+    moment: int | None = None,
 ) -> AsyncIterator[Callable[[Transaction], None]]:
     """Prepare a change that the block stores with other changes, in one transaction, by what is yielded.
 
     Raises the errors of `edit`; so does the function in the transaction. `new` is what `checked` has returned
-    for the row: it is checked again only if a profile has changed since. `moves` as there.
+    for the row: it is checked again only if a profile has changed since, or anything since the `moment`
+    before it was read. `moves` as there.
     """
     propose = partial(ctx.database.read, "change of instance", _with_row, old, row)
-    checked = None if new is None else Proposal(old, new)
+    checked = None if new is None else Proposal(old, new, moment=moment)
     async with _applied(ctx, policy, propose, checked, moves=moves) as (plan, changed):
         yield partial(_store, plan=plan, rows=await changes.rows_to_store(ctx, plan, changed))
 
@@ -239,7 +244,7 @@ async def _reserve(ctx: Context, propose: Propose, checked: Proposal, undo: Roll
     """Make the reservation; None if the change is not what was `checked` any more."""
     new = checked.new
     async with allocations.hold(ctx, new.project, new.data.profiles):
-        if await propose() != checked:
+        if not ctx.database.unchanged_since(checked.moment) and await propose() != checked:
             return None
         changes.check_running(ctx, checked.old, new)
         return await changes.reserve(ctx, [(checked.old, new)], undo)

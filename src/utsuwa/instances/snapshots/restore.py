@@ -38,6 +38,8 @@ class Judged:
     instance: Loaded
     snapshot: LoadedSnapshot
     new: Loaded
+    moment: int | None = None
+    """When they were read, for `Database.unchanged_since`."""
 
 
 async def check(ctx: Context, policy: Policy, ref: SnapshotRef, if_match: IfMatch) -> Judged:
@@ -45,10 +47,11 @@ async def check(ctx: Context, policy: Policy, ref: SnapshotRef, if_match: IfMatc
 
     Returns what was checked, for a `restore` that follows.
     """
+    moment = ctx.database.moment()
     instance, snapshot = await load_with_instance(ctx, ref)
     if_match(update.editable(instance.data))
     await ctx.storage.pools.ensure_available(instance.pool)
-    return await _judged(ctx, policy, instance, snapshot)
+    return replace(await _judged(ctx, policy, instance, snapshot), moment=moment)
 
 
 async def _judged(ctx: Context, policy: Policy, instance: Loaded, snapshot: LoadedSnapshot) -> Judged:
@@ -90,10 +93,13 @@ async def restore(ctx: Context, policy: Policy, ref: SnapshotRef, judged: Judged
     async with ctx.locks.hold("instance", ref.instance):
         if ctx.runtime.get(ref.instance) is not None:
             raise InvalidRequest(f"The instance {ref.instance.name!r} was started: stop it to restore it")
-        instance, snapshot = await load_with_instance(ctx, ref)
-        if (instance, snapshot) != (judged.instance, judged.snapshot):
-            judged = await _judged(ctx, policy, instance, snapshot)
-        async with update.prepared(ctx, policy, instance, judged.new.row, judged.new) as store:
+        instance = judged.instance
+        if not ctx.database.unchanged_since(judged.moment):
+            instance, snapshot = await load_with_instance(ctx, ref)
+            if (instance, snapshot) != (judged.instance, judged.snapshot):
+                judged = await _judged(ctx, policy, instance, snapshot)
+        new, moment = judged.new, judged.moment
+        async with update.prepared(ctx, policy, instance, new.row, new, moment=moment) as store:
             pool, idmap = instance.pool, identity.next_idmap(instance)
 
             def also(tx: Transaction) -> None:

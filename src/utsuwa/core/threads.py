@@ -92,10 +92,12 @@ class Workers:
 _all: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 
-@atexit.register
 def _join_all() -> None:
     for workers in list(_all):
         workers.join()
+
+
+atexit.register(_join_all)
 
 
 def _work_off(queue: SimpleQueue[Callable[[], None] | None]) -> None:

@@ -169,7 +169,7 @@ def test_unpacking_ends_with_the_daemon(d: Daemon) -> None:
             d.wait(d.api("POST", "/1.0/images", data.getvalue(), headers=headers))
 
     def unpacking() -> list[tuple[int, str]]:
-        return [p for p in leaks.processes_of(d.home) if "--kill-child" in p[1]]
+        return [p for p in leaks.processes_of(d.home) if "archives/__main__.py" in p[1]]
 
     thread = threading.Thread(target=upload)
     thread.start()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, ProcessFailed
 from utsuwa.host.processes import pipes
@@ -47,24 +47,15 @@ async def exchange(
     argv, env = command
     ends = _Ends()
 
-    async def program() -> None:
-        task = asyncio.create_task(
-            run(
-                argv,
-                stdin_fd=ends.their_input,
-                stdout_fd=ends.their_output,
-                accept=accept,
-                timeout=None,
-                env=env,
-            )
-        )
-        try:
-            await asyncio.sleep(0)  # now it has been started
-            ends.close(ends.their_input, ends.their_output)
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    program = run(
+        argv,
+        stdin_fd=ends.their_input,
+        stdout_fd=ends.their_output,
+        accept=accept,
+        timeout=None,
+        env=env,
+        started=partial(ends.close, ends.their_input, ends.their_output),
+    )
 
     async def pump_out() -> None:
         while data := await pipes.read(ends.our_output):
@@ -81,7 +72,7 @@ async def exchange(
         ends.close(ends.our_input)
 
     try:
-        await all_of(program(), pump_out(), pump_in(), watched_by=stream.watch())
+        await all_of(program, pump_out(), pump_in(), watched_by=stream.watch())
     except ProcessFailed as error:
         raise _explained(error) from error
     finally:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,11 +82,13 @@ async def run(
     pass_fds: Sequence[int] = (),
     stdout_fd: int | None = None,
     stopper: Stopper | None = None,
+    started: Callable[[], None] | None = None,
 ) -> Completed:
     """Run a program to completion without blocking the event loop.
 
     `env` is added to the clean environment (None removes a variable); `stdin_fd` is read in place of `stdin`,
-    `stdout_fd` receives stdout instead of the result. If cancelled or after `timeout` seconds, the program is
+    `stdout_fd` receives stdout instead of the result; `started` is called when the program has both, so that
+    the caller can close them. If cancelled or after `timeout` seconds, the program is
     killed (SIGTERM, SIGKILL) and reaped. Raises ProcessFailed, also for a missing program, and if `stopper`
     has stopped it.
     """
@@ -98,6 +100,8 @@ async def run(
         child.close()
         raise
     try:
+        if started is not None:
+            started()
         with stopper.watch(child) if stopper else contextlib.nullcontext():
             async with asyncio.timeout(timeout):
                 stdout, stderr = await _communicate(child, stdin)

@@ -36,9 +36,9 @@ from utsuwa.migration.context import MigrationContext
 from utsuwa.migration.index import Index
 from utsuwa.migration.instance_sending import seconds
 from utsuwa.migration.messages import Control, Header, KeyValue, SnapshotMessage
-from utsuwa.migration.negotiation import check_names, owners_of
+from utsuwa.migration.negotiation import owners_of
 from utsuwa.migration.racing import all_of
-from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_trees
+from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_offer, receive_trees
 from utsuwa.operations.operations import Operation
 from utsuwa.profiles.expand import expand
 from utsuwa.wire.instances import InstancesPost
@@ -89,7 +89,7 @@ async def receive(reception: Reception, operation: Operation) -> None:
             reporting(control),
             ctx.locks.hold("instance", instance.ref),
         ):
-            offer = await _offer(reception, control)
+            offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
             found = await _snapshots(reception, offer)
             agreed = await _agree(reception, control, offer, [row.ref.name for row in found])
             await all_of(_fill_new(reception, files, agreed, found, operation), watched_by=control.verdict())
@@ -115,20 +115,12 @@ async def refresh(reception: Reception, operation: Operation) -> None:
         if instance is None or instance.row.id != reception.instance.row.id:
             raise NotFound(f"Instance {ref.name!r} not found")
         reception = replace(reception, instance=instance)
-        offer = await _offer(reception, control)
+        offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
         new, gone = await _compared(reception, offer)
         agreed = await _agree(reception, control, offer, [row.ref.name for row in new], refresh=True)
         await all_of(_fill_copy(reception, files, agreed, new, gone, operation), watched_by=control.verdict())
         ctx.lifecycle("updated", ref)
         await control.send(Control(success=True, message=""))
-
-
-async def _offer(reception: Reception, control: ControlChannel) -> Header:
-    offer = await control.receive_soon(Header)
-    check_names(offer)
-    if offer.snapshot_names and reception.without_snapshots:
-        raise InvalidRequest("The other server sends snapshots, which were not asked for")
-    return offer
 
 
 async def _agree(

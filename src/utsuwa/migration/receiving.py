@@ -20,7 +20,7 @@ from utsuwa.migration import index
 from utsuwa.migration.channel import ControlChannel, Stream
 from utsuwa.migration.index import Index
 from utsuwa.migration.messages import NOT_LIVE, Header
-from utsuwa.migration.negotiation import answer_to, options_of
+from utsuwa.migration.negotiation import answer_to, check_names, options_of
 from utsuwa.migration.progress import Progress
 from utsuwa.migration.rsync import exchange
 from utsuwa.operations.operations import Operation
@@ -42,6 +42,15 @@ class Agreed:
     """The id map with which the other server's files are owned."""
     beside: Path | None
     """A directory for what is beside the trees of instances, for a moment; None for trees alone."""
+
+
+async def receive_offer(control: ControlChannel, *, without_snapshots: bool) -> Header:
+    """Return what the other server offers. Raises InvalidRequest, InvalidName, Unavailable."""
+    offer = await control.receive_soon(Header)
+    check_names(offer)
+    if offer.snapshot_names and without_snapshots:
+        raise InvalidRequest("The other server sends snapshots, which were not asked for")
+    return offer
 
 
 async def agree(

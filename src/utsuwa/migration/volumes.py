@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from utsuwa.core import clock
-from utsuwa.core.errors import AlreadyExists, InvalidRequest
+from utsuwa.core.errors import AlreadyExists
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.names import check_volume_name
 from utsuwa.db import volume_snapshots
@@ -31,9 +31,9 @@ from utsuwa.migration.messages import (
     OwnFeatures,
     SnapshotMessage,
 )
-from utsuwa.migration.negotiation import check_names, features, owners_of
+from utsuwa.migration.negotiation import features, owners_of
 from utsuwa.migration.racing import all_of
-from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_trees
+from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_offer, receive_trees
 from utsuwa.migration.sending import Offered, Tree, send
 from utsuwa.operations.operations import Operation
 from utsuwa.security import idmap as idmaps
@@ -180,7 +180,7 @@ async def receive(ctx: MigrationContext, reception: Reception, operation: Operat
         reporting(control),
         custom.locks.hold(pool, volume),
     ):
-        offer = await _offer(reception, control)
+        offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
         agreed = await _agree(ctx, reception, control, offer, list(offer.snapshot_names))
 
         async def fill() -> None:
@@ -216,7 +216,7 @@ async def refresh(ctx: MigrationContext, reception: Reception, operation: Operat
             reporting(control),
             custom.locks.hold(*place),
         ):
-            offer = await _offer(reception, control)
+            offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
             row, there = await custom.database.read("copy of volume", _stored, place, True)
             new, gone = ([], []) if reception.without_snapshots else _compared(offer, there)
             agreed = await _agree(ctx, reception, control, offer, new, refresh=True)
@@ -239,14 +239,6 @@ async def refresh(ctx: MigrationContext, reception: Reception, operation: Operat
             await all_of(fill(), watched_by=control.verdict())
             custom.lifecycle("updated", place)
             await control.send(Control(success=True, message=""))
-
-
-async def _offer(reception: Reception, control: ControlChannel) -> Header:
-    offer = await control.receive_soon(Header)
-    check_names(offer)
-    if offer.snapshot_names and reception.without_snapshots:
-        raise InvalidRequest("The other server sends snapshots, which were not asked for")
-    return offer
 
 
 async def _agree(

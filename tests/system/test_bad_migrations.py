@@ -184,3 +184,34 @@ def test_the_configuration_is_judged(shared_daemon: Daemon) -> None:
     reply = shared_daemon.api("POST", "/1.0/instances", target(config={"raw.unknown": "1"}))
     assert (reply.status, "raw.unknown" in reply.error) == (400, True)
     nothing_left(shared_daemon)
+
+
+@pytest.fixture
+def held(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """A daemon with the project `held`, whose instances may not be privileged."""
+    config = {"restricted": "true", "features.profiles": "false"}
+    config |= {"restricted.snapshots": "allow", "restricted.devices.nic": "allow"}
+    shared_daemon.do("POST", "/1.0/projects", {"name": "held", "config": config})
+    yield shared_daemon
+    assert shared_daemon.get("/1.0/instances?project=held") == []
+    shared_daemon.delete_projects()
+
+
+def test_restrictions_hold_for_what_is_received(held: Daemon) -> None:
+    privileged = target(config={"security.privileged": "true"})
+    reply = held.api("POST", "/1.0/instances?project=held", privileged)
+    assert (reply.status, "privileged" in reply.error) == (403, True)
+
+
+def test_restrictions_hold_for_received_snapshots(held: Daemon) -> None:
+    """A restore would bring such a configuration into force."""
+    offer = with_snapshot(config=[KeyValue("security.privileged", "true")])
+    peer = Peer(held, target(), "/1.0/instances?project=held")
+    peer.control.send(offer.encode())
+    assert "privileged" in peer.error()
+    peer.close()
+    held.do("PATCH", "/1.0/projects/held", {"config": {"restricted.snapshots": "block"}})
+    peer = Peer(held, target(), "/1.0/instances?project=held")
+    peer.control.send(with_snapshot().encode())
+    assert "snapshots" in peer.error()
+    peer.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -38,11 +39,15 @@ class Workers:
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._name = name
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Forget all threads and what is queued: in a forked process, the threads do not exist."""
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._busy = 0
         """Pieces of work that have not ended, queued ones included."""
-        _all.add(self)
 
     def run(self, work: Callable[[], R], stop: Callable[[], None] | None = None) -> Held[R]:
         """Have a thread do `work`; the result is to be awaited at once.
@@ -97,7 +102,13 @@ def _join_all() -> None:
         workers.join()
 
 
+def _forget_all() -> None:
+    for workers in list(_all):
+        workers.forget()
+
+
 atexit.register(_join_all)
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _work_off(queue: SimpleQueue[Callable[[], None] | None]) -> None:

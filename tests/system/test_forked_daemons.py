@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ import pytest
 from tests.support import leaks
 from tests.support.daemon import Daemon
 from tests.support.netbox import NetBox
+from utsuwa.core.threads import in_thread
 
 pytestmark = pytest.mark.root
 
@@ -96,3 +98,19 @@ def test_its_end_is_seen_by_several_threads() -> None:
         daemon.process = None
     daemon.start()
     assert daemon.close() == []
+
+
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    """Those of its parent, and what is queued for them, do not exist there."""
+
+    async def work() -> int:
+        return await in_thread(int, "42")
+
+    assert asyncio.run(work()) == 42
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(asyncio.run(asyncio.wait_for(work(), 20)))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42

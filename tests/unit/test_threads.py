@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -183,19 +182,3 @@ async def test_short_work_is_done_on_behalf_of_the_caller() -> None:
     WHO.set("me")
     assert await in_thread(WHO.get) == "me"
     assert await in_thread(int, "20", base=16) == 32
-
-
-def test_a_forked_process_starts_threads_of_its_own() -> None:
-    """Those of its parent, and what is queued for them, do not exist there."""
-
-    async def work() -> int:
-        return await in_thread(int, "42")
-
-    assert asyncio.run(work()) == 42
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(asyncio.run(asyncio.wait_for(work(), 20)))
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42

@@ -299,12 +299,12 @@ def test_a_host_without_a_usable_criu(d: Daemon, old: bool) -> None:
             installed.mkdir()
             (installed / "criu").write_text("#!/bin/sh\necho Version: 4.1.1\n")
             (installed / "criu").chmod(0o755)
-        assert d.get("/1.0")["environment"]["kernel_features"]["criu"] == "false"
         d.lxc("launch", "busybox", "c1", "-c", "migration.stateful=true")
         refused = d.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "stateful": True})
         assert refused.status == 503
         assert "utsuwad criu install" in refused.error
         assert ("4.1.1" in refused.error) is old
+        assert d.get("/1.0")["environment"]["kernel_features"]["criu"] == "false"
         warnings = [w for w in d.get("/1.0/warnings?recursion=1") if "CRIU" in w["last_message"]]
         assert [(w["entity_url"], w["status"]) for w in warnings] == [("/1.0/instances/c1", "new")]
     finally:

@@ -256,6 +256,29 @@ async def test_a_program_is_proven_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert tried == ["4.2", "4.3.1"]
 
 
+@pytest.mark.processes
+async def test_clients_are_told_what_was_found_a_moment_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client asks; only what uses the program looks for it each time."""
+
+    async def prove(_: program.Criu) -> str:
+        return ""
+
+    monkeypatch.setattr(finder, "prove", prove)
+    monkeypatch.setattr(program, "PATH", "/nonexistent")
+    find = finder.CriuFinder(tmp_path / "criu", tmp_path / "proof.json")
+    assert not await find.works()
+    fake(tmp_path / "criu", "4.2")
+    assert not await find.works()
+    assert (await find.find()).version == "4.2"
+    assert await find.works()
+    (tmp_path / "criu" / "criu").unlink()
+    assert await find.works()
+    monkeypatch.setattr(finder, "_VALID", 0.0)
+    assert not await find.works()
+
+
 def fake(folder: Path, version: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "criu").write_text(f"#!/bin/sh\necho Version: {version}\n")

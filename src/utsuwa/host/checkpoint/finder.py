@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -23,6 +26,9 @@ from utsuwa.host.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
 
+_VALID = 5.0
+"""Seconds for which what was found is not looked up again, except to use it."""
+
 
 class Proof(msgspec.Struct, kw_only=True):
     """The result of the last proof, as stored: `failure` is empty if it succeeded."""
@@ -40,22 +46,34 @@ class CriuFinder:
         self._file = proof
         self._versions: dict[tuple[str, int], str] = {}
         self._lock = asyncio.Lock()
+        self._works = False
+        self._looked = -math.inf
+        """When `_works` was determined, by the monotonic clock."""
 
     async def find(self) -> Criu:
         """Return a CRIU that works here. Raises Unavailable, whose message has the remedy."""
         async with self._lock:
-            criu = await self._new_enough()
-            failure = await self._proven(criu)
+            works = False
+            try:
+                criu = await self._new_enough()
+                failure = await self._proven(criu)
+                works = not failure
+            finally:
+                self._works, self._looked = works, time.monotonic()
         if failure:
             raise Unavailable(f"CRIU {criu.version} ({criu.program}) does not work on this host: {failure}")
         return criu
 
     async def works(self) -> bool:
-        try:
+        """Return whether there is a CRIU that works, as it was at most `_VALID` seconds ago.
+
+        Every client asks for this first, with `GET /1.0`.
+        """
+        if time.monotonic() - self._looked < _VALID:
+            return self._works
+        with contextlib.suppress(Unavailable):
             await self.find()
-        except Unavailable:
-            return False
-        return True
+        return self._works
 
     async def _new_enough(self) -> Criu:
         old = []

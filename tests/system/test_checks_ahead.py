@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -43,8 +44,11 @@ async def pieces(data: bytes, gate: asyncio.Event | None = None) -> AsyncIterato
 
 def children() -> set[str]:
     """The pids of the children of all threads: programs are started in several."""
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    return {child for task in tasks for child in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 async def test_the_sandbox_waits_for_the_rest_of_the_archive(tmp_path: Path, busybox_image: Image) -> None:

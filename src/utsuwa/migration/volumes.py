@@ -38,7 +38,7 @@ from utsuwa.migration.sending import Offered, Tree, send
 from utsuwa.operations.operations import Operation
 from utsuwa.security import idmap as idmaps
 from utsuwa.storage.custom import create
-from utsuwa.storage.custom.context import NO_MAP, creation, first_config, get, is_taken, readable
+from utsuwa.storage.custom.context import config_of_copy, creation, get, is_taken, readable
 from utsuwa.storage.custom.uses import Place
 from utsuwa.storage.receiving import Incoming
 
@@ -159,13 +159,7 @@ async def exists(ctx: MigrationContext, place: Place) -> bool:
 async def _config(ctx: MigrationContext, reception: Reception) -> dict[str, str]:
     """Return the config of the new volume: keys of another driver are left out."""
     at = await ctx.storage.pools.ensure_available(reception.place[0])
-    known = at.kind.custom_keys
-    kept = {
-        key: value
-        for key, value in reception.config.items()
-        if known.find(key) is not None or key.startswith(known.free_prefixes)
-    }
-    return first_config(at, kept)
+    return config_of_copy(at, reception.config)
 
 
 async def receive(ctx: MigrationContext, reception: Reception, operation: Operation) -> None:
@@ -192,9 +186,7 @@ async def receive(ctx: MigrationContext, reception: Reception, operation: Operat
 
             config, description = await _config(ctx, reception), reception.description or found.description
             async with creation(custom, at, volume, config, description, store) as undo:
-                revert = lambda: custom.threads.remove.run(at.driver.delete_volume, volume)  # noqa: E731
-                make = custom.threads.quick.make
-                await make(undo, revert, at.driver.create_volume, volume, NO_MAP, create.fill)
+                await create.make_empty(custom, at, volume, undo)
                 incoming = Incoming(at, volume, undo, custom.copies, custom.threads)
                 await receive_trees(files, agreed, incoming, operation)
 

@@ -117,11 +117,11 @@ def _send(
 ) -> None:
     """Copy from a server to another one."""
     (remote, name), (to, new) = source, target
-    live = record.get("status") == "Running" and not flags.on("stateless") and not _given(flags, "refresh")
+    refresh = _given(flags, "refresh")
+    live = record.get("status") == "Running" and not flags.on("stateless") and not refresh
     shared = {"instance_only": flags.on("instance-only"), "live": live}
     offer = shared | {"migration": True, "allow_inconsistent": flags.on("allow-inconsistent")}
     base = record["config"].get("volatile.base_image", "")
-    refresh = _given(flags, "refresh")
     body = settings | {
         "name": new,
         "type": "container",

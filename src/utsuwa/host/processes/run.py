@@ -92,7 +92,8 @@ async def run(
     killed (SIGTERM, SIGKILL) and reaped. Raises ProcessFailed, also for a missing program, and if `stopper`
     has stopped it.
     """
-    child = await _started(argv, stdin is not None, env, cwd, pass_fds, stdin_fd, stdout_fd)
+    start = partial(_start_child, argv, stdin is not None, env, cwd, pass_fds, stdin_fd, stdout_fd)
+    child = await _started(start)
     try:
         pidfd = os.pidfd_open(child.pid)
     except BaseException:
@@ -178,17 +179,8 @@ class Child:
                 os.close(descriptor)
 
 
-async def _started(
-    argv: Sequence[str],
-    with_stdin: bool,
-    env: Mapping[str, str | None] | None,
-    cwd: Path | None,
-    pass_fds: Sequence[int],
-    stdin_fd: int | None,
-    stdout_fd: int | None,
-) -> Child:
+async def _started(start: Callable[[], Child]) -> Child:
     """Start a program in another thread: it takes milliseconds on a busy machine, until it is loaded."""
-    start = partial(_start_child, argv, with_stdin, env, cwd, pass_fds, stdin_fd, stdout_fd)
     if threading.current_thread() is not threading.main_thread():  # `run_blocking`
         return start()
     children: list[Child] = []

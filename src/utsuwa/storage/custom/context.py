@@ -139,6 +139,20 @@ def first_config(pool: KnownPool, given: Mapping[str, str]) -> dict[str, str]:
     return config
 
 
+def config_of_copy(pool: KnownPool, config: Mapping[str, str]) -> dict[str, str]:
+    """As `first_config`, for a volume that takes over the config of another one.
+
+    Keys of another driver are left out.
+    """
+    known = pool.kind.custom_keys
+    kept = {
+        key: value
+        for key, value in config.items()
+        if known.find(key) is not None or key.startswith(known.free_prefixes)
+    }
+    return first_config(pool, kept)
+
+
 def with_size_shown(pool: KnownPool, config: Mapping[str, str], old: Mapping[str, str]) -> dict[str, str]:
     """Return a config with the volatile keys of another one; they say whether the size is enforced."""
     kept = {key: value for key, value in old.items() if key.startswith(VOLATILE) and key != ENFORCED_KEY}

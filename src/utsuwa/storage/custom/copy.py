@@ -21,6 +21,7 @@ from utsuwa.storage.copying import Copying
 from utsuwa.storage.custom.context import (
     Created,
     CustomContext,
+    config_of_copy,
     creation,
     first_config,
     get,
@@ -91,13 +92,7 @@ def _config(at: KnownPool, request: CopyRequest, source: Source) -> dict[str, st
     """Return the config of the copy: keys of another driver are left out of what it takes over."""
     if request.config is not None:
         return first_config(at, request.config)
-    known = at.kind.custom_keys
-    kept = {
-        key: value
-        for key, value in source.config.items()
-        if known.find(key) is not None or key.startswith(known.free_prefixes)
-    }
-    return first_config(at, kept)
+    return config_of_copy(at, source.config)
 
 
 async def copy(

@@ -9,12 +9,14 @@ from pathlib import Path
 from utsuwa.core.errors import InUse
 from utsuwa.core.names import check_volume_name
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.volumes import Volume
 from utsuwa.db import storage_volumes, volume_users
 from utsuwa.db.storage_volumes import DELETION
 from utsuwa.db.transaction import Transaction
 from utsuwa.storage import intentions
 from utsuwa.storage.custom.context import NO_MAP, CustomContext, creation, first_config, get
 from utsuwa.storage.custom.uses import Place
+from utsuwa.storage.known_pools import KnownPool
 
 _MODE = 0o711
 """The mode of the root of a new volume, which belongs to root."""
@@ -33,13 +35,17 @@ async def create(ctx: CustomContext, place: Place, config: Mapping[str, str], de
         ctx.locks.hold(pool, volume),
         creation(ctx, at, volume, first_config(at, config), description) as undo,
     ):
-        revert = partial(ctx.threads.remove.run, at.driver.delete_volume, volume)
-        await ctx.threads.quick.make(undo, revert, at.driver.create_volume, volume, NO_MAP, fill)
+        await make_empty(ctx, at, volume, undo)
     ctx.lifecycle("created", place, {"type": "custom"})
 
 
-def fill(folder: Path) -> None:
-    """Create the tree of a new volume, which is empty."""
+async def make_empty(ctx: CustomContext, pool: KnownPool, volume: Volume, undo: Rollback) -> None:
+    """Create the files of a new volume, an empty tree. Raises OutOfSpace, HostError."""
+    revert = partial(ctx.threads.remove.run, pool.driver.delete_volume, volume)
+    await ctx.threads.quick.make(undo, revert, pool.driver.create_volume, volume, NO_MAP, _fill)
+
+
+def _fill(folder: Path) -> None:
     rootfs = folder / "rootfs"
     rootfs.mkdir(mode=_MODE)
     rootfs.chmod(_MODE)

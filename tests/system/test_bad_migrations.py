@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.daemon import Daemon
-from utsuwa.client.http import open_unix
-from utsuwa.client.server import Server
-from utsuwa.client.websocket import WebSocket
+from tests.support.migration_peer import INDEX, RSYNC, Peer, nothing_left, say
+from utsuwa.core.errors import UtsuwaError
+from utsuwa.migration.layers import encode_chains
 from utsuwa.migration.messages import (
     Control,
     Header,
     IdRangeMessage,
     KeyValue,
-    RsyncFeatures,
+    OwnFeatures,
     SnapshotMessage,
 )
 
 pytestmark = pytest.mark.root
 
-RSYNC = RsyncFeatures(xattrs=True, delete=True, compress=False, bidirectional=True)
 GOOD = Header(fs=0, rsync=RSYNC, index_version=1)
-INDEX = b"{}"
-
-
-class Peer:
-    """The other side of an operation here: its websockets, to say anything to."""
-
-    def __init__(self, daemon: Daemon, body: dict[str, Any], path: str = "/1.0/instances") -> None:
-        self.daemon = daemon
-        self.server = Server(lambda: open_unix(str(daemon.socket)), "utsuwa")
-        self.operation: dict[str, Any] = self.server.post(path, body)
-        self.control, self.files = (self._socket(name) for name in ("control", "fs"))
-
-    def _socket(self, name: str) -> WebSocket:
-        secret = self.operation["metadata"][name]
-        return self.server.websocket(f"/1.0/operations/{self.operation['id']}/websocket?secret={secret}")
-
-    def error(self) -> str:
-        """Disconnect, wait for the operation, and return its error."""
-        record = self.server.get(f"/1.0/operations/{self.operation['id']}/wait?timeout=60")
-        return str(record["err"])
-
-    def close(self) -> None:
-        for socket in (self.control, self.files):
-            socket.close()
-        self.server.close()
 
 
 def target(**more: object) -> dict[str, Any]:
@@ -65,14 +42,6 @@ def receiving(daemon: Daemon, **more: object) -> Iterator[Peer]:
         peer.close()
 
 
-def nothing_left(daemon: Daemon) -> None:
-    assert daemon.get("/1.0/instances") == []
-    pool = daemon.dir / "storage-pools" / "default"
-    assert [
-        path for folder in ("containers", "containers-snapshots") for path in (pool / folder).iterdir()
-    ] == []
-
-
 def with_snapshot(**more: object) -> Header:
     fields: dict[str, Any] = {"name": "s", "architecture": 2, "ephemeral": False, "stateful": False, **more}
     return Header(fs=0, rsync=RSYNC, snapshot_names=["s"], snapshots=[SnapshotMessage(**fields)])
@@ -86,7 +55,6 @@ HEADERS: dict[str, Header] = {
     ),
     "invalid id map": Header(fs=0, rsync=RSYNC, idmap=[IdRangeMessage(True, True, -1, 0, 65536)]),
     "raw.unknown": with_snapshot(config=[KeyValue("raw.unknown", "1")]),
-    "invalid date": with_snapshot(creation_date=2**60),
 }
 
 
@@ -100,17 +68,6 @@ def test_a_lying_header_is_refused(shared_daemon: Daemon, reason: str) -> None:
 
 def close_all(peer: Peer) -> None:
     peer.close()
-
-
-def say(*parts: bytes | str) -> Callable[[Peer], None]:
-    def do(peer: Peer) -> None:
-        for part in parts:
-            if isinstance(part, bytes):
-                peer.files.send(part)
-            else:
-                peer.files.send_text(part)
-
-    return do
 
 
 ENDS: dict[str, Callable[[Peer], None]] = {
@@ -131,6 +88,94 @@ def test_what_follows_a_good_header_may_be_anything(shared_daemon: Daemon, end: 
         record = shared_daemon.get(f"/1.0/operations/{peer.operation['id']}/wait?timeout=30")
         assert record["status"] == "Failure"
         assert "Internal error" not in record["err"]
+    nothing_left(shared_daemon)
+
+
+LAYERED = Header(fs=0, rsync=RSYNC, index_version=1, own=OwnFeatures(links=True, layers=True))
+LAYER = "a" * 16
+CHAINS = encode_chains([(LAYER,)])
+
+
+def archive(*members: tuple[str, bytes, str]) -> bytes:
+    """A tar with members of a name, a type and a target."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, kind, target in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.mode = kind, target, 0o755
+            tar.addfile(member)
+    return data.getvalue()
+
+
+METADATA = archive(("0", tarfile.DIRTYPE, ""))
+EMPTY = archive((".", tarfile.DIRTYPE, ""))
+TO_ETC = archive(("etc", tarfile.SYMTYPE, "/etc"))
+LAYERS: dict[str, Callable[[Peer], None]] = {
+    "lists its layers wrongly": say(b"{}", ""),
+    "other layers than there can be": say(encode_chains([("../../etc",)]), ""),
+    "cannot be transferred": say(CHAINS, "", METADATA, "", b"", "", b"\x01" * 5000, ""),
+    "describes a layer wrongly": say(CHAINS, "", METADATA, "", b"etc\0o\0y\0", "", TO_ETC, ""),
+    "metadata of an instance": say(
+        CHAINS, "", archive(("0", tarfile.SYMTYPE, "/etc")), "", b"", "", EMPTY, ""
+    ),
+    "too large": say(CHAINS, "", *[b"\0" * 2**21] * 33),
+}
+
+
+@pytest.mark.parametrize("reason", LAYERS)
+def test_layers_may_be_anything(shared_daemon: Daemon, reason: str) -> None:
+    with receiving(shared_daemon) as peer:
+        peer.control.send(LAYERED.encode())
+        assert peer.control.receive() is not None
+        say(INDEX, "")(peer)
+        with contextlib.suppress(OSError, UtsuwaError):
+            LAYERS[reason](peer)
+        record = shared_daemon.get(f"/1.0/operations/{peer.operation['id']}/wait?timeout=30")
+        assert (record["status"], reason in record["err"]) == ("Failure", True), record["err"]
+    nothing_left(shared_daemon)
+
+
+def _stream(peer: Peer) -> bytes:
+    """The content of the next stream of the other side."""
+    parts = []
+    while (received := peer.files.receive()) is not None and received[1]:
+        parts.append(received[1])
+    return b"".join(parts)
+
+
+def offered(peer: Peer, *chain: str) -> list[str]:
+    """Offer layers, the newest first, and return those that are wanted."""
+    peer.control.send(LAYERED.encode())
+    assert peer.control.receive() is not None
+    say(INDEX, "")(peer)
+    _stream(peer)  # the answer to the index
+    say(encode_chains([chain]), "")(peer)
+    wanted: list[str] = json.loads(_stream(peer))
+    return wanted
+
+
+def test_a_refresh_goes_on_with_the_layers_that_have_arrived(shared_daemon: Daemon) -> None:
+    shared_daemon.do("POST", "/1.0/instances", {"name": "c1", "source": {"type": "none"}})
+    pool = shared_daemon.dir / "storage-pools" / "default" / "layers"
+    body = target() | {"source": {**target()["source"], "refresh": True}}
+    old, new = "1" * 16, "2" * 16
+    peer = Peer(shared_daemon, body)
+    assert offered(peer, new, old) == [old, new]
+    say(METADATA, "", b"", "", EMPTY, "", b"", "", b"\x01" * 5000, "")(peer)
+    assert "cannot be transferred" in peer.error()
+    peer.close()
+    assert [file.read_text() for file in pool.glob("*/identity")] == [old]
+    peer = Peer(shared_daemon, body)
+    assert offered(peer, new, old) == [new]
+    say(METADATA, "", b"", "", EMPTY, "")(peer)
+    verdict = peer.control.receive()
+    assert verdict is not None
+    assert Control.decode(verdict[1]).success
+    peer.control.close()
+    assert peer.error() == ""
+    peer.close()
+    assert sorted(file.read_text() for file in pool.glob("*/identity")) == [old, new]
+    shared_daemon.do("DELETE", "/1.0/instances/c1")
     nothing_left(shared_daemon)
 
 
@@ -156,7 +201,7 @@ def test_control_messages_may_be_anything(shared_daemon: Daemon, message: bytes 
         ({"mode": "pull", "operation": "http://a/1.0/operations/x"}, "Invalid operation"),
         ({"mode": "pull", "operation": "https://a/1.0/images/x"}, "Invalid operation"),
         ({"mode": "pull", "operation": "https://a/1.0/operations/a"}, "secret of the websocket"),
-        ({"mode": "push", "live": True}, "not supported yet"),
+        ({"mode": "push", "live": True}, "can be moved, but not copied"),
     ],
 )
 def test_requests_that_cannot_work_are_refused_at_once(
@@ -175,6 +220,20 @@ def test_a_target_that_wants_what_was_not_offered_is_refused(shared_daemon: Daem
     assert peer.control.receive() is not None
     answer = Header(fs=0, rsync=RSYNC, refresh=True, snapshot_names=["../x"])
     peer.control.send(answer.encode())
+    assert "not offered" in peer.error()
+    peer.close()
+    shared_daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start", "timeout": 20})
+
+
+def test_a_target_that_wants_layers_that_were_not_offered_is_refused(
+    shared_daemon: Daemon, busybox: str
+) -> None:
+    shared_daemon.lxc("init", busybox, "c1")
+    peer = Peer(shared_daemon, {"migration": True}, "/1.0/instances/c1")
+    assert peer.control.receive() is not None
+    answer = Header(fs=0, rsync=RSYNC, own=OwnFeatures(links=True, layers=True))
+    peer.control.send(answer.encode())
+    say(json.dumps([LAYER]).encode(), "")(peer)
     assert "not offered" in peer.error()
     peer.close()
     shared_daemon.do("PUT", "/1.0/instances/c1/state", {"action": "start", "timeout": 20})

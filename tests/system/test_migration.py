@@ -11,6 +11,7 @@ import pytest
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.long import usually
 from tests.support.servers import Servers, servers
 
 pytestmark = pytest.mark.root
@@ -146,7 +147,7 @@ def utsuwa(both: Servers, *words: str, check: bool = True) -> str:
     return ended.stdout if check else ended.stderr
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", usually(["push"], MODES))
 def test_the_own_client_copies_refreshes_and_moves(both: Servers, mode: str) -> None:
     words = ("--mode", mode)
     utsuwa(both, "init", "busybox", "near:c1")
@@ -177,7 +178,7 @@ def test_a_move_that_fails_leaves_the_source(both: Servers) -> None:
     assert both.far.get("/1.0/instances") == ["/1.0/instances/c1"]
 
 
-@pytest.mark.parametrize("mode", ["pull", "relay"])
+@pytest.mark.parametrize("mode", usually(["pull"], ["pull", "relay"]))
 def test_the_own_client_copies_and_moves_volumes(both: Servers, mode: str) -> None:
     words = ("--mode", mode)
     utsuwa(both, "storage", "volume", "create", "near:default", "v1")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -18,7 +18,7 @@ from tests.support.world import NAMES, WAYS, World, three_servers
 pytestmark = [
     pytest.mark.root,
     pytest.mark.timeout(900),
-    pytest.mark.skipif("UTSUWA_LONG" not in os.environ, reason="takes minutes: scripts/test --long"),
+    pytest.mark.long,
 ]
 
 MODES = ("pull", "push", "relay")
@@ -99,6 +99,66 @@ def test_an_instance_is_copied_with_snapshots_and_refreshed(
     world.servers[target].do("PUT", "/1.0/instances/c2", {"restore": "first"})
     assert read(world, target, "c2", OWNERS) == ("before", "1000")
     assert json.loads(world.run(client_of(target), "list", f"{target}:", "--format", "json"))
+
+
+CUSTOM = "/1.0/storage-pools/default/volumes/custom"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_custom_volume_is_copied_with_snapshots_and_moved(
+    world: World, way: tuple[str, str], mode: str
+) -> None:
+    source, target = way
+    near, far = (world.servers[name] for name in way)
+    client = client_of(source, target)
+    try:
+        near.do("POST", CUSTOM, {"name": "v1", "config": {"user.x": "1"}})
+        write_to_volume(world, source, "v1", "content")
+        near.do("POST", f"{CUSTOM}/v1/snapshots", {"name": "first"})
+        words = ("storage", "volume")
+        world.run(client, *words, "copy", f"{source}:default/v1", f"{target}:default/v2", "--mode", mode)
+        world.run(client, *words, "move", f"{source}:default/v1", f"{target}:default/v3", "--mode", mode)
+        assert volumes(near) == []
+        for name in ("v2", "v3"):
+            assert far.get(f"{CUSTOM}/{name}")["config"]["user.x"] == "1"
+            snapshots = far.get(f"{CUSTOM}/{name}/snapshots?recursion=1")
+            assert [snapshot["name"].rpartition("/")[2] for snapshot in snapshots] == ["first"]
+            assert read_from_volume(world, target, name) == "content"
+    finally:
+        for server in (near, far):
+            for url in volumes(server):
+                server.do("DELETE", url)
+
+
+def volumes(server: Endpoint) -> list[str]:
+    """Return the URLs of the custom volumes, among which are those of their snapshots."""
+    return [url for url in server.get(CUSTOM) if "/snapshots/" not in url]
+
+
+def folder_of_volume(world: World, server: str, name: str) -> Path:
+    folder = world.servers[server].socket.parent / "storage-pools" / "default" / "custom" / f"default_{name}"
+    return folder / "rootfs" if server == "utsuwa" else folder
+
+
+def write_to_volume(world: World, server: str, name: str, text: str) -> None:
+    (folder_of_volume(world, server, name) / "file").write_text(text)
+
+
+def read_from_volume(world: World, server: str, name: str) -> str:
+    return (folder_of_volume(world, server, name) / "file").read_text()
+
+
+@pytest.mark.parametrize("way", [("lxd", "incus"), ("incus", "lxd")], ids="-".join)
+def test_the_own_client_copies_between_the_others(world: World, way: tuple[str, str]) -> None:
+    source, target = way
+    world.run(client_of(source), "init", f"{source}:busybox", f"{source}:c1")
+    try:
+        write(world, source, OWNERS, "before")
+        world.run("utsuwa", "copy", f"{source}:c1", f"{target}:c2", "--mode", "relay")
+        assert read(world, target, "c2", OWNERS) == ("before", "1000")
+    finally:
+        for name in way:
+            delete_all(world.servers[name])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.faults import Faults
+from tests.support.long import usually
 
 pytestmark = pytest.mark.root
 
@@ -192,7 +193,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("pool", "project", "point"), POINTS)
+@pytest.mark.parametrize(("pool", "project", "point"), usually([POINTS[2], POINTS[-1]], POINTS))
 def test_a_move_that_is_cut_off(
     shared_daemon: Daemon,
     stopped: dict[str, Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -69,7 +70,36 @@ async def test_a_peer_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Unavailable):
         await all_of(stream.read(), watched_by=stream.watch())
     with pytest.raises(Unavailable):
-        await ControlChannel(Socket()).receive_soon(Header)
+        await ControlChannel(Socket()).receive_header()
+
+
+async def test_a_transfer_that_is_watched_already_can_be_hurried() -> None:
+    stream = Stream(Socket())
+    reading = asyncio.create_task(all_of(stream.read(), watched_by=stream.watch()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stream.hurry(0.01)
+    with pytest.raises(Unavailable, match=r"for 0\.01 seconds"):
+        await reading
+
+
+async def test_what_moves_beside_a_stream_counts() -> None:
+    files = Stream(Socket())
+    state = Stream(Socket(), beside=files)
+    state.hurry(0.01)
+    files.moved = moved = time.monotonic() + 0.1
+    with pytest.raises(Unavailable):
+        await state.watch()
+    assert time.monotonic() > moved
+
+
+async def test_a_peer_that_fails_before_its_header_is_quoted() -> None:
+    failed = Control(success=False, message="there is no room").encode()
+    with pytest.raises(InvalidRequest, match="there is no room"):
+        await ControlChannel(Socket(failed)).receive_header()
+    for nonsense in ("text", b"\xff", Control(success=True, message="x").encode()):
+        with pytest.raises(InvalidRequest, match="invalid message"):
+            await ControlChannel(Socket(nonsense)).receive_header()
 
 
 @pytest.mark.parametrize("message", ["text", b"\xff", Control(success=False, message="full").encode()])

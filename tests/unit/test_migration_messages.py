@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from utsuwa.core.errors import InvalidRequest, UtsuwaError
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.core.protobuf import InvalidMessage, Message
 from utsuwa.host.rsync import Options
 from utsuwa.migration import index, negotiation
 from utsuwa.migration.messages import (
@@ -22,9 +24,10 @@ from utsuwa.migration.messages import (
     KeyValue,
     OwnFeatures,
     RsyncFeatures,
+    SavedStates,
     SnapshotMessage,
 )
-from utsuwa.migration.protobuf import InvalidMessage, Message
+from utsuwa.migration.received_snapshots import moment
 
 
 def values(kind: type[Message]) -> st.SearchStrategy[Any]:
@@ -102,7 +105,11 @@ def offer(**more: Any) -> Header:
 
 def agreed(offered: Header, *, compress: bool = True) -> tuple[Header, Options]:
     answer = negotiation.answer_to(
-        offered, compress=compress, refresh=False, names=list(offered.snapshot_names)
+        offered,
+        compress=compress,
+        refresh=False,
+        names=list(offered.snapshot_names),
+        able=OwnFeatures(links=True),
     )
     assert negotiation.options_of(offered, answer) == negotiation.options_of(
         offered, Header.decode(answer.encode())
@@ -115,6 +122,29 @@ def test_what_both_sides_can_is_used() -> None:
     assert agreed(offer(), compress=False)[1] == Options(xattrs=True, delete=True)
     with_own = offer(own=OwnFeatures(links=True))
     assert agreed(with_own)[1] == Options(xattrs=True, delete=True, links=True)
+
+
+def test_a_handover_needs_both_sides() -> None:
+    known, unknown = OwnFeatures(links=True, handover=True), OwnFeatures(links=True)
+    assert negotiation.common(known, known).handover
+    assert not negotiation.common(known, unknown).handover
+    assert not negotiation.common(unknown, known).handover
+
+
+def test_only_offered_running_states_are_sent() -> None:
+    states = SavedStates("c1", ["one", "two"], own=True)
+    offered = offer(own=OwnFeatures(links=True, states=states))
+
+    def chosen(answer: SavedStates | None) -> SavedStates | None:
+        return negotiation.chosen_states(offered, offer(own=OwnFeatures(links=True, states=answer)))
+
+    assert chosen(SavedStates("c1", ["two"])) == SavedStates("c1", ["two"])
+    for lying in (SavedStates("c1", ["three"]), None):
+        with pytest.raises(InvalidRequest):
+            chosen(lying)
+    assert negotiation.chosen_states(offer(), offer()) is None
+    of_snapshots = offer(own=OwnFeatures(links=True, states=SavedStates("c1", ["one"])))
+    assert negotiation.chosen_states(of_snapshots, offer()) is None
 
 
 def test_servers_of_long_ago_have_fixed_options() -> None:
@@ -217,3 +247,15 @@ def test_an_index_is_confirmed_or_refused() -> None:
 
 def test_a_control_message_has_a_reason() -> None:
     assert KeyValue.decode(KeyValue("a", "b").encode()) == KeyValue("a", "b")
+
+
+def test_dates_are_seconds_or_nanoseconds() -> None:
+    assert (
+        moment(1_700_000_000)
+        == moment(1_700_000_000 * 10**9)
+        == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    )
+    assert moment(0) is moment(-62_135_596_800) is None
+    latest = moment(2**63 - 1)
+    assert latest is not None
+    assert latest.year == 2262

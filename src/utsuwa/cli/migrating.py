@@ -5,13 +5,14 @@ from __future__ import annotations
 import select
 
 from utsuwa.cli import sources
-from utsuwa.client.errors import ApiError
+from utsuwa.client.errors import ApiError, BadAnswer, Unreachable
 from utsuwa.client.server import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from utsuwa.cli.downtime import Downtime
     from utsuwa.cli.session import Session
     from utsuwa.client.server import Server
     from utsuwa.client.websocket import WebSocket
@@ -30,16 +31,41 @@ class Migration:
         session: Session,
         source: tuple[str, str, dict[str, Any]],
         target: tuple[str, str, dict[str, Any]],
+        downtime: Downtime | None = None,
     ) -> None:
         """Both are the name of a remote, a path, and the body of a POST."""
         self._session = session
+        self._downtime = downtime
         (self._from, self._source_path, self._offer) = source
         (self._to, self._target_path, self._wanted) = target
         self._source, self._target = session.server(self._from), session.server(self._to)
 
     def run(self, mode: str, label: str, **query: str) -> None:
         """Copy it; returns once the target has it completely. Raises ApiError, CommandFailed."""
-        {PULL: self._pull, PUSH: self._push, RELAY: self._relay}[mode](label, query)
+        run = {PULL: self._pull, PUSH: self._push, RELAY: self._relay}[mode]
+        try:
+            run(label, query)
+        except (ApiError, Unreachable, BadAnswer):
+            if self._downtime is None or not self._downtime.settle(self._source, self._target, query):
+                raise
+
+    def _follow(self, sending: dict[str, Any], receiving: dict[str, Any], label: str) -> None:
+        """Wait until the target has it all, or for a planned downtime, until both servers have ended."""
+        if self._downtime is None:
+            self._receive(receiving, label)
+            return
+        self._downtime.agree(self._source, sending)
+        try:
+            self._receive(receiving, label)
+        finally:
+            record = self._session.wait(self._source, sending, label)
+        self._downtime.ended(record)
+
+    def _receive(self, receiving: dict[str, Any], label: str) -> None:
+        """Wait for the target; tell why a saved running state was left out."""
+        record = self._session.wait(self._target, receiving, label)
+        if reason := (record.get("metadata") or {}).get("without_running_state"):
+            self._session.warn(f"The copy has not all of the saved running state: {reason}")
 
     def _pull(self, label: str, query: dict[str, str]) -> None:
         address, certificate = sources.reachable(self._session, self._from)
@@ -48,7 +74,7 @@ class Migration:
             body = self._body(PULL)
             body["source"] |= _operation(address, sending, certificate)
             receiving = self._target.post(self._target_path, body, **query)
-            self._session.wait(self._target, receiving, label)
+            self._follow(sending, receiving, label)
         except BaseException:
             _cancel(self._source, sending)
             raise
@@ -59,11 +85,14 @@ class Migration:
         try:
             target = _operation(address, receiving, certificate)
             sending = self._source.post(self._source_path, self._offer | {"target": target})
+            if self._downtime is not None:
+                self._follow(sending, receiving, label)
+                return
             self._session.wait(self._source, sending, label)
         except BaseException:
             _cancel(self._target, receiving)
             raise
-        self._session.wait(self._target, receiving, label)
+        self._receive(receiving, label)
 
     def _relay(self, label: str, query: dict[str, str]) -> None:
         import threading
@@ -76,7 +105,7 @@ class Migration:
                 for name in ("control", "fs")
             ]
             threading.Thread(target=relay, args=(pairs,), daemon=True).start()
-            self._session.wait(self._target, receiving, label)
+            self._follow(sending, receiving, label)
         except BaseException:
             _cancel(self._source, sending)
             raise
@@ -89,7 +118,7 @@ class Migration:
 def _operation(address: str, operation: dict[str, Any], certificate: str) -> dict[str, Any]:
     return {
         "operation": f"{address}/1.0/operations/{operation['id']}",
-        "secrets": operation["metadata"],
+        "secrets": {name: text for name, text in operation["metadata"].items() if name != "downtime"},
         "certificate": certificate,
     }
 

@@ -19,10 +19,18 @@ def _source(value: str) -> None:
         raise InvalidConfig("must be the absolute path of a directory, without '.' and '..'")
 
 
+def bytes_per_second(value: str) -> int:
+    """Return an rsync bandwidth limit in bytes: a number of KiB, or a size with a unit; 0 means none.
+
+    Raises InvalidConfig.
+    """
+    if value.isascii() and value.isdigit():
+        return int(value) * 1024
+    return parse_bytes(value) if value else 0
+
+
 def _rate(value: str) -> None:
-    """An rsync bandwidth limit: a number of KiB per second, or a size with a unit."""
-    if not value.isascii() or not value.isdigit():
-        parse_bytes(value)
+    bytes_per_second(value)
 
 
 def _schedule(value: str) -> None:

@@ -86,7 +86,8 @@ fi
 if [ "$job" = send ]; then
     "${run[@]}" rsync "$@"
 else
-    "${run[@]}" rsync "$@" <&3 >&4
+    # Whether files may have vanished at the sender is for the sender to judge.
+    "${run[@]}" rsync "$@" <&3 >&4 || { status=$?; [ "$status" = 24 ] || exit "$status"; }
     if [ -n "$beside" ]; then
         for name in metadata.yaml templates; do
             if [ -e "$name" ]; then cp -R --no-dereference --no-preserve=all "$name" /out/; fi

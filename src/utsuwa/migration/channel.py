@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from utsuwa.core.errors import InvalidRequest, Unavailable, UtsuwaError
-from utsuwa.migration.messages import Control
-from utsuwa.migration.protobuf import InvalidMessage, Message
+from utsuwa.core.protobuf import InvalidMessage, Message
+from utsuwa.migration.messages import Control, Header
+from utsuwa.migration.racing import all_of
 from utsuwa.operations.websocket import WebSocket
 
 CONNECT_SECONDS = 30
@@ -25,17 +27,23 @@ STALL_SECONDS = 600
 MAX_DOCUMENT = 16 * 2**20
 """Maximum size of a stream that is a document, in bytes."""
 _MAX_REASON = 500
+_PART = 2**20
+"""Bytes of a document in one message."""
 
 M = TypeVar("M", bound=Message)
 
 
 class Stream:
-    """The websocket for files. Raises Unavailable if the other server disconnects or stands still."""
+    """A websocket for files. Raises Unavailable if the other server disconnects or stands still."""
 
-    def __init__(self, socket: WebSocket) -> None:
+    def __init__(self, socket: WebSocket, beside: Stream | None = None) -> None:
+        """What is transferred `beside` it counts as well: meanwhile, nothing need follow on this one."""
         self._socket = socket
+        self._beside = beside
         self.moved = time.monotonic()
         """When something was last sent or received."""
+        self._patience = float(STALL_SECONDS)
+        self._hurried = asyncio.Event()
 
     async def read(self) -> bytes | None:
         """Return the next part of the stream; None at its end."""
@@ -62,19 +70,58 @@ class Stream:
     async def document(self) -> bytes:
         """Return a complete stream. Raises InvalidRequest if it is too large."""
         data = bytearray()
-        while (part := await self.read()) is not None:
-            data += part
-            if len(data) > MAX_DOCUMENT:
-                raise InvalidRequest("The other server sent a document that is too large")
+
+        async def collect() -> None:
+            while (part := await self.read()) is not None:
+                data.extend(part)
+                if len(data) > MAX_DOCUMENT:
+                    raise InvalidRequest("The other server sent a document that is too large")
+
+        await all_of(collect(), watched_by=self.watch())
         return bytes(data)
 
+    async def send_document(self, data: bytes) -> None:
+        """Send a complete stream. Raises InvalidRequest if it is too large for the other server."""
+        if len(data) > MAX_DOCUMENT:
+            raise InvalidRequest("What has to be described to the other server is too much for it")
+        for start in range(0, len(data), _PART):
+            await self.send(data[start : start + _PART])
+        await self.end()
+
+    def hurry(self, seconds: float) -> None:
+        """Let the transfer stand still for at most `seconds` from now on."""
+        self.moved, self._patience = time.monotonic(), seconds
+        self._hurried.set()
+
     async def watch(self) -> None:
-        """Raise Unavailable once the transfer stands still."""
+        """Raise Unavailable once the transfer stands still from now on."""
+        self.moved = time.monotonic()
         while True:
-            left = self.moved + STALL_SECONDS - time.monotonic()
+            moved = self.moved if self._beside is None else max(self.moved, self._beside.moved)
+            left = moved + self._patience - time.monotonic()
             if left <= 0:
-                raise Unavailable(f"The other server has not sent anything for {STALL_SECONDS} seconds")
-            await asyncio.sleep(left)
+                raise Unavailable(
+                    f"The other server has neither sent nor taken anything for {self._patience:g} seconds"
+                )
+            self._hurried.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._hurried.wait()
+
+
+async def _decoded(kind: type[M], message: bytes | str) -> M:
+    try:
+        if isinstance(message, str):
+            raise InvalidMessage("it is text")
+        return await asyncio.to_thread(kind.decode, message)
+    except InvalidMessage as error:
+        raise InvalidRequest(f"The other server sent an invalid message: {error}") from error
+
+
+def check_verdict(verdict: Control) -> None:
+    """Raise InvalidRequest with the other server's reason if it has failed."""
+    if not verdict.success:
+        raise InvalidRequest(f"The other server failed: {(verdict.message or 'no reason')[:_MAX_REASON]}")
 
 
 class ControlChannel:
@@ -92,29 +139,35 @@ class ControlChannel:
 
     async def receive(self, kind: type[M]) -> M:
         """Raises Unavailable if the other server has disconnected, InvalidRequest for anything else."""
+        return await _decoded(kind, await self._read())
+
+    async def _read(self) -> bytes | str:
         message = await self._socket.read()
         if message is None:
             raise _gone()
-        try:
-            if isinstance(message, str):
-                raise InvalidMessage("it is text")
-            return await asyncio.to_thread(kind.decode, message)
-        except InvalidMessage as error:
-            raise InvalidRequest(f"The other server sent an invalid message: {error}") from error
+        return message
 
-    async def receive_soon(self, kind: type[M]) -> M:
-        """As `receive`, within `HEADER_SECONDS`."""
+    async def receive_header(self) -> Header:
+        """Return the other server's header within `HEADER_SECONDS`.
+
+        Raises as `receive`, and InvalidRequest with its reason if it has failed before.
+        """
         try:
             async with asyncio.timeout(HEADER_SECONDS):
-                return await self.receive(kind)
+                message = await self._read()
         except TimeoutError:
             raise Unavailable("The other server does not answer") from None
+        try:
+            return await _decoded(Header, message)
+        except InvalidRequest:
+            with contextlib.suppress(InvalidMessage):
+                if isinstance(message, bytes):
+                    check_verdict(Control.decode(message))
+            raise
 
     async def verdict(self) -> None:
         """Wait for the other server's verdict. Raises InvalidRequest if it is a failure."""
-        found = await self.receive(Control)
-        if not found.success:
-            raise InvalidRequest(f"The other server failed: {(found.message or 'no reason')[:_MAX_REASON]}")
+        check_verdict(await self.receive(Control))
 
     async def fail(self, error: BaseException) -> None:
         """Tell the other server that this one has failed, if it is still there."""
@@ -124,13 +177,22 @@ class ControlChannel:
                 await self.send(Control(success=False, message=text))
 
 
+@dataclass
+class Report:
+    """Whether the other server is told of a failure."""
+
+    wanted: bool = True
+
+
 @contextlib.asynccontextmanager
-async def reporting(control: ControlChannel) -> AsyncIterator[None]:
-    """Tell the other server if the block fails."""
+async def reporting(control: ControlChannel) -> AsyncIterator[Report]:
+    """Tell the other server if the block fails, unless that is not `wanted`."""
+    report = Report()
     try:
-        yield
+        yield report
     except BaseException as error:
-        await asyncio.shield(control.fail(error))
+        if report.wanted:
+            await asyncio.shield(control.fail(error))
         raise
 
 

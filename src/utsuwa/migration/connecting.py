@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import (
     ClientSession,
@@ -16,21 +17,29 @@ from aiohttp import (
     DummyCookieJar,
     TCPConnector,
     WSMsgType,
+    WSServerHandshakeError,
 )
 from yarl import URL
 
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import InvalidRequest, Unavailable
 from utsuwa.core.proxies import Proxies
 from utsuwa.images.remote.records import check_url
-from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, translated
+from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
 from utsuwa.migration.channel import ControlChannel, Stream
 from utsuwa.operations.operations import Operation
+from utsuwa.operations.websocket import WebSocket
 from utsuwa.security.remote_tls import client_context
 
 SOCKETS = ("control", "fs")
+LIVE_SOCKETS = (*SOCKETS, "criu")
+"""Those of a move with the running state."""
 _MAX_MESSAGE = 4 * 2**20
 _OPERATION = re.compile(r"/1\.0/operations/[0-9a-fA-F-]{1,64}\Z")
 _SECRET = re.compile(r"[0-9A-Za-z_-]{1,200}\Z")
+
+
+class UnknownOperation(Unavailable):
+    """The other server neither has an operation, nor a record of an undecided move by its id."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,11 @@ class Remote:
     certificate: str
 
     @classmethod
-    def of(cls, operation: str, secrets: Mapping[str, str] | None, certificate: str) -> Remote:
+    def of(
+        cls, operation: str, secrets: Mapping[str, str] | None, certificate: str, *, live: bool = False
+    ) -> Remote:
         """Check what a request says of it. Raises InvalidRequest."""
+        names = LIVE_SOCKETS if live else SOCKETS
         url = check_url(operation)
         if url.scheme != "https" or not _OPERATION.match(url.path):
             raise InvalidRequest(
@@ -51,12 +63,10 @@ class Remote:
                 "use https://HOST[:PORT]/1.0/operations/ID"
             )
         given = secrets or {}
-        for name in SOCKETS:
+        for name in names:
             if not _SECRET.match(given.get(name, "")):
                 raise InvalidRequest(f"The secret of the websocket {name!r} of the other server is missing")
-        if "criu" in given:
-            raise InvalidRequest("Copying the running state (live) is not supported yet: use --stateless")
-        return cls(url.with_query(None).with_fragment(None), {n: given[n] for n in SOCKETS}, certificate)
+        return cls(url.with_query(None).with_fragment(None), {n: given[n] for n in names}, certificate)
 
 
 class ClientSocket:
@@ -99,10 +109,34 @@ async def connected(
 
     Raises Unavailable, also if nobody connects in time.
     """
-    if remote is None:
-        control, files = [await operation.websocket(name) for name in SOCKETS]
+    async with _sockets(operation, remote, proxies, SOCKETS) as (control, files):
         yield ControlChannel(control), Stream(files)
+
+
+@contextlib.asynccontextmanager
+async def connected_live(
+    operation: Operation, remote: Remote | None, proxies: Proxies
+) -> AsyncIterator[tuple[ControlChannel, Stream, Stream]]:
+    """As `connected`, with the stream of the running state."""
+    async with _sockets(operation, remote, proxies, LIVE_SOCKETS) as (control, files, state):
+        stream = Stream(files)
+        yield ControlChannel(control), stream, Stream(state, beside=stream)
+
+
+@contextlib.asynccontextmanager
+async def _sockets(
+    operation: Operation, remote: Remote | None, proxies: Proxies, names: Sequence[str]
+) -> AsyncIterator[list[WebSocket]]:
+    if remote is None:
+        yield [await operation.websocket(name) for name in names]
         return
+    async with opened(remote, proxies, names) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> AsyncIterator[list[WebSocket]]:
+    """Connect websockets of a remote. Raises Unavailable, and UnknownOperation of that."""
     context = await asyncio.to_thread(client_context, remote.certificate, None)
     async with (
         ClientSession(
@@ -112,8 +146,8 @@ async def connected(
         ) as session,
         contextlib.AsyncExitStack() as stack,
     ):
-        found = []
-        for name in SOCKETS:
+        found: list[WebSocket] = []
+        for name in names:
             url = (remote.url / "websocket").with_query(secret=remote.secrets[name])
             with translated(remote.url):
                 opened = session.ws_connect(
@@ -123,5 +157,11 @@ async def connected(
                     proxy=proxy_for(proxies, remote.url),
                     timeout=ClientWSTimeout(ws_close=5),
                 )
-                found.append(ClientSocket(await stack.enter_async_context(opened)))
-        yield ControlChannel(found[0]), Stream(found[1])
+                try:
+                    found.append(ClientSocket(await stack.enter_async_context(opened)))
+                except WSServerHandshakeError as error:  # whose text has the secret
+                    kind = UnknownOperation if error.status == HTTPStatus.NOT_FOUND else Unavailable
+                    raise kind(
+                        f"{shown(remote.url)}: the server replied with the status {error.status}"
+                    ) from error
+        yield found

@@ -12,7 +12,7 @@ from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.proxies import Proxies
 from utsuwa.instances.context import Context
 from utsuwa.migration.channel import ControlChannel, Stream
-from utsuwa.migration.connecting import Remote, connected
+from utsuwa.migration.connecting import Remote, connected, connected_live
 from utsuwa.operations.operations import Operation
 from utsuwa.storage.manager import StorageManager
 
@@ -41,8 +41,20 @@ class MigrationContext:
         self, operation: Operation, remote: Remote | None
     ) -> AsyncIterator[tuple[ControlChannel, Stream]]:
         """As `connecting.connected`, through the proxies of the server config."""
-        async with connected(operation, remote, Proxies.of(self.instances.settings.value)) as found:
+        async with connected(operation, remote, self.proxies) as found:
             yield found
+
+    @contextlib.asynccontextmanager
+    async def connected_live(
+        self, operation: Operation, remote: Remote | None
+    ) -> AsyncIterator[tuple[ControlChannel, Stream, Stream]]:
+        """As `connecting.connected_live`, through the proxies of the server config."""
+        async with connected_live(operation, remote, self.proxies) as found:
+            yield found
+
+    @property
+    def proxies(self) -> Proxies:
+        return Proxies.of(self.instances.settings.value)
 
     async def pool_config(self, pool: str) -> Mapping[str, str]:
         """Raises NotFound."""
@@ -54,11 +66,11 @@ class MigrationContext:
 
 
 def remote_of_source(
-    mode: str, operation: str, secrets: Mapping[str, str] | None, certificate: str
+    mode: str, operation: str, secrets: Mapping[str, str] | None, certificate: str, *, live: bool = False
 ) -> Remote | None:
     """Return the server from which is pulled; None if it pushes. Raises InvalidRequest."""
     if mode == PUSH:
         return None
     if mode != PULL:
         raise InvalidRequest(f"Unknown mode {mode[:20]!r} of a migration: use pull or push")
-    return Remote.of(operation, secrets, certificate)
+    return Remote.of(operation, secrets, certificate, live=live)

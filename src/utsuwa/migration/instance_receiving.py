@@ -4,48 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
-from utsuwa.core import clock, faults
+from utsuwa.core import faults
 from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.names import check_instance_name
-from utsuwa.core.refs import InstanceRef, SnapshotRef
+from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.scope import Policy, Scope
-from utsuwa.db import codes, profiles, storage_volumes, volume_snapshots
+from utsuwa.core.scope import Scope
 from utsuwa.db import instances as instance_rows
-from utsuwa.db import snapshots as snapshot_rows
-from utsuwa.db.instance_data import InstanceData
-from utsuwa.db.profiles import ProfileRow
-from utsuwa.db.projects import effective
+from utsuwa.db import storage_volumes, volume_snapshots
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.transaction import Transaction
-from utsuwa.db.volume_snapshots import FREE_PREFIX, VolumeSnapshotRow
 from utsuwa.instances import identity
-from utsuwa.instances.context import load
-from utsuwa.instances.lifecycle import copy, create
+from utsuwa.instances.context import Context, load
+from utsuwa.instances.lifecycle import create
 from utsuwa.instances.model import Loaded
-from utsuwa.instances.policy import judge
-from utsuwa.instances.snapshots import loading, rows
+from utsuwa.instances.snapshots import rows
+from utsuwa.migration import layers_receiving, received_snapshots
 from utsuwa.migration.channel import ControlChannel, Stream, reporting
 from utsuwa.migration.connecting import Remote
 from utsuwa.migration.context import MigrationContext
 from utsuwa.migration.index import Index
-from utsuwa.migration.instance_sending import seconds
-from utsuwa.migration.messages import Control, Header, KeyValue, SnapshotMessage
+from utsuwa.migration.messages import Control, Header, LiveTerms
 from utsuwa.migration.negotiation import owners_of
-from utsuwa.migration.racing import all_of
-from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_offer, receive_trees
+from utsuwa.migration.progress import Progress
+from utsuwa.migration.racing import Work, all_of
+from utsuwa.migration.receiving import Agreed, agree, receive_index, receive_offer, receive_trees
+from utsuwa.migration.states import Own, ReceivedStates
+from utsuwa.migration.states import wanted as states_wanted
+from utsuwa.migration.takeover import Start, Verdict, take_over
 from utsuwa.operations.operations import Operation
-from utsuwa.profiles.expand import expand
+from utsuwa.storage.layered import LayeredVolume
 from utsuwa.wire.instances import InstancesPost
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
-_LAST = 253402300799
-"""The last second of the year 9999."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,10 @@ class Reception:
     instance: Loaded
     remote: Remote | None
     without_snapshots: bool
+    start: Start | None = None
+    """Starts a new instance, if that is wanted."""
+    own_state: Own = Own.LEFT_OUT
+    """What becomes of the saved running state of a new instance itself."""
 
 
 def ref_of(project: str, request: InstancesPost) -> InstanceRef:
@@ -87,17 +88,38 @@ async def receive(reception: Reception, operation: Operation) -> None:
         async with (
             reception.ctx.connected(operation, reception.remote) as (control, files),
             reporting(control),
-            ctx.locks.hold("instance", instance.ref),
         ):
-            offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
-            found = await _snapshots(reception, offer)
-            agreed = await _agree(reception, control, offer, [row.ref.name for row in found])
-            await all_of(_fill_new(reception, files, agreed, found, operation), watched_by=control.verdict())
-            undo.keep()
-            ctx.warn_of_keys(instance)
-            context = {"location": ctx.database.member.name, "storage-pool": instance.pool}
-            ctx.lifecycle("created", instance.ref, context | {"type": "container"})
+            async with ctx.locks.hold("instance", instance.ref):
+                offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
+                _check_handover(reception, offer)
+                found = await received_snapshots.offered(ctx, instance, offer, reception.scope.policy)
+                base = await base_of(reception)
+                names = [row.ref.name for row in found]
+                agreed = await agree_on(reception, control, offer, names, empty=base is None)
+                verdict = Verdict(control)
+                fill = fill_new(reception, files, agreed, found, base, verdict, operation)
+                await all_of(fill, watched_by=verdict.wait())
+                undo.keep()
+            announce_new(ctx, instance)
+            if agreed.handover and reception.start is not None:
+                await take_over(ctx, instance.ref, reception.start, control)
+                return
             await control.send(Control(success=True, message=""))
+    if reception.start is not None:
+        await reception.start()
+
+
+def announce_new(ctx: Context, instance: Loaded) -> None:
+    """Publish that an instance has been received."""
+    ctx.warn_of_keys(instance)
+    context = {"location": ctx.database.member.name, "storage-pool": instance.pool}
+    ctx.lifecycle("created", instance.ref, context | {"type": "container"})
+
+
+def _check_handover(reception: Reception, offer: Header) -> None:
+    """Raise InvalidRequest for an instance that is to be started here if the request does not say so."""
+    if offer.own is not None and offer.own.handover and reception.start is None:
+        raise InvalidRequest("The instance is to be started here, which was not asked for")
 
 
 async def refresh(reception: Reception, operation: Operation) -> None:
@@ -117,16 +139,25 @@ async def refresh(reception: Reception, operation: Operation) -> None:
         reception = replace(reception, instance=instance)
         offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
         new, gone = await _compared(reception, offer)
-        agreed = await _agree(reception, control, offer, [row.ref.name for row in new], refresh=True)
+        agreed = await agree_on(reception, control, offer, [row.ref.name for row in new], refresh=True)
         await all_of(_fill_copy(reception, files, agreed, new, gone, operation), watched_by=control.verdict())
         ctx.lifecycle("updated", ref)
         await control.send(Control(success=True, message=""))
 
 
-async def _agree(
-    reception: Reception, control: ControlChannel, offer: Header, names: list[str], *, refresh: bool = False
+async def agree_on(
+    reception: Reception,
+    control: ControlChannel,
+    offer: Header,
+    names: list[str],
+    *,
+    refresh: bool = False,
+    empty: bool = False,
+    live: LiveTerms | None = None,
 ) -> Agreed:
+    """Answer an offer, as `receiving.agree`."""
     ctx, instance = reception.ctx, reception.instance
+    states = _states(reception, offer, [] if refresh else names)
     return await agree(
         control,
         offer,
@@ -136,40 +167,107 @@ async def _agree(
         compress=await ctx.compresses(instance.pool),
         refresh=refresh,
         beside=ctx.folder,
+        layers=await ctx.storage.layers.can_receive(instance.pool),
+        empty=empty,
+        states=states,
+        live=live,
     )
+
+
+def _states(reception: Reception, offer: Header, names: list[str]) -> ReceivedStates | None:
+    """Return what is received of the states of these snapshots, and of the instance itself."""
+    instance, own = reception.instance, reception.own_state
+    wanted, reason = states_wanted(offer, instance, reception.scope, names, own)
+    return None if wanted is None else ReceivedStates(wanted, identity.next_idmap(instance), own, lost=reason)
 
 
 # Files
 
 
-async def _fill_new(
+async def fill_new(
     reception: Reception,
     files: Stream,
     agreed: Agreed,
     snapshots: Sequence[SnapshotRow],
+    base: ImageSource | None,
+    verdict: Verdict,
     operation: Operation,
+    running_state: Callable[[Path], Work] | None = None,
 ) -> None:
+    """Receive what a new instance consists of, and make it visible; on failure, remove its volume.
+
+    Its `running_state` is received at the same time, into the directory of its volume.
+    """
     ctx, instance = reception.ctx, reception.instance
     found = await receive_index(files, agreed)
-    created = ctx.storage.receiving.created(
-        instance.pool, instance.ref.volume, instance.expanded.root_size, await _base(reception)
-    )
+    place = (instance.pool, instance.ref.volume, instance.expanded.root_size)
+    receive_states = partial(_receive_states, reception, files, agreed, operation)
     async with Rollback() as undo:
-        async with created as incoming:
-            await receive_trees(files, agreed, incoming, operation)
+        if agreed.own.layers:
+            async with ctx.storage.layers.created(*place) as layered:
+                await _receive_layers(reception, files, agreed, layered, operation)
+                await receive_states()
+        else:
+            async with ctx.storage.receiving.created(*place, base) as incoming:
+                trees = receive_trees(files, agreed, incoming, operation, receive_states)
+                await all_of(trees, *([] if running_state is None else [running_state(incoming.folder)]))
         undo.push(ctx.storage.volumes.delete, instance.pool, instance.ref.volume)
         await asyncio.to_thread(create.create_log_folder, ctx.instances, instance)
         faults.point("instance is received")
-        await ctx.instances.database.write("instance is ready", _made, instance, snapshots, found)
+        if agreed.handover:
+            await verdict.permission()
+        received = agreed.states
+        if received is not None:
+            snapshots = received_snapshots.with_states(snapshots, received.snapshots)
+            received.tell(operation)
+        stateful = running_state is not None or (received is not None and received.own)
+        await ctx.instances.database.write(
+            "instance is ready",
+            partial(_made, running=agreed.handover, stateful=stateful),
+            instance,
+            snapshots,
+            found,
+        )
         undo.keep()
 
 
-async def _base(reception: Reception) -> ImageSource | None:
+async def _receive_states(reception: Reception, files: Stream, agreed: Agreed, operation: Operation) -> None:
+    if agreed.states is None:
+        return
+    volumes, volume, pool = (
+        reception.ctx.storage.volumes,
+        reception.instance.ref.volume,
+        reception.instance.pool,
+    )
+
+    def folder(name: str | None) -> Path:
+        return volumes.folder(pool, volume if name is None else volume.snapshot_named(name))
+
+    await agreed.states.receive(files, folder, agreed.name, operation)
+
+
+async def _receive_layers(
+    reception: Reception, files: Stream, agreed: Agreed, layered: LayeredVolume, operation: Operation
+) -> None:
+    await layers_receiving.receive(
+        files,
+        layered,
+        agreed.answer.snapshot_names,
+        lambda fingerprint: _image(reception, fingerprint),
+        scratch=reception.ctx.folder,
+        progress=Progress(operation, agreed.name),
+    )
+
+
+async def base_of(reception: Reception) -> ImageSource | None:
     """Return the image of which the instance was made, if it is here: then only the differences are sent."""
+    fingerprint = reception.instance.data.config.get("volatile.base_image", "")
+    return await _image(reception, fingerprint) if _FINGERPRINT.match(fingerprint) else None
+
+
+async def _image(reception: Reception, fingerprint: str) -> ImageSource | None:
+    """Return an image, if it is here and belongs to the instance's project."""
     ctx, instance = reception.ctx.instances, reception.instance
-    fingerprint = instance.data.config.get("volatile.base_image", "")
-    if not _FINGERPRINT.match(fingerprint):
-        return None
     try:
         image = await ctx.images.resolve(instance.project, fingerprint=fingerprint)
         return ctx.images.source(ctx.images.check_here(image))
@@ -177,26 +275,25 @@ async def _base(reception: Reception) -> ImageSource | None:
         return None
 
 
-def _made(tx: Transaction, instance: Loaded, snapshots: Sequence[SnapshotRow], found: Index) -> None:
+def _made(
+    tx: Transaction,
+    instance: Loaded,
+    snapshots: Sequence[SnapshotRow],
+    found: Index,
+    *,
+    running: bool,
+    stateful: bool,
+) -> None:
+    """Complete a new instance. If it is to be `running`, the next start of the daemon starts it as well."""
     volume = rows.volume_of(tx, instance.pool, instance.ref)
     described = volume_snapshots.with_free_config(volume, found.description, found.config)
     storage_volumes.update(tx, described)
-    _insert(tx, volume.id, snapshots, found)
+    received_snapshots.insert(tx, volume.id, snapshots, found)
+    if running:
+        instance_rows.patch_config(tx, instance.row.id, {"volatile.last_state.power": "RUNNING"})
+    if stateful:
+        instance_rows.set_stateful(tx, instance.row.id, stateful=True)
     instance_rows.set_ready(tx, instance.row.id)
-
-
-def _insert(tx: Transaction, volume_id: int, snapshots: Sequence[SnapshotRow], found: Index) -> None:
-    for row in snapshots:
-        snapshot_rows.insert(tx, row)
-        said = found.snapshots.get(row.ref.name)
-        config = {} if said is None else said.config
-        free = {key: value for key, value in config.items() if key.startswith(FREE_PREFIX)}
-        description = "" if said is None else said.description
-        volume_snapshots.insert(
-            tx,
-            volume_id,
-            VolumeSnapshotRow(row.ref.name, description, row.created_at, row.expires_at, free),
-        )
 
 
 async def _fill_copy(
@@ -213,107 +310,26 @@ async def _fill_copy(
     def also(tx: Transaction) -> None:
         for snapshot in gone:
             rows.delete(tx, instance.pool, snapshot)
-        _insert(tx, rows.volume_of(tx, instance.pool, instance.ref).id, new, found)
+        received_snapshots.insert(tx, rows.volume_of(tx, instance.pool, instance.ref).id, new, found)
 
-    async with ctx.storage.receiving.replaced(
+    replacement = (
         instance.pool,
         instance.ref.volume,
         identity.next_idmap(instance),
         also,
         [row.ref.name for row in new],
         [row.ref.name for row in gone],
-    ) as incoming:
-        await receive_trees(files, agreed, incoming, operation)
-
-
-# Snapshots
+    )
+    if agreed.own.layers:
+        async with ctx.storage.layers.replaced(*replacement) as layered:
+            await _receive_layers(reception, files, agreed, layered, operation)
+    else:
+        async with ctx.storage.receiving.replaced(*replacement) as incoming:
+            await receive_trees(files, agreed, incoming, operation)
 
 
 async def _compared(reception: Reception, offer: Header) -> tuple[list[SnapshotRow], list[SnapshotRow]]:
-    """Return the snapshots that a copy lacks, and those that it has in excess."""
     if reception.without_snapshots:
         return [], []
     ctx, instance = reception.ctx.instances, reception.instance
-    there = [found.row for found in await loading.find_of(ctx, instance.ref)]
-    known = [(row.ref.name, seconds(row.created_at)) for row in there]
-    offered = [(message.name or "", message.creation_date or 0) for message in _described(offer)]
-    lacks, exceeds = set(lacking(offered, known)), set(lacking(known, offered))
-    new = [row for row in await _snapshots(reception, offer) if row.ref.name in lacks]
-    return new, [row for row in there if row.ref.name in exceeds]
-
-
-def _described(offer: Header) -> list[SnapshotMessage]:
-    """Return the offered snapshots; servers of long ago only say their names."""
-    return offer.snapshots or [SnapshotMessage(name=name) for name in offer.snapshot_names]
-
-
-async def _snapshots(reception: Reception, offer: Header) -> list[SnapshotRow]:
-    """Return the rows of the offered snapshots, each of which is judged as the instance is.
-
-    Raises InvalidConfig, InvalidRequest, Forbidden.
-    """
-    found = _described(offer)
-    if not found:
-        return []
-    instance = reception.instance
-    instance.restrictions.check_snapshot()
-    known = await reception.ctx.instances.database.read("profiles", _profiles, instance.project)
-    return [_judged(instance, message, known, reception.scope.policy) for message in found]
-
-
-def _profiles(tx: Transaction, project: str) -> dict[str, ProfileRow]:
-    found = profiles.get_all(tx, effective(tx, project, "profiles"))
-    return {profile.name: profile for profile in found if profile.readable}
-
-
-def _judged(
-    instance: Loaded, message: SnapshotMessage, known: Mapping[str, ProfileRow], policy: Policy
-) -> SnapshotRow:
-    row = copy.copied(instance, _row(instance, message))
-    expanded = expand((known[name] for name in row.data.profiles if name in known), row.data)
-    root, config = instance.expanded.root_disk()
-    if not any(d.get("type") == "disk" and d.get("path") == "/" for d in expanded.devices.values()):
-        data = replace(row.data, devices={**row.data.devices, root: dict(config)})  # of a profile not here
-        row = replace(row, data=data)
-        expanded = expand((known[name] for name in data.profiles if name in known), data)
-    try:
-        judge(row.data, expanded, instance.restrictions, policy)
-    except InvalidRequest as error:
-        raise error.concerning(f"The snapshot {row.ref.name!r}") from error
-    return row
-
-
-def _row(instance: Loaded, message: SnapshotMessage) -> SnapshotRow:
-    ref = SnapshotRef(instance.ref, message.name or "")
-    if message.architecture is None:  # only the name is known
-        return SnapshotRow(0, instance.row.id, ref, instance.data, clock.now(), state="ready")
-    data = InstanceData(
-        architecture=codes.ARCHITECTURES.words.get(message.architecture, "unknown"),
-        ephemeral=bool(message.ephemeral),
-        config=config_of(message.config),
-        devices={device.name or "": config_of(device.config) for device in message.devices},
-        profiles=list(message.profiles),
-    )
-    expires = message.expiry_date or 0
-    return SnapshotRow(
-        *(0, instance.row.id, ref, data),
-        moment(message.creation_date or 0) or clock.now(),
-        moment(expires),
-        state="ready",
-    )
-
-
-def config_of(entries: Sequence[KeyValue]) -> dict[str, str]:
-    return {entry.key or "": entry.value or "" for entry in entries}
-
-
-def moment(second: int) -> datetime | None:
-    """Return a time that the other server states; None for times before 1970, which mean none.
-
-    Raises InvalidRequest.
-    """
-    if second <= 0:
-        return None
-    if second > _LAST:
-        raise InvalidRequest("The other server states an invalid date of a snapshot")
-    return datetime.fromtimestamp(second, UTC)
+    return await received_snapshots.compared(ctx, instance, offer, reception.scope.policy)

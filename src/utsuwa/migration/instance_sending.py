@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
+from pathlib import Path
 
-from utsuwa.core.errors import NotSupportedYet
+from utsuwa.core.errors import InvalidRequest, NotSupportedYet
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.refs import InstanceRef, SnapshotRef
+from utsuwa.core.volumes import Volume
 from utsuwa.db import codes, volume_snapshots
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.storage_volumes import VolumeRow
@@ -18,24 +20,29 @@ from utsuwa.db.volume_snapshots import VolumeSnapshotRow
 from utsuwa.instances.context import load
 from utsuwa.instances.lifecycle import freeze
 from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.running_state import saved
 from utsuwa.instances.snapshots import loading, rows
-from utsuwa.migration import index
+from utsuwa.migration import index, states
 from utsuwa.migration.channel import reporting
 from utsuwa.migration.connecting import Remote
 from utsuwa.migration.context import MigrationContext
+from utsuwa.migration.layers_sending import Layered
 from utsuwa.migration.messages import (
     INDEX_VERSION,
+    LIVE,
     NOT_LIVE,
     RSYNC,
     DeviceMessage,
     Header,
     KeyValue,
+    LiveTerms,
     OwnFeatures,
     SnapshotMessage,
 )
 from utsuwa.migration.negotiation import features, owners_message
 from utsuwa.migration.sending import Offered, Tree, send
 from utsuwa.operations.operations import Operation
+from utsuwa.storage.layer_transfer import OutgoingLayers
 
 
 @dataclass(frozen=True)
@@ -44,30 +51,33 @@ class Wanted:
 
     ref: InstanceRef
     snapshot: str | None = None
+    _: KW_ONLY
     with_snapshots: bool = True
     inconsistent: bool = False
+    with_state: bool = False
+    """Whether a snapshot is sent with its running state."""
+    handover: bool = False
+    """Whether the instance, which is running, is stopped, and started by the other server."""
 
 
-async def check(ctx: MigrationContext, wanted: Wanted, *, live: bool) -> None:
+async def check(ctx: MigrationContext, wanted: Wanted) -> None:
     """Raise what sending would raise now: NotFound, OtherMember, NotSupportedYet, Unavailable (pool)."""
     instance = await load(ctx.instances, wanted.ref)
     if wanted.snapshot is not None:
-        await loading.find(ctx.instances, SnapshotRef(wanted.ref, wanted.snapshot))
-    elif live and ctx.instances.runtime.get(wanted.ref) is not None:
-        raise NotSupportedYet(
-            f"The running state of the instance {wanted.ref.name!r} cannot be copied yet: use --stateless, "
-            "or stop it first"
-        )
-    if wanted.snapshot is None and instance.data.stateful:
-        raise NotSupportedYet(
-            f"The saved running state of the instance {wanted.ref.name!r} cannot be copied to other servers "
-            "yet: start the instance, and stop it without --stateful"
-        )
+        snapshot = await loading.find(ctx.instances, SnapshotRef(wanted.ref, wanted.snapshot))
+        if wanted.with_state and not snapshot.row.data.stateful:
+            raise InvalidRequest(
+                f"There is no running state in the snapshot {wanted.snapshot!r} of {wanted.ref.name!r}: "
+                f"{saved.INSTEAD}"
+            )
     await ctx.storage.pools.ensure_available(instance.pool)
-    if await ctx.storage.volumes.own_folders(instance.pool, instance.ref.volume):
+    beside = await ctx.storage.volumes.own_folders(instance.pool, instance.ref.volume)
+    if beside:
+        sources = ", ".join(f"instance:{name}" for name in sorted(beside))
         raise NotSupportedYet(
-            f"The instance {wanted.ref.name!r} has directories beside its root disk (disk devices with the "
-            "source instance:NAME), which cannot be copied to other servers yet"
+            f"The instance {wanted.ref.name!r} has directories beside its root disk ({sources}), which are "
+            "not transferred to other servers: make a new instance there, and transfer what it needs of them "
+            "from inside, such as with `docker save`"
         )
 
 
@@ -83,72 +93,141 @@ async def send_instance(
         reporting(control),
         ctx.instances.locks.hold("instance", wanted.ref),
     ):
-        await check(ctx, wanted, live=False)
-        instance = await load(ctx.instances, wanted.ref)
-        snapshots = await _snapshots(ctx, wanted)
-        await send(control, files, await _offered(ctx, wanted, instance, snapshots), operation)
+        await check(ctx, wanted)
+        await send(control, files, await offer(ctx, wanted), operation)
 
 
-async def _snapshots(ctx: MigrationContext, wanted: Wanted) -> list[SnapshotRow]:
+async def snapshots_of(ctx: MigrationContext, wanted: Wanted) -> list[SnapshotRow]:
     if wanted.snapshot is not None or not wanted.with_snapshots:
         return []
     return [found.row for found in await loading.find_of(ctx.instances, wanted.ref)]
 
 
-async def _offered(
-    ctx: MigrationContext, wanted: Wanted, instance: Loaded, snapshots: Sequence[SnapshotRow]
-) -> Offered:
-    container = ctx.instances.runtime.get(wanted.ref) if wanted.snapshot is None else None
-    owners = IdMap() if container is None else container.idmap
-    volumes, volume = ctx.storage.volumes, instance.ref.volume
-    whole = volume if wanted.snapshot is None else volume.snapshot_named(wanted.snapshot)
-    header = Header(
-        fs=RSYNC,
-        criu=None if container is None else NOT_LIVE,
-        idmap=owners_message(owners),
-        snapshot_names=[row.ref.name for row in snapshots],
-        snapshots=[_message(row) for row in snapshots],
-        rsync=features(compress=await ctx.compresses(instance.pool)),
-        index_version=INDEX_VERSION,
-        own=OwnFeatures(links=True),
+async def offer(ctx: MigrationContext, wanted: Wanted, live: LiveTerms | None = None) -> Offered:
+    """Return what is offered, with the running state if `live`.
+
+    The caller holds the instance's lock, and has called `check`.
+    """
+    source = _Source(
+        ctx,
+        wanted,
+        await load(ctx.instances, wanted.ref),
+        await snapshots_of(ctx, wanted),
+        ctx.instances.runtime.get(wanted.ref) if wanted.snapshot is None else None,
+    )
+    # The last pass of some moves is by trees, and a layer cannot be copied while it changes.
+    changing = source.container is not None and wanted.inconsistent
+    layered = None if wanted.handover or live is not None or changing else await source.layered()
+    return Offered(
+        name=source.instance.name,
+        header=await source.header(layers=layered is not None, live=live),
+        index=source.index,
+        opened=source.opened,
+        quiet=source.quiet,
+        scratch=ctx.folder,
+        layered=layered,
+        folder=source.folder,
+        inconsistent=wanted.inconsistent,
+        bandwidth=(await ctx.pool_config(source.instance.pool)).get("rsync.bwlimit", ""),
     )
 
-    async def encoded(names: Sequence[str]) -> bytes:
-        row, stored = await ctx.instances.database.read("root volume", _stored, instance)
-        if wanted.snapshot is not None:
-            config = next((one.config for one in stored if one.name == wanted.snapshot), row.config)
+
+@dataclass(frozen=True)
+class _Source:
+    """An instance or one of its snapshots, with what is offered of it (`Offered`)."""
+
+    ctx: MigrationContext
+    wanted: Wanted
+    instance: Loaded
+    snapshots: Sequence[SnapshotRow]
+    """Those that are offered with the instance."""
+    container: Running | None
+    """If the instance itself is offered, and is running."""
+
+    @property
+    def _owners(self) -> IdMap:
+        return IdMap() if self.container is None else self.container.idmap
+
+    def _volume(self, name: str | None) -> Volume:
+        """Return the volume of a snapshot, or that of what is offered itself."""
+        volume, snapshot = self.instance.ref.volume, self.wanted.snapshot
+        whole = volume if snapshot is None else volume.snapshot_named(snapshot)
+        return whole if name is None else whole.snapshot_named(name)
+
+    def folder(self, name: str | None) -> Path:
+        return self.ctx.storage.volumes.folder(self.instance.pool, self._volume(name))
+
+    async def header(self, *, layers: bool, live: LiveTerms | None) -> Header:
+        running, wanted = self.container is not None, self.wanted
+        own_state = wanted.with_state if wanted.snapshot is not None else self.instance.data.stateful
+        return Header(
+            fs=RSYNC,
+            criu=None if not running else NOT_LIVE if live is None else LIVE,
+            idmap=owners_message(self._owners),
+            snapshot_names=self._names,
+            snapshots=[_message(row) for row in self.snapshots],
+            rsync=features(compress=await self.ctx.compresses(self.instance.pool)),
+            index_version=INDEX_VERSION,
+            own=OwnFeatures(
+                links=True,
+                stream=not running,
+                layers=layers,
+                handover=wanted.handover or None,
+                live=live,
+                states=states.offered(self.instance, self.snapshots, own=own_state),
+            ),
+        )
+
+    async def index(self, names: Sequence[str]) -> bytes:
+        instance, snapshot = self.instance, self.wanted.snapshot
+        row, stored = await self.ctx.instances.database.read("root volume", _stored, instance)
+        if snapshot is not None:
+            config = next((one.config for one in stored if one.name == snapshot), row.config)
             return index.encode("container", instance.name, config, row.description, ())
         kept = [one for one in stored if one.name in set(names)]
         return index.encode("container", instance.name, row.config, row.description, kept)
 
     @contextlib.asynccontextmanager
-    async def opened(name: str | None) -> AsyncIterator[Tree]:
-        if name is None and container is not None:
-            folder = volumes.folder(instance.pool, volume)
+    async def opened(self, name: str | None) -> AsyncIterator[Tree]:
+        container = self.container
+        if name is None and container is not None and self._runs(container):
+            folder = self.folder(None)
             yield Tree(folder / "rootfs", folder)
             return
-        found = whole if name is None else volume.snapshot_named(name)
-        async with volumes.opened(instance.pool, found, owners) as folder:
+        volumes, pool = self.ctx.storage.volumes, self.instance.pool
+        async with volumes.opened(pool, self._volume(name), self._owners) as folder:
             yield Tree(folder / "rootfs", folder)
 
-    return Offered(
-        name=instance.name,
-        header=header,
-        index=encoded,
-        opened=opened,
-        quiet=lambda: _quiet(ctx, container, wanted),
-        inconsistent=wanted.inconsistent,
-        bandwidth=(await ctx.pool_config(instance.pool)).get("rsync.bwlimit", ""),
-    )
+    def _runs(self, container: Running) -> bool:
+        return self.ctx.instances.runtime.get(self.wanted.ref) is container
 
+    @contextlib.asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        if self.container is None or self.wanted.inconsistent:
+            yield
+            return
+        async with freeze.held(self.ctx.instances, self.container):
+            yield
 
-@contextlib.asynccontextmanager
-async def _quiet(ctx: MigrationContext, container: Running | None, wanted: Wanted) -> AsyncIterator[None]:
-    if container is None or wanted.inconsistent:
-        yield
-        return
-    async with freeze.held(ctx.instances, container):
-        yield
+    async def layered(self) -> Layered | None:
+        """Return how the instance is sent in layers; None if its pool has none."""
+        layers, pool = self.ctx.storage.layers, self.instance.pool
+        whole = self._volume(None)
+        mounted = None if self.container is None else self.container.idmap
+        if not await layers.can_send(pool, whole, self._volumes(self._names), mounted):
+            return None
+
+        def opened(names: Sequence[str]) -> contextlib.AbstractAsyncContextManager[OutgoingLayers]:
+            return layers.outgoing(pool, whole, self._volumes(names), mounted, self.quiet())
+
+        return Layered(opened, self.folder)
+
+    @property
+    def _names(self) -> list[str]:
+        return [row.ref.name for row in self.snapshots]
+
+    def _volumes(self, names: Sequence[str]) -> list[Volume]:
+        return [self._volume(name) for name in names]
 
 
 def _stored(tx: Transaction, instance: Loaded) -> tuple[VolumeRow, list[VolumeSnapshotRow]]:

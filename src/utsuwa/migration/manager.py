@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from utsuwa.core.errors import InvalidRequest, NotSupportedYet
+from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
@@ -17,17 +17,22 @@ from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances.lifecycle import create
 from utsuwa.instances.manager import InstanceManager
-from utsuwa.migration import instance_receiving, volumes
-from utsuwa.migration.connecting import SOCKETS, Remote
+from utsuwa.instances.running_state import leave, saved
+from utsuwa.migration import handover, instance_receiving, live_receiving, volumes
+from utsuwa.migration.connecting import LIVE_SOCKETS, SOCKETS, Remote
 from utsuwa.migration.context import MigrationContext, remote_of_source
 from utsuwa.migration.instance_receiving import Reception
 from utsuwa.migration.instance_sending import Wanted, check, send_instance
+from utsuwa.migration.live_sending import check_live, send_live
+from utsuwa.migration.states import Own
+from utsuwa.migration.undecided import SUFFIX, Record, UndecidedMoves
 from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Run
 from utsuwa.projects import scope as scopes
 from utsuwa.storage.custom.context import place_of
 from utsuwa.wire.instances import InstancePost, InstancesPost
 from utsuwa.wire.migration import MigrationTarget
+from utsuwa.wire.snapshots import SnapshotPost
 from utsuwa.wire.storage import StorageVolumePost, StorageVolumesPost
 
 
@@ -37,40 +42,100 @@ class MigrationManager:
     def __init__(self, ctx: MigrationContext, instances: InstanceManager) -> None:
         self._ctx = ctx
         self._instances = instances
+        self._moves = UndecidedMoves(ctx)
 
     async def start(self) -> None:
-        """Remove what interrupted migrations left."""
+        """Remove what interrupted migrations left. Called before instances are recovered."""
         await asyncio.to_thread(_empty, self._ctx.folder)
+        for record in await asyncio.to_thread(self._moves.load):
+            if record.side == "target" and record.runs is None:
+                record.runs = await live_receiving.decide_interrupted(self._ctx.instances, record)
+                await asyncio.to_thread(self._moves.store, record)
+
+    async def settle(self) -> None:
+        """Find out what has become of moves that were undecided when the daemon died.
+
+        Instances have been recovered: those that are undecided are frozen.
+        """
+        for record in await asyncio.to_thread(self._moves.load):
+            self._moves.in_background(self._settle(record), record.name)
+
+    async def _settle(self, record: Record) -> None:
+        if record.side == "target":
+            await self._moves.tell(record)
+            return
+
+        async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+            await leave.decide(self._ctx.instances, record.ref, record.row_id, record.operation, runs=runs)
+
+        await self._moves.ask(record, act)
+
+    async def is_undecided(self, operation: str) -> bool:
+        """Whether there is a record of the move whose decision is told by an operation with this id."""
+        return await asyncio.to_thread(self._moves.knows, operation)
+
+    async def stop(self) -> None:
+        """Leave undecided moves to the next start of the daemon."""
+        await self._moves.stop()
 
     # Instances
 
     async def send_instance(self, ref: InstanceRef, request: InstancePost) -> Operation:
         """Offer an instance to another server. Raises as `instance_sending.check`, and InvalidRequest."""
         with_snapshots = not (request.instance_only or request.container_only)
-        wanted = Wanted(ref, None, with_snapshots, request.allow_inconsistent)
+        wanted = Wanted(
+            ref,
+            with_snapshots=with_snapshots,
+            inconsistent=request.allow_inconsistent,
+            handover=request.planned_downtime,
+        )
+        if wanted.handover:
+            return await self._hand_over(wanted, request.target)
         return await self._send_instance(wanted, request.target, live=request.live)
 
-    async def send_snapshot(self, ref: InstanceRef, name: str, target: MigrationTarget | None) -> Operation:
-        """Offer a snapshot, of which the other server makes an instance."""
-        return await self._send_instance(Wanted(ref, name), target, live=False)
+    async def send_snapshot(self, ref: InstanceRef, name: str, request: SnapshotPost) -> Operation:
+        """Offer a snapshot, of which the other server makes an instance. Raises as `send_instance`."""
+        wanted = Wanted(ref, name, with_state=request.live)
+        if request.live and request.name and request.name != ref.name:
+            raise InvalidRequest(
+                f"The running state of {ref.name!r} {saved.KEEPS_NAME}, not {request.name!r}: {saved.INSTEAD}"
+            )
+        return await self._send_instance(wanted, request.target, live=False)
 
     async def _send_instance(
         self, wanted: Wanted, target: MigrationTarget | None, *, live: bool
     ) -> Operation:
         ctx, ref = self._ctx, wanted.ref
-        remote = await self._target(ref.project, target)
-        await check(ctx, wanted, live=live)
-        work = partial(send_instance, ctx, wanted, remote)
-        sockets = () if remote is not None else SOCKETS
+        live = live and ctx.instances.runtime.get(ref) is not None
+        remote = await self._target(ref.project, target, live=live)
+        if live:
+            await check_live(ctx, wanted)
+            work = partial(send_live, ctx, self._moves, wanted, remote)
+        else:
+            await check(ctx, wanted)
+            work = partial(send_instance, ctx, wanted, remote)
+        sockets = () if remote is not None else LIVE_SOCKETS if live else SOCKETS
         return ctx.instances.operations.start(
             kinds.INSTANCE_SEND, ref.project, work, names=[ref.name], websockets=sockets
         )
 
-    async def _target(self, project: str, target: MigrationTarget | None) -> Remote | None:
+    async def _hand_over(self, wanted: Wanted, target: MigrationTarget | None) -> Operation:
+        ctx, ref = self._ctx, wanted.ref
+        remote = await self._target(ref.project, target)
+        await handover.check_handover(ctx, wanted)
+        work = partial(handover.hand_over, ctx, self._instances, wanted, remote)
+        sockets = (*(() if remote is not None else SOCKETS), handover.CLIENT)
+        return ctx.instances.operations.start(
+            kinds.INSTANCE_SEND, ref.project, work, names=[ref.name], websockets=sockets
+        )
+
+    async def _target(
+        self, project: str, target: MigrationTarget | None, *, live: bool = False
+    ) -> Remote | None:
         """Return the server to which is pushed, if it is given. Raises InvalidRequest, Forbidden."""
         if target is None:
             return None
-        remote = Remote.of(target.operation, target.secrets, target.certificate)
+        remote = Remote.of(target.operation, target.secrets, target.certificate, live=live)
         await self._ctx.allowed(project, remote)
         return remote
 
@@ -82,9 +147,13 @@ class MigrationManager:
         ctx, source = self._ctx, request.source
         ref = instance_receiving.ref_of(project, request)
         request = msgspec.structs.replace(request, name=ref.name)
-        if source.live:
-            raise NotSupportedYet("Receiving the running state (live) is not supported yet: use --stateless")
-        remote = remote_of_source(source.mode, source.operation, source.secrets, source.certificate)
+        own_state = Own.of(request)
+        live = source.live and not source.refresh and own_state is not Own.COPIED
+        if live:
+            live_receiving.check_request(scope, request)
+        remote = remote_of_source(
+            source.mode, source.operation, source.secrets, source.certificate, live=live
+        )
         await ctx.allowed(project, remote)
         found = await instance_receiving.find_copy(ctx, ref) if source.refresh else None
         without_snapshots = source.instance_only or source.container_only
@@ -92,22 +161,21 @@ class MigrationManager:
             reception = Reception(ctx, scope, found, remote, without_snapshots)
             return self._receive(reception, partial(instance_receiving.refresh, reception))
         instance = await create.reserve_received(ctx.instances, scope.policy, project, request)
-        reception = Reception(ctx, scope, instance, remote, without_snapshots)
-
-        async def run(operation: Operation) -> None:
-            await instance_receiving.receive(reception, operation)
-            if request.start:
-                await self._instances.start(instance.ref)
-
+        start = partial(self._instances.start, instance.ref) if request.start else None
+        reception = Reception(ctx, scope, instance, remote, without_snapshots, start, own_state)
+        work: Run = partial(instance_receiving.receive, reception)
+        if live:
+            go_on = partial(self._instances.start, instance.ref)
+            work = partial(live_receiving.receive_live, reception, self._moves, go_on)
         async with Rollback() as undo:
             undo.push(create.discard, ctx.instances, instance)
-            operation = self._receive(reception, run)
+            operation = self._receive(reception, work, live=live)
             undo.keep()
         return operation
 
-    def _receive(self, reception: Reception, run: Run) -> Operation:
+    def _receive(self, reception: Reception, run: Run, *, live: bool = False) -> Operation:
         ref = reception.instance.ref
-        sockets = SOCKETS if reception.remote is None else ()
+        sockets = () if reception.remote is not None else LIVE_SOCKETS if live else SOCKETS
         return self._ctx.instances.operations.start(
             kinds.INSTANCE_RECEIVE, ref.project, run, names=[ref.name], websockets=sockets
         )
@@ -154,4 +222,5 @@ class MigrationManager:
 def _empty(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     for path in folder.iterdir():
-        remove_tree(path)
+        if path.suffix != SUFFIX:
+            remove_tree(path)

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from utsuwa.migration.protobuf import Field, Message
+from utsuwa.core.protobuf import Field, Message
 
 RSYNC = 0
 """The type of transfer that every server has: files by rsync."""
 INDEX_VERSION = 1
 """The version of the index: a JSON document with the stored configuration, which precedes the files."""
+LIVE = 0
+"""The value of `criu` for a running instance with its running state, as CRIU saves it."""
 NOT_LIVE = 2
 """The value of `criu` for a running instance without its running state: a second pass follows."""
+
+ANOTHER = b"another"
+"""What precedes each pass of the tree after the second one in a move with the running state; the last one is
+followed by an empty document. A pass that is sent while the running state is saved is void if that fails."""
 
 
 @dataclass
@@ -95,13 +101,65 @@ class RsyncFeatures(Message):
 
 
 @dataclass
+class SavedStates(Message):
+    """The saved running states that follow the trees; in an answer, those of them that are wanted."""
+
+    name: str | None = None
+    """The name of the instance at its source."""
+    snapshots: list[str] = field(default_factory=list)
+    own: bool | None = None
+    """Whether that of the instance itself does."""
+
+    FIELDS: ClassVar = {
+        1: Field("name", "string"),
+        2: Field("snapshots", "string", repeated=True),
+        3: Field("own", "bool"),
+    }
+
+
+@dataclass
+class LiveTerms(Message):
+    """How a running state is transferred between two servers that are this program."""
+
+    name: str | None = None
+    """The name of the instance at its source."""
+    operation: str | None = None
+    """The id of the operation with which the side that is connected to is asked what has become of a move."""
+    secret: str | None = None
+    """The secret of that operation's websocket."""
+
+    FIELDS: ClassVar = {
+        1: Field("name", "string"),
+        2: Field("operation", "string"),
+        3: Field("secret", "string"),
+    }
+
+
+@dataclass
 class OwnFeatures(Message):
     """What only this program has: in a field whose number no other one uses, so that others skip it."""
 
     links: bool | None = None
     """Hard links and access control lists are transferred by rsync as well."""
+    stream: bool | None = None
+    """The first tree is not transferred by rsync, but as an archive."""
+    layers: bool | None = None
+    """Layers are transferred, each once, in place of trees."""
+    live: LiveTerms | None = None
+    """The running state follows, in the format of `images`."""
+    handover: bool | None = None
+    """A running instance is stopped before the last of three passes, and then started by the target."""
+    states: SavedStates | None = None
+    """Saved running states follow the first pass of the tree, or the layers."""
 
-    FIELDS: ClassVar = {1: Field("links", "bool")}
+    FIELDS: ClassVar = {
+        1: Field("links", "bool"),
+        2: Field("stream", "bool"),
+        3: Field("layers", "bool"),
+        5: Field("handover", "bool"),
+        6: Field("states", SavedStates),
+        20: Field("live", LiveTerms),
+    }
 
 
 @dataclass
@@ -115,6 +173,8 @@ class Header(Message):
     snapshots: list[SnapshotMessage] = field(default_factory=list)
     rsync: RsyncFeatures | None = None
     refresh: bool | None = None
+    volume_size: int | None = None
+    """Bytes of a block volume. Incus crashes if it is missing in the offer of a custom volume."""
     index_version: int | None = None
     own: OwnFeatures | None = None
 
@@ -126,6 +186,7 @@ class Header(Message):
         5: Field("snapshots", SnapshotMessage, repeated=True),
         8: Field("rsync", RsyncFeatures),
         9: Field("refresh", "bool"),
+        11: Field("volume_size", "int"),
         13: Field("index_version", "int"),
         7391: Field("own", OwnFeatures),
     }
@@ -133,7 +194,12 @@ class Header(Message):
 
 @dataclass
 class Control(Message):
-    """The verdict of either side: the target's ends the migration, the source's can only be a failure."""
+    """The verdict of either side: the target's ends the migration, the source's can only be a failure.
+
+    At the handover of an instance there are three: the target has everything, it may start the instance (the
+    source's), and the instance runs there. The decision on a move with the running state is followed by the
+    source's confirmation, and that by another one of a target that was connected to.
+    """
 
     success: bool | None = None
     message: str | None = None

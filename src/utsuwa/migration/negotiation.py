@@ -10,12 +10,15 @@ from utsuwa.core.snapshot_names import check_snapshot_name
 from utsuwa.host.rsync import Options
 from utsuwa.migration.messages import (
     INDEX_VERSION,
+    LIVE,
     NOT_LIVE,
     RSYNC,
     Header,
     IdRangeMessage,
+    LiveTerms,
     OwnFeatures,
     RsyncFeatures,
+    SavedStates,
 )
 from utsuwa.security.idmap import MAX_ID, MAX_RANGES
 
@@ -26,8 +29,32 @@ def features(*, compress: bool) -> RsyncFeatures:
     return RsyncFeatures(xattrs=True, delete=True, compress=compress, bidirectional=True)
 
 
-def answer_to(offer: Header, *, compress: bool, refresh: bool, names: list[str]) -> Header:
+def common(one: OwnFeatures | None, other: OwnFeatures | None) -> OwnFeatures:
+    """Return what two servers of this program have in common, of which layers are preferred."""
+    if one is None or other is None or not (one.links and other.links):
+        return OwnFeatures()
+    layers = bool(one.layers and other.layers)
+    return OwnFeatures(
+        links=True,
+        stream=bool(one.stream and other.stream) and not layers,
+        layers=layers,
+        handover=bool(one.handover and other.handover),
+    )
+
+
+def answer_to(
+    offer: Header,
+    *,
+    compress: bool,
+    refresh: bool,
+    names: list[str],
+    able: OwnFeatures,
+    live: LiveTerms | None = None,
+) -> Header:
     """Return the target's header; `names` are those of the snapshots that it wants.
+
+    `able` says what it can receive from another server of this program, and which saved running states. With
+    `live`, it takes over the running instance.
 
     Raises InvalidRequest for an offer of which nothing is known.
     """
@@ -43,10 +70,12 @@ def answer_to(offer: Header, *, compress: bool, refresh: bool, names: list[str])
         )
     own = None
     if offer.own is not None and offer.own.links:
-        own, ours.compress = OwnFeatures(links=True), False
+        own, ours.compress = common(offer.own, able), False
+        own.states = able.states
+        own.live = live
     return Header(
         fs=RSYNC,
-        criu=NOT_LIVE if offer.criu == NOT_LIVE else None,
+        criu=LIVE if live is not None else NOT_LIVE if offer.criu == NOT_LIVE else None,
         snapshot_names=names,
         snapshots=[snapshot for snapshot in offer.snapshots if snapshot.name in set(names)],
         rsync=ours,
@@ -64,12 +93,11 @@ def options_of(offer: Header, answer: Header) -> Options:
     if chosen is None or not chosen.bidirectional:
         return Options(xattrs=True, delete=True, compress=True)
     offered = offer.rsync or RsyncFeatures()
-    links = bool(offer.own and offer.own.links and answer.own and answer.own.links)
     return Options(
         xattrs=bool(chosen.xattrs and offered.xattrs),
         delete=bool(chosen.delete and offered.delete),
         compress=bool(chosen.compress and offered.compress),
-        links=links,
+        links=bool(common(offer.own, answer.own).links),
     )
 
 
@@ -81,6 +109,27 @@ def chosen_snapshots(offer: Header, answer: Header) -> list[str]:
     if not wanted.issubset(offer.snapshot_names):
         raise InvalidRequest("The other server wants snapshots that were not offered")
     return [name for name in offer.snapshot_names if name in wanted]
+
+
+def chosen_states(offer: Header, answer: Header) -> SavedStates | None:
+    """Return which saved running states are sent.
+
+    Raises InvalidRequest for states that were not offered, or if the instance's own could not be understood.
+    """
+    theirs = offer.own.states if offer.own is not None else None
+    if theirs is None:
+        return None
+    chosen = answer.own.states if answer.own is not None else None
+    if chosen is None:
+        if theirs.own:
+            raise InvalidRequest(
+                "The other server cannot have the saved running state: copy a snapshot with --stateless, or "
+                "start the instance and stop it without --stateful"
+            )
+        return None
+    if not set(chosen.snapshots) <= set(theirs.snapshots) or (chosen.own and not theirs.own):
+        raise InvalidRequest("The other server wants running states that were not offered")
+    return chosen
 
 
 def check_names(offer: Header) -> None:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utsuwa.core import faults
-from utsuwa.core.errors import InvalidImage, InvalidRequest
+from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
-from utsuwa.core.tasks import finish
 from utsuwa.host import rsync
-from utsuwa.host.files.filetree import remove_tree
-from utsuwa.migration import index
+from utsuwa.host.archives import streams
+from utsuwa.migration import beside, index, messages
 from utsuwa.migration.channel import ControlChannel, Stream
 from utsuwa.migration.index import Index
-from utsuwa.migration.messages import NOT_LIVE, Header
-from utsuwa.migration.negotiation import answer_to, check_names, options_of
+from utsuwa.migration.messages import LIVE, Header, LiveTerms, OwnFeatures
+from utsuwa.migration.negotiation import answer_to, check_names, common, options_of
 from utsuwa.migration.progress import Progress
 from utsuwa.migration.rsync import exchange
+from utsuwa.migration.states import ReceivedStates
 from utsuwa.operations.operations import Operation
-from utsuwa.storage.drivers.trees import copy_metadata, remove_metadata
 from utsuwa.storage.receiving import Incoming
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,28 @@ class Agreed:
     """The id map with which the other server's files are owned."""
     beside: Path | None
     """A directory for what is beside the trees of instances, for a moment; None for trees alone."""
+    states: ReceivedStates | None = None
+    """The saved running states, if any are received."""
+
+    @property
+    def handover(self) -> bool:
+        """Whether this server starts the instance before it confirms that it has it."""
+        return bool(self.own.handover)
+
+    @property
+    def passes(self) -> int:
+        """The number of times that the tree itself is sent, at least."""
+        return 3 if self.handover else 1 if self.answer.criu is None else 2
+
+    @property
+    def own(self) -> OwnFeatures:
+        """What only two servers of this program do."""
+        return common(self.offer.own, self.answer.own)
 
 
 async def receive_offer(control: ControlChannel, *, without_snapshots: bool) -> Header:
     """Return what the other server offers. Raises InvalidRequest, InvalidName, Unavailable."""
-    offer = await control.receive_soon(Header)
+    offer = await control.receive_header()
     check_names(offer)
     if offer.snapshot_names and without_snapshots:
         raise InvalidRequest("The other server sends snapshots, which were not asked for")
@@ -63,15 +74,27 @@ async def agree(
     compress: bool,
     refresh: bool,
     beside: Path | None,
+    layers: bool = False,
+    empty: bool = False,
+    states: ReceivedStates | None = None,
+    live: LiveTerms | None = None,
 ) -> Agreed:
     """Answer an offer, of which the snapshots `names` are wanted; `compress` if this side allows it.
 
-    Raises Unavailable.
+    `layers` says that layers can be received, `empty` that the volume has no files yet. With `live`, the
+    running state is received as well. Raises Unavailable.
     """
-    answer = answer_to(offer, compress=compress, refresh=refresh, names=names)
+    able = OwnFeatures(
+        links=True,
+        stream=empty and owners.privileged,
+        layers=layers,
+        handover=True,
+        states=None if states is None else states.wanted,
+    )
+    answer = answer_to(offer, compress=compress, refresh=refresh, names=names, able=able, live=live)
     await control.send(answer)
     faults.point("migration agreed")
-    return Agreed(name, offer, answer, owners, beside)
+    return Agreed(name, offer, answer, owners, beside, states)
 
 
 async def receive_index(files: Stream, agreed: Agreed) -> Index:
@@ -84,56 +107,66 @@ async def receive_index(files: Stream, agreed: Agreed) -> Index:
     return found
 
 
-async def receive_trees(files: Stream, agreed: Agreed, incoming: Incoming, operation: Operation) -> None:
+async def _nothing() -> None:
+    pass
+
+
+async def receive_trees(
+    files: Stream,
+    agreed: Agreed,
+    incoming: Incoming,
+    operation: Operation,
+    after_first: Callable[[], Awaitable[None]] = _nothing,
+) -> None:
     """Receive the snapshots, oldest first, and then the volume itself.
+
+    `after_first` is called when that has been received once; if it is that of a running instance, it is
+    received again.
 
     Raises InvalidRequest, OutOfSpace, Unavailable, HostError.
     """
+    stream = bool(agreed.own.stream)  # the first tree; what follows is mostly the same
     for name in agreed.answer.snapshot_names:
-        await _receive(files, agreed, incoming, operation, f"{agreed.name}/{name}")
+        await _receive(files, agreed, incoming, operation, f"{agreed.name}/{name}", stream=stream)
+        stream = False
         faults.point("migration received snapshot")
         await incoming.snapshot(name)
-    passes = 2 if agreed.answer.criu == NOT_LIVE else 1
-    for _ in range(passes):
-        await _receive(files, agreed, incoming, operation, agreed.name)
+    await _receive(files, agreed, incoming, operation, agreed.name, stream=stream)
+    await after_first()
+    for _ in range(1, agreed.passes):
+        await _receive(files, agreed, incoming, operation, agreed.name, stream=False)
+    while agreed.answer.criu == LIVE and await _another(files):
+        await _receive(files, agreed, incoming, operation, agreed.name, stream=False)
     faults.point("migration received")
 
 
+async def _another(files: Stream) -> bool:
+    """Return whether the tree follows once more. Raises InvalidRequest."""
+    said = await files.document()
+    if said not in (b"", messages.ANOTHER):
+        raise InvalidRequest("The other server does not say whether files follow")
+    return said == messages.ANOTHER
+
+
 async def _receive(
-    files: Stream, agreed: Agreed, incoming: Incoming, operation: Operation, label: str
+    files: Stream, agreed: Agreed, incoming: Incoming, operation: Operation, label: str, *, stream: bool
 ) -> None:
-    options = options_of(agreed.offer, agreed.answer)
-    async with incoming.opened(agreed.owners) as folder, _beside(agreed.beside) as beside:
-        command = rsync.receiving(folder / "rootfs", beside, agreed.owners, options)
-        await exchange(files, command, Progress(operation, label).add)
-        if beside is not None:
-            await incoming.threads.fill.run(_take_metadata, beside, folder)
-
-
-@asynccontextmanager
-async def _beside(parent: Path | None) -> AsyncIterator[Path | None]:
-    """Create a directory for the block."""
-    if parent is None:
-        yield None
-        return
-    folder = parent / secrets.token_hex(8)
-    try:
-        await finish(asyncio.to_thread(folder.mkdir, mode=0o700))
-        yield folder
-    finally:
-        await finish(asyncio.to_thread(remove_tree, folder))
-
-
-def _take_metadata(beside: Path, folder: Path) -> None:
-    """Take over `metadata.yaml` and `templates/`, if there are any. Raises InvalidRequest."""
-    if not (beside / "metadata.yaml").exists():
-        return
-    remove_metadata(folder)
-    try:
-        copy_metadata(beside, folder)
-    except (InvalidImage, OSError) as error:
-        reason = error.message if isinstance(error, InvalidImage) else error.strerror
-        raise InvalidRequest(f"The metadata of the other server's instance is invalid: {reason}") from error
+    progress = Progress(operation, label)
+    async with (
+        incoming.opened(agreed.owners) as folder,
+        nullcontext() if agreed.beside is None else beside.scratch(agreed.beside) as metadata,
+    ):
+        if stream:
+            if metadata is not None:
+                await beside.receive(files, metadata)
+                metadata = beside.of_volume(metadata, 0)
+            await exchange(files, streams.receiving(folder / "rootfs"), progress.add)
+        else:
+            options = options_of(agreed.offer, agreed.answer)
+            command = rsync.receiving(folder / "rootfs", metadata, agreed.owners, options)
+            await exchange(files, command, progress.add)
+        if metadata is not None:
+            await incoming.threads.fill.run(beside.take, metadata, folder)
 
 
 def lacking(there: Sequence[tuple[str, int]], others: Sequence[tuple[str, int]]) -> list[str]:

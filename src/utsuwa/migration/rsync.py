@@ -1,9 +1,11 @@
-"""One stream of files: an rsync in its sandbox, with its input and output on the websocket."""
+"""One stream of files: a program in its sandbox, with its input and output on the websocket."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +15,7 @@ from utsuwa.host.processes.run import run
 from utsuwa.migration.channel import Stream
 from utsuwa.migration.racing import all_of
 
+_CHUNK = 2**18
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
@@ -38,11 +41,16 @@ async def exchange(
     command: tuple[Sequence[str], Mapping[str, str | None]],
     count: Callable[[int], None],
     accept: Sequence[int] = (0,),
+    rate: int = 0,
+    gate: asyncio.Event | None = None,
 ) -> None:
-    """Run a command of `host.rsync` until both directions of its stream have ended.
+    """Run a command of `host.rsync` or `host.archives.streams` until both directions have ended.
 
-    `count` is called with the bytes that are sent or received. Raises InvalidRequest if rsync fails,
-    OutOfSpace, Unavailable.
+    `count` is called with the bytes that are sent or received; `rate` is the most that are sent in a second,
+    if it is not 0. Raises InvalidRequest if the program fails, OutOfSpace, Unavailable.
+
+    With a `gate`, the program is started, but hears nothing of the other side before that is set: an rsync
+    that sends has not looked at the files yet.
     """
     argv, env = command
     ends = _Ends()
@@ -58,13 +66,19 @@ async def exchange(
     )
 
     async def pump_out() -> None:
-        while data := await pipes.read(ends.our_output):
+        began, sent = time.monotonic(), 0
+        while data := await pipes.read(ends.our_output, _CHUNK):
             await stream.send(data)
             count(len(data))
+            sent += len(data)
+            if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
+                await asyncio.sleep(ahead)
         await stream.end()
 
     async def pump_in() -> None:
         """Forward what is received; what comes when rsync has ended is discarded."""
+        if gate is not None:
+            await gate.wait()
         while (data := await stream.read()) is not None:
             count(len(data))
             with contextlib.suppress(BrokenPipeError):
@@ -85,5 +99,6 @@ def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:
         return OutOfSpace("No space left for the files of the other server: free some space, and try again")
     if error.code is None or error.code in (126, 127):  # could not be started
         return error
-    reason = next((line for line in lines if "rsync" in line), lines[-1] if lines else f"status {error.code}")
+    last = lines[-1] if lines else f"status {error.code}"
+    reason = next((line for line in lines if "rsync" in line or line.startswith("tar: ")), last)
     return InvalidRequest(f"The files cannot be transferred: {reason[:300]}")

@@ -21,7 +21,6 @@ from utsuwa.migration.channel import ControlChannel, reporting
 from utsuwa.migration.connecting import Remote
 from utsuwa.migration.context import MigrationContext
 from utsuwa.migration.index import Index
-from utsuwa.migration.instance_receiving import moment
 from utsuwa.migration.instance_sending import key_values, seconds
 from utsuwa.migration.messages import (
     INDEX_VERSION,
@@ -33,6 +32,7 @@ from utsuwa.migration.messages import (
 )
 from utsuwa.migration.negotiation import features, owners_of
 from utsuwa.migration.racing import all_of
+from utsuwa.migration.received_snapshots import moment
 from utsuwa.migration.receiving import Agreed, agree, lacking, receive_index, receive_offer, receive_trees
 from utsuwa.migration.sending import Offered, Tree, send
 from utsuwa.operations.operations import Operation
@@ -103,12 +103,14 @@ async def _offered(
             snapshot_names=[snapshot.name for snapshot in snapshots],
             snapshots=[_message(snapshot) for snapshot in snapshots],
             rsync=features(compress=await ctx.compresses(pool)),
+            volume_size=0,
             index_version=INDEX_VERSION,
-            own=OwnFeatures(links=True),
+            own=OwnFeatures(links=True, stream=True),
         ),
         index=encoded,
         opened=opened,
         quiet=nullcontext,
+        scratch=ctx.folder,
         bandwidth=(await ctx.pool_config(pool)).get("rsync.bwlimit", ""),
     )
 
@@ -252,6 +254,7 @@ async def _agree(
         compress=await ctx.compresses(pool),
         refresh=refresh,
         beside=None,
+        empty=not refresh,
     )
 
 

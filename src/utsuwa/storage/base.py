@@ -199,6 +199,19 @@ class CloneDriver(Protocol):
         """
 
 
+@runtime_checkable
+class StandInDriver(Protocol):
+    """Mounts that turn a volume into a complete copy, as its layers cannot be mounted with some id maps."""
+
+    def stand_in(self, volume: Volume, new: Volume, idmap: IdMap, stopper: Stopper) -> bool:
+        """Create a volume that is mounted with an id map instead of another one, which stays as it is.
+
+        It has the rootfs, metadata and templates of the other one, which is unmounted first. Returns False,
+        without having created anything, if that can be mounted itself, or cannot be shared. Raises HostError
+        if the new volume exists.
+        """
+
+
 class LayerMerge(Protocol):
     """A merge of layers, which changes nothing but the time that later operations take."""
 

@@ -9,10 +9,12 @@ from utsuwa.host.mounts.userns import close_user_namespaces
 from utsuwa.operations.operations import Operations
 from utsuwa.operations.retries import Retries
 from utsuwa.operations.warnings import Warnings
+from utsuwa.storage.arrivals import Arrivals
 from utsuwa.storage.copies import CopyManager
 from utsuwa.storage.custom.context import CustomContext
 from utsuwa.storage.custom.manager import CustomVolumes
 from utsuwa.storage.known_pools import KnownPools
+from utsuwa.storage.layered import LayerTransfers
 from utsuwa.storage.links import Links
 from utsuwa.storage.moves import MoveManager
 from utsuwa.storage.pool_images import PoolImages
@@ -47,7 +49,9 @@ class StorageManager:
             database, known, self.pools, self.images, links, threads, warnings, locks
         )
         self.copies = CopyManager(database, self.pools, self.volumes, self.images, links, threads, locks)
-        self.receiving = Receiving(self.pools, self.volumes, self.copies, threads, locks)
+        arrivals = Arrivals(self.volumes, self.copies, locks)
+        self.receiving = Receiving(self.pools, self.volumes, arrivals, self.copies, threads)
+        self.layers = LayerTransfers(self.pools, arrivals, self.copies, self.images, threads, locks)
         self.custom = CustomVolumes(
             CustomContext(database, known, self.pools, self.volumes, self.copies, threads, locks, operations)
         )

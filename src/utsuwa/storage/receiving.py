@@ -9,9 +9,9 @@ from pathlib import Path
 
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
-from utsuwa.core.locks import NamedLocks
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.volumes import Volume
+from utsuwa.storage.arrivals import Arrivals
 from utsuwa.storage.copies import CopyManager
 from utsuwa.storage.copying import Copying
 from utsuwa.storage.known_pools import KnownPool
@@ -32,6 +32,11 @@ class Incoming:
     copies: CopyManager
     threads: StorageThreads
 
+    @property
+    def folder(self) -> Path:
+        """The volume's directory, whose tree can only be used while it is `opened`."""
+        return self.pool.driver.volume_folder(self.volume)
+
     @contextlib.asynccontextmanager
     async def opened(self, owners: IdMap) -> AsyncIterator[Path]:
         """Mount the volume for the block, such that ids of the sender's files become the container's own.
@@ -41,7 +46,7 @@ class Incoming:
         driver, threads = self.pool.driver, self.threads
         try:
             await threads.mount.run(driver.mount_volume, self.volume, owners)
-            yield driver.volume_folder(self.volume)
+            yield self.folder
         finally:
             await threads.quick.run(driver.unmount_volume, self.volume)
 
@@ -63,15 +68,15 @@ class Receiving:
         self,
         pools: PoolManager,
         volumes: VolumeManager,
+        arrivals: Arrivals,
         copies: CopyManager,
         threads: StorageThreads,
-        locks: NamedLocks,
     ) -> None:
         self._pools = pools
         self._volumes = volumes
+        self._arrivals = arrivals
         self._copies = copies
         self._threads = threads
-        self._locks = locks
 
     @contextlib.asynccontextmanager
     async def created(
@@ -82,30 +87,20 @@ class Receiving:
         As `VolumeManager.create`, with the same errors.
         """
         at = await self._pools.ensure_available(pool)
-        async with self._locks.hold(pool, volume), self._volumes.creation(at, volume, size) as undo:
+        async with self._arrivals.created(at, volume, size) as undo:
             await self._volumes.create_files(at, volume, _UNMAPPED, image, undo)
             yield self._incoming(at, volume, undo)
-            await self._copies.update_link(at, volume)
-        self._copies.merge_later(at, volume)
 
     @contextlib.asynccontextmanager
     async def replaced(
         self, pool: str, volume: Volume, idmap: IdMap, also: Change, new: Sequence[str], gone: Sequence[str]
     ) -> AsyncIterator[Incoming]:
-        """Replace a volume, which is not in use, by a copy of it that the block brings up to date.
-
-        The volume gets the `new` snapshots, which the block takes, and loses those that are `gone`. As
-        `CopyManager.refresh`, with the same errors.
-        """
+        """Replace a volume by a copy of it that the block brings up to date. As `Arrivals.replaced`."""
         at = await self._pools.ensure_available(pool)
-        held = self._locks.hold(pool, volume)
-        async with self._copies.replaced(at, volume, held, also, new, gone) as (staging, undo):
+        async with self._arrivals.replaced(at, volume, also, new, gone) as (staging, undo):
             incoming = self._incoming(at, staging, undo)
             await incoming.copy_of(volume, idmap)
             yield incoming
-        if new or gone:
-            await self._copies.update_link(at, volume)
-        self._copies.merge_later(at, volume)
 
     def _incoming(self, pool: KnownPool, volume: Volume, undo: Rollback) -> Incoming:
         return Incoming(pool, volume, undo, self._copies, self._threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from utsuwa.core.locks import NamedLocks
 from utsuwa.core.names import DEFAULT_PROJECT
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
+from utsuwa.core.tasks import finish
 from utsuwa.core.units import parse_bytes
 from utsuwa.core.volumes import Volume
 from utsuwa.core.warning_types import SIZE_NOT_ENFORCED
@@ -32,7 +34,7 @@ from utsuwa.db.warnings import Subject
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.operations.warnings import Warnings
 from utsuwa.storage import intentions
-from utsuwa.storage.base import FolderDriver, QuotaDriver
+from utsuwa.storage.base import Driver, FolderDriver, QuotaDriver, StandInDriver
 from utsuwa.storage.known_pools import KnownPool, KnownPools
 from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
@@ -213,8 +215,11 @@ class VolumeManager:
         """
         async with Rollback() as undo:
             row = new_row(pool.name, volume, shown_size(pool, size))
-            row_id = await self._database.commit("insert storage volume", storage_volumes.insert, row)
-            undo.push(self.remove_row, row_id)
+            # A caller that is cancelled meanwhile does not get the id, although the row may be stored.
+            insert = self._database.commit("insert storage volume", storage_volumes.insert, row)
+            stored = asyncio.ensure_future(insert)
+            undo.push(self._remove_stored, stored)
+            row_id = await finish(stored)
             # A concurrent deletion of the pool has either seen the row or closed the pool by now.
             self._known.available(pool.name)
             yield undo
@@ -223,6 +228,10 @@ class VolumeManager:
                 self.judge_size(pool, volume, row_id, size)
             await self._make_link(pool, volume, undo)
             undo.keep()
+
+    async def _remove_stored(self, stored: asyncio.Future[int]) -> None:
+        if stored.exception() is None:
+            await self.remove_row(stored.result())
 
     async def set_size(self, pool: str, volume: Volume, size: str) -> None:
         """Set the size of a volume, which is enforced if the pool can; an empty size removes the limit.
@@ -350,8 +359,27 @@ class VolumeManager:
         async with self._locks.hold(pool, volume.whole), Rollback() as undo:
             undo.push(self._threads.quick.run, at.driver.unmount_volume, volume)
             await self._threads.quick.run(at.driver.unmount_volume, volume)
+            if await self._stand_in(at.driver, volume, idmap, undo):
+                volume = intentions.staging(volume.whole)
             await self._threads.mount.run(at.driver.mount_volume, volume, idmap)
             yield at.driver.volume_folder(volume)
+
+    async def _stand_in(self, driver: Driver, volume: Volume, idmap: IdMap, undo: Rollback) -> bool:
+        """Create the staging volume to be mounted instead of one that the mount would change for good.
+
+        Returns whether it was. The next start removes it if the daemon is killed.
+        """
+        if not isinstance(driver, StandInDriver):
+            return False
+        new = intentions.staging(volume.whole)
+
+        def create() -> bool:
+            made = driver.stand_in(volume, new, idmap, Stopper())
+            if made:
+                undo.push(self._threads.remove.run, intentions.delete_all, driver, new)
+            return made
+
+        return await self._threads.mount.run(create)
 
     async def mount_folder(self, pool: str, volume: Volume, idmap: IdMap, name: str) -> Path:
         """Mount a directory stored next to the rootfs, as in the driver's method; return its path.

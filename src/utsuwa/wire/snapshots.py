@@ -32,7 +32,10 @@ class SnapshotPatch(msgspec.Struct, kw_only=True):
 
 
 class SnapshotPost(msgspec.Struct, kw_only=True):
-    """A rename; with `migration`, an instance on another server is made of the snapshot instead."""
+    """A rename; with `migration`, an instance on another server is made of the snapshot instead.
+
+    It is `live` if it goes on with the snapshot's running state there, for which its `name` must be the same.
+    """
 
     name: str = ""
     migration: bool = False

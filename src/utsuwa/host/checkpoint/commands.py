@@ -47,6 +47,20 @@ def dump(program: str, job: Dump) -> list[str]:
     return [*argv, "--external", job.tty]
 
 
+def gate(ready: int, go: int) -> str:
+    """Return the script that CRIU runs at each stage of saving a container, at the first of which it waits.
+
+    It writes a line to CRIU's descriptor `ready`, and reads one from `go`; at the end of that, CRIU gives up.
+    """
+    return f"""\
+#!/bin/sh
+# Run by CRIU at each stage of saving a container.
+[ "$CRTOOLS_SCRIPT_ACTION" = pre-dump ] || exit 0
+echo >/proc/$PPID/fd/{ready}
+read -r word </proc/$PPID/fd/{go}
+"""
+
+
 def _key(mount: str) -> str:
     return _CONSOLE_KEY if mount == CONSOLE else mount
 
@@ -68,6 +82,8 @@ class Restore:
     action_script: Path
     keep_connections: bool
     """Whether established TCP connections go on, instead of being closed."""
+    profile: str = ""
+    """The AppArmor profile of the restored processes; empty for that with which each was saved."""
 
 
 def restore(program: str, job: Restore) -> list[str]:
@@ -79,13 +95,16 @@ def restore(program: str, job: Restore) -> list[str]:
         argv += ["--external", f"mnt[{_key(inside)}]:{source}"]
     for inside, end in job.nics.items():
         argv += ["--external", f"netdev[{inside}]:{end}"]
+    if job.profile:
+        argv += ["--lsm-profile", f"apparmor:{job.profile}"]
     return [*argv, "--inherit-fd", f"fd[9]:{job.tty}"]
 
 
-def wrapper(argv: Sequence[str], version: str, terminal: str) -> str:
+def wrapper(argv: Sequence[str], version: str, terminal: str, pid_file: Path) -> str:
     """Return the program that liblxc finds as `criu`: it runs `argv` with liblxc's root and cgroup only.
 
-    CRIU's parent becomes that of the container's init, so the shell is replaced by CRIU.
+    CRIU's parent becomes that of the container's init, so the shell is replaced by CRIU. Its pid is the only
+    line of `pid_file`.
     """
     return f"""\
 #!/bin/sh
@@ -99,6 +118,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 exec 9<>{shlex.quote(terminal)}
+echo $$ >{shlex.quote(str(pid_file))}
 exec {shlex.join(argv)} --root "$root" --cgroup-root "$cgroup"
 """
 

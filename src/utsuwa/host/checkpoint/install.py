@@ -154,7 +154,10 @@ def _check(program: Path) -> str:
 
 
 def link(folder: Path, target: Path) -> None:
-    """Let the host find the installed CRIU as `target`. Raises HostError if something else is there."""
+    """Let the host find the installed CRIU as `target`.
+
+    Raises HostError if something else is there, or if no link can be made there.
+    """
     program = folder / LAUNCHER
     if target.is_symlink() and target.resolve() == program.resolve():
         return
@@ -163,4 +166,7 @@ def link(folder: Path, target: Path) -> None:
     found = shutil.which("criu", path=PATH)
     if found is not None and Path(found).resolve() != program.resolve():
         raise HostError(f"this host has {found} already, which a link would hide or be hidden by")
-    target.symlink_to(program)
+    try:
+        target.symlink_to(program)
+    except OSError as error:
+        raise HostError(f"cannot link CRIU as {target}: {error.strerror}") from error

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.checkpoint import region_locks, sockets
 from utsuwa.host.mounts.mounts import parse_mountinfo
 
 _PROC = Path("/proc")
@@ -34,6 +35,7 @@ _ANONYMOUS = {
 _CREDENTIALS = "/run/credentials/"
 _UNIT = re.compile(r"/([^/]+\.(?:service|scope))(?:/|$)")
 _DELETED = " (deleted)"
+_PRESSURE = re.compile(r"/proc/pressure/|/sys/fs/cgroup/.*\.pressure\Z")
 _ADD_KEY = "set migration.stateful=true and restart the instance"
 
 
@@ -77,6 +79,8 @@ class _Init:
 
     namespaces: Mapping[str, str]
     console: tuple[int, int] | None
+    lacking: Collection[str]
+    """The kernel's modules for sockets that it lacks."""
 
 
 def _device(path: Path) -> tuple[int, int] | None:
@@ -89,13 +93,20 @@ def _device(path: Path) -> tuple[int, int] | None:
 
 
 def find(
-    init_pid: int, *, prepared: bool, disks: frozenset[str] = frozenset(), proc: Path = _PROC
+    init_pid: int,
+    *,
+    prepared: bool,
+    disks: frozenset[str] = frozenset(),
+    lacking: Collection[str] = (),
+    proc: Path = _PROC,
 ) -> list[Obstacle]:
     """Return what is found in the container of this init.
 
-    `prepared` tells whether it runs with `migration.stateful`, `disks` are the mount points of its devices.
+    `prepared` tells whether it runs with `migration.stateful`, `disks` are the mount points of its devices,
+    `lacking` the kernel's modules for sockets that it lacks (`diagnosis.missing`).
     """
-    init = _Init(_namespaces(proc / str(init_pid)), _device(proc / str(init_pid) / "root/dev/console"))
+    folder = proc / str(init_pid)
+    init = _Init(_namespaces(folder), _device(folder / "root/dev/console"), lacking)
     found = list(_mounts(proc / str(init_pid), disks, prepared=prepared))
     if _unread_netlink(proc / str(init_pid)):
         reason = "a netlink socket has unread messages"
@@ -191,7 +202,7 @@ def _files(process: _Process, init: _Init, mounts: set[int] | None, *, prepared:
                 kind = link.removeprefix("anon_inode:")
                 obstacle = _anonymous(process, entry, kind, prepared=prepared)
             else:
-                obstacle = _file(process, init, entry, link, mounts)
+                obstacle = _file(process, init, entry, link, mounts, prepared=prepared)
         except OSError:  # closed meanwhile
             continue
         if obstacle is not None and obstacle.reason not in seen:
@@ -199,7 +210,13 @@ def _files(process: _Process, init: _Init, mounts: set[int] | None, *, prepared:
             yield obstacle
 
 
-def _file(process: _Process, init: _Init, entry: Path, link: str, mounts: set[int] | None) -> Obstacle | None:
+def _file(
+    process: _Process, init: _Init, entry: Path, link: str, mounts: set[int] | None, *, prepared: bool
+) -> Obstacle | None:
+    if link.startswith("socket:"):
+        protocol = sockets.protocol_of(entry)
+        judged = sockets.judge(protocol, init.lacking, process.stop) if protocol else None
+        return process.obstacle(*judged) if judged is not None else None
     if not link.startswith("/") or link.startswith("/memfd:"):
         return None
     if init.console is not None and _device(entry) == init.console:
@@ -209,10 +226,21 @@ def _file(process: _Process, init: _Init, entry: Path, link: str, mounts: set[in
         return process.obstacle(f"has opened {path}", process.stop)
     if link.endswith(_DELETED) and entry.stat().st_size > _MAX_GHOST:
         return process.obstacle(f"has opened the deleted file {path}, which is too large", process.stop)
+    if region_locks.is_lost(process.folder, entry.name, path):
+        reason = f"has mapped {path} and locked parts of it, which would be unlocked"
+        return process.obstacle(reason, f"{process.stop} (or `pragma journal_mode=delete` for SQLite)")
+    if _PRESSURE.match(path) and _writes(process.folder / "fdinfo" / entry.name):
+        remedy = process.stop if prepared else _ADD_KEY
+        return process.obstacle(f"watches {path}, and would be woken up without end", remedy)
     mount = _field(process.folder / "fdinfo" / entry.name, "mnt_id")
     if mounts is not None and mount.isdigit() and int(mount) not in mounts:
         return process.obstacle(f"has opened {path}, which is not in the instance", process.stop)
     return None
+
+
+def _writes(fdinfo: Path) -> bool:
+    """Whether a descriptor is open for writing, as is needed to set a trigger."""
+    return int(_field(fdinfo, "flags") or "0", 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _is_plain_node(path: str) -> bool:
@@ -267,7 +295,7 @@ def _mounts(folder: Path, disks: frozenset[str], *, prepared: bool) -> Iterator[
 
 
 def _is_foreign(fstype: str, target: str) -> bool:
-    if fstype.startswith("fuse") and fstype != "fuse.lxcfs":
+    if fstype.startswith("fuse") and fstype not in ("fuse.lxcfs", "fusectl"):  # which are the host's
         return True
     return fstype == "ramfs" or (fstype == "overlay" and target != "/")
 

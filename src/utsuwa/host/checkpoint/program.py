@@ -32,6 +32,7 @@ LAUNCHER = "criu"
 
 _VERSION = re.compile(r"Version: ([0-9]+(?:\.[0-9]+)+)")
 _PROOF_TIMEOUT = 60.0
+_VERBS = frozenset(("dump", "restore"))
 _APPEARANCE = 5.0
 """Seconds until the small process is ready."""
 _SMALL = """\
@@ -150,6 +151,15 @@ async def wait_until_gone(images: Path) -> None:
             await pidfds.wait(pid)
 
 
+async def kill_all(images: Path) -> None:
+    """Kill a CRIU that works on a directory of images, and processes that it has not restored completely."""
+    while found := await asyncio.to_thread(_working_on, str(images)):
+        for pid in found:
+            pidfds.kill(pid)
+        for pid in found:
+            await pidfds.wait(pid)
+
+
 def _working_on(images: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
@@ -158,7 +168,7 @@ def _working_on(images: str) -> list[int]:
                 argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if "dump" in argv and "-D" in argv and argv[argv.index("-D") + 1 :][:1] == [images]:
+            if _VERBS & set(argv) and "-D" in argv and argv[argv.index("-D") + 1 :][:1] == [images]:
                 found.append(int(entry.name))
     return found
 

@@ -188,10 +188,25 @@ def uncovered(folder: Path) -> Iterator[tuple[Path, int]]:
 def without_devices(mount: int, idmap: IdMap) -> None:
     """An unprivileged container cannot create device nodes, but its image may contain some.
 
-    It has no device cgroup, so opening them is prevented by `nodev`; `/dev` is a separate file system.
+    It has no device cgroup (but see `with_devices`), so opening them is prevented by `nodev`; `/dev` is a
+    separate file system.
     """
     if not idmap.privileged:
         syscalls.mount_setattr(mount, attr_set=syscalls.MOUNT_ATTR_NODEV)
+
+
+def with_devices(target: Path) -> None:
+    """Let device nodes on a mount be opened, for an unprivileged container that has a device cgroup."""
+    syscalls.mount_setattr(target, attr_clr=syscalls.MOUNT_ATTR_NODEV)
+
+
+def read_only(target: Path) -> None:
+    """Protect a mount from being changed, also by the root of an unprivileged container that gets it.
+
+    The kernel does not let that one make it writable again, as it would if the mount were made read-only
+    in the container.
+    """
+    syscalls.mount_setattr(target, attr_set=syscalls.MOUNT_ATTR_RDONLY)
 
 
 @contextmanager

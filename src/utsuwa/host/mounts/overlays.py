@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,11 +24,13 @@ from utsuwa.host.files.fsids import as_container_root
 from utsuwa.host.mounts.mounts import (
     PROBE_MAP,
     bind_idmapped,
+    bind_without_devices,
     can_idmap,
     idmapped_tree,
     unmount,
     without_devices,
 )
+from utsuwa.host.mounts.userns import in_user_namespace
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,10 @@ BUSY_PATIENCE = 3.0
 
 _LITTLE = 64 * 1024
 """Bytes: with less space, that is why the working directory cannot be used."""
+
+USERXATTR = "userxattr"
+"""The option with which overlayfs keeps its attributes as `user.overlay.*`: only those can be set in a user
+namespace."""
 
 _FS_IOC_GETFSUUID = 0x80111500
 _UUID_SIZE = 16
@@ -103,45 +110,76 @@ class OverlayFolder:
                 unmount(place)
 
 
+def default_options() -> dict[str, str]:
+    """Return the options of the overlays of new pools: those that this user namespace allows."""
+    if in_user_namespace():
+        return {"index": "on", "metacopy": "off", USERXATTR: "on"}
+    return {"redirect_dir": "on", "index": "on", "nfs_export": "on", "metacopy": "off"}
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Return whether a file of a layer stands for one that was deleted."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def attribute_prefix() -> str:
+    """Return how the names of overlayfs' own attributes begin."""
+    return "user.overlay." if in_user_namespace() else "trusted.overlay."
+
+
 def mount_overlay(
-    folder: OverlayFolder, lowers: Sequence[Path], idmap: IdMap, options: Mapping[str, str]
+    folder: OverlayFolder,
+    lowers: Sequence[Path],
+    idmap: IdMap,
+    options: Mapping[str, str],
+    *,
+    shifted: bool = False,
 ) -> None:
     """Mount an overlay of `lowers`, the newest first, and `folder.upper` at `folder.rootfs`.
 
-    All layers are idmapped mounts (unmapped if privileged), which are attached only until the overlay holds
-    its own copies of them. The layers are named relative to the working directory of the mounting thread, so
-    no path needs escaping in the options.
+    All layers are idmapped mounts (unmapped if privileged, or if their owners on disk are `shifted`), which
+    are attached only until the overlay holds its own copies of them. The layers are named relative to the
+    working directory of the mounting thread, so no path needs escaping in the options.
     """
     upper = {"upperdir": "layer/upper", "workdir": "layer/work"}
-    _mount(folder, [*zip(folder.places(len(lowers)), lowers, strict=True)], idmap, {**upper, **options})
+    _mount(folder, lowers, idmap, {**upper, **options}, shifted=shifted)
 
 
 def mount_readonly(
-    folder: OverlayFolder, lowers: Sequence[Path], idmap: IdMap, options: Mapping[str, str]
+    folder: OverlayFolder,
+    lowers: Sequence[Path],
+    idmap: IdMap,
+    options: Mapping[str, str],
+    *,
+    shifted: bool = False,
 ) -> None:
     """Mount `lowers`, the newest first, read-only at `folder.rootfs`, with no upper layer.
 
-    The options are those with which the layers were written.
+    The options are those with which the layers were written; `shifted` as for `mount_overlay`.
     """
     if len(lowers) == 1:  # overlayfs wants two
-        bind_idmapped(lowers[0], folder.rootfs, idmap, readonly=True)
+        if shifted:
+            bind_without_devices(lowers[0], folder.rootfs, readonly=True)
+        else:
+            bind_idmapped(lowers[0], folder.rootfs, idmap, readonly=True)
         return
-    reading = {name: value for name, value in options.items() if name in ("metacopy", "xino")}
+    reading = {name: value for name, value in options.items() if name in ("metacopy", "xino", USERXATTR)}
     if options.get("redirect_dir") in ("on", "follow"):
         reading["redirect_dir"] = "follow"
-    _mount(folder, [*zip(folder.places(len(lowers)), lowers, strict=True)], idmap, reading)
+    _mount(folder, lowers, idmap, reading, shifted=shifted)
 
 
 def _mount(
-    folder: OverlayFolder, lowers: Sequence[tuple[Path, Path]], idmap: IdMap, options: Mapping[str, str]
+    folder: OverlayFolder, layers: Sequence[Path], idmap: IdMap, options: Mapping[str, str], *, shifted: bool
 ) -> None:
-    """Mount an overlay of layers that are paired with the places where they are attached."""
-    folder.make_mount_points(len(lowers))
+    folder.make_mount_points(len(layers))
+    lowers = [*zip(folder.places(len(layers)), layers, strict=True)]
     names = ":".join(str(place.relative_to(folder.path)) for place, _ in lowers)
+    mapped = IdMap() if shifted else idmap
     with ExitStack() as opened:
-        trees = {place: opened.enter_context(idmapped_tree(lower, idmap)) for place, lower in lowers}
+        trees = {place: opened.enter_context(idmapped_tree(lower, mapped)) for place, lower in lowers}
         if "upperdir" in options:
-            trees[folder.attached_layer] = opened.enter_context(idmapped_tree(folder.layer, idmap))
+            trees[folder.attached_layer] = opened.enter_context(idmapped_tree(folder.layer, mapped))
 
         def work() -> None:
             os.chdir(folder.path)
@@ -154,7 +192,7 @@ def _mount(
             finally:
                 os.close(overlay)
 
-        as_container_root(idmap, work)
+        as_container_root(mapped, work)
 
 
 def _check_writable(overlay: int, folder: OverlayFolder) -> None:
@@ -190,7 +228,10 @@ def _overlay_tree(options: Mapping[str, str]) -> int:
         fs = syscalls.fsopen("overlay")
         try:
             for key, value in {"source": "utsuwa", **options}.items():
-                syscalls.fsconfig_string(fs, key, value)
+                if key == USERXATTR:
+                    syscalls.fsconfig_flag(fs, key)
+                else:
+                    syscalls.fsconfig_string(fs, key, value)
             syscalls.fsconfig_create(fs)
             return syscalls.fsmount(fs)
         except OSError as error:

@@ -5,6 +5,7 @@ A namespace exists as long as a descriptor of it is open; no process stays in it
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import OrderedDict
@@ -19,8 +20,16 @@ from utsuwa.host.processes.run import run_blocking
 KEPT = 64
 """Number of most recently used namespaces to keep open; more would only occupy descriptors."""
 
+_ALL_IDS = 2**32 - 1
+
 _lock = threading.Lock()
 _cache: OrderedDict[IdMap, int] = OrderedDict()
+
+
+@functools.cache
+def in_user_namespace(proc: Path = Path("/proc")) -> bool:
+    """Return whether this process is in another user namespace than the initial one, as in a container."""
+    return (proc / "self/uid_map").read_text().split() != ["0", "0", str(_ALL_IDS)]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 Services of systemd that have namespaces of their own can be saved, but not restored. A drop-in for all
 services takes these from them. It is mounted from the host into /run, so no file of the guest is changed.
+Keys that an older systemd does not know it ignores, with a line in its log.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ _EMPTY = (
     *("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths"),
     *("BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem"),
     *("LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted"),
+    "ImportCredential",
 )
-_OTHERS = {"ProtectProc": "default", "ProcSubset": "all"}
+_OTHERS = {"ProtectProc": "default", "ProcSubset": "all", "MemoryPressureWatch": "off"}
+ENVIRONMENT = {"MEMORY_PRESSURE_WATCH": "/dev/null"}
+"""That of init: by this, systemd does not watch the pressure either.
+
+A restored descriptor of a pressure file has lost its trigger, and polling it returns at once, without end.
+"""
 
 
 def drop_in() -> str:

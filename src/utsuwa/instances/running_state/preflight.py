@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Unavailable
-from utsuwa.host.checkpoint import obstacles
+from utsuwa.host.checkpoint import diagnosis, interfaces, obstacles
 from utsuwa.host.checkpoint.obstacles import Obstacle
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.instances.running_state import guest
+from utsuwa.security import interception
 from utsuwa.wire.checkpoints import CheckpointObstacle, InstanceCheckpoint
 
 _ROOM = 1.1
@@ -48,22 +49,34 @@ async def look(ctx: Context, instance: Loaded, container: Running | None) -> Ins
 def refusals(container: Running) -> Iterator[Obstacle]:
     """Yield what the configuration and the state of a container prevent."""
     if parse_bool(container.config.get("security.privileged", "")):
-        yield Obstacle(
-            "it is privileged, which is not supported", "unset security.privileged and restart the instance"
-        )
+        # A restore by liblxc leaves out the rules of which devices the container's processes may use. Only a
+        # user namespace keeps those of others from the host's devices then.
+        reason = "it is privileged, and could use all devices of the host after a restore"
+        yield Obstacle(reason, "unset security.privileged and restart the instance")
+    intercepted = [name for name in interception.RULES if interception.intercepts(container.config, name)]
+    if intercepted:
+        # CRIU restores the filters without a listener, so that these calls would fail.
+        key = interception.PREFIX + intercepted[0]
+        reason = f"its system calls are intercepted ({key}), which a restored container's cannot be"
+        yield Obstacle(reason, f"unset {key} and restart the instance")
     if container.frozen:
         yield Obstacle("it is frozen", f"utsuwa start {container.name}")
 
 
 async def of_processes(container: Running) -> list[Obstacle]:
-    """Look at the processes inside and at the mounts."""
+    """Look at the processes inside, at the mounts and at the network interfaces."""
     disks = frozenset(
         f"/{device.get('path', '').strip('/')}"
         for device in container.devices.values()
         if device.get("type") == "disk" and device.get("path", "").strip("/")
     )
     prepared = guest.is_prepared(container.config)
-    return await asyncio.to_thread(obstacles.find, container.init_pid, prepared=prepared, disks=disks)
+
+    def look() -> list[Obstacle]:
+        lacking = diagnosis.missing()
+        return obstacles.find(container.init_pid, prepared=prepared, disks=disks, lacking=lacking)
+
+    return [*await interfaces.find(container.init_pid), *await asyncio.to_thread(look)]
 
 
 async def shortage(ctx: Context, instance: Loaded, container: Running) -> Obstacle | None:

@@ -9,31 +9,40 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from utsuwa.core import faults
 from utsuwa.core.errors import HostError, InvalidRequest, ProcessFailed, StartFailed
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.rollback import Rollback
+from utsuwa.core.tasks import finish
 from utsuwa.host import lxc
 from utsuwa.host.cgroups import io_limits
+from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.checkpoint import commands, console, places
-from utsuwa.host.checkpoint.program import Criu, failure_in
+from utsuwa.host.checkpoint.program import Criu, failure_in, kill_all
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.network import veth
 from utsuwa.host.network.veth import Pair
+from utsuwa.host.processes import pidfds
 from utsuwa.host.processes.run import PATH, spawn
 from utsuwa.instances.confinement import limits
 from utsuwa.instances.confinement.host_facts import read_host_facts
 from utsuwa.instances.confinement.lxcconf import ContainerSpec
 from utsuwa.instances.context import Context
+from utsuwa.instances.lifecycle import orphans
 from utsuwa.instances.model import Loaded, Running, RuntimePaths
 from utsuwa.instances.running_state.saved import USED, Saved
 from utsuwa.security import idmap
 
 _TTY_GROUP = 5
 """The group `tty` of every Linux distribution."""
+_PROFILE = "lxc.apparmor.profile"
 _TIMEOUT = 600.0
+_PID = "criu.pid"
+_PAUSE = 0.05
+"""Seconds between looks for CRIU's pid."""
 
 
 def check(instance: Loaded, saved: Saved, ids: IdMap, nics: Sequence[str]) -> None:
@@ -72,6 +81,17 @@ def sources(saved: Saved, spec: ContainerSpec, name: str) -> dict[str, str]:
     return found
 
 
+def profile(spec: ContainerSpec) -> str:
+    """Return the AppArmor profile of a container that is restored; empty to leave it as it was saved.
+
+    The profile's name contains that of the instance, which may have been renamed since.
+    """
+    if _PROFILE in spec.config.get("raw.lxc", ""):
+        return ""
+    name = dict(spec.apparmor).get(_PROFILE, "")
+    return "" if name == "unchanged" else name
+
+
 @dataclass(frozen=True)
 class Resumption:
     """One restore of a container that is prepared as for a start."""
@@ -102,12 +122,14 @@ class Resumption:
             )
             await asyncio.to_thread(self._write_programs, mounts, nics, terminal.name)
             faults.point("state is about to be restored")
-            code = await self._run_liblxc(terminal.life)
+            async with cgroup_moves.kept_warm():
+                code = await self._run_liblxc(terminal.life)
         finally:
             await asyncio.to_thread(stack.close)
         name, lxcpath = self.instance.ref.storage_name, self.ctx.paths.containers
         pid = await self.ctx.helper.init_pid(name, lxcpath) if code == 0 else None
         if pid is None:
+            await finish(kill_all(self.saved.folder))
             raise StartFailed(
                 f"Failed to restore the running state of {self.instance.name!r}: "
                 f"{await asyncio.to_thread(self._reason)}: correct this, or start it without the state with "
@@ -125,11 +147,16 @@ class Resumption:
             ends[pair.name] = end
         return ends
 
+    @property
+    def _used(self) -> Path:
+        """The file that CRIU's action creates when the processes begin to run."""
+        return (self.saved.folder if self.saved.own else self._paths.restore) / USED
+
     def _write_programs(self, mounts: Mapping[str, str], nics: Mapping[str, str], terminal: str) -> None:
         folder, ids, unified = self._paths.restore, self.spec.idmap, cgroups.unified_mount()
         actions = commands.Actions(
             init_file=self._paths.restored_init,
-            used=(self.saved.folder if self.saved.own else folder) / USED,
+            used=self._used,
             cgroups="" if unified is None else str(unified),
             parent=self.ctx.cgroup,
             owner=f"{ids.host_uid(0)}:{ids.host_gid(0)}",
@@ -143,9 +170,11 @@ class Resumption:
             tty=self.saved.record.tty,
             terminal=terminal,
             action_script=script,
-            keep_connections=self.saved.own,
+            keep_connections=self.saved.keeps_connections,
+            profile=profile(self.spec),
         )
-        program = commands.wrapper(commands.restore(self.criu.program, job), self.criu.version, terminal)
+        argv = commands.restore(self.criu.program, job)
+        program = commands.wrapper(argv, self.criu.version, terminal, folder / _PID)
         for path, text in ((script, commands.action_script(actions)), (folder / "criu", program)):
             path.write_text(text)
             path.chmod(0o700)
@@ -172,17 +201,39 @@ class Resumption:
             )
         finally:
             os.close(output)
+        watching = asyncio.create_task(self._watch_criu())
         try:
             async with asyncio.timeout(_TIMEOUT):
                 return await program.wait()
         except TimeoutError:
             return -1
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             program.close()
+
+    async def _watch_criu(self) -> None:
+        """If CRIU is killed, kill what it has created: liblxc would wait for that, and that for CRIU."""
+        file = self._paths.restore / _PID
+        while not (pid := await asyncio.to_thread(_line, file)):  # noqa: ASYNC110 - another program writes it
+            await asyncio.sleep(_PAUSE)
+        await pidfds.wait(int(pid))
+        if not await asyncio.to_thread(self._used.exists):
+            await kill_all(self.saved.folder)
+            await orphans.kill_left(self.ctx, self.instance.ref.storage_name)
 
     def _reason(self) -> str:
         reason = failure_in(self._paths.restore / commands.RESTORE_LOG)
         return reason or lxc.logged(self._paths.log) or "neither CRIU nor liblxc gives a reason"
+
+
+def _line(file: Path) -> str:
+    """Return the only line of a file; empty as long as it is not there."""
+    try:
+        line, end, _ = file.read_text().partition("\n")
+    except FileNotFoundError:
+        return ""
+    return line if end else ""
 
 
 async def apply_limits(ctx: Context, running: Running, disks: io_limits.Limits) -> None:

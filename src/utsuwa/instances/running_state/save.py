@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -17,24 +18,32 @@ from utsuwa.core.errors import (
     ProcessFailed,
     UtsuwaError,
 )
+from utsuwa.core.protobuf import InvalidMessage
 from utsuwa.core.tasks import finish
 from utsuwa.devices import DeviceHost, nic
 from utsuwa.host.cgroups import freezer
 from utsuwa.host.cgroups import tree as cgroups
-from utsuwa.host.checkpoint import commands, directories, failures, packets, places
+from utsuwa.host.checkpoint import (
+    commands,
+    directories,
+    dumping,
+    failures,
+    packets,
+    places,
+    route_images,
+    watches,
+)
 from utsuwa.host.checkpoint.failures import Remedy
 from utsuwa.host.checkpoint.program import Criu, first_error
 from utsuwa.host.mounts import mounts
-from utsuwa.host.processes.run import run
 from utsuwa.instances.context import Context
 from utsuwa.instances.lifecycle import device_host, freeze
 from utsuwa.instances.model import Loaded, Running
-from utsuwa.instances.running_state import preflight, saved
+from utsuwa.instances.running_state import links, preflight, saved
 from utsuwa.security import idmap
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = 600.0
 _TRIES = 5
 _PAUSE = 1.5
 """Seconds between two attempts, for obstacles that pass."""
@@ -59,18 +68,35 @@ async def check(ctx: Context, container: Running) -> Criu:
 
 Meanwhile = Callable[[Path], Awaitable[None]]
 """What is done with a saved state while its container is still frozen."""
+Held = Callable[[], Awaitable[None]]
+"""What is done each time that a container has been frozen in order to save it."""
 
 
-async def save(ctx: Context, instance: Loaded, container: Running, criu: Criu, meanwhile: Meanwhile) -> None:
+async def _nothing() -> None:
+    pass
+
+
+async def save(
+    ctx: Context,
+    instance: Loaded,
+    container: Running,
+    criu: Criu,
+    meanwhile: Meanwhile,
+    *,
+    ends: bool = False,
+    held: Held = _nothing,
+) -> None:
     """Save the running state of a container, whose lock the caller holds, into its volume's directory.
 
     `meanwhile` is called with the directory of the saved state (`state.new`) while the container is still
-    frozen, so that its disk is that of the same instant; then it runs on. If anything fails, nothing is left.
-    Raises NotSaved with the reason, OutOfSpace.
+    frozen, so that its disk is that of the same instant; then it runs on. If it `ends` instead, it gets no
+    packets either. `held` is called before each attempt to save it, when it has been frozen for that; it
+    runs on after one that fails. If anything fails, nothing is left. Raises NotSaved with the reason,
+    OutOfSpace.
     """
     await _refuse(ctx, instance, container)
     for attempt in range(1, _TRIES + 1):
-        failure = await _attempt(ctx, instance, container, criu, meanwhile)
+        failure = await _attempt(ctx, instance, container, criu, meanwhile, held, ends=ends)
         if failure is None:
             return
         log.info(
@@ -115,13 +141,27 @@ def _not_saved(name: str, failure: failures.Failure) -> UtsuwaError:
 
 
 async def _attempt(
-    ctx: Context, instance: Loaded, container: Running, criu: Criu, meanwhile: Meanwhile
+    ctx: Context,
+    instance: Loaded,
+    container: Running,
+    criu: Criu,
+    meanwhile: Meanwhile,
+    held: Held,
+    *,
+    ends: bool,
 ) -> failures.Failure | None:
     folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
+    cut = links.cut(instance, ctx.runtime_paths(container).undecided) if ends else contextlib.nullcontext()
     try:
-        async with freeze.held(ctx, container):
-            fresh = await asyncio.to_thread(saved.begin, folder)
-            failure = await finish(_dump(ctx, instance, container, criu, fresh))
+        fresh = await asyncio.to_thread(saved.begin, folder)
+        job, record = await asyncio.to_thread(_plan, ctx, instance, container, criu, fresh)
+        async with (
+            dumping.begun(criu.program, job) as complete,
+            freeze.held(ctx, container),
+            cut,
+        ):
+            await held()
+            failure = await finish(_dump(container, complete, fresh, record))
             if failure is None:
                 faults.point("running state saved")
                 await meanwhile(fresh)
@@ -131,27 +171,32 @@ async def _attempt(
 
 
 async def _dump(
-    ctx: Context, instance: Loaded, container: Running, criu: Criu, fresh: Path
+    container: Running, complete: dumping.Complete, fresh: Path, record: saved.Record
 ) -> failures.Failure | None:
-    """Run CRIU on a frozen container, and write the record. Returns why that failed."""
-    job, record = await asyncio.to_thread(_plan, container, criu, fresh)
-    host = device_host.host_of(ctx, instance, container.idmap)
-    record.nics = _nics(device_host.with_devices(host, container.devices))
+    """Have CRIU save a frozen container, and write the record. Returns why that failed."""
     try:
-        await run(commands.dump(criu.program, job), timeout=_TIMEOUT)
+        await complete()
     except ProcessFailed as error:
         await packets.let_through(container.init_pid)
         text = await asyncio.to_thread(_log_of, fresh)
         reason = first_error(text) or (error.stderr.strip() if not text else "")
         return failures.explain(text, reason)
     try:
-        await asyncio.to_thread(saved.store, fresh, record)
-    except OSError as error:
+        await asyncio.to_thread(_complete_images, fresh, container.init_pid, record)
+    except (OSError, InvalidMessage) as error:
         return failures.Failure(str(error))
     return None
 
 
-def _plan(container: Running, criu: Criu, fresh: Path) -> tuple[commands.Dump, saved.Record]:
+def _complete_images(fresh: Path, init_pid: int, record: saved.Record) -> None:
+    route_images.heal(fresh)
+    watches.name(fresh, init_pid)
+    saved.store(fresh, record)
+
+
+def _plan(
+    ctx: Context, instance: Loaded, container: Running, criu: Criu, fresh: Path
+) -> tuple[commands.Dump, saved.Record]:
     pid, proc = container.init_pid, Path(f"/proc/{container.init_pid}")
     try:
         console = os.stat(proc / "root/dev/console")  # noqa: PTH116 - of another mount namespace
@@ -173,21 +218,25 @@ def _plan(container: Running, criu: Criu, fresh: Path) -> tuple[commands.Dump, s
         externals=shared,
         tty=tty,
     )
+    devices = device_host.host_of(ctx, instance, container.idmap)
+    addresses = _addresses(device_host.with_devices(devices, container.devices))
     record = saved.Record(
         criu=criu.version,
         kernel=os.uname().release,
         idmap=idmap.to_json(container.idmap),
         mounts=shared,
-        nics=[],
+        nics=sorted(addresses),
+        hwaddrs=addresses,
         tty=tty,
     )
     return job, record
 
 
-def _nics(host: DeviceHost) -> list[str]:
-    """Return the names inside of the interfaces of the container's devices."""
+def _addresses(host: DeviceHost) -> dict[str, str]:
+    """Return the MAC addresses of the interfaces of the container's devices, by their names inside."""
     nics = ((name, device) for name, device in host.devices.items() if device.get("type") == "nic")
-    return sorted(filter(None, (nic.nic_name(name, device, host) for name, device in nics)))
+    named = ((nic.nic_name(name, device, host), nic.mac_of(name, device, host)) for name, device in nics)
+    return {name: address.lower() for name, address in named if name}
 
 
 def _log_of(fresh: Path) -> str:

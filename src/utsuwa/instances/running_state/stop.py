@@ -49,7 +49,7 @@ async def stop_stateful(ctx: Context, ref: InstanceRef) -> None:
             raise InvalidRequest(f"The instance {ref.name!r} has ended meanwhile: its state was not saved")
         instance = await load(ctx, ref)
         _refuse_ephemeral(instance)
-        await save.save(ctx, instance, container, criu, partial(_end, ctx, instance, container))
+        await save.save(ctx, instance, container, criu, partial(_end, ctx, instance, container), ends=True)
     await container.settled.wait()
 
 
@@ -65,10 +65,10 @@ async def _end(ctx: Context, instance: Loaded, container: Running, fresh: Path) 
         )
         undo.keep()
     faults.point("saved state recorded")
-    await finish(_kill(ctx, instance, container))
+    await finish(kill_frozen(ctx, instance, container))
 
 
-async def _kill(ctx: Context, instance: Loaded, container: Running) -> None:
+async def kill_frozen(ctx: Context, instance: Loaded, container: Running) -> None:
     """Kill a frozen container, after its interfaces, so that the peers of its connections do not notice."""
     container.forced = True
     try:

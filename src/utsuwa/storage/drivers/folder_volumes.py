@@ -242,10 +242,15 @@ def own_folders(folder: Path) -> list[Path]:
         return []
 
 
-def copy_beside(folder: Path, new: Path, stopper: Stopper) -> None:
-    """Copy what is beside the rootfs in a volume's directory, as it is on disk."""
+def copy_description(folder: Path, new: Path) -> None:
+    """Copy metadata and templates, if there are any, to another volume's directory."""
     if (folder / "metadata.yaml").exists():
         copy_metadata(folder, new)
+
+
+def copy_beside(folder: Path, new: Path, stopper: Stopper) -> None:
+    """Copy what is beside the rootfs in a volume's directory, as it is on disk."""
+    copy_description(folder, new)
     beside = own_folders(folder)
     if beside:
         make_folder(new / _OWN_FOLDERS, 0o711)

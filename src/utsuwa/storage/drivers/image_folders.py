@@ -35,7 +35,7 @@ class ImageFolders:
 
     def images(self) -> list[str]:
         """The fingerprints of all images."""
-        return sorted({folder.name.partition(".")[0] for folder in self.all()})
+        return sorted(set(map(fingerprint_of, self.all())))
 
     def all(self) -> Iterator[Path]:
         """Every form of every image."""
@@ -43,7 +43,7 @@ class ImageFolders:
 
     def forms(self, fingerprint: str) -> list[Path]:
         """Every form of one image, the oldest first."""
-        found = [folder for folder in self.all() if folder.name.partition(".")[0] == fingerprint]
+        found = [folder for folder in self.all() if fingerprint_of(folder) == fingerprint]
         return sorted(found, key=_number)
 
     def place(self, fingerprint: str) -> Path:
@@ -52,13 +52,18 @@ class ImageFolders:
         return next(path for name in names if not os.path.lexists(path := self._folder / name))
 
 
+def fingerprint_of(form: Path) -> str:
+    """The image of which the folder is a form."""
+    return form.name.partition(".")[0]
+
+
 def _number(folder: Path) -> int:
     suffix = folder.name.partition(".")[2]
     return int(suffix) if suffix.isdecimal() else 1
 
 
-def _note_unsynced(folder: Path) -> None:
-    """The folder holds an image that has just been unpacked."""
+def note_unsynced(folder: Path) -> None:
+    """The folder holds an image that is being written."""
     (folder / _UNSYNCED).write_text(facts.boot_id())
 
 
@@ -95,4 +100,4 @@ def unpack(image: ImageSource, folder: Path, *, stopper: Stopper, ahead: bool) -
         disk = os.statvfs(folder)
         limits = replace(limits, size=disk.f_bavail * disk.f_frsize // 2)
     unpack_image(image.metadata, image.rootfs, folder, limits=limits, stopper=stopper)
-    _note_unsynced(folder)
+    note_unsynced(folder)

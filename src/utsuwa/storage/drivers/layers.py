@@ -1,9 +1,10 @@
 """The layers of a pool with the driver `overlay` that are outside of a volume's directory, and their users.
 
-`layers/<name>/` contains `upper/`, and `work/` while it is the upper layer of a volume. After that it is
-frozen: it never changes, and is a lower layer of any number of volumes and snapshots. Their records are the
-only place that says who uses which layer; the number of users is counted from them when the pool is mounted,
-and kept in memory after that. Operations that are about to store a record count as users as well.
+`layers/<name>/` contains `upper/`, and `work/` while it is the upper layer of a volume; one that came from
+another server also `identity`, the name that it has there. What is not an upper layer any more is frozen: it
+never changes, and is a lower layer of any number of volumes and snapshots. Their records are the only place
+that says who uses which layer; the number of users is counted from them when the pool is mounted, and kept in
+memory after that. Operations that are about to store a record count as users as well.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from utsuwa.storage.drivers.records import layers_of
 from utsuwa.storage.drivers.trees import bytes_below
 
 log = logging.getLogger(__name__)
+
+_IDENTITY = "identity"
 
 
 class Claim:
@@ -104,6 +107,17 @@ class Layers:
     def tree(self, name: str) -> Path:
         """Return the content of a layer."""
         return self._folder / name / "upper"
+
+    def identity(self, name: str) -> str:
+        """Return the id of a frozen layer, which is that of the layer of which it is a copy, if it is one."""
+        try:
+            return (self.folder(name) / _IDENTITY).read_text()
+        except FileNotFoundError:
+            return name
+
+    def note_identity(self, name: str, identity: str) -> None:
+        """Store that a new layer is the copy of another one."""
+        (self.folder(name) / _IDENTITY).write_text(identity)
 
     @contextmanager
     def claim(self) -> Iterator[Claim]:

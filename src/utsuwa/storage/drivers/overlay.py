@@ -11,25 +11,22 @@ many layers, so the newest are merged from time to time (`storage/drivers/overla
 Every change of a volume's layers is the replacement of its record. If the daemon is killed, layers that no
 record mentions are removed at its next start.
 
-Where the kernel cannot map what a new instance needs, the instance becomes a complete copy instead of a
-layer; an instance with a layer that is later used on such a kernel is turned into a complete copy then.
+Where the kernel cannot map the layers of a new instance, as in a container, its image is copied once with
+owners that are shifted to the instance's map (`storage/drivers/overlay_images.py`), and all its layers have
+such owners. An instance that is mounted with a map that its layers cannot have becomes a complete copy.
 """
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from utsuwa.core import faults
 from utsuwa.core.config_keys import ConfigKey
-from utsuwa.core.errors import HostError, InvalidConfig
+from utsuwa.core.errors import HostError
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import Volume
-from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.mounts import mounts, overlays
 from utsuwa.host.mounts.overlays import OverlayFolder
 from utsuwa.host.processes.stopper import Stopper
@@ -37,66 +34,41 @@ from utsuwa.storage.base import DriverType, LayerMerge
 from utsuwa.storage.drivers import records
 from utsuwa.storage.drivers.failures import translated
 from utsuwa.storage.drivers.file_copies import FileCopies
-from utsuwa.storage.drivers.folder_pool import TRIAL
-from utsuwa.storage.drivers.folder_volumes import copy_beside, own_folders, shift_volume
-from utsuwa.storage.drivers.layers import Claim, Layers
-from utsuwa.storage.drivers.overlay_chains import MAX_FROZEN, ChainMerge, merge_newest
-from utsuwa.storage.drivers.overlay_images import UNPACK_KEY, OverlayImages
-from utsuwa.storage.drivers.overlay_links import complete_links, forget_single_names, has_incomplete_links
-from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, check_options, parse_options
-from utsuwa.storage.drivers.records import PoolRecord, VolumeRecord, layers_of
-from utsuwa.storage.drivers.trees import bytes_below, copy_metadata, copy_tree, look_alike, looks_alike
+from utsuwa.storage.drivers.folder_volumes import copy_beside, copy_description, own_folders
+from utsuwa.storage.drivers.layers import Claim
+from utsuwa.storage.drivers.overlay_chains import ChainMerge
+from utsuwa.storage.drivers.overlay_images import UNPACK_KEY
+from utsuwa.storage.drivers.overlay_options import DEFAULT_OPTIONS, check_options
+from utsuwa.storage.drivers.overlay_transfer import (
+    MAX_COPIED,
+    ArrivedLayers,
+    OverlayIncoming,
+    OverlayOutgoing,
+)
+from utsuwa.storage.drivers.overlay_volumes import OverlayVolumes
+from utsuwa.storage.drivers.records import VolumeRecord, layers_of
+from utsuwa.storage.drivers.trees import bytes_below, copy_metadata, look_alike
 
-log = logging.getLogger(__name__)
 
-_PRIVILEGED = IdMap()
-
-
-class OverlayDriver(OverlayImages):
+class OverlayDriver(OverlayVolumes):
     """Layers over shared images."""
-
-    name = "overlay"
-    folders = {**OverlayImages.folders, "layers": 0o700}
-    frozen = (*OverlayImages.frozen, "layers")
 
     def __init__(self, folder: Path, config: Mapping[str, str]) -> None:
         super().__init__(folder, config)
-        self._options = parse_options(config.get("overlay.mount_options") or DEFAULT_OPTIONS)
-        self._layers = Layers(folder / "layers")
-
-    def _fix_options(self) -> None:
-        record = PoolRecord(self.name, self._options)
-        records.store_pool(self.folder, record)
-        if not self._trial(overlays.can_overlay):
-            raise InvalidConfig(
-                f"The file system of {self.source} cannot hold overlay layers with these mount options (it "
-                "may be an overlay itself, or lack extended attributes): use the driver 'dir', or a source "
-                "on another file system"
-            )
-        self._maps_overlays = self._trial(overlays.can_overlay_idmapped)
-
-    @translated
-    def mount(self) -> None:
-        super().mount()
-        # The options with which the pool was created apply, even if the daemon's defaults have changed.
-        self._options = records.load_pool(self.folder).mount_options
-        self._maps_overlays = self._trial(overlays.can_overlay_idmapped)
-        self._layers.count(self._volume_folders().values())
-
-    def _trial(self, possible: Callable[[Path, Mapping[str, str]], bool]) -> bool:
-        folder = self.folder / "containers" / f"{TRIAL}{secrets.token_hex(8)}"
-        folder.mkdir(mode=0o711)
-        try:
-            return possible(folder, self._options)
-        finally:
-            mounts.unmount_below(folder)
-            remove_tree(folder)
+        self._arrived = ArrivedLayers()
 
     # Creating
 
     @translated
     def create_from_image(self, volume: Volume, idmap: IdMap, image: ImageSource, stopper: Stopper) -> None:
-        self._create(volume, idmap, lambda folder: self._lay_over(folder, idmap, image, stopper))
+        form = self._form_for_new(image.fingerprint)
+        if form is None:
+            raise HostError(f"The image {image.fingerprint[:12]} is gone from its pool: try again")
+        if self._can_layer([self._lower(form.name)], idmap):
+            self._create(volume, idmap, lambda folder: self._lay_over(folder, image, form, IdMap()))
+            return
+        with self._shifted_form(form, idmap, stopper) as shifted:
+            self._create(volume, idmap, lambda folder: self._lay_over(folder, image, shifted, idmap))
 
     @translated
     def image_of(self, volume: Volume) -> str | None:
@@ -105,90 +77,21 @@ class OverlayDriver(OverlayImages):
         except (FileNotFoundError, HostError):
             return None
 
-    def _lay_over(self, folder: Path, idmap: IdMap, image: ImageSource, stopper: Stopper) -> VolumeRecord:
-        form = self._form_for_new(image.fingerprint)
-        if form is None:
-            raise HostError(f"The image {image.fingerprint[:12]} is gone from its pool: try again")
-        lower = self._lower(form.name)
+    def _lay_over(self, folder: Path, image: ImageSource, form: Path, owners: IdMap) -> VolumeRecord:
         copy_metadata(form, folder)
-        if not self._can_layer([lower], idmap):
-            copy_tree(lower, folder / "rootfs", stopper)
-            return VolumeRecord()
         layers = OverlayFolder(folder)
         layers.make()
-        look_alike(lower, layers.upper)
-        return VolumeRecord(image=image.fingerprint, image_folder=form.name)
+        look_alike(self._lower(form.name), layers.upper)
+        return VolumeRecord(image=image.fingerprint, image_folder=form.name, owners=owners)
 
     def _remove(self, folder: Path) -> None:
+        self._arrived.drop(folder)
         try:
             used = layers_of(records.load_volume(folder))
         except (OSError, HostError):
             used = frozenset()
         super()._remove(folder)
         self._layers.release(used)
-
-    # Mounting
-
-    def _lowers(self, record: VolumeRecord) -> list[Path]:
-        """Return the lower layers of a volume, the newest first; none if it is a tree of its own."""
-        frozen = [self._layers.tree(name) for name in record.layers]
-        image = records.lower_folder(record)
-        return frozen if image is None else [*frozen, self._lower(image)]
-
-    def _can_layer(self, lowers: Sequence[Path], idmap: IdMap) -> bool:
-        return idmap.privileged or (self._maps_overlays and all(map(mounts.can_idmap, lowers)))
-
-    def _mount(self, folder: Path, idmap: IdMap, record: VolumeRecord, *, readonly: bool) -> None:
-        layers = self._settled(folder, record)
-        lowers = self._lowers(record)
-        if lowers and not self._can_layer(lowers, idmap):
-            log.warning("%s becomes a complete copy: the kernel cannot map its layers", folder.name)
-            record, lowers = self._flatten(layers, lowers, record, readonly=readonly), []
-        if not lowers:
-            super()._mount(folder, idmap, record, readonly=readonly)
-            return
-        records.change_volume(folder, record, mounted=idmap)
-        self._mount_layers(layers, lowers, idmap, readonly=readonly)
-
-    def _mount_layers(
-        self, layers: OverlayFolder, lowers: Sequence[Path], idmap: IdMap, *, readonly: bool
-    ) -> None:
-        layers.detach()
-        layers.make_mount_points()
-        if readonly:
-            overlays.mount_readonly(layers, lowers, idmap, self._options)
-        else:
-            forget_single_names(layers)
-            overlays.mount_overlay(layers, lowers, idmap, self._options)
-
-    def _unmount(self, folder: Path) -> None:
-        super()._unmount(folder)
-        OverlayFolder(folder).detach()  # left by a mount that was interrupted
-
-    def _flatten(
-        self, layers: OverlayFolder, lowers: Sequence[Path], record: VolumeRecord, *, readonly: bool
-    ) -> VolumeRecord:
-        """Turn layers into a tree of the volume's own; started again if it was interrupted."""
-        whole = layers.path / "rootfs.whole"
-        remove_tree(whole)
-        self._mount_layers(layers, lowers, _PRIVILEGED, readonly=readonly)
-        try:
-            copy_tree(layers.rootfs, whole)
-        except BaseException:
-            remove_tree(whole)
-            raise
-        finally:
-            mounts.unmount(layers.rootfs)
-        remove_tree(layers.rootfs)
-        whole.rename(layers.rootfs)
-        used = layers_of(record)
-        record = records.change_volume(
-            layers.path, record, image=None, image_folder="", top="", layers=(), merged=()
-        )
-        for rest in (layers.attached_layer, layers.lower):
-            remove_tree(rest)
-        self._layers.release(used)
-        return record
 
     # Copying
 
@@ -218,7 +121,19 @@ class OverlayDriver(OverlayImages):
         if volume.kind == "custom":  # without layers
             return False
         possible = self._can_freeze(records.load_volume(self.volume_folder(volume)))
-        return possible and self._copy_layers(volume, new, idmap, stopper, beside=False)
+        return possible and self._copy_layers(volume, new, idmap, stopper, beside=None)
+
+    @translated
+    def stand_in(self, volume: Volume, new: Volume, idmap: IdMap, stopper: Stopper) -> bool:
+        record = records.load_volume(self.volume_folder(volume))
+        lowers = self._lowers(record)
+        if not lowers or self._can_mount(record, lowers, idmap) or not self._can_freeze(record):
+            return False
+
+        def describe(folder: Path, new: Path, _: Stopper) -> None:
+            copy_description(folder, new)
+
+        return self._copy_layers(volume, new, idmap, stopper, beside=describe)
 
     def _copy_layers(
         self,
@@ -228,9 +143,9 @@ class OverlayDriver(OverlayImages):
         stopper: Stopper,
         *,
         mounted: IdMap | None = None,
-        beside: bool = True,
+        beside: Callable[[Path, Path, Stopper], None] | None = copy_beside,
     ) -> bool:
-        """Create a volume on the layers of another one, with what is `beside` its rootfs.
+        """Create a volume on the layers of another one; `beside` copies what is beside its rootfs.
 
         Returns False if the source has none, and cannot get any.
         """
@@ -244,127 +159,75 @@ class OverlayDriver(OverlayImages):
             claim.hold(record.layers)
 
             def lay_out(new: Path) -> VolumeRecord:
-                if beside:
-                    copy_beside(folder, new, stopper)
+                if beside is not None:
+                    beside(folder, new, stopper)
                 return self._lay_over_frozen(target, new, record)
 
             self._create(target, idmap, lay_out)
             claim.hand_over(record.layers)
         return True
 
-    def _can_freeze(self, record: VolumeRecord) -> bool:
-        """Return whether a volume's upper layer keeps its meaning as a lower one."""
-        if self._options.get("metacopy") == "on":
-            return False  # files without content of their own cannot be merged
-        return not self._is_packed(record) or overlays.has_uuid(self.folder)
+    # Transfers
 
-    def _with_frozen(
-        self, source: Volume, mounted: IdMap | None, claim: Claim, stopper: Stopper
-    ) -> VolumeRecord:
-        """Freeze or copy the upper layer of a volume; return the record of one that has what is frozen now.
-
-        It has neither lower layers nor an image if the volume remains a tree of its own.
-        """
-        folder = self.volume_folder(source)
+    @translated
+    def can_send_layers(self, volume: Volume, snapshots: Sequence[Volume], mounted: IdMap | None) -> bool:
+        if volume.kind == "custom" or overlays.USERXATTR in self._options:
+            return False
+        whole = snapshots if volume.snapshot is None else (volume,)
+        found = [records.load_volume(self.volume_folder(snapshot)) for snapshot in whole]
+        if not all(record.layers or records.lower_folder(record) for record in found):
+            return False
+        folder = self.volume_folder(volume)
         record = records.load_volume(folder)
-        if source.snapshot is not None:
-            return record
-        if records.lower_folder(record) is None and not record.layers:
-            return record if mounted is not None else self._tree_as_layer(folder, record, claim)
-        record = self._shortened(folder, record, claim, stopper)
-        below = record.merged or record.layers
-        layers = self._settled(folder, record)
-        if not any(layers.upper.iterdir()) and looks_alike(layers.upper, self._lowers(record)[0]):
-            return replace(record, layers=below)
-        self._complete_links(layers, record, mounted)
-        if mounted is None:
-            return self._freeze(folder, record, claim)
-        name = claim.new()
-        copy_tree(layers.upper, self._layers.tree(name), stopper)
-        return replace(record, layers=(name, *below))
+        if not self._can_freeze(record) or not all(one.owners.privileged for one in (record, *found)):
+            return False
+        if not record.layers and records.lower_folder(record) is None:
+            return mounted is None and self._maps_overlays and mounts.can_idmap(folder / "rootfs")
+        return mounted is None or bytes_below(self._settled(folder, record).upper) <= MAX_COPIED
 
-    def _lay_over_frozen(self, target: Volume, new: Path, record: VolumeRecord) -> VolumeRecord:
-        """Lay out a copy of a volume above the lower layers of a record."""
-        layers = OverlayFolder(new)
-        if target.snapshot is not None:
-            layers.make_mount_points()
-        else:
-            layers.make()
-            look_alike(self._lowers(record)[0], layers.upper)
-        return replace(record, top="", merged=(), mounted=None)
+    def can_receive_layers(self) -> bool:
+        follows = self._options.get("redirect_dir") in ("on", "follow")
+        return follows and self._options.get("metacopy") != "on"
 
-    def _settled(self, folder: Path, record: VolumeRecord) -> OverlayFolder:
-        """Return the layers of a volume; completes moves of its trees that were interrupted."""
-        if record.layers and records.lower_folder(record) is None:
-            oldest = self._layers.tree(record.layers[-1])
-            if not oldest.exists():
-                (folder / "rootfs").rename(oldest)
-        if not record.top:
-            return OverlayFolder(folder)
-        layers = OverlayFolder(folder, self._layers.folder(record.top))
-        if not layers.layer.exists():
-            layers.detach()
-            layers.attached_layer.rename(layers.layer)
-        return layers
-
-    def _shortened(self, folder: Path, record: VolumeRecord, claim: Claim, stopper: Stopper) -> VolumeRecord:
-        """Merge frozen layers, if there is no room for another one and it was not done ahead."""
-        chain = record.merged or record.layers
-        if len(chain) < MAX_FROZEN:
-            return record
-        merged = merge_newest(self._layers, chain, MAX_FROZEN - 1, claim, stopper)
-        return self._store(folder, record, replace(record, merged=merged), claim)
-
-    def _complete_links(self, layers: OverlayFolder, record: VolumeRecord, mounted: IdMap | None) -> None:
-        if not has_incomplete_links(layers):
-            return
-        if mounted is None:
-            self._mount_layers(layers, self._lowers(record), _PRIVILEGED, readonly=False)
+    @translated
+    def outgoing(
+        self, volume: Volume, snapshots: Sequence[Volume], stopper: Stopper, *, mounted: IdMap | None = None
+    ) -> OverlayOutgoing:
+        claim = Claim(self._layers)
+        found = OverlayOutgoing(self._layers, claim, self._lower)
         try:
-            complete_links(layers, mounted or _PRIVILEGED)
-        finally:
+            for snapshot in snapshots:
+                found.add(records.load_volume(self.volume_folder(snapshot)))
             if mounted is None:
-                mounts.unmount(layers.rootfs)
+                self.unmount_volume(volume)
+            found.add(self._with_frozen(volume, mounted, claim, stopper))
+        except BaseException:
+            found.end()
+            raise
+        return found
 
-    def _freeze(self, folder: Path, record: VolumeRecord, claim: Claim) -> VolumeRecord:
-        """Freeze the upper layer of an unmounted volume, which gets a new one. Returns its new record."""
-        if not record.top:
-            record = self._store(folder, record, replace(record, top=claim.name()), claim)
-            faults.point("layer is named")
-        old = self._settled(folder, record)
-        faults.point("layer is moved")
-        new = OverlayFolder(folder, self._layers.folder(claim.new()))
-        new.make()
-        look_alike(old.upper, new.upper)
-        frozen = (record.top, *(record.merged or record.layers))
-        changed = replace(record, top=new.layer.name, layers=frozen, merged=())
-        changed = self._store(folder, record, changed, claim)
-        faults.point("layer is frozen")
-        self._layers.seal(record.top)
-        return changed
+    @translated
+    def incoming(self, like: Sequence[Volume]) -> OverlayIncoming:
+        def create(volume: Volume, idmap: IdMap, record: VolumeRecord, beside: Path) -> None:
+            def lay_out(new: Path) -> VolumeRecord:
+                copy_description(beside, new)
+                return self._lay_over_frozen(volume, new, record)
 
-    def _tree_as_layer(self, folder: Path, record: VolumeRecord, claim: Claim) -> VolumeRecord:
-        """Turn an unmounted tree of the volume's own into a frozen layer, if the kernel can map layers."""
-        rootfs = folder / "rootfs"
-        if not self._maps_overlays or not mounts.can_idmap(rootfs):
-            return record
-        record = shift_volume(folder, record, IdMap())
-        tree, top = claim.new(), claim.new()
-        new = OverlayFolder(folder, self._layers.folder(top))
-        new.make()
-        look_alike(rootfs, new.upper)
-        record = self._store(folder, record, replace(record, top=top, layers=(tree,), mounted=None), claim)
-        faults.point("tree is named")
-        self._settled(folder, record).make_mount_points()
-        return record
+            self._create(volume, idmap, lay_out)
 
-    def _store(self, folder: Path, old: VolumeRecord, new: VolumeRecord, claim: Claim) -> VolumeRecord:
-        """Replace a record, and with it the use of layers."""
-        claim.hold(layers_of(new))
-        records.store_volume(folder, new)
-        claim.hand_over(layers_of(new))
-        self._layers.release(layers_of(old))
-        return new
+        there = [records.load_volume(self.volume_folder(volume)) for volume in like]
+        known = [record for record in there if record.owners.privileged]
+        if not like:
+            return OverlayIncoming(self._layers, known, self._form_for_new, create, None, None)
+        folder = self.volume_folder(like[0])
+        keep = partial(self._arrived.keep, folder)
+        arrived = self._arrived.take(folder)
+        return OverlayIncoming(self._layers, known, self._form_for_new, create, arrived, keep)
+
+    @translated
+    def rename_volume(self, volume: Volume, new: Volume) -> None:
+        self._arrived.drop(self.volume_folder(volume))
+        super().rename_volume(volume, new)
 
     @translated
     def layer_merge(self, volume: Volume) -> LayerMerge | None:

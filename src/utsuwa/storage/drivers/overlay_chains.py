@@ -35,12 +35,19 @@ def run_to_merge(sizes: Sequence[int], most: int) -> int:
     return count
 
 
-def merge_newest(layers: Layers, chain: Chain, most: int, claim: Claim, stopper: Stopper) -> Chain:
-    """Merge so many of the newest layers of a chain that at most `most` are left; the result is claimed."""
+def merge_newest(
+    layers: Layers, chain: Chain, most: int, claim: Claim, stopper: Stopper, *, has_image: bool
+) -> Chain:
+    """Merge so many of the newest layers of a chain that at most `most` are left; the result is claimed.
+
+    `has_image` tells whether the chain is above an image.
+    """
     count = run_to_merge([layers.size(name) for name in chain], most)
     claim.hold(chain[count:])
     name = claim.new()
-    overlay_merge.merge([layers.tree(part) for part in chain[:count]], layers.tree(name), stopper)
+    parts = [layers.tree(part) for part in chain[:count]]
+    lowest = count == len(chain) and not has_image
+    overlay_merge.merge(parts, layers.tree(name), stopper, lowest=lowest)
     return (name, *chain[count:])
 
 
@@ -52,6 +59,7 @@ class ChainMerge:
         self._layers = layers
         self._folder = folder
         self._chain = record.merged or record.layers
+        self._has_image = records.lower_folder(record) is not None
         self._merged: Chain = ()
         self._claim = Claim(layers)
         self._claim.hold(self._chain)
@@ -62,7 +70,9 @@ class ChainMerge:
 
     @translated
     def run(self, stopper: Stopper) -> None:
-        self._merged = merge_newest(self._layers, self._chain, KEPT, self._claim, stopper)
+        self._merged = merge_newest(
+            self._layers, self._chain, KEPT, self._claim, stopper, has_image=self._has_image
+        )
         faults.point("layers are merged")
 
     @translated

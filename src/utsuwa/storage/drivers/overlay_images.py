@@ -4,30 +4,38 @@ An image is unpacked, or, on pools with `overlay.unpack_images=false`, kept as i
 if the kernel can map its ids and its source is trusted. That saves space, but overlayfs asks the lower layer
 whether it supports ACLs, so `setfacl` fails (EOPNOTSUPP) on each file that was not changed yet. The key may
 change: instances keep the form with which they were created.
+
+Where the kernel cannot map layers, there is one more form for each id map of instances: a copy with shifted
+owners. At most one that nobody needs is kept.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from utsuwa.core.config_keys import ConfigKey, parse_bool
 from utsuwa.core.errors import HostError
+from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
 from utsuwa.core.volumes import folder_of, snapshots_folder_of
 from utsuwa.host.archives.formats import archive_format
 from utsuwa.host.archives.unpack import holds_block_devices, unpack_metadata
 from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.files.shift import Shift, shift_owners
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.loop import mount_squashfs
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.drivers import image_folders, records
 from utsuwa.storage.drivers.failures import translated
 from utsuwa.storage.drivers.folder_volumes import FolderVolumes
-from utsuwa.storage.drivers.image_folders import ImageFolders
+from utsuwa.storage.drivers.image_folders import ImageFolders, fingerprint_of
 from utsuwa.storage.drivers.records import VolumeRecord
-from utsuwa.storage.drivers.trees import link_or_copy
+from utsuwa.storage.drivers.trees import copy_metadata, copy_tree, link_or_copy
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +59,9 @@ class OverlayImages(FolderVolumes):
         super().__init__(folder, config)
         self._images = ImageFolders(folder / "images")
         self._maps_overlays = False
+        self._shifting = threading.Lock()
+        self._shifted_for: Counter[str] = Counter()
+        """The shifted forms that instances which are being created will use."""
         self._unpack_images = _unpacks_images(config)
 
     def configure(self, config: Mapping[str, str]) -> bool:
@@ -73,7 +84,11 @@ class OverlayImages(FolderVolumes):
 
     def _form_for_new(self, fingerprint: str) -> Path | None:
         """Return the directory of the image's form for new instances; None if it is not on the pool."""
-        fit = [folder for folder in self._images.forms(fingerprint) if image_folders.sound(folder)]
+        fit = [
+            folder
+            for folder in self._images.forms(fingerprint)
+            if image_folders.sound(folder) and records.owners_of_form(folder).privileged
+        ]
         packed = [folder for folder in fit if _is_packed(folder)]
         unpacked = [folder for folder in fit if folder not in packed]
         return next(iter(unpacked if self._unpack_images else [*packed, *unpacked]), None)
@@ -84,9 +99,52 @@ class OverlayImages(FolderVolumes):
         if len(forms) < 2:
             return
         kept = self._form_for_new(fingerprint)
-        for folder in forms:
-            if folder != kept and not self._users_of_form(folder):
+        with self._shifting:
+            spare = [folder for folder in forms if folder != kept and not self._is_needed(folder)]
+            if not self._maps_overlays and kept is not None:
+                # The next instance, which may be the only one again, would have to wait for a new copy.
+                shifted = [folder for folder in spare if not records.owners_of_form(folder).privileged]
+                spare = [folder for folder in spare if folder not in shifted[-1:]]
+            for folder in spare:
                 self._remove(folder)
+
+    @contextmanager
+    def _shifted_form(self, form: Path, idmap: IdMap, stopper: Stopper) -> Iterator[Path]:
+        """Yield the copy of an image's form with owners that are shifted to a map; create it if necessary.
+
+        It is kept as long as the block lasts, and as long as a record mentions it.
+        """
+        with self._shifting:
+            folder = self._find_shifted(form, idmap) or self._shift_form(form, idmap, stopper)
+            self._shifted_for[folder.name] += 1
+        try:
+            yield folder
+        finally:
+            with self._shifting:
+                self._shifted_for[folder.name] -= 1
+
+    def _find_shifted(self, form: Path, idmap: IdMap) -> Path | None:
+        for folder in self._images.forms(fingerprint_of(form)):
+            if image_folders.sound(folder) and records.owners_of_form(folder) == idmap:
+                return folder
+        return None
+
+    def _shift_form(self, form: Path, idmap: IdMap, stopper: Stopper) -> Path:
+        for other in self._images.forms(fingerprint_of(form)):
+            if not records.owners_of_form(other).privileged and not self._is_needed(other):
+                self._remove(other)
+        folder = self._images.place(fingerprint_of(form))
+        with self._fresh(folder) as new:
+            rootfs = new / "rootfs"
+            image_folders.note_unsynced(new)
+            copy_metadata(form, new)
+            copy_tree(self._lower(form.name), rootfs, stopper)
+            shift_owners(rootfs, Shift(IdMap(), idmap))
+            records.store_volume(new, VolumeRecord(owners=idmap))
+        return folder
+
+    def _is_needed(self, form: Path) -> bool:
+        return self._shifted_for[form.name] > 0 or bool(self._users_of_form(form))
 
     def _mount_new_image(self, folder: Path, image: ImageSource) -> bool:
         """Lay out an image as its mounted squashfs; if that is not possible, leave nothing, return False."""

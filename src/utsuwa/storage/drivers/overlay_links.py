@@ -4,25 +4,26 @@ If a file of a lower layer that has several names is changed, overlayfs copies i
 the name that was used, and knows by its index that the other names are the same file. A frozen layer has no
 index: the other names would show the old content. Touching each of them links it into the upper layer.
 
-With `nfs_export=on` the index has a link to every file that was changed, which the next mount would count as
-a name if the file has a single one, and programs such as cron refuse files with several names.
+With `nfs_export=on` the index has a link to every file that was changed. The next mount would count it as a
+name if the file had a single one in the lower layer, for which the kernel does not read its own note of the
+number of names; and programs such as cron refuse files with several names.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from utsuwa.core.idmap import IdMap
 from utsuwa.host.files.fsids import as_container_root
-from utsuwa.host.mounts.overlays import OverlayFolder
+from utsuwa.host.mounts.overlays import OverlayFolder, attribute_prefix, is_whiteout
 from utsuwa.host.processes.run import run_blocking
 
-_LINKS = "trusted.overlay.nlink"
-"""The number of names of a file that was copied up, relative to that in the upper or the lower layer."""
+_LINKS = "nlink"
+"""The attribute with the number of names of a file that was copied up, relative to that in the upper or the
+lower layer."""
 _COMPLETE = b"U-1"
 """All names are in the upper layer, which has one more link, in the index."""
 _HANDLE_OF_32_BITS = 1
@@ -33,13 +34,16 @@ def has_incomplete_links(layers: OverlayFolder) -> bool:
     return any(_links(entry) not in (b"", _COMPLETE) for entry in _index(layers))
 
 
-def forget_single_names(layers: OverlayFolder) -> None:
-    """Remove files with a single name from the index of an overlay that is not mounted."""
+def forget_complete_links(layers: OverlayFolder) -> None:
+    """Remove files from the index of an overlay that is not mounted, if the upper layer has all their names.
+
+    Nothing is left in the lower layer for which the index would be needed.
+    """
     for entry in _index(layers):
         links = _links(entry)
-        if links in (b"", _COMPLETE) and entry.lstat().st_nlink == 2:  # the name and the entry
-            if links:
-                os.removexattr(entry, _LINKS, follow_symlinks=False)
+        if links in (b"", _COMPLETE) and entry.lstat().st_nlink > 1:  # one of them is the entry
+            if links:  # first: without the entry, one name would be missing from the count
+                os.removexattr(entry, attribute_prefix() + _LINKS, follow_symlinks=False)
             entry.unlink()
 
 
@@ -52,21 +56,17 @@ def _index(layers: OverlayFolder) -> Iterator[Path]:
     for entry in entries:
         # Directories have entries of another kind, and whiteouts stand for what was deleted.
         unfinished = entry.name.startswith("#")
-        if not unfinished and not entry.is_dir(follow_symlinks=False) and not _is_whiteout(entry):
+        if unfinished or entry.is_dir(follow_symlinks=False):
+            continue
+        plain = entry.is_file(follow_symlinks=False) or entry.is_symlink()
+        if plain or not is_whiteout(entry.stat(follow_symlinks=False)):
             yield Path(entry.path)
-
-
-def _is_whiteout(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
-        return False
-    status = entry.stat(follow_symlinks=False)
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _links(path: Path) -> bytes:
     """Return what is noted of the file's names, if anything is."""
     try:
-        return os.getxattr(path, _LINKS, follow_symlinks=False)
+        return os.getxattr(path, attribute_prefix() + _LINKS, follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise

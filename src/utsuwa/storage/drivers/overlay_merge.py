@@ -2,6 +2,9 @@
 
 It is done as the kernel combines the layers of an overlay: a directory is looked up in one layer after the
 other, by its name or where its redirection points to, until one is opaque or something else.
+
+Layers with nothing below them become a plain tree: a snapshot of a single layer is shown as it is on disk,
+not by an overlay.
 """
 
 from __future__ import annotations
@@ -15,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.mounts.overlays import attribute_prefix, is_whiteout
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.drivers.copy_entry import EntryCopier, copy_times
 
-_OPAQUE = "trusted.overlay.opaque"
-_REDIRECT = "trusted.overlay.redirect"
-_OF_OVERLAYFS = frozenset(
-    {_OPAQUE, _REDIRECT, *(f"trusted.overlay.{name}" for name in ("origin", "impure", "nlink", "uuid"))}
-)
-"""Attributes that are not the file's own; escaped ones (`trusted.overlay.overlay.*`) are."""
+_OPAQUE, _REDIRECT = "opaque", "redirect"
+_OF_OVERLAYFS = (_OPAQUE, _REDIRECT, "origin", "impure", "nlink", "uuid")
+"""Attributes, without their prefix, that are not the file's own; escaped ones (`overlay.*`) are."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,23 @@ class _Folder:
     """Whether that has to be said: its parent does not hide it already."""
 
 
-def merge(sources: Sequence[Path], target: Path, stopper: Stopper) -> None:
-    """Create the tree `target` from layers, the newest first. Raises OSError, ProcessFailed when stopped."""
-    _Merging(sources, stopper).run(target)
+def merge(sources: Sequence[Path], target: Path, stopper: Stopper, *, lowest: bool) -> None:
+    """Create the tree `target` from layers, the newest first; `lowest` if there is none below them.
+
+    Raises OSError, ProcessFailed when stopped.
+    """
+    _Merging(sources, stopper, lowest=lowest).run(target)
 
 
 class _Merging:
-    def __init__(self, roots: Sequence[Path], stopper: Stopper) -> None:
+    def __init__(self, roots: Sequence[Path], stopper: Stopper, *, lowest: bool) -> None:
         self._roots = roots
+        self._lowest = lowest
         self._stopper = stopper
-        self._copier = EntryCopier(_OF_OVERLAYFS)
+        self._copier = EntryCopier(frozenset(map(_full, _OF_OVERLAYFS)))
 
     def run(self, target: Path) -> None:
-        waiting = [_Folder(tuple(enumerate(self._roots)), target)]
+        waiting = [_Folder(tuple(enumerate(self._roots)), target, stopped=self._lowest)]
         made: list[tuple[Path, os.stat_result]] = []
         while waiting:
             folder = waiting.pop()
@@ -62,9 +67,9 @@ class _Merging:
             folder.target.mkdir(mode=0o700)
             self._copier.copy_attributes(newest, folder.target, status)
             if folder.opaque:
-                os.setxattr(folder.target, _OPAQUE, b"y")
+                os.setxattr(folder.target, _full(_OPAQUE), b"y")
             elif folder.redirect:
-                os.setxattr(folder.target, _REDIRECT, folder.redirect)
+                os.setxattr(folder.target, _full(_REDIRECT), folder.redirect)
             made.append((folder.target, status))
             waiting += self._merge_entries(folder)
         for path, status in made:
@@ -79,7 +84,7 @@ class _Merging:
             source, status = _newest(folder, name)
             if stat.S_ISDIR(status.st_mode):
                 folders.append(self._child(folder, name))
-            elif not (folder.stopped and _is_whiteout(status)):
+            elif not (folder.stopped and is_whiteout(status)):
                 self._copier.copy(source, folder.target / name, status)
         return folders
 
@@ -96,11 +101,12 @@ class _Merging:
                 parts.append((number, found))
             if search.absolute and not was_absolute:
                 layers = list(enumerate(self._roots))[number + 1 :]
-        stopped = search.stopped or (folder.stopped and not search.absolute)
+        stopped = self._lowest or search.stopped or (folder.stopped and not search.absolute)
+        redirected = not self._lowest and search.wanted != os.fsencode(name)
         return _Folder(
             tuple(parts),
             folder.target / name,
-            redirect=b"" if search.wanted == os.fsencode(name) else search.wanted,
+            redirect=search.wanted if redirected else b"",
             stopped=stopped,
             opaque=stopped and not folder.stopped,
         )
@@ -155,13 +161,13 @@ def _newest(folder: _Folder, name: str) -> tuple[Path, os.stat_result]:
     raise FileNotFoundError(errno.ENOENT, "a frozen layer has changed", name)
 
 
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+def _full(name: str) -> str:
+    return attribute_prefix() + name
 
 
 def _attribute(path: Path, name: str) -> bytes:
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        return os.getxattr(path, _full(name), follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.mounts import overlays
+from utsuwa.host.mounts.userns import in_user_namespace
 
 _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -17,7 +19,17 @@ _VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-DEFAULT_OPTIONS = "redirect_dir=on,index=on,nfs_export=on,metacopy=off"
+DEFAULT_OPTIONS = ",".join(
+    f"{name}={value}" for name, value in overlays.default_options().items() if name != overlays.USERXATTR
+)
+
+
+def mount_options(text: str) -> dict[str, str]:
+    """Return the options with which the overlays of a new pool are mounted. Raises InvalidConfig."""
+    options = parse_options(text or DEFAULT_OPTIONS)
+    if in_user_namespace():
+        options[overlays.USERXATTR] = "on"
+    return options
 
 
 def parse_options(text: str) -> dict[str, str]:

@@ -75,6 +75,14 @@ def lower_folder(record: VolumeRecord) -> str | None:
     return record.image_folder or record.image
 
 
+def owners_of_form(folder: Path) -> IdMap:
+    """Return the map to which the owners in a form of an image are shifted, from its directory."""
+    try:
+        return load_volume(folder).owners
+    except FileNotFoundError:
+        return IdMap()
+
+
 def layers_of(record: VolumeRecord) -> frozenset[str]:
     """Return all layers below `layers/` that a volume uses."""
     return frozenset(filter(None, (record.top, *record.layers, *record.merged)))

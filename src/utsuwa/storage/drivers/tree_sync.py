@@ -1,8 +1,9 @@
-"""Brings a tree up to date with another one: what is the same already is neither read nor written.
+"""Brings a tree up to date with another one: what is the same already is not written.
 
-A file is the same if its size, times of modification, mode, owners and attributes are. A program can change
-the content of a file without changing these, but not without changing the kernel's time of the last change
-(ctime): where that does not rule it out, contents are compared.
+A file is the same if its size, time of modification, mode, owners, attributes and content are. Contents are
+not read if the inode and the kernel's time of its last change (ctime) are the same too: both trees show a
+file of a layer that they share. That the copy's ctime is later proves nothing: the source may be another
+snapshot than that from which the copy was made, and programs in the copy change its ctime as well.
 
 Files are replaced, never written to or given other attributes, as others may share them.
 """
@@ -19,8 +20,6 @@ from utsuwa.host.files.shift import Shift
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.drivers.copy_entry import EntryCopier, copy_times
 
-_TICK = 20_000_000
-"""Nanoseconds in which the kernel's clock for files may stand still."""
 _CHUNK = 1 << 20
 
 _Inode = tuple[int, int]
@@ -130,8 +129,7 @@ class _Sync:
             return status.st_rdev == was.st_rdev
         if status.st_size != was.st_size:
             return False
-        same_file = status.st_ino == was.st_ino and status.st_ctime_ns == was.st_ctime_ns
-        return same_file or status.st_ctime_ns + _TICK < was.st_ctime_ns or _same_content(source, old)
+        return _is_shared(status, was) or _same_content(source, old)
 
     def _has_attributes(self, source: Path, status: os.stat_result, old: Path, was: os.stat_result) -> bool:
         return (
@@ -148,6 +146,16 @@ def _names(folder: Path) -> set[str]:
 
 def _inode(status: os.stat_result) -> _Inode:
     return status.st_dev, status.st_ino
+
+
+def _is_shared(status: os.stat_result, was: os.stat_result) -> bool:
+    """Return whether two files of the same size and times are one, seen through two overlays.
+
+    Archives such as squashfs have no ctime, and show the time of modification as such: the next version of
+    an image may have the same ones, and the same inode numbers.
+    """
+    has_ctime = status.st_ctime_ns != status.st_mtime_ns
+    return has_ctime and status.st_ino == was.st_ino and status.st_ctime_ns == was.st_ctime_ns
 
 
 def _lstat(path: Path) -> os.stat_result | None:

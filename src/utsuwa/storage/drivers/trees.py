@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidImage
 from utsuwa.host.files.filetree import remove_tree
+from utsuwa.host.mounts.overlays import attribute_prefix
 from utsuwa.host.processes.run import run_blocking
 from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.drivers.small_trees import copy_small_tree
@@ -99,7 +100,7 @@ def look_alike(source: Path, target: Path) -> None:
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))
-    for name in _attributes(source):
+    for name in _own_attributes(source):
         if name.startswith(("user.", "system.posix_acl_")):
             os.setxattr(target, name, os.getxattr(source, name))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -112,16 +113,17 @@ def looks_alike(first: Path, second: Path) -> bool:
 
 def _look(path: Path) -> tuple[object, ...]:
     status = path.stat()
-    attributes = {
-        name: os.getxattr(path, name) for name in _attributes(path) if not name.startswith("trusted.overlay.")
-    }
+    attributes = {name: os.getxattr(path, name) for name in _own_attributes(path)}
     return status.st_uid, status.st_gid, status.st_mode, status.st_mtime_ns, attributes
 
 
-def _attributes(path: Path) -> list[str]:
-    """Names of extended attributes; none where the file system has none (a squashfs built without)."""
+def _own_attributes(path: Path) -> list[str]:
+    """Return the names of extended attributes that are not those of overlayfs.
+
+    There are none if the file system has none (a squashfs built without).
+    """
     try:
-        return os.listxattr(path)
+        return [name for name in os.listxattr(path) if not name.startswith(attribute_prefix())]
     except OSError as error:
         if error.errno != errno.ENOTSUP:
             raise

@@ -1,8 +1,8 @@
-"""Encoding and decoding of the few protobuf messages of a migration.
+"""Encoding and decoding of protobuf messages: those of migrations, and what CRIU's images consist of.
 
-A message is a dataclass with a table of its fields. Only varints, strings and nested messages occur. Unknown
-fields are skipped, as the format requires; the size of all that is decoded is limited by that of the
-websocket message it comes in.
+A message is a dataclass with a table of its fields. Only varints, strings and nested messages occur in those
+of migrations; `fields` and `encoded` take any. Unknown fields are skipped, as the format requires. The size
+of what is decoded is for the caller to limit: that of a websocket message, or of an image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Message:
     def decode(cls, data: bytes) -> Self:
         """Raises InvalidMessage."""
         values: dict[str, Any] = {f.name: [] for f in cls.FIELDS.values() if f.repeated}
-        for count, (number, wire_type, value) in enumerate(_fields(memoryview(data))):
+        for count, (number, wire_type, value) in enumerate(fields(memoryview(data))):
             if count >= _MAX_FIELDS:
                 raise InvalidMessage("the message has too many fields")
             field = cls.FIELDS.get(number)
@@ -64,10 +64,19 @@ class Message:
 
 def _append(out: bytearray, number: int, field: Field, value: Any) -> None:
     if field.kind in ("bool", "int"):
-        out += _varint(number << 3 | _VARINT) + _varint(int(value) & _MASK)
+        out += encoded(number, _VARINT, int(value))
         return
-    data = value.encode() if field.kind == "string" else value.encode()
-    out += _varint(number << 3 | _BYTES) + _varint(len(data)) + data
+    out += encoded(number, _BYTES, value.encode())
+
+
+def encoded(number: int, wire_type: int, value: int | bytes) -> bytes:
+    """Return a field as `fields` yields it."""
+    key = _varint(number << 3 | wire_type)
+    if not isinstance(value, int):
+        return key + _varint(len(value)) + value
+    if wire_type == _VARINT:
+        return key + _varint(value & _MASK)
+    return key + value.to_bytes(4 if wire_type == _FIXED32 else 8, "little")
 
 
 def _varint(value: int) -> bytes:
@@ -96,7 +105,7 @@ def _value(field: Field, wire_type: int, value: int | memoryview) -> Any:
         raise InvalidMessage(f"the field {field.name} is not valid text") from None
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     """Yield number, wire type and value of all fields. Raises InvalidMessage."""
     at = 0
     while at < len(data):

@@ -1,0 +1,166 @@
+"""What goes on in guests whose state was saved and restored: the table of docs/running-state.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import criu, guest_features, images, packages
+from tests.support.daemon import Daemon
+from tests.support.guest_features import ANYWHERE, PACKAGED, PACKAGES, PEER, SERVICES, SYSTEMD, Feature
+from tests.support.images import BUSYBOX, Image
+from tests.support.long import LONG
+from tests.support.netbox import until
+from tests.support.networks import create
+
+pytestmark = [pytest.mark.root, pytest.mark.debian]
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A kind of guest, and what goes on in it."""
+
+    features: dict[str, Feature]
+    start: Callable[[Daemon, str, Path], None]
+    """Start one of this name and wait for its boot; the directory is for files."""
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+def busybox(d: Daemon, name: str, folder: Path) -> None:
+    d.lxc("launch", "busybox", name, "-n", "br")
+    _set_address(d, name)
+
+
+def busybox_with_services(d: Daemon, name: str, folder: Path) -> None:
+    unified = images.build_with_init(folder, "rc", guest_features.RC_INIT)
+    d.import_image(unified, alias="rc")
+    d.lxc("launch", "rc", name, "-n", "br")
+    _set_address(d, name)
+
+
+def _set_address(d: Daemon, name: str, address: str = "10.77.0.5") -> None:
+    script = f"ip address add {address}/24 dev eth0; ip link set eth0 up"
+    d.lxc("exec", name, "--", "sh", "-c", script)
+
+
+def debian_12(d: Daemon, name: str, folder: Path) -> None:
+    _start_debian(d, name, images.debian())
+
+
+def debian_12_with_packages(d: Daemon, name: str, folder: Path) -> None:
+    debian_12(d, name, folder)
+    packages.install(d, name, images.debian(), PACKAGES)
+
+
+def debian_13(d: Daemon, name: str, folder: Path) -> None:
+    _start_debian(d, name, images.debian_13())
+
+
+def _start_debian(d: Daemon, name: str, image: Image) -> None:
+    d.import_image(image.metadata, image.rootfs, alias=name)
+    d.lxc("launch", name, name, "-n", "br", "-c", "migration.stateful=true")
+    d.lxc("file", "push", str(BUSYBOX), f"{name}/root/busybox")
+    state = ("exec", name, "--", "systemctl", "is-system-running")
+    until(lambda: d.lxc(*state, check=False).stdout == "running\n", 90)
+
+
+_LATER = (pytest.mark.long,)
+GUESTS = {
+    "busybox": Guest(ANYWHERE, busybox, _LATER),
+    "busybox with services": Guest(ANYWHERE | SERVICES, busybox_with_services),
+    "debian 12": Guest(ANYWHERE | SYSTEMD, debian_12),
+    "debian 12 with packages": Guest(PACKAGED, debian_12_with_packages, _LATER),
+    "debian 13": Guest(ANYWHERE | SYSTEMD, debian_13, _LATER),
+}
+
+
+def stop_and_start(d: Daemon, name: str) -> None:
+    d.lxc("stop", "--stateful", name)
+    d.lxc("start", name)
+
+
+def restore(d: Daemon, name: str) -> None:
+    d.lxc("restore", "--stateful", name, "s")
+
+
+WAYS = {"stop": stop_and_start, "restore": restore}
+"""Ways of saving and restoring a guest with the stateful snapshot `s`, in the order of their use."""
+
+Said = dict[str, tuple[str, str]]
+"""The status and the output of the checks by features."""
+
+
+class Outcomes:
+    """What the checks of each guest have said: each guest is run when it is first asked for."""
+
+    def __init__(self, daemon: Daemon, folder: Path) -> None:
+        self._daemon = daemon
+        self._folder = folder
+        self._said: dict[str, dict[str, Said]] = {}
+
+    def of(self, guest: str) -> dict[str, Said]:
+        """Return what was said at the beginning (``), and after each way."""
+        if guest not in self._said:
+            self._said[guest] = {}
+            self._run(GUESTS[guest], self._said[guest])
+        assert self._said[guest].keys() >= WAYS.keys(), (
+            "the guest did not get that far: see the first test of it"
+        )
+        return self._said[guest]
+
+    def _run(self, guest: Guest, said: dict[str, Said]) -> None:
+        d = self._daemon
+        guest.start(d, "guest", self._folder)
+        try:
+            seen = d.get("/1.0/instances/guest/checkpoint")
+            assert seen["possible"], seen["obstacles"]
+            script = guest_features.begin(guest.features)
+            d.lxc("exec", "guest", "--", "bash" if guest.features.get("systemd") else "sh", input=script)
+            said["begin"] = self._check(guest, "begin")
+            d.lxc("snapshot", "--stateful", "guest", "s")
+            for way, take in WAYS.items():
+                take(d, "guest")
+                said[way] = self._check(guest, way)
+        finally:
+            d.lxc("delete", "--force", "guest")
+
+    def _check(self, guest: Guest, way: str) -> Said:
+        script = guest_features.check(guest.features, way, long=LONG)
+        shell = "bash" if guest.features.get("systemd") else "sh"
+        lines = self._daemon.lxc("exec", "guest", "--", shell, input=script, timeout=240).stdout.splitlines()
+        found = (line.split("|", 2) for line in lines)
+        return {name: (status, text) for name, status, text in found}
+
+
+@pytest.fixture(scope="module")
+def outcomes(module_net: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+    d = module_net
+    criu.provide(d, criu.installed())
+    create(
+        d, "br", ipv4_address="10.77.0.1/24", ipv6_address="none", ipv4_dhcp_ranges="10.77.0.100-10.77.0.150"
+    )
+    d.lxc("launch", "busybox", "peer", "-n", "br")
+    _set_address(d, "peer", PEER)
+    d.lxc("exec", "peer", "--", "sh", "-c", "nc -ll -p 5000 -e cat </dev/null >/dev/null 2>&1 &")
+    yield Outcomes(d, tmp_path_factory.mktemp("guests"))
+    d.lxc("delete", "--force", "peer")
+
+
+CASES = [
+    pytest.param(name, feature, way, id=f"{name}-{feature}-{way}", marks=guest.marks)
+    for name, guest in GUESTS.items()
+    for feature in guest.features
+    for way in WAYS
+]
+
+
+@pytest.mark.parametrize(("guest", "feature", "way"), CASES)
+def test_it_goes_on(outcomes: Outcomes, guest: str, feature: str, way: str) -> None:
+    """As before, and with the same processes."""
+    said = outcomes.of(guest)
+    before = said["begin"][feature]
+    assert before[0] == "0", f"it did not even work before: {before[1]}"
+    assert said[way][feature] == before

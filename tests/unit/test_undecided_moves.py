@@ -1,0 +1,144 @@
+"""What the sides of a move conclude from what the other one says, or does not know."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+import pytest
+
+from utsuwa.core.errors import Unavailable
+from utsuwa.migration import undecided
+from utsuwa.migration.channel import ControlChannel
+from utsuwa.migration.connecting import Remote, UnknownOperation
+from utsuwa.migration.messages import Control
+from utsuwa.migration.undecided import Record, UndecidedMoves
+
+Side = Literal["source", "target"]
+
+
+@pytest.fixture
+def moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UndecidedMoves:
+    monkeypatch.setattr(undecided, "_FIRST_PAUSE", 0.001)
+    return UndecidedMoves(cast(Any, SimpleNamespace(folder=tmp_path, proxies=None)))
+
+
+def record_of(side: Side, *, runs: bool | None, connects: bool = True) -> Record:
+    url = "https://far:8443/1.0/operations/move" if connects else ""
+    return Record(
+        side=side, project="default", name="c1", row_id=1, operation="move", secret="s", url=url, runs=runs
+    )
+
+
+async def settle(moves: UndecidedMoves, record: Record) -> None:
+    async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        assert not runs, "nobody has said that"
+
+    moves.store(record)
+    await (moves.tell(record) if record.side == "target" else moves.ask(record, act))
+
+
+def replies(monkeypatch: pytest.MonkeyPatch, error: type[Unavailable]) -> list[str]:
+    """Have each connection fail; the result has an entry for each."""
+    attempts: list[str] = []
+
+    def opened(remote: Remote, *_: object) -> None:
+        attempts.append(str(remote.url))
+        raise error("no")
+
+    monkeypatch.setattr(undecided, "opened", opened)
+    return attempts
+
+
+@pytest.mark.parametrize(("side", "runs"), [("target", True), ("source", True), ("source", False)])
+async def test_it_is_settled_when_the_other_side_knows_nothing_of_it(
+    moves: UndecidedMoves, monkeypatch: pytest.MonkeyPatch, side: Side, runs: bool
+) -> None:
+    replies(monkeypatch, UnknownOperation)
+    await asyncio.wait_for(settle(moves, record_of(side, runs=runs)), 30)
+    assert moves.load() == []
+
+
+@pytest.mark.parametrize(
+    ("side", "runs", "error"),
+    [
+        ("target", False, UnknownOperation),  # the source may be about to ask
+        ("source", None, UnknownOperation),
+        ("target", True, Unavailable),
+        ("source", True, Unavailable),
+    ],
+)
+async def test_it_goes_on_asking_otherwise(
+    moves: UndecidedMoves,
+    monkeypatch: pytest.MonkeyPatch,
+    side: Side,
+    runs: bool | None,
+    error: type[Unavailable],
+) -> None:
+    attempts = replies(monkeypatch, error)
+    record = record_of(side, runs=runs)
+    task = asyncio.create_task(settle(moves, record))
+    while len(attempts) < 3 and not task.done():
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    assert moves.load() == [record]
+    task.cancel()
+
+
+class Lost:
+    """A websocket that is lost when something is sent; what was received before is its verdict."""
+
+    def __init__(self, moves: UndecidedMoves) -> None:
+        self._moves = moves
+        self.known: list[Record] = []
+        """The records when something was sent."""
+
+    async def read(self) -> bytes:
+        return Control(success=True).encode()
+
+    async def send_bytes(self, data: bytes) -> None:
+        self.known = self._moves.load()
+        raise ConnectionResetError
+
+
+async def test_the_side_that_was_connected_to_forgets_before_its_last_word(moves: UndecidedMoves) -> None:
+    async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        raise AssertionError("it was acted on")
+
+    sides: tuple[Side, ...] = ("source", "target")
+    for side in sides:
+        record = record_of(side, runs=None if side == "source" else True, connects=False)
+        moves.store(record)
+        socket = Lost(moves)
+        control = ControlChannel(cast(Any, socket))
+        if side == "source":
+            await moves.confirm(record, control, act, runs=True)
+        else:
+            await moves.confirmed(record, control)
+        assert socket.known == moves.load() == []
+
+
+async def test_a_source_that_connects_has_recorded_the_decision_before_it_confirms(
+    moves: UndecidedMoves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        raise AssertionError("it was acted on")
+
+    attempts = replies(monkeypatch, Unavailable)
+    record, socket = record_of("source", runs=None), Lost(moves)
+    moves.store(record)
+    await moves.confirm(record, ControlChannel(cast(Any, socket)), act, runs=True)
+    assert [found.runs for found in socket.known] == [True]
+    while not attempts:  # it connects again
+        await asyncio.sleep(0.01)
+    assert [found.runs for found in moves.load()] == [True]
+    await moves.stop()
+
+
+def test_any_text_may_be_asked_for(moves: UndecidedMoves, tmp_path: Path) -> None:
+    moves.store(record_of("source", runs=None))
+    (tmp_path.parent / "other.undecided").touch()
+    asked = ("move", "mov", "", "../other", "move.undecided", "*", "\0")
+    assert [text for text in asked if moves.knows(text)] == ["move"]

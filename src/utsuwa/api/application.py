@@ -15,12 +15,13 @@ from aiohttp import web
 from utsuwa.api import audit, cross_site
 from utsuwa.api.bodies import CLOSING
 from utsuwa.api.http import Background, Created, Empty, Raw, Request, Result, Route, Sync, etag_of
-from utsuwa.api.protocol import HttpServer
 from utsuwa.api.routing import Router
 from utsuwa.api.services import Services
+from utsuwa.api.web_login import signed_in
 from utsuwa.core.entitlements import Entitlement, Entity
 from utsuwa.core.errors import InvalidRequest, Unavailable, UtsuwaError
 from utsuwa.db.projects import Kind
+from utsuwa.httpd.protocol import HttpServer
 from utsuwa.operations.events import act_as
 from utsuwa.operations.operations import SHUTTING_DOWN
 from utsuwa.projects.scope import effective
@@ -100,12 +101,17 @@ class Application:
         if kind is not None and needs is not Entitlement.CAN_VIEW:
             require(request.scope, entity, needs, await effective(self._services.database, project, kind))
 
+    def _caller(self, raw: web.BaseRequest, transport: asyncio.BaseTransport) -> Caller:
+        """Return the caller by the connection, or by a header of the request if that has no trusted one."""
+        caller = self._identify(transport)
+        if not caller.trusted and (header := raw.headers.get("Authorization")):
+            caller = self._services.certificates.store.bearer(header, caller.address)
+        return caller if caller.trusted else signed_in(raw, self._services, caller)
+
     async def _run(self, raw: web.BaseRequest) -> Result:
         if raw.transport is None:
             raise ConnectionResetError("the client has disconnected")
-        caller = self._identify(raw.transport)
-        if not caller.trusted and (header := raw.headers.get("Authorization")):
-            caller = self._services.certificates.store.bearer(header, caller.address)
+        caller = self._caller(raw, raw.transport)
         audit.note(raw, caller)
         cross_site.admit(raw, caller, self._services)
         if raw.method == "OPTIONS":  # a preflight request: only the headers of the reply matter

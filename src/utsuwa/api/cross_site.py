@@ -35,6 +35,19 @@ def from_browser(raw: web.BaseRequest) -> bool:
     return any(name == "origin" or name.startswith("sec-fetch-") for name in map(str.lower, raw.headers))
 
 
+def from_own_page(raw: web.BaseRequest) -> bool:
+    """Return whether the browser says that a page of this server's very origin has sent the request."""
+    origins, sites = raw.headers.getall("Origin", ()), raw.headers.getall("Sec-Fetch-Site", ())
+    if not origins and not sites:
+        return False
+    return all(_is_own(raw, origin) for origin in origins) and all(site == "same-origin" for site in sites)
+
+
+def is_secure(raw: web.BaseRequest) -> bool:
+    """Return whether the connection is HTTPS."""
+    return raw.transport is not None and raw.transport.get_extra_info("sslcontext") is not None
+
+
 def reply_headers(raw: web.BaseRequest) -> Mapping[str, str]:
     """Return the CORS headers for a page that `admit` has allowed; none for all others."""
     headers: Mapping[str, str] = raw.get(_REPLY_HEADERS, _NO_HEADERS)
@@ -48,6 +61,8 @@ def admit(raw: web.BaseRequest, caller: Caller, services: Services) -> None:
         return
     origins = headers.getall("Origin", ())
     own = all(_is_own(raw, origin) for origin in origins)
+    if _opens_page(raw):
+        return
     if own and _OWN_PAGES.issuperset(headers.getall("Sec-Fetch-Site", ())):
         return
     config = services.server
@@ -69,13 +84,27 @@ def _is_own(raw: web.BaseRequest, text: str) -> bool:
     origin = parse_origin(text)
     if origin is None:
         return False
-    secure = raw.transport is not None and raw.transport.get_extra_info("sslcontext") is not None
+    secure = is_secure(raw)
     if origin.scheme == _LOCAL_SCHEME:
         return not secure
     # The unix socket may be behind a proxy that terminates TLS, so both schemes are possible.
     if origin.scheme not in (_TLS_SCHEMES if secure else _SCHEMES):
         return False
     return (origin.host, origin.port) == parse_host(raw.headers.get("Host", ""), origin.scheme)
+
+
+def _opens_page(raw: web.BaseRequest) -> bool:
+    """Return whether a link of any site has led the user to the web page.
+
+    Its files are the same for everyone, and as a whole page no other one can frame it, or read it.
+    """
+    path = raw.rel_url.raw_path
+    return (
+        raw.method == "GET"
+        and (path == "/ui" or path.startswith("/ui/"))
+        and raw.headers.get("Sec-Fetch-Mode") == "navigate"
+        and raw.headers.get("Sec-Fetch-Dest") == "document"
+    )
 
 
 def _allowed(text: str, config: ServerConfig) -> bool:

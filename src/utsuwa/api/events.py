@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
-from aiohttp import WSCloseCode, web
-
 from utsuwa.api.http import Raw, Request, Result, Route
-from utsuwa.api.websockets import WebSocket, websocket_response
+from utsuwa.api.websockets import send_events, websocket_response
 from utsuwa.core.entitlements import Entity
 from utsuwa.core.errors import InvalidRequest
-from utsuwa.operations.events import EVENT_TYPES, Subscription
-
-_CLOSE_SECONDS = 5
+from utsuwa.operations.events import EVENT_TYPES
 
 
 def _types(request: Request) -> list[str]:
@@ -30,32 +23,13 @@ async def listen(request: Request) -> Result:
     types = _types(request)
     project = None if request.all_projects else request.project
     caller = request.caller
-    socket = websocket_response(request)
+    socket = websocket_response(request.raw)
     subscription = request.services.events.subscribe(
         types, project, scope=request.scope, name=f"{caller.protocol}/{caller.username}"
     )
     with subscription:
-        await socket.prepare(request.raw)
-        sender = asyncio.create_task(_send(subscription, socket), name="events to a listener")
-        try:
-            async for _ in socket:
-                pass  # ignore messages of listeners; reading detects when they disconnect
-        finally:
-            sender.cancel()
-            await asyncio.wait([sender])
+        await send_events(subscription, socket, request.raw)
     return Raw(socket)
-
-
-async def _send(events: Subscription, socket: WebSocket) -> None:
-    try:
-        async for text in events:
-            await socket.send_frame(text, web.WSMsgType.TEXT)
-    except ConnectionError:  # the listener has disconnected
-        return
-    code = WSCloseCode.TRY_AGAIN_LATER if events.overflowed else WSCloseCode.GOING_AWAY
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await socket.close(code=code)
 
 
 ROUTES: tuple[Route, ...] = (

@@ -91,15 +91,15 @@ def _values(text: str, key: str) -> list[str]:
     return [value for name, value in _fields(text) if name == key]
 
 
-async def send(request: Request, files: Sequence[ExportedFile]) -> web.StreamResponse:
+async def send(raw: web.BaseRequest, files: Sequence[ExportedFile]) -> web.StreamResponse:
     """Stream an image's files and close them: a single file unchanged, two as a form."""
     try:
         form = forms.Form(files)
         named = inline(files[0].name) if len(files) == 1 else {}
-        sharing = cross_site.reply_headers(request.raw)
+        sharing = cross_site.reply_headers(raw)
         response = web.StreamResponse(headers={**sharing, **named, "Content-Type": form.content_type})
         response.content_length = form.size
-        await response.prepare(request.raw)
+        await response.prepare(raw)
         async for chunk in form.chunks():
             await response.write(chunk)
         await response.write_eof()

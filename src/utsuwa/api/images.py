@@ -145,7 +145,7 @@ async def delete_image(request: Request) -> Result:
 async def export_image(request: Request) -> Result:
     row = await _image_or_private(request, last=True)
     files = await request.services.images.files(row)
-    return Raw(await image_transfer.send(request, files))
+    return Raw(await image_transfer.send(request.raw, files))
 
 
 async def push_image(request: Request) -> Result:

@@ -53,7 +53,7 @@ async def rename_snapshot(request: Request) -> Result:
     body = await request.body(SnapshotPost)
     if body.migration:
         name = request.params["snapshot"]
-        return Background(await request.services.migration.send_snapshot(request.instance, name, body.target))
+        return Background(await request.services.migration.send_snapshot(request.instance, name, body))
     return Background(await request.services.snapshots.rename(_ref(request), body.name))
 
 

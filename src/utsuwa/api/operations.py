@@ -7,7 +7,7 @@ from typing import Any
 from utsuwa.api.http import Empty, Raw, Request, Result, Route, Sync, about
 from utsuwa.api.websockets import websocket_response
 from utsuwa.core.entitlements import Entity
-from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from utsuwa.core.urls import object_url
 from utsuwa.operations.operations import Operation
 from utsuwa.security.authorization import NOT_AUTHORIZED, Access, require
@@ -67,17 +67,32 @@ async def _by_secret(request: Request) -> Operation:
         raise Forbidden(NOT_AUTHORIZED) from None
 
 
+async def _of_websocket(request: Request, secret: str) -> Operation:
+    """Raises NotFound also to strangers: the other side of a move concludes from it that this is settled.
+
+    It is Unavailable until then, while there is no operation for it.
+    """
+    try:
+        return await _find(request, secret)
+    except NotFound:
+        if await request.services.migration.is_undecided(request.params["id"]):
+            raise Unavailable("The result of this move cannot be told now: try again later") from None
+        raise
+
+
 async def connect_websocket(request: Request) -> Result:
-    """Only the secret is checked: the creator of the operation may pass it on."""
-    operation = await _by_secret(request)
+    """Only the secret is checked: the creator of the operation may pass it on, unless the websocket lasts."""
     secret = request.query.get("secret", "")
+    operation = await (_of_websocket(request, secret) if secret else _by_secret(request))
     if not secret:
         raise InvalidRequest("Missing secret: use that of the websocket in the operation's metadata")
-    socket = websocket_response(request)
-    name = operation.claim(secret)
+    if operation.lasts:
+        require(request.scope, Entity.OPERATION, operation.kind.entitlement, operation.project)
+    offset, window = (request.number(name, 0) for name in ("offset", "window"))
+    socket = websocket_response(request.raw)
+    name = operation.claim(secret, request.requestor)
     await socket.prepare(request.raw)
-    operation.connect(name, socket)
-    await operation.wait()
+    await operation.serve(name, socket, offset=offset, window=window)
     if not socket.closed:
         await socket.close()
     return Raw(socket)
@@ -113,6 +128,6 @@ ROUTES: tuple[Route, ...] = about(
         "Connect one of an operation's websockets",
         Raw,
         access=Access.PUBLIC,
-        description="secret is the value from metadata.fds; each can be used once.",
+        description="secret is the value from metadata.fds; each can be used once, or again if it lingers.",
     ),
 )

@@ -33,6 +33,9 @@ from utsuwa.api import (
     storage_volumes,
     warnings,
 )
+from utsuwa.api import (
+    web as web_page,
+)
 from utsuwa.api.http import Raw, Request, Result, Route, Sync
 from utsuwa.api.lxd_paths import PATHS
 from utsuwa.api.openapi import describe
@@ -63,6 +66,7 @@ _MODULES = (
     warnings,
     nothing_yet,
     cluster,
+    web_page,
     internal,
 )
 

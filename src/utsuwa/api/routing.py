@@ -4,34 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from utsuwa.api.http import Route
 from utsuwa.core.errors import InvalidRequest, MethodNotAllowed, NotFound
 
 TAIL = ":path"
 """`{name:path}` matches the rest of the path including slashes; only as the last segment."""
 
 
+class Routed(Protocol):
+    """What a route needs to be found."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+R = TypeVar("R", bound=Routed)
+
+
 @dataclass
-class _Node:
-    literals: dict[str, _Node] = field(default_factory=dict)
-    parameter: _Node | None = None
-    tail: _Node | None = None
-    routes: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
+class _Node(Generic[R]):
+    literals: dict[str, _Node[R]] = field(default_factory=dict)
+    parameter: _Node[R] | None = None
+    tail: _Node[R] | None = None
+    routes: dict[str, tuple[R, tuple[str, ...]]] = field(default_factory=dict)
     """By method: the route and the names of its parameters, in order."""
 
 
-class Router:
+class Router(Generic[R]):
     """The table as a tree. Literal segments take precedence over parameters, full paths over tails."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[R]) -> None:
         """Raises ValueError if two routes have the same method and path."""
-        self._root = _Node()
+        self._root: _Node[R] = _Node()
         for route in routes:
             self._add(route)
 
-    def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
+    def find(self, method: str, raw_path: str) -> tuple[R, dict[str, str]]:
         """Return the route and its decoded parameters. Raises NotFound or MethodNotAllowed."""
         found = self._walk(self._root, raw_path.split("/"), 1, ())
         if found is None:
@@ -45,8 +58,8 @@ class Router:
         return route, {name: _decode(value) for name, value in zip(names, values, strict=True)}
 
     def _walk(
-        self, node: _Node, segments: list[str], position: int, values: tuple[str, ...]
-    ) -> tuple[_Node, tuple[str, ...]] | None:
+        self, node: _Node[R], segments: list[str], position: int, values: tuple[str, ...]
+    ) -> tuple[_Node[R], tuple[str, ...]] | None:
         if position == len(segments):
             return (node, values) if node.routes else None
         segment = segments[position]
@@ -63,7 +76,7 @@ class Router:
             return node.tail, (*values, "/".join(segments[position:]))
         return None
 
-    def _add(self, route: Route) -> None:
+    def _add(self, route: R) -> None:
         node = self._root
         names = []
         for segment in route.path.split("/")[1:]:

@@ -27,6 +27,7 @@ from utsuwa.projects.manager import ProjectManager
 from utsuwa.security.certificates import CertificateManager
 from utsuwa.security.server_config import ServerConfig
 from utsuwa.security.trust_password import TrustPassword
+from utsuwa.security.web_sessions import WebSessions
 from utsuwa.storage.manager import StorageManager
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
@@ -57,6 +58,13 @@ class DaemonControl(Protocol):
         """Return the host's hardware."""
 
 
+class PageAddress(Protocol):
+    """The loopback address of the web page."""
+
+    async def open(self) -> str:
+        """Serve the page there, and return the origin: `http://NAME.localhost:PORT`. Raises HostError."""
+
+
 @dataclass(frozen=True)
 class Services:
     """Every manager of the daemon, by the name that handlers use."""
@@ -84,4 +92,6 @@ class Services:
     console: ConsoleManager
     files: FileManager
     migration: MigrationManager
+    web_sessions: WebSessions
+    loopback: PageAddress
     daemon: DaemonControl

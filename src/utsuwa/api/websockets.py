@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from aiohttp import WSCloseCode, web
 
-from utsuwa.api.http import Request
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.httpd.websockets import check_websocket
+from utsuwa.operations.events import Subscription
 
 _MAX_MESSAGE = 4 * 2**20
 """Maximum size of a websocket message in bytes; those of clients are much smaller."""
 
+_PROTOCOL = "utsuwa"
+"""The subprotocol of the web page, whose browser wants one of those that it offers to be accepted."""
+
+_CLOSE_SECONDS = 5
 _ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
 """Close codes of a client that ends a stream intentionally; 1005 is a close frame without a code."""
 
@@ -20,7 +25,7 @@ class WebSocket(web.WebSocketResponse):
     """A websocket to `prepare`, send to and receive from."""
 
     def __init__(self) -> None:
-        super().__init__(max_msg_size=_MAX_MESSAGE, compress=False)
+        super().__init__(max_msg_size=_MAX_MESSAGE, compress=False, protocols=(_PROTOCOL,))
 
     async def read(self) -> bytes | str | None:
         """Return the next message; None once the client has closed the websocket or disconnected."""
@@ -65,13 +70,33 @@ class WebSocket(web.WebSocketResponse):
                 error = error.__context__
 
 
-def websocket_response(request: Request) -> WebSocket:
+def websocket_response(raw: web.BaseRequest) -> WebSocket:
     """Return a websocket to `prepare`. Raises InvalidRequest if the client does not support it."""
     socket = WebSocket()
-    try:
-        ready = bool(socket.can_prepare(request.raw))
-    except ValueError:  # raised by aiohttp if a header is not valid text
-        ready = False
-    if not ready:
-        raise InvalidRequest("This URL requires a websocket")
+    check_websocket(socket, raw)
     return socket
+
+
+async def send_events(events: Subscription, socket: WebSocket, raw: web.BaseRequest) -> WebSocket:
+    """Accept a listener, and send it events until they end or it disconnects."""
+    await socket.prepare(raw)
+    sender = asyncio.create_task(_send(events, socket), name="events to a listener")
+    try:
+        async for _ in socket:
+            pass  # ignore messages of listeners; reading detects when they disconnect
+    finally:
+        sender.cancel()
+        await asyncio.wait([sender])
+    return socket
+
+
+async def _send(events: Subscription, socket: WebSocket) -> None:
+    try:
+        async for text in events:
+            await socket.send_frame(text, web.WSMsgType.TEXT)
+    except ConnectionError:  # the listener has disconnected
+        return
+    code = WSCloseCode.TRY_AGAIN_LATER if events.overflowed else WSCloseCode.GOING_AWAY
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await socket.close(code=code)

@@ -12,26 +12,22 @@ import time
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
-from aiohttp import web
-
-from utsuwa.api import metrics
-from utsuwa.api.application import Application
-from utsuwa.api.protocol import HttpServer
-from utsuwa.api.routes import all_routes
+from utsuwa.api.guest.ports import GuestPorts
 from utsuwa.api.services import Services
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.scope import EVERYTHING, Policy
 from utsuwa.daemon import membership
+from utsuwa.daemon.endpoints import Endpoints
 from utsuwa.daemon.environment import environment
 from utsuwa.daemon.following import Following
 from utsuwa.daemon.host_warnings import HostWarnings, judge_server_config
 from utsuwa.daemon.host_watch import HostWatch
-from utsuwa.daemon.https import API_ADDRESS, METRICS_ADDRESS, HttpsListener
 from utsuwa.daemon.logging import EventHandler
+from utsuwa.daemon.loopback import LoopbackListener
 from utsuwa.daemon.prepare import prepare
-from utsuwa.daemon.serving import UnixListener, bind_unix, judge_group, socket_group, unix_peer
+from utsuwa.daemon.serving import bind_unix
 from utsuwa.daemon.trust import load_authority, load_certificates
 from utsuwa.db.choice import Settings, database_settings, engine_for
 from utsuwa.db.database import Database
@@ -40,6 +36,8 @@ from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.checkpoint.finder import CriuFinder
 from utsuwa.host.hardware import inventory
 from utsuwa.host.helper.client import Helper
+from utsuwa.host.interception import support
+from utsuwa.host.interception.listener import Listener
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.host.system import facts
 from utsuwa.images.manager import ImageManager
@@ -48,7 +46,9 @@ from utsuwa.images.remote.upkeep import ImageUpkeep
 from utsuwa.instances.commands.console_attach import ConsoleManager
 from utsuwa.instances.commands.exec import ExecManager
 from utsuwa.instances.context import Context
+from utsuwa.instances.guest.sockets import GuestSockets
 from utsuwa.instances.lifecycle.freeze import held_all
+from utsuwa.instances.lifecycle.lxcfs_follower import LxcfsFollower
 from utsuwa.instances.lifecycle.profile_follower import judge_profile
 from utsuwa.instances.manager import InstanceManager
 from utsuwa.migration.context import MigrationContext
@@ -63,13 +63,12 @@ from utsuwa.operations.warnings import Warnings
 from utsuwa.profiles.manager import ProfileManager
 from utsuwa.projects.manager import ProjectManager
 from utsuwa.security import apparmor, trusted_proxies
-from utsuwa.security.authorization import Caller
 from utsuwa.security.keypair import ensure_key_pair
 from utsuwa.security.server_config import ServerConfig
 from utsuwa.security.trust_password import TrustPassword
+from utsuwa.security.web_sessions import WebSessions
 from utsuwa.storage.manager import StorageManager
 from utsuwa.storage.server_volumes import ServerFiles, ServerVolumes
-from utsuwa.wire.envelope import error_reply
 from utsuwa.wire.resources import Resources
 from utsuwa.wire.server import Environment
 
@@ -102,13 +101,10 @@ class Daemon:
         database: Settings | None = None,
     ) -> None:
         self._paths = paths
-        self._group = group
         self._database_settings = database
-        self._passed_socket = passed_socket
+        self._endpoints = Endpoints(paths, group, passed_socket)
         self._stack = AsyncExitStack()
         self._criu = CriuFinder(paths.criu, paths.criu_proof)
-        self._unix: UnixListener | None = None
-        """The socket, if it was opened before the API was available."""
         self._told = asyncio.Event()
         self._hurry = asyncio.Event()
         """Set when running operations are not to be waited for any longer."""
@@ -156,7 +152,7 @@ class Daemon:
         return environment(
             self._facts,
             self._certificate,
-            self._https.address,
+            self._endpoints.https_address,
             self._storage.pools.drivers_in_use,
             criu=await self._criu.works(),
         )
@@ -204,6 +200,7 @@ class Daemon:
         self._certificate = await asyncio.to_thread(ensure_key_pair, paths)
 
         helper = await self._start_helper()
+        await self._start_interception(helper)
         images = await self._start_resources(database, events)
         remote_images = RemoteImages(
             images, database, paths, self._operations, server, self._certificate, self._storage.images
@@ -215,6 +212,10 @@ class Daemon:
         projects.on_names_changed(join_tokens.follow_projects)
         profiles = ProfileManager(database, events)
         await self._start_instances(database, helper, images, remote_images, profiles)
+
+        web_sessions = WebSessions(certificates.store, paths.web_sessions)
+        await web_sessions.load()
+        loopback = LoopbackListener(web_sessions)
 
         services = Services(
             paths=paths,
@@ -240,9 +241,13 @@ class Daemon:
             instance_metadata=self._instances.metadata,
             files=self._instances.files,
             migration=self._migration,
+            web_sessions=web_sessions,
+            loopback=loopback,
             daemon=self,
         )
-        await self._listen(services, events)
+        guests = GuestPorts(self._instances.guest)
+        stack.push_async_callback(guests.close)
+        await self._listen(services, loopback)
         upkeep = ImageUpkeep(images, remote_images, database, server)
         upkeep.begin()
         stack.push_async_callback(upkeep.end)
@@ -261,12 +266,22 @@ class Daemon:
         self._stack.push_async_callback(helper.close)
         return helper
 
+    async def _start_interception(self, helper: Helper) -> None:
+        if obstacle := await asyncio.to_thread(support.obstacle):
+            log.info("system calls cannot be intercepted: %s", obstacle)
+            return
+        bound = bind_unix(self._paths.interception_socket, None, socket.SOCK_SEQPACKET)
+        listener = Listener(bound, helper.intercept)
+        listener.open()
+        self._stack.push_async_callback(listener.close)
+
     async def _start_resources(self, database: Database, events: EventHub) -> ImageManager:
         """Create what instances use: pools, images and networks."""
         paths, stack, owner = self._paths, self._stack, owner_name(self._paths)
         links = LinkEvents()
         self._retries = Retries(links, self._warnings)
-        await self._retries.begin("host", HostWarnings(self._warnings, paths.root).judge)
+        self._host_warnings = HostWarnings(self._warnings, paths.root)
+        await self._retries.begin("host", self._host_warnings.judge)
         self._storage = StorageManager(database, paths, self._operations, self._warnings, self._retries)
         await self._storage.start()
         stack.push_async_callback(self._close_storage)
@@ -314,12 +329,14 @@ class Daemon:
             remote_images=remote_images,
             networks=self._networks.ports,
             apparmor=apparmor.Profiles(paths.apparmor, owner, await asyncio.to_thread(apparmor.probe)),
+            guest_sockets=GuestSockets(paths.devlxd),
             cgroup=owner,
             criu=self._criu,
             settings=self._server_config,
             boot_id=facts.boot_id(),
             policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),
         )
+        stack.push_async_callback(asyncio.to_thread, context.templates.close)
         self._storage.custom.quiet_by(partial(held_all, context))
         self._instances = InstanceManager(context, self._retries)
         self._migration = MigrationManager(MigrationContext(context, paths.migration), self._instances)
@@ -330,6 +347,9 @@ class Daemon:
         stack.push_async_callback(self._instances.stop_watching)
         stack.push_async_callback(self._retries.stop)
         await self._instances.recover()
+        stack.push_async_callback(self._migration.stop)
+        await self._migration.settle()
+        stack.callback(LxcfsFollower(context, self._host_warnings.judge).start().cancel)
         stack.callback(HostWatch(lambda: self._instances.any_running, self._warnings).start().cancel)
 
     async def _open_database(self) -> Database:
@@ -355,9 +375,8 @@ class Daemon:
     async def _wait_for_database(self, engine: Engine, settings: Settings, reason: Unavailable) -> Database:
         """Retry until the database is available; meanwhile, requests fail with the reason."""
         log.warning("waiting for the database: %s", reason.message)
-        unix = self._unix = self._bind_socket(HttpServer(partial(_refuse, reason)))
-        self._stack.push_async_callback(unix.close)
-        await unix.open()
+        self._stack.push_async_callback(self._endpoints.close)
+        await self._endpoints.refuse(reason)
         while not self._told.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), _DATABASE_SECONDS)
@@ -365,54 +384,29 @@ class Daemon:
                 return await self._joined(engine, settings)
         raise HostError("stopped before the database was available")
 
-    def _bind_socket(self, server: HttpServer) -> UnixListener:
-        given = self._passed_socket
-        bound = given or bind_unix(self._paths.socket, socket_group(self._group))
-        return UnixListener(self._paths.socket, bound, server, ours=given is None)
-
-    async def _listen(self, services: Services, events: EventHub) -> None:
-        trust = services.certificates.store
-
-        def identify(transport: asyncio.BaseTransport) -> Caller:
-            return unix_peer(transport) or trust.caller(transport)
-
-        application = Application(services, all_routes(), identify, unprivileged_only=UNPRIVILEGED_ONLY)
-        unix = self._unix or self._bind_socket(application.server())
-        if self._passed_socket is None:
-            judge = partial(judge_group, self._warnings, self._paths.socket, self._group)
-            await self._retries.begin("socket group", judge)
-        self._stack.push_async_callback(unix.close)
-        only_metrics = Application(services, metrics.ROUTES, identify)
-        self._https, for_metrics = (
-            HttpsListener(key, serving.handle, self._tls_context, trust, self._warnings, self._retries)
-            for key, serving in ((API_ADDRESS, application), (METRICS_ADDRESS, only_metrics))
-        )
-        self._stack.push_async_callback(self._https.close)
-        self._stack.push_async_callback(for_metrics.close)
-
-        # Pushed after the listeners, so run before them: requests that wait for events or for operations are
+    async def _listen(self, services: Services, loopback: LoopbackListener) -> None:
+        stack, server = self._stack, services.server
+        stack.push_async_callback(self._endpoints.close)
+        # Pushed after the endpoints, so run before them: requests that wait for events or for operations are
         # completed before connections are closed.
-        self._stack.push_async_callback(self._operations.stop)
-        self._stack.callback(events.close)
-        self._stack.callback(services.files.disconnect)
-        self._stack.callback(unix.stop_accepting)
+        stack.push_async_callback(self._operations.stop)
+        stack.callback(services.events.close)
+        stack.callback(services.files.disconnect)
+        stack.callback(self._endpoints.stop_accepting)
 
+        proxies = services.certificates.store.proxies
         judge_config = partial(judge_server_config, self._warnings)
-        await judge_config((), services.server.get())
-        services.server.on_change(judge_config)
-        services.server.on_change(trust.proxies.config_changed)
-        services.server.on_change(self._https.config_changed)
-        services.server.on_change(for_metrics.config_changed)
-        services.server.on_change(self._server_volumes.config_changed)  # the last, as it takes longest
+        await judge_config((), server.get())
+        server.on_change(judge_config)
+        server.on_change(proxies.config_changed)
+        proxies.use(server.value(trusted_proxies.KEY))
+        self._endpoints.serve(
+            services, loopback, self._retries, self._tls_context, unprivileged_only=UNPRIVILEGED_ONLY
+        )
+        server.on_change(self._server_volumes.config_changed)  # the last, as it takes longest
         if services.database.engine.shared:
             self._follow_others(services)
-        trust.proxies.use(services.server.value(trusted_proxies.KEY))
-        await self._https.open(services.server.value(API_ADDRESS.name))
-        await for_metrics.open(services.server.value(METRICS_ADDRESS.name))
-        if unix.is_open:
-            unix.answer_with(application.handle)
-        else:
-            await unix.open()
+        await self._endpoints.open()
         self._ready = True
         self._warnings.settle()
         log.info("ready", extra={"socket": self._paths.socket})
@@ -462,11 +456,3 @@ class Daemon:
             self._all_stopped = True
         except TimeoutError:
             log.warning("some containers did not stop in time")
-
-
-async def _refuse(reason: Unavailable, _: web.BaseRequest) -> web.Response:
-    """Respond to all requests while the database is not available, closing the connection."""
-    body = error_reply(reason.status, reason.message, reason.key)
-    response = web.Response(body=body, status=reason.status, content_type="application/json")
-    response.force_close()
-    return response

@@ -14,6 +14,7 @@ from utsuwa.core.warning_types import WarningType
 from utsuwa.host.cgroups import limits
 from utsuwa.host.cgroups.limits import LimitFacts
 from utsuwa.host.mounts import mounts
+from utsuwa.host.system import lxcfs
 from utsuwa.instances.confinement import host_facts
 from utsuwa.operations.warnings import Warnings
 from utsuwa.security import apparmor, idmap
@@ -121,7 +122,7 @@ def troubles(host: Lacks) -> Iterator[tuple[WarningType, str]]:
         types.NO_LXCFS,
         ""
         if host.lxcfs
-        else f"lxcfs is not mounted at {host_facts.LXCFS}: instances see the memory, load and processors of "
+        else f"lxcfs is not mounted at {lxcfs.folder()}: instances see the memory, load and processors of "
         "the host; install lxcfs and start it",
     )
     yield types.NO_ID_RANGES, _ids(host.ids)
@@ -165,5 +166,5 @@ def _ids(ids: HostIds | None) -> str:
         return ""
     return (
         f"root has no range of at least {idmap.USEFUL} ids, so unprivileged instances do not start: "
-        "add the line root:1000000:1000000000 to /etc/subuid and to /etc/subgid"
+        f"add the line {idmap.suggested()} to /etc/subuid and to /etc/subgid"
     )

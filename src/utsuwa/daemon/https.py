@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from utsuwa.api.protocol import Handle
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.warning_types import HTTPS_UNAVAILABLE, METRICS_UNAVAILABLE, WarningType
 from utsuwa.daemon.tls_port import Limits, TlsPort
+from utsuwa.httpd.protocol import Handle
 from utsuwa.operations.retries import Retries
 from utsuwa.operations.warnings import Warnings
 from utsuwa.security.trust_store import TrustStore
@@ -132,7 +132,7 @@ class HttpsListener:
         limits: Limits | None = None,
     ) -> None:
         """`make_context` is called in a thread, before the first connection."""
-        self._key = key
+        self.key = key
         self._handle = handle
         self._make_context = make_context
         self._context: ssl.SSLContext | None = None
@@ -151,20 +151,20 @@ class HttpsListener:
         return self._port.address if self._port is not None else ""
 
     async def config_changed(self, changed: frozenset[str], config: Mapping[str, str]) -> None:
-        if self._key.name in changed:
-            await self.listen(config.get(self._key.name, ""))
+        if self.key.name in changed:
+            await self.listen(config.get(self.key.name, ""))
 
     async def open(self, text: str) -> None:
         """Listen at the configured address. A failure (for example, because its network is not up yet) must
         not prevent the daemon from starting: it is a warning, and retried."""
-        await self._retries.begin(self._key.name, partial(self._try, text))
+        await self._retries.begin(self.key.name, partial(self._try, text))
 
     async def _try(self, text: str) -> bool:
         async with self._moving:
             try:
                 await self._move(text)
             except InvalidConfig as error:
-                self._warnings.report(self._key.unavailable, f"{error}; it is tried again")
+                self._warnings.report(self.key.unavailable, f"{error}; it is tried again")
                 return False
         return True
 
@@ -173,7 +173,7 @@ class HttpsListener:
 
         The old address is released when the new one is bound. Raises InvalidConfig, keeping the old one.
         """
-        self._retries.drop(self._key.name)
+        self._retries.drop(self.key.name)
         async with self._moving:
             await self._move(text)
 
@@ -181,7 +181,7 @@ class HttpsListener:
         if not text:
             self._use(None, None)
             return
-        endpoint = await _resolve(self._key, text)
+        endpoint = await _resolve(self.key, text)
         if endpoint == self._endpoint and endpoint.port:
             return
         if self._context is None:
@@ -191,14 +191,14 @@ class HttpsListener:
         except OSError as error:
             reason = error.strerror or str(error)
             raise InvalidConfig(
-                f"Cannot listen on {self._key.name} {text[:80]!r}: {reason}: use an address of this host and "
+                f"Cannot listen on {self.key.name} {text[:80]!r}: {reason}: use an address of this host and "
                 "a port that is not in use"
             ) from error
         self._use(endpoint, bound)
 
     async def close(self, grace: float = 3) -> None:
         """Stop listening, and abort requests after `grace` seconds."""
-        self._retries.drop(self._key.name)
+        self._retries.drop(self.key.name)
         self._use(None, None)
         await asyncio.gather(*(port.finish(grace) for port in list(self._draining)))
 
@@ -226,10 +226,10 @@ class HttpsListener:
         except OSError as error:
             lost = f"lost the address {self._port.address}: {error}"
             self._use(None, None)
-            self._warnings.report(self._key.unavailable, lost)
+            self._warnings.report(self.key.unavailable, lost)
 
     def _use(self, endpoint: _Endpoint | None, bound: socket.socket | None) -> None:
-        self._warnings.resolve(self._key.unavailable)
+        self._warnings.resolve(self.key.unavailable)
         old = self._port
         self._endpoint = endpoint
         self._port = None

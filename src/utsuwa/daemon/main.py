@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
+from utsuwa.daemon import try_options
 from utsuwa.daemon.init import options as init_options
 from utsuwa.version import __version__
 
@@ -124,6 +125,13 @@ def make_parser() -> argparse.ArgumentParser:
     sql.add_argument("database", choices=("global", "local"), help="both are the same here")
     sql.add_argument("query", help="SQL, or - for standard input, .dump, .schema")
     sql.set_defaults(run=_sql)
+
+    site = commands.add_parser(
+        "try",
+        parents=[general],
+        help="serve a public site on which anyone tries Utsuwa in a container of their own",
+    )
+    try_options.add_options(site, general)
 
     activate = commands.add_parser(
         "activateifneeded", parents=[general], help="start the daemon if anything needs it to run"

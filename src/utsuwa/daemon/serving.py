@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utsuwa.api.protocol import Handle, HttpServer
 from utsuwa.core.errors import HostError
 from utsuwa.core.warning_types import NO_SOCKET_GROUP
+from utsuwa.httpd.protocol import Handle, HttpServer
 from utsuwa.operations.warnings import Warnings
 from utsuwa.security.authorization import Caller, unix_caller
 
@@ -38,12 +38,12 @@ def socket_group(wanted: str | None) -> int | None:
         return None
 
 
-def bind_unix(path: Path, group: int | None) -> socket.socket:
+def bind_unix(path: Path, group: int | None, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """Return a listening socket at `path`, replacing a stale one; the caller holds the daemon's lock.
 
     It is renamed to `path` after setting its owner and mode. Raises HostError.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     new = path.with_name(f".{path.name}.new")
     try:
         new.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from utsuwa.api.protocol import Handle, HttpServer
-from utsuwa.security.passwords import network_of
+from utsuwa.core.client_networks import network_of
+from utsuwa.httpd.protocol import Handle, WatchedServer
 from utsuwa.security.trust_store import TrustStore, format_address, host_of
 from utsuwa.security.trusted_proxies import Connection, ends_of
 
@@ -62,25 +62,6 @@ class _Connection:
     """Whether a request or a websocket is being handled."""
 
 
-class _Server(HttpServer):
-    """The API's server, which reports new and closed connections."""
-
-    def __init__(
-        self, handle: Handle, begun: Callable[[Any, asyncio.Transport], None], ended: Callable[[Any], None]
-    ) -> None:
-        super().__init__(handle)
-        self._begun = begun
-        self._ended = ended
-
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._begun(handler, transport)
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._ended(handler)
-
-
 class TlsPort:
     """Accepts connections of a bound socket until retired; then its connections end with their requests."""
 
@@ -99,7 +80,7 @@ class TlsPort:
         self._limits = limits
         self._drained = drained
         self._loop = asyncio.get_running_loop()
-        self._server = _Server(self._served, self._begun, self._ended)
+        self._server = WatchedServer(self._served, self._begun, self._ended)
         self._socket: socket.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._handshakes: set[asyncio.Task[Any]] = set()

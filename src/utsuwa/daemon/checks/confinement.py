@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from utsuwa.daemon.checks.verdicts import Source, Status, Subject, Verdict, no_program
-from utsuwa.host.system import probes
+from utsuwa.host.system import lxcfs
 from utsuwa.host.system.probes import Facts
 from utsuwa.security import apparmor
 
@@ -62,11 +62,11 @@ def _apparmor(facts: Facts, mode: apparmor.Mode) -> Verdict:
 
 def _lxcfs(facts: Facts) -> Verdict:
     if facts.lxcfs:
-        return Verdict("lxcfs", Status.FOUND, f"mounted at {probes.LXCFS}", source=Source.SETUP)
+        return Verdict("lxcfs", Status.FOUND, f"mounted at {lxcfs.folder()}", source=Source.SETUP)
     return Verdict(
         "lxcfs",
         Status.MISSING,
-        f"not mounted at {probes.LXCFS}",
+        f"not mounted at {lxcfs.folder()}",
         "free, top and nproc in containers show the host's memory, load and processors",
         "install the package lxcfs and start it (systemctl enable --now lxcfs)",
         Source.SETUP,

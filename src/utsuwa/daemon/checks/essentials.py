@@ -141,7 +141,7 @@ def _id_ranges(file: str, ranges: Iterable[HostRange]) -> Verdict:
         Status.MISSING,
         f"root has no range of at least {idmap.USEFUL} ids" + (f" (only {largest})" if largest else ""),
         "unprivileged containers (the default) do not start",
-        f"add the line root:1000000:1000000000 to {file}",
+        f"add the line {idmap.suggested()} to {file}",
         Source.SETUP,
         essential=True,
     )

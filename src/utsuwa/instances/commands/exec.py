@@ -17,6 +17,7 @@ from utsuwa.host.helper.client import AttachCache, Attached, AttachSpec, Helper,
 from utsuwa.host.processes import oom_scores, pipes
 from utsuwa.instances import logs
 from utsuwa.instances.commands.exec_streams import Conversation, Sockets
+from utsuwa.instances.commands.lasting import LastingTerminal
 from utsuwa.instances.confinement import limits
 from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation, Operations
@@ -29,6 +30,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = 2**32 - 2
 _MAX_SIZE = 2**16 - 1
 _USUAL_SIZE = (80, 25)
+_MAX_LINGER = 3600
 _NO_DESCRIPTOR = -1
 
 
@@ -63,16 +65,18 @@ class ExecManager:
         """
         _check_running(target)
         spec = _spec(target, request)
+        lasting = _lasting(request)
         cgroup_moves.warm_soon()
         wanted = request.wait_for_websocket
         names = ["0", "control"] if request.interactive else ["0", "1", "2", "control"]
         operation = self._operations.start(
             kinds.COMMAND_EXEC,
             target.instance.project,
-            _Command(self._helper, target, spec, request).run,
+            _Command(self._helper, target, spec, request, lasting).run,
             names=[target.instance.name],
             metadata=_metadata(spec, request) if wanted else None,
             websockets=names if wanted else (),
+            lasting=lasting,
         )
         self._operations.events.publish_lifecycle(
             "instance-exec", target.instance.url(), target.instance.project, {"command": request.command}
@@ -84,20 +88,40 @@ class _Command:
     """One command, for the duration of its operation."""
 
     def __init__(
-        self, helper: Helper, target: ExecTarget, spec: AttachSpec, request: InstanceExecPost
+        self,
+        helper: Helper,
+        target: ExecTarget,
+        spec: AttachSpec,
+        request: InstanceExecPost,
+        lasting: LastingTerminal | None,
     ) -> None:
         self._helper = helper
         self._target = target
         self._spec = spec
         self._request = request
+        self._lasting = lasting
 
     async def run(self, operation: Operation) -> None:
-        if self._request.wait_for_websocket:
+        if self._lasting is not None:
+            await self._on_lasting_terminal(operation, self._lasting)
+        elif self._request.wait_for_websocket:
             await self._with_websockets(operation)
         elif self._request.record_output:
             await self._recorded(operation)
         else:
             await self._unheard(operation)
+
+    async def _on_lasting_terminal(self, operation: Operation, terminal: LastingTerminal) -> None:
+        attached = None
+        try:
+            await terminal.wait_for_client(CONNECT_TIMEOUT)
+            attached = await self._helper.attach(self._spec)
+            code = await terminal.run(attached)
+            _report(operation, attached, code, self._spec.argv[0])
+        finally:
+            await terminal.close()
+            if attached is not None:
+                attached.close()
 
     async def _with_websockets(self, operation: Operation) -> None:
         sockets = await Sockets.connected(operation, CONNECT_TIMEOUT)
@@ -248,6 +272,17 @@ def _check_ids(idmap: IdMap, request: InstanceExecPost) -> None:
             lookup(number)
         except ValueError:
             raise InvalidRequest(f"The {kind} {number} is not mapped into the container") from None
+
+
+def _lasting(request: InstanceExecPost) -> LastingTerminal | None:
+    """Return what keeps the command's terminal while its websockets are lost, if that was asked for."""
+    if request.linger == 0:
+        return None
+    if not 0 < request.linger <= _MAX_LINGER:
+        raise InvalidRequest(f"Invalid linger {request.linger}: use a number of seconds up to {_MAX_LINGER}")
+    if not (request.interactive and request.wait_for_websocket):
+        raise InvalidRequest("Only a command on a terminal with websockets can linger: set `interactive`")
+    return LastingTerminal(request.linger)
 
 
 def _terminal(idmap: IdMap, request: InstanceExecPost) -> Terminal | None:

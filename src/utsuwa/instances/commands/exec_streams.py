@@ -94,7 +94,7 @@ class Conversation:
         if not self._terminal:
             others += [self._task(self._watch(name)) for name in self._outputs]
         try:
-            return await self._until_end(outputs)
+            return await until_end(self._attached, outputs, self._gone)
         finally:
             for task in (*outputs, *others):
                 task.cancel()
@@ -108,22 +108,6 @@ class Conversation:
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.create_task(work)
-
-    async def _until_end(self, outputs: list[asyncio.Task[None]]) -> int:
-        gone = asyncio.create_task(self._gone.wait())
-        said: asyncio.Future[Any] = asyncio.gather(self._attached.wait(), *outputs)
-        waiting: list[asyncio.Future[Any]] = [gone, said]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            said.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        if self._gone.is_set():
-            await self._attached.kill()
-        elif said.done():
-            said.result()  # raises if the helper or a stream failed
-        return await self._attached.wait()
 
     async def _pump_out(self, name: str, fd: int) -> None:
         """Forward output to the client until the stream's end."""
@@ -139,33 +123,7 @@ class Conversation:
 
     async def _read(self, fd: int) -> bytes:
         """Return the next output; empty at the end."""
-        if not self._terminal:
-            return await pipes.read(fd)
-        try:
-            return await self._read_terminal(fd)
-        except OSError as error:
-            if error.errno == errno.EIO:  # all processes have closed the pty
-                return b""
-            raise
-
-    async def _read_terminal(self, fd: int) -> bytes:
-        """A pty that background processes keep open would never end: treat a pause after the command has
-        ended as its end.
-        """
-        while True:
-            try:
-                return os.read(fd, pipes.CHUNK)
-            except BlockingIOError:
-                ended = self._attached.ended
-            with pipes.watched(fd) as ready:
-                waiting: list[asyncio.Future[Any]] = [ready]
-                if not ended:
-                    waiting.append(self._attached.end)
-                done, _ = await asyncio.wait(
-                    waiting, timeout=_QUIET if ended else None, return_when=asyncio.FIRST_COMPLETED
-                )
-            if not done:
-                return b""
+        return await (read_terminal(self._attached) if self._terminal else pipes.read(fd))
 
     async def _pump_in(self) -> None:
         """Forward input to the command's stdin; its end closes a pipe, but not a pty."""
@@ -204,18 +162,8 @@ class Conversation:
     async def _control(self) -> None:
         socket = await self._sockets.control()
         while (message := await socket.read()) is not None:
-            await self._obey(message.encode() if isinstance(message, str) else message)
+            await obey(self._attached, parse_control(message))
         self._check_orderly(socket)
-
-    async def _obey(self, data: bytes) -> None:
-        """Process one control message; invalid ones are ignored, as in LXD."""
-        with contextlib.suppress(InvalidBody, ValueError, KeyError):
-            message = decode(data, ExecControl)
-            if message.command == "signal" and 0 < message.signal <= _MAX_SIGNAL:
-                await self._attached.signal(message.signal)
-            elif message.command == "window-resize" and self._terminal and message.args:
-                width, height = int(message.args["width"]), int(message.args["height"])
-                resize(self._stdin, width, height)
 
     def _check_orderly(self, socket: WebSocket) -> None:
         if not socket.left_on_purpose:
@@ -225,6 +173,74 @@ class Conversation:
         if self._stdin in self._owned:
             self._owned.discard(self._stdin)
             os.close(self._stdin)
+
+
+async def until_end(attached: Attached, outputs: Sequence[asyncio.Task[None]], gone: asyncio.Event) -> int:
+    """Wait until a command has ended and all its output is dealt with; return its exit code.
+
+    It is killed when its client is `gone`. Raises what a stream raised, HelperGone.
+    """
+    leaving = asyncio.create_task(gone.wait())
+    said: asyncio.Future[Any] = asyncio.gather(attached.wait(), *outputs)
+    waiting: list[asyncio.Future[Any]] = [leaving, said]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        said.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    if gone.is_set():
+        await attached.kill()
+    elif said.done():
+        said.result()  # raises if the helper or a stream failed
+    return await attached.wait()
+
+
+async def read_terminal(attached: Attached) -> bytes:
+    """Return the next output of a command on a pty; empty at the end.
+
+    A pty that background processes keep open would never end: a pause after the command has ended is
+    treated as its end.
+    """
+    assert attached.master is not None
+    fd = attached.master
+    try:
+        while True:
+            try:
+                return os.read(fd, pipes.CHUNK)
+            except BlockingIOError:
+                ended = attached.ended
+            with pipes.watched(fd) as ready:
+                waiting: list[asyncio.Future[Any]] = [ready]
+                if not ended:
+                    waiting.append(attached.end)
+                done, _ = await asyncio.wait(
+                    waiting, timeout=_QUIET if ended else None, return_when=asyncio.FIRST_COMPLETED
+                )
+            if not done:
+                return b""
+    except OSError as error:
+        if error.errno == errno.EIO:  # all processes have closed the pty
+            return b""
+        raise
+
+
+def parse_control(message: bytes | str) -> ExecControl | None:
+    """Return a control message, or None if it is invalid."""
+    try:
+        return decode(message.encode() if isinstance(message, str) else message, ExecControl)
+    except InvalidBody:
+        return None
+
+
+async def obey(attached: Attached, message: ExecControl | None) -> None:
+    """Process one control message; invalid ones are ignored, as in LXD."""
+    match message:
+        case ExecControl(command="signal", signal=number) if 0 < number <= _MAX_SIGNAL:
+            await attached.signal(number)
+        case ExecControl(command="window-resize", args=dict() as size) if attached.master is not None:
+            with contextlib.suppress(ValueError, KeyError):
+                resize(attached.master, int(size["width"]), int(size["height"]))
 
 
 def resize(terminal: int, width: int, height: int) -> None:

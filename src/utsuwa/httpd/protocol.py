@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -23,12 +24,20 @@ _LIMIT = 8190
 """Maximum size of the request line and of a header, in bytes."""
 
 
+_IDLE = 3630.0
+_LINGERING = 10.0
+
+
 class HttpServer(web.Server):
     """A protocol factory for listeners; `shutdown()` it at the end."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, *, idle: float = _IDLE, lingering: float = _LINGERING) -> None:
+        """`idle` is the time in seconds for the head of a request, since the connection or the last reply;
+        `lingering` that for the rest of a body that the handler has not read."""
         super().__init__(handle)
         self._running_loop = asyncio.get_running_loop()
+        self._idle = idle
+        self._lingering = lingering
 
     def __call__(self) -> web.RequestHandler:
         # Bodies are not decompressed: a small compressed one must not become large.
@@ -39,7 +48,34 @@ class HttpServer(web.Server):
             auto_decompress=False,
             max_line_size=_LIMIT,
             max_field_size=_LIMIT,
+            keepalive_timeout=self._idle,
+            lingering_time=self._lingering,
         )
+
+
+class WatchedServer(HttpServer):
+    """A server that reports new and closed connections."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        begun: Callable[[Any, asyncio.Transport], None],
+        ended: Callable[[Any], None],
+        *,
+        idle: float = _IDLE,
+        lingering: float = _LINGERING,
+    ) -> None:
+        super().__init__(handle, idle=idle, lingering=lingering)
+        self._begun = begun
+        self._ended = ended
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._begun(handler, transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._ended(handler)
 
 
 class _Protocol(web.RequestHandler):

@@ -1,0 +1,1 @@
+"""The guest API: its routes, and the sockets on which instances reach it."""

@@ -1,0 +1,140 @@
+"""The ends of visitors' sessions, whatever their browsers and the site's own parts do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from utsuwa.core.errors import Unavailable
+from utsuwa.tryit import sessions as sessions_module
+from utsuwa.tryit.metrics import Metrics
+from utsuwa.tryit.records import Records
+from utsuwa.tryit.rest import Rest
+from utsuwa.tryit.sessions import Session, Sessions
+from utsuwa.tryit.settings import Settings
+from utsuwa.tryit.terminal import Terminal
+from utsuwa.tryit.visitors import Container, Visitors
+
+SECONDS = 30
+
+
+class NoDaemon:
+    """A daemon that runs no command."""
+
+    async def execute(self, *_arguments: object, **_options: object) -> None:
+        raise Unavailable("there is none")
+
+
+class Containers:
+    """Those of visitors; `failures` questions fail unexpectedly."""
+
+    def __init__(self) -> None:
+        self.left: set[str] = set()
+        self.failures = 0
+
+    async def take(self) -> Container:
+        name = f"visitor-{len(self.left)}"
+        self.left.add(name)
+        return Container(name, images=frozenset(), profiles=frozenset())
+
+    def exists(self, name: str) -> bool:
+        if self.failures:
+            self.failures -= 1
+            raise KeyError(name)
+        return name in self.left
+
+    def remove(self, name: str) -> None:
+        self.left.discard(name)
+
+
+@pytest.fixture
+def containers() -> Containers:
+    return Containers()
+
+
+@pytest.fixture
+async def sessions(
+    containers: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Sessions]:
+    monkeypatch.setattr(sessions_module, "_LOOK_SECONDS", 0.01)
+    records = Records(tmp_path)
+    found = Sessions(cast("Rest", NoDaemon()), Settings(), cast("Visitors", containers), records, Metrics())
+    found.start()
+    yield found
+    await found.stop()
+    records.close()
+
+
+async def begin(sessions: Sessions, network: str) -> Session:
+    session, _ = await sessions.begin(network, "en")
+    return session
+
+
+async def none_left(sessions: Sessions) -> None:
+    async with asyncio.timeout(SECONDS):
+        while sessions.now:
+            await asyncio.sleep(0.01)
+
+
+async def test_sessions_whose_browsers_do_not_answer_end_together(
+    sessions: Sessions, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = asyncio.Barrier(3)
+    silent = asyncio.Event()
+
+    async def close(_terminal: Terminal) -> None:
+        await met.wait()
+        await silent.wait()
+
+    monkeypatch.setattr(Terminal, "close", close)
+    begun = [await begin(sessions, f"192.0.2.{number}") for number in range(3)]
+    for session in begun:
+        session.expires_at = session.expires_at.replace(year=2000)
+    await none_left(sessions)
+    assert containers.left == set()
+    silent.set()
+
+
+async def test_all_sessions_end_together_with_the_site(
+    sessions: Sessions, containers: Containers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    met = asyncio.Barrier(3)
+
+    async def close(_terminal: Terminal) -> None:
+        await met.wait()
+
+    monkeypatch.setattr(Terminal, "close", close)
+    for number in range(3):
+        await begin(sessions, f"192.0.2.{number}")
+    async with asyncio.timeout(SECONDS):
+        await sessions.stop()
+    assert containers.left == set()
+    assert (tmp_path / "statistics.jsonl").read_text().count('"end":"shutdown"') == 3
+
+
+async def test_sessions_end_after_unexpected_errors(
+    sessions: Sessions,
+    containers: Containers,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failing = await begin(sessions, "192.0.2.1")
+
+    async def close() -> None:
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(failing.terminal, "close", close)
+    with caplog.at_level(logging.ERROR):
+        containers.failures = 2
+        containers.left.clear()
+        await none_left(sessions)
+        await sessions.stop()
+    assert {record.message for record in caplog.records} == {
+        "cannot see which sessions are over",
+        f"the end of session {failing.id} failed",
+    }

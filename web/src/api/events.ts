@@ -1,0 +1,73 @@
+// The events websocket, one for the whole page. It connects again by itself, and says when something was missed.
+import * as session from "./session";
+import type { ApiEvent } from "./types";
+
+type Listener = (event: ApiEvent) => void;
+export type Connection = "connecting" | "open" | "lost";
+
+const LONGEST_PAUSE = 5000;
+const listeners = new Set<Listener>();
+const resumed = new Set<() => void>();
+const watchers = new Set<(state: Connection) => void>();
+
+let socket: WebSocket | undefined;
+let pause = 250;
+let everOpen = false;
+let current: Connection = "connecting";
+
+export function onEvent(listener: Listener): () => void {
+  listeners.add(listener);
+  return () => void listeners.delete(listener);
+}
+
+// Call `listener` when events may have been missed, so that what is shown is read anew.
+export function onResume(listener: () => void): () => void {
+  resumed.add(listener);
+  return () => void resumed.delete(listener);
+}
+
+export function onConnection(watcher: (state: Connection) => void): () => void {
+  watchers.add(watcher);
+  watcher(current);
+  return () => void watchers.delete(watcher);
+}
+
+function tell(state: Connection): void {
+  current = state;
+  for (const watcher of watchers) watcher(state);
+}
+
+export function socketTo(url: string): WebSocket {
+  const address = new URL(url, location.href);
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  const key = session.key();
+  return new WebSocket(address, key ? ["utsuwa", `utsuwa.key.${key}`] : ["utsuwa"]);
+}
+
+export function connect(): void {
+  const fresh = socketTo("/1.0/events?type=lifecycle,operation&all-projects=true");
+  socket = fresh;
+  fresh.onopen = () => {
+    pause = 250;
+    tell("open");
+    if (everOpen) for (const listener of resumed) listener();
+    everOpen = true;
+  };
+  fresh.onmessage = (message: MessageEvent<string>) => {
+    const event = JSON.parse(message.data) as ApiEvent;
+    for (const listener of listeners) listener(event);
+  };
+  fresh.onclose = () => {
+    if (socket !== fresh) return;
+    tell("lost");
+    setTimeout(connect, pause);
+    pause = Math.min(pause * 2, LONGEST_PAUSE);
+  };
+}
+
+export function disconnect(): void {
+  const old = socket;
+  socket = undefined;
+  everOpen = false;
+  old?.close();
+}

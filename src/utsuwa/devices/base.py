@@ -37,6 +37,13 @@ class Ports(Protocol):
     ) -> None:
         """Ensure that the device's static addresses, or any address, are free. Raises InvalidConfig."""
 
+    async def set_priority(self, interface: str, bridge: str, mac: str, priority: int) -> None:
+        """Set the priority of packets that arrive from an instance at an interface of the host.
+
+        `bridge` is that of which it is a port, or empty. 0 removes the priority, if there was one. Raises
+        HostError, ProcessFailed.
+        """
+
 
 class OwnVolume(Protocol):
     """The interface of devices to the instance's own volume."""
@@ -273,6 +280,12 @@ class Device:
     async def update(self, host: DeviceHost, old: Mapping[str, str]) -> RunConfig:
         """Change a device in place if only `live_keys` differ; the container may be running."""
         return RunConfig()
+
+    async def follow_config(self, host: DeviceHost) -> None:
+        """Apply what the instance's own config says of the device; the container is running.
+
+        Called after every change of config and devices, so it is quick if nothing has changed.
+        """
 
     async def follow(self, host: DeviceHost) -> None:
         """Update the running container after a change of the watched path."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
@@ -49,10 +50,17 @@ _COMMON = (
     ConfigKey("limits.ingress", help="Bits a second that may come into the instance", validate=_check_rate),
     ConfigKey("limits.egress", help="Bits a second that may leave the instance", validate=_check_rate),
     ConfigKey("limits.max", help="The same limit for both ways", validate=_check_rate),
+    ConfigKey(
+        "limits.priority",
+        type="integer",
+        help="The priority of packets that leave the instance, in place of the instance's own",
+        validate=integer_between(0, 2**32 - 1),
+    ),
     ConfigKey("ipv4.routes", help="IPv4 subnets that the host reaches over it", validate=ipv4_subnets),
     ConfigKey("ipv6.routes", help="IPv6 subnets that the host reaches over it", validate=ipv6_subnets),
 )
 _LIMITS = frozenset({"limits.ingress", "limits.egress", "limits.max"})
+_PRIORITY = "limits.priority"
 _ROUTES = frozenset({"ipv4.routes", "ipv6.routes"})
 _ADDRESSES = frozenset({"ipv4.address", "ipv6.address"})
 
@@ -60,8 +68,8 @@ _ADDRESSES = frozenset({"ipv4.address", "ipv6.address"})
 class VethNic(Device):
     """The common part of both nictypes."""
 
-    later = frozenset({"limits.priority", "queue.tx.length"})
-    live_keys = frozenset({"boot.priority"}) | _LIMITS | _ROUTES
+    later = frozenset({"queue.tx.length"})
+    live_keys = frozenset({"boot.priority", _PRIORITY}) | _LIMITS | _ROUTES
 
     def validate(self) -> None:
         super().validate()
@@ -116,7 +124,18 @@ class VethNic(Device):
     async def started(self, host: DeviceHost) -> None:
         host_name = host.volatile(self.name, "host_name")
         await self._limit(host_name)
+        await self.follow_config(host)
         await self._route(host_name, add=routes_of(self.config))
+
+    async def follow_config(self, host: DeviceHost) -> None:
+        host_name = host.volatile(self.name, "host_name")
+        if host_name:
+            await self._prioritize(host, host_name, self._mac(host, RunConfig()))
+
+    async def _prioritize(self, host: DeviceHost, host_name: str, mac: str) -> None:
+        priority = int(self.config.get(_PRIORITY) or host.config.get("limits.network.priority") or 0)
+        bridge = bridge_of({**self.config, "type": "nic"})
+        await host.ports.set_priority(host_name, bridge, mac.lower(), priority)
 
     async def reserve(self, host: DeviceHost) -> dict[str, str]:
         run = self.add(host)
@@ -136,9 +155,10 @@ class VethNic(Device):
         await in_thread(veth.create, pair, host.init_pid)
         try:
             await self._limit(pair.host_name)
+            await self._prioritize(host, pair.host_name, pair.mac)
             await self._route(pair.host_name, add=routes_of(self.config))
         except BaseException:
-            await self._remove(pair.host_name)
+            await self._remove(host, pair.host_name)
             raise
         return run
 
@@ -177,14 +197,15 @@ class VethNic(Device):
         host_name = host.volatile(self.name, "host_name")
         if not host_name:
             return RunConfig()
-        await self._remove(host_name)
+        await self._remove(host, host_name)
         return RunConfig(volatile={"host_name": ""})
 
-    async def _remove(self, host_name: str) -> None:
+    async def _remove(self, host: DeviceHost, host_name: str) -> None:
         await self._route(host_name, remove=routes_of(self.config))
         if await in_thread(_remains, host_name):
             await veth.delete(host_name)
             await traffic.remove_helper(host_name)
+        await host.ports.set_priority(host_name, "", "", 0)
 
     async def _route(
         self, host_name: str, *, add: Collection[str] = (), remove: Collection[str] = ()
@@ -372,6 +393,22 @@ def free_nic_name(host: DeviceHost) -> str:
 def nic_name(device: str, config: Mapping[str, str], host: DeviceHost) -> str:
     """Return the name of an interface inside; empty if none was assigned yet."""
     return config.get("name") or host.volatile(device, "name")
+
+
+def mac_of(device: str, config: Mapping[str, str], host: DeviceHost) -> str:
+    """Return the MAC address of an interface; empty if none was assigned yet."""
+    return config.get("hwaddr") or host.volatile(device, "hwaddr")
+
+
+def with_addresses(host: DeviceHost, addresses: Mapping[str, str]) -> DeviceHost:
+    """Return the host for a start with these MAC addresses, by names inside, where none is configured."""
+    config, reserved = dict(host.config), {}
+    for name, device in host.devices.items():
+        wanted = addresses.get(nic_name(name, device, host), "") if device.get("type") == "nic" else ""
+        if wanted and not device.get("hwaddr") and wanted != host.volatile(name, "hwaddr"):
+            config.pop(f"volatile.{name}.hwaddr", None)
+            reserved[name] = {"hwaddr": wanted}
+    return replace(host, config=config, reserved=reserved)
 
 
 def check_free_inside(host: DeviceHost, old: Mapping[str, Mapping[str, str]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the helper imports this module, and must start quickly
@@ -94,6 +95,7 @@ LO_FLAGS_READ_ONLY = 1
 LO_FLAGS_AUTOCLEAR = 4
 
 _CAPABILITY_VERSION_3 = 0x20080522
+_FILE_HANDLE = struct.Struct("=Ii")
 
 
 class _Statx(ctypes.Structure):
@@ -292,6 +294,15 @@ def openat2(folder_fd: int, path: str | os.PathLike[str], flags: int, *, mode: i
     """Open a path relative to `folder_fd` with the given `RESOLVE_*` flags; always close-on-exec."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return _call(_NR_OPENAT2, folder_fd, _encode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+
+
+def open_by_handle_at(mount_fd: int, kind: int, handle: bytes) -> int:
+    """Open what a handle of the kernel refers to on the file system of an open file, as with O_PATH."""
+    data = _FILE_HANDLE.pack(len(handle), kind) + handle
+    found = _libc.open_by_handle_at(mount_fd, data, os.O_PATH | os.O_CLOEXEC)
+    if found < 0:
+        _raise()
+    return int(found)
 
 
 def renameat2(old_fd: int, old: str, new_fd: int, new: str, *, replace: bool) -> None:

@@ -25,7 +25,9 @@ from utsuwa.host.helper.client import Helper
 from utsuwa.images.manager import ImageManager
 from utsuwa.images.remote.manager import RemoteImages
 from utsuwa.instances.files.places import Places
+from utsuwa.instances.guest.sockets import GuestSockets
 from utsuwa.instances.model import Loaded, Running, RuntimePaths, RuntimeTable, not_found
+from utsuwa.instances.templates.process import TemplateProcess
 from utsuwa.networks.attachments import Attachments
 from utsuwa.operations.kinds import Kind
 from utsuwa.operations.operations import Operation, Operations
@@ -54,6 +56,7 @@ class Context:
     apparmor: Profiles
     policy: Policy
     """The policy for all instances, regardless of the caller."""
+    guest_sockets: GuestSockets
     cgroup: str
     """The name of the daemon's own cgroup, below which all of its containers are."""
     criu: CriuFinder
@@ -63,6 +66,7 @@ class Context:
     runtime: RuntimeTable = field(default_factory=RuntimeTable)
     locks: NamedLocks = field(default_factory=NamedLocks)
     files: Places = field(default_factory=Places)
+    templates: TemplateProcess = field(default_factory=TemplateProcess)
 
     def runtime_paths(self, instance: Loaded | Running) -> RuntimePaths:
         return RuntimePaths(self.paths.instance_logs(instance.ref.storage_name))
@@ -93,8 +97,11 @@ class Context:
         return self.operations.start(kind, ref.project, run, names=[ref.name])
 
     def warn_of_keys(self, instance: Loaded) -> None:
-        """Raise or resolve the warning about an instance's own keys that have no effect in this version."""
-        names = INSTANCE_KEYS.without_effect(instance.data.config)
+        """Raise or resolve the warning about an instance's keys that have no effect in this version.
+
+        They are its own or those of its profiles.
+        """
+        names = INSTANCE_KEYS.without_effect(instance.expanded.config)
         self.warnings.judge(
             KEYS_WITHOUT_EFFECT,
             f"these keys of instance {instance.name!r} have no effect in this version: {', '.join(names)}"
@@ -193,17 +200,17 @@ def fetch_parts(tx: Transaction, ref: InstanceRef) -> tuple[InstanceRow, list[Pr
     return row, used, project_rules.get(tx, ref.project)
 
 
-async def find_all(ctx: Context, project: str | None) -> list[Loaded]:
+async def find_all(ctx: Context, project: str | None) -> Sequence[Loaded]:
     """Return the ready instances of a project, or of all (None), on all members, in order.
 
-    In a constant number of queries. Those with an unreadable profile are omitted, as their expansion is
-    unknown.
+    In a constant number of queries, or in none if nothing was written since the last time: the result must
+    not be modified. Those with an unreadable profile are omitted, as their expansion is unknown.
     """
+    return await ctx.database.recall("instances", _ready, project)
 
-    def fetch(tx: Transaction) -> list[Loaded]:
-        return _merged(tx, instance_rows.get_all(tx, project), ("ready",))
 
-    return await ctx.database.read("instances", fetch)
+def _ready(tx: Transaction, project: str | None) -> Sequence[Loaded]:
+    return _merged(tx, instance_rows.get_all(tx, project), ("ready",))
 
 
 async def load_all(ctx: Context, states: tuple[State, ...] = ("ready",)) -> list[Loaded]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import platform
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidRequest
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _IDMAP_KEYS = (
     "security.privileged",
+    "security.nesting",
     "security.idmap.isolated",
     "security.idmap.base",
     "security.idmap.size",
@@ -158,6 +159,32 @@ async def after_change(
     return {} if same else await choose_idmap(ctx, new, changed, provisional=not running)
 
 
-def boot_id() -> str:
-    """Return the kernel's id of this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+_CLOUD_INIT_DATA = tuple(
+    f"{prefix}.{name}"
+    for prefix in ("cloud-init", "user")
+    for name in ("network-config", "user-data", "vendor-data")
+)
+
+
+def renewed(old: Loaded, new: Loaded) -> dict[str, str]:
+    """Return a new id for cloud-init if the change from `old` to `new` requires that it runs again.
+
+    That is a change of its data, or of the names of network interfaces.
+    """
+    before, after = old.expanded.config, new.expanded.config
+    same = all(before.get(key, "") == after.get(key, "") for key in _CLOUD_INIT_DATA)
+    return {} if same and _interfaces(old) == _interfaces(new) else new_cloud_init_id()
+
+
+def new_cloud_init_id() -> dict[str, str]:
+    """Return the key by which an instance is a new one for cloud-init."""
+    return {"volatile.cloud-init.instance-id": str(uuid.uuid4())}
+
+
+def _interfaces(instance: Loaded) -> set[str]:
+    config = instance.expanded.config
+    return {
+        device.get("name") or config.get(f"volatile.{name}.name") or name
+        for name, device in instance.expanded.devices.items()
+        if device.get("type") == "nic"
+    }

@@ -19,6 +19,7 @@ from utsuwa.instances.commands.exec import ExecTarget
 from utsuwa.instances.confinement import cpu_balance, limits
 from utsuwa.instances.context import Context, Seen, find, find_all, load, look
 from utsuwa.instances.files.transfer import FileManager
+from utsuwa.instances.guest.manager import GuestManager
 from utsuwa.instances.lifecycle import (
     actions,
     copy,
@@ -36,12 +37,13 @@ from utsuwa.instances.lifecycle import (
     stop,
     update,
 )
+from utsuwa.instances.lifecycle import restart as restarts
 from utsuwa.instances.lifecycle.autostart import Autostart
 from utsuwa.instances.lifecycle.end import Watch
 from utsuwa.instances.lifecycle.hotplug import HotPlug
 from utsuwa.instances.lifecycle.profile_follower import ProfileFollower
 from utsuwa.instances.metadata import MetadataManager
-from utsuwa.instances.model import Loaded, PendingRestart
+from utsuwa.instances.model import Loaded, PendingRestart, Running
 from utsuwa.instances.publish import Publisher
 from utsuwa.instances.running_state import preflight
 from utsuwa.instances.running_state import stop as stateful
@@ -49,7 +51,7 @@ from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.snapshots import loading, restore
 from utsuwa.instances.snapshots.manager import SnapshotManager
 from utsuwa.instances.snapshots.scheduled import ScheduledSnapshots
-from utsuwa.operations import kinds, operations
+from utsuwa.operations import kinds
 from utsuwa.operations.operations import Operation
 from utsuwa.operations.retries import Retries
 from utsuwa.wire.checkpoints import InstanceCheckpoint
@@ -79,6 +81,7 @@ class InstanceManager:
         self._hotplug = HotPlug(ctx)
         self.snapshots = SnapshotManager(ctx)
         self.metadata = MetadataManager(ctx)
+        self.guest = GuestManager(ctx)
         self._scheduled = ScheduledSnapshots(ctx)
         self._publisher = Publisher(ctx)
 
@@ -401,38 +404,48 @@ class InstanceManager:
         unchanged. A restart that is interrupted by the end of the daemon is completed at the daemon's next
         start.
         """
-        stop.running(self._ctx, ref)
-        await start.check_restart(self._ctx, ref)
-        running = stop.running(self._ctx, ref)
-        if running.forced:
-            raise InvalidRequest(f"The instance {ref.name!r} is being stopped: start it afterwards")
-        self._ctx.runtime.cancel_restarts(running.ref)  # this restart replaces an earlier one
-        with self._ctx.runtime.expect_restart(running.ref) as restart:
-            running.pending_restart = restart
-            try:
-                await end.record_boot_id(self._ctx, running, None)
-                await stop.stop(self._ctx, ref, force=force, seconds=seconds, reboot=True)
-            except BaseException as error:
-                if isinstance(error, Exception) or operations.cancelled_by_client():
-                    await end.restart_failed(self._ctx, running, restart)
-                raise
-            operations.forbid_cancellation()
+        async with restarts.stopped(
+            self._ctx, ref, force=force, seconds=seconds, reboot=True, keeps_mounts=meanwhile is None
+        ) as stopped:
             failure = await _failure_of(meanwhile)
-            try:
-                saved = resume if failure is None else None
-                await start.start(self._ctx, self._watch, ref, restart, saved=saved)
-            except start.NotStartedAgain:
-                if not running.recorded_as_stopped:
-                    await self._stay_stopped(running.ref)
-                raise
-            except Exception:
-                await end.record_stopped(self._ctx, ref)
-                raise
+            await self._start_again(*stopped, resume if failure is None else None)
         self._ctx.lifecycle("restarted", ref)
         if failure is not None:
             raise failure
         if meanwhile is None:
             await self._scheduled.started(ref)
+
+    async def hand_over(
+        self, ref: InstanceRef, *, seconds: float, meanwhile: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Stop a container, have `meanwhile` hand it over to another server, and delete the instance here.
+
+        If that fails, the container is started again; not if `meanwhile` raises InDoubt. A container that
+        does not stop runs on. Raises as `restart`.
+        """
+        async with restarts.stopped(self._ctx, ref, force=False, seconds=seconds, reboot=False) as stopped:
+            failure = await _failure_of(meanwhile)
+            if failure is not None and not isinstance(failure, restarts.InDoubt):
+                await self._start_again(*stopped)
+                self._ctx.lifecycle("restarted", ref)
+        if failure is not None:
+            raise failure
+        self._ctx.lifecycle("shutdown", ref)
+        await delete.delete(self._ctx, ref)
+
+    async def _start_again(
+        self, running: Running, restart: PendingRestart, saved: Saved | None = None
+    ) -> None:
+        """Start a container that was stopped for this. Raises as `start.start`."""
+        try:
+            await start.start(self._ctx, self._watch, running.ref, restart, saved=saved)
+        except start.NotStartedAgain:
+            if not running.recorded_as_stopped:
+                await self._stay_stopped(running.ref)
+            raise
+        except Exception:
+            await end.record_stopped(self._ctx, running.ref)
+            raise
 
     async def _reboot(self, instance: Loaded, restart: PendingRestart) -> None:
         try:

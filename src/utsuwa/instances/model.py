@@ -30,6 +30,8 @@ class Status(Enum):
     STOPPED = ("Stopped", 102)
     RUNNING = ("Running", 103)
     FROZEN = ("Frozen", 110)
+    READY = ("Ready", 113)
+    """Running, and has said so through the guest API."""
 
     @property
     def text(self) -> str:
@@ -42,7 +44,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An instance as stored, expanded by its profiles. Valid for one operation only: never cache it."""
+    """An instance as stored, expanded by its profiles; outdated by whatever is written next."""
 
     row: InstanceRow
     expanded: Expanded
@@ -97,6 +99,11 @@ class CpuWish:
 
 
 CHOSEN_NODES = "volatile.cpu.nodes"
+READY = "volatile.last_state.ready"
+POWER = "volatile.last_state.power"
+BOOT_ID = "volatile.last_state.boot_id"
+MOVED = "MOVED"
+"""The last power state of an instance that goes on on another server, and is not started by itself."""
 
 
 class PendingRestart:
@@ -105,6 +112,8 @@ class PendingRestart:
     def __init__(self) -> None:
         self.cancelled = False
         """Whether the container has been stopped meanwhile, and is not started again."""
+        self.keeps_mounts = False
+        """Whether nothing happens to the files before that start, which finds them mounted."""
         self.finished = asyncio.Event()
         """Set when the container is running again, or will not be started."""
 
@@ -130,12 +139,16 @@ class Running:
     memory_nodes: frozenset[int] | None = None
     """The NUMA nodes whose memory it is pinned to; None if it can use all."""
     frozen: bool = False
+    ready: bool = False
+    """Whether it has reported so through the guest API."""
     forced: bool = False
     """Whether it is being stopped by force; a simultaneous reboot from inside is ignored then."""
     pending_restart: PendingRestart | None = None
     """The restart in progress, if any."""
     recorded_as_stopped: bool = True
     """Whether its end was stored and published as final, without a restart."""
+    moved: bool = False
+    """Whether it goes on on another server, to which its running state was sent."""
     keep_power: bool = False
     """Whether the last power state remains RUNNING, because the host shuts down."""
     early_cleanup: asyncio.Future[None] | None = None
@@ -161,6 +174,11 @@ class Running:
     def restarting(self) -> bool:
         """Whether the stop is part of a restart: no `stopped` event, no deletion of an ephemeral instance."""
         return self.pending_restart is not None and not self.pending_restart.cancelled
+
+    @property
+    def keeps_mounts(self) -> bool:
+        """Whether its files stay mounted for the restart that it is stopped for."""
+        return self.restarting and self.pending_restart is not None and self.pending_restart.keeps_mounts
 
     def release(self) -> None:
         """Close the pidfds; the processes have ended, or continue without the daemon."""
@@ -191,7 +209,7 @@ class Running:
     def status(self) -> Status:
         if self.frozen:
             return Status.FROZEN
-        return Status.RUNNING
+        return Status.READY if self.ready else Status.RUNNING
 
 
 RuntimeListener = Callable[[Running, bool], None]
@@ -295,7 +313,7 @@ class RuntimePaths:
 
     @property
     def last_target(self) -> Path:
-        """`target` is moved here while the container is being started again after a reboot."""
+        """`reboot` while a container that was running is being started again."""
         return self.folder / "lxc.target.last"
 
     @property
@@ -312,6 +330,13 @@ class RuntimePaths:
     def held(self) -> Path:
         """Exists while the container is frozen for a copy of its files, and not by a user."""
         return self.folder / "held"
+
+    @property
+    def undecided(self) -> Path:
+        """Exists while the container is frozen because it may run on another server, until its next start.
+
+        It contains the id of the move."""
+        return self.folder / "undecided"
 
     @property
     def stop_requested(self) -> Path:

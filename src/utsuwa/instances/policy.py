@@ -11,7 +11,7 @@ from utsuwa.db.instance_data import InstanceData
 from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
 from utsuwa.profiles.expand import Expanded
 from utsuwa.projects.restrictions import Restrictions
-from utsuwa.security import apparmor, seccomp
+from utsuwa.security import apparmor, interception, seccomp
 
 
 def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, policy: Policy) -> None:
@@ -31,6 +31,7 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
         raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
     restrictions.check(config, expanded.devices, profile=False)
     seccomp.check(config)
+    interception.check(config)
     apparmor.check_raw(config.get("raw.apparmor", ""))
     device_types.check_devices(expanded.devices, profile=False)
     expanded.root_disk()

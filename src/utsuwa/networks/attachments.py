@@ -22,6 +22,7 @@ from utsuwa.networks.base import AddressService, Uplink
 from utsuwa.networks.leases import Holders, Lease, unwanted
 from utsuwa.networks.live import Live, LiveNetworks, check_here
 from utsuwa.networks.ports import Others, Port, describe_port, refuse_addresses
+from utsuwa.networks.priorities import Priorities
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ def _known_to(tx: Transaction, projects: Collection[str]) -> Known:
 class Attachments:
     """The ports of instances on the networks of this daemon, and on other bridges of the host."""
 
-    def __init__(self, database: Database, live: LiveNetworks) -> None:
+    def __init__(self, database: Database, live: LiveNetworks, priorities: Priorities) -> None:
         self._database = database
         self._live = live
+        self._priorities = priorities
 
     # Before a change is stored
 
@@ -214,6 +216,9 @@ class Attachments:
                 await self._reclaim(instance, device, network, mac, held)
         if not config.get("ipv4.address"):
             await self._check_room(device, network, service, mac)
+
+    async def set_priority(self, interface: str, bridge: str, mac: str, priority: int) -> None:
+        await self._priorities.set(interface, bridge, mac, priority)
 
     async def _reclaim(
         self, instance: InstanceRef, device: str, network: Live, mac: str, held: Sequence[Lease]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -20,18 +21,21 @@ _DOCKER_USER = "DOCKER-USER"
 
 
 class Firewall:
-    """The rules of this daemon: one nftables table, composed of the contributions of all sources."""
+    """The rules of this daemon: one nftables table, composed of the contributions of all sources.
+
+    One change at a time, as the table is removed with the last of its chains.
+    """
 
     def __init__(self, name: str) -> None:
         self._table = Table("inet", name)
+        self._lock = asyncio.Lock()
 
     async def apply(self, contribution: Contribution) -> list[str]:
         """Apply a source's contribution, atomically replacing its previous one.
 
         Returns the chains of others, which this table cannot override, that drop packets of its passages.
         """
-        present = await self._chains_of(contribution.source)
-        await _nft(self._table.replacement(contribution, present))
+        await self.replace(contribution)
         closed = await _closed_chains()
         for version, tool in _TOOLS.items():
             if await self._enter_docker(contribution, version, tool):
@@ -41,21 +45,35 @@ class Firewall:
         return [f"{chain['family']} {chain['table']} {chain['name']}" for chain in closed]
 
     async def remove(self, source: str) -> None:
-        """Remove a source's rules; the table is removed with its last chain."""
-        present = await self._chains()
-        mine = [name for name in present if self._table.is_of(source, name)]
-        if len(mine) == len(present):
-            await _nft(self._table.removal())
-        else:
-            await _nft(self._table.replacement(Contribution(source), mine))
+        """Remove a source's rules, also those in chains of others."""
+        await self.clear(source)
         await self._leave_docker(source)
+
+    async def replace(self, contribution: Contribution) -> None:
+        """As `apply`, for a contribution without passages."""
+        async with self._lock:
+            present = [name for name in await self._chains() if self._table.is_of(contribution.source, name)]
+            await _nft(self._table.replacement(contribution, present))
+
+    async def clear(self, source: str) -> None:
+        """Remove a source's rules from the table; the table is removed with its last chain."""
+        async with self._lock:
+            present = await self._chains()
+            mine = [name for name in present if self._table.is_of(source, name)]
+            if len(mine) == len(present):
+                await _nft(self._table.removal())
+            else:
+                await _nft(self._table.replacement(Contribution(source), mine))
+
+    async def sources(self, part: str) -> list[str]:
+        """Return the sources that have a chain with this purpose; none on a host without nftables."""
+        if shutil.which("nft", path=PATH) is None:
+            return []
+        return self._table.sources(part, await self._chains())
 
     async def _chains(self) -> list[str]:
         listed = await _chains("table", self._table.family, self._table.name)
         return [chain["name"] for chain in listed]
-
-    async def _chains_of(self, source: str) -> list[str]:
-        return [name for name in await self._chains() if self._table.is_of(source, name)]
 
     async def _enter_docker(self, contribution: Contribution, version: int, tool: str) -> bool:
         """Accept the passages in Docker's chain for others; return whether that chain exists.

@@ -32,6 +32,7 @@ from utsuwa.networks.drivers import network_type
 from utsuwa.networks.firewall import Firewall
 from utsuwa.networks.live import Live, LiveNetworks, check_here, taken_subnets
 from utsuwa.networks.ports import describe_port
+from utsuwa.networks.priorities import Priorities
 from utsuwa.networks.reading import NetworkReader, visible
 from utsuwa.networks.troubles import Troubles
 from utsuwa.operations.events import EventHub
@@ -69,10 +70,11 @@ class NetworkManager:
         self._events = events
         self._retries = retries
         troubles = Troubles(warnings)
-        host = DriverHost(paths.networks, owner, Firewall(owner), troubles.judge)
+        firewall = Firewall(owner)
+        host = DriverHost(paths.networks, owner, firewall, troubles.judge)
         self._live = LiveNetworks(database, host, links, troubles)
         self._locks = self._live.locks
-        self.ports = Attachments(database, self._live)
+        self.ports = Attachments(database, self._live, Priorities(firewall))
         self.reader = NetworkReader(database, self._live)
 
     # Start and stop of the daemon

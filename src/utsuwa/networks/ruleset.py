@@ -1,13 +1,13 @@
 """Firewall rules as values: the contributions of sources to the daemon's table, in nftables' JSON.
 
-A source is a network, and later a filter, a forward or an ACL. Its rules are independent of others, and its
-chains are named `<part>.<source>`, as in LXD.
+A source is a network or an interface of an instance, and later a filter, a forward or an ACL. Its rules are
+independent of others, and its chains are named `<part>.<source>`, as in LXD.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Expression = dict[str, Any]
@@ -29,6 +29,8 @@ class Chain:
     hook: str
     priority: int
     rules: tuple[Rule, ...]
+    device: str = field(default="", kw_only=True)
+    """The interface of a chain at the hook `ingress`. The kernel may remove it along with that."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Table:
         """Return whether a chain of the table belongs to the source."""
         return chain.partition(".")[2] == source
 
+    def sources(self, part: str, chains: Iterable[str]) -> list[str]:
+        """Return the sources of those chains of the table that have this purpose."""
+        return [chain.partition(".")[2] for chain in chains if chain.partition(".")[0] == part]
+
     def replacement(self, contribution: Contribution, present: Collection[str]) -> list[Command]:
         """Return one transaction that replaces the source's chains that are `present`."""
         names = {self.chain_of(contribution.source, chain) for chain in contribution.chains}
@@ -71,6 +77,7 @@ class Table:
         for chain in contribution.chains:
             name = self.chain_of(contribution.source, chain)
             base = {"type": chain.type, "hook": chain.hook, "prio": chain.priority, "policy": "accept"}
+            base |= {"dev": chain.device} if chain.device else {}
             commands.append({"add": {"chain": {**self._here, "name": name, **base}}})
             commands += [
                 {"add": {"rule": {**self._here, "chain": name, "expr": rule}}} for rule in chain.rules
@@ -105,6 +112,10 @@ def equals(left: Expression, right: Any) -> Expression:
 
 def differs(left: Expression, right: Any) -> Expression:
     return {"match": {"op": "!=", "left": left, "right": right}}
+
+
+def sets(what: Expression, value: str) -> Expression:
+    return {"mangle": {"key": what, "value": value}}
 
 
 def meta(key: str) -> Expression:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import string
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,11 @@ from utsuwa.host.processes.run import run
 
 PARSER = "apparmor_parser"
 _NAMESPACES = Path("sys/kernel/security/apparmor/policy/namespaces")
+_FEATURES = Path("etc/apparmor.d/abi/3.0")
+"""The features of kernels that profiles are written for."""
+_ABI = "<abi/3.0>"
+_NETWORK = ("network", "network_v8")
+_NETWORK_RULE = re.compile(r"\b(?:network|unix)\b")
 
 
 class Mode(Enum):
@@ -92,6 +98,8 @@ class ProfileSpec:
     """Whether the container has a policy namespace, which carries the profile's name."""
     raw: str = ""
     """`raw.apparmor`: lines that are added unchanged."""
+    abi: str = _ABI
+    """The features of the kernel that it uses, as the profile names them."""
 
 
 def check_raw(text: str) -> None:
@@ -204,6 +212,12 @@ _MOUNT_SOME = """\
   deny mount options=(rw, move) /{proc,sys}/{,**} -> **,
   deny /run/systemd/{unit-root,mount-rootfs}/{proc,sys}/** wklx,
   deny @{PROC}/sys/fs/binfmt_misc/** wklx,
+
+  # below a former root these files have other paths, and none if their mount is removed while it is in use
+  deny pivot_root,
+  deny umount /,
+  deny umount /proc/{,**},
+  deny umount /sys/{,[^f]**,f[^s]**,fs/[^c]**},
 """
 
 
@@ -257,7 +271,7 @@ def profile_text(spec: ProfileSpec) -> str:
     """Return the complete profile, for apparmor_parser."""
     parts = [
         # mediate the features of this ABI only, regardless of what newer kernels add
-        "abi <abi/3.0>,\n",
+        f"abi {spec.abi},\n",
         "#include <tunables/global>\n",
         f'profile "{spec.name}" flags=(attach_disconnected,mediate_deleted) {{\n',
         _BASE,
@@ -271,6 +285,22 @@ def profile_text(spec: ProfileSpec) -> str:
     return "".join([*parts, "}\n"])
 
 
+def without_network(features: str) -> str:
+    """Return a description of the kernel's features, as the parser reads it, without those for sockets.
+
+    Before Linux 6.2, a profile that mediates sockets keeps processes from locking them, whatever it allows,
+    and systemd locks one for `PrivateNetwork`, `PrivateIPC` and `DynamicUser`.
+    """
+    kept, depth, left_out = [], 0, False
+    for line in features.splitlines(keepends=True):
+        if depth == 0:
+            left_out = line.partition(" {")[0] in _NETWORK
+        depth += line.count("{") - line.count("}")
+        if not left_out:
+            kept.append(line)
+    return "".join(kept)
+
+
 class Profiles:
     """The profiles of one daemon: files in `folder`/profiles, compiled ones in `folder`/cache."""
 
@@ -279,6 +309,9 @@ class Profiles:
         self._owner = owner
         self._support = support
         self._namespaces = root / _NAMESPACES
+        self._features = root / _FEATURES
+        self._writing = threading.Lock()
+        """Held while the file that profiles have in common is written."""
 
     async def load(
         self, storage_name: str, *, privileged: bool, nesting: bool, raw: str = ""
@@ -293,7 +326,8 @@ class Profiles:
             return [("lxc.apparmor.profile", "unchanged")]
         stacked = self._support.stacking and not privileged
         name = profile_name(self._owner, storage_name)
-        text = profile_text(ProfileSpec(name, privileged, nesting, stacked, raw))
+        abi = await in_thread(self._abi, raw)
+        text = profile_text(ProfileSpec(name, privileged, nesting, stacked, raw, abi))
         file = self._file(storage_name)
         await in_thread(_write_changed, file, text)
         if stacked:
@@ -330,6 +364,18 @@ class Profiles:
             if compiled.name == file.name:
                 compiled.unlink(missing_ok=True)
 
+    def _abi(self, raw: str) -> str:
+        """Return the ABI of a profile with these lines: one without sockets, unless they are about sockets.
+
+        Profiles allow everything else there, so nothing is lost by not mediating it.
+        """
+        if _NETWORK_RULE.search(raw) or not self._features.exists():
+            return _ABI
+        file = self._folder / "abi"
+        with self._writing:
+            _write_changed(file, without_network(self._features.read_text(encoding="utf-8")))
+        return f'"{file}"'
+
     def _file(self, storage_name: str) -> Path:
         return self._folder / "profiles" / profile_name(self._owner, storage_name)
 
@@ -339,7 +385,7 @@ class Profiles:
 
 
 def _write_changed(file: Path, text: str) -> None:
-    """Write a profile if it differs: an unchanged file lets the parser use its cache."""
+    """Write a file of the parser if it differs: unchanged files let it use its cache."""
     with contextlib.suppress(OSError):
         if file.read_text(encoding="utf-8") == text:
             return

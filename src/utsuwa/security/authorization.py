@@ -56,6 +56,8 @@ class Caller:
     """The projects of a restricted certificate; None means every project."""
     metrics: bool = False
     """Whether its certificate grants access to metrics (of `projects`), and to nothing else."""
+    web: bool = False
+    """Whether it is in a session of the web page, and acts for whoever asked for that."""
     label: str = ""
     """The name of the certificate in the trust store, for the log."""
 

@@ -27,7 +27,8 @@ MAX_ID = 2**32 - 2
 MAX_RANGES = 340
 """Maximum number of lines that the kernel accepts in a uid_map."""
 
-_ADVICE = "add the line root:1000000:1000000000 to /etc/subuid and to /etc/subgid, then restart the daemon"
+NESTING = 16 * USEFUL
+"""Number of ids of an isolated container that may contain containers, isolated ones included."""
 
 
 @dataclass(frozen=True, order=True)
@@ -88,6 +89,17 @@ def _read(path: Path) -> str:
         return ""
 
 
+def suggested(proc: Path = Path("/proc/self")) -> str:
+    """Return a line for /etc/subuid and /etc/subgid with all ids that root may give to containers here."""
+    usual = HostRange(1_000_000, 1_000_000_000)
+    here = [parse_kernel_map(_read(proc / name)) for name in ("uid_map", "gid_map")]
+    for space in (usual, HostRange(USEFUL, MAX_ID)):  # a container may have few ids
+        found = max(_intersect((space,), _intersect(*here)), key=attrgetter("count"), default=None)
+        if found is not None and found.count >= USEFUL:
+            return f"root:{found.start}:{found.count}"
+    return f"root:{usual.start}:{usual.count}"
+
+
 def parse_subids(text: str) -> tuple[HostRange, ...]:
     """Return root's entries (`root:START:COUNT`, also by uid 0) of a subuid or subgid file, merged.
 
@@ -134,7 +146,10 @@ def _intersect(left: tuple[HostRange, ...], right: tuple[HostRange, ...]) -> tup
 def _largest(ranges: tuple[HostRange, ...], file: str) -> HostRange:
     best = max(ranges, key=lambda r: r.count, default=None)
     if best is None or best.count < USEFUL:
-        raise HostError(f"Root has no range of {USEFUL} ids or more in {file}: {_ADVICE}")
+        raise HostError(
+            f"Root has no range of {USEFUL} ids or more in {file}: add the line {suggested()} to /etc/subuid "
+            "and to /etc/subgid, then restart the daemon"
+        )
     return best
 
 
@@ -168,7 +183,8 @@ def choose(
 
 
 def _isolated(config: Mapping[str, str], host: HostIds, taken: Iterable[HostRange]) -> HostRange:
-    size = _number(config, "security.idmap.size", USEFUL)
+    nesting = parse_bool(config.get("security.nesting", ""))
+    size = _number(config, "security.idmap.size", NESTING if nesting else USEFUL)
     if size == 0:
         raise InvalidConfig("Invalid value '0' for 'security.idmap.size': must be 1 or more")
     uids, gids = host.default_uids(), host.default_gids()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import time
 from base64 import b64decode, b64encode
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from utsuwa.core.client_networks import network_of
 from utsuwa.core.errors import Forbidden
 
 MAX_PASSWORD = 1024
@@ -95,16 +95,3 @@ class GuessLimiter:
 
     def succeeded(self, host: str) -> None:
         self._begun.pop(network_of(host), None)
-
-
-def network_of(host: str) -> str:
-    """Return the address itself, or the /64 from which an IPv6 host can choose its addresses."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -13,6 +13,7 @@ from pathlib import Path
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.host.files.atomic import replace_file
+from utsuwa.security import interception
 
 DENIED: tuple[str, ...] = (
     # loading of another kernel or of kernel code
@@ -110,6 +111,17 @@ liblxc applies a rule to every architecture that has a call of that name, regard
 that 64-bit programs use too would be denied to them as well.
 """
 
+DETACHED: tuple[str, ...] = (
+    "fsopen errno 38",
+    "fspick errno 38",
+    "open_tree errno 38 [2,1,SCMP_CMP_MASKED_EQ,1]",  # with OPEN_TREE_CLONE
+)
+"""Rules against detached mounts, for privileged instances that do not nest.
+
+A mount that is not attached has no path, so no rule of an AppArmor profile protects the files of proc or
+sysfs in it, or keeps file systems such as debugfs from being mounted. Programs use `mount` instead.
+"""
+
 STATELESS: tuple[str, ...] = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 """System calls whose state cannot be saved, for instances with `migration.stateful`."""
 
@@ -131,11 +143,14 @@ def check(config: Mapping[str, str]) -> None:
         for key in config
         if key.startswith(("security.syscalls.deny", "security.syscalls.allow")) and config[key]
     )
+    intercepted = [
+        interception.PREFIX + name for name in interception.RULES if interception.intercepts(config, name)
+    ]
     if allow and len(others) > 1:
         others.remove("security.syscalls.allow")
         raise InvalidConfig(f"'security.syscalls.allow' excludes {others[0]!r}: set one of them only")
-    if config.get("raw.seccomp") and others:
-        raise InvalidConfig(f"'raw.seccomp' replaces the policy and excludes {others[0]!r}")
+    if config.get("raw.seccomp") and (excluded := others + intercepted):
+        raise InvalidConfig(f"'raw.seccomp' replaces the policy and excludes {excluded[0]!r}")
     _lines("security.syscalls.allow", allow)
     _lines("security.syscalls.deny", config.get("security.syscalls.deny", ""))
     _check_raw(config.get("raw.seccomp", ""))
@@ -148,24 +163,33 @@ def policy(config: Mapping[str, str], machine: str) -> str | None:
         return config["raw.seccomp"].rstrip("\n") + "\n"
     allowed = _lines("security.syscalls.allow", config.get("security.syscalls.allow", ""))
     if allowed:
-        return "\n".join(["2", "allowlist", "[all]", *allowed]) + "\n"
+        return "\n".join(["2", "allowlist", "[all]", *interception.rules(config, ()), *allowed]) + "\n"
     by_default = parse_bool(config.get("security.syscalls.deny_default", "") or "true")
     compat = parse_bool(config.get("security.syscalls.deny_compat", "")) and machine == "x86_64"
     denied = _lines("security.syscalls.deny", config.get("security.syscalls.deny", ""))
     stateful = parse_bool(config.get("migration.stateful", ""))
-    if not (by_default or compat or denied or stateful):
+    intercepted = [*interception.rules(config, {line.split()[0] for line in denied})]
+    if not (by_default or compat or denied or stateful or intercepted):
         return None
     lines = ["2", "denylist"]
     if by_default:
         # a container's root could abort file operations of other programs
         lines += ["reject_force_umount", "[all]", *(f"{call} errno {_ENOSYS}" for call in DENIED)]
+    if by_default and _is_set(config, "security.privileged") and not _is_set(config, "security.nesting"):
+        lines += DETACHED
     if compat:
         lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in COMPAT_DENIED)]
     if stateful:
         lines += ["[all]", *(f"{call} errno {_ENOSYS}" for call in STATELESS)]
+    if intercepted:
+        lines += ["[all]", *intercepted]
     if denied:
         lines += ["[all]", *(_with_action(line) for line in denied)]
     return "\n".join(lines) + "\n"
+
+
+def _is_set(config: Mapping[str, str], key: str) -> bool:
+    return parse_bool(config.get(key, ""))
 
 
 def _lines(key: str, value: str) -> list[str]:
@@ -205,6 +229,11 @@ def _check_raw(text: str) -> None:
         raise InvalidConfig("Invalid value of 'raw.seccomp': too long, or control characters")
     if text.split("\n", 1)[0].strip() not in ("1", "2"):
         raise InvalidConfig("Invalid value of 'raw.seccomp': the first line must be the format's version, 2")
+
+
+def notifies(policy: str) -> bool:
+    """Return whether a policy lets liblxc's monitor be notified of system calls."""
+    return re.search(r"^[a-z0-9_]+ notify\b", policy, re.MULTILINE) is not None
 
 
 def path(folder: Path, storage_name: str) -> Path:

@@ -19,6 +19,8 @@ class InstanceExecPost(msgspec.Struct, kw_only=True):
     user: int = 0
     group: int = 0
     cwd: str = ""
+    linger: int = 0
+    """Seconds for which a terminal and its command outlive their websockets, which may be connected again."""
 
 
 class InstanceConsolePost(msgspec.Struct, kw_only=True):
@@ -37,6 +39,6 @@ class ExecControl(msgspec.Struct, kw_only=True):
 
     command: str
     args: dict[str, str] | None = None
-    """`width` and `height` with the command `window-resize`."""
+    """`width` and `height` with the command `window-resize`, `offset` with `acknowledge`."""
     signal: int = 0
     """With the command `signal`."""

@@ -92,13 +92,15 @@ class InstancePost(msgspec.Struct, kw_only=True):
 
     `config` and `devices` are merged, `profiles` replace those of the instance. Without all of these, a
     `migration` offers the instance to another server: to the `target`, or to whoever connects with the
-    secrets of the operation.
+    secrets of the operation. With `planned_downtime`, it is running; the operation stops it when the client
+    agrees on the websocket `downtime`, has the other server start it, and deletes it here.
     """
 
     name: str = ""
     migration: bool = False
     live: bool = False
     allow_inconsistent: bool = False
+    planned_downtime: bool = False
     target: MigrationTarget | None = None
     pool: str = ""
     project: str = ""

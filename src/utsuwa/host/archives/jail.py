@@ -42,12 +42,24 @@ _MNT_DETACH = 2
 _WRITER_CAPABILITIES = (0, 1, 2, 3, 4, 27, 31)
 """chown, dac_override, dac_read_search, fowner, fsetid, mknod, setfcap: what sets owners, modes and file
 capabilities."""
-_TAR = (
-    "tar", "--extract", "--file=-", "--preserve-permissions", "--same-owner", "--numeric-owner",
+_READER_CAPABILITIES = (1, 2)
+"""dac_override, dac_read_search."""
+_ATTRIBUTES = (
     "--xattrs", "--xattrs-include=user.*", "--xattrs-include=security.capability",
     "--xattrs-include=system.posix_acl_*",
-    "--restrict", "--no-quote-chars=", "--anchored", "--wildcards",
 )  # fmt: skip
+_TAR = (
+    "tar", "--extract", "--file=-", "--preserve-permissions", "--same-owner", "--numeric-owner",
+    *_ATTRIBUTES, "--restrict", "--no-quote-chars=",
+)  # fmt: skip
+_PACK = (
+    "tar", "--create", "--file=-", "--format=posix", "--numeric-owner", *_ATTRIBUTES, "--sparse",
+    "--pax-option=delete=atime,delete=ctime", "--warning=no-file-ignored", "--one-file-system",
+)  # fmt: skip
+"""With the times of modification in nanoseconds."""
+_LARGE_BLOCKS = "--blocking-factor=256"
+_STREAMS = ("send", "receive")
+"""Jobs that end with the status of their program."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     `arguments`: the pid of the parent, the archive, the target (empty for none), another file that is only
     read (empty for none), the maximum size of a file in bytes, and then the job: a name and its arguments.
 
-    Ends the process. The exit statuses of the programs are the last line of stderr.
+    Ends the process. The exit statuses of the programs are the last line of stderr, except for `_STREAMS`.
     """
     parent, archive, target, base, size, job, *rest = arguments
     if job in ("check", "split", "tar"):
@@ -79,12 +91,15 @@ def main(arguments: Sequence[str]) -> None:
     except BlockingIOError:
         os.close(alive)
     try:
-        opened = _enter(archive, target, base)
-        _confine(int(size), _WRITER_CAPABILITIES if target else ())
+        opened = _enter(archive, target, base, writable=job != "send")
+        capabilities = _READER_CAPABILITIES if job == "send" else _WRITER_CAPABILITIES
+        _confine(int(size), capabilities if target else ())
         statuses = _JOBS[job](opened, *rest)
     except OSError as error:
         _say(f"the sandbox cannot be set up: {error}")
         os._exit(1)
+    if job in _STREAMS:
+        os._exit(statuses[0])
     _end(statuses)
 
 
@@ -97,8 +112,11 @@ def _report(statuses: Sequence[int]) -> None:
     _say("status " + " ".join(map(str, statuses)))
 
 
-def _enter(archive: str, target: str, base: str) -> Files:
-    """Make the new root the only one that there is, read-only but for the target; return the open files."""
+def _enter(archive: str, target: str, base: str, *, writable: bool) -> Files:
+    """Make the new root the only one that there is; return the open files.
+
+    It is read-only, but for the target if that is `writable`.
+    """
     syscalls.mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     files = {
         name: os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -109,7 +127,8 @@ def _enter(archive: str, target: str, base: str) -> Files:
     folders = {name: _view(f"/{name}") for name in _FOLDERS if _is_folder(f"/{name}")}
     links = {name: os.readlink(f"/{name}") for name in _FOLDERS if os.path.islink(f"/{name}")}  # noqa: PTH114, PTH115
     if target:
-        folders["target"] = _view(target, syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID)
+        attributes = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
+        folders["target"] = _view(target, attributes) if writable else _view(target)
     syscalls.mount("utsuwa", _NEW_ROOT, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=1m")
     os.chdir(_NEW_ROOT)
     for name, link in links.items():
@@ -206,7 +225,7 @@ def _tar(files: Files, into: str, tree: str, entries: str, size: str, count: str
     os.makedirs(into, exist_ok=True)  # noqa: PTH103
     os.chdir(into)
     reading, writing = os.pipe()
-    tar = _start((*_TAR, *more), reading, 1)
+    tar = _start((*_TAR, "--anchored", "--wildcards", *more), reading, 1)
     os.close(reading)
     statuses = _scanned(decompress, files["archive"], ("tar", tree, entries, size), writing)
     statuses.append(_status(tar))
@@ -222,6 +241,16 @@ def _squashfs(_files: Files, into: str, *excluded: str) -> list[int]:
     return [status]
 
 
+def _send(_files: Files) -> list[int]:
+    """Write the target as a tar to stdout."""
+    return [_status(_start((*_PACK, _LARGE_BLOCKS, "."), 0, 1))]
+
+
+def _receive(_files: Files) -> list[int]:
+    """Unpack a tar from stdin into the target."""
+    return [_status(_start((*_TAR, _LARGE_BLOCKS, "--delay-directory-restore"), 0, 1))]
+
+
 _JOBS: dict[str, Callable[..., list[int]]] = {
     "check": _check,
     "list": _list,
@@ -230,6 +259,8 @@ _JOBS: dict[str, Callable[..., list[int]]] = {
     "delta": _delta,
     "tar": _tar,
     "squashfs": _squashfs,
+    "send": _send,
+    "receive": _receive,
 }
 
 
@@ -239,8 +270,12 @@ def _scanned(program: Sequence[str], archive: int, rules: Sequence[str], out: in
     source = _start(program, archive, writing)
     os.close(writing)
     resource.setrlimit(resource.RLIMIT_AS, (_SCAN_MEMORY, _MEMORY))
-    with os.fdopen(reading, "rb") as stream, os.fdopen(out, "wb") as sink:
-        scanned = scan.main(rules, stream, sink)
+    scanned = 0
+    try:
+        with os.fdopen(reading, "rb") as stream, os.fdopen(out, "wb") as sink:
+            scanned = scan.main(rules, stream, sink)
+    except BrokenPipeError:
+        pass  # tar has ended before the rest was written, and reports why itself
     return [_status(source), scanned]
 
 

@@ -39,7 +39,7 @@ GO = b"\n"
 
 _SIGPIPE = 128 + 13
 _STATUS = b"status "
-_MAIN = Path(__file__).with_name("__main__.py")
+MAIN = Path(__file__).with_name("__main__.py")
 
 
 def command(
@@ -55,7 +55,7 @@ def command(
     It writes the exit statuses to the last line of stderr, and is killed when the daemon ends.
     """
     places = (str(path.absolute()) if path else "" for path in (archive, target, base))
-    isolated = [sys.executable, "-S", "-E", "-I", str(_MAIN)]
+    isolated = [sys.executable, "-S", "-E", "-I", str(MAIN)]
     return [*isolated, str(os.getpid()), *places, str(limits.size + 1024), job, *arguments]
 
 

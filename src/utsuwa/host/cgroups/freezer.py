@@ -27,12 +27,17 @@ _PROC = Path("/proc")
 
 @contextlib.asynccontextmanager
 async def frozen(
-    init_pid: int, name: str, proc: Path = _PROC, *, patience: float = PATIENCE
+    init_pid: int,
+    name: str,
+    proc: Path = _PROC,
+    *,
+    patience: float = PATIENCE,
+    unless: Path | None = None,
 ) -> AsyncIterator[None]:
     """Enter the block when no process of a container runs any more, and thaw it after that.
 
-    `name` is the container's name in liblxc. Raises HostError, with nothing frozen, if it has ended, if the
-    host has no freezer, or after `patience` seconds.
+    It stays frozen if the file `unless` exists then. `name` is the container's name in liblxc. Raises
+    HostError, with nothing frozen, if it has ended, if the host has no freezer, or after `patience` seconds.
     """
     folder, file, text = await asyncio.to_thread(_freezer, init_pid, name, proc)
     try:
@@ -40,7 +45,12 @@ async def frozen(
             await _wait_until_frozen(folder, name, patience)
         yield
     finally:
-        await finish(asyncio.to_thread(cgroups.thaw, folder))
+        await finish(asyncio.to_thread(_end, folder, unless))
+
+
+def _end(folder: Path, unless: Path | None) -> None:
+    if unless is None or not unless.exists():
+        cgroups.thaw(folder)
 
 
 def folder_of(init_pid: int, name: str, proc: Path = _PROC) -> Path:

@@ -133,6 +133,12 @@ def processes(folder: Path) -> set[int]:
     return found.union(*(processes(below) for below in _folders_in(folder)))
 
 
+def thaw_all(pid: int) -> None:
+    """Thaw a process in all hierarchies."""
+    for folder in folders_of(pid).values():
+        thaw(folder)
+
+
 def thaw(folder: Path) -> None:
     """Thaw a cgroup without liblxc; does nothing if it is not frozen."""
     for file, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):

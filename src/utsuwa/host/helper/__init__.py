@@ -15,5 +15,5 @@ Some requests begin a session: the worker then serves a series of calls (`calls`
 
 `client`, `replies` and `session` are the daemon's side. All other modules run in the helper process, and so
 must not import anything that takes time or memory: no asyncio, no dataclasses, no other part of Utsuwa than
-`host.syscalls` and `host.files.confined`.
+`host.syscalls`, `host.files.confined` and `host.interception`.
 """

@@ -344,6 +344,10 @@ class Helper:
         """Let the cgroup of a running container use a device (`c 10:200 rwm`), or not any more."""
         await self._ask("allow_device", name=name, lxcpath=str(lxcpath), rule=rule, allow=allow)
 
+    async def intercept(self, connection: int) -> None:
+        """Have a worker serve the connection of a container's monitor (see `host.interception`)."""
+        await self._ask("intercept", (connection,))
+
     async def attach(self, spec: AttachSpec, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> Attached:
         """Run a command inside a container. The three descriptors still belong to the caller; with a terminal
         they are ignored and the result has `master`. Raises HostError if liblxc refuses.

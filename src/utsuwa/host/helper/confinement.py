@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from utsuwa.host.helper import kernel
+from utsuwa.host.helper import cgroups, kernel, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def read_back(pid: int) -> Confinement | None:
             return None
         return {
             "namespaces": sum(flag for name, flag in kernel.NAMESPACES.items() if _differs(pid, name)),
-            "cgroups": _cgroups(pid),
+            "cgroups": list(cgroups.folders(pid).values()),
             "dropped": _bits(int(ours["CapBnd"], 16) & ~int(theirs["CapBnd"], 16)),
-            "personality": int(_read(f"/proc/{pid}/personality"), 16),
+            "personality": int(procfs.read(f"/proc/{pid}/personality"), 16),
             "no_new_privs": int(theirs["NoNewPrivs"]),
             "filters": _filters(pid) if int(theirs["Seccomp"]) else [],
             "label": _label(pid),
@@ -52,46 +52,18 @@ def _bits(mask: int) -> list[int]:
 
 
 def _status(process: str) -> dict[str, str]:
-    lines = _read(f"/proc/{process}/status").splitlines()
+    lines = procfs.read(f"/proc/{process}/status").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _read(path: str) -> str:
-    with open(path, errors="surrogateescape") as file:  # noqa: PTH123 - pathlib takes 10 ms to import
-        return file.read()
 
 
 def _differs(pid: int, namespace: str) -> bool:
     return os.stat(f"/proc/{pid}/ns/{namespace}").st_ino != os.stat(f"/proc/self/ns/{namespace}").st_ino  # noqa: PTH116
 
 
-def _cgroups(pid: int) -> list[str]:
-    """Return the cgroups of a process in all mounted hierarchies. Raises ValueError if one is not visible."""
-    paths: dict[frozenset[str], str] = {}
-    for line in _read(f"/proc/{pid}/cgroup").splitlines():
-        _number, controllers, path = line.split(":", 2)
-        if "/.." in path:
-            raise ValueError("outside this cgroup namespace")
-        paths[frozenset(controllers.split(",")) - {""}] = path
-    folders: dict[frozenset[str], str] = {}
-    for line in _read("/proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        root, mount = before.split()[3:5]
-        kind, _source, options = after.split()[:3]
-        for names, path in paths.items():
-            if kind == ("cgroup" if names else "cgroup2") and names <= {*options.split(",")}:
-                inside = os.path.relpath(path, root)
-                if not inside.startswith(".."):
-                    folders.setdefault(names, f"{mount}/{inside}")
-    if len(folders) != len(paths):
-        raise ValueError("a hierarchy is not mounted")
-    return list(folders.values())
-
-
 def _label(pid: int) -> str | None:
     """Return the AppArmor profile to which the process changes on exec; None if there is none."""
     try:
-        label = _read(f"/proc/{pid}/attr/apparmor/exec").rstrip("\0\n")
+        label = procfs.read(f"/proc/{pid}/attr/apparmor/exec").rstrip("\0\n")
     except FileNotFoundError:
         return None  # a kernel without AppArmor
     except OSError as error:
@@ -102,11 +74,15 @@ def _label(pid: int) -> str | None:
 
 
 def _profile(process: str) -> str:
-    return _read(f"/proc/{process}/attr/apparmor/current")
+    return procfs.read(f"/proc/{process}/attr/apparmor/current")
 
 
 def _filters(pid: int) -> list[str]:
-    return [program.hex() for program in kernel.seccomp_filters(pid, _MAX_FILTERS)]
+    """Return the filters. Raises ValueError if one notifies: only liblxc registers a listener for them."""
+    programs = kernel.seccomp_filters(pid, _MAX_FILTERS)
+    if any(kernel.notifies(program) for program in programs):
+        raise ValueError("its system calls are intercepted")
+    return [program.hex() for program in programs]
 
 
 class ConfinedProcess:

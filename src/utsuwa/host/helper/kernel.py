@@ -24,6 +24,7 @@ DEVPTS_MAGIC = 0x1CD1
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
 
+_NS_GET_USERNS = 0xB701
 _PTRACE_SEIZE = 0x4206
 _PTRACE_INTERRUPT = 0x4207
 _PTRACE_DETACH = 17
@@ -42,6 +43,9 @@ _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "
 )
 _RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
 _SECCOMP_SET_MODE_FILTER = 1
+_RETURN = 0x06
+"""Code of the instruction that returns a constant action."""
+_ACTION, _USER_NOTIF, _ALLOW = 0xFFFF0000, 0x7FC00000, 0x7FFF0000
 _INSTRUCTION = 8
 """Size of an instruction of a seccomp filter in bytes."""
 
@@ -65,6 +69,14 @@ def setns(fd: int, namespaces: int) -> None:
     """Move this process into namespaces; `fd` is a pidfd, or the descriptor of a single namespace."""
     if _libc.setns(fd, ctypes.c_int(namespaces)):
         raise _error()
+
+
+def owner_of(namespace: int) -> int:
+    """Return a descriptor of the user namespace to which the namespace of a descriptor belongs."""
+    fd = int(_libc.ioctl(namespace, ctypes.c_ulong(_NS_GET_USERNS)))
+    if fd < 0:
+        raise _error()
+    return fd
 
 
 def set_death_signal(number: int) -> None:
@@ -113,7 +125,7 @@ def add_seccomp_filter(program: bytes) -> None:
 
 
 def seccomp_filters(pid: int, most: int) -> list[bytes]:
-    """Return the seccomp filters of a child, the oldest first, by briefly stopping it.
+    """Return the seccomp filters of a process, the oldest first, by briefly stopping it.
 
     Raises ValueError if there are more than `most`.
     """
@@ -133,6 +145,21 @@ def seccomp_filters(pid: int, most: int) -> list[bytes]:
         raise ValueError("too many filters")
     finally:
         _ptrace(_PTRACE_DETACH, pid)
+
+
+def notifies(program: bytes) -> bool:
+    """Return whether a seccomp filter notifies a listener of system calls."""
+    instructions = struct.iter_unpack("=HBBI", program)
+    return any(code == _RETURN and value & _ACTION == _USER_NOTIF for code, _, _, value in instructions)
+
+
+def without_notifications(program: bytes) -> bytes:
+    """Return a seccomp filter that allows the system calls of which another one notifies a listener."""
+    instructions = (
+        (code, yes, no, _ALLOW if code == _RETURN and value & _ACTION == _USER_NOTIF else value)
+        for code, yes, no, value in struct.iter_unpack("=HBBI", program)
+    )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:

@@ -27,6 +27,7 @@ from utsuwa.host.helper.calls import FileCalls, enter_user_namespace, serve
 from utsuwa.host.helper.confinement import ConfinedProcess, read_back
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
 from utsuwa.host.helper.mounts import InnerMounts
+from utsuwa.host.interception import server as interception
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -268,6 +269,14 @@ class Worker:
         with socket.socket(fileno=calls) as sock:
             serve(sock, FileCalls(root, memory, host_root=not namespace).methods())
 
+    def intercept(self, reply: socket.socket, _request: object, fds: list[int]) -> None:
+        """Serve the monitor of a container, until it ends; this outlives the daemon."""
+        with socket.socket(fileno=fds[0]) as connection:
+            _die_with(reply, on=False)
+            protocol.send(reply, {"ok": None})
+            reply.close()
+            interception.serve(connection)
+
     def _follow(
         self,
         reply: socket.socket,
@@ -298,6 +307,7 @@ _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] 
     "files": Worker.files,
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
+    "intercept": Worker.intercept,
     "mount": Worker.mount,
     "mounted": Worker.mounted,
     "network": Worker.network,

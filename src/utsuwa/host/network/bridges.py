@@ -15,6 +15,8 @@ from utsuwa.host.network.addressing import Interface, Subnet
 
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_VLAN_FILTERING, _BR_ID, _BR_PVID = 1, 5, 7, 11, 39
 _VLAN_ID = 1
+_PORT_STATE = 1
+_DISABLED, _FORWARDING = b"\0", b"\3"
 _DEFAULT_PRIORITY = b"\x80\0"
 
 
@@ -243,3 +245,16 @@ def _refusals(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(f"{what}: {error.strerror or error}") from error
+
+
+def set_forwarding(port: str, *, forwarding: bool) -> None:
+    """Let a bridge forward frames from and to one of its ports, or keep all of them from passing.
+
+    The interface stays up, so that its peer does not notice. Does nothing if no bridge has it. Raises
+    HostError.
+    """
+    with _refusals(f"cannot change the port {port!r} of its bridge"):
+        link = find(port)
+        if link is None or link.master is None:
+            return
+        netlink.set_port(link.index, netlink.attribute(_PORT_STATE, _FORWARDING if forwarding else _DISABLED))

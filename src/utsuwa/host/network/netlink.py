@@ -12,14 +12,14 @@ import struct
 
 from utsuwa.host.helper.rtnetlink import connect, parse_attributes, parse_messages
 
-NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 CREATE = 0x400 | 0x200
 """The flags NLM_F_CREATE and NLM_F_EXCL: make something that must not exist."""
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_NET_NS_PID = 19
+IFLA_PROTINFO, IFLA_NET_NS_PID = 12, 19
 INFO_KIND, INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 
@@ -125,6 +125,12 @@ def add_link(name: str, kind: str, *attributes: bytes, data: bytes = b"", up: bo
 def set_link(index: int, *attributes: bytes, up: bool = False) -> None:
     """Change an interface."""
     ask(NEWLINK, link(index, UP if up else 0) + b"".join(attributes))
+
+
+def set_port(index: int, *attributes: bytes) -> None:
+    """Change a port of a bridge; the attributes are those of ports."""
+    head = LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0)
+    ask(SETLINK, head + nested(IFLA_PROTINFO, *attributes))
 
 
 def delete_link(index: int) -> None:

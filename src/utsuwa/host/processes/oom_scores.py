@@ -9,11 +9,11 @@ from pathlib import Path
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.mounts.userns import in_user_namespace
 
 OOM_SCORE_MIN = -1000
 _PROC = Path("/proc")
 _CAP_SYS_RESOURCE = 24
-_ALL_IDS = 2**32 - 1
 KEY = "limits.memory.oom_priority"
 
 
@@ -24,13 +24,13 @@ def lowest(proc: Path = _PROC) -> int:
     """
     try:
         own_score = own(proc)
-        ids = (proc / "self/uid_map").read_text().split()
+        nested = in_user_namespace(proc)
         status = (proc / "self/status").read_text()
     except OSError:
         return OOM_SCORE_MIN
     capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     allowed = capabilities is None or int(capabilities[1], 16) >> _CAP_SYS_RESOURCE & 1
-    return OOM_SCORE_MIN if allowed and ids[:3] == ["0", "0", str(_ALL_IDS)] else own_score
+    return OOM_SCORE_MIN if allowed and not nested else own_score
 
 
 def own(proc: Path = _PROC) -> int:

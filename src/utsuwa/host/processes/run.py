@@ -43,6 +43,7 @@ _PACKAGES = {
     "lxc-stop": "lxc",
     "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
+    "modprobe": "kmod",
     "mount": "mount",
     "nft": "nftables",
     "pigz": "pigz",

@@ -88,9 +88,18 @@ def _os_release() -> Mapping[str, str]:
 def _kernel_features(release: str) -> dict[str, str]:
     numbers = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
     features = {name: _yes(numbers >= since) for name, since in _KERNEL_SINCE.items()}
+    if "user_notif" not in _seccomp_actions():
+        features |= dict.fromkeys(("seccomp_listener", "seccomp_listener_continue"), "false")
     features["idmapped_mounts"] = _yes(numbers >= (5, 12))
     features["shiftfs"] = _yes("shiftfs" in Path("/proc/filesystems").read_text())
     return dict(sorted(features.items()))
+
+
+def _seccomp_actions() -> list[str]:
+    try:
+        return Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
+    except OSError:  # a kernel without seccomp
+        return []
 
 
 def _liblxc() -> tuple[str, dict[str, str]]:

@@ -7,8 +7,12 @@ import ctypes
 import time
 
 _TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
 _ARENA_MAX = -8
-_KEPT = 256 * 1024
+_KEPT = 4 * 2**20
+"""Bytes of free memory at the end of the heap that are kept for what comes next."""
+_LARGE = 2**20
+"""Bytes that get memory of their own, whose pages the kernel has to provide each time."""
 
 TRIM_SECONDS = 15.0
 """Seconds between trimmings, if there was work in between."""
@@ -17,15 +21,19 @@ _WORK = 0.1
 
 
 def keep_small() -> None:
-    """Use one arena for all threads, and return free memory at its end to the system.
+    """Use one arena for all threads, and return most of the free memory at its end to the system.
 
     By default each thread may get its own arena, which keeps the memory that many concurrent requests needed.
     Because of the GIL, threads do not benefit from it. Must be called before threads are started.
+
+    With a limit for the end of the heap, glibc does not adapt any more what it considers large: pieces of a
+    body that is received, of more than 128 KiB, would get memory of their own each time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 async def keep_trimmed() -> None:

@@ -24,13 +24,12 @@ from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.checkpoint import program as criu_program
 from utsuwa.host.mounts import mounts, overlays
 from utsuwa.host.mounts.loop import mount_squashfs
-from utsuwa.host.mounts.userns import user_namespace
+from utsuwa.host.mounts.userns import in_user_namespace, user_namespace
 from utsuwa.host.network import ip_switches
 from utsuwa.host.processes.run import PATH, run_blocking
-from utsuwa.host.system import kernel_limits
+from utsuwa.host.system import kernel_limits, lxcfs
 
 PROGRAMS = ("lxc-start", "nft", "dnsmasq", "unsquashfs", "mksquashfs", "apparmor_parser", "ip")
-LXCFS = Path("/var/lib/lxcfs")
 
 _VERSION_OPTION = {"unsquashfs": "-version", "mksquashfs": "-version", "ip": "-V"}
 _VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)+")
@@ -74,6 +73,8 @@ class Facts:
     """The results of `gather`; the defaults describe a host that lacks only programs."""
 
     kernel: str = ""
+    nested: bool = False
+    """Whether this is a user namespace of its own, as in a container."""
     namespaces: frozenset[str] = frozenset()
     user_namespace_error: str = ""
     """Why no user namespace could be created; empty on success."""
@@ -109,6 +110,7 @@ def gather(state_folder: Path) -> Facts:
     controllers = cgroups.controllers()
     return Facts(
         kernel=os.uname().release,
+        nested=in_user_namespace(),
         namespaces=frozenset(entry.name for entry in (_PROC / "self" / "ns").iterdir()),
         user_namespace_error=_user_namespace_error(),
         mounting=_mounting(_existing(state_folder)),
@@ -116,7 +118,7 @@ def gather(state_folder: Path) -> Facts:
         cgroup2=any(m.fstype == "cgroup2" for m in _mounts()),
         cgroups_writable=_cgroups_writable(),
         seccomp_actions=frozenset(_text(_PROC / "sys/kernel/seccomp/actions_avail").split()),
-        lxcfs=any(m.target == LXCFS and m.fstype == "fuse.lxcfs" for m in _mounts()),
+        lxcfs=any(m.target == lxcfs.folder() and m.fstype == lxcfs.FILESYSTEM for m in _mounts()),
         liblxc=_liblxc_version(),
         programs=programs | ({"criu": criu} if criu else {}),
         criu_failure=criu_failure,
@@ -225,7 +227,7 @@ def _mounting(folder: Path) -> Mounting:
     fstype = _fstype(folder)
     try:
         with _scratch(folder) as scratch:
-            options = {"redirect_dir": "on", "index": "on", "nfs_export": "on", "metacopy": "off"}
+            options = overlays.default_options()
             overlay = overlays.can_overlay(_subfolder(scratch, "plain"), options)
             mapped = overlay and overlays.can_overlay_idmapped(_subfolder(scratch, "mapped"), options)
             loop, squashfs, squashfs_mapped = _squashfs(_subfolder(scratch, "squashfs"))

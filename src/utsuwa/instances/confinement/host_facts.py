@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from utsuwa.host.system import lxcfs as mounted_lxcfs
+
 _SHARED = ("/sys/fs/fuse/connections", "/sys/kernel/security")
 _PROCESSORS = "sys/devices/system/cpu"
-LXCFS = Path("/var/lib/lxcfs")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class HostFacts:
     """Its files, relative to its mount point, such as `proc/uptime`, and the directory of CPUs."""
 
 
-def read_host_facts(root: Path = Path("/"), lxcfs: Path = LXCFS) -> HostFacts:
+def read_host_facts(root: Path = Path("/"), lxcfs: Path | None = None) -> HostFacts:
     """Read the facts. Blocking, possibly for long if lxcfs has died."""
+    lxcfs = lxcfs or mounted_lxcfs.folder()
     folders = tuple(Path(name) for name in _SHARED if (root / name.lstrip("/")).is_dir())
     files = _lxcfs_files(lxcfs)
     return HostFacts(

@@ -21,6 +21,18 @@ from utsuwa.host.network import veth
 from utsuwa.instances.confinement.conf_lines import Pair, line
 from utsuwa.instances.confinement.host_facts import HostFacts
 from utsuwa.instances.confinement.raw_lxc import raw_lines
+from utsuwa.instances.running_state import guest
+from utsuwa.security.interception import intercepts
+
+
+@dataclass(frozen=True)
+class SeccompPolicy:
+    """The files of a policy: its text, and the socket for notifications, if it has any."""
+
+    path: Path
+    notifications: Path | None = None
+    settings: Path | None = None
+    """The file with what the instance may mount, which is passed on with each notification."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,13 @@ class ContainerSpec:
     """Device nodes on the host with their paths inside."""
     mounts: Sequence[BindMount] = ()
     device_rules: Sequence[str] = ()
-    """Further devices that a privileged container may use, as `c 10:200 rwm`."""
+    """Further devices that it may use if it has such rules, as `c 10:200 rwm`."""
     nics: Sequence[veth.Pair] = ()
     read_only_root: bool = False
     limits: Sequence[Pair] = ()
     """`lxc.cgroup.*` and `lxc.cgroup2.*` with the resource limits."""
     apparmor: Sequence[Pair] = ()
-    seccomp: Path | None = None
+    seccomp: SeccompPolicy | None = None
 
 
 def build(spec: ContainerSpec) -> str:
@@ -125,11 +137,19 @@ def _cgroups(spec: ContainerSpec) -> Iterator[Pair]:
     cgroup; with these, liblxc appends a free number.
     """
     yield "lxc.cgroup.dir", spec.cgroup
-    if spec.idmap.privileged:
+    if has_device_rules(spec.idmap, spec.config):
         for version in ("cgroup", "cgroup2"):
             yield f"lxc.{version}.devices.deny", "a"
             for rule in (*DEVICE_RULES, *spec.device_rules):
                 yield f"lxc.{version}.devices.allow", rule
+
+
+def has_device_rules(idmap: IdMap, config: Mapping[str, str]) -> bool:
+    """Return whether a container's cgroup restricts the devices that it may use.
+
+    Otherwise it can have no device nodes but those that are given to it.
+    """
+    return idmap.privileged or intercepts(config, "mknod") or intercepts(config, "mount")
 
 
 DEVICE_RULES = (
@@ -146,7 +166,7 @@ DEVICE_RULES = (
     "c 10:229 rwm",
     "c 136:* rwm",
 )
-"""For privileged containers: null, zero, full, (u)random, terminals, tun, fuse, and creation of other nodes.
+"""For these containers: null, zero, full, (u)random, terminals, tun, fuse, and creation of other nodes.
 
 Creating nodes of block devices is not allowed: mounting one whose file system is already mounted by the host
 does not open the device, so no other rule would prevent it.
@@ -177,12 +197,19 @@ def _mounts(spec: ContainerSpec) -> Iterator[Pair]:
 
 def _confinement(spec: ContainerSpec) -> Iterator[Pair]:
     own_policy = any(key == "lxc.apparmor.profile" and "//&:" in value for key, value in spec.apparmor)
-    # A container with its own AppArmor namespace may administer it.
-    mac = "" if own_policy else " mac_admin mac_override"
-    yield "lxc.cap.drop", f"sys_time sys_module sys_rawio{mac}"
+    # The kernel ignores these capabilities in the user namespace of a container. They are dropped so that its
+    # services do not try to use them; but `docker run --privileged` of Docker 20.10 passes on all of them.
+    if spec.idmap.privileged or not parse_bool(spec.config.get("security.nesting", "")):
+        # A container with its own AppArmor namespace may administer it.
+        mac = "" if own_policy else " mac_admin mac_override"
+        yield "lxc.cap.drop", f"sys_time sys_module sys_rawio{mac}"
     yield from spec.apparmor
     if spec.seccomp is not None:
-        yield "lxc.seccomp.profile", str(spec.seccomp)
+        yield "lxc.seccomp.profile", str(spec.seccomp.path)
+        if spec.seccomp.notifications is not None:
+            yield "lxc.seccomp.notify.proxy", f"unix:{spec.seccomp.notifications}"
+        if spec.seccomp.settings is not None:
+            yield "lxc.seccomp.notify.cookie", str(spec.seccomp.settings)
 
 
 RLIMITS = frozenset(
@@ -218,6 +245,10 @@ def _limits(config: Mapping[str, str]) -> Iterator[Pair]:
 
 
 def _environment(config: Mapping[str, str]) -> Iterator[Pair]:
+    if guest.is_prepared(config):
+        for name, value in guest.ENVIRONMENT.items():
+            if f"environment.{name}" not in config:
+                yield "lxc.environment", f"{name}={value}"
     for key, value in sorted(config.items()):
         if key.startswith("environment."):
             name = key.removeprefix("environment.")

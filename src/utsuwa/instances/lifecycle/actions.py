@@ -26,11 +26,12 @@ class Action:
     statuses: tuple[Status, ...]
 
 
+_RUNNING = (Status.RUNNING, Status.READY)
 ACTIONS = {
     "start": Action(kinds.INSTANCE_START, (Status.STOPPED,)),
-    "stop": Action(kinds.INSTANCE_STOP, (Status.RUNNING, Status.FROZEN)),
-    "restart": Action(kinds.INSTANCE_RESTART, (Status.RUNNING,)),
-    "freeze": Action(kinds.INSTANCE_FREEZE, (Status.RUNNING,)),
+    "stop": Action(kinds.INSTANCE_STOP, (*_RUNNING, Status.FROZEN)),
+    "restart": Action(kinds.INSTANCE_RESTART, _RUNNING),
+    "freeze": Action(kinds.INSTANCE_FREEZE, _RUNNING),
     "unfreeze": Action(kinds.INSTANCE_UNFREEZE, (Status.FROZEN,)),
 }
 _STATEFUL = ("start", "stop")

@@ -18,9 +18,11 @@ from utsuwa.db.device_changes import Changes
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
+from utsuwa.host.system import kernel_modules
 from utsuwa.instances import allocations, identity
-from utsuwa.instances.confinement import cpu_balance, limits
+from utsuwa.instances.confinement import cpu_balance, limits, policies
 from utsuwa.instances.context import Context
+from utsuwa.instances.guest import switch
 from utsuwa.instances.lifecycle import device_host, device_steps, device_updates
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.projects import limits as project_limits
@@ -105,14 +107,21 @@ async def _change(ctx: Context, old: Loaded, new: Loaded, changes: Changes, undo
         undo.push(ctx.storage.volumes.set_size, old.pool, old.ref.volume, old.expanded.root_size)
         await ctx.storage.volumes.set_size(old.pool, old.ref.volume, new.expanded.root_size)
     if running is not None:
-        steps = await device_updates.change_running(host, running.devices, host.devices, changes, undo)
+        await kernel_modules.load(new.expanded.config.get("linux.kernel_modules", ""))
+        steps = await device_updates.change_running(
+            host, running.devices, host.devices, changes, undo, old_config=old.expanded.config
+        )
         volatile.update(steps.volatile)
         await limits.change_running(running, new.expanded.config, undo)
+        await switch.change_running(ctx, host, running, new.expanded.config, undo)
+        await policies.change_running(ctx, running, new.expanded.config, undo)
         volatile.update(await cpu_balance.change_wish(ctx, running, new.expanded.config, undo))
     elif changes:
         volatile.update(device_steps.add_all(host))
+    volatile.update(identity.renewed(old, new))
     config = device_steps.with_changes(new.data.config, volatile)
-    return replace(new, row=new.row.with_config(config))
+    expanded = device_steps.with_changes(new.expanded.config, volatile)
+    return replace(new, row=new.row.with_config(config), expanded=replace(new.expanded, config=expanded))
 
 
 def _host(ctx: Context, old: Loaded, new: Loaded, running: Running | None) -> DeviceHost:

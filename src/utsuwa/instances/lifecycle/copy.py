@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from utsuwa.core import clock, faults
-from utsuwa.core.errors import NotFound
+from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.core.rollback import Rollback
@@ -26,7 +27,9 @@ from utsuwa.instances import allocations, identity
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import create, freeze
 from utsuwa.instances.model import Loaded, not_found
+from utsuwa.instances.running_state import saved
 from utsuwa.instances.snapshots import loading, rows
+from utsuwa.security import idmap
 from utsuwa.storage.copying import Copying
 from utsuwa.wire.instances import InstancesPost
 
@@ -44,6 +47,8 @@ class Source:
     snapshot: SnapshotRow | None
     snapshots: Sequence[SnapshotRow]
     """Those that are copied as well, oldest first."""
+    with_state: bool = False
+    """Whether the new instance goes on with the running state of the snapshot."""
 
     @property
     def pool(self) -> str:
@@ -66,6 +71,9 @@ async def reserve(ctx: Context, scope: Scope, project: str, request: InstancesPo
     create.reject_unsupported(request)
     source = await find_source(ctx, scope, project, request)
     ref = InstanceRef(project, check_instance_name(request.name or create.random_name()))
+    if request.stateful:
+        _check_state(scope, source, ref)
+        source = replace(source, with_state=True)
     row = InstanceRow(id=0, ref=ref, data=_data(source.data, request), created_at=clock.now())
     instance = await create.check_and_store(ctx, scope.policy, row, request.config)
     await ctx.networks.follow({instance.ref}, allocations.ports(instance))
@@ -89,6 +97,24 @@ async def find_source(ctx: Context, scope: Scope, project: str, request: Instanc
     return Source(instance, None, [found.row for found in await loading.find_of(ctx, ref)])
 
 
+def _check_state(scope: Scope, source: Source, ref: InstanceRef) -> None:
+    """Raise InvalidRequest or Forbidden if a new instance cannot go on with a copied running state."""
+    if source.snapshot is None:
+        raise InvalidRequest(
+            f"The instance {source.instance.name!r} has a saved running state, which a copy would share: "
+            "start it, and stop it without `--stateful`, or copy a stateful snapshot"
+        )
+    what = f"the snapshot {source.snapshot.ref.name!r} of {source.instance.name!r}"
+    if not source.snapshot.data.stateful:
+        raise InvalidRequest(f"There is no running state in {what}: copy it with `--stateless`")
+    if ref.name != source.instance.name:
+        raise InvalidRequest(
+            f"The running state of {what} {saved.KEEPS_NAME}, not {ref.name!r}: {saved.INSTEAD}"
+        )
+    if scope.restricted:
+        raise Forbidden(f"The running state of {what} {saved.UNRESTRICTED}: {saved.INSTEAD}")
+
+
 def _data(old: InstanceData, request: InstancesPost) -> InstanceData:
     """Return the configuration of the copy: that of the source, overridden by the request.
 
@@ -105,7 +131,7 @@ def _data(old: InstanceData, request: InstancesPost) -> InstanceData:
     fresh = {
         "volatile.apply_template": "copy",
         "volatile.uuid": str(uuid.uuid4()),
-        "volatile.cloud-init.instance-id": str(uuid.uuid4()),
+        **identity.new_cloud_init_id(),
     }
     return replace(
         old,
@@ -140,8 +166,13 @@ async def build(ctx: Context, instance: Loaded, source: Source) -> None:
         for ref in refs:
             await locks.enter_async_context(ctx.locks.hold("instance", ref))
         source = await _found_again(ctx, source)
+        if source.with_state:
+            await _check_ids(ctx, source, instance)
         undo.push(ctx.storage.volumes.delete, instance.pool, instance.ref.volume)
         await _copy(ctx, source, instance)
+        if source.with_state:
+            folders = _folder(ctx, source), ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
+            await in_thread(saved.copy_snapshot, *folders)
         faults.point("instance copied")
         await in_thread(create.create_log_folder, ctx, instance)
         await ctx.database.write("instance is ready", _made, instance, source)
@@ -160,6 +191,19 @@ async def _found_again(ctx: Context, source: Source) -> Source:
     if source.snapshot is not None and source.snapshot.id not in there:
         raise NotFound(f"Snapshot {source.snapshot.ref.name!r} of instance {ref.name!r} not found")
     return replace(source, snapshots=[row for row in source.snapshots if row.id in there])
+
+
+def _folder(ctx: Context, source: Source) -> Path:
+    return ctx.storage.volumes.folder(source.pool, source.volume)
+
+
+async def _check_ids(ctx: Context, source: Source, instance: Loaded) -> None:
+    """Raise InvalidRequest if a copied running state could not be restored: for its ids, or if damaged."""
+    state = await in_thread(saved.load, _folder(ctx, source), "the snapshot", own=False)
+    if state.record.idmap != idmap.to_json(identity.next_idmap(instance)):
+        raise InvalidRequest(
+            f"The running state of the snapshot has other ids than the copy: {saved.INSTEAD}"
+        )
 
 
 async def _copy(ctx: Context, source: Source, instance: Loaded) -> None:
@@ -208,4 +252,6 @@ def _made(tx: Transaction, instance: Loaded, source: Source) -> None:
     new = rows.volume_of(tx, instance.pool, instance.ref)
     storage_volumes.update(tx, volume_snapshots.with_free_config(new, old.description, old.config))
     rows.copy(tx, old, new, [copied(instance, snapshot) for snapshot in source.snapshots])
+    if source.with_state:
+        instance_rows.set_stateful(tx, instance.row.id, stateful=True)
     instance_rows.set_ready(tx, instance.row.id)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from utsuwa.core import clock
 from utsuwa.core.architectures import canonical_architecture
 from utsuwa.core.config_keys import VOLATILE
@@ -101,8 +103,11 @@ async def reserve_received(ctx: Context, policy: Policy, project: str, request: 
     """As `reserve`, for an instance that comes from another server.
 
     It stays the instance of which cloud-init knows that it has set it up, if the request says so; that is
-    the difference between a move and a copy.
+    the difference between a move and a copy. In a restricted project, it gets new MAC addresses and whatever
+    else its owner must not choose.
     """
+    rules = await ctx.database.read("restrictions", restrictions.get, project)
+    request = msgspec.structs.replace(request, config=rules.without_volatile(request.config))
     row = _new_row(InstanceRef(project, check_instance_name(request.name)), request, None)
     base = request.config.get("volatile.base_image", "") or request.source.base_image
     kept = {"volatile.base_image": base} if is_full_fingerprint(base) else {}
@@ -223,9 +228,9 @@ def reject_unsupported(request: InstancesPost) -> None:
         raise InvalidRequest(
             f"Instance type {request.type!r} is not supported: this server runs containers only"
         )
-    if request.stateful:
-        raise InvalidRequest("A new instance cannot be stateful")
     kind = request.source.type
+    if request.stateful and kind not in ("copy", "migration"):
+        raise InvalidRequest("A new instance cannot be stateful")
     if kind == "backup":
         raise NotSupportedYet("Creating an instance from a backup is not supported yet")
     if kind not in ("image", "copy", "migration", "none"):
@@ -251,7 +256,7 @@ def _new_row(ref: InstanceRef, request: InstancesPost, image: ImageRow | None) -
     if image is not None:
         config |= config_of_image(image)
     config["volatile.uuid"] = str(uuid.uuid4())
-    config["volatile.cloud-init.instance-id"] = str(uuid.uuid4())
+    config |= identity.new_cloud_init_id()
     data = InstanceData(
         architecture=_architecture(request.architecture, image),
         ephemeral=request.ephemeral,

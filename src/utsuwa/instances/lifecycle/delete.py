@@ -21,7 +21,7 @@ async def check(ctx: Context, ref: InstanceRef) -> None:
     """Raise InvalidRequest if an instance is running, Forbidden if it is protected, NotFound."""
     instance = await load(ctx, ref)
     _refuse_running(ctx, ref)
-    _refuse_protected(instance)
+    refuse_protected(instance)
 
 
 def _refuse_running(ctx: Context, ref: InstanceRef) -> None:
@@ -29,7 +29,8 @@ def _refuse_running(ctx: Context, ref: InstanceRef) -> None:
         raise InvalidRequest(f"Instance is running: stop {ref.name!r} first, or delete it with force")
 
 
-def _refuse_protected(instance: Loaded) -> None:
+def refuse_protected(instance: Loaded) -> None:
+    """Raise Forbidden if `security.protection.delete` is set."""
     if parse_bool(instance.expanded.config.get("security.protection.delete", "")):
         raise Forbidden(
             f"The instance {instance.name!r} is protected: unset security.protection.delete to delete it"
@@ -58,7 +59,7 @@ async def delete(ctx: Context, ref: InstanceRef) -> None:
 def _begin(tx: Transaction, ref: InstanceRef) -> Loaded:
     """Return the instance, which is invisible from now on. Raises as `check`, if it is protected."""
     instance = check_here(fetch(tx, ref))
-    _refuse_protected(instance)
+    refuse_protected(instance)
     instance_rows.set_deleting(tx, instance.row.id)
     return instance
 

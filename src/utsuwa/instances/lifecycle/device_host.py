@@ -15,7 +15,7 @@ from utsuwa.devices import DeviceHost, NicNaming
 from utsuwa.host.helper.client import InnerPath
 from utsuwa.host.mounts.detached import Options
 from utsuwa.host.mounts.device_folder import DeviceFolder, DeviceNumber
-from utsuwa.instances.confinement.lxcconf import DEVICE_RULES
+from utsuwa.instances.confinement.lxcconf import DEVICE_RULES, has_device_rules
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded
 from utsuwa.storage.manager import StorageManager
@@ -84,7 +84,9 @@ class _Container:
             return await self.ctx.helper.mounted(self._inside(path))
 
     async def allow_device(self, device: DeviceNumber, *, allow: bool) -> None:
-        if self.idmap.privileged and device.rule not in DEVICE_RULES:
+        running = self.ctx.runtime.get(self.instance.ref)
+        config = self.instance.expanded.config if running is None else running.config
+        if has_device_rules(self.idmap, config) and device.rule not in DEVICE_RULES:
             name = self.instance.ref.storage_name
             await self.ctx.helper.allow_device(name, self.ctx.paths.containers, device.rule, allow=allow)
 

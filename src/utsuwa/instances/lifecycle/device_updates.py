@@ -90,14 +90,22 @@ def _check_fixed_keys(name: str, before: Mapping[str, str], after: Mapping[str, 
 
 
 async def change_running(
-    host: DeviceHost, old: Devices, new: Devices, changes: Changes, undo: Rollback
+    host: DeviceHost,
+    old: Devices,
+    new: Devices,
+    changes: Changes,
+    undo: Rollback,
+    *,
+    old_config: Mapping[str, str],
 ) -> Steps:
     """Apply changes to a running container; they are reverted if `undo` runs.
 
+    `host.config` is the new config of the instance, `old_config` that before the change.
     Raises InvalidConfig for a device that cannot be changed while the container is running.
     """
     steps = Steps()
     old_host = replace(host, devices=old)
+    undo.push(_follow_config, replace(old_host, config=old_config))
     for device in reversed(device_types.ordered(old)):
         name = device.name
         if name not in changes or in_place(name, old[name], changes[name]):
@@ -118,7 +126,13 @@ async def change_running(
             steps.take(name, await device.attach(now))
             undo.push(device.detach, replace(now, config=steps.config_over(host.config)))
     await _change_io_limits(host, old, new, undo)
+    await _follow_config(replace(new_host, config=steps.config_over(host.config)))
     return steps
+
+
+async def _follow_config(host: DeviceHost) -> None:
+    for device in device_types.ordered(host.devices):
+        await device.follow_config(host)
 
 
 async def _attach_again(device: Device, host: DeviceHost) -> None:
@@ -149,6 +163,7 @@ async def undo_change(host: DeviceHost, changes: Changes) -> None:
             with _logged(host, device):
                 if not await device.attached(host):
                     await _attach_again(device, host)
+                await device.follow_config(host)
     made = await _io_limits_before(replace(host, devices={**host.devices, **after}))
     await in_thread(io.change, host.init_pid, made, await _io_limits_before(host))
 

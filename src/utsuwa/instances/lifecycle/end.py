@@ -26,7 +26,7 @@ from utsuwa.instances.confinement import cpu_balance
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import autorestart, device_host, device_steps, orphans
-from utsuwa.instances.model import Loaded, PendingRestart, Running, RuntimePaths
+from utsuwa.instances.model import MOVED, POWER, READY, Loaded, PendingRestart, Running, RuntimePaths
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def follow_up(running: Running, target: str, *, ephemeral: bool, autorestart: bo
 
     With `autorestart` it is started again if it has ended by itself.
     """
+    if running.moved:
+        return FollowUp.NONE
     if running.restarting or running.keep_power:
         return FollowUp.RESTART
     if (target == "reboot" or autorestart) and not running.forced:
@@ -64,7 +66,11 @@ def follow_up(running: Running, target: str, *, ephemeral: bool, autorestart: bo
 
 
 _RECORDED: Mapping[FollowUp, Mapping[str, str | None]] = {
-    FollowUp.NONE: {"volatile.last_state.power": "STOPPED", "volatile.last_state.boot_id": None},
+    FollowUp.NONE: {
+        "volatile.last_state.power": "STOPPED",
+        "volatile.last_state.boot_id": None,
+        READY: None,
+    },
     FollowUp.RESTART: {"volatile.last_state.boot_id": None},
     # Nothing is recorded: if the daemon is killed before the follow-up is complete, its next start finds that
     # the container has ended meanwhile, and performs the follow-up then.
@@ -135,7 +141,8 @@ class Watch:
         """Clean up the host after a container; return the instance, or None if it was deleted.
 
         As init has ended, nothing in the container uses its files any more: they are unmounted while liblxc's
-        monitor is still exiting.
+        monitor is still exiting. For a restart they stay mounted, as unmounting waits until all that was
+        changed is on disk; the start mounts them again if its id map is another one.
         """
         ctx = self._ctx
         async with ctx.locks.hold("instance", running.ref):
@@ -145,8 +152,11 @@ class Watch:
                 await self._wait_for_monitor(running)
                 ctx.runtime.remove(running)
                 return None, FollowUp.NONE
+            kept = running.keeps_mounts
             cleaned, _ = await asyncio.gather(
-                clean_host(ctx, instance), self._wait_for_monitor(running), return_exceptions=True
+                clean_host(ctx, instance, mounted=kept),
+                self._wait_for_monitor(running),
+                return_exceptions=True,
             )
             if running.early_cleanup is not None:
                 await asyncio.wait([running.early_cleanup])
@@ -157,10 +167,13 @@ class Watch:
             again = target != "reboot" and await self._restarts_itself(running, instance, paths)
             follows = follow_up(running, target, ephemeral=instance.data.ephemeral, autorestart=again)
             running.recorded_as_stopped = follows is not FollowUp.RESTART
+            if kept and running.recorded_as_stopped:  # the restart has been cancelled meanwhile
+                (cleaned,) = await asyncio.gather(clean_host(ctx, instance), return_exceptions=True)
             if cleaned is not None and not isinstance(cleaned, UtsuwaError):
                 raise cleaned
             _judge_end(ctx, running, cleaned)
-            await clean_up(ctx, instance, running.devices, {**_RECORDED[follows]})
+            moved: Mapping[str, str | None] = {POWER: MOVED} if running.moved else {}
+            await clean_up(ctx, instance, running.devices, {**_RECORDED[follows], **moved})
             ctx.runtime.remove(running)
             return instance, follows
 
@@ -235,14 +248,26 @@ async def record_stopped(ctx: Context, ref: InstanceRef) -> None:
         except NotFound:
             return
         await ctx.patch_config(instance.row.id, _RECORDED[FollowUp.NONE])
+        await try_to_clean_host(ctx, instance)
     ctx.lifecycle("stopped", ref)
 
 
-async def clean_host(ctx: Context, instance: Loaded) -> None:
-    """Unmount the volume and unload the confinement of a container that has ended. Idempotent."""
+async def clean_host(ctx: Context, instance: Loaded, *, mounted: bool = False) -> None:
+    """Unmount the volume, unless it is to stay `mounted`, and unload the confinement of a container that has
+    ended. Idempotent.
+    """
     await ctx.files.release(instance.ref)
-    await ctx.storage.volumes.unmount(instance.pool, instance.ref.volume)
+    if not mounted:
+        await ctx.storage.volumes.unmount(instance.pool, instance.ref.volume)
     await confinement.remove(ctx, instance)
+
+
+async def try_to_clean_host(ctx: Context, instance: Loaded) -> None:
+    """As `clean_host`; the next start of the instance tries again what fails."""
+    try:
+        await clean_host(ctx, instance)
+    except UtsuwaError as error:  # such as an unavailable pool
+        log.error("instance %r was not cleaned up completely: %s", instance.name, error)
 
 
 async def clean_up(

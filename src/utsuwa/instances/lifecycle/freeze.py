@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidRequest
@@ -11,9 +12,10 @@ from utsuwa.core.refs import InstanceRef
 from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import freezer
 from utsuwa.host.cgroups import tree as cgroups
-from utsuwa.instances.context import Context
+from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle.stop import running
-from utsuwa.instances.model import Running, not_found
+from utsuwa.instances.model import Loaded, Running, not_found
+from utsuwa.instances.running_state import links
 
 
 async def freeze(ctx: Context, ref: InstanceRef) -> None:
@@ -39,6 +41,10 @@ async def unfreeze(ctx: Context, ref: InstanceRef) -> None:
             raise InvalidRequest(f"The instance {ref.name!r} is not frozen")
         await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
         container.frozen = False
+        undecided = ctx.runtime_paths(container).undecided
+        if await in_thread(undecided.exists):  # it may have been moved: the user says that it was not
+            await in_thread(undecided.unlink)
+            await thaw_held(ctx, await load(ctx, ref), container)
     ctx.lifecycle("resumed", ref)
 
 
@@ -46,19 +52,25 @@ async def unfreeze(ctx: Context, ref: InstanceRef) -> None:
 async def held(ctx: Context, container: Running) -> AsyncIterator[None]:
     """Keep a container's processes from running; does nothing if they are frozen already.
 
-    The caller holds the instance's lock. If the daemon is killed meanwhile, its next start thaws them.
+    The caller holds the instance's lock. If the daemon is killed meanwhile, its next start thaws them. They
+    stay frozen if it is undecided whether the container runs elsewhere (`RuntimePaths.undecided`).
     """
     if container.frozen:
         yield
         return
-    marker = ctx.runtime_paths(container).held
+    marker, undecided = ctx.runtime_paths(container).held, ctx.runtime_paths(container).undecided
     await in_thread(marker.touch)
     try:
-        async with freezer.frozen(container.init_pid, container.ref.storage_name):
+        async with freezer.frozen(container.init_pid, container.ref.storage_name, unless=undecided):
             faults.point("container held")
             yield
     finally:
-        await in_thread(marker.unlink, missing_ok=True)
+        await in_thread(_forget_held, marker, undecided)
+
+
+def _forget_held(marker: Path, undecided: Path) -> None:
+    if not undecided.exists():
+        marker.unlink(missing_ok=True)
 
 
 @asynccontextmanager
@@ -73,15 +85,11 @@ async def held_all(ctx: Context, instances: Collection[InstanceRef]) -> AsyncIte
         yield
 
 
-async def thaw_held(ctx: Context, container: Running) -> None:
-    """Thaw a container that was being held when the daemon was killed."""
-    marker = ctx.runtime_paths(container).held
-    if await in_thread(marker.exists):
-        await in_thread(_thaw, container.init_pid)
+async def thaw_held(ctx: Context, instance: Loaded, container: Running) -> None:
+    """Thaw a container that was being held when the daemon was killed, unless it may run elsewhere."""
+    marker, undecided = ctx.runtime_paths(container).held, ctx.runtime_paths(container).undecided
+    if await in_thread(marker.exists) and not await in_thread(undecided.exists):
+        await links.join(instance)
+        await in_thread(cgroups.thaw_all, container.init_pid)
         container.frozen = False
         await in_thread(marker.unlink, missing_ok=True)
-
-
-def _thaw(init_pid: int) -> None:
-    for folder in cgroups.folders_of(init_pid).values():
-        cgroups.thaw(folder)

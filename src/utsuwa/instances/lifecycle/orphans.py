@@ -21,6 +21,8 @@ INIT_GRACE = 1.0
 """Seconds that a container's init has to end after its monitor, when the kernel kills it."""
 KILL_GRACE = 10.0
 """Seconds that killed processes have to exit."""
+_ROUNDS = 5
+"""How often to look for processes that were forked while others were killed."""
 _PAUSES = (0.0, 0.01, 0.05, 0.2, 1.0)
 
 
@@ -67,6 +69,16 @@ async def kill(folders: Collection[Path]) -> None:
         async with asyncio.timeout(KILL_GRACE):
             for pid in pids:
                 await pidfds.wait(pid)
+
+
+async def kill_left(ctx: Context, storage_name: str) -> None:
+    """Kill what a failed start has left in the cgroups of a container, also what is forked meanwhile."""
+    folders = await in_thread(cgroups.payloads, ctx.cgroup)
+    left = [folder for folder in folders if cgroups.is_payload_of(folder, storage_name)]
+    for _ in range(_ROUNDS):
+        if not await in_thread(_have_processes, left):
+            return
+        await kill(left)
 
 
 async def kill_orphans(ctx: Context, stopped: Sequence[Loaded]) -> None:

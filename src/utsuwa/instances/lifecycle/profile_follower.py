@@ -52,6 +52,7 @@ class ProfileFollower:
             yield partial(changes.update_all, rows=await changes.rows_to_store(self._ctx, plan, changed))
         for new in changed:
             self._ctx.runtime.update(new)
+            self._ctx.warn_of_keys(new)
 
     async def _locked(self, profile: ProfileRow) -> AsyncExitStack:
         """Acquire the locks of all ready instances with the profile, in order, and of the profile."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from dataclasses import replace
 
 from utsuwa.core import clock
@@ -57,7 +56,7 @@ def _rebuilt(instance: Loaded, image: ImageRow | None) -> InstanceRow:
     """Return the row of the rebuilt instance, which is a new one for cloud-init."""
     old = instance.data
     config = {key: value for key, value in old.config.items() if not key.startswith(_OF_IMAGE)}
-    config["volatile.cloud-init.instance-id"] = str(uuid.uuid4())
+    config |= identity.new_cloud_init_id()
     architecture = old.architecture
     if image is not None:
         config |= create.config_of_image(image)

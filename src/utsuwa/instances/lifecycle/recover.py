@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import UtsuwaError
+from utsuwa.core.threads import in_thread
 from utsuwa.core.warning_types import LEFTOVERS, LIMITS_NOT_APPLIED, STATE_UNKNOWN
 from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
@@ -17,8 +18,9 @@ from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.processes import pidfds
 from utsuwa.instances import identity
-from utsuwa.instances.confinement import limits, lxcconf
+from utsuwa.instances.confinement import limits, lxcconf, policies
 from utsuwa.instances.context import Context, load_all
+from utsuwa.instances.guest import switch
 from utsuwa.instances.lifecycle import (
     autorestart,
     delete,
@@ -29,7 +31,7 @@ from utsuwa.instances.lifecycle import (
     freeze,
     orphans,
 )
-from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.model import BOOT_ID, MOVED, POWER, READY, Loaded, Running
 from utsuwa.instances.running_state import own_state
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ async def sweep(ctx: Context) -> None:
             message = f"cannot remove the incomplete instance {instance.name!r}: {error.message}"
             ctx.warnings.report(LEFTOVERS, message, instance.subject)
     await asyncio.to_thread(_remove_unknown_logs, ctx, known)
+    await asyncio.to_thread(ctx.guest_sockets.sweep)
 
 
 def _remove_unknown_logs(ctx: Context, known: set[str]) -> None:
@@ -70,7 +73,7 @@ async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
     instances = await load_all(ctx)
     busy = await asyncio.to_thread(lxc.active, ctx.paths.containers)
     pids = await asyncio.gather(
-        *(_find(ctx, i, busy=i.ref.storage_name in busy) for i in instances), return_exceptions=True
+        *(find_init(ctx, i, busy=i.ref.storage_name in busy) for i in instances), return_exceptions=True
     )
     stopped = []
     for instance, pid in zip(instances, pids, strict=True):
@@ -91,7 +94,7 @@ async def adopt_all(ctx: Context, watch: end.Watch) -> list[Loaded]:
     return stopped
 
 
-async def _find(ctx: Context, instance: Loaded, *, busy: bool) -> int | None:
+async def find_init(ctx: Context, instance: Loaded, *, busy: bool) -> int | None:
     """Return the pid of the container's init, or None if it is not running.
 
     `busy` is true if liblxc has processes for it: then it is starting or ending if it has no init.
@@ -110,7 +113,8 @@ async def _find(ctx: Context, instance: Loaded, *, busy: bool) -> int | None:
 
 async def _finish_forced_stop(ctx: Context, instance: Loaded, pid: int) -> bool:
     """Complete a forced stop that was interrupted when it removed devices; return whether there was one."""
-    if not await asyncio.to_thread(ctx.runtime_paths(instance).killed.exists):
+    moved = instance.data.config.get(POWER) == MOVED
+    if not moved and not await asyncio.to_thread(ctx.runtime_paths(instance).killed.exists):
         return False
     log.info("completing the interrupted forced stop of instance %r", instance.name)
     folders = await asyncio.to_thread(cgroups.folders_of, pid)
@@ -130,12 +134,13 @@ async def _adopt(ctx: Context, watch: end.Watch, instance: Loaded, pid: int) -> 
         config=instance.expanded.config,
         idmap=identity.current_idmap(instance),
         frozen=await asyncio.to_thread(cgroups.frozen, pid),
+        ready=parse_bool(instance.data.config.get(READY, "")),
     )
     # If its start was interrupted, the record of the preceding reboot is still there, and must not be applied
     # to a later end.
     await asyncio.to_thread(ctx.runtime_paths(instance).last_target.unlink, missing_ok=True)
     await own_state.end_interrupted(ctx, instance, pid)
-    await freeze.thaw_held(ctx, running)
+    await freeze.thaw_held(ctx, instance, running)
     await own_state.tidy(ctx, instance, pid)
     ctx.runtime.add(running)
     watch.begin(running)
@@ -164,6 +169,8 @@ async def _restore_devices(ctx: Context, instance: Loaded, pid: int | None) -> N
         await ctx.database.write("revert device change", device_changes.forget, [instance.row.id])
     if pid is not None:
         await device_steps.started_again(host)
+        await switch.restore(ctx, host)
+        await in_thread(policies.write_settings_again, ctx, instance.ref, instance.expanded.config)
         try:
             await limits.apply_disk_priority(pid, instance.expanded.config)
         except (UtsuwaError, OSError) as error:
@@ -189,17 +196,18 @@ def outcome_of(instance: Loaded, boot_id: str, target: str, *, autorestart: bool
     A container that rebooted meanwhile is started, and so is one that ended by itself with `autorestart`;
     one that was killed or halted is stopped, and deleted if it is ephemeral. After a reboot of the host, or a
     shutdown by the daemon (which removes the boot's id), containers that were running are started again.
-    `boot.autostart` overrides all but a reboot or restart of the container.
+    `boot.autostart` overrides all but a reboot or restart of the container, and a move to another server.
     """
     config = instance.data.config
-    was_running = config.get("volatile.last_state.power") == "RUNNING"
-    same_boot = was_running and config.get("volatile.last_state.boot_id") == boot_id
+    moved = config.get(POWER) == MOVED
+    was_running = config.get(POWER) == "RUNNING" or (moved and BOOT_ID in config)
+    same_boot = was_running and config.get(BOOT_ID) == boot_id and not moved
     rebooted = same_boot and (target == "reboot" or autorestart)
     ended = same_boot and not rebooted
     autostart = instance.expanded.config.get("boot.autostart", "")
     wanted = parse_bool(autostart) if autostart else was_running and not ended
     deleted = ended and instance.data.ephemeral
-    return Outcome(was_running, ended, start=(rebooted or wanted) and not deleted, delete=deleted)
+    return Outcome(was_running, ended, start=(rebooted or wanted) and not (deleted or moved), delete=deleted)
 
 
 async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
@@ -222,10 +230,7 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
 
 
 async def _clean(ctx: Context, instance: Loaded, outcome: Outcome) -> None:
-    try:
-        await end.clean_host(ctx, instance)
-    except UtsuwaError as error:  # such as an unavailable pool
-        log.error("instance %r was not cleaned up completely: %s", instance.name, error)
+    await end.try_to_clean_host(ctx, instance)
     await _restore_devices(ctx, instance, None)
     await own_state.tidy(ctx, instance, None)
     if outcome.was_running:

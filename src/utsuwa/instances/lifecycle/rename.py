@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +12,7 @@ from utsuwa.core.refs import InstanceRef
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.files.filetree import remove_tree
+from utsuwa.instances import identity
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.model import Loaded
 
@@ -50,7 +50,7 @@ def _note(tx: Transaction, row_id: int, new: InstanceRef) -> None:
 
 def config_of_renamed() -> dict[str, str]:
     """Return the keys that change with an instance's name."""
-    return {"volatile.apply_template": "rename", "volatile.cloud-init.instance-id": str(uuid.uuid4())}
+    return {"volatile.apply_template": "rename", **identity.new_cloud_init_id()}
 
 
 def move_logs(ctx: Context, before: InstanceRef, after: InstanceRef) -> None:

@@ -35,10 +35,15 @@ async def shutdown_all(ctx: Context, *, force: bool) -> None:
         )
 
 
+def clean_stop_seconds(running: Running) -> int:
+    """Return how long a container may take to stop by itself when that is not waited for without end."""
+    return int(running.config.get("boot.host_shutdown_timeout") or DEFAULT_TIMEOUT)
+
+
 async def _stop(ctx: Context, running: Running, *, force: bool) -> None:
     running.keep_power = True
     force = force or running.config.get("boot.host_shutdown_action") == "force-stop"
-    timeout = int(running.config.get("boot.host_shutdown_timeout") or DEFAULT_TIMEOUT)
+    timeout = clean_stop_seconds(running)
     try:
         if not force and running.config.get("boot.host_shutdown_action") == "stateful-stop":
             try:

@@ -18,28 +18,42 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.core.threads import begin_in_thread, in_thread
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
-from utsuwa.devices import DeviceHost
+from utsuwa.devices import BindMount, DeviceHost, nic
 from utsuwa.host import lxc
 from utsuwa.host.cgroups import io_limits
 from utsuwa.host.cgroups import limits as cgroup_limits
 from utsuwa.host.cgroups import moves as cgroup_moves
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.mounts import mounts
 from utsuwa.host.processes import pidfds
+from utsuwa.host.system import kernel_modules
 from utsuwa.instances import identity
 from utsuwa.instances.confinement import cpu_balance, host_facts, limits, lxcconf, nodes
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.confinement.conf_lines import Pair
 from utsuwa.instances.context import Context, Seen, load, load_again
-from utsuwa.instances.lifecycle import device_host, device_steps
+from utsuwa.instances.guest import sockets
+from utsuwa.instances.lifecycle import device_host, device_steps, orphans
 from utsuwa.instances.lifecycle.create import check_by_liblxc
-from utsuwa.instances.lifecycle.end import Watch, read_target
+from utsuwa.instances.lifecycle.end import Watch
 from utsuwa.instances.lifecycle.start_remedies import remedy
-from utsuwa.instances.model import CHOSEN_NODES, CpuWish, Loaded, PendingRestart, Running, RuntimePaths
+from utsuwa.instances.model import (
+    CHOSEN_NODES,
+    POWER,
+    READY,
+    CpuWish,
+    Loaded,
+    PendingRestart,
+    Running,
+    RuntimePaths,
+)
 from utsuwa.instances.policy import judge
-from utsuwa.instances.running_state import guest, own_state, requirements, resume
+from utsuwa.instances.running_state import announce, guest, own_state, requirements, resume
 from utsuwa.instances.running_state.resume import Resumption
 from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.templates import files as templates
+from utsuwa.instances.templates.variables import Facts, Trigger
+from utsuwa.security import interception
 
 
 class NotStartedAgain(UtsuwaError):
@@ -86,7 +100,7 @@ async def start(
                 running = await _bring_up(ctx, instance, saved, undo)
             undo.keep()
         if saved is not None:
-            await own_state.discard(ctx, instance)
+            await asyncio.gather(announce.announce(running), own_state.discard(ctx, instance))
         ctx.runtime.add(running)
         watch.begin(running)
     await cpu_balance.try_to_rebalance(ctx)
@@ -100,6 +114,7 @@ async def check_restart(ctx: Context, ref: InstanceRef) -> None:
         judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
         ctx.database.engine.check_room()
         await ctx.storage.pools.ensure_available(instance.pool)
+        await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
         if limits.limited(instance.expanded.config):
             limits.check(instance.expanded.config, await in_thread(cgroup_limits.read_limit_facts))
         idmap = identity.next_idmap(instance)
@@ -144,6 +159,9 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
     criu = await requirements.criu(ctx, instance.subject) if saved is not None else None
     prepared = await _prepare(ctx, instance, saved, undo)
     instance, steps, paths = prepared.instance, prepared.steps, ctx.runtime_paths(instance)
+    again = instance.data.config.get(POWER) == "RUNNING"
+    if again:
+        await in_thread(_record_reboot, paths)
     files = begin_in_thread(_write_files, ctx, instance, prepared.spec)
     try:
         # If the daemon is killed after this, its next start finds the container by name, and its id map and
@@ -151,17 +169,17 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
         await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
     finally:
         await asyncio.wait([files])
-    rebooted = files.result()
+    files.result()
     if steps.changes_addresses:
         await ctx.networks.refresh(instance.ref)
-    if rebooted:
+    if again:
         undo.push(in_thread, _record_again, paths)  # overwrites what the end of a killed container records
     undo.push(_kill_leftover, ctx, instance)
     if saved is not None and criu is not None:
         pid, monitor = await Resumption(ctx, instance, prepared.spec, saved, criu).run(undo)
     else:
         pid, monitor = await _run(ctx, instance, paths)
-    if rebooted:
+    if again:
         await in_thread(paths.last_target.unlink, missing_ok=True)
     await device_steps.started_all(replace(prepared.host, init_pid=pid), steps)
     await limits.apply_disk_priority(pid, instance.expanded.config)
@@ -171,7 +189,7 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
         init_pid=pid,
         monitor_pid=monitor,
         devices=instance.expanded.devices,
-        config=device_steps.with_changes(instance.expanded.config, prepared.nodes),
+        config=device_steps.with_changes(instance.expanded.config, {**steps.volatile, **prepared.nodes}),
         idmap=prepared.spec.idmap,
         cpus=prepared.place.cpus,
         memory_nodes=prepared.place.memory_nodes,
@@ -188,6 +206,7 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     """
     paths = ctx.runtime_paths(instance)
     await ctx.storage.pools.ensure_available(instance.pool)
+    await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
     instance = await identity.with_permitted_idmap(ctx, instance)
     await identity.refuse_shift(ctx, instance)
     idmap = identity.next_idmap(instance)
@@ -195,15 +214,21 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
         ctx.storage.volumes.unmount, instance.pool, instance.ref.volume
     )  # also if cancelled during the mount
     rootfs = await ctx.storage.volumes.mount(instance.pool, instance.ref.volume, idmap)
+    if interception.intercepts(instance.expanded.config, "mknod"):
+        await in_thread(mounts.with_devices, rootfs)
     if saved is None:
         await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_host.host_of(ctx, instance, idmap)
+    if saved is not None:
+        host = nic.with_addresses(host, saved.record.hwaddrs)
     undo.push(confinement.remove, ctx, instance)
     own = await in_thread(_make_device_folder, host)
-    prepared = await in_thread(guest.mounts, instance.expanded.config, host.folder)
+    prepared = await in_thread(_own_mounts, ctx, host)
     steps = await device_steps.start_all(host, undo)
     if saved is not None:
         resume.check(instance, saved, idmap, [pair.name for pair in steps.nics])
+    if steps.read_only_root:
+        await in_thread(_protect_root, rootfs)
     lines, place, chosen = await _limits(ctx, instance)
     wanted = await device_steps.io_limits(host)
     if wanted:
@@ -229,9 +254,23 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     return _Prepared(instance, host, steps, spec, place, chosen, wanted)
 
 
+def _protect_root(rootfs: Path) -> None:
+    """Make the mount read-only on the host; pools that mount nothing leave that to liblxc."""
+    if mounts.mounted(rootfs):
+        mounts.read_only(rootfs)
+
+
 def _make_device_folder(host: DeviceHost) -> list[tuple[Path, str]]:
     host.folder.make(host.idmap)
     return nodes.make(host.folder, host.idmap)
+
+
+def _own_mounts(ctx: Context, host: DeviceHost) -> list[BindMount]:
+    """Return the mounts that are not those of devices, for which the daemon's own files are made."""
+    mounts = guest.mounts(host.config, host.folder)
+    if sockets.is_enabled(host.config):
+        mounts += ctx.guest_sockets.make(host.instance)
+    return mounts
 
 
 async def _limits(
@@ -277,33 +316,41 @@ async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int
 async def _apply_templates(ctx: Context, instance: Loaded, rootfs: Path, idmap: IdMap) -> None:
     """Apply the image's templates: those of a pending event (create, copy, rename), then those of starts."""
     folder = ctx.storage.volumes.folder(instance.pool, instance.ref.volume)
-    context = templates.TemplateContext(
+    facts = Facts(
         name=instance.name,
         architecture=instance.data.architecture,
         ephemeral=instance.data.ephemeral,
         privileged=idmap.privileged,
         config=instance.expanded.config,
         devices=instance.expanded.devices,
-        idmap=idmap,
     )
-    triggers: list[templates.Trigger] = ["start"]
+    triggers: list[Trigger] = ["start"]
     match instance.data.config.get("volatile.apply_template", ""):
         case "create" | "copy" | "rename" as pending:
             triggers.insert(0, pending)
         case _:
             pass
-    await templates.apply(triggers, folder, rootfs, context)
+    await templates.apply(triggers, templates.Target(folder, rootfs, idmap, facts), ctx.templates)
 
 
-def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) -> bool:
-    """Write the files that liblxc reads; return whether the last end of the container was a reboot.
+def _record_reboot(paths: RuntimePaths) -> None:
+    """Record, as for a reboot, that a container which was running is to run again.
 
-    The record of a reboot is moved aside until the container runs, so that an interrupted reboot is repeated.
+    This is until it runs: the database says so earlier, and if the daemon is killed in between, its next
+    start must not take the container for one that has ended.
     """
+    paths.folder.mkdir(mode=0o700, exist_ok=True)
+    paths.last_target.write_text("reboot")
+    paths.target.unlink(missing_ok=True)
+
+
+def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) -> None:
+    """Write the files that liblxc reads, and remove those of the last run."""
     paths = ctx.runtime_paths(instance)
     paths.folder.mkdir(mode=0o700, exist_ok=True)
     paths.killed.unlink(missing_ok=True)
     paths.stop_requested.unlink(missing_ok=True)
+    paths.undecided.unlink(missing_ok=True)
     resume.forget_console(paths)
     for old in (paths.log, paths.console):
         with contextlib.suppress(FileNotFoundError):
@@ -311,13 +358,7 @@ def _write_files(ctx: Context, instance: Loaded, spec: lxcconf.ContainerSpec) ->
     policy = confinement.prepare_seccomp(ctx, instance)
     spec = replace(spec, host=host_facts.read_host_facts(), seccomp=policy)
     lxcconf.write(paths.conf, lxcconf.build(spec))
-    rebooted = read_target(paths) == "reboot"
-    with contextlib.suppress(FileNotFoundError):
-        if rebooted:
-            paths.target.replace(paths.last_target)
-        else:
-            paths.target.unlink()
-    return rebooted
+    paths.target.unlink(missing_ok=True)
 
 
 def _record_again(paths: RuntimePaths) -> None:
@@ -331,6 +372,7 @@ async def _kill_leftover(ctx: Context, instance: Loaded) -> None:
     if pid is not None:
         pidfds.kill(pid)
     await lxc.wait_until_gone(instance.ref.storage_name, ctx.paths.containers)
+    await orphans.kill_left(ctx, instance.ref.storage_name)
     await in_thread(cgroups.remove_unused, ctx.cgroup, container=instance.ref.storage_name)
 
 
@@ -345,6 +387,7 @@ async def _store_start(
         "volatile.last_state.power": "RUNNING",
         "volatile.last_state.boot_id": ctx.boot_id,
         "volatile.apply_template": None,
+        READY: None,
     }
     before = {key: row.data.config.get(key) for key in changes}
     undo.push(ctx.database.write, "undo start of instance", _patch, row.id, before, row.last_used_at)

@@ -12,6 +12,7 @@ from utsuwa.core.errors import HostError, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import moves as cgroup_moves
+from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import device_host, device_steps, signals
 from utsuwa.instances.model import Running
@@ -54,13 +55,13 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
     if force:
         await kill(ctx, container)
         return
-    _check_thawed(container)
+    check_thawed(container)
     wanted = await signals.configured(ctx, container, *(("reboot", "halt") if reboot else ("halt",)))
     number = await signals.wait_for_handler(container, wanted)
     async with ctx.locks.hold("instance", ref):
         if ctx.runtime.get(ref) is not container:
             return
-        _check_thawed(container)
+        check_thawed(container)
         if parse_bool(container.config.get("boot.autorestart", "")):
             marker = ctx.runtime_paths(container).stop_requested
             await in_thread(marker.touch)
@@ -75,7 +76,8 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
     await container.settled.wait()
 
 
-def _check_thawed(container: Running) -> None:
+def check_thawed(container: Running) -> None:
+    """Raise InvalidRequest if a container's processes are frozen, which cannot stop."""
     if container.frozen:
         raise InvalidRequest(
             f"The instance {container.name!r} is frozen: resume it with `utsuwa start {container.name}`, or "
@@ -91,6 +93,9 @@ async def kill(ctx: Context, container: Running) -> None:
     container.forced = True
     if container.frozen:
         await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
+        await in_thread(
+            cgroups.thaw_all, container.init_pid
+        )  # liblxc does not know of what `held` has frozen
         container.frozen = False
     try:
         number = await signals.configured(ctx, container, "stop")

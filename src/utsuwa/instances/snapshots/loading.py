@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from utsuwa.core import clock
@@ -68,14 +68,17 @@ async def find_of(ctx: Context, instance: InstanceRef) -> list[LoadedSnapshot]:
     return await ctx.database.read("snapshots of instance", fetch)
 
 
-async def find_all(ctx: Context, project: str | None) -> dict[InstanceRef, list[LoadedSnapshot]]:
-    """Load the complete snapshots of all instances of a project, or of all projects (None), oldest first."""
+async def find_all(ctx: Context, project: str | None) -> Mapping[InstanceRef, Sequence[LoadedSnapshot]]:
+    """Load the complete snapshots of all instances of a project, or of all projects (None), oldest first.
 
-    def fetch(tx: Transaction) -> list[LoadedSnapshot]:
-        return _expanded(tx, _ready(snapshot_rows.get_all(tx, project)))
+    The result must not be modified.
+    """
+    return await ctx.database.recall("snapshots", _all, project)
 
+
+def _all(tx: Transaction, project: str | None) -> Mapping[InstanceRef, Sequence[LoadedSnapshot]]:
     found: defaultdict[InstanceRef, list[LoadedSnapshot]] = defaultdict(list)
-    for snapshot in await ctx.database.read("snapshots", fetch):
+    for snapshot in _expanded(tx, _ready(snapshot_rows.get_all(tx, project))):
         found[snapshot.ref.instance].append(snapshot)
     return found
 

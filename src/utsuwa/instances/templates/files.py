@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from utsuwa.core.errors import HostError, InvalidImage, OutOfSpace, TooLarge, UtsuwaError
 from utsuwa.core.idmap import IdMap
@@ -15,8 +15,8 @@ from utsuwa.host.files.atomic import read_below
 from utsuwa.host.files.filetree import FileTree
 from utsuwa.images.metadata import Template, parse_metadata
 from utsuwa.instances.templates import plain
-
-Trigger = Literal["create", "copy", "rename", "start"]
+from utsuwa.instances.templates.process import TemplateProcess
+from utsuwa.instances.templates.variables import Facts, Rendering, Trigger, variables
 
 MAX_METADATA = 1 << 20
 MAX_TEMPLATE = 64 * 1024
@@ -25,51 +25,82 @@ KEPT_SIZE = 8 * 1024
 
 
 @dataclass(frozen=True)
-class TemplateContext:
-    """The facts about an instance that are available to its templates."""
+class Target:
+    """An instance whose files are generated."""
 
-    name: str
-    architecture: str
-    ephemeral: bool
-    privileged: bool
-    config: Mapping[str, str]
-    """The expanded config."""
-    devices: Mapping[str, Mapping[str, str]]
+    folder: Path
+    """With `metadata.yaml` and `templates/`; without metadata, there are no templates."""
+    rootfs: Path
     idmap: IdMap
     """The id map with which the root file system is mounted."""
+    facts: Facts
 
 
-async def apply(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context: TemplateContext) -> None:
+async def apply(triggers: Sequence[Trigger], target: Target, process: TemplateProcess) -> None:
     """Generate the files whose templates list one of `triggers`, which are applied in order.
 
-    `folder` contains `metadata.yaml` and `templates/`; without metadata, there are no templates. Raises
-    InvalidImage with the name of the template, OutOfSpace or HostError if a file cannot be written; files
-    that were already generated are kept.
+    Raises InvalidImage with the name of the template, OutOfSpace or HostError if a file cannot be written, or
+    the process cannot be started; files that were already generated are kept.
     """
-    await in_thread(_apply_all, triggers, folder, rootfs, context)
+    await in_thread(_apply_all, triggers, target, process)
 
 
-def _apply_all(triggers: Sequence[Trigger], folder: Path, rootfs: Path, context: TemplateContext) -> None:
+def _apply_all(triggers: Sequence[Trigger], target: Target, process: TemplateProcess) -> None:
     for trigger in triggers:
-        _apply(trigger, folder, rootfs, context)
+        _apply(trigger, target, process)
 
 
-def _apply(trigger: Trigger, folder: Path, rootfs: Path, context: TemplateContext) -> None:
-    wanted = _templates_for(trigger, folder)
+def _apply(trigger: Trigger, target: Target, process: TemplateProcess) -> None:
+    wanted = _templates_for(trigger, target.folder)
     if not wanted:
         return
-    with FileTree(rootfs, context.idmap) as tree:
-        for target, template in sorted(wanted.items()):
-            try:
-                if template.create_only and tree.exists(target):
-                    continue
-                source = _source(folder, template.template)
-                values = variables(trigger, target, template.properties, context)
-                tree.write(target, _render(source, values).encode(), parents=True)
-            except (OutOfSpace, HostError) as error:
-                raise type(error)(_failed(template, target, error)) from error
-            except UtsuwaError as error:
-                raise InvalidImage(_failed(template, target, error)) from error
+    with FileTree(target.rootfs, target.idmap) as tree:
+        todo = {}
+        for path, template in sorted(wanted.items()):
+            with _blaming(template, path):
+                if not (template.create_only and tree.exists(path)):
+                    todo[path] = template
+        results = _results(trigger, target, todo, process)
+        for path, template in todo.items():
+            with _blaming(template, path):
+                result = results[path]
+                if isinstance(result, UtsuwaError):
+                    raise result
+                tree.write(path, result.encode(), parents=True)
+
+
+def _results(
+    trigger: Trigger, target: Target, templates: Mapping[str, Template], process: TemplateProcess
+) -> dict[str, str | UtsuwaError]:
+    """Return the text of each file, or why there is none. Templates that are not plain go to the process."""
+    results: dict[str, str | UtsuwaError] = {}
+    others = []
+    for path, template in templates.items():
+        try:
+            source = _source(target.folder, template.template)
+        except UtsuwaError as error:
+            results[path] = error
+            continue
+        wish = Rendering(source, trigger, path, template.properties, target.facts)
+        text = plain.render(source, variables(wish))
+        if text is None:
+            others.append(wish)
+        else:
+            results[path] = text
+    if others:
+        results |= zip((wish.path for wish in others), process.render(others), strict=True)
+    return results
+
+
+@contextmanager
+def _blaming(template: Template, path: str) -> Iterator[None]:
+    """Name the template in errors."""
+    try:
+        yield
+    except (OutOfSpace, HostError) as error:
+        raise type(error)(_failed(template, path, error)) from error
+    except UtsuwaError as error:
+        raise InvalidImage(_failed(template, path, error)) from error
 
 
 def _failed(template: Template, target: str, error: UtsuwaError) -> str:
@@ -110,60 +141,3 @@ def _source(folder: Path, name: str) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise InvalidImage("it is not UTF-8") from None
-
-
-def _render(source: str, values: Mapping[str, Any]) -> str:
-    rendered = plain.render(source, values)
-    if rendered is not None:
-        return rendered
-    from utsuwa.instances.templates import rendering
-
-    return rendering.render(source, values)
-
-
-class Flag(str):
-    """`true` or `false` as a string for comparisons in templates, with the corresponding truth value."""
-
-    __slots__ = ()
-
-    def __new__(cls, value: bool) -> Flag:
-        return super().__new__(cls, "true" if value else "false")
-
-    def __bool__(self) -> bool:
-        return self == "true"
-
-
-class _ConfigGet:
-    """`config_get(key, default)`; rendered as an empty string."""
-
-    def __init__(self, config: Mapping[str, str]) -> None:
-        self._config = config
-
-    def __call__(self, key: object, default: object = "") -> object:
-        return self._config.get(str(key), default)
-
-    def __str__(self) -> str:
-        return ""
-
-
-def variables(
-    trigger: Trigger, path: str, properties: Mapping[str, str], context: TemplateContext
-) -> dict[str, Any]:
-    """Return the variables of a template."""
-    instance = {
-        "name": context.name,
-        "type": "container",
-        "architecture": context.architecture,
-        "ephemeral": Flag(context.ephemeral),
-        "privileged": Flag(context.privileged),
-    }
-    return {
-        "trigger": trigger,
-        "path": path,
-        "container": instance,
-        "instance": instance,
-        "config": dict(context.config),
-        "devices": {name: dict(device) for name, device in context.devices.items()},
-        "properties": dict(properties),
-        "config_get": _ConfigGet(context.config),
-    }

@@ -19,8 +19,12 @@ _LEFT = re.compile(r"\{[{%#]|[\r\0]")
 """What templates consist of besides; line ends are changed by Jinja2."""
 
 
-MAX_OUTPUT = 1 << 20
-"""The maximum number of characters of a template's output."""
+MAX_OUTPUT = 8 << 20
+"""The maximum number of characters of a template's output: more than a config key can have."""
+
+
+LINE_ENDS = "\r\n"
+"""What `config_get` omits at the end of a value, as with LXD: values often come from files."""
 
 
 class _NotPlain(Exception):
@@ -56,7 +60,7 @@ def _value(tag: re.Match[str], values: Mapping[str, Any]) -> str:
         return _look_up(name, values)
     config: Mapping[str, str] = values["config"]
     if key[1:-1] in config:
-        return config[key[1:-1]]
+        return config[key[1:-1]].rstrip(LINE_ENDS)
     return default[1:-1] if default is not None else _look_up(default_name, values)
 
 

@@ -15,11 +15,13 @@ _ARGUMENT = re.compile(r"(\|\s*[A-Za-z_]\w*)\s*:\s*(-?[A-Za-z0-9_.]+|\x00[0-9]+\
 _AUTOESCAPE = re.compile(r"-?\s*(?:autoescape\s+(?:on|off)|endautoescape)\s*-?\Z")
 _EQUAL = re.compile(r"(-?\s*)if(not)?equal\s+(\S+)\s+(\S+)(\s*-?)\Z")
 _END_EQUAL = re.compile(r"(-?\s*)endif(?:not)?equal(\s*-?)\Z")
+_EMPTY = re.compile(r"(-?\s*)empty(\s*-?)\Z")
 LOOP_NAMES = {"Counter": "index", "Counter0": "index0", "First": "first", "Last": "last"}
 
 
 def translate(source: str) -> str:
-    """Translate Pongo2's syntax: `|filter:argument`, `&&`, `||`, `!`, `ifequal`, `forloop`, `comment`.
+    """Translate Pongo2's syntax: `|filter:argument`, `&&`, `||`, `!`, `ifequal`, `forloop`, `empty`,
+    `comment`.
 
     `autoescape` is removed, as nothing is escaped for HTML. Runs in linear time for any source.
     """
@@ -73,6 +75,7 @@ def _translate_tag(opening: str, body: str) -> str:
             return ""
         body = _EQUAL.sub(lambda m: f"{m[1]}if {m[3]} {'!=' if m[2] else '=='} {m[4]}{m[5]}", body)
         body = _END_EQUAL.sub(r"\1endif\2", body)
+        body = _EMPTY.sub(r"\1else\2", body)
     body = _ARGUMENT.sub(r"\1(\2)", body)
     body = re.sub(r"\bforloop\.(Counter0?|First|Last)\b", lambda m: f"loop.{LOOP_NAMES[m[1]]}", body)
     body = body.replace("&&", " and ").replace("||", " or ")

@@ -1,0 +1,24 @@
+"""Whether system calls can be intercepted on this host, as the daemon needs to know it."""
+
+from __future__ import annotations
+
+import functools
+
+from utsuwa.host.interception.server import MACHINES
+from utsuwa.host.mounts.userns import in_user_namespace
+from utsuwa.host.system import facts
+
+
+@functools.cache
+def obstacle() -> str:
+    """Return the reason why they cannot be intercepted; empty if they can. Blocking, briefly, once."""
+    found = facts.host_facts()
+    if found.architecture not in MACHINES:
+        return f"it is not implemented on {found.architecture}"
+    if found.kernel_features["seccomp_listener_continue"] != "true":
+        return "the kernel cannot notify of system calls: it needs seccomp's action user_notif"
+    if found.lxc_features.get("seccomp_proxy_send_notify_fd") != "true":
+        return "liblxc was built without notifications of seccomp"
+    if in_user_namespace():
+        return "this daemon runs in a container: set the key there, on the host"
+    return ""

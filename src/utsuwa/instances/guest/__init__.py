@@ -1,0 +1,1 @@
+"""The guest API: what an instance learns of itself, through a socket inside of it."""

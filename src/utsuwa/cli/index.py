@@ -56,6 +56,7 @@ ROOT = Command(
         Entry("top", "top", "Show what running instances use, until interrupted"),
         Entry("version", "version", "Show local and remote versions"),
         Entry("warning", "warning", "Manage warnings"),
+        Entry("webui", "webui", "Open the web page"),
     ),
 )
 

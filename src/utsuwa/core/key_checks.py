@@ -30,6 +30,7 @@ _ID_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?\Z")
 _HWADDR_PATTERN = re.compile(r"[0-9A-Fa-fx]{2}(?::[0-9A-Fa-fx]{2}){5}\Z")
 _SYSCALL_LINE = re.compile(r"(?:[a-z0-9_]+(?:[ \t][ -~\t]*)?|\[[a-z0-9_]+\]|#[ -~\t]*)\Z")
 _LXC_LINE = re.compile(r"lxc\.[A-Za-z0-9_.\[\]-]+\s*=.*\Z")
+_FUSE_PROGRAM = re.compile(r"[a-z0-9_.]{1,32}=[A-Za-z0-9_+.-]{1,64}\Z")
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _HOST = r"(?:\[[0-9A-Fa-f:.%a-z]*\]|[A-Za-z0-9_.-]*)"
 _ADDRESS = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?\Z")
@@ -132,6 +133,13 @@ def raw_idmap(value: str) -> None:
 
 def _range(first: str, last: str | None) -> range:
     return range(int(first), int(last or first) + 1)
+
+
+def fuse_programs(value: str) -> None:
+    """Comma-separated programs by file system: `ext4=fuse2fs`."""
+    for word in filter(None, (part.strip() for part in value.split(","))):
+        if not _FUSE_PROGRAM.match(word):
+            raise InvalidConfig(f"{word[:60]!r} is not a file system and the name of a program: ext4=fuse2fs")
 
 
 def syscalls(value: str) -> None:

@@ -51,6 +51,11 @@ class StatePaths:
         return self.root / "database" / "utsuwa.db"
 
     @property
+    def web_sessions(self) -> Path:
+        """The sessions of the web page."""
+        return self.root / "database" / "web-sessions.json"
+
+    @property
     def database_settings(self) -> Path:
         """Location of the database, if it is not the default SQLite file."""
         return self.root / "database.yaml"
@@ -110,6 +115,7 @@ class StatePaths:
 
     @property
     def devlxd(self) -> Path:
+        """`<storage name>/sock`: the sockets of the guest API."""
         return self.root / "devlxd"
 
     @property
@@ -137,6 +143,16 @@ class StatePaths:
         return self.root / "security" / "seccomp"
 
     @property
+    def interception(self) -> Path:
+        """What the processes that answer intercepted system calls read: one file an instance."""
+        return self.root / "security" / "interception"
+
+    @property
+    def interception_socket(self) -> Path:
+        """To which liblxc's monitors connect, to have intercepted system calls answered."""
+        return self.root / "seccomp.socket"
+
+    @property
     def apparmor(self) -> Path:
         return self.root / "security" / "apparmor"
 
@@ -158,12 +174,13 @@ class StatePaths:
             self.storage_pools: 0o711,
             self.networks: 0o711,
             self.devices: 0o711,
-            self.devlxd: 0o755,
+            self.devlxd: 0o711,
             self.shmounts: 0o711,
             self.backups: 0o700,
             self.logs: 0o700,
             self.root / "security": 0o700,
             self.seccomp: 0o700,
+            self.interception: 0o700,
             self.apparmor: 0o700,
             self.apparmor / "cache": 0o700,
             self.apparmor / "profiles": 0o700,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from utsuwa.core import faults
 from utsuwa.core.errors import Unavailable
@@ -47,6 +47,9 @@ class Database:
         self._sync_timer: asyncio.TimerHandle | None = None
         self._begun = self._ended = 0
         """Numbers of transactions that write."""
+        self._remembered: dict[tuple[object, ...], object] = {}
+        self._remembered_at: int | None = None
+        """The moment of all that is remembered."""
         self._readers = _Pool([Session(engine) for _ in range(engine.readers)])
         self._writers = _Pool([Session(engine, self._durability) for _ in range(engine.writers)])
         self._locks = engine.locks()
@@ -73,6 +76,7 @@ class Database:
     def act_as(self, member: MemberRow) -> None:
         """Run all further transactions on behalf of a member; before, they run as the first member."""
         self.member = member
+        self._remembered.clear()
         for session in (*self._readers.sessions, *self._writers.sessions):
             session.member = member.id
 
@@ -104,6 +108,26 @@ class Database:
             return await session.run(partial(_call, fn, args, kwargs))
         finally:
             self._readers.release(session)
+
+    async def recall(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, but return the result of the last call if nothing was written since.
+
+        For lists, which clients poll more often than they change. Nobody must modify the result. Arguments
+        are hashable, and `fn` is the same object each time.
+        """
+        key = (fn, args, tuple(kwargs.items()))
+        if not self.unchanged_since(self._remembered_at):
+            self._remembered.clear()
+            self._remembered_at = self.moment()
+        elif key in self._remembered:
+            return cast(T, self._remembered[key])
+        moment = self._remembered_at
+        result = await self.read(name, fn, *args, **kwargs)
+        if moment == self._remembered_at and self.unchanged_since(moment):
+            self._remembered[key] = result
+        return result
 
     def moment(self) -> int | None:
         """Return a mark for `unchanged_since`, to be taken before reading; None if others may write now."""

@@ -95,7 +95,8 @@ class Subscription:
         return self._scope.sees(event.project)
 
     def put(self, text: bytes) -> None:
-        if len(self._buffer) >= BUFFER_EVENTS or self._bytes + len(text) > BUFFER_BYTES:
+        hub = self._hub
+        if len(self._buffer) >= hub.buffer_events or self._bytes + len(text) > hub.buffer_bytes:
             self.overflowed = True
             self.close()
             log.warning("an event listener is too slow and was cut off", extra={"listener": self.name})
@@ -132,11 +133,19 @@ class Subscription:
 
 
 class EventHub:
-    """Distributes all events of the daemon; its methods must be called in the event loop's thread."""
+    """Distributes events of the daemon; its methods must be called in the event loop's thread."""
 
-    def __init__(self, location: str = LONE_MEMBER) -> None:
+    def __init__(
+        self,
+        location: str = LONE_MEMBER,
+        *,
+        buffer_events: int = BUFFER_EVENTS,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self.location = location
         """The name of this member, the location of all events."""
+        self.buffer_events = buffer_events
+        self.buffer_bytes = buffer_bytes
         self._subscriptions: set[Subscription] = set()
 
     @property
@@ -167,14 +176,14 @@ class EventHub:
             context=dict(context) if context else None,
             requestor=requestor,
         )
-        self._publish(LIFECYCLE, record, project)
+        self.publish(LIFECYCLE, record, project)
 
     def publish_operation(self, operation: Any, project: str = "") -> None:
         """Publish the current record of an operation (`wire.operations.Operation`)."""
-        self._publish(OPERATION, operation, project)
+        self.publish(OPERATION, operation, project)
 
     def publish_logging(self, level: str, message: str, context: Mapping[str, str] | None = None) -> None:
-        self._publish(LOGGING, Logging(message=message, level=level, context=dict(context or {})), "")
+        self.publish(LOGGING, Logging(message=message, level=level, context=dict(context or {})), "")
 
     def subscribe(
         self,
@@ -200,7 +209,8 @@ class EventHub:
         for subscription in list(self._subscriptions):
             subscription.close()
 
-    def _publish(self, kind: str, metadata: Any, project: str) -> None:
+    def publish(self, kind: str, metadata: Any, project: str = "") -> None:
+        """Publish a record as an event of the type `kind`."""
         if not self._subscriptions:
             return
         event = Event(

@@ -34,6 +34,9 @@ INSTANCE_RENAME = Kind("Renaming instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_MIGRATE = Kind("Migrating instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_SEND = Kind("Sending instance", _INSTANCE, Entitlement.CAN_EDIT, cancellable=True, flat=True)
 INSTANCE_RECEIVE = Kind("Receiving instance", _INSTANCE, Entitlement.CAN_CREATE, cancellable=True, flat=True)
+INSTANCE_SETTLE = Kind(
+    "Waiting for the result of a move", _INSTANCE, Entitlement.CAN_EDIT, cancellable=True, flat=True
+)
 INSTANCE_DELETE = Kind("Deleting instance", _INSTANCE, Entitlement.CAN_DELETE)
 
 SNAPSHOT_CREATE = Kind("Snapshotting instance", _INSTANCE, Entitlement.CAN_MANAGE_SNAPSHOTS)

@@ -15,7 +15,8 @@ import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from utsuwa.core import clock
 from utsuwa.core.errors import Cancelled as CancelledOperation
@@ -25,8 +26,9 @@ from utsuwa.core.units import shown_bytes
 from utsuwa.core.urls import object_url
 from utsuwa.operations.events import EventHub, act_as, current_requestor
 from utsuwa.operations.kinds import Kind
-from utsuwa.operations.websocket import WebSocket
+from utsuwa.operations.websocket import LastingWebSocket, WebSocket
 from utsuwa.wire import operations as wire
+from utsuwa.wire.events import Requestor
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,35 @@ def cancelled_by_client() -> bool:
     return operation is not None and operation.cancelled_by_client
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """The id of an operation and the secret of its only websocket, which both sides know before it starts."""
+
+    id: str
+    secret: str
+
+    @classmethod
+    def new(cls) -> Ticket:
+        return cls(str(uuid.uuid4()), secrets.token_hex(32))
+
+
+class Lasting(Protocol):
+    """The end of websockets that an operation's creator may lose and connect again."""
+
+    async def serve(self, name: str, socket: LastingWebSocket, *, offset: int, window: int) -> None:
+        """Serve one connected websocket until it is lost, replaced or not needed any more.
+
+        `offset` is how many bytes of the stream the client has already; `window` is how many it wants to
+        get beyond those that it acknowledges, 0 for any number.
+        """
+
+
 class _Socket:
     """One websocket that an operation waits for."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, secret: str) -> None:
         self.name = name
-        self.secret = secrets.token_hex(32)
+        self.secret = secret
         self.taken = False
         self.connected: asyncio.Future[WebSocket] = asyncio.get_running_loop().create_future()
 
@@ -103,14 +128,16 @@ class Operation:
         metadata: Mapping[str, Any] | None,
         websockets: Sequence[str],
         secret: str = "",
+        ticket: Ticket | None = None,
+        lasting: Lasting | None = None,
     ) -> None:
-        self.id = str(uuid.uuid4())
+        self.id = str(uuid.uuid4()) if ticket is None else ticket.id
         self.project = project
         self.kind = kind
         # Without the project, as with LXD: its clients take all that follows the last slash for the name.
         self.resources = {entity: [object_url(entity, name) for name in names] for entity in kind.entities}
         self.metadata = dict(metadata or {})
-        self.may_cancel = kind.cancellable
+        self.may_cancel = kind.cancellable or lasting is not None
         self.cancelled_by_client = False
         """Whether a client has cancelled it."""
         self._requestor = current_requestor()
@@ -118,10 +145,14 @@ class Operation:
         self.error = ""
         self._status = PENDING
         self._manager = manager
-        self._sockets = {name: _Socket(name) for name in websockets}
+        self._sockets = {
+            name: _Socket(name, secrets.token_hex(32) if ticket is None else ticket.secret)
+            for name in websockets
+        }
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._secret = secret
+        self._lasting = lasting
         if websockets:
             self.metadata |= self.secrets if kind.flat else {"fds": self.secrets}
         if secret:
@@ -216,23 +247,45 @@ class Operation:
         except TimeoutError:
             raise Unavailable(f"The client did not connect the websocket {name!r} in time") from None
 
-    def claim(self, secret: str) -> str:
+    @property
+    def lasts(self) -> bool:
+        """Whether its websockets may be connected again."""
+        return self._lasting is not None
+
+    def claim(self, secret: str, requestor: Requestor | None = None) -> str:
         """Return the name of the websocket with this secret; each can be claimed once.
 
-        Raises Forbidden for a wrong secret, which reveals nothing else.
+        Those that last can be claimed again, but only by who created the operation: everybody who sees an
+        operation sees the secrets. Raises Forbidden for a wrong secret, which reveals nothing else.
         """
+        if self.lasts and not self._was_created_by(requestor):
+            raise Forbidden("not authorized")
         for socket in self._sockets.values():
             if hmac.compare_digest(socket.secret.encode(), secret.encode()) and not socket.taken:
                 if self.ended:
                     break
-                socket.taken = True
+                socket.taken = not self.lasts
                 return socket.name
         raise Forbidden("not authorized")
+
+    def _was_created_by(self, requestor: Requestor | None) -> bool:
+        creator = self._requestor
+        if requestor is None or creator is None:
+            return False
+        return (requestor.protocol, requestor.username) == (creator.protocol, creator.username)
 
     def connect(self, name: str, socket: WebSocket) -> None:
         """Set the connected socket of a claimed name; it is ignored after completion."""
         if not self.ended:
             self._sockets[name].connected.set_result(socket)
+
+    async def serve(self, name: str, socket: LastingWebSocket, *, offset: int = 0, window: int = 0) -> None:
+        """Hand over the connected socket of a claimed name, and wait until it is not needed any more."""
+        if self._lasting is None:
+            self.connect(name, socket)
+            await self.wait()
+        elif not self.ended:
+            await self._lasting.serve(name, socket, offset=offset, window=window)
 
     def knows_secret(self, secret: str) -> bool:
         """Return whether `secret` is its own, or that of one of its websockets."""
@@ -322,17 +375,29 @@ class Operations:
         metadata: Mapping[str, Any] | None = None,
         websockets: Sequence[str] = (),
         secret: str = "",
+        ticket: Ticket | None = None,
+        lasting: Lasting | None = None,
     ) -> Operation:
         """Start `run` in the background, on behalf of the requestor of this context.
 
         `names` are the names of the objects concerned. `websockets` are the names of the sockets that the
         client must connect; their secrets are in the metadata under `fds`. Callers who know `secret`, which
-        is in the metadata as well, may wait for it. Raises Unavailable.
+        is in the metadata as well, may wait for it. With a `ticket`, its id and the secret of its websocket
+        are known. With `lasting`, that gets each websocket that the creator connects, also again; clients may
+        cancel such an operation. Raises Unavailable.
         """
         if self._stopping:
             raise Unavailable(SHUTTING_DOWN)
         operation = Operation(
-            self, kind, project, names=names, metadata=metadata, websockets=websockets, secret=secret
+            self,
+            kind,
+            project,
+            names=names,
+            metadata=metadata,
+            websockets=websockets,
+            secret=secret,
+            ticket=ticket,
+            lasting=lasting,
         )
         self._operations[operation.id] = operation
         operation.start(run)
@@ -357,8 +422,11 @@ class Operations:
 
     def ended(self, operation: Operation) -> None:
         """Called by an operation on completion, which is removed a little later."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._keep_seconds, self._operations.pop, operation.id, None)
+        asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, operation)
+
+    def _forget(self, operation: Operation) -> None:
+        if self._operations.get(operation.id) is operation:  # and not one that has the same ticket
+            del self._operations[operation.id]
 
     def refuse_new(self) -> None:
         """Make `start` raise Unavailable; running operations continue."""

@@ -21,3 +21,9 @@ class WebSocket(Protocol):
     async def send_bytes(self, data: bytes) -> None: ...
 
     async def send_str(self, data: str) -> None: ...
+
+
+class LastingWebSocket(WebSocket, Protocol):
+    """One that can be closed with a code that tells the client why."""
+
+    async def close(self, *, code: int = 1000) -> bool: ...

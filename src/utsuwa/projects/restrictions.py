@@ -40,7 +40,15 @@ _LOW_LEVEL_PREFIXES = ("linux.sysctl.", "security.bpffs.", "security.syscalls.")
 _INTERCEPT = "security.syscalls.intercept."
 _MOUNTS = (f"{_INTERCEPT}mount.allowed", f"{_INTERCEPT}mount.shift")
 """Interception by which the host's kernel mounts file systems of the instance."""
-_FREE_VOLATILE = frozenset({"volatile.apply_template", "volatile.base_image", "volatile.last_state.power"})
+_FREE_VOLATILE = frozenset(
+    {
+        "volatile.apply_template",
+        "volatile.base_image",
+        "volatile.cloud-init.instance-id",
+        "volatile.last_state.idmap",
+        "volatile.last_state.power",
+    }
+)
 """Volatile keys without influence on the host, which clients send back when they copy a configuration."""
 _RESTRICTED_TYPES = frozenset(
     {"gpu", "infiniband", "pci", "proxy", "unix-block", "unix-char", "unix-hotplug", "usb"}
@@ -86,11 +94,18 @@ class Restrictions:
 
     def check_volatile(self, old: Config, new: Config) -> None:
         """Raise Forbidden if a request changes volatile keys, which an instance's owner must not choose."""
-        if self.config is None or self.value("containers.lowlevel") == "allow":
-            return
         for key, value in new.items():
-            if key.startswith(VOLATILE) and key not in _FREE_VOLATILE and value != old.get(key, ""):
+            if self._keeps(key) and value != old.get(key, ""):
                 raise self._forbidden(f"changing {key!r}", "containers.lowlevel")
+
+    def without_volatile(self, config: Config) -> dict[str, str]:
+        """Return a config without the volatile keys that an instance's owner must not choose."""
+        return {key: value for key, value in config.items() if not self._keeps(key)}
+
+    def _keeps(self, key: str) -> bool:
+        if self.config is None or self.value("containers.lowlevel") == "allow":
+            return False
+        return key.startswith(VOLATILE) and key not in _FREE_VOLATILE
 
     def check_snapshot(self) -> None:
         """Raise Forbidden if the project does not allow creating snapshots, by hand or by schedule."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from utsuwa.cli.commands.create import made_name
 from utsuwa.cli.commands.delete import delete
+from utsuwa.cli.downtime import FLAG, Downtime, reasons
 from utsuwa.cli.errors import CommandFailed, UsageError
-from utsuwa.cli.migrating import MODES, Migration
+from utsuwa.cli.migrating import MODES, RELAY, Migration
 from utsuwa.cli.output.values import override_devices, pairs
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
 from utsuwa.client.server import instance_path, path_to
+from utsuwa.client.statuses import RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,12 +86,12 @@ def _copy_here(
     body = settings | {
         "name": new,
         "type": "container",
+        "stateful": _with_state(name, record, flags),
         "source": {
             "type": "copy",
             "source": name,
-            "project": server.project,
+            "project": server.project or "default",
             "instance_only": flags.on("instance-only"),
-            "live": record["stateful"] and not flags.on("stateless") and not refresh,
             "refresh": refresh,
             "allow_inconsistent": flags.on("allow-inconsistent"),
         },
@@ -99,6 +101,11 @@ def _copy_here(
     if not new:
         session.say(f"Instance name is: {made_name(done)}")
     return new
+
+
+def _with_state(name: str, record: dict[str, Any], flags: Flags) -> bool:
+    """Whether what is copied is a snapshot whose running state the copy goes on with."""
+    return "/" in name and record["stateful"] and not flags.on("stateless")
 
 
 def _same_name(name: str) -> str:
@@ -114,13 +121,22 @@ def _send(
     record: dict[str, Any],
     settings: dict[str, Any],
     flags: Flags,
+    downtime: Downtime | None = None,
 ) -> None:
     """Copy from a server to another one."""
     (remote, name), (to, new) = source, target
     refresh = _given(flags, "refresh")
-    live = record.get("status") == "Running" and not flags.on("stateless") and not refresh
-    shared = {"instance_only": flags.on("instance-only"), "live": live}
+    running = record.get("status") in RUNNING and not refresh
+    live = running and not flags.on("stateless") and downtime is None
+    with_state = _with_state(name, record, flags)
+    shared: dict[str, Any] = {"instance_only": flags.on("instance-only"), "live": live or with_state}
+    if live and flags.text("mode") == RELAY:
+        raise UsageError("A running instance needs --mode pull or push, or --stateless")
     offer = shared | {"migration": True, "allow_inconsistent": flags.on("allow-inconsistent")}
+    if with_state:
+        offer, settings = offer | {"name": new}, settings | {"stateful": True}
+    if downtime is not None:
+        offer, settings = offer | {"planned_downtime": True}, settings | {"start": True}
     base = record["config"].get("volatile.base_image", "")
     body = settings | {
         "name": new,
@@ -129,7 +145,8 @@ def _send(
     }
     project = flags.text("target-project")
     where = {"project": project} if project else {}
-    migration = Migration(session, (remote, instance_path(name), offer), (to, "/1.0/instances", body))
+    wanted = to, "/1.0/instances", body
+    migration = Migration(session, (remote, instance_path(name), offer), wanted, downtime)
     migration.run(flags.text("mode"), f"Copying {name}", **where)
 
 
@@ -196,8 +213,35 @@ def _move_away(session: Session, source: tuple[str, str], target: tuple[str, str
     settings = _settings(record, flags)
     settings["config"] = record["config"] | pairs(flags.many("config"))
     settings["ephemeral"] = record["ephemeral"]
-    _send(session, source, target, record, settings, flags)
-    delete(session, server, name)
+    settings["stateful"] = record["stateful"] and not flags.on("stateless")
+    downtime = _downtime(session, server, session.server(target[0]), (name, target[1]), record, flags)
+    _send(session, source, target, record, settings, flags, downtime)
+    if downtime is None:
+        delete(session, server, name)
+
+
+def _downtime(
+    session: Session,
+    source: Server,
+    target: Server,
+    names: tuple[str, str],
+    record: dict[str, Any],
+    flags: Flags,
+) -> Downtime | None:
+    """Return the downtime that a move needs, None for one without."""
+    agreed = flags.on(FLAG)
+    if record.get("status") not in RUNNING:
+        if agreed:
+            raise UsageError(f"--{FLAG} is for running instances")
+        return None
+    if flags.on("stateless"):
+        return None
+    why = [] if agreed else reasons(source, target, names[0])
+    if not (agreed or why):
+        return None
+    found = Downtime(session, names, why, agreed=agreed)
+    found.check(source, target)
+    return found
 
 
 def _overrides(source: Server, name: str, flags: Flags) -> dict[str, Any]:
@@ -235,7 +279,7 @@ _FLAGS = (
     ),
     Flag("no-profiles", "Apply no profiles to the new instance"),
     Flag("profile", "Profile to apply to the new instance", "p", kind=MANY, complete="profiles"),
-    Flag("stateless", "Leave out the running state of a stateful instance"),
+    Flag("stateless", "Leave out the running state of a stateful instance or snapshot"),
     Flag("storage", "Storage pool name", "s", kind=TEXT, complete="pools"),
     Flag("target", "Member of a cluster", kind=TEXT),
     Flag("target-project", "Another project as the destination", kind=TEXT, complete="projects"),
@@ -260,7 +304,10 @@ MOVE = Command(
     "Move or rename instances, or rename snapshots",
     _move,
     args="[<remote>:]<instance>[/<snapshot>] [[<remote>:]<instance>[/<snapshot>]]",
-    flags=_FLAGS,
+    flags=(
+        *_FLAGS,
+        Flag(FLAG, "Stop a running instance for the rest of a move to another server, and start it there"),
+    ),
     aliases=("mv",),
     example=("utsuwa move web --storage fast", "Move the files of a stopped instance to another pool."),
     complete=("instances-and-snapshots", ()),

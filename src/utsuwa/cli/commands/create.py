@@ -72,13 +72,9 @@ def _source(session: Session, image: str, server: Server) -> dict[str, Any]:
 
 def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
     """Return the request: the YAML on standard input, overridden by the flags."""
-    import sys
+    from utsuwa.cli import piped_yaml
 
-    given: dict[str, Any] = {}
-    if sys.stdin is not None and not sys.stdin.isatty() and (text := _piped()):
-        from utsuwa.cli import yaml_in
-
-        given = yaml_in.parse(text)
+    given = piped_yaml.given()
     config = dict(given.get("config") or {}) | pairs(flags.many("config"))
     devices = _devices(session, server, flags, given)
     body = {
@@ -93,24 +89,6 @@ def _request(session: Session, server: Server, flags: Flags) -> dict[str, Any]:
         "type": "virtual-machine" if flags.on("vm") else "container",
     }
     return {key: value for key, value in body.items() if value is not None}
-
-
-def _piped() -> str:
-    """Return standard input if it is a file or a pipe with data.
-
-    The standard input of a job without terminal may be an open pipe without a writer: do not wait for it.
-    """
-    import os
-    import select
-    import stat
-    import sys
-
-    mode = os.fstat(0).st_mode
-    if stat.S_ISREG(mode):
-        return sys.stdin.read()
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        return sys.stdin.read() if select.select([0], [], [], 0.1)[0] else ""
-    return ""
 
 
 def _profiles(flags: Flags, given: dict[str, Any]) -> list[str] | None:

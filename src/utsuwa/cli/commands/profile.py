@@ -40,8 +40,12 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
 
 
 def _create(session: Session, arguments: list[str], _flags: Flags) -> None:
+    from utsuwa.cli import piped_yaml
+
     server, name = session.target(arguments[0])
-    server.post("/1.0/profiles", {"name": name})
+    given = piped_yaml.given()
+    body = {field: given[field] for field in _NOUN.fields if field in given} | {"name": name}
+    server.post("/1.0/profiles", body)
     session.say(f"Profile {name} created")
 
 
@@ -134,7 +138,8 @@ COMMAND = Command(
             "Create profiles",
             _create,
             args="[<remote>:]<profile>",
-            example=("utsuwa profile create big", "Create an empty profile."),
+            details="YAML on standard input may set config, description and devices.",
+            example=("utsuwa profile create docker < docker.yaml", "Create a profile from a file."),
         ),
         objects.delete(_NOUN),
         devices.group("profiles", "profile", "profile"),

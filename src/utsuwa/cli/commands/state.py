@@ -9,6 +9,7 @@ from utsuwa.cli.parsing.command import Command, console_flag
 from utsuwa.cli.parsing.flags import NUMBER, Flag
 from utsuwa.client.errors import ApiError
 from utsuwa.client.server import path_to
+from utsuwa.client.statuses import RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 # The statuses that `--all` applies to.
 _ACTS_ON = {
     "start": ("Stopped", "Frozen"),
-    "stop": ("Running", "Frozen"),
-    "restart": ("Running",),
-    "freeze": ("Running",),
+    "stop": (*RUNNING, "Frozen"),
+    "restart": RUNNING,
+    "freeze": RUNNING,
 }
 _PAST = {"start": "start", "stop": "stop", "restart": "restart", "freeze": "pause"}
 

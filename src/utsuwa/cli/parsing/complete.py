@@ -10,6 +10,7 @@ import sys
 from utsuwa.cli.index import GLOBAL_FLAGS, ROOT, descend, without_alias
 from utsuwa.cli.parsing.flags import BOOL, Flag, Flags
 from utsuwa.client.server import instance_path, path_to
+from utsuwa.client.statuses import RUNNING
 from utsuwa.core.errors import UtsuwaError
 
 TYPE_CHECKING = False
@@ -32,7 +33,7 @@ _COLLECTIONS = {
     "images": ("/1.0/images/aliases", "name"),
 }
 _NEXT = "\0"
-_STATUSES = {"running": ("Running",), "stopped": ("Stopped", "Frozen")}
+_STATUSES = {"running": RUNNING, "stopped": ("Stopped", "Frozen")}
 
 
 def run(words: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from utsuwa.core import key_checks as checks
 from utsuwa.core.config_keys import ConfigKey, integer_between, one_of
-from utsuwa.core.instance_keys.records import for_vms, later
+from utsuwa.core.instance_keys.records import for_vms
 
 _priority = integer_between(0, 10)
 
@@ -87,11 +87,11 @@ LIMITS = (
         help="Priority for staying in memory; higher is less likely to be swapped out (0 to 10).",
         validate=_priority,
     ),
-    later(
+    ConfigKey(
         "limits.network.priority",
         "integer",
         default="0",
-        help="Priority of the instance's network traffic (0 to 10).",
+        help="Priority of the packets that leave the instance, for the host's queues (0 to 10).",
         validate=_priority,
     ),
     ConfigKey(

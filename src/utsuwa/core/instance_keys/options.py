@@ -60,7 +60,7 @@ BOOT = (
 )
 
 CLOUD_INIT = tuple(
-    later(f"cloud-init.{name}", live=False, help=help)
+    ConfigKey(f"cloud-init.{name}", live=False, help=help)
     for name, help in (
         ("network-config", "Network configuration for cloud-init."),
         ("user-data", "User data for cloud-init."),
@@ -69,27 +69,27 @@ CLOUD_INIT = tuple(
 )
 
 MIGRATION = (
-    later(
+    ConfigKey(
         "migration.incremental.memory",
         "bool",
         default="false",
         scope="container",
-        help="Transfer memory incrementally while the instance is running.",
+        help="Send memory to another server in rounds while the instance runs, until it stops for the rest.",
     ),
-    later(
+    ConfigKey(
         "migration.incremental.memory.goal",
         "integer",
         default="70",
         scope="container",
-        help="Percentage of memory to transfer before the instance is stopped.",
+        help="Percentage of memory that the other server has already, from which on no more rounds follow.",
         validate=integer_between(0, 100),
     ),
-    later(
+    ConfigKey(
         "migration.incremental.memory.iterations",
         "integer",
         default="10",
         scope="container",
-        help="Maximum number of transfer rounds before the instance is stopped.",
+        help="Maximum number of rounds in which memory is sent while the instance runs.",
         validate=checks.at_least(0),
     ),
     ConfigKey(
@@ -116,11 +116,11 @@ MISCELLANEOUS = (
         part=r"[^\n\r\0=]+",
         help="An environment variable for init and for commands run by exec.",
     ),
-    later(
+    ConfigKey(
         "linux.kernel_modules",
         "list",
         scope="container",
-        help="Kernel modules to load on the host before the instance starts.",
+        help="Kernel modules to load on the host before the instance starts, separated by commas.",
         validate=checks.kernel_modules,
     ),
     ConfigKey(

@@ -11,26 +11,20 @@ def _bool_now(name: str, default: str, help: str, *, live: bool = False) -> Conf
     return ConfigKey(name, "bool", default, live=live, scope="container", help=help)
 
 
-def _interception(name: str, help: str) -> ConfigKey:
-    return later(
-        f"security.syscalls.intercept.{name}",
-        "bool",
-        default="false",
-        live=False,
-        scope="container",
-        help=help,
-    )
+def _interception(name: str, help: str, *, in_force: bool = True) -> ConfigKey:
+    name = f"security.syscalls.intercept.{name}"
+    return ConfigKey(name, "bool", "false", live=False, help=help, scope="container", in_force=in_force)
 
 
 SECURITY = (
-    later("security.devlxd", "bool", default="true", live=False, help="Provide /dev/lxd in the instance."),
-    later(
+    ConfigKey(
+        "security.devlxd", "bool", "true", help="Provide the guest API at /dev/lxd/sock in the instance."
+    ),
+    _bool_now(
         "security.devlxd.images",
-        "bool",
-        default="false",
-        live=False,
-        scope="container",
-        help="Let the instance fetch the host's images through /dev/lxd.",
+        "false",
+        "Let the instance download its project's images through the guest API.",
+        live=True,
     ),
     ConfigKey(
         "security.idmap.base",
@@ -46,7 +40,7 @@ SECURITY = (
         "integer",
         live=False,
         scope="container",
-        help="Number of ids of an isolated id map.",
+        help="Number of ids of an isolated id map; by default more with security.nesting.",
         validate=checks.idmap_size,
     ),
     _bool_now("security.nesting", "false", "Allow nested containers.", live=True),
@@ -75,28 +69,28 @@ SECURITY = (
     ),
     _bool_now("security.syscalls.deny_compat", "false", "Deny system calls of 32-bit programs."),
     _bool_now("security.syscalls.deny_default", "true", "Deny the system calls that no container needs."),
-    _interception("bpf", "Handle bpf() for the instance."),
-    _interception("bpf.devices", "Let the instance load device programs of cgroup v2."),
+    _interception("bpf", "Handle bpf() for the instance.", in_force=False),
+    _interception("bpf.devices", "Let the instance load device programs of cgroup v2.", in_force=False),
     _interception("mknod", "Create harmless device nodes for the instance."),
     _interception("mount", "Mount the allowed file systems for the instance."),
-    later(
+    ConfigKey(
         "security.syscalls.intercept.mount.allowed",
         "list",
         scope="container",
-        help="File systems that may be mounted for the instance.",
+        help="File systems on its block devices that the host's kernel mounts for the instance.",
     ),
-    later(
+    ConfigKey(
         "security.syscalls.intercept.mount.fuse",
         "list",
         scope="container",
-        help="File systems to mount with a FUSE program instead, such as ext4=fuse2fs.",
+        help="File systems that a FUSE program in the instance mounts instead, such as ext4=fuse2fs.",
+        validate=checks.fuse_programs,
     ),
-    later(
+    _bool_now(
         "security.syscalls.intercept.mount.shift",
-        "bool",
-        default="false",
-        scope="container",
-        help="Mount them with the instance's id map.",
+        "false",
+        "Mount file systems with the instance's id map.",
+        live=True,
     ),
     _interception("sched_setscheduler", "Let the instance raise the priority of its processes."),
     _interception("setxattr", "Set the allowed extended attributes for the instance."),

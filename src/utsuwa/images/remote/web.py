@@ -208,7 +208,8 @@ async def pieces(response: ClientResponse) -> AsyncIterator[bytes]:
     """Return the body of a reply. Raises Unavailable, also for a server that sends too slowly."""
     pace = Pace(response.url)
     with translated(response.url):
-        async for chunk in response.content.iter_any():
+        # `iter_any` would copy all that has come into new memory.
+        async for chunk, _ in response.content.iter_chunks():
             pace.add(len(chunk))
             yield chunk
 

@@ -102,7 +102,8 @@ def version_of(kind: Kind) -> str:
 class Daemon:
     """A running one; made by `start`, ended by `close`."""
 
-    def __init__(self, kind: Kind, ground: Path) -> None:
+    def __init__(self, kind: Kind, ground: Path, box: NetBox | None = None) -> None:
+        """With the `box` of another one, it runs in that's namespaces."""
         self.kind = kind
         self.pools: tuple[str, ...] = ()
         self.problems: dict[str, str] = {}
@@ -114,7 +115,8 @@ class Daemon:
         self.dir.mkdir(mode=0o711)
         self.socket = self.dir / "unix.socket"
         self.wire = Wire(self.socket)
-        self.box = NetBox()
+        self.box = NetBox() if box is None else box
+        self._owns_box = box is None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -222,7 +224,8 @@ class Daemon:
             except Exception as error:
                 problems.append(f"{self.name}: {step.__name__.strip('_')}: {error}")
         self.wire.close()
-        self.box.close()
+        if self._owns_box:
+            self.box.close()
         shutil.rmtree(self.home, ignore_errors=True)
         if self.home.exists():
             problems.append(f"{self.name}: {self.home} could not be removed")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.disks import loop_ext4
+from tests.support.disks import DiskError, loop_ext4
+
+from bench.daemons import Missing
+from bench.wire import WireError
 
 SIZE = 32 << 30
 """Size in bytes; the file is sparse."""
@@ -38,3 +43,24 @@ def ground() -> Iterator[Path]:
         ) as mounted:
             mounted.chmod(0o711)
             yield mounted
+
+
+def run_on_ground(program: str, run: Callable[[Path], int], *expected: type[Exception]) -> int:
+    """Run a program's measurement on a `ground`; return its exit status.
+
+    Interruptions, what a host lacks, and `expected` errors are said on standard error.
+    """
+    if os.geteuid() != 0:
+        print(f"{program}: containers need root; run it as root", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    errors: tuple[type[Exception], ...] = (DiskError, Missing, WireError, *expected)
+    try:
+        with ground() as folder:
+            return run(folder)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except errors as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1

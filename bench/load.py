@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import images
-from tests.support.disks import DiskError
 
 from bench import machine, memory, wire
-from bench.daemons import UTSUWA, Daemon, Missing
-from bench.ground import ground
+from bench.daemons import UTSUWA, Daemon
+from bench.ground import run_on_ground
 from bench.wire import Wire
 
 FILE = Path(__file__).with_name("load.json")
@@ -106,27 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=50, metavar="N", help="clients at once (50)")
     parser.add_argument("--seconds", type=float, default=60, metavar="S", help="how long they ask (60)")
     options = parser.parse_args(arguments)
-    if os.geteuid() != 0:
-        print("bench/load-test: containers need root; run it as root", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        result = run(options, " ".join(["bench/load-test", *arguments]))
-    except KeyboardInterrupt:
-        print("bench/load-test: interrupted", file=sys.stderr)
-        return 130
-    except (DiskError, Missing, wire.WireError) as error:
-        print(f"bench/load-test: {error}", file=sys.stderr)
-        return 1
+    command = " ".join(["bench/load-test", *arguments])
+    return run_on_ground("bench/load-test", lambda folder: _keep(_run_on(folder, options, command)))
+
+
+def _keep(result: LoadResult) -> int:
     FILE.write_text(json.dumps(result.to_json(), indent=1) + "\n")
     print(section(result))
     print("bench/load-test: `bench/run --redraw` takes this into the report", file=sys.stderr)
     return 1 if result.errors else 0
-
-
-def run(options: argparse.Namespace, command: str) -> LoadResult:
-    with ground() as folder:
-        return _run_on(folder, options, command)
 
 
 def _run_on(folder: Path, options: argparse.Namespace, command: str) -> LoadResult:

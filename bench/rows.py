@@ -20,9 +20,13 @@ from bench.bare import Bare
 from bench.crowd_rows import CrowdRows
 from bench.daemons import BRIDGE, Daemon
 from bench.device_rows import DeviceRows
+from bench.docker_rows import DockerRows
 from bench.file_rows import FileRows
+from bench.guest_rows import GuestRows
 from bench.https_rows import HttpsRows
 from bench.image_rows import ImageRows
+from bench.migration_rows import MigrationRows
+from bench.nested_rows import NestedRows
 from bench.places import AT_A_TIME, Place, launch, median_of, remove
 from bench.samples import Samples, Subject
 from bench.snapshot_rows import SnapshotRows
@@ -52,7 +56,7 @@ def _named(place: Place, words: Sequence[str]) -> list[str]:
     return [place.name(word) if re.fullmatch(r"[a-z]\d+", word) else word for word in words]
 
 
-_ROUND = ("ready", "debian", "busybox", "files", "devices", "snapshots", "state")
+_ROUND = ("ready", "debian", "busybox", "files", "devices", "guest", "snapshots", "state")
 """The parts of a round."""
 
 
@@ -95,6 +99,12 @@ class Bench:
                 break
             self._part(f"round {number + 1} of {self.sizes.rounds}", partial(self._round, number))
             self.rounds += 1
+        if self._wanted("migration"):
+            self._part("copies to other daemons", MigrationRows(self).measure)
+        if self._wanted("docker"):
+            self._part("Docker in a container", DockerRows(self).measure)
+        if self._wanted("nested"):
+            self._part("a daemon in a container", NestedRows(self).measure)
         for number in range(self.sizes.bursts if self._wanted("bursts") else 0):
             listing = number == self.sizes.bursts - 1
             action = partial(self._bursts, number, listing=listing)
@@ -164,6 +174,7 @@ class Bench:
             ("busybox", self._busybox_round),
             ("files", FileRows(self).measure),
             ("devices", DeviceRows(self).measure),
+            ("guest", GuestRows(self).measure),
             ("snapshots", SnapshotRows(self).measure),
             ("state", StateRows(self).measure),
         ):

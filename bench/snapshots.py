@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -13,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from tests.support import images
-from tests.support.disks import DiskError
 
 from bench import wire
-from bench.daemons import UTSUWA, Daemon, Missing
-from bench.ground import ground
+from bench.daemons import UTSUWA, Daemon
+from bench.ground import run_on_ground
 from bench.wire import Wire, timed
 
 POOL = "overlay"
@@ -40,19 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if options.snapshots < 2 * GROUP or min(options.below, options.starts) < 1:
         parser.error(f"there must be at least {2 * GROUP} snapshots, one below, and one start")
-    if os.geteuid() != 0:
-        print("bench/snapshots-test: containers need root; run it as root", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with ground() as folder:
-            return _run_on(folder, options)
-    except KeyboardInterrupt:
-        print("bench/snapshots-test: interrupted", file=sys.stderr)
-        return 130
-    except (DiskError, Missing, wire.WireError) as error:
-        print(f"bench/snapshots-test: {error}", file=sys.stderr)
-        return 1
+    return run_on_ground("bench/snapshots-test", lambda folder: _run_on(folder, options))
 
 
 def _run_on(folder: Path, options: argparse.Namespace) -> int:

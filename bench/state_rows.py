@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,17 +45,18 @@ class StateRows:
                 continue
             name = f"s{number}{image[0]}"
             for place in places:
-                _launch(place, place.name(name), image, touch)
+                launch(place, place.name(name), image, touch, {"migration.stateful": "true"})
             bench.turns(f"state-snapshot{suffix}", bench.on_running(name, _snapshot), places)
             bench.turns(f"state-restore{suffix}", bench.on_running(name, partial(_restore, touch)), places)
             for place in places:
                 wire.remove(place.daemon.wire, place.name(name))
 
 
-def _launch(place: Place, name: str, image: str, touch: str) -> None:
+def launch(place: Place, name: str, image: str, touch: str, config: Mapping[str, str]) -> None:
+    """Have a container run whose state can be saved, with a command in it."""
     connection = place.daemon.wire
     wire.create(connection, name, image, place.pool)
-    connection.do("PATCH", f"/1.0/instances/{name}", {"config": {"migration.stateful": "true"}})
+    connection.do("PATCH", f"/1.0/instances/{name}", {"config": config})
     wire.set_state(connection, name, "start")
     wire.settle(connection, name)
     if touch:

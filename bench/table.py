@@ -27,6 +27,7 @@ FILES_KEY, FILES = "files", 1000
 ALIASES_KEY, ALIASES = "aliases", 10_000
 BIG_KEY, BIG_MIB = "big", 1024
 TOUCHED_KEY, TOUCHED_MIB = "touched", 100
+FAR_KEY, FAR_MIB = "far", 200
 PAUSE_KEY, PAUSE_SECONDS = "pause", 5
 
 ROWS = (
@@ -84,6 +85,7 @@ ROWS = (
     Row(
         "nic-unplug", "devices", "remove a network interface from a running container, at the wire", target=3
     ),
+    Row("guest-metadata", "guest", "GET /1.0/meta-data of the guest API from inside", target=2),
     Row("snapshot", "snapshots", "snapshot of a stopped container, Debian, at the wire"),
     Row("snapshot-running", "snapshots", "snapshot of a running container, Debian, at the wire"),
     Row("restore", "snapshots", "restore of a stopped container, Debian, at the wire"),
@@ -94,6 +96,32 @@ ROWS = (
     Row("state-restore-busybox", "state", "restore of it, the running container is stopped for that"),
     Row("state-snapshot", "state", "snapshot with the running state, Debian with {touched} MiB in use"),
     Row("state-restore", "state", "restore of it, the running container is stopped for that, Debian"),
+    Row(
+        "docker-run",
+        "docker",
+        "`docker run --rm busybox true` in a container, as a multiple of the same on the host",
+        unit="x",
+    ),
+    Row(
+        "docker-files",
+        "docker",
+        "1000 files created, read, copied and removed in a container of that Docker, likewise",
+        unit="x",
+    ),
+    Row("nested-launch", "nested", "launch of Debian by a daemon in a container, with the client there"),
+    Row("nested-size", "nested", "disk space of that container when it has booted", unit="MiB"),
+    Row("far-copy", "migration", "copy to another daemon, Debian", target=4),
+    Row("far-copy-image", "migration", "copy to another daemon that uses its image, Debian", target=10),
+    Row("far-copy-files", "migration", "copy to another daemon, {far} files of 1 MiB"),
+    Row("far-refresh", "migration", "refresh of that copy, 1 % of which has changed"),
+    Row(
+        "far-copy-big",
+        "migration",
+        "copy to another daemon, a file of {big} MiB, as a multiple of `rsync`",
+        unit="x",
+    ),
+    Row("live-busybox", "migration", "downtime of a move of a running container, busybox"),
+    Row("live-debian", "migration", "the same, Debian with {touched} MiB in use that writes 10 MiB/s"),
     Row("burst-launch", "bursts", "launch {burst} busybox, 8 at a time", target=4),
     Row("burst-delete", "bursts", "stop and delete {burst} running, 8 at a time", target=6),
     Row("get-server", "bursts", "GET /1.0", target=1),

@@ -163,7 +163,7 @@ def run_inside(wire: Wire, name: str, *argv: str) -> None:
 
 
 # Until systemd has ended its boot, whatever of it can be asked before; 10 tells a degraded one.
-_BOOTED = """
+BOOTED = """
 until state=$(systemctl is-system-running --wait 2>&1); [ "$state" = running ] || [ "$state" = degraded ]
 do sleep 0.02; done
 [ "$state" = running ] || exit 10
@@ -172,7 +172,7 @@ do sleep 0.02; done
 
 def await_systemd(wire: Wire, name: str) -> str:
     """Wait inside for the end of the boot; returns `running` or `degraded`."""
-    body = {"command": ["sh", "-c", _BOOTED], "wait-for-websocket": False, "interactive": False}
+    body = {"command": ["sh", "-c", BOOTED], "wait-for-websocket": False, "interactive": False}
     code = wire.do("POST", f"/1.0/instances/{name}/exec", body).get("return")
     match code:
         case 0:
@@ -205,3 +205,14 @@ def settle(wire: Wire, name: str, seconds: float = 8) -> None:
             return
         before = used
         time.sleep(0.25)
+
+
+def pull_from(near: Wire, address: str, offer: dict[str, Any]) -> dict[str, Any]:
+    """Return the source of an instance that another daemon pulls, given the reply to its offer."""
+    return {
+        "type": "migration",
+        "mode": "pull",
+        "operation": f"https://{address}{offer['operation']}",
+        "certificate": near.get("/1.0")["environment"]["certificate"],
+        "secrets": offer["metadata"]["metadata"],
+    }

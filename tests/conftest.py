@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from tests.support import guards, images, isolation, workers
 from tests.support.daemon import Daemon
+from tests.support.long import LONG
 from tests.support.postgres import PostgresServer
 from utsuwa.db.postgres import Postgres
 
@@ -63,8 +64,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip root tests for other users, and extend the timeouts of tests that build the Debian image."""
+    """Skip root tests for other users and long tests in short runs; Debian images take long to build."""
     for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="takes long: scripts/test --long"))
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if item.get_closest_marker("debian") and not item.get_closest_marker("timeout"):
@@ -166,6 +169,12 @@ def busybox_image(pytestconfig: pytest.Config) -> images.Image:
 def debian_image() -> images.Image:
     """Files of a Debian 12 image with systemd, which is cached, as building it takes a minute."""
     return images.debian()
+
+
+@pytest.fixture(scope="session")
+def cloud_image() -> images.Image:
+    """The same with cloud-init."""
+    return images.debian_with_cloud_init()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import images
+from tests.support import criu, images, packages
 from tests.support.cache import cached
 
 HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ class Disks:
     bundle: Path
     """ext4 with the folder that `scripts/offline-bundle` fills."""
     checkout: Path
-    """ext4 with the files that git knows of this checkout, as they are, a busybox image and packages."""
+    """ext4 with the files that git knows of this checkout, as they are, images and packages."""
 
 
 def prepare(release: Release, folder: Path) -> Disks:
@@ -86,6 +86,7 @@ def _bundle(suite: str, folder: Path) -> Path:
     shutil.copytree(kept, content)
     if suite == HOST:
         _run(ROOT / "scripts/offline-bundle", "--program", content)
+    shutil.copytree(criu.installed(), content / "criu")  # as `offline-bundle --criu` adds it
     return _make_image(content, folder / "bundle.img", "bundle")
 
 
@@ -100,6 +101,9 @@ def _checkout(folder: Path) -> Path:
     shutil.copytree(cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
     (content / "busybox").mkdir()
     images.build_busybox(content / "busybox")
+    docker = images.debian_13_with_docker()
+    shutil.copytree(docker.metadata.parent, content / "docker")
+    shutil.copy2(packages.of_sid("runc"), content / "docker")
     return _make_image(content, folder / "checkout.img", "checkout")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stock.disk import Disks
+from tests.support.long import LONG
 
 LIMIT = 3000.0
 """Seconds that a run may take; a quiet machine with two processors needs an eighth of it."""
@@ -21,6 +22,7 @@ POLL = 0.5
 # A timer that comes late, as on a busy host, would make the kernel give up.
 # On one processor the kernel takes no locks, which saves a third; a check puts the second one online.
 KERNEL = "root=/dev/vda rw console=ttyS0 mitigations=off no_timer_check maxcpus=1 systemd.debug_shell=ttyS2"
+KERNEL += " stock.long" if LONG else ""
 
 
 @dataclass(frozen=True)

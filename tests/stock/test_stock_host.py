@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.stock import guest, machine
+from tests.support.long import usually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(machine.LIMIT + 600)]
-NAMES = [check.name for check in (*guest.BEFORE_REBOOT, *guest.AFTER_REBOOT)]
+CHECKS = (*guest.BEFORE_REBOOT, *guest.AFTER_REBOOT)
+USUAL, NAMES = [check.name for check in CHECKS if not check.long], [check.name for check in CHECKS]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", usually(USUAL, NAMES))
 def test_stock_host(report: machine.Report, name: str) -> None:
     outcome = report.outcomes.get(name)
     if outcome is None:

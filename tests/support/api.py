@@ -32,6 +32,24 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
 
+    @classmethod
+    def of(
+        cls,
+        connection: http.client.HTTPConnection,
+        method: str,
+        url: str,
+        payload: str | bytes | None,
+        headers: Mapping[str, str],
+    ) -> Reply:
+        """Send a request on a connection that is closed afterwards; return its response."""
+        try:
+            connection.request(method, url, payload, headers)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return cls(answer.status, names, answer.read())
+        finally:
+            connection.close()
+
     @property
     def json(self) -> Any:
         return json.loads(self.body)

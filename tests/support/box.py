@@ -11,7 +11,6 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +18,7 @@ from tests.support.images import Image
 from utsuwa.core.idmap import IdMap
 from utsuwa.instances.confinement import lxcconf
 from utsuwa.instances.confinement.host_facts import read_host_facts
+from utsuwa.instances.confinement.lxcconf import SeccompPolicy
 from utsuwa.security import idmap, seccomp
 
 MACHINE = os.uname().machine
@@ -64,7 +64,7 @@ class Box:
             post_stop=self.folder / "post-stop",
             target=self.target,
             host=read_host_facts(lxcfs=lxcfs),
-            seccomp=seccomp.write(self.folder, "seccomp", policy) if policy else None,
+            seccomp=SeccompPolicy(seccomp.write(self.folder, "seccomp", policy)) if policy else None,
         )
         lxcconf.write(self.folder / "lxc.conf", lxcconf.build(spec))
 
@@ -159,26 +159,39 @@ def call_32(number: int) -> bytes:
     return b"\xb8" + struct.pack("<I", number) + b"\x31\xdb\x31\xc9\xcd\x80" + _EXIT
 
 
-@contextmanager
-def running_lxcfs() -> Iterator[Path]:
-    """Run a separate lxcfs and yield its mount point."""
-    folder = _open_folder()
-    mount = folder / "lxcfs"
-    mount.mkdir()
-    argv = ["lxcfs", "--pidfile", str(folder / "lxcfs.pid"), str(mount)]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 10
-            while not (mount / "proc/uptime").exists():
-                assert time.monotonic() < deadline, "lxcfs does not start"
-                assert process.poll() is None, "lxcfs ended"
-                time.sleep(0.02)
-            yield mount
-        finally:
-            process.terminate()
-            process.wait(10)
-            subprocess.run(["umount", "-l", mount], capture_output=True)
-            shutil.rmtree(folder)
+class Lxcfs:
+    """A separate lxcfs; a context manager that starts it, and stops and unmounts it at the end."""
+
+    def __init__(self) -> None:
+        self._folder = _open_folder()
+        self.mount = self._folder / "lxcfs"
+        self.mount.mkdir()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = ["lxcfs", "--pidfile", str(self._folder / "lxcfs.pid"), str(self.mount)]
+        self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while not (self.mount / "proc/uptime").exists():
+            assert time.monotonic() < deadline, "lxcfs does not start"
+            assert self._process.poll() is None, "lxcfs ended"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kill it, and remove the mount that it leaves."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+        subprocess.run(["umount", "-l", self.mount], capture_output=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
 
 
 def _open_folder() -> Path:

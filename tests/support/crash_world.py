@@ -40,7 +40,7 @@ EXTRA = "extra"
 """The name of the second image, which is imported and deleted."""
 NETWORK, SPARE = "kept", "spare"
 """The network of all instances, and one that comes and goes; `SPARE` is a pool too."""
-QUIET = ("backups", "database", "devlxd", "shmounts")
+QUIET = ("backups", "database", "shmounts")
 """Folders of the state folder that no change here leaves anything in."""
 TABLES = (
     ("instances", "instances"),
@@ -463,6 +463,7 @@ class World:
         same(entries(folder / "snapshots"), with_snapshots, "links to snapshots")
         same(entries(folder / "logs") | names, names, "logs")
         same(entries(folder / "devices") | names, names, "device nodes")
+        same(entries(folder / "devlxd") | names, names, "sockets of the guest API")
         fingerprints = {i["fingerprint"] for i in self.daemon.get("/1.0/images?recursion=1")}
         same({n.partition(".")[0] for n in entries(folder / "images")}, fingerprints, "files of images")
         patiently(lambda: same(_hidden(folder / "cache"), [], "half documents of image servers"))

@@ -30,6 +30,8 @@ class FakePorts:
     ) -> None:
         self.asked.append((mac, config.get("ipv4.address", "")))
 
+    async def set_priority(self, interface: str, bridge: str, mac: str, priority: int) -> None: ...
+
 
 @dataclass
 class FakeVolume:

@@ -269,6 +269,8 @@ def problem(probe: Probe, reply: Reply) -> str:
     described = probe.operation.definition.raw["responses"]
     if "content" not in described.get(str(reply.status), described["default"]):
         return ""  # the content itself, without an envelope
+    if 300 <= reply.status < 400 and not reply.body and "location" in reply.headers:
+        return ""  # the way to another address
     if reply.headers.get("content-type") != "application/json":
         return "not JSON"
     response = schemathesis.Response(

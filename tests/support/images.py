@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.support import isolation
 from tests.support.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = ROOT / "scripts/images/debian-12.yaml"
+TRIXIE: dict[str, Any] = {"release": "trixie", "properties": {"version": "13"}}
+"""What differs in the definition for Debian 13."""
 BUILDERS = sorted((ROOT / "src/utsuwa/cli/building").glob("*.*"))
 """What makes of the definition an image, without a daemon."""
 BUSYBOX = Path("/bin/busybox")
@@ -87,13 +91,19 @@ def busybox_in(folder: Path) -> Image:
     return Image(folder / METADATA, folder / ROOTFS, folder / UNIFIED)
 
 
-def build_with_init(folder: Path, name: str, init: str) -> Path:
-    """Write `NAME.tar`, a unified busybox image whose /sbin/init is the script `init`."""
+def build_with_init(
+    folder: Path, name: str, init: str, more: Mapping[str, bytes | str | None] | None = None
+) -> Path:
+    """Write `NAME.tar`, a unified busybox image whose /sbin/init is the script `init`.
+
+    `more` are further files by path: content, the target of a symlink, or None for a directory.
+    """
     files = {f"rootfs/{path}": content for path, content in _busybox_files().items()}
     unified = folder / f"{name}.tar"
     with tarfile.open(unified, "w") as tar:
         _add(tar, _metadata_files({"name": name}))
-        _add(tar, {"rootfs": None} | files | {"rootfs/sbin/init": init.encode()})
+        added = {f"rootfs/{path}": content for path, content in (more or {}).items()}
+        _add(tar, {"rootfs": None} | files | added | {"rootfs/sbin/init": init.encode()})
     return unified
 
 
@@ -141,11 +151,41 @@ def _add(tar: tarfile.TarFile, files: Mapping[str, bytes | str | None]) -> None:
 
 
 def debian() -> Image:
-    """Return the image of `scripts/images/debian-12.yaml`, cached until that or what builds it changes."""
+    """Return the image of `scripts/images/debian-12.yaml`."""
+    return _built("debian-12", DEBIAN.read_text())
+
+
+def debian_13() -> Image:
+    """Return the same of Debian 13."""
+    return _variant("debian-13", **TRIXIE)
+
+
+def debian_with_cloud_init() -> Image:
+    """Return the same of Debian 12 with cloud-init."""
+    return _variant("debian-12-cloud", "cloud-init", "openssh-client")
+
+
+def debian_13_with_docker() -> Image:
+    """Return the same of Debian 13 with Docker."""
+    docker = ("docker.io", "docker-cli", "docker-buildx", "iptables", "apparmor", "busybox-static")
+    return _variant("debian-13-docker", *docker, **TRIXIE)
+
+
+def _variant(name: str, *packages: str, **changes: Any) -> Image:
+    """Return the image of the definition with further packages and other values."""
+    definition = yaml.safe_load(DEBIAN.read_text()) | changes
+    definition["packages"] += packages
+    return _built(name, yaml.safe_dump(definition, sort_keys=False))
+
+
+def _built(name: str, definition: str) -> Image:
+    """Return the image of a definition, cached until that or what builds it changes."""
 
     def build(folder: Path) -> None:
         # its packages come over the host's network
-        words = (sys.executable, "-m", "utsuwa.cli.building", str(DEBIAN), str(folder))
+        source = folder / "definition.yaml"
+        source.write_text(definition)
+        words = (sys.executable, "-m", "utsuwa.cli.building", str(source), str(folder))
         built = subprocess.run(
             [*isolation.host_prefix(), *words],
             stdin=subprocess.DEVNULL,
@@ -154,5 +194,5 @@ def debian() -> Image:
         )
         assert built.returncode == 0, built.stderr.decode(errors="replace")[-4000:]
 
-    folder = cached("debian-12", [file.read_bytes() for file in (DEBIAN, *BUILDERS)], build)
+    folder = cached(name, [definition.encode(), *(file.read_bytes() for file in BUILDERS)], build)
     return Image(folder / "metadata.tar.xz", folder / "rootfs.squashfs")

@@ -18,6 +18,14 @@ echo 0 >/proc/sys/net/ipv4/ip_forward
 if [ -e /proc/sys/net/ipv6 ]; then echo 0 >/proc/sys/net/ipv6/conf/all/forwarding; fi
 keep=$(mktemp -d) && mount -t tmpfs none "$keep" && mkdir "$keep/c" && mount --rbind /sys/fs/cgroup "$keep/c"
 mount -t sysfs sysfs /sys && mount --rbind "$keep/c" /sys/fs/cgroup && umount -l "$keep" && rmdir "$keep"
+# A CRIU of the host would be used in place of the one that a test provides, or takes away.
+for place in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin; do
+    [ -e $place/criu ] || [ -L $place/criu ] || continue
+    upper=$(mktemp -d) && mount -t tmpfs none "$upper" && mkdir "$upper/u" "$upper/w"
+    mknod "$upper/u/criu" c 0 0
+    mount -t overlay -o "lowerdir=$place,upperdir=$upper/u,workdir=$upper/w" none $place
+    umount -l "$upper" && rmdir "$upper"
+done
 """
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _host: list[int] = []

@@ -20,6 +20,8 @@ PLACES = ("/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/lxc", "/var/log/lxc"
 LIBLXC_LOCKS = "/run/lxc/lock"
 HOME_PREFIX = "ut-"
 """Of the folders of tests' daemons, into which no other daemon puts anything."""
+_OF_TESTS = (HOME_PREFIX, "pytest-of-", "utsuwa-tests-")
+"""Folders that are not searched: those, and those of the tests themselves, which get thousands of files."""
 MANAGERS = ("utsuwa.daemon.main", "utsuwad", "lxd", "incusd")
 
 
@@ -55,8 +57,9 @@ def _all_leaks(folder: Path, owner: str, before: HostState) -> Iterator[str]:
     yield from (f"file outside: {f}" for f in _files_named(folder))
     yield from (f"cgroup: {path}" for path in cgroups_of(owner))
     yield from (f"firewall table: {table}" for table in _nft_tables() if owner in table)
-    if not _other_managers(str(folder)):
-        yield from (f"network interface: {name}" for name in sorted(set(_interfaces()) - before.interfaces))
+    new = sorted(set(_interfaces()) - before.interfaces)
+    if new and not _other_managers(str(folder)):
+        yield from (f"network interface: {name}" for name in new)
 
 
 def mounts_below(folder: Path, pid: int | None = None) -> list[str]:
@@ -145,7 +148,7 @@ def _files_named(folder: Path) -> Iterator[str]:
         for top, folders, files in os.walk(place):
             named = [f"{top}/{name}" for name in (*folders, *files) if folder.name in name]
             yield from (path for path in named if path != str(folder) and not _is_empty_lock_folder(path))
-            deeper = [f for f in folders if folder.name not in f and not f.startswith(HOME_PREFIX)]
+            deeper = [f for f in folders if folder.name not in f and not f.startswith(_OF_TESTS)]
             folders[:] = deeper if top.count("/") < 8 else []
 
 

@@ -103,7 +103,7 @@ def outside(box: NetBox, other: NetBox, address: str, peer: str) -> Iterator[Non
         box.run("ip", "link", "del", "outside0", check=False)
 
 
-def until(condition: Any, seconds: float = 10) -> None:
+def until(condition: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -14,12 +14,16 @@ from tests.support.disks import loop_ext4
 from tests.support.faults import Faults
 from tests.support.image_server import ImageServer, serving
 from tests.support.images import Image
+from tests.support.long import usually
 from tests.support.networks import prepared
 from tests.support.pools import WAYS, TestedPool, as_kernel_leaves_it, load, source
 from tests.support.tls import Identity, make_identity
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.userns import close_user_namespaces
+
+USUAL = ("overlay", "overlay packed", "overlay shifted", "dir", "plain")
+"""The ways of short runs: every driver, and of the default one both forms of images, and old kernels."""
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +41,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     close_user_namespaces()
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=usually(USUAL, WAYS))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way in which a driver may work: see `pools.WAYS`."""
     return as_kernel_leaves_it(request, monkeypatch)

@@ -160,7 +160,7 @@ def first(module_daemon: Daemon, busybox: str, home: Path) -> Play:
     return play(module_daemon, home, MODULES + SITE)
 
 
-def test_a_second_run_changes_nothing(module_daemon: Daemon, first: Play, home: Path) -> None:
+def test_a_first_run_makes_everything(module_daemon: Daemon, first: Play) -> None:
     d = module_daemon
     assert first.actions == {
         "project": ["create"],
@@ -176,7 +176,10 @@ def test_a_second_run_changes_nothing(module_daemon: Daemon, first: Play, home: 
     assert one["expanded_config"]["limits.memory"] == "512MiB"
     assert two["status"] == "Stopped"
 
-    second = play(d, home, MODULES + SITE)
+
+@pytest.mark.long
+def test_a_second_run_changes_nothing(module_daemon: Daemon, first: Play, home: Path) -> None:
+    second = play(module_daemon, home, MODULES + SITE)
     assert second.changed == []
     assert second.results.keys() == first.results.keys()
 
@@ -210,6 +213,7 @@ def test_the_inventory(module_daemon: Daemon, first: Play, home: Path) -> None:
     assert "elsewhere" not in listed
 
 
+@pytest.mark.long
 def test_changes_and_the_end(module_daemon: Daemon, first: Play, home: Path) -> None:
     changes = play(module_daemon, home, MODULES + CHANGES)
     assert changes.actions == {

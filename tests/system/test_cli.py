@@ -273,7 +273,14 @@ def test_profiles(shared_daemon: Daemon, busybox: str) -> None:
     utsuwa_client(d, "profile", "assign", "c1", "default,p3")
     assert d.get("/1.0/instances/c1")["profiles"] == ["default", "p3"]
     utsuwa_client(d, "profile", "remove", "c1", "p3")
-    for name in ("p1", "p3"):
+    given = b"name: other\ndescription: given\nconfig: {user.n: 2}\n"
+    utsuwa_client(d, "profile", "create", "p4", input=given)
+    created = d.get("/1.0/profiles/p4")
+    assert (created["description"], created["config"], created["devices"]) == ("given", {"user.n": "2"}, {})
+    refused = utsuwa_client(d, "profile", "create", "p5", input=b"config: {limits.cpu: x}\n", check=False)
+    assert refused.returncode == 1
+    assert "p5" not in "".join(d.get("/1.0/profiles"))
+    for name in ("p1", "p3", "p4"):
         assert utsuwa_client(d, "profile", "delete", name).stdout == f"Profile {name} deleted\n"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.box import MACHINE, Box, call, call_32, running_lxcfs
+from tests.support.box import MACHINE, Box, Lxcfs, call, call_32
 from tests.support.devices import FakeContainer, FakePorts, FakeVolume, FakeVolumes
 from tests.support.images import Image
 from tests.support.instances import ref
@@ -188,11 +188,23 @@ def test_privileged_containers_make_no_block_nodes(busybox_image: Image) -> None
         assert box.run("sh", "-c", "echo x > /proc/sys/kernel/core_pattern || echo no").endswith("no\n")
 
 
+@needs_x86
+def test_privileged_containers_have_no_detached_mounts(busybox_image: Image) -> None:
+    """Files in them have no path that rules of AppArmor could be about."""
+    calls = {"fsopen": call(430), "fspick": call(433), "cloned": call(428, 0, 0, 1), "opened": call(428)}
+    with Box(busybox_image, {"security.privileged": "true"}) as box:
+        for name, code in calls.items():
+            box.add_program(f"try_{name}", code)
+        box.start()
+        said = box.run("sh", "-c", "for name in fsopen fspick cloned opened; do try_$name; echo $?; done")
+        assert [int(code) == errno.ENOSYS for code in said.split()] == [True, True, True, False]
+
+
 @pytest.mark.skipif(
     shutil.which("lxcfs") is None or not Path("/dev/fuse").exists(), reason="lxcfs does not run here"
 )
 def test_lxcfs_replaces_files_of_proc(busybox_image: Image) -> None:
-    with running_lxcfs() as lxcfs, Box(busybox_image, {"security.nesting": "true"}, lxcfs) as box:
+    with Lxcfs() as lxcfs, Box(busybox_image, {"security.nesting": "true"}, lxcfs.mount) as box:
         box.start()
         of_host = float(Path("/proc/uptime").read_text().split()[0])
         assert float(box.run("cat", "/proc/uptime").split()[0]) < min(20, of_host)

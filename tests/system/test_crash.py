@@ -30,12 +30,13 @@ from tests.support.crash_world import EXTRA, World
 from tests.support.faults import Faults
 from tests.support.image_server import serving
 from tests.support.images import Image
+from tests.support.long import amount
 from tests.support.tls import make_identity
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", "24"))
-POINTS = int(os.environ.get("UTSUWA_CRASH_POINTS", KILLS // 2))
+KILLS = int(os.environ.get("UTSUWA_CRASH_KILLS", amount(8, long=200)))
+POINTS = int(os.environ.get("UTSUWA_CRASH_POINTS", amount(KILLS // 2, long=0)))
 SEED = os.environ.get("UTSUWA_CRASH_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_CRASH_ONLY")
 TABLE = os.environ.get("UTSUWA_CRASH_TABLE")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.systemd import system_state
 from utsuwa.host.system import kernel_limits
 
 pytestmark = [pytest.mark.root, pytest.mark.debian]
@@ -48,7 +49,7 @@ REFUSED = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EROFS}
 def deb(module_daemon: Daemon, debian: str) -> str:
     """A running container `deb`, its systemd asked until it answers."""
     module_daemon.lxc("launch", debian, "deb")
-    assert system_state(module_daemon) == "running", module_daemon.lxc(
+    assert system_state(module_daemon, "deb") == "running", module_daemon.lxc(
         "exec", "deb", "--", "systemctl", "--failed", check=False
     ).stdout
     return "deb"
@@ -59,18 +60,7 @@ def _running(module_daemon: Daemon, deb: str) -> None:
     """Tests may stop it; the next one finds it running."""
     if module_daemon.get(f"/1.0/instances/{deb}")["status"] != "Running":
         module_daemon.lxc("start", deb)
-        system_state(module_daemon)
-
-
-def system_state(daemon: Daemon, seconds: float = 30) -> str:
-    """What systemd says of itself, once it answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended = daemon.lxc("exec", "deb", "--", "systemctl", "is-system-running", "--wait", check=False)
-        if ended.stdout.strip() not in ("", "offline", "unknown"):
-            return ended.stdout.strip()
-        time.sleep(0.1)
-    return "no answer"
+        system_state(module_daemon, "deb")
 
 
 def run(daemon: Daemon, *argv: str) -> str:
@@ -126,7 +116,7 @@ def test_clean_stop_and_start(module_daemon: Daemon) -> None:
     module_daemon.lxc("stop", "deb", "--timeout", "30")
     assert time.monotonic() - begin < 15
     module_daemon.lxc("start", "deb")
-    assert system_state(module_daemon) == "running"
+    assert system_state(module_daemon, "deb") == "running"
 
 
 def test_disks_at_places_that_systemd_mounts(module_daemon: Daemon, tmp_path: Path) -> None:
@@ -141,7 +131,7 @@ def test_disks_at_places_that_systemd_mounts(module_daemon: Daemon, tmp_path: Pa
     before = module_daemon.get("/1.0/instances/deb")
     module_daemon.do("PATCH", "/1.0/instances/deb", {"devices": devices})
     module_daemon.lxc("start", "deb")
-    assert system_state(module_daemon) == "running"
+    assert system_state(module_daemon, "deb") == "running"
     assert run(module_daemon, "ls", "/run/one", "/run/two/deep", "/dev/three").count("seen") == 3
     assert run(module_daemon, "grep", "-c", " /run ", "/proc/mounts") == "1\n"
     module_daemon.do("PUT", "/1.0/instances/deb", {**before, "devices": {}})
@@ -156,7 +146,7 @@ def test_reboot_from_inside(module_daemon: Daemon) -> None:
     while module_daemon.get("/1.0/instances/deb/state")["pid"] in (0, pid):
         assert time.monotonic() < deadline, "it did not come back"
         time.sleep(0.1)
-    assert system_state(module_daemon) == "running"
+    assert system_state(module_daemon, "deb") == "running"
     assert run(module_daemon, "cat", "/proc/sys/kernel/random/boot_id", "/proc/1/stat") != before
 
 

@@ -38,11 +38,27 @@ class Exec:
         self.secrets = secrets
         self.sockets: dict[str, ClientWebSocketResponse] = {}
 
-    async def connect(self, *names: str) -> None:
+    async def connect(self, *names: str, more: str = "") -> None:
         # As clients do it: a short command has ended before its control channel could come later.
         for name in names or sorted(self.secrets, reverse=True):
-            url = f"http://u{self.url}/websocket?secret={self.secrets[name]}"
+            url = f"http://u{self.url}/websocket?secret={self.secrets[name]}{more}"
             self.sockets[name] = await self._session.ws_connect(url, max_msg_size=0)
+
+    async def resume(self, *, offset: int = 0, window: int = 0) -> dict[str, int]:
+        """Connect a lasting terminal, also again; return the offsets that come first."""
+        await self.connect("0", more=f"&offset={offset}&window={window}")
+        return dict(json.loads((await self.sockets["0"].receive()).data))
+
+    async def type(self, line: str) -> None:
+        await self.sockets["0"].send_bytes(line.encode() + b"\n")
+
+    async def read_until(self, end: bytes) -> bytes:
+        """Output of the terminal that ends with `end`."""
+        said = b""
+        async with asyncio.timeout(30):
+            while not said.endswith(end):
+                said += (await self.sockets["0"].receive()).data
+        return said
 
     async def read(self, name: str) -> bytes:
         """Everything of a stream; its end must be told by an empty text message."""
@@ -337,6 +353,116 @@ async def test_large_terminal_output_is_complete(run: Run) -> None:
     )
     assert (await command.read("0")).decode().split() == [str(n) for n in range(20000)]
     assert await command.code() == 0
+
+
+# ---- terminals that outlive their websockets
+
+
+@pytest.fixture
+def lasting(start: Run) -> Run:
+    """Start a shell that echoes nothing and has no prompt, without connecting to it."""
+
+    async def lasting(linger: int = 600) -> Exec:
+        script = 'stty -echo; echo ready; while read -r line; do eval "$line"; done'
+        return await start("sh", "-c", script, interactive=True, linger=linger)
+
+    return lasting
+
+
+async def test_a_lost_terminal_goes_on_and_is_taken_up_again(lasting: Run) -> None:
+    shell = await lasting()
+    assert await shell.resume() == {"offset": 0, "end": 0}
+    said = await shell.read_until(b"ready\r\n")
+    await shell.type("kept=7; read go; echo while-away-$kept; read go; echo back-$kept; exit 3")
+    await shell.type("go")
+    said += await shell.read_until(b"while-away-7\r\n")
+    shell.cut("0")
+    missing = len(b"while-away-7\r\n")
+    assert await shell.resume(offset=len(said) - missing) == {"offset": len(said) - missing, "end": len(said)}
+    assert await shell.read_until(b"\n") == b"while-away-7\r\n"
+    await shell.connect("control")
+    await shell.type("go")
+    assert await shell.read("0") == b"back-7\r\n"
+    assert await shell.code() == 3
+
+
+async def test_the_latest_connection_has_the_terminal_and_gets_its_last_output(lasting: Run) -> None:
+    shell = await lasting()
+    await shell.resume()
+    said = await shell.read_until(b"ready\r\n")
+    first = shell.sockets["0"]
+    assert await shell.resume() == {"offset": 0, "end": len(said)}
+    assert (await first.receive()).data == 4001
+    assert await shell.read_until(b"ready\r\n") == said
+    await shell.type("i=0; while [ $i -lt 50000 ]; do echo $i; i=$((i+1)); done; echo all-is-said")
+    await shell.read_until(b"all-is-said\r\n")
+    offsets = await shell.resume()
+    assert offsets["end"] - offsets["offset"] == 256 * 1024
+    rest = await shell.read_until(b"all-is-said\r\n")
+    assert len(rest) == 256 * 1024
+    await shell.type("exit")
+    assert await shell.code() == 0
+
+
+async def test_output_while_nobody_is_connected_does_not_stop_the_command(lasting: Run) -> None:
+    shell = await lasting()
+    await shell.resume()
+    await shell.read_until(b"ready\r\n")
+    await shell.type("read go; yes | head -c 2000000; sleep 72009")
+    await shell.type("")
+    shell.cut("0")
+    await until(lambda: sleeping("72009"), 30)
+    await shell.resume()
+    for pid in sleeping("72009"):
+        os.kill(int(pid), signal.SIGTERM)
+    await shell.type("exit 0")
+    assert await shell.code() == 0
+
+
+async def test_a_client_that_acknowledges_is_not_sent_more_than_it_wants(lasting: Run) -> None:
+    shell = await lasting()
+    await shell.connect("control")
+    await shell.resume(window=1000)
+    await shell.read_until(b"ready\r\n")
+    await shell.type("yes | head -c 5000; echo; echo end")
+    received = len(b"ready\r\n")
+    while received < 1000:
+        received += len((await shell.sockets["0"].receive()).data)
+    assert received == 1000
+    with pytest.raises(TimeoutError):
+        await shell.sockets["0"].receive(timeout=0.3)
+    await shell.control(command="acknowledge", args={"offset": "1000"})
+    while received < 2000:
+        received += len((await shell.sockets["0"].receive()).data)
+    assert received == 2000
+    await shell.control(command="acknowledge", args={"offset": "no number"})
+    await shell.control(command="acknowledge", args={"offset": "2000"})
+    await shell.type("exit 4")
+    assert await shell.code() == 4
+
+
+async def test_a_terminal_to_which_nobody_returns_is_killed(lasting: Run) -> None:
+    shell = await lasting(linger=1)
+    await shell.resume()
+    await shell.read_until(b"ready\r\n")
+    await shell.type("sleep 72010")
+    await until(lambda: sleeping("72010"))
+    shell.cut("0")
+    assert await shell.code() == 128 + signal.SIGKILL
+    await until(lambda: not sleeping("72010"))
+
+
+async def test_a_lasting_terminal_can_be_cancelled(lasting: Run, session: aiohttp.ClientSession) -> None:
+    shell = await lasting()
+    await shell.resume()
+    await shell.read_until(b"ready\r\n")
+    await shell.type("sleep 72011")
+    await until(lambda: sleeping("72011"))
+    async with session.delete(f"http://u{shell.url}") as reply:
+        assert reply.status == 200
+    assert (await shell.ended())["status"] == "Cancelled"
+    await until(lambda: not sleeping("72011"))
+    assert (await shell.sockets["0"].receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
 
 
 # ---- clients that leave

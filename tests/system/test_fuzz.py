@@ -2,7 +2,7 @@
 
 Variables of the environment:
 
-- `UTSUWA_FUZZ_REQUESTS`: how many requests, 4000 unless it says otherwise;
+- `UTSUWA_FUZZ_REQUESTS`: how many requests, 1000 or, in long runs, 20,000 unless it says otherwise;
 - `UTSUWA_FUZZ_SEED`: the seed of a run that failed, which is printed;
 - `UTSUWA_FUZZ_ROUND`: the number of one round of that run, to be repeated alone;
 - `UTSUWA_FUZZ_CLIENTS`: how many clients at once; with more than one no run is like another;
@@ -31,18 +31,19 @@ from tests.support.daemon import Daemon
 from tests.support.fuzz_requests import control_messages
 from tests.support.fuzz_world import Fuzzer, memory, upgrade
 from tests.support.images import Image
+from tests.support.long import amount
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.timeout(3600),
 ]
 
-REQUESTS = int(os.environ.get("UTSUWA_FUZZ_REQUESTS", "4000"))
+REQUESTS = int(os.environ.get("UTSUWA_FUZZ_REQUESTS", amount(1000, long=20000)))
 SEED = os.environ.get("UTSUWA_FUZZ_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_FUZZ_ROUND")
 CLIENTS = int(os.environ.get("UTSUWA_FUZZ_CLIENTS", "1"))
 TABLE = os.environ.get("UTSUWA_FUZZ_TABLE")
-ROUND = 1000
+ROUND = amount(500, long=1000)
 """Requests, until all is deleted and made anew."""
 GROWTH = 1.2
 """How much memory the daemon may need in the end, of what it needed after the first round."""
@@ -100,7 +101,7 @@ def say(text: str) -> None:
 
 
 quick = settings(
-    max_examples=300,
+    max_examples=amount(100, long=300),
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),

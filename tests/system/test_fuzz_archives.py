@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.support import leaks
+from tests.support.long import amount
 from utsuwa.core.errors import InvalidImage, OutOfSpace
 from utsuwa.host.archives.check import check_image
 from utsuwa.host.archives.sandbox import UnpackLimits
@@ -31,7 +32,7 @@ from utsuwa.host.archives.unpack import unpack_image
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-ARCHIVES = int(os.environ.get("UTSUWA_FUZZ_ARCHIVES", "30"))
+ARCHIVES = int(os.environ.get("UTSUWA_FUZZ_ARCHIVES", amount(30, long=1000)))
 SEED = os.environ.get("UTSUWA_FUZZ_SEED") or secrets.token_hex(4)
 LIMITS = UnpackLimits(size=2**24, entries=60, seconds=20)
 YAML = b"architecture: x86_64\ncreation_date: 1\n"

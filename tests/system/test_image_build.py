@@ -296,7 +296,7 @@ def test_other_servers_install_what_this_host_downloads(
     assert "which restricted users and projects may not use" in ended.stderr
 
 
-@pytest.mark.skipif("UTSUWA_LONG" not in os.environ, reason="takes minutes: scripts/test --long")
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_debian_image_is_the_same_whenever_it_is_built(module_daemon: Daemon, tmp_path: Path) -> None:
     fingerprints = set()

@@ -14,6 +14,7 @@ from tests.support import tls
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.netbox import until
 
 pytestmark = pytest.mark.root
 
@@ -108,7 +109,7 @@ def test_an_instance_is_published_on_another_server(near: Daemon, far: Daemon) -
         (copy,) = images(far)
         assert (copy["properties"], copy["public"]) == ({"a": "b"}, True)
         assert [alias["name"] for alias in copy["aliases"]] == ["published"]
-        assert len(images(near)) == 2
+        until(lambda: len(images(near)) == 2)  # `lxc` does not wait for the removal
         far.do("DELETE", f"/1.0/images/{copy['fingerprint']}")
     near.delete_instances()
 

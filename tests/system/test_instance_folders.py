@@ -60,6 +60,12 @@ def test_overlays_work_inside_of_it(shared_daemon: Daemon, busybox: str, pool: s
     assert ("above" in elsewhere) == (pool == "plain")
 
 
+def test_an_instance_that_has_one_is_not_sent_to_other_servers(shared_daemon: Daemon, busybox: str) -> None:
+    launch(shared_daemon, busybox, "default")
+    refused = shared_daemon.api("POST", "/1.0/instances/c1", {"name": "c1", "migration": True})
+    assert (refused.status, "(instance:docker)" in refused.error) == (501, True)
+
+
 def test_it_is_kept_with_the_instance(shared_daemon: Daemon, busybox: str, pool: str) -> None:
     d = shared_daemon
     launch(d, busybox, pool)
@@ -112,6 +118,26 @@ def test_invalid_folders_are_rejected(shared_daemon: Daemon, busybox: str) -> No
     assert twice.status == 400
     assert "taken by device 'docker'" in twice.error
     assert list(d.get("/1.0/instances/c1")["devices"]) == ["docker", "root"]
+
+
+def test_root_inside_cannot_make_a_read_only_root_writable(
+    shared_daemon: Daemon, busybox: str, pool: str
+) -> None:
+    """Which needs no more than a remount, if liblxc alone makes it read-only."""
+    d = shared_daemon
+    root = {"type": "disk", "path": "/", "pool": pool, "readonly": "true"}
+    source = {"type": "image", "alias": busybox}
+    d.do("POST", "/1.0/instances", {"name": "c1", "source": source, "devices": {"root": root}})
+    d.lxc("start", "c1")
+    for _ in range(2):  # a restart applies templates again
+        shell(d, "mount -o remount,rw /; mount -o remount,rw,bind /; mkdir /tmp/x", check=False)
+        assert "Read-only" in shell(d, "touch /new", check=False)
+        d.lxc("restart", "--force", "c1")
+    d.lxc("stop", "--force", "c1")
+    d.lxc("config", "device", "set", "c1", "root", "readonly=false")
+    d.lxc("start", "c1")
+    shell(d, "touch /new")
+    d.lxc("delete", "--force", "c1")
 
 
 def test_rejected_profile_change_names_the_instance(shared_daemon: Daemon, busybox: str) -> None:

@@ -94,6 +94,8 @@ def test_a_change_with_an_old_etag_is_refused(instance: Daemon) -> None:
         ({"templates": {"/../x": {"template": "x"}}}, "inside the instance"),
         ({"templates": {"/x": {"template": "../x"}}}, "plain file name"),
         ({"templates": {"/x": {"create_only": True}}}, "plain file name"),
+        ({"templates": {"/x": None}}, "plain file name"),
+        ({"templates": {"/x": {"template": None, "when": None, "properties": None}}}, "plain file name"),
         ({"templates": {"/x": {"when": "start", "template": "x"}}}, "when"),
         ([], "object"),
     ],

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.root
 ROW = "before update instance"
 """The point before the row is stored: all else is done."""
 BASE = {"type": "nic", "name": "eth1", "network": "br"}
-LIMITED = BASE | {"limits.max": "10Mbit", "ipv4.routes": "10.91.0.0/24"}
-OTHER = BASE | {"limits.max": "20Mbit", "ipv4.routes": "10.92.0.0/24"}
+LIMITED = BASE | {"limits.max": "10Mbit", "limits.priority": "3", "ipv4.routes": "10.91.0.0/24"}
+OTHER = BASE | {"limits.max": "20Mbit", "limits.priority": "4", "ipv4.routes": "10.92.0.0/24"}
 RENAMED = OTHER | {"name": "lan"}
 CASES = {
     "add": (None, LIMITED, ("veth pair created", ROW)),
@@ -68,6 +68,7 @@ def state(daemon: Daemon) -> dict[str, object]:
         "unknown": ours,
         "inside": set(daemon.get("/1.0/instances/c1/state")["network"]),
         "rates": re.findall(r" rate (\S+)", shown),
+        "priorities": re.findall(r"priority set (\S+)", box.run("nft", "list", "ruleset")),
         "helper": traffic.helper_name(host_name) in links,
         "routes": {
             route["dst"]

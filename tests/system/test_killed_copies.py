@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -204,7 +203,7 @@ async def start_again(world: StorageWorld) -> None:
     await write(world, "third")
 
 
-@pytest.mark.skipif("UTSUWA_LONG" not in os.environ, reason="takes minutes: scripts/test --long")
+@pytest.mark.long
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("driver", ["overlay", "dir"])
 def test_killed_anywhere(place: Path, image: ImageSource, driver: str, step: Step) -> None:

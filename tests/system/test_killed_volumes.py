@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -200,7 +199,7 @@ def test_killed_at_a_point(place: Path, step: Step, point: str) -> None:
 STEPS = [step for step, _ in CHOSEN]
 
 
-@pytest.mark.skipif("UTSUWA_LONG" not in os.environ, reason="takes minutes: scripts/test --long")
+@pytest.mark.long
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("driver", ["overlay", "dir"])
 def test_killed_anywhere(place: Path, driver: str, step: Step) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -356,6 +357,86 @@ def test_limits_hold_and_change_while_a_container_runs(net: Daemon, way: str) ->
     assert transfer(net, "c1", gateway, size, out=way == "out") < 1
     net.do("PUT", "/1.0/instances/c1/state", {"action": "stop", "force": True})
     assert [name for name in box_of(net).links() if name.startswith(("ifb", "veth"))] == []
+
+
+# ---- priorities
+
+
+PLACES = {"input": "", "postrouting": "oifname outside0"}
+"""Where what a container sends to the host arrives, and where what it sends to others leaves."""
+
+
+def has_priority(daemon: Daemon, priority: str) -> bool:
+    """Whether what a container sends to the host and to others has a priority; answers return."""
+    box = box_of(daemon)
+    commands = ["add table inet counted"]
+    for hook, where in PLACES.items():
+        commands.append(f"add chain inet counted {hook} {{ type filter hook {hook} priority 300; }}")
+        for which in (f"meta priority {priority}", ""):
+            commands.append(f"add rule inet counted {hook} {where} icmp type echo-request {which} counter")
+    box.run("nft", "-f", "-", input="\n".join(commands))
+    try:
+        daemon.lxc("exec", "c1", "--", "sh", "-c", "ping -c3 -W5 192.0.2.2 && ping -c3 -W5 192.0.2.1")
+        counters = [o["rule"]["expr"] for o in box.nft("table", "inet", "counted") if "rule" in o]
+        found = [rule[-1]["counter"]["packets"] for rule in counters]
+    finally:
+        box.run("nft", "delete", "table", "inet", "counted")
+    assert found in ([0, 3, 0, 3], [3, 3, 3, 3])
+    return bool(found[0])
+
+
+def priorities(daemon: Daemon) -> list[str]:
+    """The priorities that rules of the daemon set."""
+    return re.findall(r"priority set (\S+)", box_of(daemon).run("nft", "list", "ruleset"))
+
+
+@pytest.mark.parametrize("kind", ["bridged", "p2p"])
+def test_priorities_of_packets_that_leave_the_host(net: Daemon, kind: str) -> None:
+    """Of the instance and, in its place, of the interface: at the start, changed live, and removed."""
+    nic = {"type": "nic", "name": "eth0", "network": "br"}
+    if kind == "p2p":
+        nic = {"type": "nic", "name": "eth0", "nictype": "p2p", "host_name": "p2p0"}
+    other = NetBox()
+    try:
+        with outside(box_of(net), other, "192.0.2.1/24", "192.0.2.2/24"):
+            other.run("ip", "route", "add", "10.79.0.0/24", "via", "192.0.2.1")
+            create(net, "br", ipv4_address="10.77.0.1/24", ipv6_address="none", ipv4_nat="true")
+            config = {"limits.network.priority": "5"}
+            source = {"type": "image", "alias": "busybox"}
+            body = {"name": "c1", "source": source, "devices": {"eth0": nic}, "config": config}
+            net.do("POST", "/1.0/instances", body)
+            net.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
+            connect(net, kind)
+            assert has_priority(net, "0:5")
+            net.lxc("config", "set", "c1", "limits.network.priority=7")
+            assert has_priority(net, "0:7")
+            net.lxc("config", "device", "set", "c1", "eth0", "limits.priority=65538")
+            assert has_priority(net, "1:2")
+            net.kill()
+            net.start()
+            assert has_priority(net, "1:2")
+            net.lxc("config", "device", "unset", "c1", "eth0", "limits.priority")
+            assert has_priority(net, "0:7")
+            net.lxc("config", "unset", "c1", "limits.network.priority")
+            assert not has_priority(net, "0:7")
+            assert priorities(net) == []
+            net.lxc("config", "set", "c1", "limits.network.priority=1")
+            assert priorities(net) == ["0:1", "0:1"]
+            net.lxc("stop", "c1", "--force")
+            assert priorities(net) == []
+    finally:
+        other.close()
+
+
+def connect(daemon: Daemon, kind: str) -> None:
+    """Give the container c1 an address and a route."""
+    address, gateway = ("10.77.0.2/24", "10.77.0.1") if kind == "bridged" else ("10.79.0.2/24", "10.79.0.1")
+    if kind == "p2p":
+        box_of(daemon).run("ip", "address", "add", "10.79.0.1/24", "dev", "p2p0")
+        box_of(daemon).run("ip", "link", "set", "p2p0", "up")
+        box_of(daemon).run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    script = f"ip address add {address} dev eth0; ip link set eth0 up; ip route add default via {gateway}"
+    daemon.lxc("exec", "c1", "--", "sh", "-c", script)
 
 
 # ---- changes, ends and kills

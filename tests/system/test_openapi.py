@@ -45,6 +45,11 @@ ELSEWHERE = {
     ("GET", "/1.0/metrics"),  # no JSON
     ("PUT", "/internal/shutdown"),
     ("DELETE", "/1.0/operations/{id}"),  # nothing in this version lets itself be cancelled
+    ("GET", "/ui"),  # the web page, which has tests of its own
+    ("GET", "/ui/"),
+    ("GET", "/ui/{path:path}"),
+    ("POST", "/1.0/web/session"),
+    ("DELETE", "/1.0/web/session"),
 }
 
 
@@ -405,6 +410,11 @@ def test_lists_of_what_is_not_supported_yet_are_empty(checker: Checker) -> None:
     checker.good("DELETE", "/1.0/instances/n")
     checker.good("DELETE", "/1.0/networks/utn0")
     checker.good("DELETE", "/1.0/storage-pools/default/volumes/custom/n")
+
+
+def test_tokens_of_the_web_page(checker: Checker) -> None:
+    token = checker.good("POST", "/1.0/web/tokens", {})
+    assert checker.good("GET", f"/1.0/web/tokens/{token['id']}") == {"id": token["id"]}
 
 
 def test_every_route_fails_as_described(checker: Checker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tarfile
@@ -268,20 +269,24 @@ def shifting(make_daemon: Callable[..., Daemon], faults: Faults) -> Iterator[Dae
 def test_owners_that_were_shifted_are_shifted_back_also_after_a_crash(
     shifting: Daemon, busybox_image: Image, faults: Faults, tmp_path: Path
 ) -> None:
-    """A killed daemon has the image or none."""
+    """A killed daemon has the image or none, and the instance stays a layer over its image."""
     d = shifting
     assert busybox_image.unified is not None
     d.import_image(busybox_image.unified, alias="bb")
     d.lxc("launch", "bb", "c1")
     d.lxc("exec", "c1", "--", "sh", "-c", "touch /root/mine; chown 1:2 /root/mine")
     d.lxc("stop", "-f", "c1")
+    containers = d.dir / "storage-pools/default/containers"
     for point in ("image packed", "after put"):
         with faults.kill_at(d, point):
             d.api("POST", "/1.0/images", {"source": {"type": "instance", "name": "c1"}})
             faults.wait_for(point)
         assert len(d.get("/1.0/images")) == 1
         assert len(list((d.dir / "images").iterdir())) == 1
+        assert [folder.name for folder in containers.iterdir()] == ["c1"]
     d.lxc("publish", "c1", "--alias", "one")
+    assert [folder.name for folder in containers.iterdir()] == ["c1"]
+    assert json.loads((containers / "c1/volume.json").read_text())["image"] is not None
     with tarfile.open(d.dir / "images" / image(d, "one")["fingerprint"]) as archive:
         owners = {member.name: (member.uid, member.gid) for member in archive}
     assert owners["rootfs/root/mine"] == (1, 2)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+from tests.support.long import LONG, amount
 from tests.support.pools import (
     MAP,
     OTHER,
@@ -35,8 +36,7 @@ from utsuwa.storage.drivers.file_copies import FileCopies
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
 
-LONG = "UTSUWA_LONG" in os.environ
-EXAMPLES = 60 if LONG else 5
+EXAMPLES = amount(5, long=60)
 
 WAYS = [
     *((way, "") for way in ways("packed")),

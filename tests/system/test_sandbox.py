@@ -47,7 +47,7 @@ def mask():
     return [low | high << 32, inherited]
 
 def port(number):
-    with socket.create_connection(("127.0.0.1", number), timeout=5):
+    with socket.create_connection(("127.0.0.1", number), timeout=30):
         pass
 
 def mount():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from tests.support import images
 from tests.support.api import Reply
 from tests.support.daemon import Daemon
+from tests.support.long import amount
 from tests.support.netbox import until
 
 pytestmark = pytest.mark.root
@@ -65,6 +68,15 @@ def status(daemon: Daemon, name: str = "c1") -> str:
 
 def console(daemon: Daemon, name: str = "c1") -> list[str]:
     return daemon.api("GET", f"/1.0/instances/{name}/console").body.decode().split("\r\n")[:-1]
+
+
+def rootfs(daemon: Daemon) -> Path:
+    return daemon.dir / "storage-pools/default/containers/c1/rootfs"
+
+
+def is_marked(daemon: Daemon) -> bool:
+    """Whether the files are still mounted as when the mount was marked, by an option of that mount."""
+    return bool(os.statvfs(rootfs(daemon)).f_flag & os.ST_NOATIME)
 
 
 def is_waiting(reply: Reply, daemon: Daemon) -> bool:
@@ -165,7 +177,7 @@ def test_the_end_of_the_host_sends_it_too(daemon: Daemon, tmp_path: Path) -> Non
 # ---- who wins
 
 
-@pytest.mark.parametrize("round", range(20))
+@pytest.mark.parametrize("round", range(amount(3, long=20)))
 def test_a_forced_stop_wins_over_a_hung_restart(daemon_with_inits: Daemon, round: int) -> None:
     """It stays stopped, and the restart ends with an error (lxd#17568)."""
     d = daemon_with_inits
@@ -259,6 +271,29 @@ def test_hung_restart_ends_with_one_error(daemon_with_inits: Daemon) -> None:
     assert status(d) == "Running"
     assert error(d, change(d, "stop", force=True)) == ""
     assert status(d) == "Stopped"
+
+
+# ---- their files
+
+
+def test_files_stay_mounted_for_a_restart_unless_the_id_map_changes(daemon_with_inits: Daemon) -> None:
+    """A restart that is given up, at whatever time, leaves them unmounted."""
+    d = daemon_with_inits
+    launch(d, "deaf")
+    subprocess.run(["mount", "-o", "remount,bind,noatime", rootfs(d)], check=True)
+    assert error(d, change(d, "restart", force=True)) == ""
+    assert is_marked(d)
+    d.do("PATCH", "/1.0/instances/c1", {"config": {"security.privileged": "true"}})
+    assert error(d, change(d, "restart", force=True)) == ""
+    assert not is_marked(d)
+    for _ in range(8):
+        restart = change(d, "restart", force=True)
+        time.sleep(random.uniform(0, 0.15))
+        assert error(d, change(d, "stop", force=True)) == ""
+        d.wait(restart)
+        assert status(d) == "Stopped"
+        assert not rootfs(d).is_mount()
+        d.do("PUT", "/1.0/instances/c1/state", {"action": "start"})
 
 
 # ---- frozen ones

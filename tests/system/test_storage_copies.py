@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import loop_ext4
+from tests.support.long import usually
 from tests.support.pools import (
     FINGERPRINT,
     MAP,
@@ -35,11 +36,12 @@ from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.base import FolderDriver, LayerDriver
 from utsuwa.storage.drivers import overlay_chains
 from utsuwa.storage.drivers.file_copies import FileCopies
+from utsuwa.storage.drivers.trees import copy_tree
 
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=ways("packed", "shifted"))
+@pytest.fixture(params=usually(("overlay", "dir", "plain"), ways("packed", "shifted")))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return as_kernel_leaves_it(request, monkeypatch)
 
@@ -99,6 +101,12 @@ def test_link_counts_are_right_after_another_mount(pool: TestedPool, image: Imag
         for _ in range(2):
             pool.unmount("c1")
             assert differences(tree(pool.mount()), before) == []
+    # That has a single name in the image.
+    as_container_root(MAP, lambda: (rootfs / "bin/second-ping").hardlink_to(rootfs / "bin/ping"))
+    before = tree(rootfs)
+    assert before["bin/ping"].links == 2
+    pool.unmount("c1")
+    assert differences(tree(pool.mount()), before) == []
 
 
 def test_a_snapshot_of_a_running_volume(pool: TestedPool, image: ImageSource) -> None:
@@ -383,14 +391,21 @@ def test_copies_between_pools(pool: TestedPool, image: ImageSource, place: Path)
     assert differences(look(pool, "c1"), after) == []
 
 
+@pytest.mark.parametrize("lowest", ["an image", "a tree of its own"])
 def test_merged_layers_show_and_hide_what_they_did_before(
-    place: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, files: Path, monkeypatch: pytest.MonkeyPatch, lowest: str
 ) -> None:
     """Directories that were replaced or renamed, also more than once."""
     monkeypatch.setattr(overlay_chains, "KEPT", 1)
     pool = load(place / "pool", "overlay")
     pool.driver.create()
-    rootfs = pool.launch(source(files, "overlay"))
+    if lowest == "an image":
+        rootfs = pool.launch(source(files, "overlay"))
+    else:
+        pool.driver.create_volume(
+            container("c1"), MAP, lambda folder: copy_tree(files / "tree", folder / "rootfs")
+        )
+        rootfs = pool.mount()
 
     def replace_home() -> None:
         shutil.rmtree(rootfs / "home")
@@ -423,6 +438,8 @@ def test_merged_layers_show_and_hide_what_they_did_before(
             merge.run(Stopper())
             merge.finish()
             merge.end()
+    pool.copy("c1", "c1/unchanged")
+    states["c1/unchanged"] = states["c1/s4"]
     assert not (rootfs / "home/user/file").exists()
     for name, expected in states.items():
         assert differences(look(pool, name), expected) == [], name

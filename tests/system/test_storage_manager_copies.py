@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def world(place: Path, files: Path, request: pytest.FixtureRequest) -> StorageWo
 async def write(world: StorageWorld, name: str, text: str) -> None:
     rootfs = await world.storage.volumes.mount("p", container(name), MAP)
     as_container_root(MAP, lambda: (rootfs / "etc/hosts").write_text(text))
+
+
+async def rewrite(world: StorageWorld, name: str, text: str) -> None:
+    """Write a text of the same length, and have the file's time of modification be what it was."""
+    rootfs = await world.storage.volumes.mount("p", container(name), MAP)
+    before = (rootfs / "etc/hosts").stat()
+    await write(world, name, text)
+    as_container_root(
+        MAP, lambda: os.utime(rootfs / "etc/hosts", ns=(before.st_atime_ns, before.st_mtime_ns))
+    )
 
 
 async def read(world: StorageWorld, volume: Volume, pool: str = "p") -> str:
@@ -118,6 +129,26 @@ def test_another_pool(world: StorageWorld, driver: str) -> None:
         await write(world, "c1", "later")
         await copies.replace(Copying("p", container("c1"), "other", container("c2"), MAP))
         assert await read(world, container("c2"), "other") == "later"
+
+    world.run(work)
+
+
+def test_snapshots_of_files_that_keep_their_size_and_times(world: StorageWorld) -> None:
+    """Each is made of the one before it there; all of them are older than what is compared with them."""
+
+    async def work(_: StorageWorld) -> None:
+        copies = world.storage.copies
+        for name, text in (("s2", "CHANGED"), ("s3", "CHaNGeD")):
+            await rewrite(world, "c1", text)
+            await copies.create_snapshot("p", container(f"c1/{name}"))
+        await rewrite(world, "c1", "changed")
+        await world.storage.pools.create("other", "overlay")
+        await world.add_instance("c2")
+        copying = Copying("p", container("c1"), "other", container("c2"), MAP, snapshots=["s2", "s3"])
+        await copies.copy(copying)
+        for name in ("c2/s2", "c2/s3", "c2"):
+            same = container(name.replace("c2", "c1"))
+            assert await read(world, container(name), "other") == await read(world, same), name
 
     world.run(work)
 

@@ -19,7 +19,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from tests.support.pools import MAP, PRIVILEGED, container, load, next_driver, source, ways
+from tests.support.long import LONG, amount
+from tests.support.pools import MAP, PRIVILEGED, TestedPool, container, load, next_driver, source, ways
+from tests.support.transfers import bring_up_to_date
 from tests.support.whole_trees import Entry, differences, tree
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host.mounts import mounts
@@ -27,6 +29,7 @@ from utsuwa.host.processes.stopper import Stopper
 from utsuwa.storage.base import LayerDriver
 from utsuwa.storage.drivers import overlay_chains
 from utsuwa.storage.drivers.file_copies import FileCopies
+from utsuwa.storage.layer_transfer import LayerTransferDriver
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
 
@@ -35,7 +38,7 @@ FOLDERS = [b"etc", b"bin", b"home", b"home/user", b"\xff\xfe", b"-rf *", b".wh.e
 FILES = [b"hosts", b"tool", b"second", b"file", b"new\nline", b"\xff\xfe", b".wh..wh..opq", b"%41;\t\x01"]
 OLD = 1_000_000_000
 """Nanoseconds; times before a second later are compared."""
-EXAMPLES = 120 if "UTSUWA_LONG" in os.environ else 6
+EXAMPLES = amount(6, long=120)
 
 Change = tuple[str, list[bytes], list[bytes], int]
 """What to do, with which two paths, and a number that says more."""
@@ -53,7 +56,7 @@ changes = st.tuples(
 )
 OPERATIONS = [
     *("snapshot", "snapshot", "snapshot", "mounted snapshot", "restore", "copy", "delete", "remount"),
-    *("rename", "restart", "flatten", "other pool"),
+    *("rename", "restart", "flatten", "other pool", "other server", "other server"),
 ]
 Round = tuple[list[Change], str]
 """Changes, and an operation after them."""
@@ -174,12 +177,16 @@ _ACTIONS: dict[str, Callable[[Path, Path, int], object]] = {
 class Model:
     """A volume and its snapshots, and plain copies of what they have to be."""
 
-    def __init__(self, way: str, image: ImageSource, place: Path) -> None:
+    def __init__(self, way: str, image: ImageSource, place: Path, *, image_is_far: bool) -> None:
         self.way, self.image = way, image
         self.pool = load(place / "pool", way)
         self.other = load(place / "other", next_driver(self.pool.kind.name))
-        for pool in (self.pool, self.other):
+        self.far = load(place / "far", "overlay")
+        for pool in (self.pool, self.other, self.far):
             pool.driver.create()
+        if image_is_far:
+            self.far.bring(image)
+        self.image_is_far = image_is_far
         self.place = place / "copies"
         self.place.mkdir()
         self.plain: dict[str, Path] = {}
@@ -237,6 +244,10 @@ class Model:
                 self.flatten()
             case "other pool":
                 self.take_over()
+            case "other server" if isinstance(self.pool.driver, LayerTransferDriver):
+                image = self.image if self.image_is_far else None
+                if bring_up_to_date(self.pool, self.far, image) is not None:
+                    self.check(self.far)
             case _:
                 self.pool.unmount("c1")
 
@@ -270,10 +281,10 @@ class Model:
             merge.finish()
             merge.end()
 
-    def check(self) -> None:
+    def check(self, pool: TestedPool) -> None:
         for name, plain in self.plain.items():
-            found = _with_own_times(tree(self.pool.mount(name, PRIVILEGED)))
-            self.pool.unmount(name)
+            found = _with_own_times(tree(pool.mount(name, PRIVILEGED)))
+            pool.unmount(name)
             assert differences(found, _with_own_times(tree(plain))) == [], name
 
 
@@ -288,9 +299,9 @@ def test_random_changes(way: str, files: Path, place: Path, monkeypatch: pytest.
         max_examples=EXAMPLES if way == "overlay" else EXAMPLES // 3,
         deadline=None,
         database=None,
-        derandomize="UTSUWA_LONG" not in os.environ,
+        derandomize=not LONG,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if "UTSUWA_LONG" in os.environ else (Phase.generate,),
+        phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate,),
     )
     @given(rounds, st.integers(1, 3))
     def run(plan: list[Round], kept: int) -> None:
@@ -298,10 +309,10 @@ def test_random_changes(way: str, files: Path, place: Path, monkeypatch: pytest.
         with tempfile.TemporaryDirectory(dir=place) as folder:
             below = Path(folder)
             try:
-                model = Model(way, source(files, way), below)
+                model = Model(way, source(files, way), below, image_is_far=kept > 1)
                 for changes, operation in plan:
                     model.round(changes, operation)
-                model.check()
+                model.check(model.pool)
             finally:
                 mounts.unmount_below(below)
 

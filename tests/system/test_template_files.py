@@ -14,6 +14,8 @@ import pytest
 from utsuwa.core.errors import InvalidImage
 from utsuwa.core.idmap import IdMap
 from utsuwa.instances.templates import files as templates
+from utsuwa.instances.templates.process import TemplateProcess
+from utsuwa.instances.templates.variables import Facts, Trigger
 
 pytestmark = pytest.mark.root
 
@@ -38,9 +40,14 @@ class Instance:
     def template(self, name: str, text: str) -> None:
         (self.folder / "templates" / name).write_text(text)
 
-    async def apply(self, trigger: templates.Trigger) -> None:
-        context = templates.TemplateContext("c1", "x86_64", False, False, {"user.x": "y"}, {}, IdMap())
-        await templates.apply([trigger], self.folder, self.rootfs, context)
+    async def apply(self, trigger: Trigger) -> None:
+        facts = Facts("c1", "x86_64", False, False, {"user.x": "y"}, {})
+        target = templates.Target(self.folder, self.rootfs, IdMap(), facts)
+        process = TemplateProcess()
+        try:
+            await templates.apply([trigger], target, process)
+        finally:
+            process.close()
 
     def files(self) -> list[str]:
         return sorted(path.name for path in (self.rootfs / "etc").iterdir())
@@ -119,6 +126,20 @@ async def test_a_failing_template_is_named(instance: Instance, text: str, messag
     with pytest.raises(InvalidImage, match=rf"'bad\.tpl' for /etc/f failed: .*{message}"):
         await instance.apply("start")
     assert instance.files() == []
+
+
+async def test_files_before_one_that_fails_are_generated(instance: Instance) -> None:
+    instance.template("upper.tpl", "{{ container.name|upper }}")
+    instance.template("bad.tpl", "{% for a in trigger %}{{ a|nope }}{% endfor %}")
+    instance.describe(
+        a=entry("start", template="upper.tpl"),
+        b=entry("start", template="bad.tpl"),
+        c=entry("start", template="upper.tpl"),
+    )
+    with pytest.raises(InvalidImage, match=r"'bad\.tpl' for /etc/b failed"):
+        await instance.apply("start")
+    assert instance.files() == ["a"]
+    assert instance.read("a") == "C1"
 
 
 async def test_templates_that_are_missing_or_no_text(instance: Instance) -> None:

@@ -42,7 +42,8 @@ def test_what_is_due_is_done(place: Path) -> None:
         for name, keys in config.items():
             await create.create(world.custom, ("p", Volume("custom", "default", name)), keys, "")
         (world.paths.pool("p") / "custom/default_broken/volume.json").write_text("{")
-        noon = clock.now().astimezone().replace(hour=12, minute=0)
+        # Of a day before, so that whatever the time is, nothing that is made now has expired by then.
+        noon = (clock.now() - timedelta(days=2)).astimezone().replace(hour=12, minute=0)
         await world.storage.custom.look(noon)
         assert await names(world, "often") == ["auto0"]
         assert [await names(world, name) for name in ("broken", "daily", "never")] == [[], [], []]

@@ -93,9 +93,9 @@ def test_uuids_are_completed(warned: Daemon) -> None:
 
 
 def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> None:
-    """Those of the server and of instances, until they are unset."""
+    """Those of the server, of instances and of their profiles, until they are unset."""
     d = shared_daemon
-    d.lxc("init", busybox, "c1", "-c", "migration.incremental.memory=true")
+    d.lxc("init", busybox, "c1", "-c", "cluster.evacuate=stop")
     d.lxc("config", "set", "core.bgp_asn=65000")
 
     def named() -> dict[str, tuple[str, str]]:
@@ -106,14 +106,20 @@ def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> N
 
     assert named() == {
         "": ("new", "core.bgp_asn"),
-        "/1.0/instances/c1": ("new", "migration.incremental.memory"),
+        "/1.0/instances/c1": ("new", "cluster.evacuate"),
     }
-    d.lxc("config", "set", "c1", "security.syscalls.intercept.mknod=true")
-    assert (
-        named()["/1.0/instances/c1"][1] == "migration.incremental.memory, security.syscalls.intercept.mknod"
-    )
-    d.lxc("config", "unset", "c1", "migration.incremental.memory")
-    d.lxc("config", "unset", "c1", "security.syscalls.intercept.mknod")
+    d.lxc("config", "set", "c1", "security.bpffs.delegate_cmds=any")
+    assert named()["/1.0/instances/c1"][1] == "cluster.evacuate, security.bpffs.delegate_cmds"
+    d.lxc("config", "unset", "c1", "cluster.evacuate")
+    d.lxc("config", "unset", "c1", "security.bpffs.delegate_cmds")
+    d.lxc("profile", "set", "default", "security.bpffs.path=/sys/fs/bpf")
+    d.lxc("config", "set", "storage.logs_volume=default/logs")
+    assert named() == {
+        "": ("new", "core.bgp_asn, storage.logs_volume"),
+        "/1.0/instances/c1": ("new", "security.bpffs.path"),
+    }
+    d.lxc("profile", "unset", "default", "security.bpffs.path")
+    d.lxc("config", "unset", "storage.logs_volume")
     d.lxc("config", "unset", "core.bgp_asn")
     assert {status for status, _ in named().values()} == {"resolved"}
     d.lxc("delete", "c1")

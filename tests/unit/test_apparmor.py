@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,8 @@ def _as_regex(pattern: str) -> re.Pattern[str]:
 def test_privileged_containers_can_mount_all_types_except_denied_ones(nesting: bool) -> None:
     text = apparmor.profile_text(spec(privileged=True, nesting=nesting))
     assert "\n  mount,\n" in text
-    assert ("deny mount" in text) is not nesting
+    for rule in ("deny mount", "deny pivot_root", "deny umount"):
+        assert (rule in text) is not nesting
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,85 @@ def test_raw_rules_are_in_the_profile() -> None:
 def test_raw_rules_that_leave_the_profile(raw: str) -> None:
     with pytest.raises(InvalidConfig, match=r"raw\.apparmor"):
         apparmor.profile_text(spec(raw=raw))
+
+
+async def test_the_file_of_all_profiles_is_written_once(
+    tmp_path: Path, parsed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first of several instances that are started at the same time."""
+    root = kernel(tmp_path / "root", **{"etc/apparmor.d/abi/3.0": FEATURES})
+    profiles = Profiles(folder(tmp_path / "aa"), "u", Support(Mode.OWN), root)
+    written: list[str] = []
+    another = threading.Event()
+
+    def replace_file(path: Path, text: str) -> None:
+        if path.name == "abi":
+            written.append(text)
+            if len(written) > 1:
+                another.set()
+            another.wait(0.2)  # for another one, which must not come
+        path.write_text(text)
+
+    monkeypatch.setattr(apparmor, "replace_file", replace_file)
+    await asyncio.gather(*(profiles.load(f"c{n}", privileged=False, nesting=False) for n in range(3)))
+    assert written == [apparmor.without_network(FEATURES)]
+
+
+FEATURES = """\
+caps {mask {chown kill
+}
+}
+network {af_unix {yes
+}
+af_mask {unix inet
+}
+}
+network_v8 {af_mask {unix inet
+}
+}
+file {mask {create lock
+}
+}
+"""
+
+
+def test_features_without_those_for_sockets() -> None:
+    assert apparmor.without_network(FEATURES) == (
+        "caps {mask {chown kill\n}\n}\nfile {mask {create lock\n}\n}\n"
+    )
+    assert apparmor.without_network("") == ""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(
+    shutil.which("apparmor_parser") is None or not ABI.exists(), reason="apparmor_parser is not installed"
+)
+def test_parser_accepts_features_without_those_for_sockets(tmp_path: Path) -> None:
+    (tmp_path / "abi").write_text(apparmor.without_network(ABI.read_text()))
+    text = apparmor.profile_text(spec(abi=f'"{tmp_path}/abi"'))
+    argv = ["apparmor_parser", "-Q", "-K", "--skip-kernel-load", "--kernel-features", str(ABI)]
+    done = subprocess.run(argv, input=text.encode(), capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("raw", "mediated"),
+    [
+        ("", False),
+        ("deny /x r,", False),
+        ("deny network inet,", True),
+        ("/x r,\ndeny unix (send) type=dgram,", True),
+    ],
+)
+async def test_sockets_are_mediated_for_raw_rules_about_them(
+    tmp_path: Path, parsed: list[list[str]], raw: str, mediated: bool
+) -> None:
+    root = kernel(tmp_path / "root", **{"etc/apparmor.d/abi/3.0": FEATURES})
+    profiles = Profiles(folder(tmp_path / "aa"), "u", Support(Mode.OWN), root)
+    await profiles.load("c1", privileged=False, nesting=False, raw=raw)
+    abi = "<abi/3.0>" if mediated else f'"{tmp_path}/aa/abi"'
+    assert (tmp_path / "aa/profiles/u_c1").read_text().startswith(f"abi {abi},\n")
+    assert (tmp_path / "aa/abi").exists() is not mediated
 
 
 def test_names_are_plain_and_distinct() -> None:

@@ -49,6 +49,13 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 STRANGER = tls_caller(fingerprint="f" * 64, address="1.2.3.4:5", trusted=False)
 
 
+class UndecidedMove:
+    """Records of moves, of which there is one."""
+
+    async def is_undecided(self, operation: str) -> bool:
+        return operation == "undecided"
+
+
 @dataclass
 class Managers:
     """The part of Services that these tests need."""
@@ -61,6 +68,7 @@ class Managers:
         self.operations = Operations(self.events)
         lone = SimpleNamespace(engine=SimpleNamespace(shared=False))
         self.shared_operations = SharedOperations(cast(Any, lone))
+        self.migration = UndecidedMove()
 
 
 class Thing(msgspec.Struct, kw_only=True):
@@ -376,6 +384,14 @@ async def test_strangers_wait_and_connect_by_secret_only(server: Server) -> None
     assert status == 400  # a plain GET is no websocket, whatever its secret
 
 
+async def test_the_other_side_of_a_move_learns_that_it_is_settled(server: Server) -> None:
+    server.caller = STRANGER
+    for operation, expected in (("undecided", 503), ("settled", 404)):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await server.client.ws_connect(f"http://utsuwa/1.0/operations/{operation}/websocket?secret=s")
+        assert refused.value.status == expected
+
+
 async def test_a_websocket_needs_its_secret_and_a_websocket(server: Server) -> None:
     operation = await started(server)
     url = f"/1.0/operations/{operation['id']}/websocket"
@@ -444,7 +460,7 @@ async def test_websocket_with_much_data_does_not_block_other_tasks(server: Serve
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 

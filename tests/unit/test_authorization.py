@@ -151,6 +151,12 @@ def test_routes_without_authentication_are_listed_here() -> None:
         "GET /1.0/operations/{id}/websocket",
         "GET /openapi.json",
         "POST /1.0/certificates",
+        # The web page has nothing of the server in it. A session begins with the secret of a token.
+        "GET /ui",
+        "GET /ui/",
+        "GET /ui/{path:path}",
+        "POST /1.0/web/session",
+        "DELETE /1.0/web/session",
     }
 
 

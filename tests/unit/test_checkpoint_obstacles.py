@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import mmap
 import os
+import socket
+import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.cgroup_host import Host, with_v2
-from utsuwa.host.checkpoint import obstacles
+from utsuwa.host.checkpoint import diagnosis, interfaces, obstacles, route_images, sockets
 from utsuwa.host.checkpoint.obstacles import Obstacle
 from utsuwa.instances.running_state import preflight
 
@@ -71,6 +79,7 @@ def test_a_container_that_can_be_saved(host: Host) -> None:
     move_to(host, 8, "net")
     move_to(host, 10, "mnt")  # a session of exec is not saved
     info = ROOT + "3 1 8:1 / /mnt/disk rw - fuse.s3 x rw\n4 1 0:9 / /proc/uptime rw - fuse.lxcfs lxcfs rw\n"
+    info += "5 1 0:7 / /sys/fs/fuse/connections rw - fusectl fusectl rw\n"
     (host.proc / "7/mountinfo").write_text(info)
     assert found(host) == []
 
@@ -102,6 +111,8 @@ def test_namespaces_of_services_have_a_remedy(host: Host) -> None:
         ("/dev/fuse", "", "/dev/fuse"),
         ("/dev/kvm", "", "/dev/kvm"),
         ("/var/lib/x", "mnt_id:\t77\n", "not in the instance"),
+        ("/proc/pressure/memory", "flags:\t02100002\n", "woken up without end"),
+        ("/sys/fs/cgroup/a.slice/memory.pressure", "flags:\t02100001\n", "woken up without end"),
     ],
 )
 def test_files_that_cannot_be_saved(host: Host, link: str, info: str, words: str) -> None:
@@ -111,8 +122,32 @@ def test_files_that_cannot_be_saved(host: Host, link: str, info: str, words: str
     assert (one.pid, one.process) == (3, "sh")
 
 
-def test_io_uring_has_a_remedy(host: Host) -> None:
-    open_file(host, 8, "anon_inode:[io_uring]", "")
+@pytest.mark.parametrize("locked", [True, False])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_locks_on_mapped_files_would_be_lost(tmp_path: Path, locked: bool, mapped: bool) -> None:
+    """Those of SQLite in WAL mode, here on the real /proc."""
+    with (tmp_path / "db-shm").open("w+b") as file, contextlib.ExitStack() as stack:
+        file.write(bytes(4096))
+        file.flush()
+        if locked:
+            fcntl.lockf(file, fcntl.LOCK_SH, 1, 128)
+        if mapped:
+            stack.enter_context(mmap.mmap(file.fileno(), 4096))
+        found = [one for one in obstacles.find(os.getpid(), prepared=False) if "locked" in one.reason]
+    assert len(found) == (locked and mapped)
+    assert all("db-shm" in one.reason and "SQLite" in one.remedy for one in found)
+
+
+def test_pressure_that_is_only_read(host: Host) -> None:
+    open_file(host, 9, "/proc/pressure/memory", "flags:\t02100000\nmnt_id:\t1\n")
+    assert found(host) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "info"), [("anon_inode:[io_uring]", ""), ("/proc/pressure/memory", "flags:\t02100002\n")]
+)
+def test_what_preparation_prevents_has_a_remedy(host: Host, link: str, info: str) -> None:
+    open_file(host, 8, link, info)
     assert "migration.stateful" in found(host)[0].remedy
     assert found(host, prepared=True)[0].remedy == "stop the unit web.service"
 
@@ -153,6 +188,105 @@ def test_processes_that_end_meanwhile(host: Host) -> None:
 def test_our_own_process_has_none_of_its_own_namespaces() -> None:
     """On the real /proc, without a container: nothing is raised."""
     assert isinstance(obstacles.find(os.getpid(), prepared=False), list)
+
+
+# ---- sockets
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "protocol"),
+    [
+        (socket.AF_UNIX, socket.SOCK_STREAM, "UNIX-STREAM"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "UNIX"),
+        (socket.AF_INET, socket.SOCK_STREAM, "TCP"),
+        (socket.AF_INET6, socket.SOCK_STREAM, "TCP"),
+        (socket.AF_INET, socket.SOCK_DGRAM, "UDP"),
+        (socket.AF_NETLINK, socket.SOCK_RAW, "NETLINK"),
+    ],
+)
+def test_sockets_that_can_be_saved(family: int, kind: int, protocol: str) -> None:
+    """If the kernel has the module that tells CRIU about them."""
+    with socket.socket(family, kind) as opened:
+        assert sockets.protocol_of(Path(f"/proc/self/fd/{opened.fileno()}")) == protocol
+    assert sockets.judge(protocol, [], "stop it") is None
+    missing = [sockets.judge(protocol, [module], "stop it") for module in diagnosis.MODULES]
+    assert len([one for one in missing if one is not None and "the kernel's module" in one[1]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "number", "words"),
+    [(socket.AF_INET, 262, ("MPTCP", "GODEBUG")), (socket.AF_VSOCK, 0, ("AF_VSOCK", "stop"))],
+)
+def test_sockets_that_cannot_be_saved(family: int, number: int, words: tuple[str, str]) -> None:
+    try:
+        opened = socket.socket(family, socket.SOCK_STREAM, number)
+    except OSError:
+        pytest.skip("this kernel has no such sockets")
+    with opened:
+        found = obstacles.find(os.getpid(), prepared=False)
+    (one,) = (one for one in found if "protocol" in one.reason)
+    assert words[0] in one.reason
+    assert words[1] in one.remedy
+    assert one.process
+
+
+def test_a_socket_that_is_closed_meanwhile(tmp_path: Path) -> None:
+    assert sockets.protocol_of(tmp_path / "none") == ""
+
+
+def test_modules_that_the_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel tells of sockets of AF_CAN in this way."""
+    assert set(diagnosis.missing()) <= set(diagnosis.MODULES)
+    assert "unix_diag" not in diagnosis.missing()
+    monkeypatch.setattr(diagnosis, "MODULES", {"can_diag": struct.pack("=BB26x", socket.AF_CAN, 0)})
+    assert diagnosis.missing() == ["can_diag"]
+
+
+# ---- the network
+
+
+def test_interfaces_that_cannot_be_saved() -> None:
+    """Those of the instance are pairs, whatever the guest has added must be of a kind that CRIU knows."""
+    given = [
+        {"ifname": "lo", "link_type": "loopback"},
+        {"ifname": "eth0", "link_type": "ether", "linkinfo": {"info_kind": "veth"}},
+        {"ifname": "br0", "link_type": "ether", "linkinfo": {"info_kind": "bridge"}},
+        {"ifname": "sit0", "link_type": "sit", "linkinfo": {"info_kind": "sit"}},
+        {"ifname": "gre0", "link_type": "gre", "linkinfo": {"info_kind": "gre"}},
+        {"ifname": "x", "link_type": "ether", "linkinfo": {"info_kind": "vxlan"}},
+        {"ifname": "eth1", "link_type": "ether"},
+    ]
+    found = list(interfaces.judge(json.loads(json.dumps(given))))
+    assert [one.reason for one in found] == [
+        "the network interface x is of the type vxlan",
+        "the network interface eth1 is of the host",
+    ]
+    assert found[0].remedy == "remove x"
+
+
+def route(flags: int, more: bytes = b"") -> bytes:
+    length = 28 + len(more)
+    head = struct.pack("=IHHII8BI", length, 24, 2, 0, 0, 2, 24, 0, 0, 254, 3, 0, 1, flags)
+    return head + more + bytes(-length % 4)
+
+
+def test_routes_lose_the_marks_of_interfaces_that_are_down(tmp_path: Path) -> None:
+    """And nothing else: ONLINK (4) stays."""
+    magic = struct.pack("=I", 0x45311224)
+    image = magic + route(0x14, b"attribute") + route(0x11) + route(0)
+    (tmp_path / "route-9.img").write_bytes(image)
+    (tmp_path / "rule-9.img").write_bytes(image)
+    route_images.heal(tmp_path)
+    healed = magic + route(0x4, b"attribute") + route(0) + route(0)
+    assert (tmp_path / "route-9.img").read_bytes() == healed
+    assert (tmp_path / "rule-9.img").read_bytes() == image
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_as_routes(image: bytes) -> None:
+    healed = route_images.without_marks(image)
+    assert len(healed) == len(image)
+    assert route_images.without_marks(healed) == healed
 
 
 def test_many_obstacles_in_one_sentence() -> None:

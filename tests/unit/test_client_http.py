@@ -298,7 +298,7 @@ def test_unsupported_values_are_not_encoded() -> None:
 
 def pair() -> tuple[WebSocket, socket.socket]:
     ours, theirs = socket.socketpair()
-    theirs.settimeout(5)
+    theirs.settimeout(30)
     return WebSocket(ours), theirs
 
 

@@ -210,7 +210,8 @@ def test_valid_devices() -> None:
         (P2P | {"mtu": "x"}, InvalidConfig, "'mtu'"),
         (P2P | {"ipv4.routes": "192.0.2.1/24"}, InvalidConfig, "ipv4.routes.*192.0.2.1/24"),
         (P2P | {"ipv6.routes": "10.0.0.0/8"}, InvalidConfig, "not an IPv6 subnet"),
-        (P2P | {"limits.priority": "3"}, NotSupportedYet, "limits.priority"),
+        (P2P | {"limits.priority": "4294967296"}, InvalidConfig, "limits.priority"),
+        (P2P | {"queue.tx.length": "3"}, NotSupportedYet, "queue.tx.length"),
         (P2P | {"parent": "br0"}, InvalidConfig, "'parent'"),
     ],
 )

@@ -113,7 +113,7 @@ async def test_one_that_runs_already_is_kept(servers: Servers, machine: Machine,
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -134,7 +134,7 @@ async def test_a_reused_pid_is_not_signalled() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         held.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
         assert await asyncio.to_thread(child.wait) == -signal.SIGTERM
     held.pid = os.getpid()  # as if the id were this process's by now
     held.send_signal(signal.SIGKILL)
@@ -252,7 +252,7 @@ async def test_shutdown_continues_after_a_container_that_does_not_stop(
 
     monkeypatch.setattr(stop, "stop", stopped)
     monkeypatch.setattr(stop, "kill", killed)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await shutdown.shutdown_all(ctx, force=False)
     assert ctx.runtime.all() == [stuck]
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from utsuwa.core.scope import Scope
-from utsuwa.operations import events
 from utsuwa.operations.events import EventHub, Subscription, act_as
 from utsuwa.wire.events import Requestor
 
@@ -19,7 +18,7 @@ ALICE = Requestor(username="alice", protocol="unix", address="@")
 async def heard(subscription: Subscription) -> list[dict[str, Any]]:
     """What waits in the subscription, which ends after it."""
     found = []
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         while subscription._buffer:
             found.append(json.loads(await anext(subscription)))
     return found
@@ -77,11 +76,8 @@ async def test_listeners_receive_only_visible_events() -> None:
         assert [e["metadata"]["action"] for e in await heard(listener)] == ["a"]
 
 
-async def test_a_listener_that_does_not_read_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(events, "BUFFER_EVENTS", 3)
-    hub = EventHub()
+async def test_a_listener_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    hub = EventHub(buffer_events=3)
     slow = hub.subscribe(name="unix/bob")
     for n in range(4):
         hub.publish_lifecycle(str(n), "/x")
@@ -91,9 +87,8 @@ async def test_a_listener_that_does_not_read_is_cut_off(
     assert [r.getMessage() for r in caplog.records] == ["an event listener is too slow and was cut off"]
 
 
-async def test_few_but_large_events_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "BUFFER_BYTES", 1000)
-    hub = EventHub()
+async def test_few_but_large_events_are_bounded_too() -> None:
+    hub = EventHub(buffer_bytes=1000)
     slow = hub.subscribe()
     hub.publish_logging("info", "x" * 600)
     assert not slow.overflowed
@@ -101,9 +96,8 @@ async def test_few_but_large_events_are_bounded_too(monkeypatch: pytest.MonkeyPa
     assert slow.overflowed
 
 
-async def test_reading_events_frees_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "BUFFER_BYTES", 1000)
-    hub = EventHub()
+async def test_reading_events_frees_the_buffer() -> None:
+    hub = EventHub(buffer_bytes=1000)
     with hub.subscribe() as listener:
         for _ in range(5):
             hub.publish_logging("info", "x" * 600)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from tests.support.instances import C1, ref
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap, IdRange
+from utsuwa.host.processes import pipes
 from utsuwa.instances.commands.exec import ExecManager, ExecTarget, environment
 from utsuwa.instances.commands.exec_streams import resize
+from utsuwa.instances.commands.lasting import History
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operation, Operations
 from utsuwa.wire.codec import decode
@@ -125,6 +127,10 @@ def test_the_request_overrides_the_config(config: dict[str, str], asked: dict[st
         ({}, post(group=70000), "group 70000 is not mapped"),
         ({}, post(interactive=True, wait_for_websocket=True, width=-1), "terminal size"),
         ({}, post(interactive=True, wait_for_websocket=True, height=65536), "terminal size"),
+        ({}, post(interactive=True, wait_for_websocket=True, linger=3601), "Invalid linger 3601"),
+        ({}, post(interactive=True, wait_for_websocket=True, linger=-1), "Invalid linger -1"),
+        ({}, post(wait_for_websocket=True, linger=1), "Only a command on a terminal"),
+        ({}, post(interactive=True, linger=1), "Only a command on a terminal"),
     ],
 )
 async def test_invalid_requests(
@@ -188,3 +194,22 @@ async def test_a_client_that_does_not_connect(
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (65536, 5)])
 def test_invalid_terminal_sizes_are_ignored(size: tuple[int, int]) -> None:
     resize(-1, *size)  # would fail with EBADF if it did anything
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(0, 200), st.integers(0, 50))
+def test_the_history_of_a_terminal(chunks: list[bytes], offset: int, size: int) -> None:
+    history = History(64)
+    for chunk in chunks:
+        history.append(chunk)
+    stream = b"".join(chunks)
+    assert (history.start, history.end) == (max(0, len(stream) - 64), len(stream))
+    first = max(offset, history.start)
+    assert history.read(first, size) == stream[first : first + size]
+
+
+def test_a_client_that_begins_at_the_start_misses_nothing_of_the_next_output() -> None:
+    history = History(64)
+    history.append(bytes(range(100)))
+    begun = history.start
+    history.append(bytes(pipes.CHUNK))
+    assert history.read(begun, 64) == bytes(range(36, 100))

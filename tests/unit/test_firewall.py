@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from utsuwa.networks import priorities
 from utsuwa.networks.drivers.bridge.rules import contribution
 from utsuwa.networks.drivers.bridge.settings import settings
 from utsuwa.networks.ruleset import ACCEPT, Chain, Contribution, Table, equals, meta
@@ -111,3 +112,20 @@ def test_passages_are_what_is_routed_and_filtered() -> None:
     found = contributed(ipv4_nat="true", ipv6_routing="false").passages
     assert [(one.interface, one.version, one.answers_only) for one in found] == [("br0", 4, True)]
     assert contributed(ipv4_firewall="false", ipv6_firewall="false").passages == ()
+
+
+def test_priorities_of_interfaces() -> None:
+    """Where packets arrive, and where they are routed: there a port of a bridge is known by its MAC."""
+    port = TABLE.replacement(priorities.contribution("veth1", "br0", "00:16:3e:00:00:01", 65538), ())
+    assert {name: (c["hook"], c.get("dev")) for name, c in bases(port).items()} == {
+        "prioin.veth1": ("ingress", "veth1"),
+        "priofwd.veth1": ("forward", None),
+    }
+    (arriving,), (routed,) = rules(port, "prioin.veth1"), rules(port, "priofwd.veth1")
+    assert '"value": "1:2"' in arriving
+    assert all(word in routed for word in ('"br0"', '"00:16:3e:00:00:01"', '"value": "1:2"'))
+    alone = TABLE.replacement(priorities.contribution("p2p0", "", "00:16:3e:00:00:01", 10), ())
+    (routed,) = rules(alone, "priofwd.p2p0")
+    assert '"p2p0"' in routed
+    assert "00:16:3e" not in routed
+    assert '"value": "0:a"' in routed

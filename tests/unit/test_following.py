@@ -33,7 +33,7 @@ async def test_failed_listener_is_retried_without_delaying_others(caplog: pytest
     following = Following([away, odd, partial(note, "last")], seconds=0.01)
     await following.stop()  # not begun yet: nothing to stop
     following.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(calls) < 6:
             await asyncio.sleep(0.01)
     await following.stop()

@@ -48,3 +48,27 @@ def test_free_memory_is_returned_to_the_system() -> None:
     by_itself, trimmed = map(int, done.stdout.split())
     assert by_itself < 10, done.stdout
     assert trimmed > 80, done.stdout
+
+
+PIECES = """
+import resource
+from utsuwa.host.system import heap
+
+heap.keep_small()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+bytes(bytearray(250_000))
+before = faults()
+for _ in range(200):
+    bytes(bytearray(250_000))
+print(faults() - before)
+"""
+
+
+@pytest.mark.processes
+def test_pieces_of_bodies_use_the_same_memory_again() -> None:
+    """With memory of its own for each, there were some 60 page faults for each copy."""
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000, done.stdout

@@ -45,6 +45,26 @@ def test_the_host_is_read_from_files_and_cut_to_this_namespace(tmp_path: Path) -
     assert host == HostIds(uids=(HostRange(1000000, 1000000000),), gids=(HostRange(1000000, 500000),))
 
 
+@pytest.mark.parametrize(
+    ("kernel_map", "line"),
+    [
+        ("0 0 4294967295", "root:1000000:1000000000"),
+        ("0 1000000 1000000000", "root:1000000:999000000"),
+        ("0 1000000 1048576", "root:65536:983040"),
+        ("0 1000000 65536\n200000 300000 70000", "root:200000:70000"),
+        ("0 1000000 131071", "root:1000000:1000000000"),
+        ("", "root:1000000:1000000000"),
+    ],
+    ids=["a host", "a container", "few ids", "two ranges", "too few ids", "unreadable"],
+)
+def test_the_suggested_range_lies_within_this_user_namespace(
+    tmp_path: Path, kernel_map: str, line: str
+) -> None:
+    for name in ("uid_map", "gid_map"):
+        (tmp_path / name).write_text(kernel_map)
+    assert idmap.suggested(tmp_path) == line
+
+
 def test_missing_files_result_in_advice(tmp_path: Path) -> None:
     host = idmap.read_host_ids(tmp_path, tmp_path)
     with pytest.raises(HostError, match=r"root:1000000:1000000000 to /etc/subuid"):
@@ -63,6 +83,13 @@ def test_default_is_the_largest_range() -> None:
 
 def test_privileged_needs_no_range() -> None:
     assert idmap.choose({"security.privileged": "true"}, HostIds((), ())) == idmap.Choice(IdMap(), 0)
+
+
+def test_an_isolated_map_for_nesting_has_ids_for_containers() -> None:
+    config = {"security.idmap.isolated": "true", "security.nesting": "true"}
+    assert idmap.choose(config, HOST).idmap.uids[0].count == idmap.NESTING
+    given = idmap.choose(config | {"security.idmap.size": "70000"}, HOST)
+    assert given.idmap.uids[0].count == 70000
 
 
 def test_isolated_maps_follow_each_other_and_are_used_again() -> None:

@@ -65,6 +65,14 @@ templates:
     )
 
 
+def test_null_stands_for_what_is_missing() -> None:
+    template = {"template": "a", "when": None, "create_only": None, "properties": None}
+    found = parse(expiry_date=None, properties=None, templates={"/a": template})
+    assert (found.expiry_date, found.properties) == (0, {})
+    assert found.templates == {"/a": Template((), "a", False, {})}
+    assert parse(templates=None).templates == {}
+
+
 def test_json_is_yaml_too() -> None:
     assert parse_metadata(b'{"architecture": "aarch64", "creation_date": 7}').architecture == "aarch64"
 
@@ -128,6 +136,12 @@ def test_tags_make_no_objects() -> None:
         ({"templates": {"/etc/../hosts": {"template": "a"}}}, "inside the instance"),
         ({"templates": {"/a\nb": {"template": "a"}}}, "inside the instance"),
         ({"templates": {"/a": "b"}}, "not a mapping"),
+        ({"templates": {"/a": None}}, "not a mapping"),
+        ({"templates": {None: {"template": "a"}}}, "not the absolute path"),
+        ({"templates": {"/a": {"template": None}}}, "not a plain file name"),
+        ({"templates": {"/a": {"template": "a", "when": [None, ["a"]]}}}, "when is not a list"),
+        ({"architecture": None}, "no architecture"),
+        ({"creation_date": None}, "no creation_date"),
         ({"templates": {"/a": {"template": "../a"}}}, "not a plain file name"),
         ({"templates": {"/a": {"template": ".."}}}, "not a plain file name"),
         ({"templates": {"/a": {"template": ""}}}, "not a plain file name"),

@@ -49,6 +49,7 @@ GOOD = [
     ("limits.network.priority", "5"),
     ("limits.processes", "500"),
     ("linux.kernel_modules", "br_netfilter, nf_nat"),
+    ("security.syscalls.intercept.mount.fuse", "ext4=fuse2fs, ntfs=ntfs-3g"),
     ("linux.sysctl.net.ipv4.ip_forward", "1"),
     ("migration.incremental.memory.goal", "70"),
     ("nvidia.driver.capabilities", "compute,utility"),
@@ -116,6 +117,8 @@ BAD = [
     ("limits.memory.oom_priority", "1001", "between -1000 and 1000"),
     ("limits.processes", "0", "1 or more"),
     ("linux.kernel_modules", "ok,../../evil", "not a module name"),
+    ("security.syscalls.intercept.mount.fuse", "ext4=/bin/fuse2fs", "is not a file system and the name"),
+    ("security.syscalls.intercept.mount.fuse", "fuse2fs", "is not a file system and the name"),
     ("linux.sysctl.a b", "1", "Unknown configuration key"),
     ("nvidia.driver.capabilities", "compute,magic", "'magic' is not one of"),
     ("oci.cwd", "relative", "absolute path"),
@@ -192,6 +195,7 @@ def test_keys_that_are_live() -> None:
         in_force(name)
         for name in (
             "boot.autostart",
+            "cloud-init.user-data",
             "environment.A",
             "limits.cpu",
             "limits.cpu.nodes",
@@ -201,22 +205,19 @@ def test_keys_that_are_live() -> None:
             "limits.memory.oom_priority",
             "linux.sysctl.net.ipv4.ip_forward",
             "raw.lxc",
+            "security.devlxd",
             "security.idmap.isolated",
             "security.nesting",
             "security.privileged",
             "security.protection.delete",
             "security.syscalls.deny",
+            "security.syscalls.intercept.mknod",
+            "security.syscalls.intercept.mount",
+            "security.syscalls.intercept.mount.shift",
             "snapshots.schedule",
         )
     )
-    assert not any(
-        in_force(name)
-        for name in (
-            "cloud-init.user-data",
-            "security.syscalls.intercept.mknod",
-            "security.devlxd",
-        )
-    )
+    assert not in_force("security.syscalls.intercept.bpf")
 
 
 @pytest.mark.parametrize("groups", [INSTANCE_KEY_GROUPS, SERVER_KEY_GROUPS])

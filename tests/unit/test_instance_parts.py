@@ -111,7 +111,7 @@ async def test_a_device_that_fails_to_stop_does_not_affect_others(log: list[str]
 async def change(old: Devices, new: Devices) -> None:
     async with Rollback() as undo:
         changes = await device_updates.plan_change(host(new), old, new, running=True)
-        await device_updates.change_running(host(new), old, new, changes, undo)
+        await device_updates.change_running(host(new), old, new, changes, undo, old_config={})
         undo.keep()
 
 
@@ -140,7 +140,7 @@ async def test_a_failed_live_change_is_undone_completely(log: list[str], failing
     changes = await device_updates.plan_change(host(new), old, new, running=True)
     with pytest.raises(InvalidConfig):
         async with Rollback() as undo:
-            await device_updates.change_running(host(new), old, new, changes, undo)
+            await device_updates.change_running(host(new), old, new, changes, undo, old_config={})
     assert log[0] == "detach gone"
     assert log[-1] == "attach gone"
     assert log.count("attach new") == log.count("detach new")
@@ -306,7 +306,7 @@ async def test_locks_of_different_instances_are_independent() -> None:
 
     locks = NamedLocks()
     async with locks.hold("instance", "default", "a"):
-        async with asyncio.timeout(1), locks.hold("instance", "default", "b"):
+        async with asyncio.timeout(30), locks.hold("instance", "default", "b"):
             assert locks.held("instance", "default", "b")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05), locks.hold("instance", "default", "a"):

@@ -19,7 +19,7 @@ from utsuwa.host.lxcentries import mount_entry
 from utsuwa.host.network import veth
 from utsuwa.instances.confinement import conf_lines, lxcconf
 from utsuwa.instances.confinement.host_facts import HostFacts, read_host_facts
-from utsuwa.instances.confinement.lxcconf import ContainerSpec
+from utsuwa.instances.confinement.lxcconf import ContainerSpec, SeccompPolicy
 from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
 
 MAP = IdMap((IdRange(0, 1000000, 65536),), (IdRange(0, 2000000, 65536),))
@@ -69,6 +69,20 @@ def test_devices_of_a_privileged_container_are_limited() -> None:
     assert "lxc.cgroup2.devices.deny = a" in found
     assert "lxc.mount.entry = mqueue dev/mqueue mqueue rw,relatime,create=dir,optional 0 0" in found
     assert not any(line.startswith(("lxc.idmap", "lxc.cgroup.devices.allow = b")) for line in found)
+
+
+def test_devices_are_limited_if_nodes_can_be_created() -> None:
+    found = lines(config={"security.syscalls.intercept.mknod": "true"}, device_rules=["c 10:232 rwm"])
+    assert found.index("lxc.cgroup.devices.deny = a") < found.index("lxc.cgroup.devices.allow = c 10:232 rwm")
+
+
+def test_what_may_be_mounted_is_passed_on() -> None:
+    policy = SeccompPolicy(Path("/s"), Path("/socket"), Path("/settings"))
+    found = lines(config={"security.syscalls.intercept.mount": "true"}, seccomp=policy)
+    assert "lxc.cgroup.devices.deny = a" in found
+    assert found.index("lxc.seccomp.notify.proxy = unix:/socket") < found.index(
+        "lxc.seccomp.notify.cookie = /settings"
+    )
 
 
 def test_architectures() -> None:
@@ -121,13 +135,23 @@ def test_invalid_settings(config: dict[str, str]) -> None:
         lines(config=config)
 
 
+@pytest.mark.parametrize(
+    ("idmap", "nesting", "dropped"),
+    [(MAP, "true", False), (MAP, "false", True), (IdMap(), "true", True)],
+    ids=["nested", "usual", "privileged"],
+)
+def test_dropped_capabilities(idmap: IdMap, nesting: str, dropped: bool) -> None:
+    found = lines(idmap=idmap, config={"security.nesting": nesting})
+    assert any(line.startswith("lxc.cap.drop") for line in found) is dropped
+
+
 def test_devices_and_confinement() -> None:
     found = lines(
         nics=[veth.Pair("h0", "eth0", "00:16:3e:00:00:01", 1400), veth.Pair("h1", "lan", "x", bridge="br0")],
         mounts=[BindMount(Path("/srv/a b"), "/data/"), BindMount(Path("/srv"), "/ro", read_only=True)],
         read_only_root=True,
         apparmor=[("lxc.apparmor.profile", "p//&:p:")],
-        seccomp=Path("/state/security/seccomp/c1"),
+        seccomp=lxcconf.SeccompPolicy(Path("/state/security/seccomp/c1"), Path("/state/seccomp.socket")),
     )
     assert "lxc.net.0.type = empty" not in found
     assert [line for line in found if line.startswith("lxc.net.")] == [
@@ -149,6 +173,7 @@ def test_devices_and_confinement() -> None:
     assert "lxc.rootfs.options = ro" in found
     assert "lxc.apparmor.profile = p//&:p:" in found
     assert "lxc.seccomp.profile = /state/security/seccomp/c1" in found
+    assert "lxc.seccomp.notify.proxy = unix:/state/seccomp.socket" in found
     # its own policy namespace is administered from inside
     assert "lxc.cap.drop = sys_time sys_module sys_rawio" in found
 
@@ -175,6 +200,16 @@ def test_paths_with_spaces() -> None:
     found = lines(post_stop=Path("/a b/hook"), target=Path("/it's/target"))
     assert "lxc.hook.post-stop = /bin/sh '/a b/hook' '/it'\"'\"'s/target'" in found
     assert mount_entry("/a b\t\\", "c d", "none", "bind")[1] == (r"/a\040b\011\134 c\040d none bind 0 0")
+
+
+def test_init_of_prepared_guests_does_not_watch_the_memory_pressure() -> None:
+    """Unless its environment says otherwise."""
+    off, key = "lxc.environment = MEMORY_PRESSURE_WATCH=/dev/null", {"migration.stateful": "true"}
+    assert off in lines(config=key)
+    assert off not in lines(config={})
+    own = lines(config={**key, "environment.MEMORY_PRESSURE_WATCH": "/x"})
+    assert off not in own
+    assert "lxc.environment = MEMORY_PRESSURE_WATCH=/x" in own
 
 
 def test_raw_lxc_comes_last_and_unchanged() -> None:

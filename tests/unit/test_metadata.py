@@ -27,8 +27,8 @@ def test_description_of_a_key() -> None:
         "defaultdesc": "`30`",
         "liveupdate": "yes",
     }
-    priority = _keys("instance", "resource-limits")["limits.network.priority"]
-    assert priority["longdesc"] == "Checked and stored, without effect in this version."
+    evacuation = _keys("instance", "miscellaneous")["cluster.evacuate"]
+    assert evacuation["longdesc"] == "Checked and stored, without effect in this version."
     assert _keys("instance", "security")["security.secureboot"]["condition"] == "virtual machine"
     assert _keys("server", "core")["core.https_address"]["scope"] == "local"
     assert _keys("server", "core")["core.trust_password"]["scope"] == "global"

@@ -242,6 +242,38 @@ async def test_each_websocket_secret_can_be_used_once(operations: Operations) ->
         operation.claim(secrets["0"])
 
 
+class Endless:
+    """The end of websockets that are served until they are lost."""
+
+    async def serve(self, name: str, socket: Any, *, offset: int, window: int) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_only_its_creator_connects_a_lasting_websocket_and_may_do_it_again(
+    operations: Operations,
+) -> None:
+    alice = Requestor(username="alice", protocol="unix", address="@")
+    act_as(alice)
+    operation = start(operations, forever, websockets=("0",), lasting=Endless())
+    secret = operation.secrets["0"]
+    elsewhere = Requestor(username="alice", protocol="unix", address="127.0.0.1:1")
+    assert [operation.claim(secret, who) for who in (alice, elsewhere)] == ["0", "0"]
+    for other in (
+        None,
+        Requestor(username="bob", protocol="unix"),
+        Requestor(username="alice", protocol="tls"),
+        Requestor(username="", protocol=""),
+    ):
+        with pytest.raises(Forbidden):
+            operation.claim(secret, other)
+    with pytest.raises(Forbidden):
+        operation.claim("wrong", alice)
+    operation.cancel()
+    await operation.wait(1)
+    with pytest.raises(Forbidden):
+        operation.claim(secret, alice)
+
+
 async def test_the_work_gets_the_connected_socket(operations: Operations) -> None:
     got: list[Any] = []
 
@@ -310,7 +342,7 @@ async def test_completing_ends_when_there_is_a_hurry(operations: Operations) -> 
     await asyncio.sleep(0)
     assert not completing.done()
     hurry.set()
-    await asyncio.wait_for(completing, 1)
+    await asyncio.wait_for(completing, 30)
     await operations.complete(60, hurry)
     assert operation.status == "Running"
     await operations.stop()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Others build the page of this tree meanwhile.
+IGNORED = shutil.ignore_patterns("*.egg-info", "__pycache__", "_version.py", "page", "page.new")
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -22,16 +26,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel that says it is of a tag, built from a copy of the sources."""
     folder = tmp_path_factory.mktemp("package")
     source = folder / "source"
-    shutil.copytree(
-        ROOT / "src",
-        source / "src",
-        ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "_version.py"),
-    )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(ROOT / "src", source / "src", ignore=IGNORED)
+    shutil.copytree(ROOT / "web", source / "web", ignore=shutil.ignore_patterns("node_modules"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     (source / ".git_archival.txt").write_text("describe-name: v7.8.9-0-gabcdef0\n")
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(source)]
-    ended = subprocess.run(build, capture_output=True, text=True)
+    page = folder / "page.tar"
+    with tarfile.open(page, "w") as packed:
+        packed.addfile(tarfile.TarInfo("index.html.gz"))
+    environment = {**os.environ, "UTSUWA_PAGE": str(page)}
+    ended = subprocess.run(build, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     (found,) = (folder / "dist").glob("*.whl")
     return found
@@ -39,8 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_source_tree_runs_before_anything_is_built(tmp_path: Path) -> None:
     """As the quick start does, to check the host before it installs."""
-    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__", "_version.py")
-    shutil.copytree(ROOT / "src/utsuwa", tmp_path / "utsuwa", ignore=ignored)
+    shutil.copytree(ROOT / "src/utsuwa", tmp_path / "utsuwa", ignore=IGNORED)
 
     def utsuwad(*arguments: str) -> str:
         command = ["/usr/bin/python3", "-B", "-m", "utsuwa.daemon.main", *arguments]
@@ -62,6 +66,8 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
         for path in (ROOT / "src/utsuwa").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    kept = {name for name in kept if not name.startswith(("utsuwa/page/", "utsuwa/page.new/"))}
+    kept.add("utsuwa/page/index.html.gz")
     assert kept - set(zipfile.ZipFile(wheel).namelist()) == set()
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utsuwa.core.client_networks import network_of
 from utsuwa.core.errors import Forbidden
-from utsuwa.security.passwords import MAX_PASSWORD, GuessLimiter, hash_password, network_of, verify_password
+from utsuwa.security.passwords import MAX_PASSWORD, GuessLimiter, hash_password, verify_password
 
 
 def test_a_hash_fits_its_password_only() -> None:

@@ -65,6 +65,10 @@ def test_running_containers_are_started_after_a_reboot_of_the_host(boot_id: str,
     assert outcome("RUNNING", boot_id, target, "false") == replace(AGAIN, start=False)
 
 
+def test_a_container_that_another_server_was_told_to_start_is_not_autostarted() -> None:
+    assert outcome("MOVED", autostart="true") == QUIET
+
+
 @pytest.mark.parametrize("power", ["", "STOPPED"])
 def test_a_stopped_container_stays_stopped(power: str) -> None:
     assert outcome(power) == QUIET
@@ -81,3 +85,12 @@ def test_autostart_starts_stopped_and_killed_containers() -> None:
 def test_an_ended_ephemeral_instance_is_deleted() -> None:
     assert outcome("RUNNING", BOOT, "stop", ephemeral=True) == replace(ENDED, delete=True)
     assert outcome("RUNNING", BOOT, "stop", "true", ephemeral=True) == replace(ENDED, delete=True)
+
+
+def test_what_has_been_moved_to_another_server_is_not_started() -> None:
+    for autostart in ("", "true"):
+        for target in ("", "reboot"):
+            assert outcome("MOVED", BOOT, target, autostart, ephemeral=True) == Outcome(
+                was_running=True, ended=False, start=False, delete=False
+            )
+        assert outcome("MOVED", autostart=autostart) == QUIET

@@ -172,6 +172,8 @@ def test_volatile_keys_are_not_chosen_by_callers() -> None:
         with pytest.raises(Forbidden, match=r"'volatile\."):
             restrictions().check_volatile(own, {**own, **changed})
         restrictions(containers_lowlevel="allow").check_volatile(own, {**own, **changed})
+    assert restrictions().without_volatile(kept) == {k: v for k, v in kept.items() if k not in own}
+    assert restrictions(containers_lowlevel="allow").without_volatile(kept) == kept
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ async def handler(request: Request) -> Result:
     return Empty()
 
 
-def table(*entries: str) -> Router:
+def table(*entries: str) -> Router[Route]:
     pairs = [entry.split() for entry in entries]
     return Router(Route(method, path, handler, "x") for method, path in pairs)
 
 
 @pytest.fixture(scope="module")
-def router() -> Router:
+def router() -> Router[Route]:
     return table(
         "GET /",
         "GET /1.0",
@@ -51,7 +51,9 @@ def router() -> Router:
         ),
     ],
 )
-def test_paths_find_their_route(router: Router, path: str, pattern: str, params: dict[str, str]) -> None:
+def test_paths_find_their_route(
+    router: Router[Route], path: str, pattern: str, params: dict[str, str]
+) -> None:
     route, found = router.find("GET", path)
     assert (route.path, found) == (pattern, params)
 
@@ -60,17 +62,17 @@ def test_paths_find_their_route(router: Router, path: str, pattern: str, params:
     "path",
     ["", "//", "/1.0/", "/1.0//", "/2.0", "/1.0/images/", "/1.0/images//export", "/1.0/images/a/b", "/1.0/x"],
 )
-def test_unknown_paths_are_not_found(router: Router, path: str) -> None:
+def test_unknown_paths_are_not_found(router: Router[Route], path: str) -> None:
     with pytest.raises(NotFound):
         router.find("GET", path)
 
 
-def test_an_error_for_a_wrong_method_lists_the_allowed_ones(router: Router) -> None:
+def test_an_error_for_a_wrong_method_lists_the_allowed_ones(router: Router[Route]) -> None:
     with pytest.raises(MethodNotAllowed, match="GET, PUT"):
         router.find("DELETE", "/1.0/images/x")
 
 
-def test_bytes_that_are_no_text_are_refused(router: Router) -> None:
+def test_bytes_that_are_no_text_are_refused(router: Router[Route]) -> None:
     with pytest.raises(InvalidRequest, match="UTF-8"):
         router.find("GET", "/1.0/images/%ff")
 

@@ -176,7 +176,7 @@ async def test_pidfds_see_the_end_and_carry_signals() -> None:
     await asyncio.sleep(0.05)
     assert not waiting.done()
     pidfds.send_signal(process.pid, signal.SIGTERM)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
     assert process.wait() == -signal.SIGTERM
     await pidfds.wait(process.pid)
     pidfds.kill(process.pid)

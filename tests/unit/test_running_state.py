@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utsuwa.core.errors import HostError, InvalidRequest, Unavailable
+from utsuwa.core.idmap import IdMap
 from utsuwa.devices import BindMount
 from utsuwa.host.checkpoint import commands, console, failures, finder, install, places, program
 from utsuwa.host.checkpoint.failures import Remedy
 from utsuwa.host.mounts.device_folder import DeviceFolder
 from utsuwa.host.mounts.mounts import parse_mountinfo
-from utsuwa.instances.running_state import guest, saved
+from utsuwa.instances.confinement.lxcconf import ContainerSpec
+from utsuwa.instances.running_state import guest, resume, saved
 from utsuwa.security import seccomp
 
 INNER = b"""\
@@ -113,6 +116,41 @@ def test_the_command_that_restores(keep: bool, option: str) -> None:
     externals = [value for name, value in zip(argv, argv[1:], strict=False) if name == "--external"]
     assert externals == ["mnt[/mnt/a b]:/host/a'b", "mnt[_dev_console]:/dev/pts/3", "netdev[eth0]:veth12"]
     assert argv[-2:] == ["--inherit-fd", "fd[9]:tty[8800:3a]"]
+    assert "--lsm-profile" not in argv
+
+
+@pytest.mark.parametrize(
+    ("lines", "raw", "profile"),
+    [
+        ([("lxc.apparmor.profile", "x_c1//&:x_c1:")], "lxc.init.cmd = /x", "x_c1//&:x_c1:"),
+        ([("lxc.apparmor.profile", "x_c1")], "lxc.apparmor.profile=unconfined", ""),
+        ([("lxc.apparmor.profile", "unchanged")], "", ""),
+        ([], "", ""),
+    ],
+)
+def test_the_profile_of_apparmor_is_that_of_the_instance_now(
+    lines: list[tuple[str, str]], raw: str, profile: str
+) -> None:
+    """But if the user chose another one, or none, that with which it was saved."""
+    spec = dataclasses.replace(container_spec(), config={"raw.lxc": raw}, apparmor=lines)
+    assert resume.profile(spec) == profile
+    argv = commands.restore("/c/criu", dataclasses.replace(restore_job(keep=True), profile=profile))
+    assert (f"apparmor:{profile}" in argv) is bool(profile)
+
+
+def container_spec() -> ContainerSpec:
+    place = Path("/x")
+    return ContainerSpec(
+        name="c1",
+        architecture="x86_64",
+        rootfs=place,
+        idmap=IdMap(),
+        config={},
+        cgroup="u",
+        console_log=place,
+        post_stop=place,
+        target=place,
+    )
 
 
 @pytest.mark.processes
@@ -124,7 +162,8 @@ def test_liblxc_runs_the_command_with_its_root_and_cgroup(tmp_path: Path) -> Non
     terminal = tmp_path / "a terminal"
     terminal.touch()
     wrapper = tmp_path / "criu"
-    wrapper.write_text(commands.wrapper([str(shown), "it's", "$HOME"], "4.2.1", str(terminal)))
+    pid = tmp_path / "its pid"
+    wrapper.write_text(commands.wrapper([str(shown), "it's", "$HOME"], "4.2.1", str(terminal), pid))
     wrapper.chmod(0o755)
 
     def run(*arguments: str) -> list[str]:
@@ -133,6 +172,7 @@ def test_liblxc_runs_the_command_with_its_root_and_cgroup(tmp_path: Path) -> Non
         )
 
     assert run("--version") == ["Version: 4.2.1", ""]
+    assert not pid.exists()
     given = (
         "restore",
         "--cgroup-root",
@@ -142,6 +182,7 @@ def test_liblxc_runs_the_command_with_its_root_and_cgroup(tmp_path: Path) -> Non
         "--tcp-established",
     )
     assert run(*given) == ["it's", "$HOME", "--root", "/r", "--cgroup-root", "/u/lxc.payload.c1", ""]
+    assert pid.read_text().strip().isdecimal()
 
 
 @pytest.mark.processes
@@ -303,6 +344,8 @@ def test_a_link_to_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         install.link(tmp_path / "other", target)
     with pytest.raises(HostError, match="has .* already"):
         install.link(tmp_path / "other", tmp_path / "elsewhere")
+    with pytest.raises(HostError, match="missing/criu: No such file or directory"):
+        install.link(tmp_path / "criu", tmp_path / "missing" / "criu")
 
 
 # ---- stored records
@@ -333,6 +376,22 @@ def test_a_record_is_stored_and_loaded(tmp_path: Path) -> None:
         saved.load(tmp_path, "it", own=True)
 
 
+def test_the_connections_of_a_copied_snapshot_are_not_kept(tmp_path: Path) -> None:
+    """Unlike those of an instance that was stopped with its state."""
+    (tmp_path / "state").mkdir()
+    saved.store(tmp_path / "state", record(hwaddrs={"eth0": "00:16:3e:00:00:01"}))
+    assert saved.load(tmp_path, "it", own=True).keeps_connections
+    assert not saved.load(tmp_path, "it", own=False).keeps_connections
+    (tmp_path / "copy").mkdir()
+    saved.copy_snapshot(tmp_path, tmp_path / "copy")
+    copied = saved.load(tmp_path / "copy", "it", own=True)
+    assert not copied.keeps_connections
+    assert copied.record.hwaddrs == {"eth0": "00:16:3e:00:00:01"}
+    (tmp_path / "state" / "utsuwa.json").unlink()
+    with pytest.raises(InvalidRequest, match="no saved running state"):
+        saved.copy_snapshot(tmp_path, tmp_path / "copy")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -344,6 +403,7 @@ def test_a_record_is_stored_and_loaded(tmp_path: Path) -> None:
         b'{"criu":"4.2","kernel":"","idmap":"","mounts":["/a]:/b"],"nics":[],"tty":"tty[8800:3a]"}',
         b'{"criu":"4.2","kernel":"","idmap":"","mounts":[],"nics":["a b"],"tty":"tty[8800:3a]"}',
         b'{"criu":"4.2","kernel":"","idmap":"","mounts":[],"nics":[],"tty":"tty[8800:3a] --x"}',
+        b'{"criu":"4.2","kernel":"","idmap":"","mounts":[],"nics":[],"tty":"tty[8800:3a]","hwaddrs":{"e":"1"}}',
         b'{"criu":"4.2","kernel":"","idmap":"","mounts":[],"nics":[],"tty":"tty[8800:3a]","more":1}',
         b"x" * (2 << 20),
     ],
@@ -352,6 +412,24 @@ def test_damaged_records(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "utsuwa.json").write_bytes(text)
     with pytest.raises(InvalidRequest, match="damaged"):
+        saved.load(tmp_path, "it", own=True)
+
+
+@pytest.mark.parametrize("length", [None, 9, 11])
+def test_memory_of_another_size_is_noticed(tmp_path: Path, length: int | None) -> None:
+    """CRIU would wait for what is missing."""
+    fresh = saved.begin(tmp_path)
+    pages = fresh / "pages-1.img"
+    pages.write_bytes(bytes(10))
+    saved.store(fresh, record())
+    saved.publish(fresh, tmp_path)
+    assert saved.load(tmp_path, "it", own=True).record.pages == {"pages-1.img": 10}
+    pages = tmp_path / "state/pages-1.img"
+    if length is None:
+        pages.unlink()
+    else:
+        os.truncate(pages, length)
+    with pytest.raises(InvalidRequest, match="its memory is not complete"):
         saved.load(tmp_path, "it", own=True)
 
 
@@ -376,9 +454,14 @@ def test_only_prepared_guests_get_the_drop_in(tmp_path: Path) -> None:
     assert mount == BindMount(mount.source, guest.PLACE, read_only=True, create="file")
     text = mount.source.read_text()
     assert mount.source.stat().st_mode & 0o777 == 0o644
-    assert {"PrivateMounts=no", "ProtectHostname=no", "LoadCredential=", "ProcSubset=all"} <= {
-        *text.split("\n")
+    lines = {
+        "PrivateMounts=no",
+        "ProtectHostname=no",
+        "LoadCredential=",
+        "ImportCredential=",
+        "ProcSubset=all",
     }
+    assert {*lines, "MemoryPressureWatch=off"} <= {*text.split("\n")}
 
 
 def test_prepared_guests_have_no_io_uring() -> None:

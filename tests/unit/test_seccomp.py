@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.security import seccomp
+from utsuwa.host.interception import support
+from utsuwa.security import interception, seccomp
 
 
 def text(config: dict[str, str], machine: str = "x86_64") -> str:
@@ -27,6 +28,14 @@ def test_the_default_refuses_the_kernels_doors() -> None:
 
 def test_without_defaults_there_is_no_filter() -> None:
     assert seccomp.policy({"security.syscalls.deny_default": "false"}, "x86_64") is None
+
+
+def test_detached_mounts_are_refused_to_privileged_instances_that_do_not_nest() -> None:
+    privileged = {"security.privileged": "true"}
+    assert text({**privileged}).splitlines()[-3:] == [*seccomp.DETACHED]
+    for config in ({}, {**privileged, "security.nesting": "true"}, {"security.nesting": "true"}):
+        assert "fsopen" not in text(config)
+    assert seccomp.policy({**privileged, "security.syscalls.deny_default": "false"}, "x86_64") is None
 
 
 def test_denied_calls_get_an_errno_where_they_name_no_action() -> None:
@@ -101,3 +110,55 @@ def test_files_are_written_and_removed(tmp_path: Path) -> None:
     seccomp.remove(tmp_path, "c1")
     seccomp.remove(tmp_path, "c1")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- interception
+
+MKNOD = [
+    "mknod notify [1,8192,SCMP_CMP_MASKED_EQ,61440]",
+    "mknodat notify [2,8192,SCMP_CMP_MASKED_EQ,61440]",
+]
+
+
+def test_intercepted_calls_notify() -> None:
+    off = {"security.syscalls.deny_default": "false"}
+    mknod = {"security.syscalls.intercept.mknod": "true"}
+    assert text({**off, **mknod}).splitlines() == ["2", "denylist", "[all]", *MKNOD]
+    assert seccomp.notifies(text(mknod))
+    assert not seccomp.notifies(text({}))
+    denied = text({**off, **mknod, "security.syscalls.deny": "mknod"}).splitlines()
+    assert denied == ["2", "denylist", "[all]", MKNOD[1], "[all]", "mknod errno 38"]
+    allowed = text({**mknod, "security.syscalls.allow": "read"}).splitlines()
+    assert allowed == ["2", "allowlist", "[all]", *MKNOD, "read"]
+
+
+def test_new_mounts_are_intercepted_only() -> None:
+    config = {"security.syscalls.deny_default": "false", "security.syscalls.intercept.mount": "true"}
+    assert text(config).splitlines()[3:] == [
+        "mount notify [3,0,SCMP_CMP_MASKED_EQ,1978400]",
+        "mount notify [3,3236757504,SCMP_CMP_MASKED_EQ,4294914080]",
+        "fsopen notify",
+    ]
+
+
+def test_privileged_instances_need_no_interception() -> None:
+    config = {"security.syscalls.intercept.sysinfo": "true", "security.privileged": "true"}
+    assert "notify" not in text(config)
+
+
+def test_a_raw_policy_excludes_interception() -> None:
+    config = {"raw.seccomp": "2\ndenylist", "security.syscalls.intercept.sysinfo": "true"}
+    with pytest.raises(InvalidConfig, match=r"excludes 'security\.syscalls\.intercept\.sysinfo'"):
+        seccomp.check(config)
+    seccomp.check({**config, "security.syscalls.intercept.sysinfo": "false"})
+
+
+def test_interception_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"security.syscalls.intercept.setxattr": "true"}
+    monkeypatch.setattr(support, "obstacle", lambda: "the kernel cannot")
+    with pytest.raises(
+        InvalidConfig, match="'security.syscalls.intercept.setxattr' cannot be .*: the kernel cannot"
+    ):
+        interception.check(config)
+    interception.check({"security.syscalls.intercept.setxattr": "false"})
+    interception.check({**config, "security.privileged": "true"})

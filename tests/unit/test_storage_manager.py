@@ -652,7 +652,7 @@ async def test_unavailable_pool_is_retried_with_a_warning(
     }
     assert "storage pool p" in setting.retries
     pool.fail.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while "storage pool p" in setting.retries:
             await asyncio.sleep(0.005)
     assert (await manager.pools.show("p")).available
@@ -882,7 +882,7 @@ async def test_an_image_that_is_deleted_meanwhile_is_not_waited_for(
 ) -> None:
     for row in await setting.database.read("test", image_rows.get_all, None):
         await setting.write(image_rows.delete, row.id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await setting.manager.images.delete(FINGERPRINT)
     assert imported.images() == await setting.volumes(VOLUME_IMAGE) == []
 
@@ -906,7 +906,7 @@ async def test_a_pool_that_is_deleted_meanwhile(setting: Setting, imported: Fake
     for profile in await setting.database.read("test", profile_rows.get_all, "default"):
         if profile.name == "disks":
             await setting.write(profile_rows.delete, profile.id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await setting.manager.pools.delete("p")
     assert not imported.exists
     assert imported.images() == []
@@ -918,7 +918,7 @@ async def test_a_pool_that_is_deleted_meanwhile(setting: Setting, imported: Fake
 async def test_the_end_of_the_daemon_does_not_wait_for_an_unpacking(
     setting: Setting, imported: FakeDriver
 ) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await setting.manager.stop()
     assert imported.images() == []
 

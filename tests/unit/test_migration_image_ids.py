@@ -57,6 +57,14 @@ def test_owners_and_the_map_become_those_of_this_host(tmp_path: Path) -> None:
     assert described == expected
 
 
+def test_what_criu_has_not_initialized_is_no_owner(tmp_path: Path) -> None:
+    state = part(3, part(1, b"freezer.state"), part(2, b"FROZEN"), owner(3, 1_005_000, 2_000_000))
+    image = with_messages(MAGIC, [part(2, part(1, b"freezer"), part(2, part(1, b"/x"), state))])
+    write(tmp_path, image)
+    image_ids.change(tmp_path, THEIRS, OURS)
+    assert (tmp_path / "cgroup.img").read_bytes() == image
+
+
 def test_an_id_without_counterpart_is_refused(tmp_path: Path) -> None:
     write(tmp_path, cgroups((1_005_000, 2_000_000), (0, 0), (0, 0)))
     with pytest.raises(InvalidRequest, match="The id 5000 is in use"):

@@ -20,8 +20,22 @@ from utsuwa.host.checkpoint.image_format import messages, with_messages
 _MAX_DEPTH = 100
 """Of cgroups inside of each other."""
 
-_Rules = Mapping[int, Union["_Rules", Callable[[int], int]]]
+_WITHOUT_OWNER = b"freezer.state"
+"""A property of cgroups that CRIU adds itself: what stands for its mode and owner is uninitialized memory."""
+
+_Rules = Mapping[int, Union["_Rules", "_Property", Callable[[int], int]]]
 """What is changed in a message, by the numbers of its fields: what they contain, or numbers."""
+
+
+@dataclass(frozen=True)
+class _Property:
+    """What is changed in a property of a cgroup, whose name is its first field."""
+
+    rules: _Rules
+
+    def of(self, message: memoryview) -> _Rules:
+        names = (value for number, _, value in protobuf.fields(message) if number == 1)
+        return {} if any(name == memoryview(_WITHOUT_OWNER) for name in names) else self.rules
 
 
 @dataclass
@@ -65,7 +79,7 @@ def change(folder: Path, before: IdMap, after: IdMap) -> None:
 def _cgroup_rules(user: Callable[[int], int], group: Callable[[int], int]) -> _Rules:
     """Return where the owners of cgroups are: in those of a controller, and of their files."""
     owner: _Rules = {2: user, 3: group}
-    directory: dict[int, _Rules | Callable[[int], int]] = {3: {3: owner}, 4: owner}
+    directory: dict[int, _Rules | _Property | Callable[[int], int]] = {3: _Property({3: owner}), 4: owner}
     directory[2] = directory
     return {2: {2: directory}}
 
@@ -92,6 +106,8 @@ def _changed(message: bytes, rules: _Rules, depth: int = 0) -> bytes:
     for number, wire_type, value in protobuf.fields(memoryview(message)):
         rule = rules.get(number)
         if not isinstance(value, int):
+            if isinstance(rule, _Property):
+                rule = rule.of(value)
             part = bytes(value) if rule is None or callable(rule) else _changed(bytes(value), rule, depth + 1)
             out += protobuf.encoded(number, wire_type, part)
         else:

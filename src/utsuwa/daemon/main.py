@@ -1,7 +1,4 @@
-"""`utsuwad`: the daemon, and the subcommands that talk to a running one.
-
-Imports only what a subcommand needs: `waitready` and `shutdown` are often run by scripts.
-"""
+"""`utsuwad`: the daemon, and the subcommands that talk to a running one."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.paths import StatePaths
-from utsuwa.daemon import try_options
-from utsuwa.daemon.init import options as init_options
+from utsuwa.daemon import subcommands
 from utsuwa.version import __version__
 
 LATER = ("recover",)
@@ -72,74 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="name of this daemon among those that share the database; 'member' in database.yaml",
     )
     parser.set_defaults(run=_run, group=None, logfile=None, verbose=False, debug=False)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    ready = commands.add_parser(
-        "waitready", parents=[general], help="wait until the daemon is ready and has autostarted instances"
-    )
-    ready.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
-    ready.add_argument("--api-only", action="store_true", help="do not wait for the autostart of instances")
-    ready.set_defaults(run=_wait_ready)
-
-    shutdown = commands.add_parser("shutdown", parents=[general], help="stop all instances and the daemon")
-    shutdown.add_argument("--timeout", "-t", metavar="S", type=int, default=0, help="seconds; 0 for no limit")
-    shutdown.add_argument("--force", "-f", action="store_true", help="kill the instances at once")
-    shutdown.set_defaults(run=_shutdown)
-
-    init = commands.add_parser("init", parents=[general], help="set the running daemon up")
-    init_options.add_options(init)
-    init.set_defaults(run=_init)
-
-    check = commands.add_parser("check", parents=[general], help="check this host's support for containers")
-    check.add_argument("--format", choices=("table", "json"), default="table", help="output format")
-    check.add_argument(
-        "--before-install",
-        action="store_true",
-        help="omit what the installation provides: packages, id ranges, raised limits",
-    )
-    check.add_argument(
-        "--raise-limits",
-        action="store_true",
-        help="instead, raise kernel limits that are too low for many containers, now and at each boot",
-    )
-    check.set_defaults(run=_check)
-
-    criu = commands.add_parser(
-        "criu", parents=[general], help="provide the program that saves the running state of instances"
-    )
-    actions = criu.add_subparsers(title="actions", metavar="ACTION", required=True)
-    install = actions.add_parser(
-        "install",
-        parents=[general],
-        help="install a newer CRIU, with its libraries, for Utsuwa alone, from Debian's archive",
-    )
-    install.add_argument(
-        "--mirror", metavar="URL", default="", help="mirror of Debian (default: that of apt)"
-    )
-    install.add_argument(
-        "--link", metavar="PATH", type=Path, help="also link the program there, such as /usr/local/sbin/criu"
-    )
-    install.set_defaults(run=_install_criu)
-
-    sql = commands.add_parser("sql", parents=[general], help="run SQL on the running daemon's database")
-    sql.add_argument("database", choices=("global", "local"), help="both are the same here")
-    sql.add_argument("query", help="SQL, or - for standard input, .dump, .schema")
-    sql.set_defaults(run=_sql)
-
-    site = commands.add_parser(
-        "try",
-        parents=[general],
-        help="serve a public site on which anyone tries Utsuwa in a container of their own",
-    )
-    try_options.add_options(site, general)
-
-    activate = commands.add_parser(
-        "activateifneeded", parents=[general], help="start the daemon if anything needs it to run"
-    )
-    activate.set_defaults(run=_activate)
-
-    version = commands.add_parser("version", parents=[general], help="show the version")
-    version.set_defaults(run=_version)
+    subcommands.add_all(parser, general)
     return parser
 
 
@@ -154,73 +83,6 @@ def _run(options: argparse.Namespace) -> int:
         level="debug" if options.debug else "info" if options.verbose else "warning",
         database=Settings(options.database, options.member),
     )
-
-
-def _wait_ready(options: argparse.Namespace) -> int:
-    from utsuwa.daemon import control
-
-    socket = StatePaths.from_environment().socket
-    control.wait_ready(socket, options.timeout, api_only=options.api_only)
-    return 0
-
-
-def _shutdown(options: argparse.Namespace) -> int:
-    from utsuwa.daemon import control
-
-    paths = StatePaths.from_environment()
-    if control.shutdown(paths, force=options.force, timeout=options.timeout):
-        return 0
-    return _fail(f"The daemon still runs after {options.timeout} s")
-
-
-def _init(options: argparse.Namespace) -> int:
-    from utsuwa.daemon.init import command
-
-    return command.run(options)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from utsuwa.daemon import check
-
-    if options.raise_limits:
-        return check.raise_limits()
-    return check.run(json_format=options.format == "json", before_install=options.before_install)
-
-
-def _install_criu(options: argparse.Namespace) -> int:
-    from utsuwa.host.checkpoint import install
-
-    paths = StatePaths.from_environment()
-    print(f"Fetching CRIU into {paths.criu}")
-    version = install.install(paths.criu, options.mirror)
-    if options.link is not None:
-        install.link(paths.criu, options.link)
-    print(f"CRIU {version} is installed; `utsuwad check` tells whether it works here")
-    return 0
-
-
-def _sql(options: argparse.Namespace) -> int:
-    from utsuwa.daemon import sql
-
-    return sql.run(StatePaths.from_environment().socket, options.database, options.query)
-
-
-def _activate(options: argparse.Namespace) -> int:
-    from utsuwa.daemon import activation
-
-    if options.debug:
-        print("Looking for a reason to start the daemon", file=sys.stderr)
-    reason = activation.reason_to_start(StatePaths.from_environment())
-    if reason is None:
-        return 0
-    if options.debug or options.verbose:
-        print(f"{reason}, activating...", file=sys.stderr)
-    return activation.wake(StatePaths.from_environment().socket)
-
-
-def _version(options: argparse.Namespace) -> int:
-    print(__version__)
-    return 0
 
 
 if __name__ == "__main__":

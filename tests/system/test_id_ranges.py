@@ -161,6 +161,11 @@ def test_raw_ids_are_needed_when_the_instance_starts(host: Host) -> None:
     assert "1000 4242 1" in host.maps("p")[0]
 
 
+def test_the_own_ids_of_root_need_no_line(host: Host) -> None:
+    host.make("zero", raw_idmap="both 0 1000")
+    assert all("1000 0 1" in lines for lines in host.maps("zero"))
+
+
 def test_instances_start_again_when_the_id_range_is_restored(host: Host) -> None:
     host.ranges(WIDE + "root:4242:1\n")
     host.make("raw", raw_idmap="both 4242 1000")

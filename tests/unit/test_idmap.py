@@ -214,6 +214,7 @@ def test_a_provisional_map_lacks_what_root_may_not_map() -> None:
         (f"uid {BASE + 1} 1000", "already uses"),
         (f"gid {BASE + 1} 1000", "already uses"),
         ("uid 999 1000", "root may not map: add the line root:999:1 to /etc/subuid"),
+        ("uid 0-1 0-1", "root may not map: add the line root:0:2 to /etc/subuid"),
         ("gid 1010-1011 1-2", "/etc/subgid"),
         ("uid 1000 1000\nuid 1000 1001", "of the host twice"),
         ("uid 1000-1002 5-7\nboth 1003 6", "of the container twice"),
@@ -229,6 +230,12 @@ def test_a_provisional_map_lacks_what_root_may_not_map() -> None:
 def test_raw_maps_that_are_refused(raw: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         idmap.choose({"raw.idmap": raw}, WITH_1000)
+
+
+def test_root_may_map_its_own_ids() -> None:
+    chosen = idmap.choose({"raw.idmap": "both 0 5"}, HOST).idmap
+    assert IdRange(5, 0, 1) in chosen.uids
+    assert IdRange(5, 0, 1) in chosen.gids
 
 
 def test_too_many_ranges_for_the_kernel_are_rejected() -> None:

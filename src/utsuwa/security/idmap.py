@@ -242,7 +242,13 @@ def lacks_raw(config: Mapping[str, str], idmap: IdMap) -> bool:
     return not (set(raw_uids) <= set(idmap.uids) and set(raw_gids) <= set(idmap.gids))
 
 
+_OWN = HostRange(0, 1)
+"""Root's own id, which newuidmap and newgidmap let root map without a line in /etc/subuid or /etc/subgid."""
+
+
 def _is_allowed(entry: IdRange, allowed: Iterable[HostRange]) -> bool:
+    if HostRange(entry.host, entry.count) == _OWN:
+        return True
     return any(r.start <= entry.host and entry.host + entry.count <= r.end for r in allowed)
 
 

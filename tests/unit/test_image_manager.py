@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,6 +38,8 @@ from utsuwa.host.archives import check
 from utsuwa.images import records
 from utsuwa.images.manager import ImageManager
 from utsuwa.images.new import NewAlias, NewImage
+from utsuwa.images.store import ImageStore
+from utsuwa.images.upload import Upload
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.operations import Operations
 from utsuwa.security.server_config import ServerConfig
@@ -234,6 +238,42 @@ async def test_a_bad_archive_leaves_nothing(setting: Setting, monkeypatch: pytes
     with pytest.raises(InvalidImage):
         await setting.add()
     assert setting.files == []
+
+
+async def test_files_are_on_disk_before_they_become_an_image(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    sync, put = os.fsync, ImageStore.put
+
+    def note(file: int) -> None:
+        sync(file)
+        synced.add(os.fstat(file).st_ino)
+
+    def check_synced(store: ImageStore, fingerprint: str, metadata: Path, rootfs: Path) -> None:
+        assert {metadata.stat().st_ino, rootfs.stat().st_ino} <= synced
+        put(store, fingerprint, metadata, rootfs)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(ImageStore, "put", check_synced)
+    await setting.add(b"on", rootfs=b"e")
+    assert setting.files == [ONE, f"{ONE}.rootfs"]
+    assert setting.paths.images.stat().st_ino in synced
+
+
+@pytest.mark.parametrize("content", [METADATA, b"- no mapping"])
+async def test_a_disk_that_fails_at_the_end_leaves_nothing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    def fail(_: Upload) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(check, "check_image", lambda metadata, rootfs, stopper: content)
+    monkeypatch.setattr(Upload, "sync", fail)
+    with pytest.raises(OSError, match="broken"):
+        await setting.add(aliases=["a"])
+    assert setting.files == []
+    assert await setting.database.read("test", image_rows.get_all, None) == []
 
 
 async def test_a_failure_at_the_last_step_leaves_nothing(

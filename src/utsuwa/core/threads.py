@@ -162,7 +162,11 @@ class Threads:
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `work` in a thread and wait until it has finished, even if the caller is cancelled."""
-        return await self._begin(partial(_step, work, *args, **kwargs))
+        return await self.begin(work, *args, **kwargs)
+
+    def begin(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Held[R]:
+        """As `run`, for a result that is awaited after something else was done meanwhile."""
+        return self._begin(partial(_step, work, *args, **kwargs))
 
     async def make(
         self,

@@ -276,7 +276,13 @@ class ImageManager:
                 "announced"
             )
         check_new(request)
-        metadata = await self._archives.run(parse_metadata, await self._checked(upload))
+        # The check reads little and computes, and the disk has to write meanwhile.
+        synced = self._archives.begin(upload.sync)
+        try:
+            content = await self._checked(upload)
+        finally:
+            await synced
+        metadata = await self._archives.run(parse_metadata, content)
         forbid_cancellation()
         return await self._store_new(project, upload, request, metadata)
 
@@ -320,6 +326,7 @@ class ImageManager:
             pack = self._archives.stopped_by(stopper.stop).run
             await pack(packing.pack, content, compression, upload, stopper)
             faults.point("image packed")
+            await self._archives.run(upload.sync)
             metadata = await self._archives.run(parse_metadata, content.metadata)
             return await self._store_new(project, upload, request, metadata)
 

@@ -46,10 +46,7 @@ class ImageStore:
         return self.metadata(fingerprint).is_file() and (not split or self.rootfs(fingerprint).is_file())
 
     def put(self, fingerprint: str, metadata: Path, rootfs: Path | None) -> None:
-        """Rename an upload's files to their final names, and sync them to disk."""
-        for path in filter(None, (metadata, rootfs)):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Rename an upload's files, whose content is on disk, to their final names, and sync these."""
         if rootfs is not None:
             rootfs.rename(self.rootfs(fingerprint))
         metadata.rename(self.metadata(fingerprint))

@@ -153,6 +153,12 @@ class Upload:
         if self.size > self._limit:
             raise _too_large(self._limit)
 
+    def sync(self) -> None:
+        """Write what was received to disk. Blocking."""
+        for path in self._parts.values():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
     def _path(self, part: Part) -> Path:
         return self._base.with_name(f"{self._base.name}.{part}")
 

@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "PATH": os.environ.get("PATH", os.defpath),
     "LANG": "C.UTF-8",
     "HOME": "/",
+    # Without it, unsquashfs looks for the host's time zone with each file that it lists.
+    "TZ": "UTC0",
     "TMPDIR": "/target",
 }
 _MEMORY = 4 * 2**30

@@ -11,9 +11,10 @@ request's socketpair. When that socket is closed (the caller gave up, or the dae
 the command it runs and exits. When the daemon's end of the shared socket is closed, the idle workers and
 their parent exit.
 
-Some requests begin a session: the worker then serves a series of calls (`calls`) until it is closed.
+Some requests begin a session: the worker then serves a series of calls (`calls`, `mounts`) until it is
+closed.
 
-`client`, `replies` and `session` are the daemon's side. All other modules run in the helper process, and so
-must not import anything that takes time or memory: no asyncio, no dataclasses, no other part of Utsuwa than
-`host.syscalls`, `host.files.confined` and `host.interception`.
+`client`, `mounting`, `replies` and `session` are the daemon's side. All other modules run in the helper
+process, and so must not import anything that takes time or memory: no asyncio, no dataclasses, no other part
+of Utsuwa than `host.syscalls`, `host.files.confined` and `host.interception`.
 """

@@ -33,19 +33,21 @@ BUFFER = 1024 * 1024
 
 
 def serve(calls: socket.socket, methods: Mapping[str, Callable[..., Any]]) -> None:
-    """Serve calls until the caller closes its end."""
+    """Serve calls until the caller closes its end. Descriptors come first among a method's arguments."""
     while (received := protocol.receive(calls)) is not None:
-        call, _fds = received
+        call, fds = received
         reply: CallResult | CallFailed
         passed: list[int] = []
         try:
-            result = methods[call["call"]](*call["args"])
+            result = methods[call["call"]](*fds, *call["args"])
             reply = {"ok": result}
             if isinstance(result, Descriptor):
                 passed.append(result)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path, an id that is none
             number, reason = reason_of(error)
             reply = {"errno": number, "error": reason}
+        for fd in fds:
+            os.close(fd)
         protocol.send(calls, reply, passed)
 
 

@@ -28,6 +28,7 @@ from utsuwa.host.helper.messages import (
     Confinement,
     TerminalSize,
 )
+from utsuwa.host.helper.mounting import Mounting
 from utsuwa.host.helper.replies import HelperGone, judge, receive
 from utsuwa.host.helper.session import FileSession
 from utsuwa.host.processes import pipes
@@ -96,21 +97,6 @@ class AttachSpec:
     oom_score: int | None = None
     """The adjustment of its OOM score; None for that of the daemon."""
     cache: AttachCache | None = None
-
-
-@dataclass(frozen=True)
-class InnerPath:
-    """A path in a running container."""
-
-    init: Process
-    path: str
-    """Absolute; resolved in the container."""
-    uid: int
-    """The host's ids of the container's root, who owns what is created."""
-    gid: int
-
-    def request(self) -> Mapping[str, object]:
-        return {"path": self.path, "uid": self.uid, "gid": self.gid}
 
 
 class Console:
@@ -208,6 +194,7 @@ class Helper:
         self._lock = asyncio.Lock()
         """Held while sending a request, and while starting or closing the process."""
         self._closed = False
+        self.mounting = Mounting(partial(self._send, "mounts", {}))
 
     async def start(self) -> None:
         """Start the process, without waiting until it has loaded liblxc; requests are queued until then."""
@@ -220,6 +207,7 @@ class Helper:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
+        await self.mounting.close()
         async with self._lock:
             process, self._process = self._process, None
             self._drop_socket()
@@ -317,28 +305,6 @@ class Helper:
         Its worker is root of the user namespace, None for a privileged container's.
         """
         return await FileSession.begin(partial(self._send, "files", {}), root, user_namespace)
-
-    async def mount(self, inside: InnerPath, tree: int, propagation: int = 0) -> None:
-        """Attach a detached mount in a running container, at a path that is created if it does not exist.
-
-        `propagation` are flags of mount(2). Raises HostError with the reason, ProcessLookupError if the
-        container has ended.
-        """
-        await self._ask("mount", (inside.init.fileno(), tree), **inside.request(), propagation=propagation)
-
-    async def unmount(self, inside: InnerPath, *, remove_file: bool = False) -> bool:
-        """Unmount what is mounted at a path in a running container; return whether anything was.
-
-        With `remove_file`, the empty file that it was mounted on is removed. Raises as `mount`.
-        """
-        fds = (inside.init.fileno(),)
-        found: bool = await self._ask("unmount", fds, **inside.request(), remove_file=remove_file)
-        return found
-
-    async def mounted(self, inside: InnerPath) -> bool:
-        """Return whether anything is mounted at a path in a running container. Raises as `mount`."""
-        found: bool = await self._ask("mounted", (inside.init.fileno(),), **inside.request())
-        return found
 
     async def allow_device(self, name: str, lxcpath: Path, rule: str, *, allow: bool) -> None:
         """Let the cgroup of a running container use a device (`c 10:200 rwm`), or not any more."""

@@ -59,29 +59,6 @@ class NetworkRequest(TypedDict):
     pids: list[int]
 
 
-class InnerPathRequest(TypedDict):
-    """`mounted`: a path in a running container, whose init is the first descriptor, a pidfd."""
-
-    path: str
-    uid: int
-    """The host's ids of the container's root."""
-    gid: int
-
-
-class MountRequest(InnerPathRequest):
-    """`mount`: attach a detached mount, the second descriptor."""
-
-    propagation: int
-    """Flags of mount(2) to apply once it is attached; 0 for none."""
-
-
-class UnmountRequest(InnerPathRequest):
-    """`unmount`: detach what is mounted at the path."""
-
-    remove_file: bool
-    """Whether to remove the empty file that it was mounted on."""
-
-
 class TerminalSize(TypedDict):
     """A pty to create: its size, and the host ids of the slave's owner."""
 
@@ -138,8 +115,12 @@ class FilesRequest(TypedDict):
     """
 
 
+class MountsRequest(TypedDict):
+    """`mounts`: a session, whose only descriptor is the socket for calls."""
+
+
 class Call(TypedDict):
-    """A call in a session."""
+    """A call in a session; descriptors may come with it."""
 
     call: str
     args: Sequence[Any]

@@ -26,7 +26,7 @@ from utsuwa.host.helper.attach import Command, follow, open_terminal
 from utsuwa.host.helper.calls import FileCalls, enter_user_namespace, serve
 from utsuwa.host.helper.confinement import ConfinedProcess, read_back
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
-from utsuwa.host.helper.mounts import InnerMounts
+from utsuwa.host.helper.mounts import MountCalls
 from utsuwa.host.interception import server as interception
 
 TYPE_CHECKING = False
@@ -217,20 +217,6 @@ class Worker:
                 found.append({link["name"]: link for link in links})
         protocol.send(reply, {"ok": found})
 
-    def mount(self, reply: socket.socket, request: messages.MountRequest, fds: list[int]) -> None:
-        """Attach a detached mount, the second descriptor; the first is a pidfd of the container's init."""
-        inside = InnerMounts(fds[0], request["uid"], request["gid"])
-        inside.attach(fds[1], request["path"], request["propagation"])
-        protocol.send(reply, {"ok": None})
-
-    def unmount(self, reply: socket.socket, request: messages.UnmountRequest, fds: list[int]) -> None:
-        inside = InnerMounts(fds[0], request["uid"], request["gid"])
-        protocol.send(reply, {"ok": inside.detach(request["path"], remove_file=request["remove_file"])})
-
-    def mounted(self, reply: socket.socket, request: messages.InnerPathRequest, fds: list[int]) -> None:
-        inside = InnerMounts(fds[0], request["uid"], request["gid"])
-        protocol.send(reply, {"ok": inside.mounted(request["path"])})
-
     def attach(self, reply: socket.socket, request: messages.AttachRequest, fds: list[int]) -> None:
         container = self._liblxc.container(request["name"], request["lxcpath"])
         command = Command(request)
@@ -268,6 +254,12 @@ class Worker:
         protocol.send(reply, {"ok": None}, [os.pidfd_open(os.getpid())])
         with socket.socket(fileno=calls) as sock:
             serve(sock, FileCalls(root, memory, host_root=not namespace).methods())
+
+    def mounts(self, reply: socket.socket, _request: messages.MountsRequest, fds: list[int]) -> None:
+        """Serve calls for mounts in running containers."""
+        protocol.send(reply, {"ok": None}, [os.pidfd_open(os.getpid())])
+        with socket.socket(fileno=fds[0]) as sock:
+            serve(sock, MountCalls().methods())
 
     def intercept(self, reply: socket.socket, _request: object, fds: list[int]) -> None:
         """Serve the monitor of a container, until it ends; this outlives the daemon."""
@@ -308,11 +300,9 @@ _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] 
     "freeze": Worker.freeze,
     "init_pid": Worker.init_pid,
     "intercept": Worker.intercept,
-    "mount": Worker.mount,
-    "mounted": Worker.mounted,
+    "mounts": Worker.mounts,
     "network": Worker.network,
     "state": Worker.state,
-    "unmount": Worker.unmount,
 }
 
 

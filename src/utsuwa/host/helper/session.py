@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -52,16 +53,18 @@ class Session:
         """Make a call; `_turn` is held. Raises OSError as the call does, HostError, HelperGone."""
         return (await self._exchange(name, *args))[0]
 
-    async def _exchange(self, name: str, *args: object, more_seconds: float = 0) -> tuple[Any, list[int]]:
-        """Make a call; return its result and the descriptors that it passes."""
+    async def _exchange(
+        self, name: str, *args: object, fds: Sequence[int] = (), more_seconds: float = 0
+    ) -> tuple[Any, list[int]]:
+        """Make a call with descriptors; return its result and the descriptors that it passes."""
         if self.closed:
             raise HelperGone
         call: Call = {"call": name, "args": args}
         seconds = CALL_TIMEOUT + more_seconds
         try:
             async with asyncio.timeout(seconds):
-                protocol.send(self._calls, call)
-                reply, fds = await receive(self._calls)
+                protocol.send(self._calls, call, fds)
+                reply, passed = await receive(self._calls)
         except TimeoutError:
             self.close()
             raise HostError(f"The instance's file system did not respond within {seconds:g} s") from None
@@ -73,12 +76,19 @@ class Session:
             raise
         if "errno" in reply:
             raise OSError(reply["errno"], reply["error"])
-        return reply["ok"], fds
+        return reply["ok"], passed
 
-    async def call(self, name: str, *args: object) -> Any:
-        """Make a call of `FileCalls` that does not use the buffer."""
+    async def call(self, name: str, *args: object, fds: Sequence[int] = ()) -> Any:
+        """Make a call that does not use the buffer of `FileCalls`, with descriptors."""
         async with self._turn:
-            return await self._call(name, *args)
+            return (await self._exchange(name, *args, fds=fds))[0]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the worker has ended although the session was not closed."""
+        poller = select.poll()
+        poller.register(self._worker, select.POLLIN)
+        return bool(poller.poll(0))
 
     def close(self) -> None:
         if not self.closed:
@@ -103,15 +113,36 @@ class Session:
         self._calls.close()
 
 
+async def begin(send: Send, *fds: int) -> tuple[socket.socket, socket.socket, int]:
+    """Request a session with these descriptors; return what a `Session` consists of."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    lifeline: socket.socket | None = None
+    try:
+        with theirs:
+            lifeline = await send((theirs.fileno(), *fds))
+        async with asyncio.timeout(CALL_TIMEOUT):
+            answer, passed = await receive(lifeline)
+        judge(answer)
+    except BaseException:
+        ours.close()
+        if lifeline is not None:
+            lifeline.close()
+        raise
+    return lifeline, ours, passed[0]
+
+
 class FileSession(Session):
     """A session for the files below a directory. Ids are those inside the container.
 
     Methods raise OSError as the system calls do, HostError if the file system does not respond.
     """
 
-    def __init__(self, lifeline: socket.socket, calls: socket.socket, worker: int, memory: int) -> None:
+    def __init__(
+        self, lifeline: socket.socket, calls: socket.socket, worker: int, buffer: memoryview
+    ) -> None:
         super().__init__(lifeline, calls, worker)
-        self._buffer = memoryview(mmap.mmap(memory, BUFFER))
+        self._buffer = buffer
         self.handles: set[int] = set()
         """Of the files that are open."""
         self._shared: dict[int, int] = {}
@@ -119,24 +150,12 @@ class FileSession(Session):
 
     @classmethod
     async def begin(cls, send: Send, root: int, user_namespace: int | None) -> Self:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         memory = os.memfd_create("file-content", os.MFD_CLOEXEC)
-        lifeline: socket.socket | None = None
         try:
             os.ftruncate(memory, BUFFER)
-            with theirs:
-                namespace = () if user_namespace is None else (user_namespace,)
-                lifeline = await send((theirs.fileno(), root, memory, *namespace))
-            async with asyncio.timeout(CALL_TIMEOUT):
-                answer, fds = await receive(lifeline)
-            judge(answer)
-            return cls(lifeline, ours, fds[0], memory)
-        except BaseException:
-            ours.close()
-            if lifeline is not None:
-                lifeline.close()
-            raise
+            buffer = memoryview(mmap.mmap(memory, BUFFER))
+            namespace = () if user_namespace is None else (user_namespace,)
+            return cls(*await begin(send, root, memory, *namespace), buffer)
         finally:
             os.close(memory)
 

@@ -12,7 +12,7 @@ from utsuwa.core.idmap import IdMap
 from utsuwa.core.paths import StatePaths
 from utsuwa.core.refs import InstanceRef
 from utsuwa.devices import DeviceHost, NicNaming
-from utsuwa.host.helper.client import InnerPath
+from utsuwa.host.helper.mounting import InnerPath
 from utsuwa.host.mounts.detached import Options
 from utsuwa.host.mounts.device_folder import DeviceFolder, DeviceNumber
 from utsuwa.instances.confinement.lxcconf import DEVICE_RULES, has_device_rules
@@ -73,15 +73,15 @@ class _Container:
 
     async def mount(self, tree: int, path: str, propagation: int = 0) -> None:
         with _ending():
-            await self.ctx.helper.mount(self._inside(path), tree, propagation)
+            await self.ctx.helper.mounting.mount(self._inside(path), tree, propagation)
 
     async def unmount(self, path: str, *, remove_file: bool = False) -> bool:
         with _ending():
-            return await self.ctx.helper.unmount(self._inside(path), remove_file=remove_file)
+            return await self.ctx.helper.mounting.unmount(self._inside(path), remove_file=remove_file)
 
     async def mounted(self, path: str) -> bool:
         with _ending():
-            return await self.ctx.helper.mounted(self._inside(path))
+            return await self.ctx.helper.mounting.mounted(self._inside(path))
 
     async def allow_device(self, device: DeviceNumber, *, allow: bool) -> None:
         running = self.ctx.runtime.get(self.instance.ref)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from utsuwa.core.errors import HostError
-from utsuwa.host.helper.client import InnerPath
+from utsuwa.host.helper.mounting import InnerPath
 from utsuwa.host.mounts import detached
 from utsuwa.host.mounts.mounts import Mount, parse_mountinfo
 from utsuwa.host.system import lxcfs
@@ -86,8 +86,8 @@ class LxcfsFollower:
             tree = await asyncio.to_thread(detached.copy_of, file)
             try:
                 if there is not None:
-                    await self._ctx.helper.unmount(inside)
-                await self._ctx.helper.mount(inside, tree)
+                    await self._ctx.helper.mounting.unmount(inside)
+                await self._ctx.helper.mounting.mount(inside, tree)
             finally:
                 os.close(tree)
 

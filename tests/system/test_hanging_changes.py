@@ -84,3 +84,21 @@ def test_other_instances_are_not_blocked_by_a_hanging_profile(net: Daemon, fault
     assert shown["config"]["volatile.lan.hwaddr"]
     net.do("DELETE", "/1.0/instances/c4")
     net.do("PATCH", "/1.0/profiles/more", {"devices": {"lan": {"type": "none"}}})
+
+
+def test_a_limit_that_was_set_meanwhile_holds(net: Daemon, faults: Faults) -> None:
+    net.do("PATCH", "/1.0/instances/c1", {"config": {"limits.memory": "64MiB"}})
+    before = net.get("/1.0/instances/c1")
+    with ThreadPoolExecutor(1) as thread:
+        with faults.hold_at(ATTACH):
+            change = {"devices": {"nic": NIC}, "config": {"limits.memory": "128MiB"}}
+            attach = thread.submit(net.api, "PATCH", "/1.0/instances/c1", change)
+            faults.wait_for(ATTACH)
+            net.do("PATCH", "/1.0/projects/default", {"config": {"limits.memory": "100MiB"}})
+        reply = attach.result(timeout=30)
+    try:
+        operation = net.get(f"{reply.json['operation']}/wait") if reply.status == 202 else {"err": reply.body}
+        assert "has the limit limits.memory=100MiB" in str(operation["err"])
+        assert net.get("/1.0/instances/c1") == before
+    finally:
+        net.do("PATCH", "/1.0/projects/default", {"config": {"limits.memory": ""}})

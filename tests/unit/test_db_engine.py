@@ -654,3 +654,16 @@ async def test_nothing_is_certain_while_a_transaction_writes(file_database: Data
     goes_on.set()
     assert await writing
     assert file_database.moment() is not None
+
+
+async def test_writes_of_one_s_own_are_known(file_database: Database) -> None:
+    moment = file_database.moment()
+    assert file_database.moment_after(moment, writes=0) == moment
+    await file_database.note("note", config.replace, {"user.one": "1"})
+    assert file_database.moment_after(moment, writes=0) is None
+    after = file_database.moment_after(moment, writes=1)
+    assert file_database.unchanged_since(after)
+    await _store(file_database, one="2")  # as somebody else
+    assert not file_database.unchanged_since(after)
+    assert file_database.moment_after(moment, writes=1) is None
+    assert file_database.moment_after(None, writes=1) is None

@@ -137,6 +137,13 @@ class Database:
         """Return whether what was read after a `moment` is certainly still so."""
         return moment is not None and moment == self._begun
 
+    def moment_after(self, moment: int | None, writes: int) -> int | None:
+        """Return a mark for what was read at a `moment` and changed by that many writes of the caller since.
+
+        None if anybody else may have written.
+        """
+        return None if moment is None or self.moment() != moment + writes else moment + writes
+
     async def write(
         self, name: str, fn: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -44,8 +44,12 @@ def read(config: Mapping[str, str]) -> Changes:
 def note(tx: Transaction, changes: Mapping[int, Changes]) -> None:
     """Record pending changes, by the instances' ids."""
     for instance_id, change in changes.items():
-        text = msgspec.json.encode(change).decode()
-        rows.patch_config(tx, instances_config, "instance_id", instance_id, {KEY: text})
+        rows.patch_config(tx, instances_config, "instance_id", instance_id, noted({}, change))
+
+
+def noted(config: Mapping[str, str], changes: Changes) -> dict[str, str]:
+    """Return an instance's config as it is stored while these changes are pending."""
+    return {**config, KEY: _encode(changes)}
 
 
 def forget(tx: Transaction, instance_ids: Iterable[int]) -> None:
@@ -63,6 +67,10 @@ def nics_to_be(tx: Transaction) -> list[NicsRow]:
         if nics:
             found.append(NicsRow(InstanceRef(project, name), nics, {}))
     return found
+
+
+def _encode(changes: Changes) -> str:
+    return msgspec.json.encode(changes).decode()
 
 
 _decode = msgspec.json.Decoder(dict[str, DeviceChange]).decode

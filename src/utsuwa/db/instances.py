@@ -151,15 +151,17 @@ def insert(tx: Transaction, row: InstanceRow) -> int:
     return instance_id
 
 
-def update(tx: Transaction, row: InstanceRow) -> None:
+def update(tx: Transaction, row: InstanceRow, stored: InstanceData | None = None) -> None:
     """Replace the data of the row with that id. Raises NotFound (instance, profile), InvalidConfig.
 
-    Only what differs is written: most changes are of a single key or device.
+    Only what differs is written: most changes are of a single key or device. What is `stored` is read unless
+    the caller knows it.
     """
-    found = _fetch(tx, _BY_ID, id=row.id)
-    if not found:
-        raise NotFound(_NOT_FOUND)
-    stored = found[0].data
+    if stored is None:
+        found = _fetch(tx, _BY_ID, id=row.id)
+        if not found:
+            raise NotFound(_NOT_FOUND)
+        stored = found[0].data
     if any(getattr(stored, column) != getattr(row.data, column) for column in instance_data.COLUMNS):
         _set(tx, row.id, **instance_data.columns(row.data))
     instance_data.change(tx, _TABLES, row.id, stored, row.data)

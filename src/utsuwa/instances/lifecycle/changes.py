@@ -15,6 +15,7 @@ from utsuwa.core.rollback import Rollback
 from utsuwa.db import device_changes
 from utsuwa.db import instances as instance_rows
 from utsuwa.db.device_changes import Changes
+from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.devices import DeviceHost
@@ -38,15 +39,25 @@ class Plan:
     """The changes of devices, by the id of the instance's row."""
     named: bool
     """Whether errors name the instance, because the request does not."""
+    moment: int | None = None
+    """When nothing else was stored than the instances before the change, and the note about their devices."""
 
     def naming(self, instance: Loaded) -> AbstractContextManager[None]:
         return naming(instance) if self.named else nullcontext()
 
 
 async def reserve(
-    ctx: Context, instances: Sequence[tuple[Loaded, Loaded]], undo: Rollback, *, named: bool = False
+    ctx: Context,
+    instances: Sequence[tuple[Loaded, Loaded]],
+    undo: Rollback,
+    *,
+    named: bool = False,
+    moment: int | None = None,
 ) -> Plan:
-    """Reserve the resources for the changes until these are stored, or `undo` runs. Raises InvalidConfig."""
+    """Reserve the resources for the changes until these are stored, or `undo` runs. Raises InvalidConfig.
+
+    `moment` is when the instances were read, for `Database.unchanged_since`.
+    """
     await allocations.check_changes(ctx, instances)
     devices: dict[int, Changes] = {}
     plan = Plan(instances, devices, named)
@@ -57,7 +68,7 @@ async def reserve(
     if devices:
         undo.push(ctx.database.write, "revert device change", device_changes.forget, list(devices))
         await ctx.database.note("begin device change", device_changes.note, devices)
-    return plan
+    return replace(plan, moment=ctx.database.moment_after(moment, writes=1 if devices else 0))
 
 
 async def _plan_devices(ctx: Context, old: Loaded, new: Loaded) -> Changes:
@@ -168,6 +179,17 @@ async def check_limits_of_projects(ctx: Context, changed: Sequence[Loaded]) -> N
     wanted = {one.row.id: (one.expanded.config, one.expanded.devices) for one in changed}
     projects = [one.project for one in changed]
     await ctx.database.read("limits of projects", project_limits.check_all, projects, wanted)
+
+
+def stored_data(plan: Plan) -> list[InstanceData]:
+    """Return the data of the instances as it is stored at the `moment` of the plan."""
+    found = []
+    for old, _ in plan.instances:
+        data, pending = old.data, plan.devices.get(old.row.id)
+        if pending is not None:
+            data = replace(data, config=device_changes.noted(data.config, pending))
+        found.append(data)
+    return found
 
 
 def update_all(tx: Transaction, rows: Sequence[InstanceRow]) -> None:

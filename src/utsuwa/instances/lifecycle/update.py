@@ -11,6 +11,7 @@ from utsuwa.core.errors import Busy, Forbidden
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy
+from utsuwa.db import instances as instance_rows
 from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
@@ -89,7 +90,8 @@ async def edit(
     async with ctx.locks.hold("instance", ref), _applied(ctx, policy, propose, checked) as (plan, changed):
         async with allocations.hold(ctx, ref.project, changed[0].data.profiles):
             rows = await changes.rows_to_store(ctx, plan, changed)
-            await ctx.database.write("update instance", _store, plan, rows)
+            store = _store_changes if ctx.database.unchanged_since(plan.moment) else _store
+            await ctx.database.write("update instance", store, plan, rows)
         for new in changed:
             ctx.runtime.update(new)
             ctx.warn_of_keys(new)
@@ -234,9 +236,9 @@ async def _check_and_reserve(
 ) -> changes.Plan:
     """Reserve what a change needs, once it is checked as it is stored at that time."""
     while checked is None or (plan := await _reserve(ctx, propose, checked, undo)) is None:
-        proposal = await propose()
-        await _check(ctx, policy, proposal, moves=moves)
-        checked = proposal
+        moment = ctx.database.moment()
+        checked = replace(await propose(), moment=moment)
+        await _check(ctx, policy, checked, moves=moves)
     return plan
 
 
@@ -244,10 +246,22 @@ async def _reserve(ctx: Context, propose: Propose, checked: Proposal, undo: Roll
     """Make the reservation; None if the change is not what was `checked` any more."""
     new = checked.new
     async with allocations.hold(ctx, new.project, new.data.profiles):
-        if not ctx.database.unchanged_since(checked.moment) and await propose() != checked:
-            return None
+        moment = checked.moment
+        if not ctx.database.unchanged_since(moment):
+            moment = ctx.database.moment()
+            again = await propose()
+            if again != checked:
+                return None
+            if again.excess is not None:
+                raise again.excess
         changes.check_running(ctx, checked.old, new)
-        return await changes.reserve(ctx, [(checked.old, new)], undo)
+        return await changes.reserve(ctx, [(checked.old, new)], undo, moment=moment)
+
+
+def _store_changes(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow]) -> None:
+    """As `_store`, where nothing has changed since the moment of the plan: what was checked still holds."""
+    for stored, row in zip(changes.stored_data(plan), rows, strict=True):
+        instance_rows.update(tx, row, stored)
 
 
 def _store(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -107,18 +108,36 @@ def archive(*members: tuple[str, bytes, str]) -> bytes:
     return data.getvalue()
 
 
-METADATA = archive(("0", tarfile.DIRTYPE, ""))
+METADATA = (b"[[]]", "", "")
+"""That of an instance without any: a list of no files, and a stream of their contents."""
+
+
+def metadata(*files: tuple[Sequence[bytes], int], content: bytes = b"") -> Callable[[Peer], None]:
+    """Sends a list of files, given by the names of their paths and their sizes."""
+    listed = [[[base64.b64encode(name).decode() for name in path], size] for path, size in files]
+    return say(CHAINS, "", json.dumps([listed]).encode(), "", content, "")
+
+
 EMPTY = archive((".", tarfile.DIRTYPE, ""))
 TO_ETC = archive(("etc", tarfile.SYMTYPE, "/etc"))
 LAYERS: dict[str, Callable[[Peer], None]] = {
     "lists its layers wrongly": say(b"{}", ""),
     "other layers than there can be": say(encode_chains([("../../etc",)]), ""),
-    "cannot be transferred": say(CHAINS, "", METADATA, "", b"", "", b"\x01" * 5000, ""),
-    "describes a layer wrongly": say(CHAINS, "", METADATA, "", b"etc\0o\0y\0", "", TO_ETC, ""),
-    "metadata of an instance": say(
-        CHAINS, "", archive(("0", tarfile.SYMTYPE, "/etc")), "", b"", "", EMPTY, ""
+    "cannot be transferred": say(CHAINS, "", *METADATA, b"", "", b"\x01" * 5000, ""),
+    "describes a layer wrongly": say(CHAINS, "", *METADATA, b"etc\0o\0y\0", "", TO_ETC, ""),
+    "lists an instance's metadata wrongly": say(CHAINS, "", b"[[{}]]", ""),
+    "other metadata of an instance": say(CHAINS, "", b"[[], []]", ""),
+    "other metadata of an instance than there can be": metadata(([b"templates", b"..", b"x"], 0)),
+    "than there can be": metadata(([b"templates", b"/etc/x"], 0)),
+    "other metadata": metadata(([b"rootfs"], 0)),
+    "metadata of the other server's instance is too large": metadata(
+        *[([b"templates", b"%d" % number], 2**25) for number in range(3)]
     ),
-    "too large": say(CHAINS, "", *[b"\0" * 2**21] * 33),
+    "another size": metadata(([b"metadata.yaml"], 2)),
+    "another size than it said": metadata(([b"metadata.yaml"], 2), content=b"123"),
+    "metadata of the other server's instance is invalid": metadata(
+        ([b"templates", b"x"], 0), ([b"templates", b"x", b"y"], 0)
+    ),
 }
 
 
@@ -161,13 +180,13 @@ def test_a_refresh_goes_on_with_the_layers_that_have_arrived(shared_daemon: Daem
     old, new = "1" * 16, "2" * 16
     peer = Peer(shared_daemon, body)
     assert offered(peer, new, old) == [old, new]
-    say(METADATA, "", b"", "", EMPTY, "", b"", "", b"\x01" * 5000, "")(peer)
+    say(*METADATA, b"", "", EMPTY, "", b"", "", b"\x01" * 5000, "")(peer)
     assert "cannot be transferred" in peer.error()
     peer.close()
     assert [file.read_text() for file in pool.glob("*/identity")] == [old]
     peer = Peer(shared_daemon, body)
     assert offered(peer, new, old) == [new]
-    say(METADATA, "", b"", "", EMPTY, "")(peer)
+    say(*METADATA, b"", "", EMPTY, "")(peer)
     verdict = peer.control.receive()
     assert verdict is not None
     assert Control.decode(verdict[1]).success

@@ -1,25 +1,37 @@
 """What is beside the trees of instances: `metadata.yaml` and `templates/`, in a directory for a moment.
 
-For several volumes at once: each has a directory there, named by its number.
+For several volumes at once: each has a directory there, named by its number. A document lists the files of
+each volume with their sizes, and a stream has their contents: they are few and small, so that programs like
+those that transfer trees would take much longer to start than to run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
 
-from utsuwa.core.errors import InvalidImage, InvalidRequest
+import msgspec
+
+from utsuwa.core.errors import InvalidImage, InvalidRequest, OutOfSpace
 from utsuwa.core.tasks import finish
-from utsuwa.host.archives import streams
+from utsuwa.core.threads import in_thread
 from utsuwa.host.files.filetree import remove_tree
+from utsuwa.migration import extents
 from utsuwa.migration.channel import Stream
-from utsuwa.migration.rsync import exchange
 from utsuwa.storage.drivers.trees import copy_metadata, remove_metadata
 
 _MAX_BYTES = 64 * 2**20
+
+_Path = list[bytes]
+"""The names of a file and the directories that it is in, which need not be UTF-8, the outermost first."""
+_Files = list[tuple[_Path, Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]]]
+"""The files of a volume with their sizes."""
 
 
 @asynccontextmanager
@@ -35,38 +47,84 @@ async def scratch(parent: Path) -> AsyncIterator[Path]:
 
 async def send(files: Stream, parent: Path, volumes: Sequence[Path]) -> None:
     """Send what is beside the trees of volumes, given by their directories."""
-
-    def gather(folder: Path) -> None:
-        for number, volume in enumerate(volumes):
-            own = folder / str(number)
-            own.mkdir(mode=0o700)
-            if (volume / "metadata.yaml").exists():
-                copy_metadata(volume, own)
-
     async with scratch(parent) as folder:
-        await finish(asyncio.to_thread(gather, folder))
-        await exchange(files, streams.sending(folder), lambda _: None)
+        listed = await in_thread(_gather, folder, volumes)
+        await files.send_document(msgspec.json.encode(listed))
+        paths = [_place(folder, number, path) for number, own in enumerate(listed) for path, _ in own]
+        await extents.send(files, extents.contents(paths), lambda _: None)
 
 
-async def receive(files: Stream, folder: Path) -> None:
-    """Receive what `send` sends. Raises InvalidRequest, also if it is too much, Unavailable."""
-    received = 0
+def _gather(folder: Path, volumes: Sequence[Path]) -> list[_Files]:
+    """Copy what is beside the trees into a directory, and list it."""
+    listed = []
+    for number, volume in enumerate(volumes):
+        own = folder / str(number)
+        own.mkdir(mode=0o700)
+        if (volume / "metadata.yaml").exists():
+            copy_metadata(volume, own)
+        found = [Path(below, name) for below, _, names in os.walk(own) for name in names]
+        listed.append(
+            [([*map(os.fsencode, one.relative_to(own).parts)], one.stat().st_size) for one in sorted(found)]
+        )
+    return listed
 
-    def count(size: int) -> None:
-        nonlocal received
-        received += size
-        if received > _MAX_BYTES:
-            raise InvalidRequest("The metadata of the other server's instance is too large")
 
-    await exchange(files, streams.receiving(folder), count)
+async def receive(files: Stream, folder: Path, count: int) -> None:
+    """Receive what `send` sends of as many volumes.
+
+    Raises InvalidRequest, also if it is too much, OutOfSpace, Unavailable.
+    """
+    listed = _checked(await files.document(), count)
+    try:
+        places = await in_thread(_prepare, folder, listed)
+        await extents.receive(files, extents.Extents(places), lambda _: None)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace(
+                "No space left for the metadata of the instance: free some space, and try again"
+            ) from error
+        raise invalid(error) from error
+
+
+def _checked(document: bytes, count: int) -> list[_Files]:
+    """Return the files of each volume. Raises InvalidRequest."""
+    try:
+        listed = msgspec.json.decode(document, type=list[_Files])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidRequest(f"The other server lists an instance's metadata wrongly: {error}") from error
+    paths = [path for own in listed for path, _ in own]
+    if len(listed) != count or not all(map(_may_be, paths)):
+        raise InvalidRequest("The other server lists other metadata of an instance than there can be")
+    if sum(size for own in listed for _, size in own) > _MAX_BYTES:
+        raise InvalidRequest("The metadata of the other server's instance is too large")
+    return listed
+
+
+def _may_be(path: _Path) -> bool:
+    """Return whether this may be the path of a file, which then is below the directory of its volume."""
+    plain = all(name not in (b"", b".", b"..") and not (b"/" in name or b"\0" in name) for name in path)
+    return plain and (path == [b"metadata.yaml"] or (len(path) > 1 and path[0] == b"templates"))
+
+
+def _prepare(folder: Path, listed: Sequence[_Files]) -> list[tuple[Path, int, int]]:
+    """Create the directories of volumes; return where the files are written, as `Extents` takes them."""
+    places = []
+    for number, own in enumerate(listed):
+        of_volume(folder, number).mkdir(mode=0o700)
+        for path, size in own:
+            place = _place(folder, number, path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            places.append((place, 0, size))
+    return places
+
+
+def _place(folder: Path, number: int, path: _Path) -> Path:
+    return of_volume(folder, number).joinpath(*map(os.fsdecode, path))
 
 
 def of_volume(folder: Path, number: int) -> Path:
-    """Return what was received of a volume. Raises InvalidRequest if it is not a directory."""
-    found = folder / str(number)
-    if found.is_symlink() or not found.is_dir():
-        raise InvalidRequest("The other server did not send the metadata of an instance")
-    return found
+    """Return the directory with what was received of a volume."""
+    return folder / str(number)
 
 
 def take(beside: Path, folder: Path) -> None:

@@ -26,6 +26,7 @@ from utsuwa.core.proxies import Proxies
 from utsuwa.images.remote.records import check_url
 from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
 from utsuwa.migration.channel import ControlChannel, Stream
+from utsuwa.migration.racing import all_of
 from utsuwa.operations.operations import Operation
 from utsuwa.operations.websocket import WebSocket
 from utsuwa.security.remote_tls import client_context
@@ -136,7 +137,7 @@ async def _sockets(
 
 @contextlib.asynccontextmanager
 async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> AsyncIterator[list[WebSocket]]:
-    """Connect websockets of a remote. Raises Unavailable, and UnknownOperation of that."""
+    """Connect websockets of a remote, all at once. Raises Unavailable, and UnknownOperation of that."""
     context = await asyncio.to_thread(client_context, remote.certificate, None)
     async with (
         ClientSession(
@@ -146,8 +147,9 @@ async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> Asyn
         ) as session,
         contextlib.AsyncExitStack() as stack,
     ):
-        found: list[WebSocket] = []
-        for name in names:
+        found: dict[str, WebSocket] = {}
+
+        async def connect(name: str) -> None:
             url = (remote.url / "websocket").with_query(secret=remote.secrets[name])
             with translated(remote.url):
                 opened = session.ws_connect(
@@ -158,10 +160,12 @@ async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> Asyn
                     timeout=ClientWSTimeout(ws_close=5),
                 )
                 try:
-                    found.append(ClientSocket(await stack.enter_async_context(opened)))
+                    found[name] = ClientSocket(await stack.enter_async_context(opened))
                 except WSServerHandshakeError as error:  # whose text has the secret
                     kind = UnknownOperation if error.status == HTTPStatus.NOT_FOUND else Unavailable
                     raise kind(
                         f"{shown(remote.url)}: the server replied with the status {error.status}"
                     ) from error
-        yield found
+
+        await all_of(*map(connect, names))
+        yield [found[name] for name in names]

@@ -14,7 +14,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,13 +26,13 @@ import msgspec
 from utsuwa.core.errors import InvalidRequest, OutOfSpace
 from utsuwa.core.threads import in_thread
 from utsuwa.migration.channel import Stream
+from utsuwa.migration.extents import CHUNK, Extents, contents, receive, send
 from utsuwa.migration.memory import NEW, PAGE, Memory, Run
 from utsuwa.migration.racing import all_of
 
 _PAGES = re.compile(r"pages-[0-9]{1,9}\.img\Z")
 _LEFT_OUT = ("dump.log", "stats-dump")
 _RUN = struct.Struct("<qq")
-_CHUNK = 1 << 20
 _MAX_FILES = 100_000
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")]
@@ -77,7 +77,8 @@ class Sender:
         """Send the images in a directory, without the pages of the round before. Raises Unavailable."""
         files = await in_thread(_files, folder)
         await self._send_document(msgspec.json.encode(_Round(files, last)))
-        await self._send(_joined([folder / name for name, _ in files if not _PAGES.match(name)]))
+        others = [folder / name for name, _ in files if not _PAGES.match(name)]
+        await send(self._stream, contents(others), self._count)
         memory = await in_thread(Memory, folder, [name for name, _ in files if _PAGES.match(name)])
         before, self._before = self._before, memory
         try:
@@ -86,41 +87,18 @@ class Sender:
             if before is not None:
                 await in_thread(before.close)
         await self._send_document(b"".join(_RUN.pack(*run) for own in runs for run in own))
-        await self._send(memory.new_pages(runs, _CHUNK))
+        await send(self._stream, memory.new_pages(runs, CHUNK), self._count)
         known = sum(count for own in runs for first, count in own if first != NEW)
         return Share(known, memory.count)
 
     async def _send_document(self, data: bytes) -> None:
         await all_of(self._stream.send_document(data), watched_by=self._stream.watch())
 
-    async def _send(self, parts: Iterator[bytes]) -> None:
-        async def send() -> None:
-            while part := await in_thread(next, parts, b""):
-                await self._stream.send(part)
-                self._count(len(part))
-            await self._stream.end()
-
-        await all_of(send(), watched_by=self._stream.watch())
-
 
 def _files(folder: Path) -> list[tuple[str, int]]:
     """Return names and sizes of the images, sorted."""
     found = [path for path in folder.iterdir() if path.name not in _LEFT_OUT]
     return sorted((path.name, path.stat().st_size) for path in found)
-
-
-def _joined(paths: Iterable[Path]) -> Iterator[bytes]:
-    """Yield the content of files, one after the other, in parts. Blocking."""
-    part = bytearray()
-    for path in paths:
-        with path.open("rb") as file:
-            while data := file.read(_CHUNK):
-                part += data
-                if len(part) >= _CHUNK:
-                    yield bytes(part)
-                    part.clear()
-    if part:
-        yield bytes(part)
 
 
 class Receiver:
@@ -148,7 +126,7 @@ class Receiver:
             raise InvalidRequest("The other server sent two images of the same name")
         try:
             others = [(folder / name, 0, size) for name, size in found.files if not _PAGES.match(name)]
-            await self._receive(_Extents(others))
+            await receive(self._stream, Extents(others), self._count)
             await self._receive_memory(folder, before, [one for one in found.files if _PAGES.match(one[0])])
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -157,20 +135,6 @@ class Receiver:
                 ) from error
             raise
         return found.last
-
-    async def _receive(self, extents: _Extents) -> None:
-        """Receive a stream into parts of files."""
-
-        async def receive() -> None:
-            while (part := await self._stream.read()) is not None:
-                self._count(len(part))
-                await in_thread(extents.write, part)
-            await in_thread(extents.complete)
-
-        try:
-            await all_of(receive(), watched_by=self._stream.watch())
-        finally:
-            extents.close()
 
     async def _receive_memory(
         self, folder: Path, before: Path | None, files: Sequence[tuple[str, int]]
@@ -181,7 +145,7 @@ class Receiver:
         plans = [_Plan(*place, own, known) for place, own in zip(paths, runs, strict=True)]
         incomplete = await in_thread(_begin, plans, known)
         new = [extent for plan in plans for extent in plan.new]
-        await all_of(_copied(incomplete, known), self._receive(_Extents(new)))
+        await all_of(_copied(incomplete, known), receive(self._stream, Extents(new), self._count))
         self._memory = [(name, size // PAGE) for name, size in files]
 
     def _runs(self, data: bytes, files: Sequence[tuple[str, int]]) -> list[list[Run]]:
@@ -205,47 +169,6 @@ class Receiver:
         if next(left, None) is not None:
             raise InvalidRequest("The other server sent more memory than it said")
         return found
-
-
-class _Extents:
-    """Parts of files, as path, place and size in bytes, that a stream is written to, one after the other."""
-
-    def __init__(self, extents: Iterable[tuple[Path, int, int]]) -> None:
-        self._left = iter(extents)
-        self._path: Path | None = None
-        self._descriptor = -1
-        self._at = self._size = 0
-
-    def write(self, data: bytes) -> None:
-        """Blocking. Raises InvalidRequest if there are too many bytes, OSError."""
-        rest = memoryview(data)
-        while rest:
-            if not self._size and not self._next():
-                raise InvalidRequest("The other server sent an image of another size than it said")
-            written = os.pwrite(self._descriptor, rest[: self._size], self._at)
-            self._at, self._size, rest = self._at + written, self._size - written, rest[written:]
-
-    def complete(self) -> None:
-        """Blocking. Raises InvalidRequest if bytes are missing, OSError."""
-        if self._size or self._next():
-            raise InvalidRequest("The other server sent an image of another size than it said")
-
-    def _next(self) -> bool:
-        """Begin with the next part that is not empty; return whether there is one. Creates files."""
-        for path, at, size in self._left:
-            self._at, self._size = at, size
-            if path != self._path:
-                self.close()
-                self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                self._path = path
-            if size:
-                return True
-        return False
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class _Known:
@@ -274,7 +197,7 @@ class _Plan:
         self.path = path
         self.size = size
         self.new: list[tuple[Path, int, int]] = []
-        """The parts that are received (`_Extents`)."""
+        """The parts that are received (`Extents`)."""
         self.pieces: list[tuple[int, int, int, int]] = []
         """The parts that are known: the number of the file that has them, the first page there, the first
         page here, and how many there are."""

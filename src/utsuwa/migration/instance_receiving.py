@@ -25,7 +25,8 @@ from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import create
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.snapshots import rows
-from utsuwa.migration import layers_receiving, received_snapshots
+from utsuwa.migration import ahead, layers_receiving, received_snapshots
+from utsuwa.migration.ahead import Programs
 from utsuwa.migration.channel import ControlChannel, Stream, reporting
 from utsuwa.migration.connecting import Remote
 from utsuwa.migration.context import MigrationContext
@@ -199,13 +200,13 @@ async def fill_new(
     Its `running_state` is received at the same time, into the directory of its volume.
     """
     ctx, instance = reception.ctx, reception.instance
-    found = await receive_index(files, agreed)
     place = (instance.pool, instance.ref.volume, instance.expanded.root_size)
     receive_states = partial(_receive_states, reception, files, agreed, operation)
-    async with Rollback() as undo:
+    async with Rollback() as undo, ahead.programs(start=bool(agreed.own.layers)) as programs:
+        found = await receive_index(files, agreed)
         if agreed.own.layers:
             async with ctx.storage.layers.created(*place) as layered:
-                await _receive_layers(reception, files, agreed, layered, operation)
+                await _receive_layers(reception, files, agreed, layered, programs, operation)
                 await receive_states()
         else:
             async with ctx.storage.receiving.created(*place, base) as incoming:
@@ -247,13 +248,19 @@ async def _receive_states(reception: Reception, files: Stream, agreed: Agreed, o
 
 
 async def _receive_layers(
-    reception: Reception, files: Stream, agreed: Agreed, layered: LayeredVolume, operation: Operation
+    reception: Reception,
+    files: Stream,
+    agreed: Agreed,
+    layered: LayeredVolume,
+    programs: Programs,
+    operation: Operation,
 ) -> None:
     await layers_receiving.receive(
         files,
         layered,
         agreed.answer.snapshot_names,
         lambda fingerprint: _image(reception, fingerprint),
+        programs,
         scratch=reception.ctx.folder,
         progress=Progress(operation, agreed.name),
     )
@@ -305,7 +312,6 @@ async def _fill_copy(
     operation: Operation,
 ) -> None:
     ctx, instance = reception.ctx, reception.instance
-    found = await receive_index(files, agreed)
 
     def also(tx: Transaction) -> None:
         for snapshot in gone:
@@ -320,12 +326,14 @@ async def _fill_copy(
         [row.ref.name for row in new],
         [row.ref.name for row in gone],
     )
-    if agreed.own.layers:
-        async with ctx.storage.layers.replaced(*replacement) as layered:
-            await _receive_layers(reception, files, agreed, layered, operation)
-    else:
-        async with ctx.storage.receiving.replaced(*replacement) as incoming:
-            await receive_trees(files, agreed, incoming, operation)
+    async with ahead.programs(start=bool(agreed.own.layers)) as programs:
+        found = await receive_index(files, agreed)
+        if agreed.own.layers:
+            async with ctx.storage.layers.replaced(*replacement) as layered:
+                await _receive_layers(reception, files, agreed, layered, programs, operation)
+        else:
+            async with ctx.storage.receiving.replaced(*replacement) as incoming:
+                await receive_trees(files, agreed, incoming, operation)
 
 
 async def _compared(reception: Reception, offer: Header) -> tuple[list[SnapshotRow], list[SnapshotRow]]:

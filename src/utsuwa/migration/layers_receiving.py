@@ -10,9 +10,9 @@ from utsuwa.core.errors import InvalidImage
 from utsuwa.core.image_source import ImageSource
 from utsuwa.host.archives import streams
 from utsuwa.migration import beside, layers
+from utsuwa.migration.ahead import Programs
 from utsuwa.migration.channel import Stream
 from utsuwa.migration.progress import Progress
-from utsuwa.migration.rsync import exchange
 from utsuwa.storage.layer_transfer import fingerprint_of
 from utsuwa.storage.layered import LayeredVolume
 
@@ -25,6 +25,7 @@ async def receive(
     volume: LayeredVolume,
     names: list[str],
     find_image: FindImage,
+    programs: Programs,
     *,
     scratch: Path,
     progress: Progress,
@@ -43,20 +44,17 @@ async def receive(
     wanted = [layer for layer in missing if not volume.layers.has(layer)]
     await files.send_document(layers.encode_wanted(wanted))
     async with beside.scratch(scratch) as metadata:
-        await beside.receive(files, metadata)
-        for layer in wanted:
-            await _receive(files, volume, layer, progress)
+        await beside.receive(files, metadata, len(chains))
+        for number, layer in enumerate(wanted, 1):
+            async with programs.next(more=number < len(wanted)) as program:
+                marks = await files.document()
+                tree = await volume.threads.quick.run(volume.layers.place, layer)
+                await program.exchange(files, progress.add, told=streams.to_receive(tree))
+            await volume.threads.fill.run(volume.layers.complete, layer, marks)
+            faults.point("migration received layer")
         for number, name in enumerate([*names, None]):
             await _create(volume, name, chains[number], beside.of_volume(metadata, number))
     faults.point("migration received")
-
-
-async def _receive(files: Stream, volume: LayeredVolume, layer: str, progress: Progress) -> None:
-    marks = await files.document()
-    tree = await volume.threads.quick.run(volume.layers.place, layer)
-    await exchange(files, streams.receiving(tree), progress.add)
-    await volume.threads.fill.run(volume.layers.complete, layer, marks)
-    faults.point("migration received layer")
 
 
 async def _create(volume: LayeredVolume, name: str | None, chain: tuple[str, ...], metadata: Path) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from utsuwa.core.threads import in_thread
 from utsuwa.host.archives import streams
 from utsuwa.migration import beside, layers
+from utsuwa.migration.ahead import Programs
 from utsuwa.migration.channel import Stream
 from utsuwa.migration.progress import Progress
-from utsuwa.migration.rsync import exchange
 from utsuwa.storage.layer_transfer import OutgoingLayers
 
 
@@ -30,6 +30,7 @@ async def send(
     files: Stream,
     offered: Layered,
     names: Sequence[str],
+    programs: Programs,
     *,
     scratch: Path,
     progress: Progress,
@@ -43,6 +44,8 @@ async def send(
         await files.send_document(layers.encode_chains(found.chains))
         wanted = layers.decode_wanted(await files.document(), found.chains)
         await beside.send(files, scratch, [offered.folder(name) for name in (*names, None)])
-        for layer in wanted:
-            await files.send_document(await asyncio.to_thread(found.marks, layer))
-            await exchange(files, streams.sending(found.tree(layer)), progress.add, rate=rate)
+        for number, layer in enumerate(wanted, 1):
+            async with programs.next(more=number < len(wanted)) as program:
+                await files.send_document(await in_thread(found.marks, layer))
+                told = streams.to_send(found.tree(layer))
+                await program.exchange(files, progress.add, told=told, rate=rate)

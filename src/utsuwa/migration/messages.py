@@ -154,10 +154,10 @@ class OwnFeatures(Message):
 
     FIELDS: ClassVar = {
         1: Field("links", "bool"),
-        2: Field("stream", "bool"),
-        3: Field("layers", "bool"),
         5: Field("handover", "bool"),
         6: Field("states", SavedStates),
+        7: Field("stream", "bool"),
+        8: Field("layers", "bool"),
         20: Field("live", LiveTerms),
     }
 

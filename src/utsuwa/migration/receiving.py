@@ -158,7 +158,7 @@ async def _receive(
     ):
         if stream:
             if metadata is not None:
-                await beside.receive(files, metadata)
+                await beside.receive(files, metadata, 1)
                 metadata = beside.of_volume(metadata, 0)
             await exchange(files, streams.receiving(folder / "rootfs"), progress.add)
         else:

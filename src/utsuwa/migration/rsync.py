@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, ProcessFailed
+from utsuwa.core.tasks import finish
 from utsuwa.host.processes import pipes
 from utsuwa.host.processes.run import run
 from utsuwa.migration.channel import Stream
@@ -36,61 +37,105 @@ class _Ends:
                 os.close(descriptor)
 
 
+Command = tuple[Sequence[str], Mapping[str, str | None]]
+"""A command of `host.rsync` or `host.archives.streams`."""
+
+
 async def exchange(
     stream: Stream,
-    command: tuple[Sequence[str], Mapping[str, str | None]],
+    command: Command,
     count: Callable[[int], None],
     accept: Sequence[int] = (0,),
     rate: int = 0,
     gate: asyncio.Event | None = None,
 ) -> None:
-    """Run a command of `host.rsync` or `host.archives.streams` until both directions have ended.
-
-    `count` is called with the bytes that are sent or received; `rate` is the most that are sent in a second,
-    if it is not 0. Raises InvalidRequest if the program fails, OutOfSpace, Unavailable.
+    """Run a command until both directions have ended, as `Program.exchange`.
 
     With a `gate`, the program is started, but hears nothing of the other side before that is set: an rsync
     that sends has not looked at the files yet.
     """
-    argv, env = command
-    ends = _Ends()
-
-    program = run(
-        argv,
-        stdin_fd=ends.their_input,
-        stdout_fd=ends.their_output,
-        accept=accept,
-        timeout=None,
-        env=env,
-        started=partial(ends.close, ends.their_input, ends.their_output),
-    )
-
-    async def pump_out() -> None:
-        began, sent = time.monotonic(), 0
-        while data := await pipes.read(ends.our_output, _CHUNK):
-            await stream.send(data)
-            count(len(data))
-            sent += len(data)
-            if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
-                await asyncio.sleep(ahead)
-        await stream.end()
-
-    async def pump_in() -> None:
-        """Forward what is received; what comes when rsync has ended is discarded."""
-        if gate is not None:
-            await gate.wait()
-        while (data := await stream.read()) is not None:
-            count(len(data))
-            with contextlib.suppress(BrokenPipeError):
-                await pipes.write(ends.our_input, data)
-        ends.close(ends.our_input)
-
+    program = Program(command, accept)
     try:
-        await all_of(program, pump_out(), pump_in(), watched_by=stream.watch())
-    except ProcessFailed as error:
-        raise _explained(error) from error
+        await program.exchange(stream, count, rate=rate, gate=gate)
     finally:
-        ends.close()
+        await program.end()
+
+
+class Program:
+    """A program of one stream, which is being started. It is to be ended in any case (`end`)."""
+
+    def __init__(self, command: Command, accept: Sequence[int] = (0,)) -> None:
+        argv, env = command
+        self._ends = _Ends()
+        ends = self._ends
+        self._run = asyncio.create_task(
+            run(
+                argv,
+                stdin_fd=ends.their_input,
+                stdout_fd=ends.their_output,
+                accept=accept,
+                timeout=None,
+                env=env,
+                started=partial(ends.close, ends.their_input, ends.their_output),
+            )
+        )
+
+    async def exchange(
+        self,
+        stream: Stream,
+        count: Callable[[int], None],
+        *,
+        told: bytes = b"",
+        rate: int = 0,
+        gate: asyncio.Event | None = None,
+    ) -> None:
+        """Connect it to a stream until both directions have ended.
+
+        `told` is written to it before anything else; `count` is called with the bytes that are sent or
+        received; `rate` is the most that are sent in a second, if it is not 0. Raises InvalidRequest if the
+        program fails, OutOfSpace, Unavailable.
+        """
+        ends = self._ends
+
+        async def program() -> None:
+            await self._run
+
+        async def pump_out() -> None:
+            began, sent = time.monotonic(), 0
+            while data := await pipes.read(ends.our_output, _CHUNK):
+                await stream.send(data)
+                count(len(data))
+                sent += len(data)
+                if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
+                    await asyncio.sleep(ahead)
+            await stream.end()
+
+        async def pump_in() -> None:
+            """Forward what is received; what comes when the program has ended is discarded."""
+            await self._write(told)
+            if gate is not None:
+                await gate.wait()
+            while (data := await stream.read()) is not None:
+                count(len(data))
+                await self._write(data)
+            ends.close(ends.our_input)
+
+        try:
+            await all_of(program(), pump_out(), pump_in(), watched_by=stream.watch())
+        except ProcessFailed as error:
+            raise _explained(error) from error
+
+    async def _write(self, data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            await pipes.write(self._ends.our_input, data)
+
+    async def end(self) -> None:
+        """End it, and wait for that."""
+        self._run.cancel()
+        await finish(asyncio.wait([self._run]))
+        self._ends.close()
+        if not self._run.cancelled():
+            self._run.exception()  # whoever has used it knows
 
 
 def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:

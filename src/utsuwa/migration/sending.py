@@ -13,7 +13,7 @@ from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.pool_keys import bytes_per_second
 from utsuwa.host import rsync
 from utsuwa.host.archives import streams
-from utsuwa.migration import beside, index, layers_sending, states
+from utsuwa.migration import ahead, beside, index, layers_sending, states
 from utsuwa.migration.channel import ControlChannel, Stream
 from utsuwa.migration.layers_sending import Layered
 from utsuwa.migration.messages import ANOTHER, NOT_LIVE, Header
@@ -93,19 +93,22 @@ class Sending:
         self._rate = bytes_per_second(offered.bandwidth)
 
     async def everything(self) -> None:
-        await self.describe()
         if self._own.layers and self._offered.layered is not None:
-            await layers_sending.send(
-                self._files,
-                self._offered.layered,
-                self._names,
-                scratch=self._offered.scratch,
-                progress=Progress(self._operation, self._offered.name),
-                rate=self._rate,
-            )
+            async with ahead.programs(start=True) as programs:
+                await self.describe()
+                await layers_sending.send(
+                    self._files,
+                    self._offered.layered,
+                    self._names,
+                    programs,
+                    scratch=self._offered.scratch,
+                    progress=Progress(self._operation, self._offered.name),
+                    rate=self._rate,
+                )
             await self._send_states()
             faults.point("migration sent")
             return
+        await self.describe()
         await self.snapshots()
         if self._twice:
             await self.tree(changing=True)

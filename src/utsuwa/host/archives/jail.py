@@ -60,6 +60,7 @@ _PACK = (
 )  # fmt: skip
 """With the times of modification in nanoseconds."""
 _LARGE_BLOCKS = "--blocking-factor=256"
+TOLD_SIZE = 4
 _STREAMS = ("send", "receive")
 """Jobs that end with the status of their program."""
 
@@ -69,15 +70,17 @@ def main(arguments: Sequence[str]) -> None:
 
     `arguments`: the pid of the parent, the archive, the target (empty for none), another file that is only
     read (empty for none), the maximum size of a file in bytes, and then the job: a name and its arguments.
+    If there is only the pid, the others are read from stdin (`_told`).
 
     Ends the process. The exit statuses of the programs are the last line of stderr, except for `_STREAMS`.
     """
-    parent, archive, target, base, size, job, *rest = arguments
-    if job in ("check", "split", "tar"):
-        import tarfile  # noqa: F401 - for `scan`, which cannot do it any more
+    parent, *words = arguments
     kernel.set_death_signal(_SIGKILL)
     if os.getppid() != int(parent):
         os._exit(1)
+    archive, target, base, size, job, *rest = words or _told()
+    if job in ("check", "split", "tar"):
+        import tarfile  # noqa: F401 - for `scan`, which cannot do it any more
     os.umask(0o022)
     syscalls.unshare(sum(kernel.NAMESPACES[name] for name in ("mnt", "net", "ipc", "uts", "pid")))
     alive, _held = os.pipe()
@@ -103,6 +106,23 @@ def main(arguments: Sequence[str]) -> None:
     if job in _STREAMS:
         os._exit(statuses[0])
     _end(statuses)
+
+
+def _told() -> list[str]:
+    """Read the arguments from stdin: after their size in `TOLD_SIZE` bytes, with a NUL between them."""
+    size = int.from_bytes(_read(TOLD_SIZE), "big")
+    return os.fsdecode(_read(size)).split("\0")
+
+
+def _read(size: int) -> bytes:
+    """Read that many bytes from stdin, and not one more; end the process if there are less."""
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            os._exit(1)  # nothing is to be done
+        data += part
+    return data
 
 
 def _end(statuses: Sequence[int]) -> NoReturn:

@@ -1,0 +1,69 @@
+"""What is beside the trees of instances on its way: it arrives as it was, whatever the names are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_migration_channel import Socket
+from utsuwa.core.errors import InvalidRequest, OutOfSpace
+from utsuwa.migration import beside, extents
+from utsuwa.migration.channel import Stream
+
+FILES = {
+    "metadata.yaml": b"templates: {}\n",
+    "templates/hosts": os.urandom(2**20),
+    "templates/empty": b"",
+    "templates/in/a directory/x": b"x",
+    os.fsdecode(b"templates/\xff\xfe"): b"not UTF-8",
+}
+
+
+def volume(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+async def test_metadata_arrives_as_it_was(tmp_path: Path) -> None:
+    volumes = [volume(tmp_path / "a", FILES), volume(tmp_path / "b", {})]
+    socket, parent, got = Socket(), tmp_path / "scratch", tmp_path / "got"
+    parent.mkdir()
+    got.mkdir()
+    await beside.send(Stream(socket), parent, volumes)
+    assert list(parent.iterdir()) == []
+    await beside.receive(Stream(Socket(*socket.sent, None)), got, len(volumes))
+    assert [content(beside.of_volume(got, number)) for number in range(2)] == [FILES, {}]
+    own = volume(tmp_path / "own", {"metadata.yaml": b"old", "templates/old": b""})
+    beside.take(beside.of_volume(got, 0), own)
+    assert content(own) == FILES
+    beside.take(beside.of_volume(got, 1), own)
+    assert content(own) == FILES
+
+
+def test_only_so_many_files_are_taken(tmp_path: Path) -> None:
+    many = {f"templates/{number}": b"" for number in range(2000)} | {"metadata.yaml": b""}
+    source = volume(tmp_path / "many", many)
+    with pytest.raises(InvalidRequest, match="more than 1000"):
+        beside.take(source, volume(tmp_path / "own", {}))
+
+
+async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    socket = Socket()
+    await beside.send(Stream(socket), volume(tmp_path / "s", {}), [volume(tmp_path / "a", FILES)])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(extents.Extents, "write", full)
+    with pytest.raises(OutOfSpace, match="metadata of the instance"):
+        await beside.receive(Stream(Socket(*socket.sent, None)), volume(tmp_path / "got", {}), 1)

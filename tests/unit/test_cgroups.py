@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.support import cgroup_host
 from tests.support.cgroup_host import Host
 from utsuwa.host.cgroups import tree as cgroups
-from utsuwa.host.cgroups.tree import container_path
 from utsuwa.host.cgroups.usage import Meter, Usage
+from utsuwa.host.helper.cgroups import container_path
 
 
 @pytest.mark.parametrize(

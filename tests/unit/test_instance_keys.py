@@ -211,13 +211,15 @@ def test_keys_that_are_live() -> None:
             "security.privileged",
             "security.protection.delete",
             "security.syscalls.deny",
+            "security.syscalls.intercept.bpf",
+            "security.syscalls.intercept.bpf.devices",
             "security.syscalls.intercept.mknod",
             "security.syscalls.intercept.mount",
             "security.syscalls.intercept.mount.shift",
             "snapshots.schedule",
         )
     )
-    assert not in_force("security.syscalls.intercept.bpf")
+    assert not in_force("security.bpffs.path")
 
 
 @pytest.mark.parametrize("groups", [INSTANCE_KEY_GROUPS, SERVER_KEY_GROUPS])

@@ -48,6 +48,7 @@ def test_a_call_is_read_and_answered(sockets: tuple[socket.socket, socket.socket
         assert not call.waits()  # /dev/null is no listener
         reply = call.reply(messages.failure(13))
         assert reply == HEAD + REQUEST + struct.pack("=QqiI", 77, 0, -13, 0)
+        assert call.reply(messages.result(7))[-24:] == struct.pack("=QqiI", 77, 7, 0, 0)
         assert call.reply(messages.CONTINUE)[-24:] == struct.pack("=QqiI", 77, 0, 0, 1)
     finally:
         call.close()

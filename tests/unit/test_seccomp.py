@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host.cgroups import tree
 from utsuwa.host.interception import support
 from utsuwa.security import interception, seccomp
 
@@ -162,3 +163,40 @@ def test_interception_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPa
         interception.check(config)
     interception.check({"security.syscalls.intercept.setxattr": "false"})
     interception.check({**config, "security.privileged": "true"})
+
+
+DEVICE_PROGRAMS = {f"security.syscalls.intercept.{name}": "true" for name in ("bpf", "bpf.devices")}
+
+
+def test_bpf_is_intercepted_with_both_keys() -> None:
+    off = {"security.syscalls.deny_default": "false"}
+    found = text({**off, **DEVICE_PROGRAMS}).splitlines()[3:]
+    assert found == [f"bpf notify [0,{command},SCMP_CMP_MASKED_EQ,65535]" for command in (5, 8, 9, 28, 29)]
+    for key in DEVICE_PROGRAMS:
+        config = {"security.syscalls.intercept.sysinfo": "true", **DEVICE_PROGRAMS, key: "false"}
+        assert "bpf" not in text(config)
+
+
+def test_bpf_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "bpf_obstacle", lambda: "the kernel has none")
+    for config in (DEVICE_PROGRAMS, {"security.syscalls.intercept.bpf": "true"}):
+        with pytest.raises(
+            InvalidConfig, match=r"'security\.syscalls\.intercept\.bpf' .*: the kernel has none"
+        ):
+            interception.check(config)
+    interception.check({"security.syscalls.intercept.bpf.devices": "true"})
+    interception.check({**DEVICE_PROGRAMS, "security.privileged": "true"})
+    interception.check({"security.syscalls.intercept.mknod": "true"})
+
+
+def test_what_keeps_the_host_from_device_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacle = support.bpf_obstacle.__wrapped__
+    monkeypatch.setattr(tree, "unified_mount", lambda: None)
+    assert obstacle() == support.obstacle() or "the unified hierarchy is not mounted" in obstacle()
+
+
+def test_device_programs_exclude_programs_of_fuse() -> None:
+    mount = {"security.syscalls.intercept.mount": "true", "security.syscalls.intercept.mount.fuse": "a=b"}
+    with pytest.raises(InvalidConfig, match="intercept.bpf.devices' excludes .*mount.fuse'"):
+        interception.check({**DEVICE_PROGRAMS, **mount})
+    interception.check({**DEVICE_PROGRAMS, **mount, "security.syscalls.intercept.bpf": "false"})

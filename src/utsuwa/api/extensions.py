@@ -118,6 +118,7 @@ EXTENSIONS: tuple[str, ...] = (
     "resources_cpu_isolated",
     "usedby_consistency",
     "container_syscall_intercept",
+    "container_syscall_intercept_bpf_devices",
     "container_syscall_intercept_mount",
     "container_syscall_intercept_mount_fuse",
     "container_syscall_intercept_sched_setscheduler",

@@ -24,7 +24,10 @@ _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
+_NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
+
+_NR_BPF = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -303,6 +306,17 @@ def open_by_handle_at(mount_fd: int, kind: int, handle: bytes) -> int:
     if found < 0:
         _raise()
     return int(found)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a descriptor of what another process has open as `number`; close-on-exec."""
+    return _call(_NR_PIDFD_GETFD, pidfd, number, 0)
+
+
+def bpf(command: int, attributes: bytearray) -> int:
+    """Call bpf(2); `attributes` is its union, into which the kernel may write."""
+    buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
+    return _call(_NR_BPF, command, buffer, len(attributes))
 
 
 def renameat2(old_fd: int, old: str, new_fd: int, new: str, *, replace: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host import bpf
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.interception import support
 from utsuwa.host.interception.mount_options import OPTIONS
@@ -28,7 +29,11 @@ _NEW_MOUNTS = tuple(
 
 MS_MGC_VAL, which some programs set, contains the latter.
 """
+_PROGRAMS = (bpf.PROG_LOAD, bpf.PROG_ATTACH, bpf.PROG_DETACH, bpf.LINK_CREATE, bpf.LINK_UPDATE)
 RULES: Mapping[str, tuple[str, ...]] = {
+    "bpf.devices": tuple(
+        f"bpf notify [0,{command},SCMP_CMP_MASKED_EQ,{bpf.COMMANDS}]" for command in _PROGRAMS
+    ),
     "mknod": (f"mknod notify [1,{_CHARACTER_DEVICES}]", f"mknodat notify [2,{_CHARACTER_DEVICES}]"),
     "mount": (*(f"mount notify [3,{flags}]" for flags in _NEW_MOUNTS), "fsopen notify"),
     "sched_setscheduler": ("sched_setscheduler notify",),
@@ -38,9 +43,14 @@ RULES: Mapping[str, tuple[str, ...]] = {
 """The rules by the name of the key, without calls that are never allowed: each notification costs time."""
 
 
+_REQUIRED = {"bpf.devices": "bpf"}
+"""Keys that have an effect only together with another one."""
+
+
 def intercepts(config: Mapping[str, str], name: str) -> bool:
     """Return whether a key is in effect: a privileged instance may do by itself what it wants."""
-    wanted = parse_bool(config.get(PREFIX + name, ""))
+    names = {name, _REQUIRED.get(name, name)}
+    wanted = all(parse_bool(config.get(PREFIX + key, "")) for key in names)
     return wanted and not parse_bool(config.get("security.privileged", ""))
 
 
@@ -49,15 +59,24 @@ def check(config: Mapping[str, str]) -> None:
 
     `config` is an instance's.
     """
-    for name in RULES:
-        if intercepts(config, name) and (obstacle := support.obstacle()):
+    for name in (*_REQUIRED.values(), *RULES):
+        if intercepts(config, name) and (obstacle := _obstacle(name)):
             raise InvalidConfig(f"{PREFIX + name!r} cannot be in effect on this host: {obstacle}")
+    if intercepts(config, "bpf.devices") and _words(config, "mount.fuse"):
+        raise InvalidConfig(
+            f"'{PREFIX}bpf.devices' excludes '{PREFIX}mount.fuse': system calls of FUSE programs are not "
+            "intercepted, so they could attach a BPF program to any cgroup that they see"
+        )
     unknown = sorted({*_words(config, "mount.allowed")} - {*OPTIONS})
     if unknown:
         raise InvalidConfig(
             f"Invalid value for '{PREFIX}mount.allowed': {unknown[0]!r} is not a file system that the host "
             f"mounts for an instance: use {', '.join(sorted(OPTIONS))}, or {PREFIX}mount.fuse"
         )
+
+
+def _obstacle(name: str) -> str:
+    return support.bpf_obstacle() if name.partition(".")[0] == "bpf" else support.obstacle()
 
 
 def _words(config: Mapping[str, str], name: str) -> list[str]:

@@ -11,9 +11,8 @@ def _bool_now(name: str, default: str, help: str, *, live: bool = False) -> Conf
     return ConfigKey(name, "bool", default, live=live, scope="container", help=help)
 
 
-def _interception(name: str, help: str, *, in_force: bool = True) -> ConfigKey:
-    name = f"security.syscalls.intercept.{name}"
-    return ConfigKey(name, "bool", "false", live=False, help=help, scope="container", in_force=in_force)
+def _interception(name: str, help: str) -> ConfigKey:
+    return _bool_now(f"security.syscalls.intercept.{name}", "false", help)
 
 
 SECURITY = (
@@ -69,8 +68,8 @@ SECURITY = (
     ),
     _bool_now("security.syscalls.deny_compat", "false", "Deny system calls of 32-bit programs."),
     _bool_now("security.syscalls.deny_default", "true", "Deny the system calls that no container needs."),
-    _interception("bpf", "Handle bpf() for the instance.", in_force=False),
-    _interception("bpf.devices", "Let the instance load device programs of cgroup v2.", in_force=False),
+    _interception("bpf", "Handle bpf() for the instance, as far as further keys say."),
+    _interception("bpf.devices", "Load BPF programs that decide on devices in cgroups of the instance."),
     _interception("mknod", "Create harmless device nodes for the instance."),
     _interception("mount", "Mount the allowed file systems for the instance."),
     ConfigKey(

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PAYLOAD_PREFIX = "lxc.payload."
-"""Prefix of a container's cgroup below `lxc.cgroup.dir`; a number may follow the name."""
+from utsuwa.host.helper.cgroups import PAYLOAD_PREFIX, container_path
 
 UNIFIED = ""
 """The key of the version 2 hierarchy among the controllers of version 1."""
@@ -98,21 +97,6 @@ def controllers(proc: Path = _PROC) -> dict[str, tuple[int, Path]]:
         return found
     mount = hierarchies[UNIFIED].mount
     return {name: (2, mount) for name in (_text(mount / "cgroup.controllers") or "").split()}
-
-
-def container_path(path: str, own: str = "/") -> str:
-    """Return the container's cgroup, given those of its init (`path`) and of the daemon (`own`).
-
-    If the daemon itself runs in a container, that container's name in the path is skipped.
-    """
-    passed_over = sum(part.startswith(PAYLOAD_PREFIX) for part in own.split("/"))
-    parts = path.split("/")
-    for index, part in enumerate(parts):
-        if part.startswith(PAYLOAD_PREFIX):
-            if passed_over == 0:
-                return "/".join(parts[: index + 1])
-            passed_over -= 1
-    return path.removesuffix("/init.scope") or "/"
 
 
 def payloads(name: str, proc: Path = _PROC) -> list[Path]:

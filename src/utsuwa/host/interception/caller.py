@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CAP_DAC_OVERRIDE = 1
+CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
 CAP_SYS_NICE = 23
 CAP_MKNOD = 27
+CAP_BPF = 39
 
 _PATH_MAX = 4096
 _PAGE = 4096
@@ -79,6 +81,14 @@ class Caller:
     def namespace(self, name: str) -> int:
         """Return the inode number of one of its namespaces."""
         return os.stat(f"ns/{name}", dir_fd=self._folder).st_ino
+
+    def is_of(self, init: int) -> bool:
+        """Return whether it is in the user namespace of a container itself.
+
+        `init` is a pid of the container's init. Every user of the container can create a namespace below, and
+        has all capabilities there.
+        """
+        return self.namespace("user") == os.stat(f"/proc/{init}/ns/user").st_ino
 
     def rules_mounts(self, init: int) -> bool:
         """Return whether it may mount in its mount namespace by rights of a container's user namespace.

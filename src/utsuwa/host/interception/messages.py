@@ -17,18 +17,25 @@ _RESPONSE = struct.Struct("=QqiI")
 """`struct seccomp_notif_resp`: id, value, error, flags."""
 _CONTINUE = 1
 _ID_VALID = 0x40082102
+_ADD_FD = 0x40182103
+_ADDITION = struct.Struct("=QIIII")
+"""`struct seccomp_notif_addfd`: id of the call, flags, descriptor here, number and flags there."""
 _MAX_MESSAGE = 4096
 _MAX_FDS = 3
 
-Answer = tuple[int, int]
-"""The errno (0 for success) and the flags of an answer; a successful call returns 0."""
-SUCCESS: Answer = (0, 0)
-CONTINUE: Answer = (0, _CONTINUE)
+Answer = tuple[int, int, int]
+"""The errno (0 for success), the value that a successful call returns, and the flags of an answer."""
+SUCCESS: Answer = (0, 0, 0)
+CONTINUE: Answer = (0, 0, _CONTINUE)
 """Let the kernel perform the call as if it had not been intercepted."""
 
 
 def failure(number: int) -> Answer:
-    return number, 0
+    return number, 0, 0
+
+
+def result(value: int) -> Answer:
+    return 0, value, 0
 
 
 class Notification:
@@ -61,11 +68,20 @@ class Notification:
             return False
         return True
 
+    def give(self, fd: int) -> int:
+        """Give the caller a copy of a descriptor, close-on-exec; return its number there.
+
+        Raises OSError: EMFILE if it has too many, ENOENT if it does not wait any more.
+        """
+        addition = bytearray(_ADDITION.pack(self.id, 0, fd, 0, os.O_CLOEXEC))
+        number: int = fcntl.ioctl(self._listener, _ADD_FD, addition)
+        return number
+
     def reply(self, answer: Answer) -> bytes:
         """Return the message with an answer."""
-        number, flags = answer
+        number, value, flags = answer
         message = bytearray(self._without_cookie)
-        _RESPONSE.pack_into(message, self._response_at, self.id, 0, -number, flags)
+        _RESPONSE.pack_into(message, self._response_at, self.id, value, -number, flags)
         return bytes(message)
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ class _Mount:
         """
         acting.enter_container()
         if device:
-            _join(_members(self._cgroup))
+            acting.join(acting.members(self._cgroup))
         own = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._caller.become(namespace, root, start)
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -137,9 +137,9 @@ class _Mount:
     def _attach(self, number: int, source: bytes, place: int, namespace: int, mounts: int) -> None:
         """Create the file system and mount it; runs in a child process."""
         acting.enter_container()
-        members = _members(self._cgroup)
+        members = acting.members(self._cgroup)
         name = _root_with_device(source, number)
-        _join(members)
+        acting.join(members)
         context = syscalls.fsopen(self._kind)
         syscalls.fsconfig_string(context, "source", os.fsdecode(name))
         for option, value in self._options:
@@ -164,15 +164,6 @@ def _device_cgroup(caller: Caller) -> str:
     except ValueError as error:
         raise OSError(errno.EPERM, str(error)) from None
     return next((path for names, path in found.items() if "devices" in names), "") or found[frozenset()]
-
-
-def _members(cgroup: str) -> int:
-    return os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-
-
-def _join(members: int) -> None:
-    """Move this process into a cgroup."""
-    os.write(members, b"0")
 
 
 def _root_with_device(source: bytes, number: int) -> bytes:

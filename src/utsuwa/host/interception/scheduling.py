@@ -19,13 +19,9 @@ _PRIORITY = struct.Struct("=i")
 
 
 def sched_setscheduler(call: Notification, caller: Caller) -> Answer:
-    """Do it for those with the capability in the user namespace of the container's init.
-
-    One in a user namespace below does not suffice: every user of the container can create such a one.
-    """
+    """Do it for those with the capability in the user namespace of the container's init."""
     pid, policy, address = signed(call.arguments[0]), signed(call.arguments[1]), call.arguments[2]
-    of_init = os.stat(f"/proc/{call.init}/ns/user").st_ino
-    if pid < 0 or not caller.has(CAP_SYS_NICE) or caller.namespace("user") != of_init:
+    if pid < 0 or not caller.has(CAP_SYS_NICE) or not caller.is_of(call.init):
         return CONTINUE
     (priority,) = _PRIORITY.unpack(caller.bytes_at(address, _PRIORITY.size))
     inner = pid or caller.inner_pid

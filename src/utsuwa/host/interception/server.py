@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 
-from utsuwa.host.interception import files, mounting, scheduling, sysinfo
+from utsuwa.host.interception import device_programs, files, mounting, scheduling, sysinfo
 from utsuwa.host.interception.caller import Caller
 from utsuwa.host.interception.messages import CONTINUE, failure, receive
 
@@ -32,6 +32,7 @@ _GENERIC: Mapping[int, Handler] = {
     40: mounting.mount,
     119: scheduling.sched_setscheduler,
     179: sysinfo.sysinfo,
+    280: device_programs.bpf,
     430: mounting.fsopen,
 }
 MACHINES: Mapping[str, tuple[int, Mapping[int, Handler]]] = {
@@ -46,6 +47,7 @@ MACHINES: Mapping[str, tuple[int, Mapping[int, Handler]]] = {
             189: files.lsetxattr,
             190: files.fsetxattr,
             259: files.mknodat,
+            321: device_programs.bpf,
             430: mounting.fsopen,
         },
     ),
@@ -54,8 +56,14 @@ MACHINES: Mapping[str, tuple[int, Mapping[int, Handler]]] = {
 }
 """By machine: the kernel's number of its architecture, and the handlers by the number of the call.
 
-Calls of 32-bit programs, whose numbers and structures differ, continue.
+Calls of 32-bit programs, whose numbers and structures differ, continue, but for those of `_COMPAT`.
 """
+_COMPAT: Mapping[tuple[int, int], Handler] = {
+    (0x40000003, 357): device_programs.bpf_compat,  # i386
+    (0xC000003E, 0x40000000 + 321): device_programs.bpf_compat,  # x32
+    (0x40000028, 386): device_programs.bpf_compat,  # arm
+}
+"""Handlers of calls of 32-bit programs that must not continue."""
 _PATIENCE = 25.0
 """Seconds after which liblxc, which waits for 30, is not answered any more."""
 _LOOK_SECONDS = 5.0
@@ -94,15 +102,19 @@ def serve(connection: socket.socket) -> None:
 
 def _handle(call: Notification) -> Answer:
     architecture, handlers = MACHINES.get(os.uname().machine, _NONE)
-    handler = handlers.get(call.number)
-    if handler is None or call.architecture != architecture:
+    handler = _COMPAT.get((call.architecture, call.number))
+    if call.architecture == architecture:
+        handler = handlers.get(call.number, handler)
+    if handler is None:
         return CONTINUE
+    of_bpf = handler in (device_programs.bpf, device_programs.bpf_compat)
+    refused = device_programs.refusal(call) if of_bpf else CONTINUE
     try:
         return handler(call, Caller(call.process, call.memory))
     except ProcessLookupError:
-        return CONTINUE
+        return refused
     except OSError as error:
         return failure(error.errno or errno.EIO)
     except Exception:
         traceback.print_exc()
-        return CONTINUE
+        return refused

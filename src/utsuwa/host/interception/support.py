@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+from utsuwa.host import bpf
+from utsuwa.host.cgroups import tree
 from utsuwa.host.interception.server import MACHINES
 from utsuwa.host.mounts.userns import in_user_namespace
 from utsuwa.host.system import facts
@@ -21,4 +23,16 @@ def obstacle() -> str:
         return "liblxc was built without notifications of seccomp"
     if in_user_namespace():
         return "this daemon runs in a container: set the key there, on the host"
+    return ""
+
+
+@functools.cache
+def bpf_obstacle() -> str:
+    """As `obstacle`, of programs that decide on devices."""
+    if found := obstacle():
+        return found
+    if tree.unified_mount() is None:
+        return "instances have no cgroups of version 2 here: the unified hierarchy is not mounted"
+    if lacking := bpf.lacking():
+        return f"the kernel does not load programs that decide on devices ({lacking})"
     return ""

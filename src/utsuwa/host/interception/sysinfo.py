@@ -8,7 +8,7 @@ import struct
 import time
 
 from utsuwa.host.helper import procfs
-from utsuwa.host.helper.cgroups import folders
+from utsuwa.host.helper.cgroups import of_container
 from utsuwa.host.interception.messages import CONTINUE, SUCCESS
 
 TYPE_CHECKING = False
@@ -22,7 +22,6 @@ _SYSINFO = struct.Struct("=q3Q6QH6x2QI4x")
 """Uptime; loads; total, free, shared, buffer, swap, free swap; processes; high memory; the unit in bytes."""
 _START = 21
 """Index of the start time in /proc/PID/stat, after the name."""
-_NAME_OF_CGROUP = "lxc.payload."
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,15 +85,10 @@ def _uptime(init: int) -> int:
 def _container(init: int, controller: str) -> str:
     """Return the directory of the container's cgroup for a controller, which is init's or above it."""
     try:
-        found = folders(init)
+        found = of_container(init)
     except ValueError:
         return ""
-    folder = next((path for names, path in found.items() if controller in names), found.get(frozenset(), ""))
-    parts = folder.split("/")
-    for index, part in enumerate(parts):
-        if part.startswith(_NAME_OF_CGROUP):
-            return "/".join(parts[: index + 1])
-    return folder
+    return next((path for names, path in found.items() if controller in names), found.get(frozenset(), ""))
 
 
 def _limit(folder: str, name: str, old_name: str) -> int | None:

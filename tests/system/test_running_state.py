@@ -34,6 +34,13 @@ COUNT = """
     </dev/null >/dev/null 2>&1 &
 """
 
+IN_OTHER_NAMESPACE = """
+own() { readlink /proc/$1/ns/uts; }
+unshare -u sleep 1000 </dev/null >/dev/null 2>&1 &
+until grep -q sleep /proc/$!/comm && [ "$(own $!)" != "$(own $$)" ]; do sleep 0.1; done
+"""
+"""Has a process be in one, and waits until it is."""
+
 
 @pytest.fixture(scope="module")
 def module_stateful(busybox_image: Image, faults: Faults) -> Iterator[Daemon]:
@@ -129,14 +136,17 @@ def test_the_console_of_a_restored_container(d: Daemon) -> None:
     d.lxc("start", "c1")
     d.restart()
     # `lxc` takes both keys only if they come one after the other.
-    later = "for i in 1 2 3 4 5; do sleep 0.5; echo later; done"
-    answer = f"(read line; echo it-was-$line; {later}) </dev/console >/dev/console 2>&1 &"
+    # Either of them may be late, so they are typed again and again.
+    later = "while [ -e /root/more ]; do sleep 0.5; echo later; done"
+    answer = f"touch /root/more; (read line; echo it-was-$line; {later}) </dev/console >/dev/console 2>&1 &"
+    keys = 50 * [("later", "q"), ("later", "\x01")]
     clients = [(command(), environment(d)), (["lxc"], d.lxc_environment())]
     for argv, env in 2 * clients:
         d.lxc("exec", "c1", "--", "sh", "-c", answer)
-        typed = [("detach", "typed\r"), ("it-was-typed", "\x01"), *5 * [("later", "q")]]
-        code, screen = run_in_terminal([*argv, "console", "c1"], env=env, typed=typed)
+        typed = [("detach", "typed\r"), ("it-was-typed", "\x01"), *keys]
+        code, screen = run_in_terminal([*argv, "console", "c1"], env=env, typed=typed, timeout=60)
         assert code == 0, screen
+        d.lxc("exec", "c1", "--", "rm", "/root/more")
     assert d.lxc("console", "--show-log", "c1").stdout.count("it-was-typed") == 4
 
 
@@ -223,7 +233,7 @@ def test_a_container_that_cannot_be_saved_is_refused(d: Daemon) -> None:
     launch(d)
     assert d.get("/1.0/instances/c1/checkpoint") == {"possible": True, "criu": version(d), "obstacles": []}
     assert "can be saved" in utsuwa_client(d, "info", "--checkpoint", "c1").stdout
-    d.lxc("exec", "c1", "--", "sh", "-c", "unshare -u sleep 1000 </dev/null >/dev/null 2>&1 &")
+    d.lxc("exec", "c1", "--", "sh", "-c", IN_OTHER_NAMESPACE)
     for request in (("stop", "--stateful", "c1"), ("snapshot", "--stateful", "c1", "s")):
         refused = d.lxc(*request, check=False)
         assert refused.returncode != 0
@@ -522,8 +532,8 @@ def test_a_copy_of_a_snapshot_in_another_project_goes_on_with_its_state(d: Daemo
     d.do("PUT", "/1.0/profiles/default?project=p", d.get("/1.0/profiles/default"))
     try:
         launch(d)
+        before = count(d)
         d.lxc("snapshot", "--stateful", "c1", "s")
-        at_snapshot = count(d)
         d.lxc("stop", "--force", "c1")
         refused = d.lxc(
             "copy", "c1/s", "c1", "--target-project", "p", "-c", "security.idmap.isolated=true", check=False
@@ -533,11 +543,14 @@ def test_a_copy_of_a_snapshot_in_another_project_goes_on_with_its_state(d: Daemo
         utsuwa_client(d, "copy", "c1/s", "c1", "--target-project", "p", "-s", "dir")
         assert d.get("/1.0/instances/c1?project=p")["stateful"]
         d.lxc("start", "c1", "--project", "p")
-        text = d.lxc(
-            "exec", "c1", "--project", "p", "--", "cat", "/root/count", "/sys/class/net/eth0/address"
-        ).stdout
-        number, address = text.split()
-        assert 0 < int(number) < 10 * at_snapshot
+        files = ("/root/count", "/sys/class/net/eth0/address")
+
+        def read() -> list[str]:
+            return d.lxc("exec", "c1", "--project", "p", "--", "cat", *files).stdout.split()
+
+        number, address = read()
+        assert int(number) >= before
+        until(lambda: read() != [number, address])
         assert address == d.get("/1.0/instances/c1?project=p")["config"]["volatile.eth0.hwaddr"]
         assert address == d.get("/1.0/instances/c1")["config"]["volatile.eth0.hwaddr"]
         d.lxc("stop", "--stateful", "c1", "--project", "p")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -15,6 +16,9 @@ from tests.support.hosts import LAN, Hosts, hosts
 from tests.support.images import Image
 from tests.support.long import amount
 from tests.support.netbox import until
+from utsuwa.client.http import open_unix
+from utsuwa.client.server import Server
+from utsuwa.client.websocket import WebSocket
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -78,8 +82,11 @@ def test_memory_is_sent_in_rounds_by_the_own_client(both: Hosts, faults: Faults)
     both.lxc("launch", "busybox", "c1", *(word for entry in config for word in ("-c", entry)))
     both.near.lxc("exec", "c1", "--", "sh", "-c", _REMEMBER)
     faults.forget()
-    with phases_of(both) as phases:
+    with closing(Server(lambda: open_unix(str(both.near.socket)), "utsuwa")) as server:
+        listener = server.websocket("/1.0/events?type=operation")
         both.utsuwa("move", "near:c1", "far:")
+        phases = phases_of_move(listener)
+        listener.close()
     assert faults.reached().count("memory round sent") == 2  # the second one found that nothing changes
     assert both.where("c1") == ["far"]
     both.far.lxc("exec", "c1", "--", "sh", "-c", "touch /look; while ! [ -s /after ]; do sleep 0.1; done")
@@ -200,22 +207,14 @@ def test_a_debian_with_systemd_goes_on(both: Hosts, debian_image: Image) -> None
             assert run(daemon, "systemd-run", "--wait", "true") == ""  # systemd owns its cgroups
 
 
-@contextmanager
-def phases_of(both: Hosts) -> Iterator[set[str]]:
-    """Yield the phases that operations of `near` name, as they are seen."""
+def phases_of_move(listener: WebSocket) -> set[str]:
+    """Return the phases that the operation of a move names until its end, of which the listener is told."""
     seen: set[str] = set()
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.is_set():
-            for running in both.near.get("/1.0/operations?recursion=1").get("running", []):
-                text = (running["metadata"] or {}).get("live_migrate_instance_progress", "")
-                seen.add(text.partition(": ")[2])
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
+    while True:
+        message = listener.receive()
+        assert message is not None, "the listener was cut off"
+        operation = json.loads(message[1])["metadata"]
+        text = (operation["metadata"] or {}).get("live_migrate_instance_progress", "")
+        seen.add(text.partition(": ")[2])
+        if text and operation["status"] != "Running":
+            return seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
@@ -62,8 +62,16 @@ def say(*parts: bytes | str, on: str = "fs") -> Callable[[Peer], None]:
 
 
 def undecided(daemon: Daemon) -> list[dict[str, Any]]:
-    """The records of moves of running instances; nothing else may be where they are."""
-    return [msgspec.json.decode(path.read_bytes()) for path in (daemon.dir / "migration").iterdir()]
+    """The records of moves of running instances; nothing else may be where they are.
+
+    One may be written or removed meanwhile.
+    """
+    paths = [path for path in (daemon.dir / "migration").iterdir() if path.suffix != ".new"]
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.append(msgspec.json.decode(path.read_bytes()))
+    return found
 
 
 def nothing_left(daemon: Daemon) -> None:

@@ -85,7 +85,8 @@ def test_what_follows_a_good_header_may_be_anything(shared_daemon: Daemon, end: 
     with receiving(shared_daemon) as peer:
         peer.control.send(GOOD.encode())
         assert peer.control.receive() is not None
-        ENDS[end](peer)
+        with contextlib.suppress(OSError, UtsuwaError):
+            ENDS[end](peer)
         record = shared_daemon.get(f"/1.0/operations/{peer.operation['id']}/wait?timeout=30")
         assert record["status"] == "Failure"
         assert "Internal error" not in record["err"]
@@ -180,7 +181,8 @@ def test_a_refresh_goes_on_with_the_layers_that_have_arrived(shared_daemon: Daem
     old, new = "1" * 16, "2" * 16
     peer = Peer(shared_daemon, body)
     assert offered(peer, new, old) == [old, new]
-    say(*METADATA, b"", "", EMPTY, "", b"", "", b"\x01" * 5000, "")(peer)
+    with contextlib.suppress(OSError, UtsuwaError):
+        say(*METADATA, b"", "", EMPTY, "", b"", "", b"\x01" * 5000, "")(peer)
     assert "cannot be transferred" in peer.error()
     peer.close()
     assert [file.read_text() for file in pool.glob("*/identity")] == [old]

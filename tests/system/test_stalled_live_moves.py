@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
@@ -188,8 +189,11 @@ def test_it_goes_on_at_the_source_if_the_target(near: Daemon, far: Daemon, end: 
 def error_of(near: Daemon, source: Peer) -> str:
     """Wait until the move has failed; return the reason."""
     url = f"/1.0/operations/{source.operation['id']}/wait?timeout=20"
-    until(lambda: near.get(url)["status"] != "Running", 180)
     record = near.get(url)
+    end = time.monotonic() + 180
+    while record["status"] == "Running":
+        assert time.monotonic() < end, "the move has not ended"
+        record = near.get(url)
     assert record["status"] == "Failure"
     return str(record["err"])
 

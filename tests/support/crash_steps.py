@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tests.support.daemon import Daemon
 
-PATIENCE = 3.0
+PATIENCE = 30.0
 """Seconds that what ends by itself gets to do so."""
 
 Nic = dict[str, str] | None

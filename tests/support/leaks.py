@@ -36,7 +36,7 @@ class HostState:
         return cls(frozenset(_interfaces()))
 
 
-def find_leaks(folder: Path, owner: str, before: HostState, patience: float = 3) -> list[str]:
+def find_leaks(folder: Path, owner: str, before: HostState, patience: float = 30) -> list[str]:
     """Return what the daemon in `folder` has left on the host, one line each.
 
     `owner` is the name of the daemon's cgroups and tables. Waits up to `patience` seconds for objects that

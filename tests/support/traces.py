@@ -15,7 +15,7 @@ from tests.support.netbox import until
 
 BEGINS = 2
 """Seconds within which the unpacking of a new image begins."""
-PATIENCE = 3
+PATIENCE = 30
 """Seconds for what goes by itself: a process that is just ending, a loop device."""
 
 

@@ -102,10 +102,10 @@ def test_invalid_documents_are_rejected(data: bytes, reason: str) -> None:
 
 def test_yaml_alias_bomb_is_rejected_cheaply() -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(InvalidImage, match="aliases"):
         parse_metadata("\n".join(lines).encode())
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_tags_make_no_objects() -> None:

@@ -164,10 +164,16 @@ async def test_wait_times_out_without_affecting_the_operation(operations: Operat
     assert await operation.wait(0)
 
 
-async def test_ended_operations_are_removed_after_a_while(operations: Operations) -> None:
+async def test_ended_operations_are_kept_for_a_while() -> None:
+    operations = Operations(EventHub(), keep_seconds=600)
     operation = start(operations, nothing)
     await operation.wait(1)
     assert operations.get(EVERYTHING, operation.id) is operation
+
+
+async def test_ended_operations_are_removed_after_a_while(operations: Operations) -> None:
+    operation = start(operations, nothing)
+    await operation.wait(1)
     await asyncio.sleep(0.05)
     with pytest.raises(NotFound, match="Operation not found"):
         operations.get(EVERYTHING, operation.id)

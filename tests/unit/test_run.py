@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,11 +112,13 @@ async def test_no_signal_is_kept_from_a_program(runner: Runner) -> None:
 
 async def test_programs_that_time_out_are_killed_with_their_children(runner: Runner, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    began = time.monotonic()
-    with pytest.raises(ProcessFailed, match=r"did not end within 0\.3 seconds"):
-        await runner(["sh", "-c", f"sleep 1000 & echo $! > {pid_file}; wait"], timeout=0.3)
-    assert time.monotonic() - began < 2
-    await asyncio.wait_for(pidfds.wait(int(pid_file.read_text())), 2)
+    script = f"sleep 1000 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait"
+    for seconds in (0.3, 3, 30):  # on a busy machine, it may not have started the other one by then
+        with pytest.raises(ProcessFailed, match=f"did not end within {seconds} seconds"):
+            await asyncio.wait_for(runner(["sh", "-c", script], timeout=seconds), 60)
+        if pid_file.exists():
+            break
+    await asyncio.wait_for(pidfds.wait(int(pid_file.read_text())), 30)
 
 
 async def test_who_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +160,8 @@ async def test_spawned_programs_run_on_until_they_are_closed(tmp_path: Path) -> 
     with (tmp_path / "log").open("wb") as log:
         program = run.spawn(["sh", "-c", "echo started; sleep 1000"], output_fd=log.fileno())
     waiting = asyncio.create_task(program.wait())
-    await asyncio.sleep(0.1)
+    while not (tmp_path / "log").read_text():
+        await asyncio.sleep(0.01)
     assert not waiting.done()
     program.kill()
     assert await waiting == -signal.SIGKILL

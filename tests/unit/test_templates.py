@@ -176,10 +176,10 @@ def test_plain_templates_mean_the_same_to_jinja(parts: list[str]) -> None:
     ],
 )
 def test_unsupported_templates(source: str, message: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(InvalidImage, match=message):
         render(source, values())
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,11 @@ cp /etc/subuid /etc/subgid
 setsid utsuwad --debug --logfile /var/log/utsuwad </dev/null >/dev/null 2>&1 &
 utsuwad waitready --timeout 60
 """
+KILL_DAEMON = """
+pid=$(cat /var/lib/utsuwa/utsuwa.lock)
+kill -9 $pid
+while kill -0 $pid 2>/dev/null; do sleep 0.05; done
+"""
 
 
 class Outer:
@@ -68,4 +73,4 @@ class Outer:
         self.run(START_DAEMON)
 
     def kill_daemon(self) -> None:
-        self.run("kill -9 $(cat /var/lib/utsuwa/utsuwa.lock)")
+        self.run(KILL_DAEMON)

@@ -329,10 +329,14 @@ print("null")
 def test_a_guest_with_endless_calls_delays_itself_only(guest: Guest, busybox: str) -> None:
     other = Guest(guest.daemon, busybox, "other", f"{PREFIX}mknod=true")
     argv = ["lxc", "exec", guest.name, "--", "/usr/bin/python3", "-S", "-c"]
-    code = f"{_CALLS}\nfor _ in range(3): os.fork()\nwhile True: mknod(b'/tmp/none/x', 0o20666, 1, 3)"
+    ready, endless = "os.write(1, b'.')", "while True: mknod(b'/tmp/none/x', 0o20666, 1, 3)"
+    code = f"{_CALLS}\nfor _ in range(3): os.fork()\n{ready}\n{endless}"
     env = guest.daemon.lxc_environment()
-    with subprocess.Popen([*argv, code], env=env, stdin=subprocess.DEVNULL) as busy:
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen([*argv, code], env=env, stdin=nothing, stdout=pipe) as busy:
         try:
+            assert busy.stdout is not None
+            assert busy.stdout.read(8) == 8 * b"."  # all of them run
             assert other.python('print(json.dumps(mknod(b"/tmp/null", 0o20666, 1, 3)))') == 0
             assert guest.daemon.get("/1.0/instances/other/state")["status"] == "Running"
         finally:

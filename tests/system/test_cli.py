@@ -17,6 +17,7 @@ import pytest
 from tests.support.client import command, environment, utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.monitor import heard
 from tests.support.terminal import run_in_terminal
 from tests.support.tls import free_address
 
@@ -382,10 +383,9 @@ def test_monitor(shared_daemon: Daemon) -> None:
     argv = command("monitor", "--type=lifecycle", "--pretty")
     env = environment(shared_daemon)
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        time.sleep(0.5)
+        lines = heard(shared_daemon, process)
         utsuwa_client(shared_daemon, "profile", "create", "seen")
-        line = process.stdout.readline()
+        line = next(lines)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     utsuwa_client(shared_daemon, "profile", "delete", "seen")

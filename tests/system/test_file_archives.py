@@ -6,13 +6,13 @@ import io
 import json
 import os
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.monitor import heard
 from tests.support.netbox import until
 from tests.system.test_instance_files import Files, SlowPush
 from tests.system.test_lxc_instances import background
@@ -183,10 +183,8 @@ def test_a_full_disk_names_the_file(running: Files) -> None:
 
 def test_an_event_for_each_file(running: Files) -> None:
     with background(running.daemon, "monitor", "--type=lifecycle", "--format=json") as monitor:
-        assert monitor.stdout is not None
-        time.sleep(0.5)  # the client says nothing when it is connected
+        lines = heard(running.daemon, monitor)
         unpack(running, "/tmp", archive(other("dir", tarfile.DIRTYPE), file("dir/one", b"1")))
-        lines = (line for line in monitor.stdout if line.strip())
         seen = [json.loads(next(lines))["metadata"] for _ in range(2)]
     assert [event["action"] for event in seen] == ["instance-file-pushed"] * 2
     assert {event["context"]["path"] for event in seen} == {"/tmp/dir", "/tmp/dir/one"}

@@ -16,6 +16,7 @@ from tests.support import leaks
 from tests.support.api import Reply, UnixConnection
 from tests.support.api import request as send
 from tests.support.daemon import Daemon
+from tests.support.monitor import heard
 from tests.support.netbox import until
 from tests.system.test_lxc_instances import background
 from utsuwa.host.helper.calls import BUFFER
@@ -413,12 +414,10 @@ def test_many_requests_at_once(files: Files) -> None:
 
 def test_lifecycle_events(running: Files) -> None:
     with background(running.daemon, "monitor", "--type=lifecycle", "--format=json") as monitor:
-        assert monitor.stdout is not None
-        time.sleep(0.5)  # the client says nothing when it is connected
+        lines = heard(running.daemon, monitor)
         running.push("/tmp/f", b"x")
         running.get("/tmp/f")
         running.ask("DELETE", "/tmp/f")
-        lines = (line for line in monitor.stdout if line.strip())
         events = [json.loads(next(lines))["metadata"] for _ in range(3)]
     assert {event["action"] for event in events} == {  # in any order: the client prints them in parallel
         "instance-file-pushed",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from tests.support.api import Reply
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
+from tests.support.monitor import heard
 from tests.system.test_lxc_instances import background
 
 pytestmark = pytest.mark.root
@@ -192,14 +192,12 @@ def test_a_changed_template_is_applied_at_the_next_start(instance: Daemon) -> No
 def test_lifecycle_events(instance: Daemon) -> None:
     d = instance
     with background(d, "monitor", "--type=lifecycle", "--format=json") as monitor:
-        assert monitor.stdout is not None
-        time.sleep(0.5)  # the client says nothing when it is connected
+        lines = heard(d, monitor)
         d.get(METADATA)
         d.api("PATCH", METADATA, {})
         template(d, "POST", "a.tpl", b"")
         template(d, "GET", "a.tpl")
         template(d, "DELETE", "a.tpl")
-        lines = (line for line in monitor.stdout if line.strip())
         events = [json.loads(next(lines))["metadata"] for _ in range(5)]
     sources = {event["action"].removeprefix("instance-metadata-"): event["source"] for event in events}
     assert sources == {

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.daemon import Daemon
+from tests.support.monitor import heard
 from tests.support.terminal import run_in_terminal
 
 pytestmark = pytest.mark.root
@@ -241,17 +242,13 @@ def background(daemon: Daemon, *arguments: str) -> Iterator[subprocess.Popen[str
 def test_monitor_shows_what_happens(shared_daemon: Daemon, busybox: str) -> None:
     d = shared_daemon
     with background(d, "monitor", "--type", "lifecycle", "--format", "json") as monitor:
-        assert monitor.stdout is not None
-        time.sleep(0.5)  # the client says nothing when it is connected
+        lines = heard(d, monitor)
         d.lxc("init", busybox, "c1")
         d.lxc("start", "c1")
         d.lxc("delete", "c1", "--force")
         actions: list[str] = []
         while "instance-deleted" not in actions:
-            line = monitor.stdout.readline()
-            if line == "\n":
-                continue
-            event = json.loads(line)
+            event = json.loads(next(lines))
             assert event["type"] == "lifecycle"
             if event["metadata"]["source"].endswith("/c1"):
                 actions.append(event["metadata"]["action"])

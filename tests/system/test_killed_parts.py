@@ -129,7 +129,7 @@ def test_the_monitor_of_one_that_stops(net: Daemon, c1: int) -> None:
     errors: list[str] = []
     stopping = threading.Thread(target=lambda: errors.append(change_state(net, "stop", timeout=60)))
     stopping.start()
-    time.sleep(0.3)
+    until(lambda: "/bin/sleep 600" in net.lxc("exec", "c1", "--", "ps").stdout)
     assert status(net) == "Running"
     kill_monitor(net)
     stopping.join(30)

@@ -165,7 +165,7 @@ def test_an_instance_starts_when_its_bridge_appears(net: Daemon) -> None:
     net.do("PATCH", "/1.0/instances/unset", {"config": {"boot.autostart": "false"}})
     net.do("DELETE", "/1.0/instances/deleted")
     add_bridge(net, "late0")
-    until(lambda: status(net, "c1") == "Running", 5)
+    until(lambda: status(net, "c1") == "Running", 20)
     until(lambda: told(net, "instance 'c1' has been autostarted after a retry"))
     assert len(told(net, "level=warning", "instance 'c1'")) == 1
     until(lambda: not warned(net, "Failed to autostart instance"))

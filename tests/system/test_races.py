@@ -82,7 +82,7 @@ def test_kill_during_a_clean_stop(shared_daemon: Daemon, busybox: str, threads: 
     os.kill(pid, signal.SIGSTOP)  # its init cannot follow a request to stop
     try:
         clean = threads.submit(state, d, "c1", action="stop", timeout=20)
-        time.sleep(0.1)
+        until(lambda: "running" in d.get("/1.0/operations"))
         refused = state(d, "c1", action="start")
         assert "already running" in refused
         assert state(d, "c1", action="stop", force=True) == ""

@@ -153,11 +153,22 @@ class NewHost:
         self._daemon = daemon
         self._prefix = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--"]
         self.root = Path(f"/proc/{pid}/root")
+        self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         command = [*self._prefix, *before, sys.executable, "-m", "utsuwa.daemon.main", "try", *words]
         env = self._daemon.environment(UTSUWA_DIR=str(self._daemon.dir))
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self._started:
+            process.kill()
+            process.communicate()
 
     def user(self, name: str) -> pwd.struct_passwd:
         lines = (self.root / "etc/passwd").read_text().splitlines()
@@ -170,9 +181,12 @@ def new_host(daemon: Daemon) -> Iterator[NewHost]:
     command = ["unshare", "--mount", "sh", "-ec", NEW_HOST]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "made\n"
-        yield NewHost(daemon, holder.pid)
-        holder.kill()
+        try:
+            assert holder.stdout.readline() == "made\n"
+            with contextlib.closing(NewHost(daemon, holder.pid)) as made:
+                yield made
+        finally:
+            holder.kill()
 
 
 def unit_rights() -> tuple[str, ...]:

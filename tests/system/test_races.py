@@ -242,7 +242,7 @@ def test_a_restart_that_failed_is_not_made_up_for(own: Daemon, how: str) -> None
     own.kill()
     os.kill(pid, signal.SIGKILL)
     own.start()
-    assert status(own, "c1") == "Stopped"
+    until(lambda: status(own, "c1") == "Stopped")  # it may still be ending
     end_and_begin(own, how)
     assert status(own, "c1") == "Stopped"
 
@@ -253,7 +253,7 @@ def test_an_ephemeral_one_that_ended_is_deleted(own: Daemon) -> None:
         os.kill(pid, signal.SIGKILL)
         time.sleep(delay)
         end_and_begin(own, "kill")
-        assert not there(own, "e1")
+        until(lambda: not there(own, "e1"))  # it may still be ending
 
 
 def test_starts_in_progress_are_settled_after_a_shutdown(own: Daemon) -> None:

@@ -45,7 +45,7 @@ def test_instance_killed_while_the_daemon_is_down_is_stopped(daemon: Daemon, c1:
     daemon.kill()
     os.kill(pid, signal.SIGKILL)
     daemon.start()
-    assert status(daemon, c1) == "Stopped"
+    until(lambda: status(daemon, c1) == "Stopped")  # it may still be ending
     daemon.lxc("start", c1)
     assert status(daemon, c1) == "Running"
 

@@ -97,7 +97,7 @@ class Box:
         )
         return done.stdout
 
-    def wait_for_end(self, seconds: float = 10) -> None:
+    def wait_for_end(self, seconds: float = 30) -> None:
         """Wait until the container and liblxc's monitor have ended."""
         deadline = time.monotonic() + seconds
         while any(self._monitors()):

@@ -7,11 +7,12 @@ import time
 from tests.support.daemon import Daemon
 
 
-def system_state(daemon: Daemon, name: str, seconds: float = 30) -> str:
+def system_state(daemon: Daemon, name: str, seconds: float = 120) -> str:
     """Return what systemd in an instance says of itself once it has started; `no answer` after that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        ended = daemon.lxc("exec", name, "--", "systemctl", "is-system-running", "--wait", check=False)
+        words = ("exec", name, "--", "systemctl", "is-system-running", "--wait")
+        ended = daemon.lxc(*words, check=False, timeout=seconds)
         if ended.stdout.strip() not in ("", "offline", "unknown"):
             return ended.stdout.strip()
         time.sleep(0.1)

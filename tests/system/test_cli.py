@@ -176,7 +176,7 @@ def test_a_reader_that_leaves(shared_daemon: Daemon, c1: str) -> None:
         assert process.stdout.readline() == b"y\n"
         process.stdout.close()
         assert process.wait(20) == 141
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while "yes" in utsuwa_client(shared_daemon, "exec", c1, "--", "ps").stdout:
         assert time.monotonic() < deadline, "the command lives on"
         time.sleep(0.1)

@@ -78,7 +78,7 @@ class Exec:
         assert connection.transport is not None
         connection.transport.abort()
 
-    async def ended(self, seconds: float = 10) -> dict[str, Any]:
+    async def ended(self, seconds: float = 30) -> dict[str, Any]:
         async with asyncio.timeout(seconds), self._session.get(f"http://u{self.url}/wait") as reply:
             operation: dict[str, Any] = (await reply.json())["metadata"]
         return operation
@@ -155,7 +155,7 @@ def sleeping(seconds: str) -> list[str]:
     return found
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
@@ -609,7 +609,7 @@ def test_logs(module_daemon: Daemon, c1: str) -> None:
 def test_the_console_log(module_daemon: Daemon, c1: str) -> None:
     url = f"/1.0/instances/{c1}/console"
     module_daemon.lxc("exec", c1, "--", "sh", "-c", "echo seen > /dev/console")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while b"seen" not in module_daemon.api("GET", url).body:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -659,7 +659,7 @@ def test_a_daemon_that_is_killed_leaves_no_command(daemon: Daemon, busybox_image
     daemon.lxc("launch", "busybox", "c1")
     for _ in range(3):
         daemon.api("POST", "/1.0/instances/c1/exec", {"command": ["sleep", "72007"]})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while len(sleeping("72007")) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -88,7 +88,7 @@ class Box:
 
     def remove(self) -> None:
         # The monitor of a start that failed ends a little after lxc-start has told so.
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while leaks.processes_of(self.lxcpath) and time.monotonic() < deadline:
             time.sleep(0.02)
         shutil.rmtree(self.folder)
@@ -176,7 +176,7 @@ def processes(*words: str) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"

@@ -24,7 +24,7 @@ from utsuwa.networks.drivers.bridge import lease_file
 
 pytestmark = pytest.mark.root
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")

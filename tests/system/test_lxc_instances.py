@@ -23,7 +23,7 @@ def status(daemon: Daemon, name: str) -> str:
     return str(daemon.get(f"/1.0/instances/{name}")["status"])
 
 
-def until(condition: object, seconds: float = 10) -> None:
+def until(condition: object, seconds: float = 30) -> None:
     """Wait for a callable to become true."""
     assert callable(condition)
     deadline = time.monotonic() + seconds

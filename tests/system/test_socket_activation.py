@@ -131,7 +131,7 @@ def test_shutdown_ends_the_daemon_and_wakes_no_other(activator: Activator) -> No
     assert process is not None
     ended = utsuwad(daemon, "shutdown", "--timeout", "20")
     assert ended.returncode == 0, ended.stderr
-    assert process.wait(1) == 0
+    assert process.wait(30) == 0
     daemon.process = None
     again = utsuwad(daemon, "shutdown", "--timeout", "20")
     assert again.returncode == 1

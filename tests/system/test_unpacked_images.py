@@ -102,7 +102,7 @@ def at_work(daemon: Daemon, large: Image) -> Daemon:
     """A daemon that is just unpacking the large image."""
     assert large.rootfs is not None
     daemon.import_image(large.metadata, large.rootfs, alias="large")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not any(name.startswith(".new-") for name in unpacked(daemon)):
         assert time.monotonic() < deadline, "it was over before the test looked"
     return daemon

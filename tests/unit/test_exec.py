@@ -141,7 +141,7 @@ async def test_invalid_requests(
 
 
 async def ended(operation: Operation) -> Operation:
-    assert await operation.wait(5)
+    assert await operation.wait(30)
     return operation
 
 

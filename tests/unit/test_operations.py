@@ -60,7 +60,7 @@ async def test_states_are_published_in_order(operations: Operations) -> None:
     with operations.events.subscribe(["operation"]) as listener:
         operation = start(operations, run)
         assert operation.status == "Running"
-        assert await operation.wait(1)
+        assert await operation.wait(30)
         assert [s for s, _ in states(listener)] == ["Pending", "Running", "Running", "Running", "Success"]
     assert operation.metadata == {"step": 1, "more": "x"}
 
@@ -92,7 +92,7 @@ async def test_typed_errors_are_shown(operations: Operations) -> None:
         raise NotFound("No such image: import it first")
 
     operation = start(operations, run)
-    await operation.wait(1)
+    await operation.wait(30)
     record = operation.record()
     assert (record.status, record.status_code) == ("Failure", 400)
     assert record.err == "No such image: import it first"
@@ -105,7 +105,7 @@ async def test_other_errors_are_logged_and_hidden(
         raise ZeroDivisionError("secret detail")
 
     operation = start(operations, run)
-    await operation.wait(1)
+    await operation.wait(30)
     assert operation.error == module.INTERNAL_ERROR
     assert operation.status == "Failure"
     assert "secret detail" in caplog.text
@@ -124,7 +124,7 @@ async def test_cancelling_runs_undo_steps_and_sets_the_status(operations: Operat
         operation = start(operations, run, CANCELLABLE)
         await asyncio.sleep(0)
         operation.cancel()
-        await operation.wait(1)
+        await operation.wait(30)
         assert states(listener)[-1] == ("Cancelled", module.CANCELLED_ERROR)
     assert undone == [True]
     assert operation.status_code == 401
@@ -134,7 +134,7 @@ async def test_cancelling_runs_undo_steps_and_sets_the_status(operations: Operat
 async def test_one_that_is_cancelled_before_its_first_step_ends_too(operations: Operations) -> None:
     operation = start(operations, forever, CANCELLABLE)
     operation.cancel()
-    assert await operation.wait(1)
+    assert await operation.wait(30)
     assert operation.status == "Cancelled"
 
 
@@ -143,7 +143,7 @@ async def test_work_may_end_itself_as_cancelled(operations: Operations) -> None:
         raise Cancelled("The client left")
 
     operation = start(operations, run)
-    await operation.wait(1)
+    await operation.wait(30)
     assert (operation.status, operation.error) == ("Cancelled", "The client left")
 
 
@@ -151,7 +151,7 @@ async def test_cancel_is_refused_where_it_cannot_be(operations: Operations) -> N
     operation = start(operations, nothing)
     with pytest.raises(InvalidRequest, match="cannot be cancelled"):
         operation.cancel()
-    await operation.wait(1)
+    await operation.wait(30)
     with pytest.raises(InvalidRequest, match="already ended"):
         operation.cancel()
 
@@ -167,13 +167,13 @@ async def test_wait_times_out_without_affecting_the_operation(operations: Operat
 async def test_ended_operations_are_kept_for_a_while() -> None:
     operations = Operations(EventHub(), keep_seconds=600)
     operation = start(operations, nothing)
-    await operation.wait(1)
+    await operation.wait(30)
     assert operations.get(EVERYTHING, operation.id) is operation
 
 
 async def test_ended_operations_are_removed_after_a_while(operations: Operations) -> None:
     operation = start(operations, nothing)
-    await operation.wait(1)
+    await operation.wait(30)
     await asyncio.sleep(0.05)
     with pytest.raises(NotFound, match="Operation not found"):
         operations.get(EVERYTHING, operation.id)
@@ -213,7 +213,7 @@ async def test_progress_is_published_once_per_step(operations: Operations) -> No
 
     with operations.events.subscribe(["operation"]) as listener:
         operation = start(operations, run)
-        await operation.wait(1)
+        await operation.wait(30)
         assert len(states(listener)) == 6
     assert operation.metadata["download_progress"] == "Download: 10% (2.05kB/s)"
     assert operation.metadata["copy_progress"] == "Copy: 1.23MB"
@@ -223,7 +223,7 @@ async def test_progress_is_published_once_per_step(operations: Operations) -> No
 
 async def test_metadata_no_longer_changes_after_the_end(operations: Operations) -> None:
     operation = start(operations, nothing)
-    await operation.wait(1)
+    await operation.wait(30)
     with operations.events.subscribe() as listener:
         operation.update_metadata({"late": 1})
         assert not states(listener)
@@ -275,7 +275,7 @@ async def test_only_its_creator_connects_a_lasting_websocket_and_may_do_it_again
     with pytest.raises(Forbidden):
         operation.claim("wrong", alice)
     operation.cancel()
-    await operation.wait(1)
+    await operation.wait(30)
     with pytest.raises(Forbidden):
         operation.claim(secret, alice)
 
@@ -289,7 +289,7 @@ async def test_the_work_gets_the_connected_socket(operations: Operations) -> Non
     socket: Any = object()
     operation = start(operations, run, websockets=("0",))
     operation.connect(operation.claim(operation.secrets["0"]), socket)
-    await operation.wait(1)
+    await operation.wait(30)
     assert got == [socket]
 
 
@@ -298,7 +298,7 @@ async def test_a_missing_websocket_fails_the_operation(operations: Operations) -
         await operation.websocket("0", 0.01)
 
     operation = start(operations, run, websockets=("0",))
-    await operation.wait(1)
+    await operation.wait(30)
     assert operation.status == "Failure"
     assert "did not connect the websocket '0'" in operation.error
 
@@ -363,7 +363,7 @@ async def test_work_knows_its_operation_and_its_requestor(operations: Operations
     actor = act_as(Requestor(username="alice", protocol="unix", address="@"))
     operation = start(operations, run)
     actor.active = False
-    await operation.wait(1)
+    await operation.wait(30)
     assert seen[0] is operation
     assert seen[1] == actor.requestor
     assert current_requestor() is None
@@ -385,7 +385,7 @@ async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
     del socket
     gc.disable()
     try:
-        assert await operation.wait(1)
+        assert await operation.wait(30)
         await asyncio.sleep(0)
         assert gone() is None
     finally:
@@ -395,7 +395,7 @@ async def test_an_ended_one_keeps_no_connection(operations: Operations) -> None:
 async def test_a_websocket_after_completion_is_ignored(operations: Operations) -> None:
     operation = start(operations, nothing, websockets=["0"])
     name = operation.claim(operation.secrets["0"])
-    assert await operation.wait(1)
+    assert await operation.wait(30)
     operation.connect(name, cast(Any, object()))
     assert operation.status == "Success"
 
@@ -412,7 +412,7 @@ async def test_cancellation_by_client_differs_from_shutdown(operations: Operatio
     first = start(operations, run, CANCELLABLE)
     await asyncio.sleep(0)
     first.cancel()
-    await first.wait(1)
+    await first.wait(30)
     start(operations, run, CANCELLABLE)
     await asyncio.sleep(0)
     await operations.stop()
@@ -446,5 +446,5 @@ async def test_objects_are_named_by_urls_that_are_escaped_and_without_project(op
         "instances": ["/1.0/instances/x%2Fy", "/1.0/instances/z"],
         "containers": ["/1.0/containers/x%2Fy", "/1.0/containers/z"],
     }
-    await operation.wait(1)
+    await operation.wait(30)
     assert operations.start(replace(PLAIN, entities=()), "default", nothing).record().resources is None

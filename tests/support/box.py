@@ -73,13 +73,13 @@ class Box:
         self.target.unlink(missing_ok=True)
         log = self.folder / "lxc.log"
         argv = self._command("lxc-start", "-d", "-f", self.folder / "lxc.conf", "-o", log)
-        done = subprocess.run(argv, capture_output=True, timeout=20)
+        done = subprocess.run(argv, capture_output=True, timeout=60)
         assert done.returncode == 0, log.read_text()
         return self.pid
 
     @property
     def pid(self) -> int:
-        done = subprocess.run(self._command("lxc-info", "-pH"), capture_output=True, text=True, timeout=20)
+        done = subprocess.run(self._command("lxc-info", "-pH"), capture_output=True, text=True, timeout=60)
         return int(done.stdout or 0)
 
     def _command(self, tool: str, *arguments: str | Path) -> list[str]:
@@ -93,7 +93,7 @@ class Box:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=20,
+            timeout=60,
         )
         return done.stdout
 

@@ -42,7 +42,7 @@ class Faults:
 
     def wait_for(self, point: str) -> None:
         """Wait until the point is reached after the last `forget`."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while point not in self.reached():
             assert time.monotonic() < deadline, f"nobody came to the point {point!r}: {self.reached()}"
             time.sleep(0.02)

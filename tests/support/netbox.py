@@ -48,7 +48,7 @@ class NetBox:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=30,
+            timeout=60,
         )
         if check:
             assert done.returncode == 0, f"{argv} ended with {done.returncode}: {done.stdout}"
@@ -56,7 +56,7 @@ class NetBox:
 
     def succeeds(self, *argv: str) -> bool:
         done = subprocess.run(
-            [*self.prefix, *argv], capture_output=True, stdin=subprocess.DEVNULL, timeout=30
+            [*self.prefix, *argv], capture_output=True, stdin=subprocess.DEVNULL, timeout=60
         )
         return done.returncode == 0
 
@@ -103,7 +103,7 @@ def outside(box: NetBox, other: NetBox, address: str, peer: str) -> Iterator[Non
         box.run("ip", "link", "del", "outside0", check=False)
 
 
-def until(condition: Any, seconds: float = 30) -> None:
+def until(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -63,10 +63,10 @@ class Page:
         self, method: str, url: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
         """Send exactly these headers, and `Host`, which they may replace."""
-        connection = http.client.HTTPConnection(self._address, timeout=20)
+        connection = http.client.HTTPConnection(self._address, timeout=60)
         if self.origin.startswith("https:"):
             context = ssl._create_unverified_context()
-            connection = http.client.HTTPSConnection(self._address, timeout=20, context=context)
+            connection = http.client.HTTPSConnection(self._address, timeout=60, context=context)
         sent = {"Host": self.host, **(headers or {})}
         payload = None if body is None else json.dumps(body)
         if payload is not None:
@@ -89,7 +89,7 @@ class Page:
         host, _, port = self._address.rpartition(":")
         lines = [f"GET {url} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in {"Host": self.host, **UPGRADE, **headers}.items()]
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
             return int(connection.recv(4096).split()[1])
 

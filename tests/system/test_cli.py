@@ -383,11 +383,14 @@ def test_monitor(shared_daemon: Daemon) -> None:
     argv = command("monitor", "--type=lifecycle", "--pretty")
     env = environment(shared_daemon)
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
-        lines = heard(shared_daemon, process)
-        utsuwa_client(shared_daemon, "profile", "create", "seen")
-        line = next(lines)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        try:
+            lines = heard(shared_daemon, process)
+            utsuwa_client(shared_daemon, "profile", "create", "seen")
+            line = next(lines)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
     utsuwa_client(shared_daemon, "profile", "delete", "seen")
     assert "Action: profile-created, Source: /1.0/profiles/seen" in line
 

@@ -193,7 +193,7 @@ def test_a_debian_with_systemd_goes_on(both: Hosts, debian_image: Image) -> None
     def run(daemon: Daemon, *words: str) -> str:
         return daemon.lxc("exec", "d1", "--", *words, check=False).stdout.strip()
 
-    until(lambda: run(both.near, "systemctl", "is-system-running") in ("running", "degraded"), 90)
+    until(lambda: run(both.near, "systemctl", "is-system-running") in ("running", "degraded"), 180)
     before = run(both.near, "systemctl", "is-system-running")
     run(both.near, "systemd-run", "--unit", "mine", "sleep", "infinity")
     begun = run(both.near, "systemctl", "show", "-p", "ExecMainPID,ActiveState", "mine")

@@ -18,6 +18,9 @@ from tests.support.networks import create
 
 pytestmark = [pytest.mark.root, pytest.mark.debian]
 
+SECONDS = 240
+"""For a boot, a saved state, or all checks, on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Guest:
@@ -64,7 +67,7 @@ def _start_debian(d: Daemon, name: str, image: Image) -> None:
     d.lxc("launch", name, name, "-n", "br", "-c", "migration.stateful=true")
     d.lxc("file", "push", str(BUSYBOX), f"{name}/root/busybox")
     state = ("exec", name, "--", "systemctl", "is-system-running")
-    until(lambda: d.lxc(*state, check=False).stdout == "running\n", 90)
+    until(lambda: d.lxc(*state, check=False).stdout == "running\n", SECONDS)
 
 
 _LATER = (pytest.mark.long,)
@@ -78,12 +81,12 @@ GUESTS = {
 
 
 def stop_and_start(d: Daemon, name: str) -> None:
-    d.lxc("stop", "--stateful", name)
-    d.lxc("start", name)
+    d.lxc("stop", "--stateful", name, timeout=SECONDS)
+    d.lxc("start", name, timeout=SECONDS)
 
 
 def restore(d: Daemon, name: str) -> None:
-    d.lxc("restore", "--stateful", name, "s")
+    d.lxc("restore", "--stateful", name, "s", timeout=SECONDS)
 
 
 WAYS = {"stop": stop_and_start, "restore": restore}
@@ -120,7 +123,7 @@ class Outcomes:
             script = guest_features.begin(guest.features)
             d.lxc("exec", "guest", "--", "bash" if guest.features.get("systemd") else "sh", input=script)
             said["begin"] = self._check(guest, "begin")
-            d.lxc("snapshot", "--stateful", "guest", "s")
+            d.lxc("snapshot", "--stateful", "guest", "s", timeout=SECONDS)
             for way, take in WAYS.items():
                 take(d, "guest")
                 said[way] = self._check(guest, way)
@@ -130,8 +133,8 @@ class Outcomes:
     def _check(self, guest: Guest, way: str) -> Said:
         script = guest_features.check(guest.features, way, long=LONG)
         shell = "bash" if guest.features.get("systemd") else "sh"
-        lines = self._daemon.lxc("exec", "guest", "--", shell, input=script, timeout=240).stdout.splitlines()
-        found = (line.split("|", 2) for line in lines)
+        ended = self._daemon.lxc("exec", "guest", "--", shell, input=script, timeout=SECONDS)
+        found = (line.split("|", 2) for line in ended.stdout.splitlines())
         return {name: (status, text) for name, status, text in found}
 
 

@@ -1,4 +1,7 @@
-"""How long visitors of the public site wait, alone and one after the other, and how much memory they take."""
+"""How long visitors of the public site wait, alone and one after the other, and how much memory they take.
+
+With Docker, those of them whose turn it is do the tour's last step at the same time.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from tests.support.daemon import Daemon
 from tests.support.netbox import until
 from tests.support.try_site import Site, Visitor
 
+from utsuwa.tryit.tour import BY_ID
+
 MIB = 1 << 20
 READY = 3
 PATIENCE = 120
@@ -29,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--visitors", type=int, default=20, metavar="N", help="at the same time (20)")
     parser.add_argument("--every", type=float, default=3, metavar="S", help="seconds between them (3)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="visitors that come alone (5)")
+    parser.add_argument(
+        "--docker", action="store_true", help="with Docker, whose image is built if necessary"
+    )
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if os.geteuid() != 0:
         print("bench/try-test: containers need root; run it as root", file=sys.stderr)
@@ -40,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         daemon.make_defaults()
         with tempfile.TemporaryDirectory(prefix="ub-") as scratch:
             busybox = images.build_busybox(Path(scratch))
+            docker = images.docker_of_visitors() if options.docker else None
             many = options.visitors
             folder = try_site.prepared(
-                daemon, busybox, sessions=many, sessions_per_address=many, starts_per_hour=10_000
+                daemon, busybox, docker, sessions=many, sessions_per_address=many, starts_per_hour=10_000
             )
         print("| operation | result |\n|---|---|")
         for row in _measure(Site(daemon, folder), options):
@@ -64,9 +73,15 @@ def _measure(site: Site, options: argparse.Namespace) -> Iterator[tuple[str, str
             yield f"a visitor is served {what}", _seconds(alone)
         site.start(ready=READY)
         until(lambda: site.metric("containers_ready") == READY, PATIENCE)
-        waits, memory = _crowd(site, options)
+        visitors = [site.visitor() for _ in range(options.visitors)]
+        waits = _crowd(visitors, options)
         yield f"{options.visitors} visitors, one each {options.every:g} s", _seconds(waits)
+        memory = statistics.median(_memory(site, visitors))
         yield "memory of a visitor with a container of busybox", f"{memory:.0f} MiB"
+        if options.docker:
+            yield from _docker(site, visitors)
+        for visitor in visitors:
+            visitor.send("DELETE", "/api/session")
     finally:
         site.stop()
 
@@ -80,9 +95,8 @@ def _alone(site: Site, ready: int) -> float:
     return seconds
 
 
-def _crowd(site: Site, options: argparse.Namespace) -> tuple[list[float], float]:
-    """Return the seconds that each one waited, and the median of their memory in MiB."""
-    visitors = [site.visitor() for _ in range(options.visitors)]
+def _crowd(visitors: list[Visitor], options: argparse.Namespace) -> list[float]:
+    """Return the seconds that each one waited."""
 
     def come(number: int) -> float:
         time.sleep(number * options.every)
@@ -94,12 +108,37 @@ def _crowd(site: Site, options: argparse.Namespace) -> tuple[list[float], float]
         return seconds
 
     with ThreadPoolExecutor(options.visitors) as pool:
-        waits = list(pool.map(come, range(options.visitors)))
+        return list(pool.map(come, range(options.visitors)))
+
+
+def _docker(site: Site, visitors: list[Visitor]) -> Iterator[tuple[str, str]]:
+    """Have those whose turn it is do the step with Docker at the same time."""
+    doing = [visitor for visitor in visitors if visitor.ask_turn()["state"] == "turn"]
+
+    def do(visitor: Visitor) -> float:
+        terminal = visitor.terminal()
+        begun = time.monotonic()
+        terminal.type(f"{' && '.join(BY_ID['docker'].commands)}; echo en''ded=$?.\n")
+        terminal.read_until("ended=0.")
+        seconds = time.monotonic() - begun
+        terminal.close()
+        assert visitor.check("docker")["done"]
+        return seconds
+
+    with ThreadPoolExecutor(len(doing)) as pool:
+        seconds = list(pool.map(do, doing))
+    yield f"{len(doing)} visitors do the step with Docker at once", _seconds(seconds)
+    now, most = _memory(site, doing), _memory(site, doing, "usage_peak")
+    yield "memory of one of these, after it", f"{statistics.median(now):.0f} MiB"
+    yield "at most, meanwhile", f"{max(most):.0f} MiB"
+    yield f"memory of all {len(visitors)} visitors", f"{sum(_memory(site, visitors)):.0f} MiB"
+
+
+def _memory(site: Site, visitors: list[Visitor], key: str = "usage") -> list[float]:
+    """Return the memory of visitors' containers in MiB."""
     names = [visitor.session()["container"] for visitor in visitors]
-    used = [site.daemon.get(f"/1.0/instances/{name}/state?project=try")["memory"]["usage"] for name in names]
-    for visitor in visitors:
-        visitor.send("DELETE", "/api/session")
-    return waits, statistics.median(used) / MIB
+    states = [site.daemon.get(f"/1.0/instances/{name}/state?project=try") for name in names]
+    return [state["memory"][key] / MIB for state in states]
 
 
 def _served(visitor: Visitor) -> float:

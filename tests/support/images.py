@@ -20,6 +20,7 @@ from tests.support.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = ROOT / "scripts/images/debian-12.yaml"
+DOCKER_OF_VISITORS = ROOT / "scripts/images/try-docker.yaml"
 TRIXIE: dict[str, Any] = {"release": "trixie", "properties": {"version": "13"}}
 """What differs in the definition for Debian 13."""
 BUILDERS = sorted((ROOT / "src/utsuwa/cli/building").glob("*.*"))
@@ -169,6 +170,14 @@ def debian_13_with_docker() -> Image:
     """Return the same of Debian 13 with Docker."""
     docker = ("docker.io", "docker-cli", "docker-buildx", "iptables", "apparmor", "busybox-static")
     return _variant("debian-13-docker", *docker, **TRIXIE)
+
+
+def docker_of_visitors() -> Image:
+    """Return the image `docker` of the visitors of the public site."""
+    definition = yaml.safe_load(DOCKER_OF_VISITORS.read_text())
+    for file in definition["files"]:
+        file["content"] = (DOCKER_OF_VISITORS.parent / file.pop("source")).read_text()
+    return _built("try-docker", yaml.safe_dump(definition, sort_keys=False))
 
 
 def _variant(name: str, *packages: str, **changes: Any) -> Image:

@@ -25,6 +25,7 @@ from tests.support.tls import free_address
 
 ROOT = Path(__file__).resolve().parents[2]
 TRY = ROOT / "scripts/try"
+DOCKER_PROFILE = ROOT / "scripts/profiles/docker.yaml"
 PATH = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IDS = b"root:65536:983040\n"
 """What `utsuwad check` recommends in an isolated container with nesting."""
@@ -41,8 +42,11 @@ def shown() -> dict[str, dict[str, str]]:
     }
 
 
-def make_image(daemon: Daemon, busybox: Image, folder: Path) -> None:
-    """Make the image `try` as scripts/build-try-image does, but of a busybox on this host's programs."""
+def make_image(daemon: Daemon, busybox: Image, folder: Path, docker: Image | None = None) -> None:
+    """Make the image `try` as scripts/build-try-image does, but of a busybox on this host's programs.
+
+    Without an image for it, the visitors' step with Docker can be shown, and not be done as it says.
+    """
     more: dict[str, bytes | str | None] = {
         **dict.fromkeys(("var/lib", "var/lib/utsuwa", "var/log", "var/tmp", "var/cache", "seed")),
         **{name: f"usr/{name}" for name in ("lib", "lib64") if (Path("/usr") / name).exists()},
@@ -50,10 +54,15 @@ def make_image(daemon: Daemon, busybox: Image, folder: Path) -> None:
         "etc/subgid": IDS,
         "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\ndnsmasq:x:109:65534::/:/usr/sbin/nologin\n",
         "bin/prepare": (TRY / "prepare").read_bytes(),
-        "seed/busybox": None,
-        "seed/busybox/metadata.tar.xz": busybox.metadata.read_bytes(),
-        "seed/busybox/rootfs.squashfs": busybox.rootfs.read_bytes(),
+        "seed/docker.yaml": DOCKER_PROFILE.read_bytes(),
     }
+    seeds = {"busybox": busybox} | ({"docker": docker} if docker else {})
+    for alias, image in seeds.items():
+        more |= {
+            f"seed/{alias}": None,
+            f"seed/{alias}/metadata.tar.xz": image.metadata.read_bytes(),
+            f"seed/{alias}/rootfs.squashfs": image.rootfs.read_bytes(),
+        }
     init = (TRY / "init").read_text()
     daemon.import_image(build_with_init(folder, "visitor", init, more), alias="visitor")
     body = {
@@ -64,7 +73,8 @@ def make_image(daemon: Daemon, busybox: Image, folder: Path) -> None:
     }
     daemon.do("POST", "/1.0/instances", body)
     daemon.do("PUT", "/1.0/instances/building/state", {"action": "start"})
-    done = daemon.lxc("exec", "building", "--", "/bin/prepare", "/seed/busybox", check=False, timeout=SECONDS)
+    words = ("/bin/prepare", "/seed/docker.yaml", *(f"/seed/{alias}" for alias in seeds))
+    done = daemon.lxc("exec", "building", "--", *words, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     daemon.lxc("stop", "--force", "building")
     daemon.lxc("publish", "building", "--alias", "try", "--compression", "none")
@@ -88,11 +98,11 @@ def set_up(daemon: Daemon, folder: Path, **settings: object) -> None:
     change_settings(folder, **settings)
 
 
-def prepared(daemon: Daemon, busybox: Image, **settings: object) -> Path:
+def prepared(daemon: Daemon, busybox: Image, docker: Image | None = None, **settings: Any) -> Path:
     """Make the image, set a site up, and return its directory, which any user may pass through."""
     folder = daemon.home / "try"
     folder.mkdir()
-    make_image(daemon, busybox, folder)
+    make_image(daemon, busybox, folder, docker)
     set_up(daemon, folder, **settings)
     return folder
 
@@ -218,6 +228,13 @@ class Visitor:
 
     def session(self) -> dict[str, Any]:
         found: dict[str, Any] = self.send("GET", "/api/session").json
+        return found
+
+    def ask_turn(self) -> dict[str, Any]:
+        """Wait for the turn to run Docker, or say that it still is or will be needed."""
+        reply = self.send("POST", "/api/session/turn")
+        assert reply.status == 200, reply.body
+        found: dict[str, Any] = reply.json
         return found
 
     def check(self, step: str) -> dict[str, Any]:

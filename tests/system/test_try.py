@@ -53,6 +53,12 @@ def test_a_visitor_launches_a_container_in_the_terminal(site: Site) -> None:
     assert visitor.session()["state"] == "ended"
 
 
+PRETEND_DOCKER = (
+    "utsuwa exec box -- sh -c 'd=/var/lib/docker/containers/$(printf %064d 0); mkdir -p $d;"
+    """ echo "{\\"State\\": {\\"StartedAt\\": \\"2026\\"}}" >$d/config.v2.json'"""
+)
+"""What Docker leaves of a container that has run; tests/system/test_try_docker.py has a real one."""
+
 TOUR = {
     "launch": ("no-instance", "utsuwa launch busybox first"),
     "exec": ("no-exec", "utsuwa exec first -- sh -c 'echo hello >/root/note'"),
@@ -66,6 +72,7 @@ TOUR = {
     ),
     "images": ("no-image", "utsuwa publish first/before --alias mine && utsuwa launch mine second"),
     "copy": ("no-copy", "utsuwa copy first twin"),
+    "docker": ("no-docker", f"utsuwa launch busybox box -p default -p docker && {PRETEND_DOCKER}"),
 }
 """Of each step, the hint before it is done, and what does it."""
 
@@ -83,6 +90,50 @@ def test_each_step_of_the_tour_is_done_by_its_command_and_not_before(site: Site)
     terminal.close()
     assert visitor.session()["done"] == list(TOUR)
     visitor.send("DELETE", "/api/session")
+
+
+def test_visitors_come_to_the_step_with_docker_one_after_the_other(site: Site) -> None:
+    site.stop()
+    site.start(docker_at_once=1, sessions_per_address=3)
+    first, second, third = visitors = [site.visitor() for _ in range(3)]
+    for visitor in visitors:
+        assert visitor.begin().status == 201
+    assert first.ask_turn()["state"] == "turn"
+    assert second.ask_turn() == {"state": "waiting", "ahead": 0, "most": 1}
+    for _ in range(20):
+        assert third.ask_turn() == {"state": "waiting", "ahead": 1, "most": 1}
+    assert (site.metric("docker_turns"), site.metric("docker_waiting")) == (1, 2)
+
+    # Who comes again, from elsewhere, has the same place.
+    again = site.visitor()
+    again.cookie = second.cookie
+    assert again.ask_turn()["ahead"] == 0
+    assert first.send("DELETE", "/api/session/turn").status == 200
+    assert second.ask_turn()["state"] == "turn"
+    assert first.ask_turn()["ahead"] == 1
+
+    # With its session ends the turn of a visitor.
+    second.send("DELETE", "/api/session")
+    assert second.send("POST", "/api/session/turn").status == 404
+    assert third.ask_turn()["state"] == "turn"
+
+    # Without a turn, Docker can be run, and the step be done; with it, the turn ends after the instance.
+    terminal = third.terminal()
+    terminal.type(f"{TOUR['docker'][1]}; echo status-1=$?\n")
+    terminal.read_until("status-1=0")
+    until(lambda: third.check("docker")["done"])
+    assert third.ask_turn()["state"] == "turn"
+    assert first.ask_turn()["ahead"] == 0
+    terminal.type("utsuwa delete --force box; echo status-2=$?\n")
+    terminal.read_until("status-2=0")
+    terminal.close()
+    until(lambda: first.ask_turn()["state"] == "turn")
+    assert third.ask_turn() == {"state": "done"}
+    for visitor in (first, third):
+        visitor.send("DELETE", "/api/session")
+    assert (site.metric("docker_turns"), site.metric("docker_waiting")) == (0, 0)
+    site.stop()
+    site.start(docker_at_once=5, sessions_per_address=2)
 
 
 def test_the_site_has_no_right_but_its_certificates(module_daemon: Daemon, site: Site, folder: Path) -> None:

@@ -94,6 +94,8 @@ def test_pages_elsewhere_can_do_nothing(site: Site, visitor: Visitor, headers: d
         ("POST", "/api/sessions", {"terms": "1"}),
         ("DELETE", "/api/session", None),
         ("POST", "/api/session/steps/launch/check", None),
+        ("POST", "/api/session/turn", None),
+        ("DELETE", "/api/session/turn", None),
         ("POST", "/api/feedback", {"stars": 5}),
     ):
         refused = visitor.send(method, url, body, sent)
@@ -112,6 +114,8 @@ def test_without_the_cookie_of_a_session_there_is_nothing(site: Site, visitor: V
         ("GET", "/api/session"),
         ("DELETE", "/api/session"),
         ("POST", "/api/session/steps/launch/check"),
+        ("POST", "/api/session/turn"),
+        ("DELETE", "/api/session/turn"),
         ("POST", "/api/feedback"),
     ):
         refused = stranger.send(method, url)

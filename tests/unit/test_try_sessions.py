@@ -100,6 +100,36 @@ async def test_sessions_whose_browsers_do_not_answer_end_together(
     silent.set()
 
 
+async def test_a_turn_ends_with_its_session(sessions: Sessions) -> None:
+    first = await begin(sessions, "192.0.2.1")
+    place = sessions.ask_turn(first)
+    assert place is not None
+    assert place.has_turn
+    await sessions.end(first, "visitor")
+    assert (sessions.turns.now, sessions.turns.waiting) == (0, 0)
+
+
+async def test_whoever_has_done_the_step_needs_no_turn(sessions: Sessions) -> None:
+    first = await begin(sessions, "192.0.2.1")
+    first.done.append("docker")
+    assert sessions.ask_turn(first) is None
+    assert sessions.turns.now == 0
+
+
+async def test_a_turn_lasts_while_the_daemon_does_not_say_whether_docker_is_there(
+    sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await begin(sessions, "192.0.2.1")
+    sessions.ask_turn(first)
+    first.done.append("docker")
+    first.watch.deletions += 1
+    with caplog.at_level(logging.INFO):
+        async with asyncio.timeout(SECONDS):
+            while "still has Docker" not in caplog.text:
+                await asyncio.sleep(0.01)
+    assert first.id in sessions.turns
+
+
 async def test_all_sessions_end_together_with_the_site(
     sessions: Sessions, containers: Containers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

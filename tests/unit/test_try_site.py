@@ -183,7 +183,8 @@ def test_metrics_are_valid() -> None:
     metrics.refused["too-many"] += 2
     metrics.waits.add(0.2)
     metrics.waits.add(100)
-    text = metrics.text(sessions=1, most=20, ready=3)
+    metrics.turn_waits.add(100)
+    text = metrics.text(sessions=1, most=20, ready=3, turns=2, waiting=4)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["utsuwa_try_sessions"].samples[0].value == 1
     assert families["utsuwa_try_sessions_refused"].samples[0].labels == {"code": "too-many"}
@@ -191,16 +192,33 @@ def test_metrics_are_valid() -> None:
         s.labels["le"]: s.value for s in families["utsuwa_try_wait_seconds"].samples if "le" in s.labels
     }
     assert (buckets["0.1"], buckets["0.25"], buckets["30.0"], buckets["+Inf"]) == (0, 1, 1, 2)
+    assert families["utsuwa_try_docker_turns"].samples[0].value == 2
+    assert families["utsuwa_try_docker_waiting"].samples[0].value == 4
+    waits = {
+        s.labels["le"]: s.value
+        for s in families["utsuwa_try_docker_wait_seconds"].samples
+        if "le" in s.labels
+    }
+    assert (waits["60.0"], waits["120.0"], waits["+Inf"]) == (0, 1, 1)
 
 
 class Answers:
-    """A visitor's daemon that gives these answers by the path without its query."""
+    """A visitor's daemon that gives these answers by the path without its query.
 
-    def __init__(self, **answers: Any) -> None:
+    `files` are the names in directories, and `read` the contents of files.
+    """
+
+    def __init__(self, *, read: Any = None, **answers: Any) -> None:
         self._answers = answers
+        self._read = read
 
     async def ask(self, *paths: str) -> list[Any]:
         return [self._answers.get(path.partition("?")[0].rpartition("/")[2]) for path in paths]
+
+    async def read(self, *paths: str) -> list[Any]:
+        assert all("/files?path=/var/lib/docker/containers/" in path for path in paths)
+        assert len(paths) <= 20
+        return [self._read for _ in paths]
 
 
 async def verdict(step: str, *events: str, **answers: Any) -> Verdict:
@@ -216,6 +234,11 @@ FIRST = {
     "config": {"volatile.x": "1", "image.os": "b"},
 }
 LIMITED = {**FIRST, "config": {**FIRST["config"], "limits.memory": "1GiB"}}  # type: ignore[dict-item]
+
+
+BOX = {**FIRST, "name": "box", "profiles": ["default", "docker"]}
+CREATED = {"State": {"StartedAt": "0001-01-01T00:00:00Z"}}
+STARTED = {"State": {"StartedAt": "2026-12-01T10:00:00.5Z"}}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +260,15 @@ LIMITED = {**FIRST, "config": {**FIRST["config"], "limits.memory": "1GiB"}}  # t
         ("images", {"images": [{"fingerprint": "new", "aliases": [{"name": "mine"}]}]}, ""),
         ("copy", {"instances": [LIMITED, FIRST, {**FIRST, "name": "second"}]}, "no-copy"),
         ("copy", {"instances": [LIMITED, {**LIMITED, "name": "twin"}]}, ""),
+        ("docker", {"instances": [FIRST]}, "no-docker"),
+        ("docker", {"instances": [{**BOX, "status": "Stopped"}]}, "no-docker"),
+        ("docker", {"instances": [BOX]}, "no-docker-run"),
+        ("docker", {"instances": [BOX], "files": ["x", None, "../" * 20, "a" * 63]}, "no-docker-run"),
+        ("docker", {"instances": [BOX], "files": ["a" * 64], "read": CREATED}, "no-docker-run"),
+        ("docker", {"instances": [BOX], "files": ["a" * 64], "read": {"type": "error"}}, "no-docker-run"),
+        ("docker", {"instances": [BOX], "files": ["a" * 64] * 1000, "read": STARTED}, ""),
+        ("docker", {"instances": [FIRST, BOX], "files": ["a" * 64], "read": STARTED}, ""),
+        ("docker", {"instances": [{**BOX, "name": "x/../y"}], "files": ["a" * 64]}, "no-docker"),
     ],
 )
 async def test_what_checks_conclude(step: str, answers: dict[str, Any], hint: str) -> None:
@@ -245,11 +277,23 @@ async def test_what_checks_conclude(step: str, answers: dict[str, Any], hint: st
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, "x", {"a": 1}, [1, None, "x"], [{}], [{"config": 1, "snapshots": 2}]]
+    "value",
+    [
+        None,
+        1,
+        "x",
+        {"a": 1},
+        [1, None, "x"],
+        [{}],
+        [{"config": 1, "snapshots": 2}],
+        [{"name": "box", "status": "Running", "profiles": 1}],
+        [{"name": "box", "status": "Running", "profiles": ["docker", 1]}],
+    ],
 )
 @pytest.mark.parametrize("step", list(BY_ID))
 async def test_nonsense_from_the_visitors_daemon_is_no_error(step: str, value: object) -> None:
-    assert isinstance(await verdict(step, instances=value, images=value, profiles=value), Verdict)
+    answers = {"instances": value, "images": value, "profiles": value, "files": value}
+    assert isinstance(await verdict(step, **answers, read={"State": value}), Verdict)
 
 
 async def test_what_has_happened_counts() -> None:

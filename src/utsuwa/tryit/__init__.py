@@ -9,6 +9,7 @@ rest        requests to the daemon
 visitors    containers of visitors: a few stand ready, more are made as they are used up
 sessions    who has which container, until when
 terminal    a shell that outlives the connections of the browser
+turns       who may run Docker, of those who would like to
 watch       what happens in a visitor's daemon
 inside      questions to the daemon in a visitor's container
 tour        the steps of the guided tour, and when they are done

@@ -81,6 +81,11 @@ class Inside:
 
     async def ask(self, *paths: str) -> list[Any]:
         """Return the metadata at each path; None where there is nothing."""
+        replies = await self.read(*paths)
+        return [reply.get("metadata") if reply.get("type") == "sync" else None for reply in replies]
+
+    async def read(self, *paths: str) -> list[dict[str, Any]]:
+        """Return the JSON object at each path: a file in an instance, or the reply of the daemon."""
         output = await self._output([*_PYTHON, _ASK, _SOCKET, *paths])
         try:
             replies = msgspec.json.decode(output, type=list[dict[str, Any]])
@@ -88,7 +93,7 @@ class Inside:
             raise Unavailable("The daemon in the container does not answer") from error
         if len(replies) != len(paths):
             raise Unavailable("The daemon in the container does not answer")
-        return [reply.get("metadata") if reply.get("type") == "sync" else None for reply in replies]
+        return replies
 
     async def wait_until_ready(self) -> None:
         """Wait until it answers. Raises Unavailable."""

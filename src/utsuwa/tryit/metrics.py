@@ -8,20 +8,25 @@ from dataclasses import dataclass, field
 
 _WAITS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets in seconds."""
+_TURN_WAITS = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
 @dataclass
 class Seconds:
     """A histogram of durations."""
 
-    buckets: list[int] = field(default_factory=lambda: [0] * len(_WAITS))
+    bounds: tuple[float, ...] = _WAITS
+    buckets: list[int] = field(init=False)
     total: float = 0.0
     count: int = 0
+
+    def __post_init__(self) -> None:
+        self.buckets = [0] * len(self.bounds)
 
     def add(self, seconds: float) -> None:
         self.total += seconds
         self.count += 1
-        for number, most in enumerate(_WAITS):
+        for number, most in enumerate(self.bounds):
             self.buckets[number] += seconds <= most
 
 
@@ -40,8 +45,11 @@ class Metrics:
     stars: Counter[str] = field(default_factory=Counter)
     waits: Seconds = field(default_factory=Seconds)
     making: Seconds = field(default_factory=Seconds)
+    turns_ended: Counter[str] = field(default_factory=Counter)
+    """Turns to run Docker, by the reason of their end."""
+    turn_waits: Seconds = field(default_factory=lambda: Seconds(_TURN_WAITS))
 
-    def text(self, *, sessions: int, most: int, ready: int) -> str:
+    def text(self, *, sessions: int, most: int, ready: int, turns: int, waiting: int) -> str:
         """Return all metrics in Prometheus' text format."""
         lines = [
             *_family("sessions", "gauge", "Sessions at the moment.", {"": sessions}),
@@ -60,6 +68,10 @@ class Metrics:
             ),
             *_histogram("wait_seconds", "Time until a visitor had a container.", self.waits),
             *_histogram("making_seconds", "Time in which a container was made.", self.making),
+            *_family("docker_turns", "gauge", "Visitors whose turn it is to run Docker.", {"": turns}),
+            *_family("docker_waiting", "gauge", "Visitors that wait for their turn.", {"": waiting}),
+            *_labelled("docker_turns_ended_total", "Turns that have ended.", "reason", self.turns_ended),
+            *_histogram("docker_wait_seconds", "Time until it was a visitor's turn.", self.turn_waits),
         ]
         return "\n".join(lines) + "\n"
 
@@ -84,7 +96,7 @@ def _histogram(name: str, help: str, seconds: Seconds) -> Iterator[str]:
     full = f"utsuwa_try_{name}"
     yield f"# HELP {full} {help}"
     yield f"# TYPE {full} histogram"
-    for most, count in zip(_WAITS, seconds.buckets, strict=True):
+    for most, count in zip(seconds.bounds, seconds.buckets, strict=True):
         yield f'{full}_bucket{{le="{most}"}} {count}'
     yield f'{full}_bucket{{le="+Inf"}} {seconds.count}'
     yield f"{full}_sum {seconds.total:.6f}"

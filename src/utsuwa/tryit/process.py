@@ -116,7 +116,13 @@ async def _serve(
         async def show_metrics(raw: web.BaseRequest) -> web.StreamResponse:
             if raw.rel_url.raw_path != "/metrics":
                 return web.Response(status=404, text="The metrics are at /metrics\n")
-            text = metrics.text(sessions=sessions.now, most=settings.sessions, ready=visitors.ready)
+            text = metrics.text(
+                sessions=sessions.now,
+                most=settings.sessions,
+                ready=visitors.ready,
+                turns=sessions.turns.now,
+                waiting=sessions.turns.waiting,
+            )
             return web.Response(text=text, headers={"Content-Type": _TEXT})
 
         if bound_metrics is not None:

@@ -22,7 +22,8 @@ from utsuwa.tryit.records import Records
 from utsuwa.tryit.rest import Rest, settle
 from utsuwa.tryit.settings import Settings
 from utsuwa.tryit.terminal import Terminal
-from utsuwa.tryit.tour import Look, Step, Verdict
+from utsuwa.tryit.tour import STEPS, Look, Step, Verdict, docker_instances
+from utsuwa.tryit.turns import Place, Turns
 from utsuwa.tryit.visitors import Container, Visitors
 from utsuwa.tryit.watch import Watch
 
@@ -39,6 +40,7 @@ _LOOK_SECONDS = 1.0
 """Between two looks at which sessions are over."""
 _CHECK_SECONDS = 1.0
 """Least time between two checks of one session."""
+_IN_TURNS = frozenset(step.id for step in STEPS if step.in_turns)
 
 
 class Full(Unavailable):
@@ -79,6 +81,8 @@ class Session:
     feedback: bool = False
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
     checked: float = 0.0
+    deletions: int = 0
+    """How many instances had been deleted in it when it was last asked whether Docker is still there."""
 
     @property
     def state(self) -> str:
@@ -96,6 +100,9 @@ class Sessions:
         self._visitors = visitors
         self._records = records
         self._metrics = metrics
+        self.turns = Turns(
+            settings.docker_at_once, settings.docker_minutes * 60, metrics, clock=time.monotonic
+        )
         self._by_cookie: dict[str, Session] = {}
         self._coming: Counter[str] = Counter()
         """Visitors that wait for a container, by network."""
@@ -103,6 +110,7 @@ class Sessions:
         self._starts: dict[str, deque[float]] = {}
         self._task: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
 
     @property
     def now(self) -> int:
@@ -115,6 +123,7 @@ class Sessions:
     async def stop(self) -> None:
         if self._task is not None:
             await settle(self._task)
+        await settle(*self._looks)
         for session in self._current():
             self._end_soon(session, "shutdown")
         await asyncio.gather(*self._endings)
@@ -162,6 +171,7 @@ class Sessions:
             return
         session.ended = time.monotonic()
         self._metrics.ended[reason] += 1
+        self.turns.leave(session.id, "session")
         self._visitors.remove(session.container.name)
         await session.watch.close()
         await session.terminal.close()
@@ -186,6 +196,12 @@ class Sessions:
             session.done.append(step.id)
             self._metrics.steps[step.id] += 1
         return verdict
+
+    def ask_turn(self, session: Session) -> Place | None:
+        """Return where a visitor is who wants a turn; None if it has done the step, and needs none."""
+        if not _IN_TURNS.isdisjoint(session.done) and session.id not in self.turns:
+            return None
+        return self.turns.ask(session.id)
 
     async def note_feedback(self, session: Session, stars: int, text: str) -> None:
         """Store what a visitor says, once. Raises Conflict."""
@@ -235,11 +251,13 @@ class Sessions:
         return session, cookie
 
     async def _watch(self) -> None:
-        """End sessions at their time, or with their container, and forget old ones."""
+        """End sessions at their time, or with their container, and turns; forget old sessions."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 self._end_over()
+                self.turns.look()
+                self._look_for_finished_turns()
                 self._forget()
             except Exception:
                 log.exception("cannot see which sessions are over")
@@ -260,6 +278,28 @@ class Sessions:
             await self.end(session, reason)
         except Exception:
             log.exception("the end of session %s failed", session.id)
+
+    def _look_for_finished_turns(self) -> None:
+        """End the turns of those who have done the step and have no instance with Docker any more.
+
+        They are asked for it after they have deleted an instance.
+        """
+        for session in self._current():
+            finished = session.id in self.turns and not _IN_TURNS.isdisjoint(session.done)
+            if finished and session.watch.deletions > session.deletions:
+                session.deletions = session.watch.deletions
+                task = asyncio.create_task(self._end_finished_turn(session), name=f"turn of {session.id}")
+                self._looks.add(task)
+                task.add_done_callback(self._looks.discard)
+
+    async def _end_finished_turn(self, session: Session) -> None:
+        try:
+            if not await docker_instances(Inside(self._rest, session.container.name)):
+                self.turns.leave(session.id, "done")
+        except UtsuwaError as error:
+            log.info("cannot see whether %s still has Docker: %s", session.container.name, error.message)
+        except Exception:
+            log.exception("cannot see whether %s still has Docker", session.container.name)
 
     def _reason_to_end(self, session: Session) -> str:
         """Return an empty string if it goes on."""

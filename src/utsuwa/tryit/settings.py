@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     minutes: _Minutes = 30
     minutes_unseen: _Minutes = 5
     ready: _Number = 3
+    docker_at_once: _Count = 5
+    docker_minutes: _Minutes = 10
     data: str = "/var/lib/utsuwa-try"
     user: str = "utsuwa-try"
 
@@ -57,6 +59,8 @@ HELP = {
     "minutes": "How long a session lasts.",
     "minutes-unseen": "How long it lasts while no browser shows its terminal.",
     "ready": "Containers that stand ready for the next visitors, besides those in use.",
+    "docker-at-once": "Visitors in the tour's step with Docker at a time; others wait there for their turn.",
+    "docker-minutes": "How long such a turn lasts, if the visitor does not leave the step earlier.",
     "data": "Directory of feedback.jsonl and statistics.jsonl.",
     "user": "The user that the site runs as, if root starts it.",
 }

@@ -92,6 +92,7 @@ class Site:
             "/api/sessions": {"POST": self._begin},
             "/api/session": {"GET": self._show_session, "DELETE": self._end},
             "/api/session/terminal": {"GET": self._open_terminal},
+            "/api/session/turn": {"POST": self._ask_turn, "DELETE": self._leave_turn},
             "/api/tour": {"GET": self._show_tour},
             "/api/feedback": {"POST": self._note_feedback},
         }
@@ -224,7 +225,9 @@ class Site:
     # ---- the tour
 
     async def _show_tour(self, _raw: web.BaseRequest) -> web.StreamResponse:
-        return _json([{"id": step.id, "commands": step.commands} for step in tour.STEPS])
+        return _json(
+            [{"id": step.id, "commands": step.commands, "in_turns": step.in_turns} for step in tour.STEPS]
+        )
 
     async def _check_step(self, raw: web.BaseRequest, id: str) -> web.StreamResponse:
         session = self._sessions.find_current(self._cookie_of(raw))
@@ -233,6 +236,20 @@ class Site:
             raise NotFound("The tour has no such step")
         verdict = await self._sessions.check(session, step)
         return _json({"done": verdict.done, "hint": verdict.hint, "data": verdict.data})
+
+    async def _ask_turn(self, raw: web.BaseRequest) -> web.StreamResponse:
+        session = self._sessions.find_current(self._cookie_of(raw))
+        place = self._sessions.ask_turn(session)
+        if place is None:
+            return _json({"state": "done"})
+        if place.has_turn:
+            return _json({"state": "turn", "seconds": place.seconds})
+        return _json({"state": "waiting", "ahead": place.ahead, "most": self._settings.docker_at_once})
+
+    async def _leave_turn(self, raw: web.BaseRequest) -> web.StreamResponse:
+        session = self._sessions.find(self._cookie_of(raw))
+        self._sessions.turns.leave(session.id, "left")
+        return _json({})
 
     async def _note_feedback(self, raw: web.BaseRequest) -> web.StreamResponse:
         session: Session = self._sessions.find(self._cookie_of(raw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,15 @@ from utsuwa.tryit.visitors import Container
 from utsuwa.tryit.watch import Watch
 
 Data = dict[str, Any]
+
+_DOCKER_PROFILE = "docker"
+_DOCKER_CONTAINERS = "/var/lib/docker/containers"
+_DOCKER_ID = re.compile("[0-9a-f]{64}")
+_NAME = re.compile("[A-Za-z0-9-]{1,63}")
+_NEVER = "0001-"
+"""How Docker's time of what has not happened begins."""
+_MOST_LOOKED_AT = 20
+"""Instances, and containers in them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Step:
     check: Callable[[Look], Awaitable[Verdict]]
     commands: tuple[str, ...] = field(kw_only=True)
     """What visitors are asked to run; the check accepts other names as well."""
+    in_turns: bool = field(default=False, kw_only=True)
+    """Whether few visitors do it at a time, as it needs much of the host."""
 
 
 async def _launch(look: Look) -> Verdict:
@@ -47,7 +59,7 @@ async def _launch(look: Look) -> Verdict:
     if not instances:
         return Verdict(False, "no-instance")
     for instance in instances:
-        if instance.get("status") == "Running":
+        if _is_running(instance):
             return Verdict(True, data={"name": instance.get("name")})
     return Verdict(False, "not-running", {"name": instances[0].get("name")})
 
@@ -108,6 +120,38 @@ async def _copy(look: Look) -> Verdict:
     return Verdict(False, "no-copy")
 
 
+async def _docker(look: Look) -> Verdict:
+    """A container of Docker is a directory of its instance, with a file that says when it was started."""
+    running = [instance for instance in await docker_instances(look.inside) if _is_running(instance)]
+    if not running:
+        return Verdict(False, "no-docker")
+    names = [str(instance.get("name")) for instance in running]
+    folders = [f"/1.0/instances/{name}/files?path={_DOCKER_CONTAINERS}" for name in names]
+    files = [
+        f"{folder}/{id}/config.v2.json"
+        for folder, ids in zip(folders, await look.inside.ask(*folders), strict=True)
+        for id in (ids if isinstance(ids, list) else [])
+        if _DOCKER_ID.fullmatch(str(id))
+    ]
+    for described in await look.inside.read(*files[:_MOST_LOOKED_AT]) if files else []:
+        match described:
+            case {"State": {"StartedAt": str(started)}} if not started.startswith(_NEVER):
+                return Verdict(True, data={"name": names[0]})
+    return Verdict(False, "no-docker-run", {"name": names[0]})
+
+
+async def docker_instances(inside: Inside) -> list[Data]:
+    """Return the instances with the profile `docker`, whatever their state. Raises Unavailable."""
+    (found,) = await inside.ask("/1.0/instances?recursion=1")
+    instances = [entry for entry in _entries(found) if _NAME.fullmatch(str(entry.get("name")))]
+    with_docker = [entry for entry in instances if _DOCKER_PROFILE in _strings(entry.get("profiles"))]
+    return with_docker[:_MOST_LOOKED_AT]
+
+
+def _is_running(instance: Data) -> bool:
+    return instance.get("status") == "Running"
+
+
 def _happened(look: Look, action: str, hint: str) -> Verdict:
     return Verdict(True) if action in look.events else Verdict(False, hint)
 
@@ -120,6 +164,10 @@ async def _instances(look: Look) -> list[Data]:
 
 def _entries(value: object) -> list[Data]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _strings(value: object) -> list[str]:
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
 
 
 def _own_config(instance: Data) -> Data:
@@ -176,5 +224,16 @@ STEPS = (
         ),
     ),
     Step("copy", _copy, commands=("utsuwa copy first twin", "utsuwa start twin", "utsuwa list")),
+    Step(
+        "docker",
+        _docker,
+        commands=(
+            "utsuwa launch docker box -p default -p docker",
+            "utsuwa exec box -- docker load --input /root/busybox.tar",
+            "utsuwa exec box -- docker run busybox echo hello from Docker",
+            "utsuwa exec box -- docker ps --all",
+        ),
+        in_turns=True,
+    ),
 )
 BY_ID = {step.id: step for step in STEPS}

@@ -30,6 +30,8 @@ class Watch:
         self._rest = rest
         self._container = container
         self._actions: set[str] = set()
+        self.deletions = 0
+        """Of instances."""
         self._task = asyncio.create_task(self._listen(), name=f"events in {container}")
 
     def __contains__(self, action: str) -> bool:
@@ -69,5 +71,9 @@ class Watch:
         except InvalidBody:
             return
         match event:
-            case {"metadata": {"action": str(action)}} if len(self._actions) < _MOST_ACTIONS:
-                self._actions.add(action[:100])
+            case {"metadata": {"action": str(action)}}:
+                self.deletions += action == "instance-deleted"
+                if len(self._actions) < _MOST_ACTIONS:
+                    self._actions.add(action[:100])
+            case _:
+                pass

@@ -20,7 +20,16 @@ export interface Session {
 export interface Step {
   id: string;
   commands: string[];
+  // Whether few visitors do it at a time.
+  in_turns: boolean;
 }
+
+// Where one is in the queue of a step that is done in turns: `ahead` visitors are before one, `seconds` are left of
+// one's turn. Who has done the step needs none.
+export type Turn =
+  | { state: "waiting"; ahead: number; most: number }
+  | { state: "turn"; seconds: number }
+  | { state: "done" };
 
 export interface Checked {
   done: boolean;
@@ -85,6 +94,9 @@ export const getSession = () => ask<Session>("GET", "session");
 export const endSession = () => ask<void>("DELETE", "session");
 export const check = (step: string) =>
   ask<Checked>("POST", `session/steps/${encodeURIComponent(step)}/check`);
+// Wait for one's turn, or say that one still does or still needs it.
+export const askTurn = () => ask<Turn>("POST", "session/turn");
+export const leaveTurn = () => ask<void>("DELETE", "session/turn");
 export const sendFeedback = (stars: number, text: string) => ask<void>("POST", "feedback", { stars, text });
 
 // Begin a session with what the visitor has accepted.

@@ -7,6 +7,7 @@ import { Marked, Prose } from "./prose";
 import type { Checked, Step } from "./site";
 import { hintOf, textOf } from "./tour";
 import { type Checks, useChecks } from "./use-checks";
+import { type Queue, useTurn } from "./use-turn";
 
 interface Props {
   step: Step;
@@ -18,17 +19,45 @@ interface Props {
   onDone: () => void;
 }
 
-function Commands({ commands, onCommand }: { commands: string[]; onCommand: (command: string) => void }) {
+interface CommandsProps {
+  commands: string[];
+  // While it is the turn of others.
+  disabled: boolean;
+  onCommand: (command: string) => void;
+}
+
+function Commands({ commands, disabled, onCommand }: CommandsProps) {
   return (
     <div class="commands">
       {commands.map((command) => (
-        <button key={command} type="button" class="typed" onClick={() => onCommand(command)}>
+        <button
+          key={command}
+          type="button"
+          class="typed"
+          disabled={disabled}
+          onClick={() => onCommand(command)}
+        >
           <span class="hidden">{t("run")} </span>
           <code>{command}</code>
           <Icon name="terminal" />
         </button>
       ))}
       <p class="note">{t("commandsHelp")}</p>
+    </div>
+  );
+}
+
+function Waiting({ queue }: { queue: Queue }) {
+  const { turn, problem } = queue;
+  return (
+    <div role="status">
+      {problem && <p class="hint">{problem.message}</p>}
+      {turn?.state === "waiting" && (
+        <p class="hint">{t("turnWaiting", { most: turn.most, place: turn.ahead + 1 })}</p>
+      )}
+      {turn?.state === "turn" && (
+        <p class="note">{t("turnNow", { minutes: Math.max(1, Math.round(turn.seconds / 60)) })}</p>
+      )}
     </div>
   );
 }
@@ -67,6 +96,8 @@ function Result({ isDone, checks }: { isDone: boolean; checks: Checks }) {
 export function StepView({ step, eyebrow, heading, isDone, activity, onCommand, onDone }: Props) {
   const text = textOf(step.id);
   const checks = useChecks(step.id, isDone, activity, onDone);
+  const queue = useTurn(step.in_turns);
+  const waits = step.in_turns && !isDone && queue.turn?.state !== "turn";
   return (
     <article class="step">
       <header>
@@ -76,7 +107,8 @@ export function StepView({ step, eyebrow, heading, isDone, activity, onCommand, 
         </h1>
       </header>
       <Prose text={text.why} />
-      <Commands commands={step.commands} onCommand={onCommand} />
+      {step.in_turns && <Waiting queue={queue} />}
+      <Commands commands={step.commands} disabled={waits} onCommand={onCommand} />
       {text.look && (
         <>
           <h2>{t("look")}</h2>

@@ -43,6 +43,11 @@ export const en = {
       why: "`utsuwa copy` makes another container with the same files, settings and snapshots. The same command copies to other servers, and `utsuwa move` moves a container there.",
       look: "`twin` has a snapshot, too. It shares with `first` all files that neither of them changes, so copies take little time and space.",
     },
+    docker: {
+      title: "Run Docker inside",
+      why: "A container can run containers of its own. The image `docker` is a Debian with Docker, and the profile `docker` allows what that needs; the container has no rights on this machine all the same. There is no network here, so `docker load` takes an image from a file.",
+      look: "The first command of Docker waits some seconds until that has started. `docker ps` shows the container that said hello: three levels deep, as your machine is a container as well. `utsuwa delete --force box` removes all of it.",
+    },
   },
   hints: {
     "no-instance": "There is no container yet: `utsuwa launch busybox first` launches one.",
@@ -55,6 +60,8 @@ export const en = {
     "profile-unused": "The profile `{name}` is there, and no container uses it yet.",
     "no-image": "There is no image of your own yet.",
     "no-copy": "There is no copy of a container yet.",
+    "no-docker": "No container with the profile `docker` is running yet.",
+    "no-docker-run": "`{name}` is running, and Docker has not run a container in it yet.",
   },
   otherHint: "Not done yet. Run the commands above, and look at what they say.",
 } satisfies Tour;

@@ -7,13 +7,14 @@ import hashlib
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+import uvloop
 from cryptography import x509
 from yarl import URL
 
@@ -29,8 +30,18 @@ from tests.support.image_server import (
 )
 from tests.support.images import Image
 from tests.support.tls import Identity, TestAuthority, make_identity
-from utsuwa.core.errors import InvalidImage, InvalidRequest, NotFound, TooLarge, Unavailable, UtsuwaError
+from utsuwa.core.errors import (
+    InvalidImage,
+    InvalidRequest,
+    NotFound,
+    OutOfSpace,
+    TooLarge,
+    Unavailable,
+    UtsuwaError,
+)
 from utsuwa.core.proxies import Proxies
+from utsuwa.images import behind
+from utsuwa.images.intake import Intake
 from utsuwa.images.remote import addresses, simplestreams, web
 from utsuwa.images.remote.records import Found, RemoteSource
 from utsuwa.images.remote.simplestreams import SimpleStreams, StreamCache
@@ -144,14 +155,18 @@ async def test_an_image_is_received_with_its_fingerprint(client: Client, tmp_pat
         (redirect("rootfs.squashfs"), InvalidRequest, "more than 5 times"),
     ],
 )
+@pytest.mark.parametrize("long", [web.LONG, 0])
 async def test_what_is_not_the_stated_file_is_refused(
     client: Client,
     server: ImageServer,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     reply: Reply,
     error: type[UtsuwaError],
     message: str,
+    long: int,
 ) -> None:
+    monkeypatch.setattr(web, "LONG", long)
     server.odd[root(server)] = reply
     with pytest.raises(error, match=message):
         await client.download()
@@ -166,6 +181,194 @@ async def test_an_endless_file_ends_at_the_limit(client: Client, server: ImageSe
     with pytest.raises(TooLarge):
         await client.download()
     assert await asyncio.to_thread(ended.wait, 20)
+
+
+# ---- long files, which are received past the HTTP client
+
+
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
+"""asyncio's own, and that of the daemon."""
+
+
+def newest_root(server: ImageServer) -> str:
+    return str(server.item("rootfs.squashfs")["path"])
+
+
+@pytest.fixture(scope="module")
+def long_files(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "meta").write_bytes(METADATA)
+    (folder / "root").write_bytes(os.urandom(9_000_001))
+    return Image(folder / "meta", folder / "root")
+
+
+@pytest.fixture
+def straight(server: ImageServer, long_files: Image, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list of how many bytes were left to be received straight, for each file; the server has a long one.
+
+    The client's buffer is small, so that it cannot have received the whole file itself.
+    """
+    left: list[int] = []
+
+    class Noted(Intake):
+        def __init__(self, transport: Any, count: int, *rest: Any) -> None:
+            left.append(count)
+            super().__init__(transport, count, *rest)
+
+    monkeypatch.setattr(web, "Intake", Noted)
+    monkeypatch.setattr(web, "_AHEAD", 2**16)
+    server.publish(long_files, "20260102")
+    return left
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("most", [behind.MOST, 1])
+def test_a_long_file_is_received_straight(
+    client: Client,
+    long_files: Image,
+    straight: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    monkeypatch.setattr(behind, "MOST", most)
+    content = METADATA + long_files.rootfs.read_bytes()
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(client.download(10**7)) == hashlib.sha256(content).hexdigest()
+    assert len(straight) == 1
+    assert straight[0] > 0
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda data: data[:-1], Unavailable, "rootfs.squashfs: "),
+        (lambda data: data[:5_000_000], Unavailable, "rootfs.squashfs: "),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), InvalidImage, "has the hash"),
+    ],
+)
+def test_a_long_file_that_is_another_one_is_refused(
+    client: Client,
+    server: ImageServer,
+    long_files: Image,
+    straight: list[int],
+    tmp_path: Path,
+    change: Callable[[bytes], bytes],
+    error: type[UtsuwaError],
+    message: str,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    data = long_files.rootfs.read_bytes()
+    server.odd[newest_root(server)] = body(change(data), length=len(data))
+    with asyncio.Runner(loop_factory=loop) as runner, pytest.raises(error, match=message):
+        runner.run(client.download(10**7))
+    assert len(straight) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("trickles", [False, True])
+def test_a_server_that_does_not_send_the_rest_is_given_up(
+    client: Client,
+    server: ImageServer,
+    long_files: Image,
+    straight: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    trickles: bool,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    monkeypatch.setattr(web, "STALL_SECONDS", 0.5)
+    data = long_files.rootfs.read_bytes()
+    given_up = threading.Event()
+
+    def stop(handler: Any) -> None:
+        body(data[:5_000_000], length=len(data))(handler)
+        while trickles and not given_up.wait(0.1):
+            handler.wfile.write(b"x")
+        given_up.wait(20)
+
+    server.odd[newest_root(server)] = stop
+    try:
+        with asyncio.Runner(loop_factory=loop) as runner, pytest.raises(Unavailable, match="less than 1 KiB"):
+            runner.run(client.download(10**7))
+    finally:
+        given_up.set()
+    assert len(straight) == 1
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_full_disk_ends_the_transfer_of_a_long_file(
+    client: Client,
+    server: ImageServer,
+    long_files: Image,
+    straight: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    write = Upload._write
+
+    def write_some(upload: Upload, file: BinaryIO, part: memoryview) -> None:
+        if upload.size > 2_000_000:
+            raise OutOfSpace("No space left")
+        write(upload, file, part)
+
+    monkeypatch.setattr(Upload, "_write", write_some)
+    monkeypatch.setattr(behind, "MOST", 2)
+    data = long_files.rootfs.read_bytes()
+    ended = threading.Event()
+
+    def endless_rest(handler: Any) -> None:
+        try:
+            body(data, length=10 * len(data))(handler)
+            while True:
+                handler.wfile.write(bytes(1 << 20))
+        finally:
+            ended.set()
+
+    server.item("rootfs.squashfs").update(size=0, sha256="")
+    server.write()
+    server.odd[newest_root(server)] = endless_rest
+    with asyncio.Runner(loop_factory=loop) as runner, pytest.raises(OutOfSpace):
+        runner.run(client.download(10**9))
+    assert ended.wait(20)
+    assert len(straight) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_transfer_of_a_long_file_can_be_cancelled(
+    client: Client,
+    server: ImageServer,
+    long_files: Image,
+    straight: list[int],
+    tmp_path: Path,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    data = long_files.rootfs.read_bytes()
+    waits, ended = threading.Event(), threading.Event()
+
+    def stop(handler: Any) -> None:
+        body(data[:5_000_000], length=len(data))(handler)
+        waits.set()
+        handler.rfile.read(1)  # nothing comes, but the end
+        ended.set()
+
+    async def cancel() -> None:
+        downloading = asyncio.create_task(client.download(10**7))
+        await asyncio.to_thread(waits.wait)
+        while not straight:
+            await asyncio.sleep(0.01)
+        downloading.cancel()
+        await asyncio.wait([downloading])
+        assert downloading.cancelled()
+
+    server.odd[newest_root(server)] = stop
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(cancel())
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert ended.wait(20)
 
 
 @pytest.mark.parametrize("path", [INDEX, PRODUCTS])

@@ -48,6 +48,30 @@ async def test_who_gives_waits_for_a_thread_that_is_far_behind(monkeypatch: pyte
     assert stored == [0, 1, 2, 3]
 
 
+async def test_there_are_spare_buffers_until_the_thread_is_far_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(behind, "MOST", 2)
+    gate, stored = threading.Semaphore(0), []
+
+    def store(data: memoryview) -> None:
+        gate.acquire()
+        stored.append(data[0])
+
+    target = Behind(store)
+    for number in range(2):
+        room = target.spare()
+        assert room is not None
+        room[:1] = bytes([number])
+        target.put(room[:1])
+    assert target.spare() is None
+    gate.release()
+    await fill(target, 2)
+    gate.release(2)
+    await target.finish()
+    assert stored == [0, 1, 2]
+
+
 async def test_an_error_ends_it() -> None:
     stored: list[int] = []
 
@@ -63,6 +87,7 @@ async def test_an_error_ends_it() -> None:
         await target.finish()
     with pytest.raises(OSError, match="broken"):
         await target.room()
+    assert target.spare() is None
     await target.abandon()
     assert stored == [0]
 

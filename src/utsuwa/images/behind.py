@@ -37,13 +37,15 @@ class Behind:
         while True:
             with self._lock:
                 self._check()
-                if self._free:
-                    return self._free.pop()
-                if self._made < MOST:
-                    self._made += 1
-                    return memoryview(bytearray(ROOM))
+                if (room := self._empty()) is not None:
+                    return room
                 self._wanted = wanted = asyncio.Event()
             await wanted.wait()
+
+    def spare(self) -> memoryview | None:
+        """Return an empty buffer if there is one now, and nothing has failed; otherwise, wait for `room`."""
+        with self._lock:
+            return self._empty() if self._error is None else None
 
     def put(self, data: memoryview) -> None:
         """Have what is in a buffer stored, or in the first bytes of one; the buffer is used again."""
@@ -66,6 +68,14 @@ class Behind:
             self._filled.clear()
         if self._job is not None:
             await self._job
+
+    def _empty(self) -> memoryview | None:
+        if self._free:
+            return self._free.pop()
+        if self._made == MOST:
+            return None
+        self._made += 1
+        return memoryview(bytearray(ROOM))
 
     def _check(self) -> None:
         if self._error is not None:

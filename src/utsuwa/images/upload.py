@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
@@ -22,6 +22,8 @@ from utsuwa.images.store import TEMPORARY
 
 Part = Literal["metadata", "rootfs"]
 Take = Callable[[bytes | memoryview], object]
+Rest = Callable[[Behind], Awaitable[None]]
+"""Puts the rest of a part into buffers by itself."""
 BeginCheck = Callable[[Path, Path, bytes], SplitCheck | None]
 """Begins the check of a split image, given its complete metadata, its rootfs, and how that begins."""
 
@@ -33,6 +35,10 @@ RESERVE = 64 * 2**20
 _WRITEBACK = 8 * 1024 * 1024
 """Bytes after which the kernel begins to write them to disk, so that less is left to sync at the end."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def ignore(data: bytes | memoryview) -> None:
+    """Take data and do nothing with it."""
 
 
 class Upload:
@@ -50,7 +56,7 @@ class Upload:
         self._limit = limit
         self._hash = hashlib.sha256()
         self._parts: dict[Part, Path] = {}
-        self._also: Take = lambda _: None
+        self._also: Take = ignore
         self._begin_check = begin_check
         self._written = 0
         self.ended = False
@@ -100,10 +106,16 @@ class Upload:
         if size is not None:
             await asyncio.to_thread(self._check_room, size)
 
-    async def receive(self, part: Part, chunks: AsyncIterator[bytes], also: Take = lambda _: None) -> None:
-        """Store one part, which `also` gets as well, in a thread.
+    async def receive(
+        self,
+        part: Part,
+        chunks: AsyncIterator[bytes],
+        also: Take = ignore,
+        rest: Rest | None = None,
+    ) -> None:
+        """Store one part, which `also` gets as well, in a thread: `chunks`, and then what `rest` puts there.
 
-        Raises TooLarge, OutOfSpace, and whatever `chunks` raises.
+        Raises TooLarge, OutOfSpace, and whatever `chunks` and `rest` raise.
         """
         self._also = also
         file = await asyncio.to_thread(self._open, part)
@@ -125,6 +137,8 @@ class Upload:
                         behind.put(room)
                         room, used = await behind.room(), 0
             behind.put(room[:used])
+            if rest is not None:
+                await rest(behind)
             await behind.finish()
         finally:
             await behind.abandon()

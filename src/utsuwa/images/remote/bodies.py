@@ -10,8 +10,8 @@ from yarl import URL
 
 from utsuwa.core.errors import InvalidImage
 from utsuwa.images.remote.records import Progress
-from utsuwa.images.remote.web import Web, pieces, shown
-from utsuwa.images.upload import Part, Upload
+from utsuwa.images.remote.web import LongBody, Web, pieces, shown
+from utsuwa.images.upload import Part, Take, Upload, ignore
 
 
 async def receive(
@@ -36,12 +36,30 @@ async def receive(
         await upload.expect(size or length)
         progress.begin(label or part, size or length or 0)
         found = hashlib.sha256()
-        also = [found.update] if sha256 else []
-        await upload.receive(part, _counted(response, progress, size), *also)
+        await store(response, upload, part, progress, size, found.update if sha256 else ignore)
     if sha256 and found.hexdigest() != sha256:
         raise InvalidImage(
             f"{shown(url)} has the hash {found.hexdigest()}, but the server states {sha256}: try again later"
         )
+
+
+async def store(
+    response: ClientResponse,
+    upload: Upload,
+    part: Part,
+    progress: Progress,
+    size: int = 0,
+    also: Take = ignore,
+) -> None:
+    """Store the body of a reply, which must have `size` bytes if that is not 0.
+
+    Raises as `Upload.receive`, InvalidImage, Unavailable.
+    """
+    long = LongBody.of(response, progress.add)
+    if long is None:
+        await upload.receive(part, _counted(response, progress, size), also)
+    else:  # its length has been compared
+        await upload.receive(part, long.first(), also, long.rest)
 
 
 async def _counted(response: ClientResponse, progress: Progress, size: int) -> AsyncIterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import TypeVar
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from utsuwa.core.errors import InvalidImage, InvalidRequest, NotFound, Unavailab
 from utsuwa.images import forms
 from utsuwa.images.multipart import MultipartForm
 from utsuwa.images.records import check_filename, expiry
+from utsuwa.images.remote import bodies
 from utsuwa.images.remote.records import Found, Progress, RemoteSource, is_full_fingerprint
 from utsuwa.images.remote.web import Web, pieces
 from utsuwa.images.upload import Upload
@@ -81,7 +81,7 @@ class LxdServer:
             progress.begin("image", image.size or response.content_length or 0)
             if response.content_type == "multipart/form-data":
                 return await self._form(response, upload, progress)
-            await upload.receive("metadata", _counted(response, progress))
+            await bodies.store(response, upload, "metadata", progress)
             given = forms.disposition(response.headers.get("Content-Disposition", ""))[1]
             return check_filename(given)
 
@@ -116,12 +116,6 @@ def _check(image: _Image, wanted: str) -> None:
         raise InvalidImage(
             f"The image server describes another image, {image.fingerprint[:12]}, than {wanted[:64]!r}"
         )
-
-
-async def _counted(response: ClientResponse, progress: Progress) -> AsyncIterator[bytes]:
-    async for chunk in pieces(response):
-        progress.add(len(chunk))
-        yield chunk
 
 
 def _metadata(data: bytes, record: type[T]) -> T:

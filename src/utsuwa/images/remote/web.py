@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +24,9 @@ from yarl import URL
 
 from utsuwa.core.errors import InvalidConfig, InvalidRequest, NotFound, TooLarge, Unavailable
 from utsuwa.core.proxies import Proxies
+from utsuwa.host.archives.formats import START
+from utsuwa.images.behind import Behind
+from utsuwa.images.intake import Intake
 from utsuwa.images.remote.addresses import JudgingResolver
 from utsuwa.version import __version__
 
@@ -35,6 +38,8 @@ SLOWEST = 64 * 1024
 _AHEAD = 2**20
 """Bytes that are received before they are asked for, or twice as many. aiohttp's own 64 KiB are less than
 what one turn of the event loop brings, so it would stop receiving after each."""
+LONG = 4 * 2**20
+"""Bytes of a body that is worth being received past the HTTP client, which ends the connection."""
 DOCUMENT_SECONDS = 120
 """Seconds that a document may take as a whole."""
 
@@ -201,7 +206,7 @@ class Pace:
         if self._received >= SLOWEST:
             self._since, self._received = now, 0
         elif now - self._since > STALL_SECONDS:
-            raise Unavailable(f"{shown(self._url)}: the server sends less than 1 KiB per second")
+            raise _too_slow(self._url)
 
 
 async def pieces(response: ClientResponse) -> AsyncIterator[bytes]:
@@ -214,9 +219,76 @@ async def pieces(response: ClientResponse) -> AsyncIterator[bytes]:
             yield chunk
 
 
+class LongBody:
+    """The body of a reply, whose length is known: the HTTP client receives the `first` pieces only.
+
+    Both raise as `pieces`.
+    """
+
+    def __init__(self, response: ClientResponse, note: Callable[[int], object]) -> None:
+        """`note` is called with the number of bytes of each piece."""
+        self._response = response
+        self._note = note
+
+    @classmethod
+    def of(cls, response: ClientResponse, note: Callable[[int], object]) -> LongBody | None:
+        """Return the body of a reply, or None if its length is not known, or small."""
+        length = response.content_length
+        if length is None or length < LONG or "Transfer-Encoding" in response.headers:
+            return None
+        return cls(response, note)
+
+    async def first(self) -> AsyncIterator[bytes]:
+        """Yield what tells the format of a file, and what has come with it."""
+        pace, received = Pace(self._response.url), 0
+        with translated(self._response.url):
+            while received < START and (data := await self._response.content.readany()):
+                pace.add(len(data))
+                self._note(len(data))
+                received += len(data)
+                yield data
+            for data in self._taken():
+                self._note(len(data))
+                yield data
+
+    def _taken(self) -> list[bytes]:
+        """Have the client receive nothing more; return what it has received."""
+        found = []
+        self._pause()
+        while data := self._response.content.read_nowait():
+            found.append(data)
+            self._pause()  # to take something away lets it receive more
+        return found
+
+    def _pause(self) -> None:
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.pause_reading()
+
+    async def rest(self, behind: Behind) -> None:
+        """Receive the rest straight into buffers."""
+        left = (self._response.content_length or 0) - self._response.content.total_bytes
+        if not left:
+            return
+        with translated(self._response.url):
+            connection = self._response.connection
+            transport = connection.transport if connection is not None else None
+            if transport is None or transport.is_closing():
+                raise ConnectionError(f"the connection has ended {left} bytes too early")
+            intake = Intake(transport, left, behind, self._note)
+            try:
+                await intake.receive(STALL_SECONDS, SLOWEST)
+            except TimeoutError:
+                raise _too_slow(self._response.url) from None
+
+
 def shown(url: URL) -> str:
     """Return a URL for messages, without secrets."""
     return str(url.with_user(None).with_query(None))[:300] if url.host else str(url)[:100]
+
+
+def _too_slow(url: URL) -> Unavailable:
+    return Unavailable(f"{shown(url)}: the server sends less than 1 KiB per second")
 
 
 def _too_large(url: URL, limit: int) -> TooLarge:

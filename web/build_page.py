@@ -12,13 +12,15 @@ result is packed for `UTSUWA_PAGE`. In the environment,
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -65,11 +67,27 @@ def check() -> None:
 def build_or_explain() -> None:
     """As `build`, but a package without the page is a package, too: what it lacks is said."""
     try:
-        build()
+        with _alone():
+            build()
     except NotBuilt as error:
         if os.environ.get("UTSUWA_PAGE"):
             raise SystemExit(f"The web page is not built: {error}") from error
         print(f"The web page is left out: {error}", file=sys.stderr)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other builds in this checkout, which would write the same files."""
+    folder = os.open(HERE, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another build of the web page", file=sys.stderr, flush=True)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _find_node() -> tuple[str, str]:
@@ -162,13 +180,14 @@ def _main(arguments: list[str]) -> None:
     elif arguments:
         raise SystemExit(__doc__)
     try:
-        if checks:
-            check()
-        build()
+        with _alone():
+            if checks:
+                check()
+            build()
+            if archive:
+                _pack(archive)
     except NotBuilt as error:
         raise SystemExit(str(error)) from error
-    if archive:
-        _pack(archive)
 
 
 if __name__ == "__main__":

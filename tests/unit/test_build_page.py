@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import runpy
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -121,3 +124,23 @@ def test_a_bad_archive_changes_nothing(
         builder.build()
     assert (builder.page / "index.html.gz").read_bytes() == b"old"
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_build_waits_for_another_one_in_the_same_checkout(builder: Builder, tmp_path: Path) -> None:
+    given = archive(tmp_path / "page.tar", index_html_gz=b"new")
+    other = os.open(tmp_path / "web", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "web/build_page.py")],
+        env={"UTSUWA_PAGE": str(given)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        try:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline() == "Waiting for another build of the web page\n"
+            assert not builder.page.exists()
+        finally:
+            os.close(other)
+        assert waiting.wait(timeout=60) == 0
+    assert (builder.page / "index.html.gz").read_bytes() == b"new"

@@ -10,6 +10,8 @@ import { t } from "../i18n";
 import { useResource } from "../state/resource";
 import { progressOf } from "../state/tasks";
 
+const ENDED = 200; // and above, by success, failure or cancellation
+
 function concernsOf(operation: Operation): string {
   const urls = Object.values(operation.resources ?? {}).flat();
   return [...new Set(urls.map(nameOf))].join(", ");
@@ -20,7 +22,10 @@ export function OperationsPage({ project }: { project: string }) {
     withQuery(path("operations"), { recursion: 1, project }),
     (event) => event.type === "operation",
   );
-  const rows = Object.values(data ?? {}).flat();
+  // The server lists those that have ended for some seconds more, and does not tell when it stops.
+  const rows = Object.values(data ?? {})
+    .flat()
+    .filter((operation) => operation.status_code < ENDED);
   return (
     <>
       <Head title={t("operations")} />

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from utsuwa.api.metadata import configuration
 from utsuwa.core.instance_keys import INSTANCE_KEYS
+from utsuwa.storage.drivers import DRIVERS
 from utsuwa.wire.codec import decode_json, encode
 
 
@@ -36,6 +37,9 @@ def test_description_of_a_key() -> None:
     assert "pool" in _keys("devices", "disk")
     assert "host_name" in _keys("devices", "nic_p2p")
     assert "source" in _keys("storage_dir", "common")
+    for driver in DRIVERS:
+        assert _keys(f"storage_volume_{driver}", "common")["size"]["shortdesc"] == "Size of the volume."
+    assert _keys("image", "properties")["os"]["shortdesc"] == "The distribution, such as `Debian`."
 
 
 def test_it_travels_as_json() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from utsuwa.api.http import Request, Result, Route, Sync
 from utsuwa.core.config_keys import ConfigKey
+from utsuwa.core.image_properties import IMAGE_PROPERTIES
 from utsuwa.core.instance_keys import INSTANCE_KEY_GROUPS
 from utsuwa.core.project_keys import PROJECT_KEY_GROUPS
 from utsuwa.core.server_keys import LOCAL_KEYS, SERVER_KEY_GROUPS
@@ -33,9 +34,14 @@ def configuration() -> dict[str, Any]:
             "devices": _groups(
                 {group: table.keys for kind in DEVICE_TYPES for group, table in kind.tables.items()}
             ),
+            "image": _groups({"properties": IMAGE_PROPERTIES}),
             **{f"network_{kind.name}": _groups({"common": kind.keys.keys}) for kind in NETWORK_TYPES},
             **{
                 f"storage_{name}": _groups({"common": kind.pool_keys.keys})
+                for name, kind in sorted(DRIVERS.items())
+            },
+            **{
+                f"storage_volume_{name}": _groups({"common": kind.custom_keys.keys})
                 for name, kind in sorted(DRIVERS.items())
             },
         }

@@ -9,8 +9,8 @@ import { run } from "../state/tasks";
 import { Icon } from "./icon";
 
 interface Props {
-  // Which keys there are: see `useKeyHelp`.
-  kind: string;
+  // Which keys there are: see `useKeyHelp`. Undefined as long as it is not known.
+  kind: string | undefined;
   url: string;
   project: string;
   config: Config;

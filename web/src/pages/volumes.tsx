@@ -1,7 +1,7 @@
 // Custom volumes of a storage pool: created, attached to instances, with their snapshots.
 import { useState } from "preact/hooks";
 import { change, getTagged, path, withQuery } from "../api/client";
-import type { Config, Devices, Instance, Operation, Volume, VolumeSnapshot } from "../api/types";
+import type { Config, Devices, Instance, Operation, Pool, Volume, VolumeSnapshot } from "../api/types";
 import { command } from "../command";
 import { Action } from "../components/action";
 import { Ask } from "../components/ask";
@@ -257,6 +257,7 @@ export function VolumePage({ pool, project, name }: Place & { name: string }) {
   const place = { pool, project };
   const url = urlOf(place, "custom", name);
   const { data, error, reload } = useResource<Volume>(url, concerns("storage-pools", "instances"));
+  const driver = useResource<Pool>(path("storage-pools", pool)).data?.driver;
   return (
     <>
       <Head title={name} above={{ label: pool, place: { page: "storage", name: pool } }}>
@@ -272,7 +273,7 @@ export function VolumePage({ pool, project, name }: Place & { name: string }) {
         <div class="stack">
           <h2>{t("configuration")}</h2>
           <ConfigEditor
-            kind="storage_volume"
+            kind={driver && `storage_volume_${driver}`}
             url={url}
             project={project}
             config={data.config}

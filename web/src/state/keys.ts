@@ -19,10 +19,12 @@ async function read(kind: string): Promise<Help> {
   }
 }
 
-// `kind` is one of `instance`, `project`, `server`, `network_bridge`, `storage_overlay` and so on.
-export function useKeyHelp(kind: string): Help {
+// `kind` is one of `instance`, `image`, `project`, `server`, `network_bridge`, `storage_overlay`,
+// `storage_volume_overlay` and so on; undefined for nothing yet.
+export function useKeyHelp(kind: string | undefined): Help {
   const [help, setHelp] = useState<Help>({});
   useEffect(() => {
+    if (kind === undefined) return undefined;
     let wanted = true;
     void read(kind).then((found) => wanted && setHelp(found));
     return () => {

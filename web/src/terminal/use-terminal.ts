@@ -42,7 +42,9 @@ function wasReadable(): boolean {
 
 function newTerminal(box: HTMLElement): [Terminal, FitAddon] {
   const terminal = new Terminal({
-    cursorBlink: true,
+    // A cursor that blinks is an animation, for which the browser draws 60 frames a second; after a key, it lets what the
+    // server sends wait for the next of them.
+    cursorBlink: false,
     fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono"),
     fontSize: 13,
     scrollback: 10_000,

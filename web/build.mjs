@@ -43,15 +43,26 @@ const xtermUnderPolicy = {
 };
 
 // The page of the daemon, and the public site where anyone tries Utsuwa: what is named in a document is an entry.
+// Documents wait for those that are `early`, which are no modules.
 const SITES = [
-  { document: "index.html", entries: { app: "src/main.tsx", style: "src/styles/index.css" } },
-  { document: "try.html", entries: { try: "src/try/main.tsx", "try-style": "src/try/style.css" } },
+  {
+    document: "index.html",
+    base: "/ui/",
+    entries: { app: "src/main.tsx", style: "src/styles/index.css" },
+    early: { early: "src/early.ts" },
+  },
+  {
+    document: "try.html",
+    base: "/",
+    entries: { try: "src/try/main.tsx", "try-style": "src/try/style.css" },
+    early: {},
+  },
 ];
 
-async function bundle() {
+async function bundle(kind, options) {
   return build({
     absWorkingDir: here,
-    entryPoints: Object.fromEntries(SITES.flatMap(({ entries }) => Object.entries(entries))),
+    entryPoints: Object.fromEntries(SITES.flatMap((site) => Object.entries(site[kind]))),
     entryNames: `${assets}/[name]-[hash]`,
     chunkNames: `${assets}/[name]-[hash]`,
     assetNames: `${assets}/[name]-[hash]`,
@@ -59,8 +70,7 @@ async function bundle() {
     write: false,
     metafile: true,
     bundle: true,
-    splitting: true,
-    format: "esm",
+    ...options,
     minify: true,
     target: ["es2022"],
     jsx: "automatic",
@@ -87,25 +97,47 @@ async function licences(metafile) {
   return texts.join(`\n${"-".repeat(80)}\n\n`);
 }
 
-function output(result, entry) {
-  const [name] = Object.entries(result.metafile.outputs).find(([, about]) => about.entryPoint === entry);
+const modules = await bundle("entries", { splitting: true, format: "esm" });
+const scripts = await bundle("early", { format: "iife" });
+const outputs = { ...modules.metafile.outputs, ...scripts.metafile.outputs };
+
+function outputOf(entry) {
+  return Object.keys(outputs).find((name) => outputs[name].entryPoint === entry);
+}
+
+// An output's name below the page's address.
+function addressOf(name) {
   return path.relative(target, path.resolve(here, name)).split(path.sep).join("/");
 }
 
-const result = await bundle();
-const files = new Map();
-for (const file of result.outputFiles) {
-  files.set(path.relative(target, file.path).split(path.sep).join("/"), Buffer.from(file.contents));
-}
-for (const { document, entries } of SITES) {
-  let text = await readFile(path.join(here, "src", document), "utf8");
-  for (const [name, entry] of Object.entries(entries)) {
-    text = text.replace(`${name}${path.extname(output(result, entry))}`, output(result, entry));
+// The modules that an output needs before it runs; a browser would find them one after the other.
+function importsOf(name, found = new Set()) {
+  for (const { path: imported, kind } of outputs[name].imports) {
+    if (kind !== "import-statement" || found.has(imported)) continue;
+    found.add(imported);
+    importsOf(imported, found);
   }
-  files.set(document, Buffer.from(text));
+  return found;
+}
+
+const files = new Map();
+for (const file of [...modules.outputFiles, ...scripts.outputFiles]) {
+  files.set(addressOf(file.path), Buffer.from(file.contents));
+}
+for (const { document, base, entries, early } of SITES) {
+  let text = await readFile(path.join(here, "src", document), "utf8");
+  const preloads = [];
+  for (const [name, entry] of Object.entries({ ...entries, ...early })) {
+    const output = outputOf(entry);
+    text = text.replace(`"${base}${name}${path.extname(output)}"`, `"${base}${addressOf(output)}"`);
+    for (const needed of importsOf(output)) {
+      preloads.push(`    <link rel="modulepreload" href="${base}${addressOf(needed)}" />\n`);
+    }
+  }
+  files.set(document, Buffer.from(text.replace("  </head>", `${preloads.join("")}  </head>`)));
 }
 files.set("icon.svg", await readFile(path.join(here, "src/icon.svg")));
-files.set("licences.txt", Buffer.from(await licences(result.metafile)));
+files.set("licences.txt", Buffer.from(await licences(modules.metafile)));
 
 // A page that is half written would be served: it is complete before it takes the place of the old one.
 const fresh = `${target}.new`;

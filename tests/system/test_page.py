@@ -128,6 +128,8 @@ def test_the_walk_from_launch_to_delete(page: Page, instances: Daemon) -> None:
     page.locator(".xterm-helper-textarea").focus()
     page.keyboard.type("echo $((6 * 7))-ünï-日本\n")
     wait_for_screen(page, "42-ünï-日本")
+    # With an animation, such as of a cursor, the browser draws frames all the time, behind which echoes wait.
+    until(lambda: page.evaluate("document.getAnimations().length") == 0)
 
     page.get_by_role("button", name="Snapshot").click()
     page.get_by_role("dialog").get_by_label("Name").fill("first")
@@ -554,6 +556,41 @@ def test_whoever_has_no_session_is_asked_for_a_token(browser: Browser, module_da
     expect(page.get_by_role("alert")).to_contain_text("has been used or has expired")
     assert unused.secret not in page.url
     context.close()
+
+
+def test_a_session_that_has_ended_is_noticed(browser: Browser, module_daemon: Daemon) -> None:
+    """The page begins with the views for whoever was trusted the last time."""
+    token = local_token(module_daemon)
+    context = new_context(browser, token.origin)
+    page = context.new_page()
+    page.add_init_script(KEEP_SOCKETS)
+    page.goto(f"/ui/#token={token.secret}")
+    expect(page.get_by_role("heading", name="Instances")).to_be_visible()
+    context.clear_cookies()
+    page.reload()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.wait_for_timeout(1000)  # longer than the pause before events would be asked for again
+    assert page.evaluate("sockets.length") <= 1
+    page.reload()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert page.evaluate("sockets.length") == 0, "it is not presumed any more"
+    context.close()
+
+
+def test_the_frame_is_seen_before_the_page_has_its_scripts(
+    browser: Browser, context: BrowserContext, token: Token
+) -> None:
+    known = new_context(browser, token.origin, locale="ja-JP", storage_state=context.storage_state())
+    for other in (known, new_context(browser, token.origin)):
+        page = other.new_page()
+        page.route("**/assets/app-*.js", lambda route: route.abort())
+        page.goto("/ui/")
+        expect(page.get_by_text("Utsuwa")).to_be_visible(visible=other is known)
+        page.evaluate("localStorage.setItem('utsuwa.theme', 'dark')")
+        page.reload()
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+        assert page.locator("html").get_attribute("lang") == ("ja" if other is known else "en")
+        other.close()
 
 
 def test_pages_of_other_origins_reach_nothing(

@@ -1,18 +1,20 @@
 // The page: who the caller is, then the shell with its views.
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { type ApiError, get, signIn } from "./api/client";
 import * as events from "./api/events";
-import { tokenOfAddress } from "./api/session";
+import * as session from "./api/session";
 import type { Server } from "./api/types";
-import { language } from "./i18n/language";
 import { followLinks } from "./router";
 import { Shell } from "./shell";
 import { SignIn } from "./sign-in";
-import { applyTheme } from "./theme";
 
+// `presumed` is who was trusted the last time: the views are shown and read while the server is asked.
+type Caller = "unknown" | "presumed" | "trusted" | "stranger";
+
+// Sign in with the token of the address, if it has one; return what went wrong.
 async function enter(): Promise<string> {
-  const token = tokenOfAddress();
+  const token = session.tokenOfAddress();
   if (token) {
     try {
       await signIn(token);
@@ -23,43 +25,45 @@ async function enter(): Promise<string> {
   return "";
 }
 
-function App() {
-  const [trusted, setTrusted] = useState<boolean>();
-  const [problem, setProblem] = useState("");
+function App({ entered }: { entered: string }) {
+  const [caller, setCaller] = useState<Caller>(session.wasTrusted() ? "presumed" : "unknown");
+  const [problem, setProblem] = useState(entered);
 
   const look = async () => {
     try {
-      const server = await get<Server>("/1.0");
-      setTrusted(server.auth === "trusted");
+      const trusted = (await get<Server>("/1.0")).auth === "trusted";
+      session.remember(trusted);
+      setCaller(trusted ? "trusted" : "stranger");
     } catch (error) {
       // Whoever was trusted waits for the server to come back; the page says so, and goes on.
       setProblem((error as ApiError).message);
-      setTrusted((before) => before ?? false);
+      setCaller((before) => (before === "trusted" ? before : "stranger"));
     }
   };
+  const leave = () => {
+    session.remember(false);
+    setCaller("stranger");
+  };
 
-  useEffect(() => {
-    void enter().then((said) => {
-      setProblem(said);
-      return look();
-    });
+  useLayoutEffect(() => {
+    void look();
     // The session may have ended while the page was open.
     return events.onConnection((state) => state === "lost" && void look());
   }, []);
 
-  useEffect(() => {
-    if (!trusted) return undefined;
+  const inside = caller === "presumed" || caller === "trusted";
+  useLayoutEffect(() => {
+    if (!inside) return undefined;
     events.connect();
     return events.disconnect;
-  }, [trusted]);
+  }, [inside]);
 
-  if (trusted === undefined) return null;
-  if (trusted) return <Shell onSignedOut={() => setTrusted(false)} />;
+  if (caller === "unknown") return null;
+  if (inside) return <Shell onSignedOut={leave} />;
   return <SignIn problem={problem} onSignedIn={() => void look()} />;
 }
 
-document.documentElement.lang = language();
-applyTheme();
 document.addEventListener("click", followLinks);
 const root = document.getElementById("app");
-if (root) render(<App />, root);
+// The frame that the document has is seen until then, and becomes the page's.
+if (root) void enter().then((entered) => render(<App entered={entered} />, root));

@@ -6,14 +6,20 @@ type Listener = (event: ApiEvent) => void;
 export type Connection = "connecting" | "open" | "lost";
 
 const LONGEST_PAUSE = 5000;
+const LONGEST_WAIT = 2000; // until what is shown is read although no events come
 const listeners = new Set<Listener>();
 const resumed = new Set<() => void>();
 const watchers = new Set<(state: Connection) => void>();
 
 let socket: WebSocket | undefined;
+let again: ReturnType<typeof setTimeout> | undefined;
 let pause = 250;
-let everOpen = false;
 let current: Connection = "connecting";
+let begun = false; // whether anything may have been read, of which changes can be missed
+let begin: () => void;
+let beginning: Promise<void>;
+let patience: ReturnType<typeof setTimeout> | undefined;
+hold();
 
 export function onEvent(listener: Listener): () => void {
   listeners.add(listener);
@@ -32,8 +38,24 @@ export function onConnection(watcher: (state: Connection) => void): () => void {
   return () => void watchers.delete(watcher);
 }
 
+function hold(): void {
+  begun = false;
+  beginning = new Promise((done) => {
+    begin = () => {
+      begun = true;
+      done();
+    };
+  });
+}
+
+// Wait until events come, or cannot: what is read afterwards changes only with an event, or `onResume`.
+export function listening(): Promise<void> {
+  return beginning;
+}
+
 function tell(state: Connection): void {
   current = state;
+  begin();
   for (const watcher of watchers) watcher(state);
 }
 
@@ -47,11 +69,13 @@ export function socketTo(url: string): WebSocket {
 export function connect(): void {
   const fresh = socketTo("/1.0/events?type=lifecycle,operation&all-projects=true");
   socket = fresh;
+  clearTimeout(patience);
+  patience = setTimeout(begin, LONGEST_WAIT);
   fresh.onopen = () => {
     pause = 250;
+    const missed = begun;
     tell("open");
-    if (everOpen) for (const listener of resumed) listener();
-    everOpen = true;
+    if (missed) for (const listener of resumed) listener();
   };
   fresh.onmessage = (message: MessageEvent<string>) => {
     const event = JSON.parse(message.data) as ApiEvent;
@@ -60,7 +84,7 @@ export function connect(): void {
   fresh.onclose = () => {
     if (socket !== fresh) return;
     tell("lost");
-    setTimeout(connect, pause);
+    again = setTimeout(connect, pause);
     pause = Math.min(pause * 2, LONGEST_PAUSE);
   };
 }
@@ -68,6 +92,8 @@ export function connect(): void {
 export function disconnect(): void {
   const old = socket;
   socket = undefined;
-  everOpen = false;
+  clearTimeout(again);
+  clearTimeout(patience);
+  hold();
   old?.close();
 }

@@ -1,7 +1,7 @@
 // The instances of a project with their states: read once, then one by one as events name them.
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { ApiError, get, path, withQuery } from "../api/client";
-import { onEvent, onResume } from "../api/events";
+import { listening, onEvent, onResume } from "../api/events";
 import type { Instance } from "../api/types";
 import { byName } from "../order";
 
@@ -24,7 +24,8 @@ function nameIn(source: string, project: string): string | undefined {
 export function useInstances(project: string): Instances {
   const [found, setFound] = useState<Instances>({ list: undefined, error: undefined });
 
-  useEffect(() => {
+  // An effect after the next paint would send the request a frame later.
+  useLayoutEffect(() => {
     const known = new Map<string, Instance>();
     const waiting = new Map<string, ReturnType<typeof setTimeout>>();
     let live = true;
@@ -35,6 +36,8 @@ export function useInstances(project: string): Instances {
       setFound({ list, error: undefined });
     };
     const loadAll = async () => {
+      await listening();
+      if (!live) return;
       try {
         const all = await get<Instance[]>(withQuery(path("instances"), { recursion: 2, project }));
         known.clear();

@@ -1,7 +1,7 @@
 // What is read from the API and read again when events say that it has changed.
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { type ApiError, get } from "../api/client";
-import { onEvent, onResume } from "../api/events";
+import { listening, onEvent, onResume } from "../api/events";
 import type { ApiEvent } from "../api/types";
 
 const SETTLE = 120; // milliseconds in which several events lead to one request
@@ -30,6 +30,8 @@ export function useResource<T>(url: string | undefined, wakes?: Wakes): Resource
 
   const load = useCallback(async () => {
     if (url === undefined) return;
+    await listening();
+    if (wanted.current !== url) return;
     try {
       const found = await get<T>(url);
       if (wanted.current !== url) return;
@@ -45,7 +47,8 @@ export function useResource<T>(url: string | undefined, wakes?: Wakes): Resource
     timer.current = setTimeout(load, SETTLE);
   }, [load]);
 
-  useEffect(() => {
+  // An effect after the next paint would send the request a frame later.
+  useLayoutEffect(() => {
     setData(undefined);
     setError(undefined);
     void load();

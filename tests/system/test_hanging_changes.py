@@ -97,8 +97,24 @@ def test_a_limit_that_was_set_meanwhile_holds(net: Daemon, faults: Faults) -> No
             net.do("PATCH", "/1.0/projects/default", {"config": {"limits.memory": "100MiB"}})
         reply = attach.result(timeout=30)
     try:
-        operation = net.get(f"{reply.json['operation']}/wait") if reply.status == 202 else {"err": reply.body}
+        operation = net.get(f"{reply.operation}/wait") if reply.status == 202 else {"err": reply.body}
         assert "has the limit limits.memory=100MiB" in str(operation["err"])
         assert net.get("/1.0/instances/c1") == before
     finally:
         net.do("PATCH", "/1.0/projects/default", {"config": {"limits.memory": ""}})
+
+
+def test_an_instance_that_becomes_protected_is_not_deleted(net: Daemon, faults: Faults) -> None:
+    url = "/1.0/instances/c5"
+    net.do("POST", "/1.0/instances", {"name": "c5", "source": SOURCE})
+    with faults.hold_at("before copy_volume"):
+        begun = [net.api("POST", f"{url}/snapshots", {"name": "s1", "stateful": False})]
+        faults.wait_for("before copy_volume")
+        shown = net.get(url)
+        begun.append(net.api("PUT", url, shown | {"config": {"security.protection.delete": "true"}}))
+        begun.append(net.api("DELETE", url))
+    operations = [net.get(f"{reply.operation}/wait") for reply in begun]
+    assert [operation["status"] for operation in operations] == ["Success", "Success", "Failure"]
+    assert "is protected" in operations[2]["err"]
+    net.do("PATCH", url, {"config": {"security.protection.delete": ""}})
+    net.do("DELETE", url)

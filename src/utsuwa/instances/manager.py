@@ -284,8 +284,8 @@ class InstanceManager:
     async def delete(self, ref: InstanceRef) -> Operation:
         """Raises as `delete.check`."""
         ctx = self._ctx
-        await delete.check(ctx, ref)
-        work = partial(delete.delete, ctx, ref)
+        seen = await delete.check(ctx, ref)
+        work = partial(delete.delete, ctx, ref, seen)
         return ctx.in_background(kinds.INSTANCE_DELETE, ref, work)
 
     async def change_state(self, ref: InstanceRef, request: InstanceStatePut) -> Operation:

@@ -360,9 +360,8 @@ class Profiles:
         """Delete the files of a profile that was unloaded; does nothing if there are none. Blocking."""
         file = self._file(storage_name)
         file.unlink(missing_ok=True)
-        for compiled in (self._folder / "cache").glob("*/*"):
-            if compiled.name == file.name:
-                compiled.unlink(missing_ok=True)
+        for folder in (self._folder / "cache").glob("*/"):  # not the profiles of all other instances
+            (folder / file.name).unlink(missing_ok=True)
 
     def _abi(self, raw: str) -> str:
         """Return the ABI of a profile with these lines: one without sockets, unless they are about sockets.

@@ -13,15 +13,19 @@ from utsuwa.db import instances as instance_rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances.confinement import policies as confinement
-from utsuwa.instances.context import Context, check_here, fetch, load
+from utsuwa.instances.context import Context, Seen, check_here, fetch, look
 from utsuwa.instances.model import Loaded
 
 
-async def check(ctx: Context, ref: InstanceRef) -> None:
-    """Raise InvalidRequest if an instance is running, Forbidden if it is protected, NotFound."""
-    instance = await load(ctx, ref)
+async def check(ctx: Context, ref: InstanceRef) -> Seen:
+    """Raise InvalidRequest if an instance is running, Forbidden if it is protected, NotFound.
+
+    Returns what was checked, for a `delete` that follows.
+    """
+    seen = await look(ctx, ref)
     _refuse_running(ctx, ref)
-    refuse_protected(instance)
+    refuse_protected(seen.instance)
+    return seen
 
 
 def _refuse_running(ctx: Context, ref: InstanceRef) -> None:
@@ -37,8 +41,8 @@ def refuse_protected(instance: Loaded) -> None:
         )
 
 
-async def delete(ctx: Context, ref: InstanceRef) -> None:
-    """Delete an instance with all its files. Raises as `check`.
+async def delete(ctx: Context, ref: InstanceRef, seen: Seen | None = None) -> None:
+    """Delete an instance with all its files. Raises as `check`, unless nothing has changed since that.
 
     Meanwhile its row has the state `deleting`, and is deleted last: if the daemon is killed in between, its
     next start completes the deletion. If something cannot be removed, the instance becomes visible again.
@@ -46,7 +50,8 @@ async def delete(ctx: Context, ref: InstanceRef) -> None:
     async with ctx.locks.hold("instance", ref), Rollback() as undo:
         _refuse_running(ctx, ref)
         undo.push(ctx.database.write, "undo deletion of instance", _make_visible, ref)
-        instance = await ctx.database.commit("begin deletion of instance", _begin, ref)
+        known = seen.instance if seen is not None and ctx.database.unchanged_since(seen.moment) else None
+        instance = await ctx.database.commit("begin deletion of instance", _begin, ref, known)
         ctx.database.sync_soon()
         await ctx.apparmor.unload(ref.storage_name)
         await in_thread(_remove_beside, ctx, ref)
@@ -56,10 +61,15 @@ async def delete(ctx: Context, ref: InstanceRef) -> None:
     ctx.lifecycle("deleted", ref)
 
 
-def _begin(tx: Transaction, ref: InstanceRef) -> Loaded:
-    """Return the instance, which is invisible from now on. Raises as `check`, if it is protected."""
-    instance = check_here(fetch(tx, ref))
-    refuse_protected(instance)
+def _begin(tx: Transaction, ref: InstanceRef, known: Loaded | None) -> Loaded:
+    """Return the instance, which is invisible from now on; it is `known` if it is certainly still so.
+
+    Raises as `check`, if it is protected.
+    """
+    instance = known
+    if instance is None:
+        instance = check_here(fetch(tx, ref))
+        refuse_protected(instance)
     instance_rows.set_deleting(tx, instance.row.id)
     return instance
 

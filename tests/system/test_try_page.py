@@ -132,6 +132,8 @@ def do_step(page: Page) -> None:
 @pytest.mark.parametrize("locale", ["en-US", pytest.param("ja-JP", marks=pytest.mark.long)])
 def test_the_tour_from_first_to_last_step(browser: Browser, site: Site, locale: str) -> None:
     with opened(browser, site.address, locale=locale) as page:
+        closed = "closed for 5 minutes" if locale == "en-US" else "閉じたまま 5 分"
+        expect(page.locator(".points")).to_contain_text(closed)
         begin(page)
         assert page.locator("html").get_attribute("lang") == locale[:2]
         titles = []

@@ -168,6 +168,7 @@ class Site:
         return _json(
             {
                 "minutes": self._settings.minutes,
+                "minutes_unseen": self._settings.minutes_unseen,
                 "sessions": {"now": self._sessions.now, "most": self._settings.sessions},
                 "terms": TERMS,
             }

@@ -3,6 +3,8 @@
 export interface Site {
   // Of a session.
   minutes: number;
+  // How long it lasts while no browser shows its terminal.
+  minutes_unseen: number;
   sessions: { now: number; most: number };
   // The version of the terms, which is sent back by whoever accepts them.
   terms: string;

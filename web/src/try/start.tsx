@@ -79,7 +79,7 @@ export function StartView({ site, problem, onLanguage, onBegin, onRefresh }: Pro
           <ul class="points">
             <li>{t("pointTour")}</li>
             <li>{t("pointNothing")}</li>
-            <li>{t("pointDeleted")}</li>
+            <li>{t("pointDeleted", { unseen: site.minutes_unseen })}</li>
           </ul>
           <Places site={site} />
           <Terms minutes={site.minutes} />

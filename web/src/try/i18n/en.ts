@@ -35,7 +35,8 @@ export const en = {
     "The documentation begins with docs/first-steps.md; docs/try.md tells how to run a site like this.",
   of: "Step {number} of {all}",
   places: "{free} of {most} places free",
-  pointDeleted: "Afterwards it is deleted, with everything that you did.",
+  pointDeleted:
+    "Afterwards it is deleted, with everything that you did; earlier if this page has been closed for {unseen} minutes.",
   pointNothing: "There is nothing to install and no account: a browser is enough.",
   pointTour:
     "A tour leads from the first container to snapshots, images and more: click on its commands, or type them.",

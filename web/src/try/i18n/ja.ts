@@ -38,7 +38,8 @@ export const ja: Record<keyof typeof en, string> = {
     "ドキュメントは docs/first-steps.md から読み始めてください。このようなサイトの動かし方は docs/try.md にあります。",
   of: "ステップ {number} / {all}",
   places: "{most} 席中 {free} 席が空いています",
-  pointDeleted: "終了後は、行ったことを含めてすべて削除されます。",
+  pointDeleted:
+    "終了後は、行ったことを含めてすべて削除されます。このページを閉じたまま {unseen} 分が過ぎた場合も、その時点で削除されます。",
   pointNothing: "インストールもアカウントも不要です。必要なのはブラウザーだけです。",
   pointTour:
     "最初のコンテナからスナップショット、イメージまで順に体験します。コマンドはクリックするか、自分で入力します。",

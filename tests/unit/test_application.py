@@ -410,6 +410,20 @@ async def test_a_websocket_needs_its_secret_and_a_websocket(server: Server) -> N
         assert (await socket.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
 
 
+async def test_a_websocket_with_a_heartbeat_is_lost_when_its_client_does_not_answer(server: Server) -> None:
+    """As one whose host has lost its power: nothing tells that."""
+
+    async def wait(_: Operation) -> None:
+        await asyncio.Event().wait()
+
+    kind = Kind("Waiting", (), Entitlement.CAN_EDIT, heartbeat=0.1)
+    found = server.managers.operations.start(kind, "default", wait, websockets=("0",))
+    url = f"http://utsuwa{found.url}/websocket?secret={found.secrets['0']}"
+    async with server.client.ws_connect(url, autoping=False):
+        other = await found.websocket("0", 10)
+        assert await asyncio.wait_for(other.read(), 30) is None
+
+
 @pytest.mark.parametrize("how", ["cut", "close"])
 async def test_a_websocket_that_has_ended_leaves_nothing_to_the_garbage_collector(
     server: Server, how: str

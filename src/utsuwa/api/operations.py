@@ -89,7 +89,7 @@ async def connect_websocket(request: Request) -> Result:
     if operation.lasts:
         require(request.scope, Entity.OPERATION, operation.kind.entitlement, operation.project)
     offset, window = (request.number(name, 0) for name in ("offset", "window"))
-    socket = websocket_response(request.raw)
+    socket = websocket_response(request.raw, operation.kind.heartbeat)
     name = operation.claim(secret, request.requestor)
     await socket.prepare(request.raw)
     await operation.serve(name, socket, offset=offset, window=window)

@@ -24,8 +24,10 @@ _ORDERLY = (WSCloseCode.OK, WSCloseCode.GOING_AWAY, 1005)
 class WebSocket(web.WebSocketResponse):
     """A websocket to `prepare`, send to and receive from."""
 
-    def __init__(self) -> None:
-        super().__init__(max_msg_size=_MAX_MESSAGE, compress=False, protocols=(_PROTOCOL,))
+    def __init__(self, heartbeat: float | None = None) -> None:
+        super().__init__(
+            max_msg_size=_MAX_MESSAGE, compress=False, protocols=(_PROTOCOL,), heartbeat=heartbeat
+        )
 
     async def read(self) -> bytes | str | None:
         """Return the next message; None once the client has closed the websocket or disconnected."""
@@ -70,9 +72,12 @@ class WebSocket(web.WebSocketResponse):
                 error = error.__context__
 
 
-def websocket_response(raw: web.BaseRequest) -> WebSocket:
-    """Return a websocket to `prepare`. Raises InvalidRequest if the client does not support it."""
-    socket = WebSocket()
+def websocket_response(raw: web.BaseRequest, heartbeat: float | None = None) -> WebSocket:
+    """Return a websocket to `prepare`. Raises InvalidRequest if the client does not support it.
+
+    With a `heartbeat`, in seconds, it is lost when the client does not answer to that (`Kind.heartbeat`).
+    """
+    socket = WebSocket(heartbeat)
     check_websocket(socket, raw)
     return socket
 

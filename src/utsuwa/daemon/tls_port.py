@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from utsuwa.core.client_networks import network_of
+from utsuwa.core.keepalive import keep_alive
 from utsuwa.httpd.protocol import Handle, WatchedServer
 from utsuwa.security.trust_store import TrustStore, format_address, host_of
 from utsuwa.security.trusted_proxies import Connection, ends_of
@@ -23,14 +24,6 @@ log = logging.getLogger(__name__)
 _ACCEPTS_A_TURN = 64
 _PAUSE = 0.5
 """Seconds to stop accepting after the host ran out of descriptors or memory."""
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
-"""Vanished peers are noticed within two minutes, also on idle websockets."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +185,8 @@ class TlsPort:
         """Do the handshake of an admitted client; return whether it has succeeded."""
         try:
             new.setblocking(False)
-            for level, option, value in _KEEPALIVE:
-                new.setsockopt(level, option, value)
+            keep_alive(new)
+            new.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(
                 self._server,
                 new,

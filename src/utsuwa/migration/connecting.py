@@ -22,6 +22,7 @@ from aiohttp import (
 from yarl import URL
 
 from utsuwa.core.errors import InvalidRequest, Unavailable
+from utsuwa.core.keepalive import keep_alive
 from utsuwa.core.proxies import Proxies
 from utsuwa.images.remote.records import check_url
 from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
@@ -136,8 +137,14 @@ async def _sockets(
 
 
 @contextlib.asynccontextmanager
-async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> AsyncIterator[list[WebSocket]]:
-    """Connect websockets of a remote, all at once. Raises Unavailable, and UnknownOperation of that."""
+async def opened(
+    remote: Remote, proxies: Proxies, names: Sequence[str], heartbeat: float | None = None
+) -> AsyncIterator[list[WebSocket]]:
+    """Connect websockets of a remote, all at once. Raises Unavailable, and UnknownOperation of that.
+
+    With a `heartbeat`, in seconds, they are lost when the other server does not answer to that, even if there
+    is a proxy in between; otherwise when its host does not answer.
+    """
     context = await asyncio.to_thread(client_context, remote.certificate, None)
     async with (
         ClientSession(
@@ -158,9 +165,12 @@ async def opened(remote: Remote, proxies: Proxies, names: Sequence[str]) -> Asyn
                     compress=0,
                     proxy=proxy_for(proxies, remote.url),
                     timeout=ClientWSTimeout(ws_close=5),
+                    heartbeat=heartbeat,
                 )
                 try:
-                    found[name] = ClientSocket(await stack.enter_async_context(opened))
+                    socket = await stack.enter_async_context(opened)
+                    keep_alive(socket.get_extra_info("socket"))
+                    found[name] = ClientSocket(socket)
                 except WSServerHandshakeError as error:  # whose text has the secret
                     kind = UnknownOperation if error.status == HTTPStatus.NOT_FOUND else Unavailable
                     raise kind(

@@ -23,6 +23,9 @@ class Kind:
     """Its class in the API; that of operations with websockets is `websocket`."""
     flat: bool = False
     """Whether the secrets of its websockets are the metadata itself, and not its field `fds`."""
+    heartbeat: float | None = None
+    """Seconds without a message after which the other side of its websockets is asked whether it is still
+    there; if it does not answer within half of that, they are lost. For those that wait long."""
 
 
 _INSTANCE = ("instances", "containers")
@@ -35,7 +38,12 @@ INSTANCE_MIGRATE = Kind("Migrating instance", _INSTANCE, Entitlement.CAN_EDIT)
 INSTANCE_SEND = Kind("Sending instance", _INSTANCE, Entitlement.CAN_EDIT, cancellable=True, flat=True)
 INSTANCE_RECEIVE = Kind("Receiving instance", _INSTANCE, Entitlement.CAN_CREATE, cancellable=True, flat=True)
 INSTANCE_SETTLE = Kind(
-    "Waiting for the result of a move", _INSTANCE, Entitlement.CAN_EDIT, cancellable=True, flat=True
+    "Waiting for the result of a move",
+    _INSTANCE,
+    Entitlement.CAN_EDIT,
+    cancellable=True,
+    flat=True,
+    heartbeat=30,
 )
 INSTANCE_DELETE = Kind("Deleting instance", _INSTANCE, Entitlement.CAN_DELETE)
 

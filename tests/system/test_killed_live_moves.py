@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -12,10 +13,13 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.faults import Faults
-from tests.support.hosts import Hosts, hosts
+from tests.support.hosts import LAN, Hosts, hosts
 from tests.support.images import Image
 from tests.support.long import LONG, amount, usually
-from tests.support.netbox import until
+from tests.support.migration_peer import undecided
+from tests.support.netbox import process_ended, until
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.instances.lifecycle import orphans
 from utsuwa.operations.kinds import INSTANCE_RECEIVE
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -177,6 +181,40 @@ def test_nobody_waits_for_last_words_that_are_lost(
     check(both, "far")
 
 
+def test_nobody_waits_for_the_lost_confirmation_of_a_failed_move(both: Hosts, faults: Faults) -> None:
+    """With another interface there, it cannot be restored."""
+    url = "/1.0/profiles/default"
+    before, earlier = both.far.get(url), moves_of(both.far)
+    nic = {"type": "nic", "nictype": "bridged", "parent": LAN, "name": "eth1"}
+    both.far.do("PATCH", url, {"devices": before["devices"] | {"eth1": nic}})
+    try:
+        with moving(both, "push") as died, faults.kill_at(both.near, "source has recorded the decision"):
+            died(both.near)
+        check(both, "near")
+        until(lambda: moves_of(both.far) <= earlier, 60)
+    finally:
+        both.far.do("PUT", url, before)
+
+
+@pytest.mark.parametrize(
+    ("point", "place"), [("move is undecided", "near"), ("moved container is told", "far")]
+)
+def test_a_source_whose_host_loses_its_power_does_not_start_what_may_run_there(
+    both: Hosts, faults: Faults, point: str, place: str
+) -> None:
+    """Its processes are gone, but the target decides."""
+    both.near.do("PATCH", "/1.0/instances/c1", {"config": {"boot.autostart": "true"}})
+    pid = both.near.get("/1.0/instances/c1/state")["pid"]
+
+    def lose() -> None:
+        asyncio.run(orphans.kill({*cgroups.folders_of(pid).values()}))
+        until(lambda: process_ended(pid), 60)
+
+    with moving(both, "pull") as died, faults.kill_at(both.near, point, meanwhile=lose):
+        died(both.near)
+    check(both, place)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["pull", "push"])
 def test_nobody_waits_if_the_target_has_hung_up_before(both: Hosts, faults: Faults, mode: str) -> None:
@@ -189,6 +227,11 @@ def test_nobody_waits_if_the_target_has_hung_up_before(both: Hosts, faults: Faul
         until(lambda: INSTANCE_RECEIVE.text not in running(both.far), 60)
     thread.join()
     check(both, "far")
+
+
+def moves_of(daemon: Daemon) -> set[str]:
+    """The operations of undecided moves, each of which ends with its record."""
+    return {record["operation"] for record in undecided(daemon)}
 
 
 def running(daemon: Daemon) -> list[str]:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from socket import SO_KEEPALIVE, SOL_SOCKET
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
+import msgspec
 import pytest
+from aiohttp import web
+from yarl import URL
 
+from tests.support.tls import make_identity
 from utsuwa.core.errors import Unavailable
-from utsuwa.migration import undecided
+from utsuwa.core.proxies import Proxies
+from utsuwa.migration import connecting, undecided
 from utsuwa.migration.channel import ControlChannel
 from utsuwa.migration.connecting import Remote, UnknownOperation
 from utsuwa.migration.messages import Control
 from utsuwa.migration.undecided import Record, UndecidedMoves
+from utsuwa.operations import kinds
 
 Side = Literal["source", "target"]
 
@@ -135,6 +147,85 @@ async def test_a_source_that_connects_has_recorded_the_decision_before_it_confir
         await asyncio.sleep(0.01)
     assert [found.runs for found in moves.load()] == [True]
     await moves.stop()
+
+
+class Target:
+    """A server of which the first connection is never answered, as if its host had lost its power."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.WebSocketResponse:
+        self.connections += 1
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(request)
+        if self.connections == 1:
+            await asyncio.Event().wait()
+        await socket.send_bytes(Control(success=False).encode())
+        await socket.receive_bytes()
+        await socket.send_bytes(Control(success=True).encode())
+        await socket.receive()
+        return socket
+
+
+@asynccontextmanager
+async def serving(target: Target, folder: Path) -> AsyncIterator[Record]:
+    """Have the record of a move to the target."""
+    identity = make_identity(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity.certificate_file, identity.key_file)
+    runner = web.ServerRunner(web.Server(target.handle), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        address = "https://{}:{}/1.0/operations/move".format(*runner.addresses[0])
+        yield msgspec.structs.replace(record_of("source", runs=None), url=address, certificate=identity.pem)
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_side_that_vanishes_without_a_word_is_asked_again(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "INSTANCE_SETTLE", replace(kinds.INSTANCE_SETTLE, heartbeat=0.2))
+    moves = UndecidedMoves(cast(Any, SimpleNamespace(folder=tmp_path, proxies=Proxies())))
+    target, told = Target(), []
+
+    async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        told.append(runs)
+
+    async with serving(target, tmp_path_factory.mktemp("tls")) as record:
+        moves.store(record)
+        await asyncio.wait_for(moves.ask(record, act), 60)
+    assert (target.connections, told, moves.load()) == (2, [False], [])
+
+
+async def test_connections_to_the_other_side_notice_that_its_host_is_gone(tmp_path: Path) -> None:
+    target = Target()
+    async with serving(target, tmp_path) as record:
+        remote = Remote(URL(record.url), {"control": record.secret}, record.certificate)
+        async with connecting.opened(remote, Proxies(), ("control",)) as (socket,):
+            raw = cast(Any, socket)._socket.get_extra_info("socket")
+            assert raw.getsockopt(SOL_SOCKET, SO_KEEPALIVE) == 1
+
+
+def test_records_are_on_disk_before_the_other_side_relies_on_them(
+    moves: UndecidedMoves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loss of power leaves is what was synced: the content before its name, and then the name."""
+    synced: list[tuple[str, list[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path("/proc/self/fd", str(descriptor)).readlink()
+        synced.append((path.name, sorted(one.name for one in tmp_path.iterdir())))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    record = record_of("source", runs=None)
+    moves.store(record)
+    moves.forget(record)
+    folder, fresh, name = tmp_path.name, ".move.undecided.new", "move.undecided"
+    assert synced == [(fresh, [fresh]), (folder, [name]), (folder, [])]
 
 
 def test_any_text_may_be_asked_for(moves: UndecidedMoves, tmp_path: Path) -> None:

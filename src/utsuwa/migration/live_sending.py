@@ -295,11 +295,7 @@ class _Leaving:
             await self._ask(verdict)
             return
         await self._act(bool(said.success))
-        if said.success:
-            await self.moves.confirm(self.record, self.control, self._act, runs=True)
-            return
-        await asyncio.to_thread(self.moves.forget, self.record)
-        self.undecided = False  # that this fails here confirms it
+        await self.moves.confirm(self.record, self.control, self._act, runs=bool(said.success))
         check_verdict(said)
 
     async def _ask(self, verdict: asyncio.Task[Control]) -> None:

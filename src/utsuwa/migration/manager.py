@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import InvalidRequest, UtsuwaError
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Scope
@@ -35,6 +36,8 @@ from utsuwa.wire.migration import MigrationTarget
 from utsuwa.wire.snapshots import SnapshotPost
 from utsuwa.wire.storage import StorageVolumePost, StorageVolumesPost
 
+log = logging.getLogger(__name__)
+
 
 class MigrationManager:
     """Operations that send something to another server, or receive it."""
@@ -51,6 +54,8 @@ class MigrationManager:
             if record.side == "target" and record.runs is None:
                 record.runs = await live_receiving.decide_interrupted(self._ctx.instances, record)
                 await asyncio.to_thread(self._moves.store, record)
+            if record.side == "source" and record.runs is None:
+                await leave.keep_stopped(self._ctx.instances, record.ref, record.row_id, record.operation)
 
     async def settle(self) -> None:
         """Find out what has become of moves that were undecided when the daemon died.
@@ -66,7 +71,12 @@ class MigrationManager:
             return
 
         async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
-            await leave.decide(self._ctx.instances, record.ref, record.row_id, record.operation, runs=runs)
+            move = (record.ref, record.row_id, record.operation)
+            if await leave.decide(self._ctx.instances, *move, runs=runs):
+                try:
+                    await self._instances.start(record.ref)
+                except UtsuwaError as error:
+                    log.error("instance %r, which has not moved, is not started: %s", record.name, error)
 
         await self._moves.ask(record, act)
 

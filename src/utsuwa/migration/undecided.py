@@ -16,6 +16,10 @@ that, and the side that connects asks until it hears it or that the other one kn
 
 In all other cases it proves nothing, and the side goes on asking. A source that still has its record says so,
 also while nobody can connect to it, and is told the decision however late it comes back.
+
+A side that vanishes without a word, as by a loss of power, does not answer to the heartbeat of the other one
+(`Kind.heartbeat`), so that the connection is lost and another one is made. A side that is busy acting on the
+decision may lose its connection as well: it is told again, and acts once. Records survive a loss of power.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from yarl import URL
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidRequest, Unavailable, UtsuwaError
 from utsuwa.core.refs import InstanceRef
-from utsuwa.host.files.atomic import replace_file
+from utsuwa.host.files.atomic import remove_file, replace_file
 from utsuwa.migration.channel import ControlChannel
 from utsuwa.migration.connecting import Remote, UnknownOperation, opened
 from utsuwa.migration.context import MigrationContext
@@ -97,12 +101,12 @@ class UndecidedMoves:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def store(self, record: Record) -> None:
-        """Store a record, which survives the end of the daemon. Blocking."""
-        replace_file(self._path(record), msgspec.json.encode(record).decode())
+        """Store a record, which survives the end of the daemon and of its host. Blocking."""
+        replace_file(self._path(record), msgspec.json.encode(record).decode(), sync=True)
 
     def forget(self, record: Record) -> None:
-        """Blocking."""
-        self._path(record).unlink(missing_ok=True)
+        """Forget a record for good. Blocking."""
+        remove_file(self._path(record))
 
     def load(self) -> list[Record]:
         """Return the stored records. Blocking."""
@@ -185,7 +189,8 @@ class UndecidedMoves:
             try:
                 if record.url:
                     remote = Remote(URL(record.url), {"control": record.secret}, record.certificate)
-                    async with opened(remote, self._ctx.proxies, _NAMES) as (socket,):
+                    heartbeat = kinds.INSTANCE_SETTLE.heartbeat
+                    async with opened(remote, self._ctx.proxies, _NAMES, heartbeat) as (socket,):
                         await exchange(ControlChannel(socket))
                 else:
                     await self._serve(record, exchange)

@@ -16,10 +16,11 @@ _FRESH = ".new"
 """The name of a file that is being written, beside what readers see; one that a crash left is overwritten."""
 
 
-def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
+def replace_file(path: Path, text: str, mode: int = 0o600, *, sync: bool = False) -> None:
     """Replace the file `path` atomically; its directory must belong to the daemon alone. Blocking.
 
-    Readers see either the old or the new text. Raises OSError.
+    Readers see either the old or the new text. With `sync`, the new one survives a loss of power. Raises
+    OSError.
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
@@ -27,7 +28,27 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, mode)
         file.write(text)
+        if sync:
+            file.flush()
+            os.fsync(descriptor)
     fresh.replace(path)
+    if sync:
+        sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it exists, such that it stays removed after a loss of power. Blocking."""
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a directory survive a loss of power. Blocking. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_below(folder: Path, name: str, limit: int) -> bytes | None:

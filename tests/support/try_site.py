@@ -219,9 +219,12 @@ class Visitor:
         return Reply.of(connection, method, url, payload, sent)
 
     def begin(self, **headers: str) -> Reply:
-        """Ask for a session, and keep its cookie."""
+        """Ask for a session, also again if no container became ready in time, and keep its cookie."""
         body = {"terms": "1", "language": "en"}
+        end = time.monotonic() + SECONDS
         reply = self.send("POST", "/api/sessions", body, {**self.own, **headers})
+        while reply.status == 503 and reply.json["code"] == "unavailable" and time.monotonic() < end:
+            reply = self.send("POST", "/api/sessions", body, {**self.own, **headers})
         if reply.status == 201:
             self.cookie = reply.headers["set-cookie"].partition(";")[0]
         return reply

@@ -311,7 +311,7 @@ def test_a_killed_site_leaves_nothing_after_its_next_start(site: Site) -> None:
     site.kill()
     assert left in site.containers()
     site.start()
-    assert left not in site.containers()
+    until(lambda: left not in site.containers(), 120)
     again = site.visitor()
     again.cookie = visitor.cookie
     assert again.send("GET", "/api/session").status == 404

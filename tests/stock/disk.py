@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.support import criu, images, packages
 from tests.support.cache import cached
+from tests.support.long import LONG
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -101,9 +102,10 @@ def _checkout(folder: Path) -> Path:
     shutil.copytree(cached("stock-packages", [repr(CARRIED).encode()], _download), content / "packages")
     (content / "busybox").mkdir()
     images.build_busybox(content / "busybox")
-    docker = images.debian_13_with_docker()
-    shutil.copytree(docker.metadata.parent, content / "docker")
-    shutil.copy2(packages.of_sid("runc"), content / "docker")
+    if LONG:
+        docker = images.debian_13_with_docker()
+        shutil.copytree(docker.metadata.parent, content / "docker")
+        shutil.copy2(packages.of_sid("runc"), content / "docker")
     return _make_image(content, folder / "checkout.img", "checkout")
 
 

@@ -679,7 +679,7 @@ def setfacl_on_disk() -> str:
 
 @check("daemon: it warns of a limit of the host that is nearly reached")
 def near_limit() -> str:
-    """The quota of keys was lowered when the quick start had been checked; Docker needs more again."""
+    """The quota of keys was lowered when the quick start had been checked; what follows needs more again."""
     command = (
         "journalctl",
         "--unit",
@@ -731,7 +731,7 @@ tar -C /root/image -c . | {} import - busybox
 """Makes an image of the busybox inside, for Docker or Podman."""
 
 
-@check("docker: it works in an instance, on overlays, with limits and published ports")
+@check("docker: it works in an instance, on overlays, with limits and published ports", long=True)
 def docker() -> str:
     files = [str(CHECKOUT / "docker" / name) for name in ("metadata.tar.xz", "rootfs.squashfs")]
     utsuwa("image", "import", *files, "--alias", "docker")
@@ -762,7 +762,7 @@ def newer_runc() -> str:
     return ran.out
 
 
-@check("docker: a privileged container works, and AppArmor has denied nothing to any")
+@check("docker: a privileged container works, and AppArmor has denied nothing to any", long=True)
 def no_denials() -> str:
     try:
         privileged = inside("box", "docker run --rm --privileged busybox mount -t tmpfs none /mnt")

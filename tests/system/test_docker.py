@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stock.guest import FILL_MEMORY, IMPORT_BUSYBOX
+from tests.stock.guest import FILL_MEMORY, IMPORT_BUSYBOX, RUN_DOCKER, SERVE
 from tests.support import images, packages
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon
@@ -18,7 +18,7 @@ from tests.support.images import BUSYBOX, Image
 from tests.support.netbox import until
 from tests.support.networks import box_of, create
 
-pytestmark = [pytest.mark.root, pytest.mark.debian, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.root, pytest.mark.debian, pytest.mark.timeout(1800)]
 
 WEB = "docker run --detach --name web --restart always --publish 8080:80 busybox"
 RECOMMENDED = {"podman": ("crun", "netavark", "aardvark-dns", "fuse-overlayfs", "slirp4netns", "uidmap")}
@@ -32,7 +32,7 @@ class Box:
         self.daemon = daemon
 
     def attempt(self, script: str) -> subprocess.CompletedProcess[str]:
-        return self.daemon.lxc("exec", "box", "--", "sh", "-c", script, check=False, timeout=120)
+        return self.daemon.lxc("exec", "box", "--", "sh", "-c", script, check=False, timeout=300)
 
     def run(self, script: str) -> str:
         ended = self.attempt(script)
@@ -40,7 +40,7 @@ class Box:
         return ended.stdout
 
     def wait_for_boot(self) -> None:
-        until(lambda: "running" in self.attempt("systemctl is-system-running").stdout.split(), 90)
+        until(lambda: "running" in self.attempt("systemctl is-system-running").stdout.split(), 300)
 
     def import_busybox(self, program: str) -> None:
         self.daemon.lxc("file", "push", str(BUSYBOX), "box/usr/local/bin/busybox")
@@ -87,6 +87,7 @@ def box(debian_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield GuidedBox(daemon, debian_image, tmp_path_factory.mktemp("bin"))
 
 
+@pytest.mark.long
 def test_what_the_guide_shows(box: GuidedBox) -> None:
     said = {line.removeprefix("utsuwa exec box -- "): text for line, text in box.guide.said.items()}
     assert said["utsuwa launch debian/12 box --profile default --profile docker"] == "hello\n"
@@ -96,11 +97,13 @@ def test_what_the_guide_shows(box: GuidedBox) -> None:
     assert said["apt-get install --yes podman"].startswith("hello\n")
 
 
+@pytest.mark.long
 def test_layers_are_overlays(box: GuidedBox) -> None:
     assert box.run("docker info --format '{{.Driver}}'") == "overlay2\n"
     assert "upperdir=/var/lib/docker/" in box.run("docker exec web cat /proc/mounts")
 
 
+@pytest.mark.long
 def test_limits_of_docker_hold(box: GuidedBox) -> None:
     ended = box.attempt(f"docker run --name oom --memory 64m busybox {FILL_MEMORY}")
     assert (ended.returncode, ended.stdout) == (137, "")
@@ -111,6 +114,7 @@ def test_limits_of_docker_hold(box: GuidedBox) -> None:
     assert "can't fork" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_privileged_container_gets_what_the_instance_has(box: GuidedBox) -> None:
     script = "mount -t tmpfs none /mnt && echo mounted; date -s 2020-01-01; mknod /mnt/sda b 8 0"
     said = box.attempt(f'docker run --rm --privileged busybox sh -c "{script}"')
@@ -118,6 +122,7 @@ def test_a_privileged_container_gets_what_the_instance_has(box: GuidedBox) -> No
     assert said.stderr.count("Operation not permitted") == 2
 
 
+@pytest.mark.long
 def test_containers_go_on_without_the_daemon_and_return_with_the_instance(box: GuidedBox) -> None:
     """Docker starts those with --restart again; images are still there."""
     pid = box.run("docker inspect --format '{{.State.Pid}}' web")
@@ -129,6 +134,7 @@ def test_containers_go_on_without_the_daemon_and_return_with_the_instance(box: G
     assert box.run("docker run --rm hello") == "built inside\n"
 
 
+@pytest.mark.long
 def test_compose_and_podman(box: GuidedBox) -> None:
     assert box.run("podman info --format '{{.Store.GraphDriverName}}'") == "overlay\n"
     ended = box.attempt(f"podman run --rm --memory 64m busybox {FILL_MEMORY}")
@@ -138,23 +144,36 @@ def test_compose_and_podman(box: GuidedBox) -> None:
     until(lambda: box.serves(8081, "served"), 60)
 
 
-def test_newer_docker_and_runc() -> None:
-    """Docker of Debian 13, also with the runc of sid, which opens settings below /proc/sys in another way."""
+@pytest.fixture(scope="module")
+def newer() -> Iterator[Box]:
+    """An instance with the Docker of Debian 13, which has come with its image."""
     with prepared_daemon(images.debian_13_with_docker()) as daemon:
-        box = Box(daemon)
         profile = (images.ROOT / "scripts/profiles/docker.yaml").read_text()
         daemon.lxc("profile", "create", "docker")
         daemon.lxc("profile", "edit", "docker", input=profile)
-        daemon.lxc("launch", "debian/12", "box", "-p", "default", "-p", "docker")
+        daemon.lxc("launch", "debian/12", "box", "-p", "default", "-p", "docker", timeout=180)
+        box = Box(daemon)
         box.wait_for_boot()
         box.import_busybox("docker")
-        run = "docker run --rm --sysctl net.ipv4.ip_forward=0 busybox cat /proc/sys/net/ipv4/ip_forward"
-        assert box.run(run) == "0\n"
-        runc = packages.of_sid("runc")
-        daemon.lxc("file", "push", str(runc), f"box/root/{runc.name}")
-        box.run(f"dpkg --install /root/{runc.name}")
-        assert box.run(run) == "0\n"
-        assert box.run("docker info --format '{{.Driver}}'") == "overlay2\n"
-        build = "printf 'FROM busybox\\nRUN echo built >/built\\n' | docker buildx build --tag built --load -"
-        box.run(build)
-        assert box.run("docker run --rm --privileged --memory 64m built cat /built") == "built\n"
+        yield box
+
+
+def test_newer_docker(newer: Box) -> None:
+    assert newer.run(RUN_DOCKER) == "0\n"
+    assert newer.run("docker info --format '{{.Driver}}'") == "overlay2\n"
+    assert newer.attempt(f"docker run --rm --memory 64m busybox {FILL_MEMORY}").returncode == 137
+    newer.run(f'docker run --detach --publish 8080:80 busybox sh -c "{SERVE}"')
+    until(lambda: newer.serves(8080, "served"), 90)
+    assert newer.run("docker run --rm --privileged busybox mount -t tmpfs none /mnt") == ""
+
+
+@pytest.mark.long
+def test_newer_runc(newer: Box) -> None:
+    """That of sid opens settings below /proc/sys in another way."""
+    runc = packages.of_sid("runc")
+    newer.daemon.lxc("file", "push", str(runc), f"box/root/{runc.name}")
+    newer.run(f"dpkg --install /root/{runc.name}")
+    assert newer.run(RUN_DOCKER) == "0\n"
+    build = "printf 'FROM busybox\\nRUN echo built >/built\\n' | docker buildx build --tag built --load -"
+    newer.run(build)
+    assert newer.run("docker run --rm --privileged --memory 64m built cat /built") == "built\n"

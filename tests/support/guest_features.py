@@ -200,7 +200,7 @@ SYSTEMD = {
         check="goes_on 30 'cat ticks'",
     ),
     "inotify": Feature(
-        begin=f"touch watched; {_RUN_OFTEN} --unit=watch --path-property=PathChanged=/root/watched "
+        begin=f"touch watched changes; {_RUN_OFTEN} --unit=watch --path-property=PathChanged=/root/watched "
         "sh -c 'echo x >>/root/changes'",
         check="change() { echo x >watched; sleep 0.3; cat changes; }; goes_on 30 change",
     ),

@@ -106,7 +106,7 @@ class Hosts:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         if not check:
             return ended.stderr

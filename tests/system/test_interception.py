@@ -377,6 +377,45 @@ def test_calls_are_answered_while_the_daemon_is_away(guest: Guest) -> None:
     guest.run("killall", "-9", "sh")
 
 
+_QUIET_LOOP = """
+cd /tmp
+while :; do
+    if [ -e first ] || [ ! -e second ]; then
+        rm -f loop
+        mknod loop c 1 3 && echo made
+    else
+        echo silence
+    fi
+    sleep 0.1
+done
+"""
+
+
+@pytest.mark.long
+def test_exec_fails_while_the_monitor_has_no_connection(guest: Guest) -> None:
+    """liblxc refuses processes then; the next call of one that runs makes it connect again."""
+    folder = guest.daemon.dir / "containers" / guest.name / "rootfs/tmp"
+    log = folder / "quiet-log"
+    guest.run("touch", "/tmp/first", "/tmp/second")
+    guest.run("sh", "-c", f"setsid sh -c '{_QUIET_LOOP}' < /dev/null > /tmp/quiet-log 2>&1 &")
+    until(lambda: log.exists() and "made" in log.read_text(), seconds=60)
+    guest.daemon.kill()
+    try:
+        kill_workers(guest)
+        # The first one may only lose its answer; the next finds nobody to connect to.
+        until(lambda: log.read_text().count("Function not implemented") > 1, seconds=60)
+        (folder / "first").unlink()
+        until(lambda: "silence" in log.read_text(), seconds=60)
+    finally:
+        guest.daemon.start()
+    refused = guest.daemon.lxc("exec", guest.name, "--", "true", check=False, timeout=100)
+    assert "the command cannot be run inside the container" in refused.stderr
+    before = log.read_text().count("made")
+    (folder / "second").unlink()
+    until(lambda: log.read_text().count("made") > before, seconds=60)
+    guest.run("killall", "-9", "sh")
+
+
 def test_a_killed_worker_is_replaced(guest: Guest) -> None:
     """A call without one fails, and does not hang; the monitor connects again for the next."""
     make = 'print(json.dumps(mknod(b"/tmp/%s", 0o20666, 1, 3)))'

@@ -31,6 +31,8 @@ NOT_FOUND = 127
 _PTMX_DEVICE = os.makedev(5, 2)
 _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
+_HELD_SECONDS = 20.0
+"""If its monitor refuses a process, liblxc waits for the end of that, and so does who would release it."""
 _CONTAINER = b"container=lxc"
 """The variable that liblxc adds to every environment."""
 
@@ -132,7 +134,8 @@ class Command:
     def _wait_until_released(self, ours: socket.socket, theirs: socket.socket) -> None:
         theirs.close()
         ours.send(b"ready")
-        ours.recv(1)
+        if not select.select([ours], [], [], _HELD_SECONDS)[0]:
+            os._exit(1)
 
     def held(self) -> bool:
         """Wait until the process has stopped there; return False if it has ended instead."""

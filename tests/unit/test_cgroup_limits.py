@@ -222,6 +222,15 @@ def test_a_container_that_has_ended(v2: Host, refuse: Refuse) -> None:
     cgroup_limits.restore([(v2.root / "gone/pids.max", "1")])
 
 
+def test_the_cgroup_of_an_init_that_is_ending_is_not_the_root(v1: Host) -> None:
+    """Where version 1 shows it: the limits would be those of the host."""
+    for path in ("/", "/../.."):
+        (v1.proc / str(PID) / "cgroup").write_text(f"1:cpu,cpuacct:{path}\n2:memory:{path}\n0::/u\n")
+        limit = v1.put("mem/memory.limit_in_bytes", "9223372036854771712")
+        assert cgroup_limits.change(PID, {knob("memory.limit_in_bytes", 1): "4096"}, v1.proc) == []
+        assert limit.read_text() == "9223372036854771712"
+
+
 def test_fewer_processes_than_there_are(v1: Host, v2: Host) -> None:
     for host, version in ((v1, 1), (v2, 2)):
         cgroups._hierarchies.cache_clear()

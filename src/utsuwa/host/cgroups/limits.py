@@ -148,7 +148,7 @@ def change(pid: int, plan: Plan, proc: Path = _PROC) -> Written:
     the new limit. Does nothing if the container has ended.
     """
     folders = cgroups.folders_of(pid, proc)
-    if not folders:
+    if not folders or cgroups.has_left(pid, {knob.controller for knob in plan if knob.version == 1}, proc):
         return []
     written: Written = []
     try:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,17 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
             if hierarchy is not None:
                 folders[controller] = _folder(hierarchy, container_path(path, own.get(controllers, "/")))
     return folders
+
+
+def has_left(pid: int, controllers: Collection[str], proc: Path = _PROC) -> bool:
+    """Return whether a process is ending, which is shown in the root of a hierarchy of these controllers.
+
+    That is so on version 1 until its parent has waited for it.
+    """
+    return any(
+        not {*path.split("/")} - {"", ".."} and not {*names.split(",")}.isdisjoint(controllers)
+        for names, path in _paths(proc / str(pid) / "cgroup")
+    )
 
 
 def path_of(pid: int, proc: Path = _PROC) -> str:

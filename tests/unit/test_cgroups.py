@@ -112,6 +112,14 @@ def test_hierarchy_mounted_below_its_root(tmp_path: Path) -> None:
     assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}
 
 
+def test_the_root_is_no_cgroup_of_a_container(tmp_path: Path) -> None:
+    """Version 1 shows a process there that is ending: all of the host would be killed for the container."""
+    lines = ["3:memory:/", "2:pids:/../..", "0::/u/lxc.payload.c/init.scope"]
+    mounts = {"mem": "cgroup cgroup rw,memory", "pids": "cgroup cgroup rw,pids", "cg": "cgroup2 none"}
+    host = Host(tmp_path, mounts, lines, ["3:memory:/", "2:pids:/", "0::/"])
+    assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}
+
+
 def test_unused_cgroups_are_removed_and_used_ones_kept(tmp_path: Path) -> None:
     proc, mount = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)

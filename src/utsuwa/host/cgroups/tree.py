@@ -50,7 +50,11 @@ def is_frozen(folder: Path) -> bool:
 
 
 def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
-    """Return the container's cgroup in each hierarchy by controller; v2 under the empty name."""
+    """Return the container's cgroup in each hierarchy by controller; v2 under the empty name.
+
+    Hierarchies where it has none of its own are left out: version 1 shows a process that is ending in the
+    root, where all of the host would be taken for the container.
+    """
     hierarchies = _hierarchies(proc)
     own = dict(_paths(proc / "self" / "cgroup"))
     folders = {}
@@ -58,7 +62,9 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
         for controller in controllers.split(","):
             hierarchy = hierarchies.get(controller)
             if hierarchy is not None:
-                folders[controller] = _folder(hierarchy, container_path(path, own.get(controllers, "/")))
+                folder = _folder(hierarchy, container_path(path, own.get(controllers, "/")))
+                if folder.name.startswith(PAYLOAD_PREFIX):
+                    folders[controller] = folder
     return folders
 
 

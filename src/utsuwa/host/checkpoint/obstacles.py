@@ -123,7 +123,7 @@ def _processes(init_pid: int, proc: Path) -> Iterator[_Process]:
     """Yield init and its descendants, which does not include sessions of `exec`."""
     parents: dict[int, int] = {}
     status: dict[int, dict[str, str]] = {}
-    pids: set[int] = set()
+    pids = {init_pid}
     for folder in set(cgroups.folders_of(init_pid, proc).values()):
         pids |= cgroups.processes(folder)
     for pid in pids:

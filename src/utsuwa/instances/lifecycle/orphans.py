@@ -42,13 +42,22 @@ async def wait_for_end(running: Running) -> None:
             await asyncio.wait((init,), timeout=INIT_GRACE)
         if not init.done():
             log.warning("the monitor of instance %r has exited: killing its processes", running.name)
-            await kill(set((await in_thread(cgroups.folders_of, running.init_pid)).values()))
+            await kill_container(running.ref.storage_name, running.init_pid)
             running.init.send_signal(signal.SIGKILL)
         await init
     finally:
         for task in (init, monitor):
             task.cancel()
         await asyncio.wait((init, monitor))
+
+
+async def kill_container(storage_name: str, init_pid: int) -> None:
+    """Kill all processes of a container, frozen or not, and wait for them to exit.
+
+    Cgroups of another name are left alone: if its init has ended, another process may have the pid.
+    """
+    folders = set((await in_thread(cgroups.folders_of, init_pid)).values())
+    await kill([folder for folder in folders if cgroups.is_payload_of(folder, storage_name)])
 
 
 async def kill(folders: Collection[Path]) -> None:

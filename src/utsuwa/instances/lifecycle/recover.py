@@ -117,9 +117,8 @@ async def _finish_forced_stop(ctx: Context, instance: Loaded, pid: int) -> bool:
     if not moved and not await asyncio.to_thread(ctx.runtime_paths(instance).killed.exists):
         return False
     log.info("completing the interrupted forced stop of instance %r", instance.name)
-    folders = await asyncio.to_thread(cgroups.folders_of, pid)
     pidfds.kill(pid)
-    await orphans.kill(set(folders.values()))  # they may be frozen
+    await orphans.kill_container(instance.ref.storage_name, pid)  # they may be frozen
     await lxc.wait_until_gone(instance.ref.storage_name, ctx.paths.containers)
     return True
 

@@ -13,7 +13,6 @@ from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.tasks import finish
 from utsuwa.db import instances as instance_rows
-from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle import device_host, device_steps, orphans, stop
 from utsuwa.instances.model import Loaded, Running
@@ -79,5 +78,4 @@ async def kill_frozen(ctx: Context, instance: Loaded, container: Running) -> Non
     else:
         host = device_host.host_of(ctx, instance, container.idmap)
         await device_steps.killed_all(device_host.with_devices(host, container.devices))
-    folders = await asyncio.to_thread(cgroups.folders_of, container.init_pid)
-    await orphans.kill(set(folders.values()))
+    await orphans.kill_container(container.ref.storage_name, container.init_pid)

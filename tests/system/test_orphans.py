@@ -1,4 +1,4 @@
-"""Killing the processes of a container: only what is in cgroups of its name."""
+"""Killing the processes of a container: only what is in its cgroups."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.support.daemon import Daemon
+from tests.support.images import Image
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.instances.lifecycle import orphans
 
@@ -44,3 +46,18 @@ async def test_other_processes_are_left_alone(name: str) -> None:
     with sleeping_in(name) as process:
         await orphans.kill_container("c1", process.pid)
         assert process.poll() is None
+
+
+def test_a_failed_start_leaves_an_instance_alone_whose_name_is_longer(
+    module_daemon: Daemon, busybox_image: Image
+) -> None:
+    """Its cgroup is called as a second one of the other instance would be."""
+    d = module_daemon
+    d.import_image(busybox_image.metadata, busybox_image.rootfs, alias="busybox")
+    d.lxc("launch", "busybox", "web-1")
+    pid = d.get("/1.0/instances/web-1/state")["pid"]
+    d.lxc("init", "busybox", "web", "-c", "raw.lxc=lxc.init.cmd = /missing")
+    assert "Error" in d.lxc("start", "web", check=False).stderr
+    assert d.lxc("exec", "web-1", "--", "echo", "runs").stdout == "runs\n"
+    assert d.get("/1.0/instances/web-1/state")["pid"] == pid
+    d.delete_instances()

@@ -120,6 +120,22 @@ def test_the_root_is_no_cgroup_of_a_container(tmp_path: Path) -> None:
     assert cgroups.folders_of(7, host.proc) == {"": host.mounts["cg"] / "u/lxc.payload.c"}
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("web", "web"),
+        ("web-2", "web"),
+        ("web-1", "web-1"),
+        ("web-1-1", "web-1"),
+        ("web-1-1-1", None),
+        ("x", None),
+    ],
+)
+def test_a_cgroup_belongs_to_the_container_of_just_its_name(name: str, expected: str | None) -> None:
+    folder = Path("/cg/u") / f"lxc.payload.{name}"
+    assert cgroups.container_of(folder, {"web", "web-1"}) == expected
+
+
 def test_unused_cgroups_are_removed_and_used_ones_kept(tmp_path: Path) -> None:
     proc, mount = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)

@@ -71,11 +71,12 @@ def folders_of(pid: int, proc: Path = _PROC) -> dict[str, Path]:
 def has_left(pid: int, controllers: Collection[str], proc: Path = _PROC) -> bool:
     """Return whether a process is ending, which is shown in the root of a hierarchy of these controllers.
 
-    That is so on version 1 until its parent has waited for it.
+    That is so on version 1 until its parent has waited for it; True also if it is gone.
     """
-    return any(
+    paths = list(_paths(proc / str(pid) / "cgroup"))
+    return not paths or any(
         not {*path.split("/")} - {"", ".."} and not {*names.split(",")}.isdisjoint(controllers)
-        for names, path in _paths(proc / str(pid) / "cgroup")
+        for names, path in paths
     )
 
 
@@ -126,6 +127,15 @@ def payloads(name: str, proc: Path = _PROC) -> list[Path]:
 def is_payload_of(folder: Path, container: str) -> bool:
     """Return whether a cgroup is named as that of the container."""
     return re.fullmatch(rf"{re.escape(PAYLOAD_PREFIX + container)}(?:-[0-9]+)?", folder.name) is not None
+
+
+def container_of(folder: Path, containers: Collection[str]) -> str | None:
+    """Return to which of these containers a cgroup belongs by its name: the one of just that name, if any."""
+    name = folder.name.removeprefix(PAYLOAD_PREFIX)
+    for candidate in (name, re.sub(r"-[0-9]+\Z", "", name)):
+        if candidate in containers:
+            return candidate
+    return None
 
 
 def processes(folder: Path) -> set[int]:

@@ -9,8 +9,11 @@ import signal
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.threads import in_thread
+from utsuwa.db import instances as instance_rows
 from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.host.helper.cgroups import PAYLOAD_PREFIX
 from utsuwa.host.processes import pidfds
 from utsuwa.instances.context import Context
 from utsuwa.instances.model import Loaded, Running
@@ -82,8 +85,11 @@ async def kill(folders: Collection[Path]) -> None:
 
 async def kill_left(ctx: Context, storage_name: str) -> None:
     """Kill what a failed start has left in the cgroups of a container, also what is forked meanwhile."""
-    folders = await in_thread(cgroups.payloads, ctx.cgroup)
-    left = [folder for folder in folders if cgroups.is_payload_of(folder, storage_name)]
+    try:
+        left = (await _unused(ctx, failed=storage_name)).get(storage_name, [])
+    except UtsuwaError:  # the database is not available
+        folders = await in_thread(cgroups.payloads, ctx.cgroup)
+        left = [f for f in folders if f.name == PAYLOAD_PREFIX + storage_name]
     for _ in range(_ROUNDS):
         if not await in_thread(_have_processes, left):
             return
@@ -92,17 +98,34 @@ async def kill_left(ctx: Context, storage_name: str) -> None:
 
 async def kill_orphans(ctx: Context, stopped: Sequence[Loaded]) -> None:
     """Kill processes of containers without a monitor, when the daemon starts."""
-    folders = await in_thread(cgroups.payloads, ctx.cgroup)
-    if not folders:
-        return
-    known: set[Path] = set()
-    for running in ctx.runtime.all():
-        known.update((await in_thread(cgroups.folders_of, running.init_pid)).values())
+    unused = await _unused(ctx)
     for instance in stopped:
-        left = [f for f in folders if f not in known and cgroups.is_payload_of(f, instance.ref.storage_name)]
+        left = unused.get(instance.ref.storage_name, [])
         if await in_thread(_have_processes, left):
             log.warning("instance %r has no monitor: killing its processes", instance.name)
             await kill(left)
+
+
+async def _unused(ctx: Context, *, failed: str = "") -> dict[str, list[Path]]:
+    """Return the cgroups of containers that are not known to run, by the storage names of their instances.
+
+    Those of the instance `failed` are among them in any case. liblxc calls a second one of `web` like the
+    first one of `web-1`: it belongs to that, if it exists.
+    """
+    folders = await in_thread(cgroups.payloads, ctx.cgroup)
+    if not folders:
+        return {}
+    rows = await ctx.database.read("instances", instance_rows.get_here)
+    names = {row.ref.storage_name for row in rows}
+    known: set[Path] = set()
+    for running in ctx.runtime.all():
+        if running.ref.storage_name != failed:
+            known.update((await in_thread(cgroups.folders_of, running.init_pid)).values())
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        if folder not in known and (name := cgroups.container_of(folder, names)) is not None:
+            found.setdefault(name, []).append(folder)
+    return found
 
 
 def _have_processes(folders: list[Path]) -> bool:

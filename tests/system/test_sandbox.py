@@ -119,7 +119,7 @@ def test_a_check_sees_the_archive_and_the_systems_programs_only(archive: Path, p
     assert (found["archive"], found["target"], found["here"]) == ("content", [], "/target")
     assert found["pid"] < 10
     assert found["interfaces"] == ["lo"]
-    assert set(found["environment"]) - {"LC_CTYPE"} == {"PATH", "LANG", "HOME", "TMPDIR"}
+    assert set(found["environment"]) - {"LC_CTYPE"} == {"PATH", "LANG", "HOME", "TMPDIR", "TZ"}
     assert found["descriptors"] == [0, 1, 2]
     assert found["connect"]
     assert found["signal"] == "No such process"

@@ -215,6 +215,7 @@ def test_what_is_done_before_restored_processes_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words", "remedy"),
     [
+        ("Error (criu/sk-queue.c:1): skqueue: Control messages in queue", "credentials", Remedy.WAIT),
         ("Error (criu/sk-netlink.c:1): netlink: The socket has data to read", "unread", Remedy.WAIT),
         (
             "Error (criu/proc_parse.c:1): parse_fdinfo_pid_s: error parsing [inotify wd:3 x]",

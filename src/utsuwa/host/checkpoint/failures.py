@@ -34,6 +34,11 @@ class Failure:
 _FULL = "no space left on the storage pool"
 _KNOWN: tuple[tuple[str, str, Remedy], ...] = (
     (r"netlink: The socket has data to read", "a netlink socket has unread messages", Remedy.WAIT),
+    (
+        r"skqueue: Control messages in queue",
+        "a unix socket has unread messages with credentials or descriptors",
+        Remedy.WAIT,
+    ),
     (r"parse_fdinfo_pid_s: error parsing \[inotify wd", "a watched file is not cached", Remedy.LOOK_UP),
     (r"Can't dump that handle", "a watched file is not cached", Remedy.LOOK_UP),
     (

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 
 PREFIX = "security.syscalls.intercept."
 KEYS = ("mknod", "setxattr", "sysinfo", "sched_setscheduler")
-_CALLS = """
+CALLS = """
 import ctypes, errno, json, os, stat, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
 def number(result):
@@ -32,6 +32,29 @@ def mknod(path, mode, major, minor, at=-100):
     return number(libc.mknodat(at, path, mode, ctypes.c_uint64(device)))
 def setxattr(path, name=b"trusted.overlay.opaque", value=b"y", call="setxattr"):
     return number(getattr(libc, call)(path, name, value, ctypes.c_size_t(len(value)), 0))
+"""
+
+
+FUSE = """
+import struct
+def fuse(path, kind, deaf):
+    # Mount a file system that consists of its root; return the pid of its server, which reads all requests,
+    # and does not answer those of the kinds in `deaf`.
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=%o,user_id=0,group_id=0,allow_other" % (device, kind | 0o644)
+    assert libc.mount(b"none", path, b"fuse", ctypes.c_ulong(0), options) == 0, ctypes.get_errno()
+    pid = os.fork()
+    if pid:
+        os.close(device)
+        return pid
+    answers = {26: struct.pack("=IIIIHHI", 7, 31, 0, 0, 0, 0, 4096) + bytes(40), 14: bytes(16)}  # INIT, OPEN
+    while True:
+        _, request, number = struct.unpack_from("=IIQ", os.read(device, 1 << 17))
+        if request not in {2, 36, 42, *deaf}:  # no answer is due to FORGET, INTERRUPT and BATCH_FORGET
+            answer = answers.get(request)
+            failure = 0 if answer else -errno.ENOSYS
+            size = 16 + len(answer or b"")
+            os.write(device, struct.pack("=IiQ", size, failure, number) + (answer or b""))
 """
 
 
@@ -60,8 +83,8 @@ class Guest:
         daemon.lxc("start", name)
 
     def python(self, code: str, user: int = 0, timeout: float = 60) -> object:
-        """Run Python inside and return the JSON that it prints; `_CALLS` are there."""
-        argv = ["/usr/bin/python3", "-S", "-c", _CALLS + code]
+        """Run Python inside and return the JSON that it prints; `CALLS` are there."""
+        argv = ["/usr/bin/python3", "-S", "-c", CALLS + code]
         done = self.daemon.lxc("exec", self.name, "--user", str(user), "--", *argv, timeout=timeout)
         return json.loads(done.stdout)
 
@@ -308,6 +331,31 @@ def raised(pid, priority):
 # ---- limits and failures
 
 
+def test_a_file_system_that_does_not_respond_delays_one_call(guest: Guest) -> None:
+    """Its server has read a request, so not even SIGKILL ends who waits for the answer."""
+    found = guest.python(
+        FUSE
+        + """
+os.makedirs("/tmp/deaf", exist_ok=True)
+server = fuse(b"/tmp/deaf", stat.S_IFDIR, deaf={1})  # FUSE_LOOKUP
+try:
+    results = [mknod(b"/tmp/deaf/a/null", 0o20666, 1, 3), mknod(b"/tmp/beside", 0o20666, 1, 3)]
+finally:
+    os.kill(server, 9)
+    os.waitpid(server, 0)
+libc.umount2(b"/tmp/deaf", 2)
+print(json.dumps([*results, mknod(b"/tmp/afterwards", 0o20666, 1, 3)]))
+"""
+    )
+    assert found == [errno.ETIMEDOUT, 0, 0]
+
+    def reaped() -> bool:
+        guest.python('print(json.dumps(mknod(b"/tmp/none/x", 0o20666, 1, 3)))')
+        return not any(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in workers(guest))
+
+    until(reaped)
+
+
 def test_calls_of_processes_that_are_killed_disturb_nobody(guest: Guest) -> None:
     """Callers die between the call and the answer, and their pids are used again."""
     guest.python(
@@ -330,7 +378,7 @@ def test_a_guest_with_endless_calls_delays_itself_only(guest: Guest, busybox: st
     other = Guest(guest.daemon, busybox, "other", f"{PREFIX}mknod=true")
     argv = ["lxc", "exec", guest.name, "--", "/usr/bin/python3", "-S", "-c"]
     ready, endless = "os.write(1, b'.')", "while True: mknod(b'/tmp/none/x', 0o20666, 1, 3)"
-    code = f"{_CALLS}\nfor _ in range(3): os.fork()\n{ready}\n{endless}"
+    code = f"{CALLS}\nfor _ in range(3): os.fork()\n{ready}\n{endless}"
     env = guest.daemon.lxc_environment()
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen([*argv, code], env=env, stdin=nothing, stdout=pipe) as busy:
@@ -424,14 +472,18 @@ def test_a_killed_worker_is_replaced(guest: Guest) -> None:
     assert guest.python(make % "after-kill") == 0
 
 
-def kill_workers(guest: Guest) -> None:
-    """Kill the processes at the other end of the monitor's connection."""
+def workers(guest: Guest) -> list[int]:
+    """Return the pids of the processes at the other end of the monitor's connection."""
     sockets = subprocess.run(["ss", "-xpnH"], capture_output=True, text=True, check=True).stdout.splitlines()
     folder = str(guest.daemon.dir)
     served = [line for line in sockets if folder in line and "seccomp.socket" in line]
     found = re.findall(r"pid=(\d+)", "\n".join(served))
     assert found
-    for pid in map(int, found):
+    return [*map(int, found)]
+
+
+def kill_workers(guest: Guest) -> None:
+    for pid in workers(guest):
         fd = os.pidfd_open(pid)
         signal.pidfd_send_signal(fd, signal.SIGKILL)
         select.select([fd], [], [])

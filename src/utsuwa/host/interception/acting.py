@@ -24,14 +24,28 @@ SECONDS = 8
 
 liblxc waits for 30 seconds, and a call takes three pieces at most.
 """
+_GRACE = 1.0
+"""Seconds in which a process that was killed ends, unless a file system keeps it."""
+_MAX_KEPT = 8
 _ERRNO = struct.Struct("=i")
+
+_kept: list[int] = []
+"""Pids of child processes that were killed and have not been reaped.
+
+The kernel ends no process whose request a server of FUSE has read and not answered. It does nothing any more
+when the server answers or ends.
+"""
 
 
 def do(work: Callable[[], int | None]) -> int | None:
     """Run `work` in a child process; return the descriptor that it returns, if any.
 
-    Raises OSError with its errno; ETIMEDOUT if it takes too long, EIO if it fails otherwise.
+    Raises OSError with its errno; ETIMEDOUT if it takes too long, or if too many others have not ended since,
+    EIO if it fails otherwise.
     """
+    _reap()
+    if len(_kept) >= _MAX_KEPT:
+        raise OSError(errno.ETIMEDOUT, "file systems do not respond")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         pid = os.fork()
@@ -44,8 +58,23 @@ def do(work: Callable[[], int | None]) -> int | None:
         try:
             return _result(ours)
         finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _end(pid)
+
+
+def _end(pid: int) -> None:
+    """Kill a child process and reap it, later if it does not end."""
+    os.kill(pid, signal.SIGKILL)
+    _kept.append(pid)
+    process = os.pidfd_open(pid)
+    try:
+        select.select([process], [], [], _GRACE)
+    finally:
+        os.close(process)
+    _reap()
+
+
+def _reap() -> None:
+    _kept[:] = [pid for pid in _kept if not os.waitpid(pid, os.WNOHANG)[0]]
 
 
 def _run(work: Callable[[], int | None], report: socket.socket) -> None:

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import select
+import socket
 import struct
 import sys
 import time
@@ -17,7 +18,6 @@ from utsuwa.host.interception.messages import CONTINUE, failure, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
 
     from utsuwa.host.interception.messages import Answer, Notification
@@ -92,6 +92,7 @@ def serve(connection: socket.socket) -> None:
         try:
             answer = _handle(call)
             if time.monotonic() - began > _PATIENCE:
+                connection.shutdown(socket.SHUT_RDWR)  # `acting` may have left a process that has it open
                 return
             connection.send(call.reply(answer))
         except OSError:  # the monitor has ended

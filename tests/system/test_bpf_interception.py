@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.system.test_interception import PREFIX, Guest, kill_workers
+from tests.system.test_interception import CALLS, PREFIX, Guest, kill_workers
 from utsuwa.host import bpf
 from utsuwa.host.cgroups import tree
 
@@ -61,7 +61,7 @@ def opened(path, group):
 
 @pytest.fixture(scope="module")
 def guest(module_daemon: Daemon, busybox: str) -> Iterator[Guest]:
-    config = [f"{PREFIX}{key}=true" for key in ("bpf", "bpf.devices", "mknod")]
+    config = [f"{PREFIX}{key}=true" for key in ("bpf", "bpf.devices", "mknod", "mount")]
     yield Guest(module_daemon, busybox, "c1", *config)
     module_daemon.delete_instances()
 
@@ -341,6 +341,33 @@ print(json.dumps([
 """,
     )
     assert found in ([errno.EPERM, errno.EPERM, "ENOENT"], [-11, -11, "ENOENT"])  # or not emulated here
+
+
+def test_programs_of_fuse_attach_nothing(guest: Guest) -> None:
+    """Their calls are not intercepted."""
+    d = guest.daemon
+    script = f"#!/usr/bin/python3 -S\n{CALLS}{_BPF}results = [name(attach(-1, -1)), name(load())]\n"
+    if os.uname().machine == "x86_64":
+        script += f"{_CALL_32}\nresults.append(bpf32(8, struct.pack('=4I', 99, 99, 6, 2)))\n"
+    script += 'json.dump(results, open("/tmp/results", "w"))\n'
+    d.lxc("config", "set", "c1", f"{PREFIX}mount.fuse=ext4=attaches")
+    try:
+        found = python(
+            guest,
+            f"script = {script!r}\n"
+            """
+with open("/bin/attaches", "w") as file:
+    file.write(script)
+os.chmod("/bin/attaches", 0o755)
+result = number(libc.mount(b"none", b"/tmp", b"ext4", ctypes.c_ulong(0), None))
+print(json.dumps([result, *json.load(open("/tmp/results"))]))
+""",
+        )
+    finally:
+        d.lxc("config", "unset", "c1", f"{PREFIX}mount.fuse")
+    assert isinstance(found, list)
+    assert found[:3] == [0, "EPERM", "EPERM"]
+    assert found[3:] in ([], [errno.EPERM], [-11])  # or not emulated here
 
 
 @pytest.mark.long

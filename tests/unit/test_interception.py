@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +108,27 @@ def test_filters_without_notifications_allow_these_calls() -> None:
     allow, notify = struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("=HBBI", 6, 0, 0, 0x7FC00001)
     load = struct.pack("=HBBI", 0x20, 1, 2, 0x7FC00000)
     assert kernel.without_notifications(load + notify + allow) == load + allow + allow
+
+
+_DENIED = """
+import ctypes, errno, os
+from utsuwa.host import bpf
+from utsuwa.host.helper import kernel
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number):
+    result = libc.syscall(ctypes.c_long(number), ctypes.c_long(-1), None, ctypes.c_long(0))
+    return errno.errorcode[ctypes.get_errno()] if result < 0 else ""
+numbers = {"x86_64": (321, 0x40000000 + 321)}.get(os.uname().machine, (280,))
+kernel.set_no_new_privileges()
+kernel.add_seccomp_filter(kernel.denying(bpf.CALLS, errno.EXDEV))
+print(*{call(number) for number in numbers}, os.getppid() > 0)
+"""
+
+
+@pytest.mark.processes
+def test_a_filter_denies_calls_of_bpf_only() -> None:
+    done = subprocess.run([sys.executable, "-c", _DENIED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["EXDEV", "True"]
 
 
 # ---- mount

@@ -193,10 +193,3 @@ def test_what_keeps_the_host_from_device_programs(monkeypatch: pytest.MonkeyPatc
     obstacle = support.bpf_obstacle.__wrapped__
     monkeypatch.setattr(tree, "unified_mount", lambda: None)
     assert obstacle() == support.obstacle() or "the unified hierarchy is not mounted" in obstacle()
-
-
-def test_device_programs_exclude_programs_of_fuse() -> None:
-    mount = {"security.syscalls.intercept.mount": "true", "security.syscalls.intercept.mount.fuse": "a=b"}
-    with pytest.raises(InvalidConfig, match="intercept.bpf.devices' excludes .*mount.fuse'"):
-        interception.check({**DEVICE_PROGRAMS, **mount})
-    interception.check({**DEVICE_PROGRAMS, **mount, "security.syscalls.intercept.bpf": "false"})

@@ -17,6 +17,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CALLS = (
+    (0xC000003E, 321),  # x86_64
+    (0xC000003E, 0x40000000 + 321),  # x32
+    (0x40000003, 357),  # i386
+    (0xC00000B7, 280),  # aarch64
+    (0x40000028, 386),  # arm
+    (0xC00000F3, 280),  # riscv64
+    (0x400000F3, 280),  # riscv32
+)
+"""The kernel's numbers of an architecture and of the call there."""
 PROG_LOAD = 5
 PROG_ATTACH = 8
 PROG_DETACH = 9

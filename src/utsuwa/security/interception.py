@@ -62,11 +62,6 @@ def check(config: Mapping[str, str]) -> None:
     for name in (*_REQUIRED.values(), *RULES):
         if intercepts(config, name) and (obstacle := _obstacle(name)):
             raise InvalidConfig(f"{PREFIX + name!r} cannot be in effect on this host: {obstacle}")
-    if intercepts(config, "bpf.devices") and _words(config, "mount.fuse"):
-        raise InvalidConfig(
-            f"'{PREFIX}bpf.devices' excludes '{PREFIX}mount.fuse': system calls of FUSE programs are not "
-            "intercepted, so they could attach a BPF program to any cgroup that they see"
-        )
     unknown = sorted({*_words(config, "mount.allowed")} - {*OPTIONS})
     if unknown:
         raise InvalidConfig(

@@ -48,7 +48,10 @@ _RESOLVE_NO_XDEV_NO_LINKS = 0x01 | 0x02 | 0x04
 _SECCOMP_SET_MODE_FILTER = 1
 _RETURN = 0x06
 """Code of the instruction that returns a constant action."""
-_ACTION, _USER_NOTIF, _ALLOW = 0xFFFF0000, 0x7FC00000, 0x7FFF0000
+_LOAD, _IF_EQUAL = 0x20, 0x15
+_NUMBER_AT, _ARCHITECTURE_AT = 0, 4
+"""In `struct seccomp_data`."""
+_ACTION, _USER_NOTIF, _ALLOW, _ERRNO = 0xFFFF0000, 0x7FC00000, 0x7FFF0000, 0x00050000
 _INSTRUCTION = 8
 """Size of an instruction of a seccomp filter in bytes."""
 
@@ -162,6 +165,24 @@ def without_notifications(program: bytes) -> bytes:
         (code, yes, no, _ALLOW if code == _RETURN and value & _ACTION == _USER_NOTIF else value)
         for code, yes, no, value in struct.iter_unpack("=HBBI", program)
     )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+
+
+def denying(calls: Iterable[tuple[int, int]], error: int) -> bytes:
+    """Return a seccomp filter by which system calls fail.
+
+    `calls` are pairs of the kernel's number of an architecture and that of a call.
+    """
+    instructions: list[tuple[int, int, int, int]] = []
+    for architecture, number in calls:
+        instructions += (
+            (_LOAD, 0, 0, _ARCHITECTURE_AT),
+            (_IF_EQUAL, 0, 3, architecture),
+            (_LOAD, 0, 0, _NUMBER_AT),
+            (_IF_EQUAL, 0, 1, number),
+            (_RETURN, 0, 0, _ERRNO | error),
+        )
+    instructions.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 

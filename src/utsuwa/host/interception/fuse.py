@@ -8,7 +8,7 @@ import os
 import select
 import signal
 
-from utsuwa.host import syscalls
+from utsuwa.host import bpf, syscalls
 from utsuwa.host.helper import cgroups, kernel, procfs
 from utsuwa.host.helper.confinement import ConfinedProcess
 from utsuwa.host.interception import acting
@@ -58,8 +58,9 @@ def _no_option(path: bytes) -> bytes:
 def _confinement(init: int, caller: Caller) -> Confinement | None:
     """Return the caller's confinement, with filters that let calls through instead of notifying of them.
 
-    The monitor, which would be notified, waits for the answer to this call. The filters are read from the
-    container's init, as a caller that is stopped would not wait any more. None if the caller has others.
+    The monitor, which would be notified, waits for the answer to this call. Only bpf(2) is denied: there the
+    kernel does not check what `device_programs` does. The filters are read from the container's init, as a
+    caller that is stopped would not wait any more. None if the caller has others.
     """
     ours = dict(line.split(":", 1) for line in procfs.read("/proc/self/status").splitlines())
     of_init = dict(line.split(":", 1) for line in procfs.read(f"/proc/{init}/status").splitlines())
@@ -82,7 +83,13 @@ def _confinement(init: int, caller: Caller) -> Confinement | None:
         "dropped": [number for number in range(dropped.bit_length()) if dropped >> number & 1],
         "personality": int(procfs.read(f"/proc/{init}/personality"), 16),
         "no_new_privs": caller.no_new_privs,
-        "filters": [kernel.without_notifications(program).hex() for program in filters],
+        "filters": [
+            program.hex()
+            for program in (
+                *map(kernel.without_notifications, filters),
+                kernel.denying(bpf.CALLS, errno.EPERM),
+            )
+        ],
         "label": label,
     }
 

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 
+from utsuwa.host import bpf
 from utsuwa.host.interception import device_programs, files, mounting, scheduling, sysinfo
 from utsuwa.host.interception.caller import Caller
 from utsuwa.host.interception.messages import CONTINUE, failure, receive
@@ -58,11 +59,7 @@ MACHINES: Mapping[str, tuple[int, Mapping[int, Handler]]] = {
 
 Calls of 32-bit programs, whose numbers and structures differ, continue, but for those of `_COMPAT`.
 """
-_COMPAT: Mapping[tuple[int, int], Handler] = {
-    (0x40000003, 357): device_programs.bpf_compat,  # i386
-    (0xC000003E, 0x40000000 + 321): device_programs.bpf_compat,  # x32
-    (0x40000028, 386): device_programs.bpf_compat,  # arm
-}
+_COMPAT: Mapping[tuple[int, int], Handler] = dict.fromkeys(bpf.CALLS, device_programs.bpf_compat)
 """Handlers of calls of 32-bit programs that must not continue."""
 _PATIENCE = 25.0
 """Seconds after which liblxc, which waits for 30, is not answered any more."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.system.test_interception import CALLS, PREFIX, Guest, kill_workers
+from tests.system.test_interception import CALLS, FUSE, PREFIX, Guest, kill_workers, workers
 from utsuwa.host import bpf
 from utsuwa.host.cgroups import tree
 
@@ -36,7 +37,7 @@ def load(code=ALLOW, kind=15, count=None, at=None, license=b"GPL", log=b"", leve
     kept.extend((text, program))
     address = ctypes.addressof(program) if at is None else at
     license_at = more.get("license_at", ctypes.addressof(text))
-    log_at = ctypes.addressof(log) if log else 0
+    log_at = more.get("log_at", ctypes.addressof(log) if log else 0)
     attributes = struct.pack("=IIQQIIQII16sII", kind, len(code) // 8 if count is None else count, address,
         license_at, level, len(log), log_at, 0, flags, b"test", 0, more.get("expected", 0)) + extra
     return bpf(5, attributes, more.get("size"))
@@ -207,10 +208,27 @@ log, small = ctypes.create_string_buffer(b"x" * 9999, 10000), ctypes.create_stri
 results = [name(load(RETURN, log=log, level=1)), "R0 !read_ok" in log.value.decode()]
 results += [name(load(NO_FULL, log=log, level=1)), log.value.decode().startswith("processed")]
 results += [name(load(NO_FULL, log=small, level=2)), 0 < len(small.value) < 200]
+# The whole log would be longer than what is kept of one.
+long, huge = insn(0xb7, value=1) * 4095, ctypes.create_string_buffer(1 << 20)
+results += [name(load(long + RETURN, log=huge, level=2)), 60000 < len(huge.value) < 1 << 16]
+results += [name(load(long + insn(0xbf, 0x10), log=huge, level=2))]
 print(json.dumps(results))
 """,
     )
-    assert found == ["EACCES", True, "ok", True, "ENOSPC", True]
+    assert found == ["EACCES", True, "ok", True, "ENOSPC", True, "ok", True, "EINVAL"]
+
+
+def test_a_program_whose_log_cannot_be_written_is_gone(guest: Guest) -> None:
+    code = """
+small = ctypes.create_string_buffer(200)
+print(json.dumps([name(load(log=small, log_at=1, level=1)) for _ in range(5)]))
+"""
+    assert python(guest, code) == ["EFAULT"] * 5
+    assert [file for pid in workers(guest) for file in open_files(pid) if "bpf-prog" in file] == []
+
+
+def open_files(pid: int) -> list[str]:
+    return [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_programs_are_attached_below_the_instance_s_cgroup_only(guest: Guest) -> None:
@@ -368,6 +386,27 @@ print(json.dumps([result, *json.load(open("/tmp/results"))]))
     assert isinstance(found, list)
     assert found[:3] == [0, "EPERM", "EPERM"]
     assert found[3:] in ([], [errno.EPERM], [-11])  # or not emulated here
+
+
+def test_a_file_system_that_does_not_respond_hinders_no_other_call(guest: Guest) -> None:
+    """Who closes a file of it waits for its server."""
+    found = python(
+        guest,
+        f"{FUSE}\n"
+        """
+open("/tmp/deaf", "w").close()
+server = fuse(b"/tmp/deaf", stat.S_IFREG, deaf={25})  # FUSE_FLUSH
+try:
+    file, mine, fd = os.open("/tmp/deaf", os.O_RDONLY), group("/w"), load()
+    refused = [attach(file, fd), attach(mine, file), attach(mine, fd, 6, replace=file)]
+    results = [attach(mine, fd), detach(mine, fd)]
+finally:
+    os.kill(server, 9)
+    os.waitpid(server, 0)
+print(json.dumps([[name(result) for result in refused], results]))
+""",
+    )
+    assert found == [["EACCES", "EPERM", "EPERM"], [0, 0]]
 
 
 @pytest.mark.long

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.host import bpf
 from utsuwa.host.cgroups import tree
 from utsuwa.host.interception import support
+from utsuwa.host.system import facts
 from utsuwa.security import interception, seccomp
 
 
@@ -193,3 +196,16 @@ def test_what_keeps_the_host_from_device_programs(monkeypatch: pytest.MonkeyPatc
     obstacle = support.bpf_obstacle.__wrapped__
     monkeypatch.setattr(tree, "unified_mount", lambda: None)
     assert obstacle() == support.obstacle() or "the unified hierarchy is not mounted" in obstacle()
+
+
+@pytest.mark.parametrize("release", ["5.8.18-1", "5.9.0", "6.1.0-13-amd64", "10.0"])
+def test_device_programs_need_a_kernel_that_gives_descriptors(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    host = replace(facts.host_facts(), kernel_version=release)
+    monkeypatch.setattr(facts, "host_facts", lambda: host)
+    monkeypatch.setattr(support, "obstacle", lambda: "")
+    monkeypatch.setattr(tree, "unified_mount", lambda: Path("/cgroup"))
+    monkeypatch.setattr(bpf, "lacking", lambda: "")
+    found = support.bpf_obstacle.__wrapped__()
+    assert ("5.8.18-1, is older than 5.9" in found) if release.startswith("5.8") else not found

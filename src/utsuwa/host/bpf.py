@@ -60,7 +60,6 @@ _NUMBERS = struct.Struct("=III")
 _INFO_REQUEST = struct.Struct("=IIQ")
 _INFO = struct.Struct("=II56x16s")
 """Type, id, name."""
-_LINK = "anon_inode:bpf-prog"
 
 
 def load(code: bytes, license: bytes, name: bytes, level: int = 0, log: mmap.mmap | None = None) -> int:
@@ -101,10 +100,13 @@ def attached(cgroup: int) -> tuple[int, int]:
     return count, flags
 
 
+def program(number: int) -> int:
+    """Return a descriptor of the program with an id. Raises FileNotFoundError if there is none."""
+    return syscalls.bpf(_PROG_GET_FD_BY_ID, bytearray(_NUMBERS.pack(number, 0, 0)))
+
+
 def name_of(program: int) -> bytes | None:
-    """Return the name of a program of the type; None for any other descriptor."""
-    if os.readlink(f"/proc/self/fd/{program}") != _LINK:  # noqa: PTH115 - pathlib takes 10 ms to import
-        return None
+    """Return the name of a program of the type; None if it is of another one."""
     found = bytearray(_INFO.size)
     buffer = (ctypes.c_char * len(found)).from_buffer(found)
     request = _INFO_REQUEST.pack(program, len(found), ctypes.addressof(buffer))
@@ -124,13 +126,13 @@ def names() -> Iterator[bytes]:
             return
         number = _NUMBERS.unpack(attributes)[1]
         try:
-            program = syscalls.bpf(_PROG_GET_FD_BY_ID, bytearray(_NUMBERS.pack(number, 0, 0)))
+            found = program(number)
         except FileNotFoundError:  # it is gone meanwhile
             continue
         try:
-            name = name_of(program)
+            name = name_of(found)
         finally:
-            os.close(program)
+            os.close(found)
         if name is not None:
             yield name
 

@@ -24,7 +24,6 @@ _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
-_NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 
 _NR_BPF = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
@@ -306,11 +305,6 @@ def open_by_handle_at(mount_fd: int, kind: int, handle: bytes) -> int:
     if found < 0:
         _raise()
     return int(found)
-
-
-def pidfd_getfd(pidfd: int, number: int) -> int:
-    """Return a descriptor of what another process has open as `number`; close-on-exec."""
-    return _call(_NR_PIDFD_GETFD, pidfd, number, 0)
 
 
 def bpf(command: int, attributes: bytearray) -> int:

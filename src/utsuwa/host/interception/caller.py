@@ -120,10 +120,17 @@ class Caller:
         except FileNotFoundError:
             raise OSError(errno.EBADF, "not open") from None
 
+    def about(self, number: int) -> dict[str, str]:
+        """Return what the kernel tells of one of its open files in fdinfo. Raises OSError (EBADF)."""
+        try:
+            lines = self.read(f"fdinfo/{number}").splitlines()
+        except FileNotFoundError:
+            raise OSError(errno.EBADF, "not open") from None
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
     def only_a_path(self, number: int) -> bool:
         """Return whether an open file was opened with O_PATH."""
-        lines = self.read(f"fdinfo/{number}").splitlines()
-        return any(int(line[6:], 8) & _O_PATH for line in lines if line.startswith("flags:"))
+        return bool(int(self.about(number)["flags"], 8) & _O_PATH)
 
     def bytes_at(self, address: int, size: int) -> bytes:
         """Return a part of its memory. Raises OSError (EFAULT) if it is not readable."""

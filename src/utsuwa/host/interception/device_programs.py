@@ -12,7 +12,9 @@ not allowed here is refused, and does not continue, except for loading.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
+import functools
 import mmap
 import os
 import stat
@@ -27,6 +29,7 @@ from utsuwa.host.interception.messages import CONTINUE, SUCCESS, failure, result
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import struct
+    from collections.abc import Callable
 
     from utsuwa.host.interception.caller import Caller
     from utsuwa.host.interception.messages import Answer, Notification
@@ -36,6 +39,7 @@ MAX_INSTRUCTIONS = 4096
 MAX_PROGRAMS = 1000
 """Of one container at a time: their machine code is not charged to it."""
 _MAX_LOG = 1 << 16
+"""Size of the verifier's log in bytes; a longer one is cut off."""
 _MAX_ATTRIBUTES = 4096
 """A page, as for the kernel."""
 _FLAGS = kernel_bpf.F_ALLOW_OVERRIDE | kernel_bpf.F_ALLOW_MULTI | kernel_bpf.F_REPLACE
@@ -93,7 +97,7 @@ def _fields(caller: Caller, address: int, size: int, form: struct.Struct) -> tup
 
 
 def _load(call: Notification, caller: Caller, fields: tuple[int, ...]) -> Answer:
-    kind, count, code_at, license_at, level, log_size, log_at, _, flags, _, interface, expected = fields
+    kind, count, code_at, license_at, *_, flags, _, interface, expected = fields
     if kind != kernel_bpf.PROG_TYPE_CGROUP_DEVICE or flags or interface:
         return CONTINUE
     if expected not in (0, kernel_bpf.CGROUP_DEVICE):
@@ -111,25 +115,50 @@ def _load(call: Notification, caller: Caller, fields: tuple[int, ...]) -> Answer
         return CONTINUE
     if not _quota.admits(name):
         return failure(errno.ENOMEM)
-    log = mmap.mmap(-1, min(log_size, _MAX_LOG)) if log_size and log_at else None
 
-    def load() -> int:
+    def prepare() -> None:
         for folder in folders:
             acting.join(acting.members(folder))
         kernel.set_capabilities(_RIGHTS)
-        return kernel_bpf.load(code, text, name, level, log)
 
-    try:
-        program = acting.do(load)
-    finally:
-        if log is not None and call.waits():
-            said = log[:].partition(b"\0")[0]
-            caller.write(log_at, (said + b"\0")[: len(log)])
-    assert program is not None
-    try:
+    return _load_with_log(call, caller, prepare, functools.partial(kernel_bpf.load, code, text, name), fields)
+
+
+def _load_with_log(
+    call: Notification,
+    caller: Caller,
+    prepare: Callable[[], None],
+    load: Callable[..., int],
+    fields: tuple[int, ...],
+) -> Answer:
+    """Call `load` in a child process after `prepare`, and write the verifier's log to the caller's memory."""
+    level, size, address = fields[4:7]
+    log = mmap.mmap(-1, min(size, _MAX_LOG)) if size and address else None
+
+    def work() -> int:
+        prepare()
+        try:
+            return load(level, log)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or size <= _MAX_LOG:
+                raise
+        return load()  # the caller's own buffer may have had enough space
+
+    with contextlib.ExitStack() as files:
+        try:
+            program = _kept(files, acting.do(work))
+        finally:
+            if log is not None and call.waits():
+                said = log[:].partition(b"\0")[0]
+                caller.write(address, (said + b"\0")[: len(log)])
         return result(call.give(program))
-    finally:
-        os.close(program)
+
+
+def _kept(files: contextlib.ExitStack, fd: int | None) -> int:
+    """Leave it to the stack to close a descriptor."""
+    assert fd is not None
+    files.callback(os.close, fd)
+    return fd
 
 
 def calls_nothing(code: bytes) -> bool:
@@ -205,7 +234,8 @@ class _Container:
     def opened(self, caller: Caller, theirs: int) -> int:
         """Return a descriptor of the cgroup that another one refers to, in whichever mount.
 
-        Raises OSError (EPERM) if that is not one below this, of the caller's user namespace.
+        Raises OSError (EPERM) if that is not one below this, of the caller's user namespace. To be called in
+        a child process: it may refer to a file system that does not respond.
         """
         found = os.fstat(theirs)
         if stat.S_ISDIR(found.st_mode) and found.st_dev == self._device and caller.rules(found):
@@ -230,27 +260,20 @@ class _Container:
         return True
 
 
-class _OpenFiles:
-    """Descriptors of a caller's open files, closed together."""
+def _program(caller: Caller, number: int, name: bytes) -> int:
+    """Return a descriptor of a program with a name that a caller has open as `number`.
 
-    def __init__(self, caller: Caller) -> None:
-        self._process = os.pidfd_open(caller.process)
-        self._fds = [self._process]
-
-    def __enter__(self) -> _OpenFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._fds:
-            os.close(fd)
-
-    def keep(self, fd: int) -> int:
-        self._fds.append(fd)
-        return fd
-
-    def open(self, number: int) -> int:
-        """Raises OSError (EBADF)."""
-        return self.keep(syscalls.pidfd_getfd(self._process, signed(number)))
+    A copy of the caller's descriptor would not do: to close that of a file of FUSE waits for its server.
+    Raises OSError: EBADF if it is not open, EPERM if it is another file or program.
+    """
+    about = caller.about(signed(number))
+    if about.get("prog_type") == str(kernel_bpf.PROG_TYPE_CGROUP_DEVICE) and "prog_id" in about:
+        with contextlib.ExitStack() as undo:
+            program = _kept(undo, kernel_bpf.program(int(about["prog_id"])))
+            if kernel_bpf.name_of(program) == name:
+                undo.pop_all()
+                return program
+    raise OSError(errno.EPERM, "not a program of the container")
 
 
 def _attach(call: Notification, caller: Caller, fields: tuple[int, ...], *, detaches: bool) -> Answer:
@@ -259,11 +282,12 @@ def _attach(call: Notification, caller: Caller, fields: tuple[int, ...], *, deta
     unknown = flags & ~(0 if detaches else _FLAGS) or (replaced and not replaces)
     if kind != kernel_bpf.CGROUP_DEVICE or unknown:
         return refusal(call)
-    with _Container(call.init) as container, _OpenFiles(caller) as files:
-        cgroup = files.keep(container.opened(caller, files.open(target)))
-        programs = [files.open(number) for number in ((number, replaced) if replaces else (number,))]
-        own = all(kernel_bpf.name_of(program) == container.mark for program in programs)
-        if not own or not container.is_confined() or not call.waits():
+    with _Container(call.init) as container, contextlib.ExitStack() as files:
+        theirs = _kept(files, caller.descriptor(signed(target)))
+        cgroup = _kept(files, acting.do(functools.partial(container.opened, caller, theirs)))
+        numbers = (number, replaced) if replaces else (number,)
+        programs = [_kept(files, _program(caller, number, container.mark)) for number in numbers]
+        if not container.is_confined() or not call.waits():
             return refusal(call)
 
         def change() -> None:

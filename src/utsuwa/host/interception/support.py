@@ -10,6 +10,9 @@ from utsuwa.host.interception.server import MACHINES
 from utsuwa.host.mounts.userns import in_user_namespace
 from utsuwa.host.system import facts
 
+_ADDS_DESCRIPTORS = 5, 9
+"""Version of the kernel that gives descriptors to callers; CAP_BPF is older by one."""
+
 
 @functools.cache
 def obstacle() -> str:
@@ -31,6 +34,8 @@ def bpf_obstacle() -> str:
     """As `obstacle`, of programs that decide on devices."""
     if found := obstacle():
         return found
+    if not facts.is_since(release := facts.host_facts().kernel_version, _ADDS_DESCRIPTORS):
+        return f"the kernel, {release}, is older than 5.9 and cannot give a program to an instance"
     if tree.unified_mount() is None:
         return "instances have no cgroups of version 2 here: the unified hierarchy is not mounted"
     if lacking := bpf.lacking():

@@ -86,13 +86,17 @@ def _os_release() -> Mapping[str, str]:
 
 
 def _kernel_features(release: str) -> dict[str, str]:
-    numbers = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
-    features = {name: _yes(numbers >= since) for name, since in _KERNEL_SINCE.items()}
+    features = {name: _yes(is_since(release, since)) for name, since in _KERNEL_SINCE.items()}
     if "user_notif" not in _seccomp_actions():
         features |= dict.fromkeys(("seccomp_listener", "seccomp_listener_continue"), "false")
-    features["idmapped_mounts"] = _yes(numbers >= (5, 12))
+    features["idmapped_mounts"] = _yes(is_since(release, (5, 12)))
     features["shiftfs"] = _yes("shiftfs" in Path("/proc/filesystems").read_text())
     return dict(sorted(features.items()))
+
+
+def is_since(release: str, version: tuple[int, int]) -> bool:
+    """Return whether a kernel's release is of a version or a later one."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2]) >= version
 
 
 def _seccomp_actions() -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.conftest import SHARED
 from tests.support import workers
@@ -556,6 +556,96 @@ def test_whoever_has_no_session_is_asked_for_a_token(browser: Browser, module_da
     expect(page.get_by_role("alert")).to_contain_text("has been used or has expired")
     assert unused.secret not in page.url
     context.close()
+
+
+def test_a_link_with_a_token_leads_into_the_page_or_to_the_form(
+    browser: Browser, module_daemon: Daemon
+) -> None:
+    """In a browser that does not know the server: the frame that is shown meanwhile is replaced."""
+    token = local_token(module_daemon)
+    for heading in ("Instances", "Sign in"):  # it works once
+        context = new_context(browser, token.origin)
+        page = context.new_page()
+        page.goto(f"/ui/#token={token.secret}")
+        expect(page.get_by_role("heading", name=heading, exact=True)).to_be_in_viewport()
+        assert page.locator(".frame").count() == 0
+        assert page.locator("#app > *").count() == 1
+        context.close()
+
+
+NEVER_CONNECT = "() => { window.WebSocket = class extends EventTarget { close() {} } }"
+
+
+def test_whoever_signs_in_again_connects_anew(browser: Browser, module_daemon: Daemon) -> None:
+    first, second = local_token(module_daemon), local_token(module_daemon)
+    context = new_context(browser, first.origin)
+    page = context.new_page()
+    page.goto(f"/ui/#token={first.secret}")
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    page.evaluate(NEVER_CONNECT)
+    page.get_by_label("Token").fill(second.secret)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("status").filter(has_text="Connecting")).to_be_visible()
+    context.close()
+
+
+LIST = re.compile(r"/1\.0/instances\?")
+
+
+class Held:
+    """Answers to a page's requests for the list of instances, which come when they are let go."""
+
+    def __init__(self, page: Page, daemon: Daemon) -> None:
+        self._page = page
+        self._answers: list[tuple[Route, object]] = []
+        url = "/1.0/instances?recursion=2"
+        page.route(LIST, lambda route: self._answers.append((route, daemon.get(url))))
+
+    def wait(self) -> None:
+        """Wait until the list has been made."""
+
+        def made() -> bool:
+            self._page.wait_for_timeout(50)
+            return bool(self._answers)
+
+        until(made)
+
+    def let_go(self) -> None:
+        for route, answer in self._answers:
+            route.fulfill(json={"type": "sync", "status_code": 200, "metadata": answer})
+        self._page.unroute(LIST)
+
+
+def test_changes_while_the_list_is_under_way_are_seen(page: Page, instances: Daemon, busybox: str) -> None:
+    for name in ("gone", "kept"):
+        instances.lxc("init", busybox, name)
+    held = Held(page, instances)
+    with page.expect_websocket() as events:
+        page.reload()
+    held.wait()
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_visible()
+    with events.value.expect_event("framereceived", lambda frame: "instance-deleted" in str(frame)):
+        instances.do("DELETE", "/1.0/instances/gone")
+    page.wait_for_timeout(1000)  # longer than events are collected
+    expect(page.get_by_text("No instances in this project yet.")).to_have_count(0)
+    held.let_go()
+    expect(page.get_by_role("link", name="kept", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="gone", exact=True)).to_have_count(0)
+
+
+def test_a_list_that_could_not_be_read_is_read_after_a_change(
+    page: Page, instances: Daemon, busybox: str
+) -> None:
+    instances.lxc("init", busybox, "old")
+    failed = {"type": "error", "error": "It is busy", "error_code": 500}
+    page.route(LIST, lambda route: route.fulfill(status=500, json=failed))
+    page.reload()
+    expect(page.get_by_text("It is busy")).to_be_visible()
+    page.unroute(LIST)
+    instances.lxc("init", busybox, "new")
+    for name in ("new", "old"):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
 
 
 def test_a_session_that_has_ended_is_noticed(browser: Browser, module_daemon: Daemon) -> None:

@@ -18,6 +18,7 @@ async function enter(): Promise<string> {
   if (token) {
     try {
       await signIn(token);
+      session.remember(true);
     } catch (error) {
       return (error as ApiError).message;
     }
@@ -65,5 +66,11 @@ function App({ entered }: { entered: string }) {
 
 document.addEventListener("click", followLinks);
 const root = document.getElementById("app");
-// The frame that the document has is seen until then, and becomes the page's.
-if (root) void enter().then((entered) => render(<App entered={entered} />, root));
+// The frame that the document has is seen until then. It becomes the page's, or is removed: what is not claimed by the
+// first thing that is rendered would stay for ever, above the page.
+if (root) {
+  void enter().then((entered) => {
+    if (!session.wasTrusted()) root.replaceChildren();
+    render(<App entered={entered} />, root);
+  });
+}

@@ -5,6 +5,7 @@ import type { ApiEvent } from "./types";
 type Listener = (event: ApiEvent) => void;
 export type Connection = "connecting" | "open" | "lost";
 
+const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 5000;
 const LONGEST_WAIT = 2000; // until what is shown is read although no events come
 const listeners = new Set<Listener>();
@@ -13,7 +14,7 @@ const watchers = new Set<(state: Connection) => void>();
 
 let socket: WebSocket | undefined;
 let again: ReturnType<typeof setTimeout> | undefined;
-let pause = 250;
+let pause = FIRST_PAUSE;
 let current: Connection = "connecting";
 let begun = false; // whether anything may have been read, of which changes can be missed
 let begin: () => void;
@@ -72,7 +73,7 @@ export function connect(): void {
   clearTimeout(patience);
   patience = setTimeout(begin, LONGEST_WAIT);
   fresh.onopen = () => {
-    pause = 250;
+    pause = FIRST_PAUSE;
     const missed = begun;
     tell("open");
     if (missed) for (const listener of resumed) listener();
@@ -94,6 +95,9 @@ export function disconnect(): void {
   socket = undefined;
   clearTimeout(again);
   clearTimeout(patience);
+  // Whoever signs in next begins anew.
+  pause = FIRST_PAUSE;
+  current = "connecting";
   hold();
   old?.close();
 }

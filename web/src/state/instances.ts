@@ -28,34 +28,54 @@ export function useInstances(project: string): Instances {
   useLayoutEffect(() => {
     const known = new Map<string, Instance>();
     const waiting = new Map<string, ReturnType<typeof setTimeout>>();
+    // What may have changed after the list that is under way was made.
+    const touched = new Set<string>();
     let live = true;
+    let list: "under way" | "read" | "failed" = "under way";
+    let asked = 0; // lists, of which only the last one counts
 
     const show = () => {
-      if (!live) return;
-      const list = [...known.values()].sort((a, b) => byName(a.name, b.name));
-      setFound({ list, error: undefined });
+      const sorted = [...known.values()].sort((a, b) => byName(a.name, b.name));
+      setFound({ list: sorted, error: undefined });
     };
     const loadAll = async () => {
+      asked += 1;
+      const own = asked;
+      list = "under way";
       await listening();
-      if (!live) return;
+      if (!live || own !== asked) return;
+      touched.clear();
       try {
         const all = await get<Instance[]>(withQuery(path("instances"), { recursion: 2, project }));
+        if (!live || own !== asked) return;
         known.clear();
         for (const instance of all) known.set(instance.name, instance);
+        list = "read";
         show();
+        for (const name of touched) loadSoon(name, 0);
       } catch (error) {
-        if (live) setFound({ list: undefined, error: error as ApiError });
+        if (!live || own !== asked) return;
+        list = "failed";
+        setFound({ list: undefined, error: error as ApiError });
       }
     };
-    const loadOne = async (name: string) => {
+    const loadOne = async (name: string): Promise<void> => {
       waiting.delete(name);
+      if (list === "under way") return void touched.add(name);
+      if (list === "failed") return loadAll();
+      const before = asked;
+      let instance: Instance | undefined;
       try {
-        known.set(name, await get<Instance>(withQuery(path("instances", name), { recursion: 1, project })));
+        instance = await get<Instance>(withQuery(path("instances", name), { recursion: 1, project }));
       } catch (error) {
-        if (!(error instanceof ApiError) || error.status !== 404) return;
-        known.delete(name);
+        if (!(error instanceof ApiError) || error.status !== 404) return undefined;
       }
-      show();
+      if (!live) return undefined;
+      // A list was asked for meanwhile, and either of the two may be the older one.
+      if (before !== asked) return loadOne(name);
+      if (instance) known.set(name, instance);
+      else known.delete(name);
+      return show();
     };
     const loadSoon = (name: string, delay: number) => {
       clearTimeout(waiting.get(name));

@@ -182,14 +182,23 @@ def test_nobody_waits_for_last_words_that_are_lost(
 
 
 def test_nobody_waits_for_the_lost_confirmation_of_a_failed_move(both: Hosts, faults: Faults) -> None:
-    """With another interface there, it cannot be restored."""
-    url = "/1.0/profiles/default"
+    """With another interface there, it cannot be restored. The container runs on before that is confirmed."""
+    url, pid = "/1.0/profiles/default", both.near.get("/1.0/instances/c1/state")["pid"]
+    frozen: list[bool] = []
     before, earlier = both.far.get(url), moves_of(both.far)
     nic = {"type": "nic", "nictype": "bridged", "parent": LAN, "name": "eth1"}
     both.far.do("PATCH", url, {"devices": before["devices"] | {"eth1": nic}})
     try:
-        with moving(both, "push") as died, faults.kill_at(both.near, "source has recorded the decision"):
+        with (
+            moving(both, "push") as died,
+            faults.kill_at(
+                both.near,
+                "source has recorded the decision",
+                meanwhile=lambda: frozen.append(cgroups.frozen(pid)),
+            ),
+        ):
             died(both.near)
+        assert frozen == [False]
         check(both, "near")
         until(lambda: moves_of(both.far) <= earlier, 60)
     finally:

@@ -6,6 +6,7 @@ minute, or as soon as users say so if it could run on the target by then.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
 import time
@@ -25,6 +26,9 @@ from utsuwa.client.http import open_unix
 from utsuwa.client.server import Server
 from utsuwa.client.websocket import TEXT
 from utsuwa.core.errors import UtsuwaError
+from utsuwa.host.cgroups import tree as cgroups
+from utsuwa.instances.lifecycle import orphans
+from utsuwa.instances.model import MOVED, POWER
 from utsuwa.migration.messages import Control, Header, LiveTerms
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -243,6 +247,27 @@ def test_an_earlier_move_says_nothing_of_a_later_one(near: Daemon, far: Daemon) 
         tell(near, earlier, runs=True)
         tell(near, later, runs=False)
         goes_on(near)
+
+
+def test_processes_that_are_lost_meanwhile_are_not_started_before_the_decision(
+    near: Daemon, far: Daemon
+) -> None:
+    near.do("PATCH", "/1.0/instances/c1", {"config": {"boot.autorestart": "true"}})
+    try:
+        with moving(near, far, answers_nonsense):
+            asks(near)
+            near.kill()
+        near.start()
+        record = asks(near)
+        pid = near.get("/1.0/instances/c1/state")["pid"]
+        asyncio.run(orphans.kill({*cgroups.folders_of(pid).values()}))
+        until(lambda: near.get("/1.0/instances/c1")["config"].get(POWER) == MOVED, 60)
+        until(lambda: near.get("/1.0/instances/c1")["status"] == "Stopped", 60)
+        tell(near, record, runs=False)
+        assert near.get("/1.0/instances/c1")["status"] == "Running"
+    finally:
+        near.delete_instances()
+        launch(near, "busybox")
 
 
 @pytest.mark.long

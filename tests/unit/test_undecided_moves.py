@@ -18,15 +18,22 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from tests.support.instances import C1, instance_row
 from tests.support.tls import make_identity
-from utsuwa.core.errors import Unavailable
+from utsuwa.core.errors import HostError, Unavailable
+from utsuwa.core.locks import NamedLocks
 from utsuwa.core.proxies import Proxies
-from utsuwa.migration import connecting, undecided
+from utsuwa.instances.context import merge
+from utsuwa.instances.model import BOOT_ID, MOVED, POWER, Loaded, RuntimePaths, RuntimeTable
+from utsuwa.instances.running_state import leave
+from utsuwa.migration import connecting, live_receiving, undecided
 from utsuwa.migration.channel import ControlChannel
 from utsuwa.migration.connecting import Remote, UnknownOperation
+from utsuwa.migration.manager import MigrationManager
 from utsuwa.migration.messages import Control
 from utsuwa.migration.undecided import Record, UndecidedMoves
 from utsuwa.operations import kinds
+from utsuwa.projects.restrictions import Restrictions
 
 Side = Literal["source", "target"]
 
@@ -152,13 +159,16 @@ async def test_a_source_that_connects_has_recorded_the_decision_before_it_confir
 class Target:
     """A server of which the first connection is never answered, as if its host had lost its power."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, upgrades: bool = True) -> None:
         self.connections = 0
+        self._upgrades = upgrades
+        """Whether the first connection becomes a websocket."""
 
     async def handle(self, request: web.BaseRequest) -> web.WebSocketResponse:
         self.connections += 1
         socket = web.WebSocketResponse(autoping=False)
-        await socket.prepare(request)
+        if self._upgrades or self.connections > 1:
+            await socket.prepare(request)
         if self.connections == 1:
             await asyncio.Event().wait()
         await socket.send_bytes(Control(success=False).encode())
@@ -199,6 +209,119 @@ async def test_a_side_that_vanishes_without_a_word_is_asked_again(
         moves.store(record)
         await asyncio.wait_for(moves.ask(record, act), 60)
     assert (target.connections, told, moves.load()) == (2, [False], [])
+
+
+async def test_a_side_that_does_not_answer_the_request_is_asked_again(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 2)
+    moves = UndecidedMoves(cast(Any, SimpleNamespace(folder=tmp_path, proxies=Proxies())))
+    target, told = Target(upgrades=False), []
+
+    async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        told.append(runs)
+
+    async with serving(target, tmp_path_factory.mktemp("tls")) as record:
+        moves.store(record)
+        await asyncio.wait_for(moves.ask(record, act), 60)
+    assert target.connections > 1
+    assert (told, moves.load()) == ([False], [])
+
+
+async def test_a_websocket_may_be_silent_for_longer_than_the_answer_to_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 2)
+    async with serving(Target(), tmp_path) as record:
+        remote = Remote(URL(record.url), {"control": record.secret}, record.certificate)
+        async with connecting.opened(remote, Proxies(), ("control",)) as (socket,):
+            reading = asyncio.create_task(socket.read())
+            done, _ = await asyncio.wait([reading], timeout=4)
+            assert not done
+            reading.cancel()
+
+
+def server(moves: UndecidedMoves) -> MigrationManager:
+    """The manager of a daemon that is being started."""
+    manager = MigrationManager(moves._ctx, cast(Any, None))
+    manager._moves = moves
+    return manager
+
+
+async def test_a_daemon_starts_although_it_cannot_find_out_what_has_become_of_a_move(
+    moves: UndecidedMoves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> bool:
+        raise HostError("the monitor does not respond")
+
+    attempts = replies(monkeypatch, Unavailable)
+    monkeypatch.setattr(live_receiving, "decide_interrupted", silent)
+    monkeypatch.setattr(moves._ctx, "instances", None, raising=False)
+    record = record_of("target", runs=None)
+    moves.store(record)
+    manager = server(moves)
+    await manager.start()
+    await manager.settle()
+    assert moves.load() == [record]
+    assert not moves._tasks
+    assert attempts == []  # the source is told nothing
+
+
+def lost_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power: str, autostart: str = ""
+) -> tuple[Any, Path, dict[str, str | None]]:
+    """The context of an instance whose processes are gone, the file that says so, and what is stored."""
+    config = {POWER: power} | ({"boot.autostart": autostart} if autostart else {})
+    instance = merge(instance_row(id=1, state="ready", config=config), [], Restrictions("default"))
+    stored: dict[str, str | None] = {}
+
+    async def loaded(*_: object) -> Loaded:
+        return instance
+
+    async def patch_config(_: int, changes: dict[str, str | None]) -> None:
+        stored.update(changes)
+
+    monkeypatch.setattr(leave, "load", loaded)
+    paths = RuntimePaths(tmp_path)
+    paths.undecided.write_text("move")
+    ctx = SimpleNamespace(
+        runtime=RuntimeTable(),
+        locks=NamedLocks(),
+        runtime_paths=lambda _: paths,
+        patch_config=patch_config,
+    )
+    return ctx, paths.undecided, stored
+
+
+@pytest.mark.parametrize(("autostart", "starts"), [("", True), ("true", True), ("false", False)])
+async def test_an_instance_that_has_not_moved_is_one_that_was_running_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autostart: str, starts: bool
+) -> None:
+    """Also if its start fails, or the daemon is killed before."""
+    ctx, undecided_file, stored = lost_of(tmp_path, monkeypatch, MOVED, autostart)
+    assert not await leave.decide(ctx, C1, 1, "an earlier move", runs=False)
+    assert (stored, undecided_file.exists()) == ({}, True)
+    assert await leave.decide(ctx, C1, 1, "move", runs=False) is starts
+    assert stored == {POWER: "RUNNING" if starts else "STOPPED", BOOT_ID: None}
+    assert not undecided_file.exists()
+    assert not await leave.decide(ctx, C1, 1, "move", runs=False)  # it is told again
+
+
+async def test_a_stopped_instance_stays_stopped_if_it_has_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, undecided_file, stored = lost_of(tmp_path, monkeypatch, "STOPPED")
+    assert not await leave.decide(ctx, C1, 1, "move", runs=False)
+    assert (stored, undecided_file.exists()) == ({}, False)
+
+
+@pytest.mark.parametrize("power", ["RUNNING", "STOPPED", MOVED])
+async def test_an_instance_that_has_moved_is_not_started_whatever_has_become_of_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power: str
+) -> None:
+    ctx, _, stored = lost_of(tmp_path, monkeypatch, power)
+    assert not await leave.decide(ctx, C1, 1, "move", runs=True)
+    assert stored == {POWER: MOVED}
 
 
 async def test_connections_to_the_other_side_notice_that_its_host_is_gone(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Running:
     recorded_as_stopped: bool = True
     """Whether its end was stored and published as final, without a restart."""
     moved: bool = False
-    """Whether it goes on on another server, to which its running state was sent."""
+    """Whether it goes on on another server, to which its state was sent, or has ended and may do so."""
     keep_power: bool = False
     """Whether the last power state remains RUNNING, because the host shuts down."""
     early_cleanup: asyncio.Future[None] | None = None

@@ -150,7 +150,8 @@ async def opened(
         ClientSession(
             connector=TCPConnector(ssl=context, force_close=True),
             cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            # What is read is limited until a websocket is open: then, aiohttp lifts that.
+            timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=CONNECT_SECONDS),
         ) as session,
         contextlib.AsyncExitStack() as stack,
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,10 @@ _DECISION_SECONDS = 60
 that it is waited for in the background, while users can decide it."""
 
 
+Decided = Callable[[Record, bool], Awaitable[None]]
+"""What is done when it is known whether the instance runs on the target, if that is not known in time."""
+
+
 async def check_live(ctx: MigrationContext, wanted: Wanted) -> None:
     """Raise what moving a running instance would raise now: InvalidRequest, Unavailable (CRIU, pool)."""
     container = stop.running(ctx.instances, wanted.ref)
@@ -64,6 +69,7 @@ async def check_live(ctx: MigrationContext, wanted: Wanted) -> None:
 async def send_live(
     ctx: MigrationContext,
     moves: UndecidedMoves,
+    decided: Decided,
     wanted: Wanted,
     remote: Remote | None,
     operation: Operation,
@@ -87,7 +93,7 @@ async def send_live(
         sending = await begin(control, files, offered, operation)
         record = _record(instance, remote, ticket, sending)
         leaving = _Leaving(
-            ctx, moves, instance, container, criu, sending, control, files, state, record, operation
+            ctx, moves, decided, instance, container, criu, sending, control, files, state, record, operation
         )
         try:
             await leaving.run()
@@ -151,6 +157,7 @@ class _Leaving:
 
     ctx: MigrationContext
     moves: UndecidedMoves
+    decided: Decided
     instance: Loaded
     container: Running
     criu: Criu
@@ -169,6 +176,8 @@ class _Leaving:
     """What is done when that is known."""
     _left: bool = False
     """Whether the decision is waited for in the background, where the instance's lock is not held."""
+    _refused: bool = False
+    """Whether the target has said, on this connection, that the instance does not run there."""
     undecided: bool = False
     """Whether the target decides: what happens to this connection means nothing then, and that must not be
     told that the instance goes on here."""
@@ -179,6 +188,8 @@ class _Leaving:
         try:
             await all_of(self._send(verdict), watched_by=self._watch(verdict))
         finally:
+            if self._refused:  # the container runs on, so that it does not wait for this as well
+                await finish(self.moves.confirm(self.record, self.control, self._act, runs=False))
             verdict.cancel()
             await asyncio.wait([verdict])
 
@@ -295,8 +306,9 @@ class _Leaving:
             await self._ask(verdict)
             return
         await self._act(bool(said.success))
-        await self.moves.confirm(self.record, self.control, self._act, runs=bool(said.success))
+        self._refused = not said.success
         check_verdict(said)
+        await self.moves.confirm(self.record, self.control, self._act, runs=True)
 
     async def _ask(self, verdict: asyncio.Task[Control]) -> None:
         """Learn the decision on another connection, or late on the first one, and act on it.
@@ -331,8 +343,7 @@ class _Leaving:
     async def _act(self, runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
         """Do what follows from the decision, once: it may be told again, and on two connections."""
         if self._left:
-            record = self.record
-            await leave.decide(self.ctx.instances, record.ref, record.row_id, record.operation, runs=runs)
+            await self.decided(self.record, runs)
             return
         if self._acting is None:
             self._told.set_result(runs)

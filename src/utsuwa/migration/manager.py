@@ -52,10 +52,15 @@ class MigrationManager:
         await asyncio.to_thread(_empty, self._ctx.folder)
         for record in await asyncio.to_thread(self._moves.load):
             if record.side == "target" and record.runs is None:
-                record.runs = await live_receiving.decide_interrupted(self._ctx.instances, record)
-                await asyncio.to_thread(self._moves.store, record)
-            if record.side == "source" and record.runs is None:
-                await leave.keep_stopped(self._ctx.instances, record.ref, record.row_id, record.operation)
+                await self._decide_interrupted(record)
+
+    async def _decide_interrupted(self, record: Record) -> None:
+        try:
+            record.runs = await live_receiving.decide_interrupted(self._ctx.instances, record)
+        except UtsuwaError as error:  # such as a monitor that does not respond: left to the next start
+            log.error("cannot determine whether instance %r has moved here: %s", record.name, error.message)
+        else:
+            await asyncio.to_thread(self._moves.store, record)
 
     async def settle(self) -> None:
         """Find out what has become of moves that were undecided when the daemon died.
@@ -63,22 +68,22 @@ class MigrationManager:
         Instances have been recovered: those that are undecided are frozen.
         """
         for record in await asyncio.to_thread(self._moves.load):
-            self._moves.in_background(self._settle(record), record.name)
+            if record.side == "source":
+                work = self._moves.ask(record, partial(self._decided, record))
+            elif record.runs is not None:
+                work = self._moves.tell(record)
+            else:  # `start` could not find it out
+                continue
+            self._moves.in_background(work, record.name)
 
-    async def _settle(self, record: Record) -> None:
-        if record.side == "target":
-            await self._moves.tell(record)
-            return
-
-        async def act(runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
-            move = (record.ref, record.row_id, record.operation)
-            if await leave.decide(self._ctx.instances, *move, runs=runs):
-                try:
-                    await self._instances.start(record.ref)
-                except UtsuwaError as error:
-                    log.error("instance %r, which has not moved, is not started: %s", record.name, error)
-
-        await self._moves.ask(record, act)
+    async def _decided(self, record: Record, runs: bool) -> None:  # noqa: FBT001 - the type of `undecided.Act`
+        """Do what follows from the decision on a move of which no operation holds the instance's lock."""
+        move = (record.ref, record.row_id, record.operation)
+        if await leave.decide(self._ctx.instances, *move, runs=runs):
+            try:
+                await self._instances.start(record.ref)
+            except UtsuwaError as error:
+                log.error("instance %r, which has not moved, is not started: %s", record.name, error)
 
     async def is_undecided(self, operation: str) -> bool:
         """Whether there is a record of the move whose decision is told by an operation with this id."""
@@ -120,7 +125,7 @@ class MigrationManager:
         remote = await self._target(ref.project, target, live=live)
         if live:
             await check_live(ctx, wanted)
-            work = partial(send_live, ctx, self._moves, wanted, remote)
+            work = partial(send_live, ctx, self._moves, self._decided, wanted, remote)
         else:
             await check(ctx, wanted)
             work = partial(send_instance, ctx, wanted, remote)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utsuwa.core.errors import NotFound, UtsuwaError
 from utsuwa.core.refs import InstanceRef
+from utsuwa.core.threads import in_thread
 from utsuwa.core.warning_types import (
     CPUS_NOT_ASSIGNED,
     ENDS_TOO_OFTEN,
@@ -164,7 +165,13 @@ class Watch:
             if not read_small(paths.target):  # the monitor did not complete
                 await orphans.remove_cgroups(ctx, running.ref.storage_name)
             target = read_target(paths)
-            again = target != "reboot" and await self._restarts_itself(running, instance, paths)
+            if not running.forced and await in_thread(paths.undecided.exists):
+                running.moved = True  # or may have, as long as neither the other server nor a user denies it
+            again = (
+                target != "reboot"
+                and not running.moved
+                and await self._restarts_itself(running, instance, paths)
+            )
             follows = follow_up(running, target, ephemeral=instance.data.ephemeral, autorestart=again)
             running.recorded_as_stopped = follows is not FollowUp.RESTART
             if kept and running.recorded_as_stopped:  # the restart has been cancelled meanwhile

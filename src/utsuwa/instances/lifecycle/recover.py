@@ -19,7 +19,7 @@ from utsuwa.host.files.filetree import remove_tree
 from utsuwa.host.processes import pidfds
 from utsuwa.instances import identity
 from utsuwa.instances.confinement import limits, lxcconf, policies
-from utsuwa.instances.context import Context, load_all
+from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.guest import switch
 from utsuwa.instances.lifecycle import (
     autorestart,
@@ -31,7 +31,7 @@ from utsuwa.instances.lifecycle import (
     freeze,
     orphans,
 )
-from utsuwa.instances.model import BOOT_ID, MOVED, POWER, READY, Loaded, Running
+from utsuwa.instances.model import BOOT_ID, MOVED, POWER, READY, Loaded, Running, RuntimePaths
 from utsuwa.instances.running_state import own_state
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,7 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
     await orphans.kill_orphans(ctx, stopped)
     for instance in stopped:
         paths = ctx.runtime_paths(instance)
+        instance = await _kept_if_undecided(ctx, instance, paths)
         again = await autorestart.wanted(instance, paths)
         outcome = outcome_of(instance, ctx.boot_id, end.read_target(paths), autorestart=again)
         try:
@@ -226,6 +227,17 @@ async def settle(ctx: Context, stopped: list[Loaded]) -> list[Loaded]:
     await asyncio.to_thread(cgroups.remove_unused, ctx.cgroup)
     wanted.sort(key=lambda i: (-_number(i, "boot.autostart.priority"), i.ref))
     return wanted
+
+
+async def _kept_if_undecided(ctx: Context, instance: Loaded, paths: RuntimePaths) -> Loaded:
+    """Have an instance not be started by itself if the frozen processes are gone of a move that is undecided.
+
+    It may run on the other server.
+    """
+    if instance.data.config.get(POWER) == MOVED or not await in_thread(paths.undecided.exists):
+        return instance
+    await ctx.patch_config(instance.row.id, {POWER: MOVED})
+    return await load(ctx, instance.ref)
 
 
 async def _clean(ctx: Context, instance: Loaded, outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit.test_migration_channel import Socket
@@ -55,6 +56,34 @@ def test_only_so_many_files_are_taken(tmp_path: Path) -> None:
     source = volume(tmp_path / "many", many)
     with pytest.raises(InvalidRequest, match="more than 1000"):
         beside.take(source, volume(tmp_path / "own", {}))
+
+
+def listed(*paths: list[bytes]) -> bytes:
+    """The document with a volume whose files have these paths, and are empty."""
+    return msgspec.json.encode([[(path, 0) for path in paths]])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        listed(*[[b"templates", str(number).encode()] for number in range(1002)]),
+        listed([b"templates", *[b"x"] * 50]),
+        listed([b"templates", *[b"x"] * 100_000]),
+    ],
+    ids=["files", "depth", "much depth"],
+)
+async def test_what_is_listed_has_limits(tmp_path: Path, document: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="lists an instance's metadata wrongly"):
+        await beside.receive(Stream(Socket(document, "", "")), tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_all_volumes_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_MAX_NAMES", 5)
+    most, more = ([[b"templates", b"x"]] * 2, [[b"templates", b"x"]] * 3)
+    await beside.receive(Stream(Socket(listed(*most), "", "")), volume(tmp_path / "a", {}), 1)
+    with pytest.raises(InvalidRequest, match="too large"):
+        await beside.receive(Stream(Socket(listed(*more), "", "")), volume(tmp_path / "b", {}), 1)
 
 
 async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,17 @@ from utsuwa.migration.channel import Stream
 from utsuwa.storage.drivers.trees import copy_metadata, remove_metadata
 
 _MAX_BYTES = 64 * 2**20
+_MAX_FILES = 1001
+"""Of a volume: as many templates as an instance may have, and `metadata.yaml`."""
+_MAX_DEPTH = 50
+"""Names in a path."""
+_MAX_NAMES = 200_000
+"""Names in all paths of all volumes, each of which may be a file or directory to create."""
 
-_Path = list[bytes]
+_Path = Annotated[list[bytes], msgspec.Meta(max_length=_MAX_DEPTH)]
 """The names of a file and the directories that it is in, which need not be UTF-8, the outermost first."""
-_Files = list[tuple[_Path, Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]]]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
+_Files = Annotated[list[tuple[_Path, _Size]], msgspec.Meta(max_length=_MAX_FILES)]
 """The files of a volume with their sizes."""
 
 
@@ -74,9 +81,10 @@ async def receive(files: Stream, folder: Path, count: int) -> None:
 
     Raises InvalidRequest, also if it is too much, OutOfSpace, Unavailable.
     """
-    listed = _checked(await files.document(), count)
+    document = await files.document()
+    listed = await asyncio.to_thread(_checked, document, count)
     try:
-        places = await in_thread(_prepare, folder, listed)
+        places = await finish(asyncio.to_thread(_prepare, folder, listed))
         await extents.receive(files, extents.Extents(places), lambda _: None)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -95,7 +103,7 @@ def _checked(document: bytes, count: int) -> list[_Files]:
     paths = [path for own in listed for path, _ in own]
     if len(listed) != count or not all(map(_may_be, paths)):
         raise InvalidRequest("The other server lists other metadata of an instance than there can be")
-    if sum(size for own in listed for _, size in own) > _MAX_BYTES:
+    if sum(size for own in listed for _, size in own) > _MAX_BYTES or sum(map(len, paths)) > _MAX_NAMES:
         raise InvalidRequest("The metadata of the other server's instance is too large")
     return listed
 

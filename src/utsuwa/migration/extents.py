@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.tasks import finish
 from utsuwa.core.threads import in_thread
 from utsuwa.migration.channel import Stream
 from utsuwa.migration.racing import all_of
@@ -95,7 +97,7 @@ async def receive(stream: Stream, extents: Extents, count: Callable[[int], None]
         while (part := await stream.read()) is not None:
             count(len(part))
             await in_thread(extents.write, part)
-        await in_thread(extents.complete)
+        await finish(asyncio.to_thread(extents.complete))  # creates all empty files that are left
 
     try:
         await all_of(write(), watched_by=stream.watch())

@@ -132,10 +132,12 @@ class Program:
     async def end(self) -> None:
         """End it, and wait for that."""
         self._run.cancel()
-        await finish(asyncio.wait([self._run]))
-        self._ends.close()
-        if not self._run.cancelled():
-            self._run.exception()  # whoever has used it knows
+        try:
+            await finish(asyncio.wait([self._run]))
+        finally:
+            self._ends.close()
+            if not self._run.cancelled():
+                self._run.exception()  # whoever has used it knows
 
 
 def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:

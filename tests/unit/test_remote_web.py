@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import ssl
@@ -335,6 +336,30 @@ def test_a_full_disk_ends_the_transfer_of_a_long_file(
     assert ended.wait(20)
     assert len(straight) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ETIMEDOUT])
+def test_the_server_is_not_blamed_for_a_disk_that_fails(
+    client: Client,
+    server: ImageServer,
+    long_files: Image,
+    straight: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    write = Upload._write
+
+    def write_some(upload: Upload, file: BinaryIO, part: memoryview) -> None:
+        if upload.size > 2_000_000:
+            raise OSError(number, os.strerror(number))
+        write(upload, file, part)
+
+    monkeypatch.setattr(Upload, "_write", write_some)
+    monkeypatch.setattr(behind, "MOST", 2)
+    with asyncio.Runner() as runner, pytest.raises(OSError, match=os.strerror(number)) as raised:
+        runner.run(client.download(10**7))
+    assert raised.value.errno == number
+    assert len(straight) == 1
 
 
 @pytest.mark.parametrize("loop", LOOPS)

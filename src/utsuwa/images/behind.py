@@ -42,6 +42,11 @@ class Behind:
                 self._wanted = wanted = asyncio.Event()
             await wanted.wait()
 
+    @property
+    def error(self) -> BaseException | None:
+        """What storing has raised."""
+        return self._error
+
     def spare(self) -> memoryview | None:
         """Return an empty buffer if there is one now, and nothing has failed; otherwise, wait for `room`."""
         with self._lock:

@@ -266,7 +266,7 @@ class LongBody:
             connection.protocol.pause_reading()
 
     async def rest(self, behind: Behind) -> None:
-        """Receive the rest straight into buffers."""
+        """Receive the rest straight into buffers. Raises also what storing has raised."""
         left = (self._response.content_length or 0) - self._response.content.total_bytes
         if not left:
             return
@@ -276,10 +276,15 @@ class LongBody:
             if transport is None or transport.is_closing():
                 raise ConnectionError(f"the connection has ended {left} bytes too early")
             intake = Intake(transport, left, behind, self._note)
-            try:
-                await intake.receive(STALL_SECONDS, SLOWEST)
-            except TimeoutError:
+        try:
+            await intake.receive(STALL_SECONDS, SLOWEST)
+        except OSError as error:
+            if error is behind.error:  # which is not the server's
+                raise
+            if isinstance(error, TimeoutError):
                 raise _too_slow(self._response.url) from None
+            with translated(self._response.url):
+                raise
 
 
 def shown(url: URL) -> str:

@@ -10,12 +10,25 @@ import signal
 
 from utsuwa.host.processes import pipes
 
+_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+"""How `pidfd_open` fails for a process that has ended: the last two if the pid is now the id of a thread, and
+on Linux before 6.9 also for a moment after it was waited for."""
+
+
+def _opened(pid: int) -> int | None:
+    """Return a pidfd, None if the process has ended. Raises OSError if no descriptor is available."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _ENDED:
+            return None
+        raise
+
 
 async def wait(pid: int) -> None:
     """Wait until a process has ended; returns at once if it does not exist."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    pidfd = _opened(pid)
+    if pidfd is None:
         return
     try:
         await pipes.readable(pidfd)
@@ -25,12 +38,14 @@ async def wait(pid: int) -> None:
 
 def send_signal(pid: int, number: int) -> None:
     """Send a signal; does nothing if the process has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
+    pidfd = _opened(pid)
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def kill(pid: int) -> None:
@@ -45,13 +60,7 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._fd: int | None = None
-        try:
-            self._fd = os.pidfd_open(pid)
-        except OSError as error:
-            # The last two: the pid is now the id of a thread.
-            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
-                raise
+        self._fd = _opened(pid)
 
     def fileno(self) -> int:
         """Return the pidfd, still owned by this object. Raises ProcessLookupError if it has ended."""

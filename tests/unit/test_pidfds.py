@@ -30,6 +30,7 @@ async def test_a_pid_that_has_become_the_id_of_a_thread_has_ended(thread_id: int
     assert pidfds.Process(thread_id).ended
 
 
+@pytest.mark.processes
 async def test_a_process_is_signalled_and_waited_for() -> None:
     with subprocess.Popen(["sleep", "infinity"]) as process:
         pidfds.send_signal(process.pid, signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,8 @@ from utsuwa.tryit.settings import Settings
 
 _MAX_MESSAGE = 4 * 2**20
 _SECONDS = 60.0
+_START_SECONDS = 60.0
+"""Until a command has been started."""
 _CLOSE_SECONDS = 10.0
 
 
@@ -81,7 +84,10 @@ class Rest:
     async def execute(
         self, name: str, command: list[str], *, width: int = 0, height: int = 0, control: bool = False
     ) -> Execution:
-        """Start a command on a terminal in a container, as its root."""
+        """Start a command on a terminal in a container, as its root.
+
+        Raises Unavailable also if that takes longer than a minute.
+        """
         body = {
             "command": command,
             "wait-for-websocket": True,
@@ -90,23 +96,34 @@ class Rest:
             "height": height,
             "environment": {"TERM": "xterm-256color"},
         }
-        started = await self._request("POST", f"/1.0/instances/{name}/exec", body, {})
+        names = ("control", "0") if control else ("0",)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                started = await self._request("POST", f"/1.0/instances/{name}/exec", body, {})
+                return await self._connect(started, names)
+        except TimeoutError as error:
+            message = f"The daemon does not run the command within {_START_SECONDS:.0f} s"
+            raise Unavailable(message) from error
+
+    async def _connect(self, started: dict[str, Any], names: tuple[str, ...]) -> Execution:
+        """Open these streams of a command."""
         secrets = started["metadata"]["metadata"]["fds"]
         url = f"{started['operation'].partition('?')[0]}/websocket"
-        names = ("control", "0") if control else ("0",)
-        streams: dict[str, aiohttp.ClientWebSocketResponse] = {}
+        execution = Execution({})
         try:
-            for stream in names:
-                streams[stream] = await self._session.ws_connect(
-                    url,
-                    params={"secret": secrets[stream], "project": self._project},
-                    max_msg_size=_MAX_MESSAGE,
-                    autoclose=True,
-                )
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(execution.close)
+                for stream in names:
+                    execution.streams[stream] = await self._session.ws_connect(
+                        url,
+                        params={"secret": secrets[stream], "project": self._project},
+                        max_msg_size=_MAX_MESSAGE,
+                        autoclose=True,
+                    )
+                undo.pop_all()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await Execution(streams).close()
             raise Unavailable(f"The daemon does not run the command: {error}") from error
-        return Execution(streams)
+        return execution
 
     async def _request(self, method: str, path: str, body: Any, query: dict[str, str]) -> dict[str, Any]:
         data = None if body is None else msgspec.json.encode(body)

@@ -9,7 +9,8 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -39,7 +40,11 @@ _MOST_REMEMBERED = 10_000
 _LOOK_SECONDS = 1.0
 """Between two looks at which sessions are over."""
 _CHECK_SECONDS = 1.0
-"""Least time between two checks of one session."""
+"""Least time between two questions to one visitor's daemon."""
+_MOST_ATTEMPTS = 10
+"""To see whether Docker is still there, if the visitor's daemon does not answer."""
+_PAUSE_SECONDS = 5.0
+"""Between them."""
 _IN_TURNS = frozenset(step.id for step in STEPS if step.in_turns)
 
 
@@ -79,10 +84,13 @@ class Session:
     ended: float | None = None
     """When, by the monotonic clock."""
     feedback: bool = False
-    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    checked: float = 0.0
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its visitor's daemon is asked something: one question at a time costs the host little."""
+    asked: float = 0.0
     deletions: int = 0
-    """How many instances had been deleted in it when it was last asked whether Docker is still there."""
+    """How many instances had been deleted in it when it was last known whether Docker is still there."""
+    look: asyncio.Task[None] | None = None
+    """The last look at whether Docker is still there, which may still go on."""
 
     @property
     def state(self) -> str:
@@ -110,7 +118,6 @@ class Sessions:
         self._starts: dict[str, deque[float]] = {}
         self._task: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
-        self._looks: set[asyncio.Task[None]] = set()
 
     @property
     def now(self) -> int:
@@ -123,7 +130,7 @@ class Sessions:
     async def stop(self) -> None:
         if self._task is not None:
             await settle(self._task)
-        await settle(*self._looks)
+        await settle(*(session.look for session in self._by_cookie.values() if session.look))
         for session in self._current():
             self._end_soon(session, "shutdown")
         await asyncio.gather(*self._endings)
@@ -185,12 +192,7 @@ class Sessions:
 
         Raises Unavailable.
         """
-        async with session.checking:
-            wait = session.checked + _CHECK_SECONDS - time.monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            session.checked = time.monotonic()
-            inside = Inside(self._rest, session.container.name)
+        async with self._asking(session) as inside:
             verdict = await step.check(Look(inside, session.container, session.watch))
         if verdict.done and step.id not in session.done:
             session.done.append(step.id)
@@ -200,6 +202,8 @@ class Sessions:
     def ask_turn(self, session: Session) -> Place | None:
         """Return where a visitor is who wants a turn; None if it has done the step, and needs none."""
         if not _IN_TURNS.isdisjoint(session.done) and session.id not in self.turns:
+            # It may still wait, as the step can be done without a turn.
+            self.turns.leave(session.id, "done")
             return None
         return self.turns.ask(session.id)
 
@@ -279,6 +283,16 @@ class Sessions:
         except Exception:
             log.exception("the end of session %s failed", session.id)
 
+    @asynccontextmanager
+    async def _asking(self, session: Session) -> AsyncIterator[Inside]:
+        """Ask a visitor's daemon, after other questions to it, and not more often than once a second."""
+        async with session.asking:
+            wait = session.asked + _CHECK_SECONDS - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            session.asked = time.monotonic()
+            yield Inside(self._rest, session.container.name)
+
     def _look_for_finished_turns(self) -> None:
         """End the turns of those who have done the step and have no instance with Docker any more.
 
@@ -286,20 +300,33 @@ class Sessions:
         """
         for session in self._current():
             finished = session.id in self.turns and not _IN_TURNS.isdisjoint(session.done)
-            if finished and session.watch.deletions > session.deletions:
-                session.deletions = session.watch.deletions
-                task = asyncio.create_task(self._end_finished_turn(session), name=f"turn of {session.id}")
-                self._looks.add(task)
-                task.add_done_callback(self._looks.discard)
+            unknown = session.watch.deletions > session.deletions
+            if finished and unknown and (session.look is None or session.look.done()):
+                look = self._end_finished_turn(session)
+                session.look = asyncio.create_task(look, name=f"turn of {session.id}")
 
     async def _end_finished_turn(self, session: Session) -> None:
-        try:
-            if not await docker_instances(Inside(self._rest, session.container.name)):
+        deletions = session.watch.deletions
+        for _ in range(_MOST_ATTEMPTS):
+            deletions = session.watch.deletions
+            left = await self._has_docker(session)
+            if left is False:
                 self.turns.leave(session.id, "done")
+            if left is not None or session.id not in self.turns:
+                break
+            await asyncio.sleep(_PAUSE_SECONDS)
+        session.deletions = deletions
+
+    async def _has_docker(self, session: Session) -> bool | None:
+        """Return None if the visitor's daemon does not say it."""
+        try:
+            async with self._asking(session) as inside:
+                return bool(await docker_instances(inside))
         except UtsuwaError as error:
             log.info("cannot see whether %s still has Docker: %s", session.container.name, error.message)
         except Exception:
             log.exception("cannot see whether %s still has Docker", session.container.name)
+        return None
 
     def _reason_to_end(self, session: Session) -> str:
         """Return an empty string if it goes on."""

@@ -8,8 +8,10 @@ import http.client
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ IDS = b"root:65536:983040\n"
 USER = "nobody"
 """An account of every host."""
 SECONDS = 120.0
+_ASK_SECONDS = 3.0
+"""Between two questions of a page for a turn."""
 
 
 def shown() -> dict[str, dict[str, str]]:
@@ -248,6 +252,25 @@ class Visitor:
 
     def terminal(self, query: str = "width=100&height=30", **headers: str) -> Terminal:
         return Terminal(self.address, f"/api/session/terminal?{query}", {**self.own, **headers})
+
+
+@contextlib.contextmanager
+def asking(*visitors: Visitor) -> Iterator[None]:
+    """Have visitors ask for their turns all the time, as their pages do, so that they keep them."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(_ASK_SECONDS):
+            for visitor in visitors:
+                visitor.ask_turn()
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            yield
+        finally:
+            over.set()
+    asked.result()
 
 
 class Terminal:

@@ -17,7 +17,7 @@ from tests.support import try_site
 from tests.support.daemon import Daemon
 from tests.support.images import Image
 from tests.support.netbox import until
-from tests.support.try_site import ROOT, Site, Visitor, running
+from tests.support.try_site import ROOT, Site, Visitor, asking, running
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
@@ -95,8 +95,15 @@ def test_each_step_of_the_tour_is_done_by_its_command_and_not_before(site: Site)
 def test_visitors_come_to_the_step_with_docker_one_after_the_other(site: Site) -> None:
     site.stop()
     site.start(docker_at_once=1, sessions_per_address=3)
-    first, second, third = visitors = [site.visitor() for _ in range(3)]
-    for visitor in visitors:
+    try:
+        _come_to_docker(site, *(site.visitor() for _ in range(3)))
+    finally:
+        site.stop()
+        site.start(docker_at_once=5, sessions_per_address=2)
+
+
+def _come_to_docker(site: Site, first: Visitor, second: Visitor, third: Visitor) -> None:
+    for visitor in (first, second, third):
         assert visitor.begin().status == 201
     assert first.ask_turn()["state"] == "turn"
     assert second.ask_turn() == {"state": "waiting", "ahead": 0, "most": 1}
@@ -118,22 +125,19 @@ def test_visitors_come_to_the_step_with_docker_one_after_the_other(site: Site) -
     assert third.ask_turn()["state"] == "turn"
 
     # Without a turn, Docker can be run, and the step be done; with it, the turn ends after the instance.
-    terminal = third.terminal()
-    terminal.type(f"{TOUR['docker'][1]}; echo status-1=$?\n")
-    terminal.read_until("status-1=0")
-    until(lambda: third.check("docker")["done"])
-    assert third.ask_turn()["state"] == "turn"
-    assert first.ask_turn()["ahead"] == 0
-    terminal.type("utsuwa delete --force box; echo status-2=$?\n")
-    terminal.read_until("status-2=0")
-    terminal.close()
-    until(lambda: first.ask_turn()["state"] == "turn")
-    assert third.ask_turn() == {"state": "done"}
+    with asking(third, first), contextlib.closing(third.terminal()) as terminal:
+        terminal.type(f"{TOUR['docker'][1]}; echo status-1=$?\n")
+        terminal.read_until("status-1=0")
+        until(lambda: third.check("docker")["done"])
+        assert third.ask_turn()["state"] == "turn"
+        assert first.ask_turn()["ahead"] == 0
+        terminal.type("utsuwa delete --force box; echo status-2=$?\n")
+        terminal.read_until("status-2=0")
+        until(lambda: first.ask_turn()["state"] == "turn")
+        assert third.ask_turn() == {"state": "done"}
     for visitor in (first, third):
         visitor.send("DELETE", "/api/session")
     assert (site.metric("docker_turns"), site.metric("docker_waiting")) == (0, 0)
-    site.stop()
-    site.start(docker_at_once=5, sessions_per_address=2)
 
 
 def test_the_site_has_no_right_but_its_certificates(module_daemon: Daemon, site: Site, folder: Path) -> None:

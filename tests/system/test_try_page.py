@@ -29,7 +29,7 @@ from tests.support.images import Image
 from tests.support.long import LONG
 from tests.support.netbox import until
 from tests.support.relay import relay
-from tests.support.try_site import Site, prepared, running
+from tests.support.try_site import Site, asking, prepared, running
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -244,25 +244,39 @@ def test_whoever_comes_to_docker_while_others_do_waits_in_a_queue(browser: Brows
     other = site.visitor()
     try:
         assert other.begin(**ELSEWHERE).status == 201
-        assert other.ask_turn()["state"] == "turn"
         with opened(browser, site.address) as page:
             begin(page)
             step = page.get_by_role("button", name="Run Docker inside")
-            step.click()
-            expect(page.get_by_text("Your place in the queue: 1")).to_be_visible()
-            for command in page.locator(".typed").all():
-                expect(command).to_be_disabled()
-            load_rules(page)
-            assert violations(page) == []
-            page.reload()
-            step.click()
-            expect(page.get_by_text("Your place in the queue: 1")).to_be_visible()
+            assert other.ask_turn()["state"] == "turn"
+            with asking(other):
+                step.click()
+                expect(page.get_by_text("Your place in the queue: 1")).to_be_visible()
+                for command in page.locator(".typed").all():
+                    expect(command).to_be_disabled()
+                load_rules(page)
+                assert violations(page) == []
+                page.reload()
+                step.click()
+                expect(page.get_by_text("Your place in the queue: 1")).to_be_visible()
             other.send("DELETE", "/api/session/turn")
-            expect(page.get_by_text("It is your turn")).to_be_visible()
+            # What changes each minute is not announced each time.
+            told = page.get_by_role("status").filter(has_text="It is your turn")
+            expect(told).to_be_visible()
+            expect(told).not_to_contain_text("min")
+            expect(page.get_by_text("min more")).to_be_visible()
             expect(page.locator(".typed").first).to_be_enabled()
             assert other.ask_turn() == {"state": "waiting", "ahead": 0, "most": 1}
             page.get_by_role("button", name="Back").click()
             until(lambda: other.ask_turn()["state"] == "turn")
+
+            page.route("**/api/session/turn", lambda route: route.abort("connectionrefused"))
+            step.click()
+            expect(page.get_by_text("Please check your connection")).to_be_visible()
+            expect(page.locator(".typed").first).to_be_disabled()
+            page.unroute_all()
+            page.route("**/api/session/turn", lambda route: route.fulfill(json={"state": "done"}))
+            expect(page.locator(".typed").first).to_be_enabled()
+            page.unroute_all()
     finally:
         other.send("DELETE", "/api/session")
         site.stop()

@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { type Language, setLanguage } from "../i18n/language";
 import { EndView, type Reason } from "./end";
 import { t } from "./i18n";
+import { saidOf } from "./problem";
 import type { SessionProps } from "./session";
 import {
   beginSession,
@@ -73,8 +74,8 @@ export function App() {
     try {
       await endSession();
     } catch (error) {
-      const { code, message } = error as SiteError;
-      if (code !== NO_SESSION) return code === UNREACHABLE ? t("unreachable") : message;
+      const failed = error as SiteError;
+      if (failed.code !== NO_SESSION) return saidOf(failed);
     }
     setStage({ kind: "ended", reason: "left" });
     return undefined;

@@ -2,6 +2,7 @@
 import { useId, useState } from "preact/hooks";
 import { CommandLine } from "../components/command-line";
 import { type Key, t } from "./i18n";
+import { saidOf } from "./problem";
 import { type SiteError, sendFeedback } from "./site";
 
 const STARS: Key[] = ["star1", "star2", "star3", "star4", "star5"];
@@ -58,7 +59,7 @@ function Feedback({ thanked, onThanked }: Props) {
       await sendFeedback(stars, text);
       onThanked();
     } catch (error) {
-      setProblem((error as SiteError).message);
+      setProblem(saidOf(error as SiteError));
     }
     setBusy(false);
   };

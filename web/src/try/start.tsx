@@ -4,7 +4,8 @@ import { Check } from "../components/fields";
 import { type Language, language } from "../i18n/language";
 import { Frame, type OnLanguage } from "./frame";
 import { type Key, t } from "./i18n";
-import { type Site, type SiteError, UNREACHABLE } from "./site";
+import { saidOf } from "./problem";
+import type { Site, SiteError } from "./site";
 
 const PERIOD = 10_000; // milliseconds between two looks at the free places
 const TERMS: Key[] = ["term1", "term2", "term3", "term4"];
@@ -15,19 +16,6 @@ interface Props {
   onLanguage: OnLanguage;
   onBegin: (language: Language) => Promise<void>;
   onRefresh: () => void;
-}
-
-function saidOf({ code, message }: SiteError): string {
-  switch (code) {
-    case "full":
-      return t("full");
-    case "too-many":
-      return t("tooMany");
-    case UNREACHABLE:
-      return t("unreachable");
-    default:
-      return message;
-  }
 }
 
 function Places({ site }: { site: Site }) {

@@ -3,6 +3,7 @@ import type { RefObject } from "preact";
 import { Icon } from "../components/icon";
 import type { Activity } from "./activity";
 import { t } from "./i18n";
+import { saidOf } from "./problem";
 import { Marked, Prose } from "./prose";
 import type { Checked, Step } from "./site";
 import { hintOf, textOf } from "./tour";
@@ -50,15 +51,19 @@ function Commands({ commands, disabled, onCommand }: CommandsProps) {
 function Waiting({ queue }: { queue: Queue }) {
   const { turn, problem } = queue;
   return (
-    <div role="status">
-      {problem && <p class="hint">{problem.message}</p>}
-      {turn?.state === "waiting" && (
-        <p class="hint">{t("turnWaiting", { most: turn.most, place: turn.ahead + 1 })}</p>
-      )}
+    <>
+      <div role="status">
+        {problem && <p class="hint">{saidOf(problem)}</p>}
+        {turn?.state === "waiting" && (
+          <p class="hint">{t("turnWaiting", { most: turn.most, place: turn.ahead + 1 })}</p>
+        )}
+        {turn?.state === "turn" && <p class="note">{t("turnNow")}</p>}
+      </div>
+      {/* Outside of the status, which screen readers would announce each minute. */}
       {turn?.state === "turn" && (
-        <p class="note">{t("turnNow", { minutes: Math.max(1, Math.round(turn.seconds / 60)) })}</p>
+        <p class="note">{t("turnLeft", { minutes: Math.max(1, Math.round(turn.seconds / 60)) })}</p>
       )}
-    </div>
+    </>
   );
 }
 
@@ -81,7 +86,7 @@ function Result({ isDone, checks }: { isDone: boolean; checks: Checks }) {
             {t("done")}
           </p>
         )}
-        {!isDone && problem && <p class="hint">{problem.message}</p>}
+        {!isDone && problem && <p class="hint">{saidOf(problem)}</p>}
         {!isDone && !problem && missing && <Missing missing={missing} />}
       </div>
       {!isDone && (
@@ -97,7 +102,8 @@ export function StepView({ step, eyebrow, heading, isDone, activity, onCommand, 
   const text = textOf(step.id);
   const checks = useChecks(step.id, isDone, activity, onDone);
   const queue = useTurn(step.in_turns);
-  const waits = step.in_turns && !isDone && queue.turn?.state !== "turn";
+  const state = queue.turn?.state;
+  const waits = step.in_turns && !isDone && state !== "turn" && state !== "done";
   return (
     <article class="step">
       <header>

@@ -66,7 +66,8 @@ export const en = {
   tooMany:
     "There are already sessions from your network address, as many as there may be. Please wait until one ends.",
   tour: "Guided tour",
-  turnNow: "It is your turn, for {minutes} min. It ends earlier when you leave this step.",
+  turnLeft: "Your turn lasts {minutes} min more.",
+  turnNow: "It is your turn. It ends when you leave this step.",
   turnWaiting:
     "Visitors that can do this step at a time: {most}. Your place in the queue: {place}. Stay here: the commands become available by themselves.",
   unreachable: "The site cannot be reached. Please check your connection, and try again.",

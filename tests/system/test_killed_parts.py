@@ -199,12 +199,13 @@ def test_dnsmasq_is_restarted_with_its_leases(net: Daemon) -> None:
 
 def test_a_killed_helper_is_replaced_and_commands_run_on(net: Daemon) -> None:
     launch(net, "c1", "br", dhcp=False)
-    command = {"command": ["sh", "-c", "sleep 2; exit 7"], "wait-for-websocket": False}
+    script = ": >/begun; while ! [ -e /go ]; do sleep 0.1; done; exit 7"
+    command = {"command": ["sh", "-c", script], "wait-for-websocket": False}
     running = net.api("POST", "/1.0/instances/c1/exec", command)
-    until(lambda: net.get("/1.0/instances/c1/state")["processes"] >= 2)
+    until(lambda: net.lxc("exec", "c1", "--", "test", "-e", "/begun", check=False).returncode == 0)
     (helper,) = helpers(net)
     os.kill(helper, signal.SIGKILL)
-    assert net.lxc("exec", "c1", "--", "echo", "on").stdout == "on\n"
+    assert net.lxc("exec", "c1", "--", "sh", "-c", ": >/go; echo on").stdout == "on\n"
     assert helpers(net) != [helper]
     assert net.wait(running)["metadata"]["return"] == 7
     assert "the container helper ended with status -9" in net.log.read_text()
@@ -214,4 +215,12 @@ def helpers(daemon: Daemon) -> list[int]:
     """The helper itself; its workers are its children."""
     children = Path(f"/proc/{daemon.pid}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return [pid for pid in pids if b"host/helper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"host/helper" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    """Return that of a process, empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -204,11 +204,11 @@ def test_a_killed_helper_is_replaced_and_commands_run_on(net: Daemon) -> None:
     running = net.api("POST", "/1.0/instances/c1/exec", command)
     until(lambda: net.lxc("exec", "c1", "--", "test", "-e", "/begun", check=False).returncode == 0)
     (helper,) = helpers(net)
-    os.kill(helper, signal.SIGKILL)
+    os.kill(helper, signal.SIGKILL)  # a request that it gets before it has ended fails
+    until(lambda: "the container helper ended with status -9" in net.log.read_text())
     assert net.lxc("exec", "c1", "--", "sh", "-c", ": >/go; echo on").stdout == "on\n"
     assert helpers(net) != [helper]
     assert net.wait(running)["metadata"]["return"] == 7
-    assert "the container helper ended with status -9" in net.log.read_text()
 
 
 def helpers(daemon: Daemon) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -108,20 +107,21 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> ServerContext:
     return ServerContext(identity.certificate_file, identity.key_file)
 
 
-def ask(address: str, header: bytes) -> str:
+async def ask(address: str, header: bytes) -> str:
     """Return what the listener takes for the client's address; empty if it closes the connection."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=60) as plain:
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
         for part in (header[:5], header[5:]):
-            plain.sendall(part)
-        try:
-            with client_context().wrap_socket(plain) as client:
-                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                answer = b""
-                while part := client.recv(4096):
-                    answer += part
-        except (OSError, ssl.SSLError):
-            return ""
+            writer.write(part)
+            await writer.drain()
+        await writer.start_tls(client_context())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+    except OSError:
+        return ""
+    finally:
+        writer.close()
     return answer.rpartition(b"\r\n\r\n")[2].decode()
 
 
@@ -136,7 +136,7 @@ async def told(
         return web.Response(text=trust.caller(request.transport).address)
 
     async with listening(context, handle, address=address, trust=trust) as listener:
-        answers = [await asyncio.to_thread(ask, listener.address, header) for header in headers]
+        answers = [await ask(listener.address, header) for header in headers]
     assert not trust.proxies._clients
     return answers
 
@@ -172,7 +172,7 @@ async def test_clients_of_a_proxy_are_limited_one_by_one(context: ServerContext)
         host, _, port = listener.address.rpartition(":")
         first, second = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
         first[1].write(b"PROXY TCP4 192.0.2.7 10.0.0.1 1 8443\r\n")  # its handshake goes on
-        assert await asyncio.to_thread(ask, listener.address, b"PROXY TCP4 192.0.2.8 10.0.0.1 1 8443\r\n")
+        assert await ask(listener.address, b"PROXY TCP4 192.0.2.8 10.0.0.1 1 8443\r\n")
         second[1].write(b"PROXY TCP4 192.0.2.7 10.0.0.1 2 8443\r\n")
         assert await second[0].read() == b""
         for _, writer in (first, second):

@@ -296,3 +296,11 @@ def test_many_obstacles_in_one_sentence() -> None:
     text = preflight.describe([*many, Obstacle("it is frozen", "resume it")])
     expected = "the process 1 (x) of 1.service is 1, the process 2 (x) is 2 and 3 more: stop it; "
     assert text == expected + "it is frozen: resume it"
+
+
+def test_a_descriptor_that_was_closed_meanwhile_is_no_obstacle(tmp_path: Path) -> None:
+    entry = tmp_path / "5"
+    entry.symlink_to("/var/lib/x")
+    assert obstacles._leads_to(entry, "/var/lib/x")
+    assert not obstacles._leads_to(entry, "/var/lib/y")
+    assert not obstacles._leads_to(tmp_path / "6", "/var/lib/x")

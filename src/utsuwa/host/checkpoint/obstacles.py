@@ -233,9 +233,17 @@ def _file(
         remedy = process.stop if prepared else _ADD_KEY
         return process.obstacle(f"watches {path}, and would be woken up without end", remedy)
     mount = _field(process.folder / "fdinfo" / entry.name, "mnt_id")
-    if mounts is not None and mount.isdigit() and int(mount) not in mounts:
+    if mounts is not None and mount.isdigit() and int(mount) not in mounts and _leads_to(entry, link):
         return process.obstacle(f"has opened {path}, which is not in the instance", process.stop)
     return None
+
+
+def _leads_to(entry: Path, link: str) -> bool:
+    """Whether a descriptor is still that of the same file: its number is used again at once."""
+    try:
+        return str(entry.readlink()) == link
+    except OSError:
+        return False
 
 
 def _writes(fdinfo: Path) -> bool:

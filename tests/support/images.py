@@ -167,9 +167,10 @@ def debian_with_cloud_init() -> Image:
 
 
 def debian_13_with_docker() -> Image:
-    """Return the same of Debian 13 with Docker."""
+    """Return the same of Debian 13 with Docker and Podman."""
     docker = ("docker.io", "docker-cli", "docker-buildx", "iptables", "apparmor", "busybox-static")
-    return _variant("debian-13-docker", *docker, **TRIXIE)
+    podman = ("podman", "crun", "netavark", "nftables")
+    return _variant("debian-13-docker", *docker, *podman, **TRIXIE)
 
 
 def docker_of_visitors() -> Image:

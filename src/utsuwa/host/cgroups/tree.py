@@ -126,11 +126,13 @@ def payloads(name: str, proc: Path = _PROC) -> list[Path]:
 
 def is_payload_of(folder: Path, container: str) -> bool:
     """Return whether a cgroup is named as that of the container."""
-    return re.fullmatch(rf"{re.escape(PAYLOAD_PREFIX + container)}(?:-[0-9]+)?", folder.name) is not None
+    return container_of(folder, (container,)) is not None
 
 
 def container_of(folder: Path, containers: Collection[str]) -> str | None:
     """Return to which of these containers a cgroup belongs by its name: the one of just that name, if any."""
+    if not folder.name.startswith(PAYLOAD_PREFIX):
+        return None
     name = folder.name.removeprefix(PAYLOAD_PREFIX)
     for candidate in (name, re.sub(r"-[0-9]+\Z", "", name)):
         if candidate in containers:

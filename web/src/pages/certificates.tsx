@@ -3,8 +3,8 @@ import { useState } from "preact/hooks";
 import { change, path, withQuery } from "../api/client";
 import type { Certificate } from "../api/types";
 import { command } from "../command";
-import { Action } from "../components/action";
 import { CommandLine } from "../components/command-line";
+import { DeleteButton } from "../components/delete-button";
 import { Dialog } from "../components/dialog";
 import { TextField } from "../components/fields";
 import { Icon } from "../components/icon";
@@ -113,12 +113,8 @@ export function CertificatesPage({ project }: { project: string }) {
                 title: "",
                 cell: (row) => (
                   <div class="rowbuttons">
-                    <Action
-                      bare
-                      danger
-                      icon="trash"
-                      label={t("actionOf", { action: t("delete"), name: row.name })}
-                      title={t("deleting", { name: row.name })}
+                    <DeleteButton
+                      name={row.name}
                       confirm={t("deleteCertificateAsk", { name: row.name })}
                       command={command(project, "config", "trust", "remove", row.fingerprint.slice(0, 12))}
                       work={() => change("DELETE", path("certificates", row.fingerprint))}

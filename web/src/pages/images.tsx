@@ -3,9 +3,9 @@ import { useState } from "preact/hooks";
 import { change, path, withQuery } from "../api/client";
 import type { Image } from "../api/types";
 import { command } from "../command";
-import { Action } from "../components/action";
 import { Ask } from "../components/ask";
 import { ConfigEditor } from "../components/config-editor";
+import { DeleteButton } from "../components/delete-button";
 import { Dialog } from "../components/dialog";
 import { Check, SelectField, TextField } from "../components/fields";
 import { type Column, Table } from "../components/table";
@@ -56,12 +56,8 @@ export function ImagesPage({ project }: { project: string }) {
       title: "",
       cell: (row) => (
         <div class="rowbuttons">
-          <Action
-            bare
-            danger
-            icon="trash"
-            label={t("actionOf", { action: t("delete"), name: nameOf(row) })}
-            title={t("deleting", { name: nameOf(row) })}
+          <DeleteButton
+            name={nameOf(row)}
             confirm={t("deleteImageAsk")}
             command={command(project, "image", "delete", row.fingerprint.slice(0, 12))}
             work={() => change("DELETE", withQuery(path("images", row.fingerprint), { project }))}
@@ -186,12 +182,8 @@ function Aliases({ image, project }: { image: Image; project: string }) {
         {image.aliases.map(({ name }) => (
           <li key={name}>
             <span class="name">{name}</span>
-            <Action
-              bare
-              danger
-              icon="trash"
-              label={t("actionOf", { action: t("delete"), name })}
-              title={t("deleting", { name })}
+            <DeleteButton
+              name={name}
               command={command(project, "image", "alias", "delete", name)}
               work={() => change("DELETE", withQuery(path("images", "aliases", name), { project }))}
             />

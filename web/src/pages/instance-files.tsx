@@ -6,6 +6,7 @@ import type { Instance } from "../api/types";
 import { command } from "../command";
 import { Action } from "../components/action";
 import { Ask } from "../components/ask";
+import { DeleteButton } from "../components/delete-button";
 import { Dialog } from "../components/dialog";
 import { TextField } from "../components/fields";
 import { Icon } from "../components/icon";
@@ -124,12 +125,8 @@ function EntryActions({ instance, file, onChanged }: EntryProps) {
         command={command(project, "file", "pull", "-r", name + file, ".")}
         work={download}
       />
-      <Action
-        bare
-        danger
-        icon="trash"
-        label={t("actionOf", { action: t("delete"), name: shown })}
-        title={t("deleting", { name: shown })}
+      <DeleteButton
+        name={shown}
         confirm={t("deleteFileAsk", { name: shown })}
         command={command(project, "file", "delete", name + file)}
         work={async () => void (await files.remove(instance, file))}

@@ -3,6 +3,7 @@ import { change } from "../api/client";
 import type { Instance, Snapshot } from "../api/types";
 import { command } from "../command";
 import { Action } from "../components/action";
+import { DeleteButton } from "../components/delete-button";
 import { type Column, Table } from "../components/table";
 import { Empty } from "../components/view";
 import { bytes, moment } from "../format";
@@ -37,12 +38,9 @@ export function Snapshots({ instance }: { instance: Instance }) {
           />
           <CopyAction instance={instance} snapshot={row.name} bare />
           <PublishAction instance={instance} snapshot={row.name} bare />
-          <Action
-            bare
-            danger
-            icon="trash"
-            label={t("actionOf", { action: t("delete"), name: row.name })}
-            title={t("deleting", { name: `${name}/${row.name}` })}
+          <DeleteButton
+            name={row.name}
+            whole={`${name}/${row.name}`}
             confirm={t("deleteSnapshotAsk", { name: row.name })}
             command={command(project, "delete", `${name}/${row.name}`)}
             work={() => change("DELETE", instanceUrl(instance, "snapshots", row.name))}

@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { change, path, withQuery } from "../api/client";
 import type { Config } from "../api/types";
 import { command } from "../command";
-import { Action } from "../components/action";
+import { DeleteButton } from "../components/delete-button";
 import { Dialog } from "../components/dialog";
 import { SelectField, TextField } from "../components/fields";
 import { Icon } from "../components/icon";
@@ -70,12 +70,8 @@ export function NamedPage<T extends Named>({ kind, project, more }: Props<T>) {
       title: "",
       cell: (row) => (
         <div class="rowbuttons">
-          <Action
-            bare
-            danger
-            icon="trash"
-            label={t("actionOf", { action: t("delete"), name: row.name })}
-            title={t("deleting", { name: row.name })}
+          <DeleteButton
+            name={row.name}
             confirm={t(kind.ask, { name: row.name })}
             command={command(project, kind.noun, "delete", row.name)}
             disabled={!kind.deletable(row)}

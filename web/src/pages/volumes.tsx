@@ -6,6 +6,7 @@ import { command } from "../command";
 import { Action } from "../components/action";
 import { Ask } from "../components/ask";
 import { ConfigEditor } from "../components/config-editor";
+import { DeleteButton } from "../components/delete-button";
 import { Dialog } from "../components/dialog";
 import { SelectField, TextField } from "../components/fields";
 import { Table } from "../components/table";
@@ -71,12 +72,8 @@ function VolumeActions({ place, volume }: { place: Place; volume: Volume }) {
   const { name } = volume;
   return (
     <div class="rowbuttons">
-      <Action
-        bare
-        danger
-        icon="trash"
-        label={t("actionOf", { action: t("delete"), name })}
-        title={t("deleting", { name })}
+      <DeleteButton
+        name={name}
         confirm={t("deleteVolumeAsk", { name })}
         command={command(place.project, "storage", "volume", "delete", place.pool, name)}
         disabled={Boolean(volume.used_by?.length)}
@@ -235,12 +232,9 @@ function Snapshots({ place, volume, inUse }: { place: Place; volume: string; inU
                 disabled={inUse}
                 work={() => change("PUT", urlOf(place, "custom", volume), { restore: short })}
               />
-              <Action
-                bare
-                danger
-                icon="trash"
-                label={t("actionOf", { action: t("delete"), name: short })}
-                title={t("deleting", { name: `${volume}/${short}` })}
+              <DeleteButton
+                name={short}
+                whole={`${volume}/${short}`}
                 confirm={t("deleteSnapshotAsk", { name: short })}
                 command={command(project, "storage", "volume", "delete", pool, `${volume}/${short}`)}
                 work={() => change("DELETE", urlOf(place, "custom", volume, "snapshots", short))}

@@ -3,6 +3,7 @@ import { change, path, withQuery } from "../api/client";
 import type { Warning } from "../api/types";
 import { command } from "../command";
 import { Action } from "../components/action";
+import { DeleteButton } from "../components/delete-button";
 import { Table } from "../components/table";
 import { Empty, Head, Loading, Problem } from "../components/view";
 import { moment } from "../format";
@@ -65,12 +66,8 @@ export function WarningsPage({ project }: { project: string }) {
                     work={() => change("PUT", path("warnings", row.uuid), { status: "acknowledged" })}
                     onDone={reload}
                   />
-                  <Action
-                    bare
-                    danger
-                    icon="trash"
-                    label={t("actionOf", { action: t("delete"), name: row.type })}
-                    title={t("deleting", { name: row.type })}
+                  <DeleteButton
+                    name={row.type}
                     command={command(project, "warning", "delete", row.uuid)}
                     work={() => change("DELETE", path("warnings", row.uuid))}
                     onDone={reload}

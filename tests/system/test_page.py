@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.conftest import SHARED
-from tests.support import workers
+from tests.support import images, workers
 from tests.support.chromium import (
     WEB,
     Complaints,
@@ -22,7 +24,10 @@ from tests.support.chromium import (
     violations,
 )
 from tests.support.daemon import Daemon
+from tests.support.image_server import ImageServer, held
+from tests.support.images import Image
 from tests.support.netbox import until
+from tests.support.tls import make_identity
 from tests.support.web import Token, local_token
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -263,6 +268,30 @@ def test_copies_and_images_of_an_instance(page: Page, instances: Daemon, busybox
 
 
 @pytest.mark.long
+def test_devices_are_added_with_help_and_removed(
+    page: Page, instances: Daemon, busybox: str, tmp_path: Path
+) -> None:
+    instances.lxc("init", busybox, "fitted")
+    go(page, "instances", "fitted", "devices")
+    page.get_by_role("button", name="Add device").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("data")
+    dialog.get_by_text("Settings of the type disk").click()
+    for kind, key in (("nic", "hwaddr"), ("unix-block", "major"), ("disk", "readonly")):
+        dialog.get_by_label("Type").select_option(kind)
+        expect(dialog.get_by_text(f"Settings of the type {kind}")).to_be_visible()
+        expect(dialog.get_by_role("term").filter(has_text=re.compile(f"^{key}$"))).to_be_visible()
+    dialog.get_by_label("Settings", exact=True).fill(f"source={tmp_path}\npath=/mnt")
+    submit(page, "Add", f"utsuwa config device add fitted data disk source={tmp_path} path=/mnt")
+    added = {"type": "disk", "source": str(tmp_path), "path": "/mnt"}
+    assert instances.get("/1.0/instances/fitted")["devices"] == {"data": added}
+    page.get_by_role("button", name="Remove device data").click()
+    submit(page, "Remove device data", "utsuwa config device remove fitted data")
+    expect(page.get_by_role("button", name="Remove device data")).to_have_count(0)
+    assert instances.get("/1.0/instances/fitted")["devices"] == {}
+
+
+@pytest.mark.long
 def test_custom_volumes(page: Page, instances: Daemon, busybox: str) -> None:
     instances.lxc("launch", busybox, "user")
     go(page, "storage", "default")
@@ -318,6 +347,70 @@ def test_images_are_named_described_and_downloaded(page: Page, instances: Daemon
     submit(page, "Download", "utsuwa image copy images:debian/12 local: --alias deb --auto-update")
     # The tests have no network beyond their own: what is seen is that the server has tried it.
     expect(page.locator(".task.failed")).to_contain_text("images.linuxcontainers.org")
+
+
+@pytest.mark.long
+def test_a_long_task_shows_its_progress_and_can_be_cancelled(
+    page: Page, instances: Daemon, image_server: ImageServer, newer_image: Image
+) -> None:
+    """A download from the tests' server, which stops sending in the middle of it."""
+    image_server.publish(newer_image, "20270101_0700")
+    (rootfs,) = (path for path in image_server.files if path.endswith("20270101_0700/rootfs.squashfs"))
+    content, release = image_server.files[rootfs], Event()
+    image_server.odd[rootfs] = held(release, content, after=len(content) // 2)
+    before = instances.get("/1.0/images")
+
+    def from_here(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        route.continue_(post_data=json.dumps(body | {"source": image_server.source("busybox")}))
+
+    page.route(re.compile(r"/1\.0/images\?project="), from_here)
+    try:
+        for cancel in (page.locator(".task"), page.get_by_role("row").filter(has_text="Downloading image")):
+            go(page, "images")
+            page.get_by_role("button", name="Download image").click()
+            page.get_by_role("dialog").get_by_label("Image", exact=True).fill("busybox")
+            submit(page, "Download", "utsuwa image copy images:busybox local: --auto-update")
+            expect(page.locator(".task")).to_contain_text("rootfs")
+            page.get_by_role("link", name="Operations").click()
+            cancel.get_by_role("button", name="Cancel").click()
+            expect(page.locator(".task.failed").filter(has_text="images:busybox")).to_be_visible()
+            expect(page.get_by_text("Nothing is running in the background.")).to_be_visible()
+    finally:
+        release.set()
+    assert instances.get("/1.0/images") == before
+
+
+@pytest.mark.long
+def test_objects_are_deleted_in_their_lists(page: Page, instances: Daemon, tmp_path: Path) -> None:
+    """After a question, and as the command shown says; the row is gone at once."""
+    no_addresses = {"ipv4.address": "none", "ipv6.address": "none"}
+    instances.do("POST", "/1.0/profiles", {"name": "shelf"})
+    instances.do("POST", "/1.0/projects", {"name": "shelf"})
+    instances.do("POST", "/1.0/networks", {"name": "shelf0", "config": no_addresses})
+    instances.do("POST", "/1.0/storage-pools", {"name": "shelf", "driver": "dir"})
+    built = images.build_busybox(tmp_path, {"name": "shelf"})
+    image = instances.import_image(built.metadata, built.rootfs, alias="shelf")
+    identity = make_identity(tmp_path, "shelf")
+    certificate = "".join(identity.pem.splitlines()[1:-1])
+    instances.do("POST", "/1.0/certificates", {"type": "client", "name": "shelf", "certificate": certificate})
+    for view, name, command in (
+        ("profiles", "shelf", "profile delete shelf"),
+        ("projects", "shelf", "project delete shelf"),
+        ("networks", "shelf0", "network delete shelf0"),
+        ("storage", "shelf", "storage delete shelf"),
+        ("images", "shelf", f"image delete {image[:12]}"),
+        ("certificates", "shelf", f"config trust remove {identity.fingerprint[:12]}"),
+    ):
+        go(page, view)
+        row = page.get_by_role("row").filter(has_text=name)
+        row.get_by_role("button", name=f"Delete: {name}").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        expect(row).to_be_visible()
+        row.get_by_role("button", name=f"Delete: {name}").click()
+        submit(page, f"Delete: {name}", f"utsuwa {command}")
+        expect(page.locator(".task.done").filter(has_text=name)).to_be_visible()
+        expect(row).to_have_count(0)
 
 
 def test_files_of_an_instance(page: Page, instances: Daemon, busybox: str, tmp_path: Path) -> None:
@@ -465,6 +558,24 @@ def test_the_terminal_resizes_ends_and_begins_again(page: Page, instances: Daemo
     expect(page.get_by_role("status").filter(has_text="Shell of root")).to_be_visible()
     instances.lxc("stop", "term", "--force")
     expect(page.get_by_text("The terminal is available while the instance runs.")).to_be_visible()
+
+
+@pytest.mark.long
+def test_what_is_selected_in_the_terminal_is_copied_and_pasted(
+    page: Page, instances: Daemon, busybox: str
+) -> None:
+    instances.lxc("launch", busybox, "copied")
+    open_terminal(page, "copied")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.keyboard.type("clear; echo $((6 * 7))-ünï-日本\n")
+    said = page.locator(".xterm-rows > div").filter(has_text=re.compile("^42-"))
+    said.dblclick(position={"x": 9, "y": 7}, force=True)  # the screen takes the events of its rows
+    page.keyboard.press("Control+Shift+KeyC")
+    until(lambda: page.evaluate("navigator.clipboard.readText()") == "42-ünï-日本")
+    page.keyboard.type("clear; echo $((1 + 1))-")
+    page.keyboard.press("Control+Shift+KeyV")
+    page.keyboard.press("Enter")
+    wait_for_screen(page, "2-42-ünï-日本")
 
 
 @pytest.mark.long

@@ -5,12 +5,13 @@ import type { Config, Devices, Operation } from "../api/types";
 import { command } from "../command";
 import { t } from "../i18n";
 import { attempt } from "../state/attempt";
+import { useKeyHelp } from "../state/keys";
 import { Action } from "./action";
 import { Dialog } from "./dialog";
 import { SelectField, TextField } from "./fields";
 import { Icon } from "./icon";
 import { type Column, Table } from "./table";
-import { Empty } from "./view";
+import { Empty, Facts } from "./view";
 
 interface Props {
   url: string;
@@ -111,6 +112,19 @@ export function DevicesEditor({ url, project, name, own, inherited = {}, words, 
   );
 }
 
+// What the keys of a type of devices mean.
+function Keys({ type }: { type: string }) {
+  const help = useKeyHelp("devices", type);
+  const facts = Object.entries(help).map(([key, about]): [string, string] => [key, about.shortdesc ?? ""]);
+  if (!facts.length) return null;
+  return (
+    <details>
+      <summary>{t("deviceKeys", { type })}</summary>
+      <Facts facts={facts} />
+    </details>
+  );
+}
+
 interface AddProps {
   url: string;
   words: string[];
@@ -164,6 +178,7 @@ function AddDevice({ url, words, project, onClose, onChanged }: AddProps) {
           />
           <small id={`${id}-help`}>{t("settingsHelp")}</small>
         </div>
+        <Keys type={type} />
       </div>
     </Dialog>
   );

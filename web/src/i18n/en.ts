@@ -62,6 +62,7 @@ export const en = {
   deleteVolumeAsk: "The volume {name} is deleted with all of its files. This cannot be undone.",
   deleting: "Deleting {name}",
   description: "Description",
+  deviceKeys: "Settings of the type {type}",
   devices: "Devices",
   disk: "Disk",
   done: "done",

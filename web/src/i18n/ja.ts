@@ -64,6 +64,7 @@ export const ja: Record<keyof typeof en, string> = {
   deleteVolumeAsk: "ボリューム {name} をすべてのファイルとともに削除します。元に戻すことはできません。",
   deleting: "{name} を削除しています",
   description: "説明",
+  deviceKeys: "種類 {type} の設定",
   devices: "デバイス",
   disk: "ディスク",
   done: "完了",

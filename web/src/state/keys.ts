@@ -8,11 +8,18 @@ export type Help = Record<string, KeyHelp>;
 
 let asked: Promise<{ configs: Record<string, Groups> }> | undefined;
 
-async function read(kind: string): Promise<Help> {
+// Groups of keys of devices are named after a type and its driver (`nic_bridged`), or after two types.
+function isGroupOf(group: string, device: string): boolean {
+  if (group === "unix-char-block") return device === "unix-char" || device === "unix-block";
+  return group.split("_")[0] === device;
+}
+
+async function read(kind: string, device: string | undefined): Promise<Help> {
   asked ??= get("/1.0/metadata/configuration");
   try {
-    const groups = (await asked).configs[kind] ?? {};
-    return Object.assign({}, ...Object.values(groups).flatMap((group) => group.keys));
+    const groups = Object.entries((await asked).configs[kind] ?? {});
+    const wanted = groups.filter(([group]) => device === undefined || isGroupOf(group, device));
+    return Object.assign({}, ...wanted.flatMap(([, group]) => group.keys));
   } catch {
     asked = undefined;
     return {};
@@ -20,17 +27,17 @@ async function read(kind: string): Promise<Help> {
 }
 
 // `kind` is one of `instance`, `image`, `project`, `server`, `network_bridge`, `storage_overlay`,
-// `storage_volume_overlay` and so on; undefined for nothing yet.
-export function useKeyHelp(kind: string | undefined): Help {
+// `storage_volume_overlay` and so on, or `devices` with a type of them; undefined for nothing yet.
+export function useKeyHelp(kind: string | undefined, device?: string): Help {
   const [help, setHelp] = useState<Help>({});
   useEffect(() => {
     if (kind === undefined) return undefined;
     let wanted = true;
-    void read(kind).then((found) => wanted && setHelp(found));
+    void read(kind, device).then((found) => wanted && setHelp(found));
     return () => {
       wanted = false;
     };
-  }, [kind]);
+  }, [kind, device]);
   return help;
 }
 

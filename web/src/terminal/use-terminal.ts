@@ -59,6 +59,16 @@ function newTerminal(box: HTMLElement): [Terminal, FitAddon] {
   return [terminal, fit];
 }
 
+// Whether a key is Ctrl+Shift+C, which copies in terminals, where Ctrl+C interrupts; in a page, browsers mean their own
+// tools by it. To paste by Ctrl+Shift+V is theirs.
+function copies(event: KeyboardEvent, terminal: Terminal): boolean {
+  if (event.code !== "KeyC" || !event.ctrlKey || !event.shiftKey) return false;
+  event.preventDefault();
+  if (event.type === "keydown" && terminal.hasSelection())
+    void navigator.clipboard?.writeText(terminal.getSelection());
+  return true;
+}
+
 // Show in `box` what `connect` opens. F6 calls `onLeave`, for whoever has no other way out of a terminal than a key.
 export function useTerminal(connect: Connect, onLeave?: () => void): UsedTerminal {
   const box = useRef<HTMLDivElement>(null);
@@ -80,6 +90,7 @@ export function useTerminal(connect: Connect, onLeave?: () => void): UsedTermina
     terminal.onBinary((text) => send(Uint8Array.from(text, (char) => char.charCodeAt(0))));
     terminal.onResize(() => connection.current?.resize(sizeOf(terminal)));
     terminal.attachCustomKeyEventHandler((event) => {
+      if (copies(event, terminal)) return false;
       if (event.key !== "F6" || !onLeave) return true;
       event.preventDefault();
       if (event.type === "keydown") onLeave();

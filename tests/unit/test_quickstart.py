@@ -68,6 +68,19 @@ def test_places_that_cannot_be_used(variable: str, place: str) -> None:
 
 
 @pytest.mark.root
+def test_an_archive_of_the_page_is_named_from_the_callers_folder(tmp_path: Path) -> None:
+    """It is read in another one, in which the package is built."""
+    trace = ["bash", "-x", str(SCRIPTS / "quickstart"), "--offline", "none"]
+    environment = {**os.environ, "UTSUWA_PAGE": "page.tar"}
+    missing = subprocess.run(trace, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "there is no archive of the web page at page.tar" in missing.stderr
+    (tmp_path / "page.tar").touch()
+    found = subprocess.run(trace, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert f"UTSUWA_PAGE={tmp_path}/page.tar\n" in found.stderr
+    assert "there is no folder none" in found.stderr
+
+
+@pytest.mark.root
 def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
     assert "there is no folder" in run("quickstart", "--offline", str(tmp_path / "none")).stderr
     assert "is not a whole bundle" in run("quickstart", "--offline", str(tmp_path)).stderr

@@ -21,10 +21,12 @@ from tests.support.daemon import Daemon
 from tests.support.netbox import until
 from tests.support.try_site import Site, Visitor
 
+from bench.bound import Bound
 from utsuwa.tryit.tour import BY_ID
 
 MIB = 1 << 20
-READY = 3
+SPARE = {3: "while 3 stand ready", 0: "while none stands ready"}
+"""How many containers stand ready besides those in use, and what to say of it."""
 PATIENCE = 120
 
 
@@ -36,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="visitors that come alone (5)")
     parser.add_argument(
         "--docker", action="store_true", help="with Docker, whose image is built if necessary"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=3584,
+        metavar="MIB",
+        help="for all visitors together (3584: what the system, the daemon and the site leave of 4 GiB)",
     )
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if os.geteuid() != 0:
@@ -53,9 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = try_site.prepared(
                 daemon, busybox, docker, sessions=many, sessions_per_address=many, starts_per_hour=10_000
             )
+        bound = Bound(daemon.owner)
+        bound.set(options.memory)
         print("| operation | result |\n|---|---|")
         for row in _measure(Site(daemon, folder), options):
             print("| {} | {} |".format(*row), flush=True)
+        print(f"| memory of all of them, at most, of {options.memory} MiB | {bound.peak():.0f} MiB |")
+        print(f"| processes that were ended for lack of memory | {bound.killed()} |")
     finally:
         problems = daemon.close()
         for problem in problems:
@@ -65,25 +78,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(site: Site, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     try:
-        for ready in (READY, 0):
+        for ready, what in SPARE.items():
             site.start(ready=ready)
             alone = [_alone(site, ready) for _ in range(options.rounds)]
             site.stop()
-            what = f"while {ready} stand ready" if ready else "while none stands ready"
             yield f"a visitor is served {what}", _seconds(alone)
-        site.start(ready=READY)
-        until(lambda: site.metric("containers_ready") == READY, PATIENCE)
-        visitors = [site.visitor() for _ in range(options.visitors)]
-        waits = _crowd(visitors, options)
-        yield f"{options.visitors} visitors, one each {options.every:g} s", _seconds(waits)
-        memory = statistics.median(_memory(site, visitors))
-        yield "memory of a visitor with a container of busybox", f"{memory:.0f} MiB"
-        if options.docker:
-            yield from _docker(site, visitors)
-        for visitor in visitors:
-            visitor.send("DELETE", "/api/session")
+        for ready, what in SPARE.items():
+            site.start(ready=ready)
+            until(lambda ready=ready: site.metric("containers_ready") == ready, PATIENCE)
+            visitors = [site.visitor() for _ in range(options.visitors)]
+            waits = _crowd(visitors, options)
+            yield f"{options.visitors} visitors, one each {options.every:g} s, {what}", _seconds(waits)
+            if ready:
+                yield from _busy(site, visitors, options)
+            for visitor in visitors:
+                visitor.send("DELETE", "/api/session")
+            site.stop()
     finally:
         site.stop()
+
+
+def _busy(site: Site, visitors: list[Visitor], options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    memory = statistics.median(_memory(site, visitors))
+    yield "memory of a visitor with a container of busybox", f"{memory:.0f} MiB"
+    if options.docker:
+        yield from _docker(site, visitors)
 
 
 def _alone(site: Site, ready: int) -> float:

@@ -151,6 +151,11 @@ class Daemon(Endpoint):
         self.start()
 
     @property
+    def owner(self) -> str:
+        """The name of its cgroups and tables."""
+        return owner_name(StatePaths(self.dir))
+
+    @property
     def pid(self) -> int:
         assert self.process is not None, "the daemon does not run"
         return self.process.pid
@@ -274,7 +279,7 @@ class Daemon(Endpoint):
                     step()
                 except Exception as error:
                     problems.append(f"{step.__name__}: {error}")
-        problems += leaks.find_leaks(self.home, owner_name(StatePaths(self.dir)), self.before)
+        problems += leaks.find_leaks(self.home, self.owner, self.before)
         with contextlib.suppress(OSError):
             leaks.remove_lock_folders(self.home)
         if not self.faults_expected:

@@ -94,7 +94,21 @@ PLAIN = {
     '{{ config_get("user.none", properties.default) }}': "from the image",
     "{{ config_get('user.lines', '') }}": "a\nb",
     "{{ config_get('user.none', \"\") }}|{{ config_get('user.none', 'x y') }}": "|x y",
+    '{% if config_get("user.foo", "") == "" %}a{% else %}b{{ path }}{% endif %}\n': "b/etc/x\n",
+    '{% if container.type != "container" %}{% if path %}a{% endif %}b{% else %}c{% endif %}': "c",
+    '{% if properties.none == "" %}a{% endif %}': "",
+    '{% if config_get("x", properties.none) != "%" %}b{% endif %}': "b",
+    "{% if container.ephemeral %}{{ path }}{% else %}{{ container.ephemeral }}{% endif %}": "false",
+    " \n {%- if container.privileged -%}\n a \n{{- path -}} \n{%- else -%} b {% endif -%}\n\n": "a/etc/x",
 }
+BRANCHES = (
+    "{% if path %}",
+    '{%- if trigger == "x" -%}',
+    "{% else %}",
+    "{%- else %}",
+    "{% endif %}",
+    "{% endif -%}",
+)
 
 
 @pytest.mark.parametrize(("source", "expected"), PLAIN.items())
@@ -108,16 +122,31 @@ def test_plain_templates_need_no_jinja(source: str, expected: str) -> None:
     [
         "{{{ container.name }}",
         "{# {{ container.name }} #}",
-        "{% if path %}{{ path }}{% endif %}",
+        "{% if path && trigger %}{% endif %}",
+        "{% if nothing %}{% endif %}",
+        "{% if devices.eth0 %}{% endif %}",
+        "{% if path == trigger %}{% endif %}",
+        "{% if path %}{{ path|upper }}{% endif %}",
+        "{% if path %}{% else %}{{ nothing }}{% endif %}",
+        "{% if path %}{% elif trigger %}{% endif %}",
+        "{% if path %}{% else %}{% else %}{% endif %}",
+        "{% if path %}",
+        "{% if path }}{% endif %}",
+        "{% endif %}",
+        "{% else %}",
+        "{% path %}",
+        "{% if path %}" * 9 + "{% endif %}" * 9,
         "{{ path }}\r\n",
         "{{ nothing }}",
         "{{ true }}",
         "{{ config_get }}",
         "{{ devices.eth0 }}",
         "{{ path.x }}",
-        "{{- path }}",
+        "{{+ path }}",
+        "{{ path %}",
         "{{ path|upper }}",
         "{{ config_get('a') }}",
+        "{{ config_get('a', 'b\r') }}",
         "{{ path\0 }}",
         '{{ config_get("user.none", "}}") }}',
     ],
@@ -134,7 +163,11 @@ def test_a_long_output_is_left_to_jinja() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([*PLAIN, "{", "}", "{{", "}}", "{%", "'", '"', " ", "\n", "x", "{{ path.", "é"]))
+    st.lists(
+        st.sampled_from(
+            [*PLAIN, *BRANCHES, "{", "}", "{{", "}}", "{%", "'", '"', " ", "\n", "x", "{{ path.", "é"]
+        )
+    )
 )
 def test_plain_templates_mean_the_same_to_jinja(parts: list[str]) -> None:
     rendered = plain.render("".join(parts), values())

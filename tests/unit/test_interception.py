@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -11,13 +12,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.host import syscalls
+from utsuwa.host import bpf, syscalls
 from utsuwa.host.helper import kernel
-from utsuwa.host.interception import caller, messages, mount_options, mounting, support
+from utsuwa.host.interception import caller, messages, mount_options, mounting, server, support
 from utsuwa.host.system import facts
 from utsuwa.security import interception
 
@@ -129,6 +131,49 @@ print(*{call(number) for number in numbers}, os.getppid() > 0)
 def test_a_filter_denies_calls_of_bpf_only() -> None:
     done = subprocess.run([sys.executable, "-c", _DENIED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["EXDEV", "True"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "auxv", "number", "answer"),
+    [
+        ("riscv64", struct.pack("=4Q", 33, 1 << 31, 0, 0), 179, messages.SUCCESS),
+        ("riscv64", struct.pack("=4I", 33, 1 << 31, 0, 0), 179, messages.CONTINUE),
+        ("riscv64", struct.pack("=4Q", 33, 1 << 31, 0, 0), 280, messages.SUCCESS),
+        ("riscv64", struct.pack("=4I", 33, 1 << 31, 0, 0), 280, messages.failure(errno.EPERM)),
+        ("aarch64", struct.pack("=4Q", 33, 1 << 31, 0, 0), 280, messages.SUCCESS),
+    ],
+)
+def test_32_bit_programs_are_known_where_the_kernel_does_not_tell(
+    machine: str,
+    auxv: bytes,
+    number: int,
+    answer: messages.Answer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On riscv64, their calls have the architecture of the others, and structures of their own."""
+    for name in ("status", "uid_map", "gid_map"):
+        (tmp_path / name).write_bytes(Path("/proc/self", name).read_bytes())
+    (tmp_path / "auxv").write_bytes(auxv)
+    architecture, _ = server.MACHINES[machine]
+    handlers = {number: lambda *_: messages.SUCCESS}
+    monkeypatch.setattr(server, "MACHINES", {machine: (architecture, handlers)})
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
+    request = struct.pack("=QIIiIQ6Q", 77, 30, 0, number, architecture, 0, bpf.PROG_ATTACH, 0, 0, 0, 0, 0)
+    fds = [os.open(tmp_path, os.O_RDONLY), *(os.open(os.devnull, os.O_RDONLY) for _ in range(2))]
+    call = messages.Notification(HEAD + request + bytes(24) + b"c1", fds)
+    try:
+        assert server._handle(call) == answer
+    finally:
+        call.close()
+
+
+def test_a_program_of_64_bits_is_known() -> None:
+    folder = os.open("/proc/self", os.O_RDONLY)
+    try:
+        assert not caller.Caller(folder, -1).has_32_bits()
+    finally:
+        os.close(folder)
 
 
 # ---- mount

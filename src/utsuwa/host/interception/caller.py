@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 
 from utsuwa.host import syscalls
 from utsuwa.host.helper import kernel
@@ -72,6 +73,18 @@ class Caller:
         return any(found.st_uid in ids for ids in self._uids) and any(
             found.st_gid in ids for ids in self._gids
         )
+
+    def has_32_bits(self) -> bool:
+        """Return whether it runs a 32-bit program on a kernel of 64 bits.
+
+        Keys and values of its auxiliary vector have 32 bits then. It begins with the address of the vDSO.
+        """
+        auxv = self.open("auxv", os.O_RDONLY)
+        try:
+            key = int.from_bytes(os.read(auxv, 8), sys.byteorder)
+        finally:
+            os.close(auxv)
+        return key >> 32 != 0
 
     def is_root(self) -> bool:
         """Return whether it is root in its user namespace."""

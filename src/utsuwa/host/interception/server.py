@@ -61,6 +61,8 @@ Calls of 32-bit programs, whose numbers and structures differ, continue, but for
 """
 _COMPAT: Mapping[tuple[int, int], Handler] = dict.fromkeys(bpf.CALLS, device_programs.bpf_compat)
 """Handlers of calls of 32-bit programs that must not continue."""
+_SAME_FOR_32_BITS = "riscv64"
+"""A machine whose kernel names its own architecture for calls of 32-bit programs, too."""
 _PATIENCE = 25.0
 """Seconds after which liblxc, which waits for 30, is not answered any more."""
 _LOOK_SECONDS = 5.0
@@ -99,8 +101,9 @@ def serve(connection: socket.socket) -> None:
 
 
 def _handle(call: Notification) -> Answer:
-    architecture, handlers = MACHINES.get(os.uname().machine, _NONE)
-    handler = _COMPAT.get((call.architecture, call.number))
+    machine = os.uname().machine
+    architecture, handlers = MACHINES.get(machine, _NONE)
+    compat = handler = _COMPAT.get((call.architecture, call.number))
     if call.architecture == architecture:
         handler = handlers.get(call.number, handler)
     if handler is None:
@@ -108,7 +111,10 @@ def _handle(call: Notification) -> Answer:
     of_bpf = handler in (device_programs.bpf, device_programs.bpf_compat)
     refused = device_programs.refusal(call) if of_bpf else CONTINUE
     try:
-        return handler(call, Caller(call.process, call.memory))
+        caller = Caller(call.process, call.memory)
+        if machine == _SAME_FOR_32_BITS and caller.has_32_bits():
+            return compat(call, caller) if compat else CONTINUE
+        return handler(call, caller)
     except ProcessLookupError:
         return refused
     except OSError as error:

@@ -55,6 +55,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield Host(daemon, tmp_path_factory.mktemp("host"))
 
 
+@pytest.fixture(scope="module")
+def cloud(host: Host, cloud_image: Image) -> str:
+    host.daemon.import_image(cloud_image.metadata, cloud_image.rootfs, alias="cloud")
+    return "cloud"
+
+
 def no_packages(name: str, names: list[str]) -> None:
     pytest.fail(f"{names} were to be installed in {name}")
 
@@ -98,13 +104,30 @@ def test_directories_of_an_overlay_are_shared_with_one_user(host: Host) -> None:
 
 @pytest.mark.debian
 @pytest.mark.long
-def test_development(host: Host, cloud_image: Image, tmp_path: Path) -> None:
-    host.daemon.import_image(cloud_image.metadata, cloud_image.rootfs, alias="cloud")
+def test_cloud_init(host: Host, cloud: str, tmp_path: Path) -> None:
+    """Without the package of the page, which there is no network to fetch from."""
+    replaced = {
+        "images:debian/12/cloud": cloud,
+        "packages: [nginx]\n": "",
+        "/var/www/html/index.html": "/srv/index.html",
+    }
+    guide = Guide("cloud-init.md", host.daemon, tmp_path, no_packages, replaced)
+    guide.run()
+    assert "status: done" in guide.said["cat >~/web.yaml <<'END'"]
+    found = guide.said["utsuwa exec web -- cloud-init status --long"]
+    assert "DataSourceLXD" in found
+    assert "  - hostname >/srv/index.html\n" in found, "the user data"
+    assert host.run("web", "cat /etc/motd /srv/index.html") == "Set up by cloud-init.\nweb\n"
+    assert "AAAA... ada@example.com" in host.run("web", "cat /home/ada/.ssh/authorized_keys")
 
+
+@pytest.mark.debian
+@pytest.mark.long
+def test_development(host: Host, cloud: str, cloud_image: Image, tmp_path: Path) -> None:
     def install(name: str, names: list[str]) -> None:
         packages.install(host.daemon, name, cloud_image, tuple(names))
 
-    guide = Guide("development.md", host.daemon, tmp_path, install, {"images:debian/12/cloud": "cloud"})
+    guide = Guide("development.md", host.daemon, tmp_path, install, {"images:debian/12/cloud": cloud})
     try:
         guide.run()
     finally:

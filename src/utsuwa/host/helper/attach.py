@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from utsuwa.host import syscalls
 from utsuwa.host.helper import kernel, protocol
-from utsuwa.host.helper.liblxc import Container
+from utsuwa.host.helper.liblxc import Container, LiblxcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
 _HELD_SECONDS = 20.0
 """If its monitor refuses a process, liblxc waits for the end of that, and so does who would release it."""
+_ATTEMPTS = 10
+"""How often liblxc is asked to create a process that it loses, as every thirtieth on a busy host."""
 _CONTAINER = b"container=lxc"
 """The variable that liblxc adds to every environment."""
 
@@ -132,13 +134,23 @@ class Command:
         self._hold = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def _wait_until_released(self, ours: socket.socket, theirs: socket.socket) -> None:
+        """Raises TimeoutError; ends the process if it was given up."""
         theirs.close()
-        ours.send(b"ready")
-        if not select.select([ours], [], [], _HELD_SECONDS)[0]:
-            os._exit(1)
+        try:
+            ours.send(b"ready")
+            if not select.select([ours], [], [], _HELD_SECONDS)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, "the container's monitor is busy")
+            released = ours.recv(8)
+        except ConnectionError:
+            released = b""
+        if not released:
+            os._exit(NOT_EXECUTABLE)
 
     def held(self) -> bool:
-        """Wait until the process has stopped there; return False if it has ended instead."""
+        """Wait until the process has stopped there; return False if it has ended instead.
+
+        To be called before `release`.
+        """
         assert self._hold is not None
         self._hold[0].close()
         return bool(self._hold[1].recv(8))
@@ -148,7 +160,13 @@ class Command:
         assert self._hold is not None
         with contextlib.suppress(OSError):
             self._hold[1].send(b"1")
-        self._hold[1].close()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Have the process end if it was not released."""
+        assert self._hold is not None
+        for end in self._hold:
+            end.close()
 
     def set_environment(self) -> None:
         """Set this process's environment, which its children inherit, to that of the command."""
@@ -176,6 +194,53 @@ class Command:
         except BlockingIOError:
             return None
         return int(said) if said else None
+
+
+def attach_by_liblxc(
+    container: Callable[[], Container], command: Command, stdio: Sequence[int]
+) -> tuple[int, list[int]]:
+    """Have liblxc create the process, which stops in `run`; return its pid, and the terminal's master if any.
+
+    `container` returns a new handle. Without AppArmor, a process whose system calls are intercepted waits for
+    nothing before it sends its listener. If that overtakes the pid, which another process sends on the same
+    socket, liblxc fails and leaves the process behind; then it is tried again.
+    """
+    attempts = _ATTEMPTS
+    while True:
+        try:
+            return _attach(container(), command, stdio)
+        except LiblxcError:
+            attempts -= 1
+            if not _reap_lost() or not attempts:
+                raise
+
+
+def _attach(container: Container, command: Command, stdio: Sequence[int]) -> tuple[int, list[int]]:
+    master: list[int] = []
+    if command.terminal:
+        pty, command.slave = open_terminal(container, command.terminal)
+        master, stdio = [pty], [command.slave] * 3
+    streams = stdio[0], stdio[1], stdio[2]
+    command.hold()
+    try:
+        pid = container.attach(command.run, uid=command.uid, gid=command.gid, env=command.env, stdio=streams)
+    except LiblxcError:
+        command.give_up()
+        command.release_terminal()  # which is hung up with the session of a process that was created
+        for fd in master:
+            os.close(fd)
+        raise
+    return pid, master
+
+
+def _reap_lost() -> bool:
+    """Wait for the end of processes that liblxc has left behind; return whether there were any."""
+    found = False
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+            found = True
+    return found
 
 
 def _set_oom_score(score: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from utsuwa.host.helper import kernel, protocol, rtnetlink
-from utsuwa.host.helper.attach import Command, follow, open_terminal
+from utsuwa.host.helper.attach import Command, attach_by_liblxc, follow
 from utsuwa.host.helper.calls import FileCalls, enter_user_namespace, serve
 from utsuwa.host.helper.confinement import ConfinedProcess, read_back
 from utsuwa.host.helper.liblxc import Liblxc, LiblxcError
@@ -218,22 +218,15 @@ class Worker:
         protocol.send(reply, {"ok": found})
 
     def attach(self, reply: socket.socket, request: messages.AttachRequest, fds: list[int]) -> None:
-        container = self._liblxc.container(request["name"], request["lxcpath"])
         command = Command(request)
-        master: list[int] = []
-        if command.terminal:
-            pty, command.slave = open_terminal(container, command.terminal)
-            master, fds = [pty], [command.slave] * 3
-        if request["read_back"]:
-            command.hold()
-        pid = container.attach(
-            command.run, uid=command.uid, gid=command.gid, env=command.env, stdio=(fds[0], fds[1], fds[2])
-        )
+        container = functools.partial(self._liblxc.container, request["name"], request["lxcpath"])
+        pid, master = attach_by_liblxc(container, command, fds)
         answer: dict[str, Any] = {"ok": pid}
+        held = command.held()
         if request["read_back"]:
-            answer["confinement"] = read_back(pid) if command.held() else None
-            command.release()
-        self._follow(reply, answer, command, {*fds} - {command.slave}, master)
+            answer["confinement"] = read_back(pid) if held else None
+        command.release()
+        self._follow(reply, answer, command, fds, master)
 
     def attach_confined(
         self, reply: socket.socket, request: messages.ConfinedAttachRequest, fds: list[int]

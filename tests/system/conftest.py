@@ -22,8 +22,8 @@ from utsuwa.core.image_source import ImageSource
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.userns import close_user_namespaces
 
-USUAL = ("overlay", "overlay packed", "overlay shifted", "dir", "plain")
-"""The ways of short runs: every driver, and of the default one both forms of images, and old kernels."""
+USUAL = ("overlay", "overlay packed", "dir", "plain")
+"""The ways of short runs: every driver, and of the default one both forms of images."""
 
 
 @pytest.fixture(scope="session")

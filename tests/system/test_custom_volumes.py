@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import yaml
 
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
+from tests.support.long import usually
 
 pytestmark = pytest.mark.root
 
@@ -154,8 +156,13 @@ def snapshots(d: Daemon, name: str, pool: str) -> list[tuple[str, str]]:
     return [(s["name"].partition("/")[2], s["created_at"]) for s in found]
 
 
-@pytest.mark.parametrize("pool", ["default", "other"])
-@pytest.mark.parametrize("client", ["lxc", "utsuwa"])
+@pytest.mark.parametrize(
+    ("client", "pool"),
+    usually(
+        (("lxc", "default"), ("utsuwa", "other")),
+        itertools.product(("lxc", "utsuwa"), ("default", "other")),
+    ),
+)
 def test_a_refreshed_copy(d: Daemon, client: str, pool: str) -> None:
     """It has the files and snapshots of its source, and its own config; what is the same is not copied."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from tests.support import tls
 from tests.support.client import utsuwa_client
 from tests.support.daemon import Daemon
 from tests.support.images import Image
+from tests.support.long import usually
 from tests.support.netbox import until
 
 pytestmark = pytest.mark.root
@@ -71,9 +73,16 @@ def images(daemon: Daemon) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["pull", "push", "relay"])
-@pytest.mark.parametrize("name", ["one", "two"])
-@pytest.mark.parametrize("client", ["lxc", "utsuwa"])
+COPIES = list(itertools.product(("pull", "push", "relay"), ("one", "two"), ("lxc", "utsuwa")))
+USUAL = (
+    ("pull", "one", "lxc"),
+    ("push", "two", "lxc"),
+    ("relay", "one", "utsuwa"),
+    ("push", "one", "utsuwa"),
+)
+
+
+@pytest.mark.parametrize(("mode", "name", "client"), usually(USUAL, COPIES))
 def test_private_images_are_copied_in_every_mode(
     near: Daemon, far: Daemon, mode: str, name: str, client: str
 ) -> None:

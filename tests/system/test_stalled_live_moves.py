@@ -235,6 +235,7 @@ def test_what_is_no_verdict_is_asked_for_again(near: Daemon, far: Daemon) -> Non
         goes_on(near)
 
 
+@pytest.mark.long
 def test_an_earlier_move_says_nothing_of_a_later_one(near: Daemon, far: Daemon) -> None:
     with moving(near, far, answers_nonsense):
         earlier = asks(near)

@@ -274,6 +274,7 @@ def test_one_address_has_few_sessions(module_daemon: Daemon, site: Site) -> None
     site.start(sessions=3, sessions_per_address=3, proxies=[])
 
 
+@pytest.mark.long
 def test_sessions_end_in_time(site: Site) -> None:
     site.stop()
     site.start(minutes=1)

@@ -115,6 +115,8 @@ def test_what_follows_a_good_offer_may_be_anything(able: Daemon, reason: str) ->
         with suppress(OSError, UtsuwaError):
             say(INDEX, "")(peer)
             STATES[reason](peer)
+            peer.control.receive()  # that it has failed; who is silent then is waited for
+        peer.close()
         record = able.get(f"/1.0/operations/{peer.operation['id']}/wait?timeout=60")
         assert (record["status"], reason in record["err"].lower() or reason in record["err"]) == (
             "Failure",

@@ -376,7 +376,7 @@ def has_priority(daemon: Daemon, priority: str) -> bool:
             commands.append(f"add rule inet counted {hook} {where} icmp type echo-request {which} counter")
     box.run("nft", "-f", "-", input="\n".join(commands))
     try:
-        daemon.lxc("exec", "c1", "--", "sh", "-c", "ping -c3 -W5 192.0.2.2 && ping -c3 -W5 192.0.2.1")
+        daemon.lxc("exec", "c1", "--", "sh", "-c", "ping -Ac3 -W5 192.0.2.2 && ping -Ac3 -W5 192.0.2.1")
         counters = [o["rule"]["expr"] for o in box.nft("table", "inet", "counted") if "rule" in o]
         found = [rule[-1]["counter"]["packets"] for rule in counters]
     finally:

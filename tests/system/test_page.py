@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 BUDGET = 250_000
 """Bytes of the page on the wire, compressed."""
+TEXT = 20
+"""Pixels of a line of text, at most."""
 MARKUP = "<img src=x onerror=alert(1)>'\"&<script>alert(2)</script>"
 
 
@@ -900,6 +902,19 @@ def test_a_small_screen_has_a_menu(page: Page) -> None:
     expect(page.get_by_role("heading", name="Storage")).to_be_visible()
     expect(page.get_by_role("navigation", name="Pages")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.long
+def test_a_small_screen_has_room_for_the_words_above_a_terminal(
+    page: Page, instances: Daemon, busybox: str
+) -> None:
+    instances.lxc("launch", busybox, "narrow")
+    page.set_viewport_size({"width": 390, "height": 780})
+    open_terminal(page, "narrow")
+    for words in (page.get_by_text("Shell of root"), page.locator(".status code")):
+        box = words.bounding_box()
+        assert box is not None
+        assert box["height"] < 2 * TEXT, "they are broken into lines"
 
 
 def test_the_size_on_the_wire(built: None) -> None:

@@ -80,7 +80,7 @@ class Application:
         except web.HTTPException as error:
             return _failed(raw, error.status, error.text or error.reason, InvalidRequest.key)
         except web.RequestPayloadError:
-            return _failed(raw, 400, "The request body was cut off", InvalidRequest.key)
+            return _failed(raw, 400, "The request body was cut off, or is not valid HTTP", InvalidRequest.key)
         except ConnectionError:
             raise
         except Exception:

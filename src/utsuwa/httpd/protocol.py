@@ -10,7 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from utsuwa.core.errors import InvalidRequest
@@ -82,6 +83,18 @@ class _Protocol(web.RequestHandler):
     """One connection."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages and self._current_request is not None:
+            self._judge_body(self._current_request.content)
+
+    def _judge_body(self, content: StreamReader) -> None:
+        """Tell who reads a body that the rest of it is not valid, which aiohttp only notes as a request."""
+        said = self._messages[-1][0]
+        if not content.is_eof() and not isinstance(said, RawRequestMessage):
+            content.set_exception(web.RequestPayloadError(said.message))
+            content.feed_eof()  # nothing more of it is waited for
 
     def handle_error(
         self,

@@ -128,6 +128,21 @@ def test_to_a_project_with_its_own_profiles(shared_daemon: Daemon, stopped: dict
     assert mark(d, "c1", "own") == "now"
 
 
+def test_profiles_of_the_same_name_are_those_of_the_other_project(
+    shared_daemon: Daemon, stopped: dict[str, Any]
+) -> None:
+    """Otherwise the first project would still decide on the instance, and could not be deleted."""
+    d = shared_daemon
+    d.do("PUT", "/1.0/profiles/default?project=own", {"config": {"user.there": "yes"}, "devices": {}})
+    d.do("POST", url("c1"), {"name": "c1", "project": "own", "migration": True})
+    assert d.get(url("c1", "own"))["expanded_config"]["user.there"] == "yes"
+    assert d.get("/1.0/profiles/default")["used_by"] == []
+    d.do("POST", url("c1", "own"), {"name": "c1", "project": "default", "migration": True})
+    assert "user.there" not in d.get(url("c1"))["expanded_config"]
+    d.do("DELETE", "/1.0/projects/own")
+    d.do("POST", "/1.0/projects", {"name": "own"})
+
+
 def test_with_another_configuration_and_without_snapshots(
     shared_daemon: Daemon, stopped: dict[str, Any]
 ) -> None:

@@ -166,8 +166,13 @@ def update(tx: Transaction, row: InstanceRow, stored: InstanceData | None = None
         _set(tx, row.id, **instance_data.columns(row.data))
     instance_data.change(tx, _TABLES, row.id, stored, row.data)
     if stored.profiles != row.data.profiles:
-        tx.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
-        _insert_profiles(tx, row.id, row)
+        replace_profiles(tx, row)
+
+
+def replace_profiles(tx: Transaction, row: InstanceRow) -> None:
+    """Apply the profiles of these names that its project has now. Raises NotFound (profile)."""
+    tx.execute(instances_profiles.delete().where(instances_profiles.c.instance_id == row.id))
+    _insert_profiles(tx, row.id, row)
 
 
 def patch_config(tx: Transaction, instance_id: int, changes: Mapping[str, str | None]) -> None:

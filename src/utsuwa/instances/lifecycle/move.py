@@ -96,6 +96,8 @@ async def move(ctx: Context, scope: Scope, ref: InstanceRef, request: InstancePo
             def also(tx: Transaction) -> None:
                 instance_rows.rename(tx, row.id, new)
                 store(tx)
+                if new.project != ref.project:  # it has others of the same names
+                    instance_rows.replace_profiles(tx, row)
                 _move_snapshots(tx, moved, found, kept, with_state=instance.pool == moved.pool)
 
             await ctx.storage.moves.move(

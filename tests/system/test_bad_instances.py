@@ -308,6 +308,7 @@ def test_states_that_cannot_be(d: Daemon) -> None:
     failed(d, d.api("PUT", "/1.0/instances/down/state", {"action": "stop"}), "down", "already stopped")
     failed(d, d.api("PUT", "/1.0/instances/down/state", {"action": "freeze"}), "down", "stopped")
     failed(d, d.api("PUT", "/1.0/instances/up/state", {"action": "unfreeze"}), "up", "not frozen")
+    failed(d, d.api("PUT", "/1.0/instances/down/state", {"action": "unfreeze"}), "down", "not frozen")
     refused(d.api("DELETE", "/1.0/instances/up"), 400, "running", "stop")
 
 

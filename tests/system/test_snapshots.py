@@ -82,6 +82,9 @@ def test_our_client_has_the_same_commands(shared_daemon: Daemon, busybox: str) -
     run("move", "c1/second", "c1/third")
     assert snapshots(shared_daemon) == ["third"]
     run("restore", "c1", "third")
+    for change in (("set", "c1/third", "user.x=1"), ("unset", "c1/third", "user.x")):
+        refused = run("config", *change, check=False)
+        assert (refused.returncode, "of a snapshot never changes" in refused.stderr) == (1, True)
     run("delete", "c1/third")
     assert snapshots(shared_daemon) == []
 

@@ -82,7 +82,17 @@ def _set(session: Session, arguments: list[str], _flags: Flags) -> None:
         first, rest = "", arguments
     if not rest:
         raise UsageError(f"Specify what to set: utsuwa config set {first} KEY=VALUE")
-    _apply(_Owner(session, first), values.changes(rest))
+    _apply(_changeable(session, first), values.changes(rest))
+
+
+def _changeable(session: Session, text: str) -> _Owner:
+    owner = _Owner(session, text)
+    if "/" in owner.name:
+        raise UsageError(
+            "The configuration of a snapshot never changes: only its description and its expiry do, with "
+            f"`utsuwa config edit {text}`"
+        )
+    return owner
 
 
 def _apply(owner: _Owner, changes: dict[str, str]) -> None:
@@ -95,7 +105,7 @@ def _apply(owner: _Owner, changes: dict[str, str]) -> None:
 
 
 def _unset(session: Session, arguments: list[str], _flags: Flags) -> None:
-    owner = _Owner(session, arguments[0] if len(arguments) > 1 else "")
+    owner = _changeable(session, arguments[0] if len(arguments) > 1 else "")
     record, etag = owner.read()
     remove_key(record["config"], arguments[-1])
     if owner.name:

@@ -14,7 +14,7 @@ from utsuwa.host.cgroups import freezer
 from utsuwa.host.cgroups import tree as cgroups
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.lifecycle.stop import running
-from utsuwa.instances.model import Loaded, Running, not_found
+from utsuwa.instances.model import Loaded, Running
 from utsuwa.instances.running_state import links
 
 
@@ -35,9 +35,7 @@ async def freeze(ctx: Context, ref: InstanceRef) -> None:
 async def unfreeze(ctx: Context, ref: InstanceRef) -> None:
     async with ctx.locks.hold("instance", ref):
         container = ctx.runtime.get(ref)
-        if container is None:
-            raise not_found(ref.name)
-        if not container.frozen:
+        if container is None or not container.frozen:
             raise InvalidRequest(f"The instance {ref.name!r} is not frozen")
         await ctx.helper.unfreeze(container.ref.storage_name, ctx.paths.containers)
         container.frozen = False

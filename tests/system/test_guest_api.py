@@ -154,22 +154,24 @@ def test_instances_reach_the_daemon_after_its_restart(shared_daemon: Daemon, bus
     assert not list((d.dir / "devlxd").iterdir())
 
 
-def test_it_is_hidden_and_shown_while_an_instance_runs(shared_daemon: Daemon, busybox: str) -> None:
+@pytest.mark.parametrize("key", ["security.devlxd", "security.guestapi"])
+def test_it_is_hidden_and_shown_while_an_instance_runs(shared_daemon: Daemon, busybox: str, key: str) -> None:
+    """By LXD's and by Incus' name of the key."""
     d = shared_daemon
     guest = launch(d, busybox, **{"user.a": "1"})
     with guest.connect()[0] as kept:
-        d.lxc("config", "set", "c1", "security.devlxd", "false")
+        d.lxc("config", "set", "c1", key, "false")
         assert kept.recv(1) == b""
     for path in ("/dev/lxd/sock", INCUS):
         with pytest.raises(AssertionError, match="FileNotFoundError"):
             guest.connect(path=path)
-    d.lxc("config", "unset", "c1", "security.devlxd")
+    d.lxc("config", "unset", "c1", key)
     assert guest.text("/1.0/config/user.a") == "1"
     assert guest.api("GET", "/", path=INCUS).status == 200
-    d.lxc("profile", "set", "default", "security.devlxd", "false")
+    d.lxc("profile", "set", "default", key, "false")
     with pytest.raises(AssertionError, match="FileNotFoundError"):
         guest.connect()
-    d.lxc("profile", "unset", "default", "security.devlxd")
+    d.lxc("profile", "unset", "default", key)
     assert guest.text("/1.0/config/user.a") == "1"
 
 
@@ -244,13 +246,14 @@ def test_user_data_that_is_too_large_or_no_text_is_refused_and_empty_data_is_non
     assert guest.get("/1.0/config") == []
 
 
-def test_images_are_downloaded_if_that_is_allowed(shared_daemon: Daemon, busybox: str) -> None:
+@pytest.mark.parametrize("key", ["security.devlxd.images", "security.guestapi.images"])
+def test_images_are_downloaded_if_that_is_allowed(shared_daemon: Daemon, busybox: str, key: str) -> None:
     d = shared_daemon
     fingerprint = d.get(f"/1.0/images/aliases/{busybox}")["target"]
     url = f"/1.0/images/{fingerprint}/export"
     guest = launch(d, busybox)
     assert guest.api("GET", url).status == 403
-    d.lxc("config", "set", "c1", "security.devlxd.images", "true")
+    d.lxc("config", "set", "c1", key, "true")
     assert guest.api("GET", url).status == 404  # it is neither public nor was it downloaded
     d.do("PATCH", f"/1.0/images/{fingerprint}", {"public": True})
     try:

@@ -114,6 +114,16 @@ def test_settings_become_lines() -> None:
     assert not any("nproc" in line or "user.other" in line for line in found)
 
 
+def test_init_is_told_of_credentials() -> None:
+    """Unless its environment says otherwise."""
+    told, key = "lxc.environment = CREDENTIALS_DIRECTORY=/dev/.lxc/credentials", {"systemd.credential.a": "1"}
+    assert told in lines(config=key)
+    assert told not in lines(config={"systemd.credential.a": ""})
+    own = lines(config={**key, "environment.CREDENTIALS_DIRECTORY": "/x"})
+    assert told not in own
+    assert "lxc.environment = CREDENTIALS_DIRECTORY=/x" in own
+
+
 @pytest.mark.parametrize(
     "config",
     [

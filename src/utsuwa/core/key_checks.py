@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import uuid
+from base64 import b64decode
 
 from utsuwa.core import clock, schedules
 from utsuwa.core.architectures import canonical_architecture
@@ -232,6 +233,18 @@ def list_of(*allowed: str) -> Validator:
                 raise InvalidConfig(f"{word.strip()[:40]!r} is not one of {', '.join(allowed)}")
 
     return check
+
+
+def base64(value: str) -> None:
+    try:
+        b64decode("".join(value.split()), validate=True)
+    except ValueError as error:
+        raise InvalidConfig("must be in base64") from error
+
+
+def mode(value: str) -> None:
+    if not _MODE.match(value):
+        raise InvalidConfig("must be an octal mode such as 0660")
 
 
 def absolute_path(value: str) -> None:

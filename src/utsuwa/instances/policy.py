@@ -8,6 +8,7 @@ from utsuwa.core.errors import Forbidden, InvalidRequest
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.scope import Policy
 from utsuwa.db.instance_data import InstanceData
+from utsuwa.instances.confinement import credentials, nvidia
 from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
 from utsuwa.profiles.expand import Expanded
 from utsuwa.projects.restrictions import Restrictions
@@ -30,6 +31,8 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     if policy.unprivileged_only and parse_bool(config.get("security.privileged", "")):
         raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
     restrictions.check(config, expanded.devices, profile=False)
+    credentials.check(config)
+    nvidia.check(config)
     seccomp.check(config)
     interception.check(config)
     apparmor.check_raw(config.get("raw.apparmor", ""))

@@ -32,6 +32,7 @@ _LOW_LEVEL = frozenset(
         "raw.lxc",
         "raw.seccomp",
         "security.devlxd.images",
+        "security.guestapi.images",
         "security.idmap.base",
         "security.idmap.size",
     }

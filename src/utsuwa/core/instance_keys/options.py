@@ -102,6 +102,9 @@ MIGRATION = (
     ),
 )
 
+_CREDENTIAL = r"(?!\.{1,2}\Z)[A-Za-z0-9_.@-]{1,200}"
+"""The name of a credential, which becomes that of a file."""
+
 MISCELLANEOUS = (
     for_vms("agent.nic_config", "bool", "false", help="Set the names and MTU of the guest's interfaces."),
     later(
@@ -131,22 +134,25 @@ MISCELLANEOUS = (
         help="A sysctl of the instance's namespaces, set when it starts.",
     ),
     for_vms("smbios11.*", help="An SMBIOS type 11 string for the guest."),
-    later(
+    ConfigKey(
         "systemd.credential.*",
-        part=r"[A-Za-z0-9_.@-]+",
+        part=_CREDENTIAL,
         live=False,
+        scope="container",
         help="A credential for systemd in the instance.",
     ),
-    later(
+    ConfigKey(
         "systemd.credential-binary.*",
-        part=r"[A-Za-z0-9_.@-]+",
+        part=_CREDENTIAL,
         live=False,
+        scope="container",
         help="A credential for systemd in the instance, in base64.",
+        validate=checks.base64,
     ),
 )
 
 NVIDIA = (
-    later(
+    ConfigKey(
         "nvidia.runtime",
         "bool",
         default="false",
@@ -154,7 +160,7 @@ NVIDIA = (
         scope="container",
         help="Make the host's NVIDIA libraries available in the instance.",
     ),
-    later(
+    ConfigKey(
         "nvidia.driver.capabilities",
         "list",
         default="compute,utility",
@@ -165,8 +171,8 @@ NVIDIA = (
             "all", "compute", "compat32", "display", "graphics", "ngx", "utility", "video"
         ),
     ),
-    later("nvidia.require.cuda", live=False, scope="container", help="Required CUDA version."),
-    later("nvidia.require.driver", live=False, scope="container", help="Required driver version."),
+    ConfigKey("nvidia.require.cuda", live=False, scope="container", help="Required CUDA version."),
+    ConfigKey("nvidia.require.driver", live=False, scope="container", help="Required driver version."),
 )
 
 OCI = (

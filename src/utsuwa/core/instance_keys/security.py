@@ -26,6 +26,17 @@ SECURITY = (
         live=True,
     ),
     ConfigKey(
+        "security.guestapi",
+        "bool",
+        help="Incus' name of security.devlxd, which it overrides where it is set.",
+    ),
+    ConfigKey(
+        "security.guestapi.images",
+        "bool",
+        scope="container",
+        help="Incus' name of security.devlxd.images, which it overrides where it is set.",
+    ),
+    ConfigKey(
         "security.idmap.base",
         "integer",
         live=False,

@@ -18,6 +18,7 @@ from utsuwa.devices import BindMount
 from utsuwa.host.files.atomic import replace_file
 from utsuwa.host.lxcentries import mount_entry
 from utsuwa.host.network import veth
+from utsuwa.instances.confinement import credentials, nvidia
 from utsuwa.instances.confinement.conf_lines import Pair, line
 from utsuwa.instances.confinement.host_facts import HostFacts
 from utsuwa.instances.confinement.raw_lxc import raw_lines
@@ -245,10 +246,13 @@ def _limits(config: Mapping[str, str]) -> Iterator[Pair]:
 
 
 def _environment(config: Mapping[str, str]) -> Iterator[Pair]:
+    yield from nvidia.environment(config)
     if guest.is_prepared(config):
         for name, value in guest.ENVIRONMENT.items():
             if f"environment.{name}" not in config:
                 yield "lxc.environment", f"{name}={value}"
+    if credentials.given(config) and f"environment.{credentials.VARIABLE}" not in config:
+        yield "lxc.environment", f"{credentials.VARIABLE}={credentials.FOLDER}"
     for key, value in sorted(config.items()):
         if key.startswith("environment."):
             name = key.removeprefix("environment.")
@@ -300,6 +304,8 @@ def _hooks(spec: ContainerSpec) -> Iterator[Pair]:
     yield "lxc.hook.version", "1"
     command = ["/bin/sh", str(spec.post_stop), str(spec.target)]
     yield "lxc.hook.post-stop", shlex.join(command)
+    if nvidia.wanted(spec.config):
+        yield "lxc.hook.mount", str(nvidia.HOOK)
 
 
 POST_STOP = """\

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Forbidden, InvalidRequest, NotFound, OtherMember
 from utsuwa.core.layering import Devices
 from utsuwa.core.refs import InstanceRef
 from utsuwa.images.forms import ExportedFile
 from utsuwa.instances.context import Context, load
 from utsuwa.instances.guest import view
-from utsuwa.instances.guest.sockets import GuestSockets, is_enabled
+from utsuwa.instances.guest.sockets import GuestSockets, is_enabled, offers_images
 from utsuwa.instances.model import READY, Running
 from utsuwa.operations.events import EventHub, Subscription
 from utsuwa.wire.guest import Guest
@@ -97,7 +96,7 @@ class GuestManager:
 
         Raises Forbidden without `security.devlxd.images`, NotFound also for the beginning of a fingerprint.
         """
-        if not parse_bool(self._running(ref).config.get("security.devlxd.images", "")):
+        if not offers_images(self._running(ref).config):
             raise _not_authorized()
         try:
             row = await self._ctx.images.resolve(ref.project, fingerprint=fingerprint)

@@ -30,7 +30,12 @@ _FRESH = "."
 
 def is_enabled(config: Mapping[str, str]) -> bool:
     """Return whether an instance with this expanded config has the guest API."""
-    return parse_bool(config.get("security.devlxd") or "true")
+    return parse_bool(config.get("security.guestapi") or config.get("security.devlxd") or "true")
+
+
+def offers_images(config: Mapping[str, str]) -> bool:
+    """Return whether it can download images through the guest API."""
+    return parse_bool(config.get("security.guestapi.images") or config.get("security.devlxd.images", ""))
 
 
 class GuestSockets:

@@ -28,7 +28,7 @@ from utsuwa.host.mounts import mounts
 from utsuwa.host.processes import pidfds
 from utsuwa.host.system import kernel_modules
 from utsuwa.instances import identity
-from utsuwa.instances.confinement import cpu_balance, host_facts, limits, lxcconf, nodes
+from utsuwa.instances.confinement import cpu_balance, credentials, host_facts, limits, lxcconf, nodes, nvidia
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.confinement.conf_lines import Pair
 from utsuwa.instances.context import Context, Seen, load, load_again
@@ -115,6 +115,7 @@ async def check_restart(ctx: Context, ref: InstanceRef) -> None:
         ctx.database.engine.check_room()
         await ctx.storage.pools.ensure_available(instance.pool)
         await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
+        await in_thread(nvidia.check_host, instance.expanded.config)
         if limits.limited(instance.expanded.config):
             limits.check(instance.expanded.config, await in_thread(cgroup_limits.read_limit_facts))
         idmap = identity.next_idmap(instance)
@@ -207,6 +208,7 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     paths = ctx.runtime_paths(instance)
     await ctx.storage.pools.ensure_available(instance.pool)
     await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
+    await in_thread(nvidia.check_host, instance.expanded.config)
     instance = await identity.with_permitted_idmap(ctx, instance)
     await identity.refuse_shift(ctx, instance)
     idmap = identity.next_idmap(instance)
@@ -268,6 +270,7 @@ def _make_device_folder(host: DeviceHost) -> list[tuple[Path, str]]:
 def _own_mounts(ctx: Context, host: DeviceHost) -> list[BindMount]:
     """Return the mounts that are not those of devices, for which the daemon's own files are made."""
     mounts = guest.mounts(host.config, host.folder)
+    mounts += credentials.mounts(host.config, host.folder, host.idmap)
     if sockets.is_enabled(host.config):
         mounts += ctx.guest_sockets.make(host.instance)
     return mounts
@@ -291,7 +294,8 @@ async def _limits(
 
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:
     """Start liblxc's monitor and the container's init; return the pids of init and of the monitor."""
-    own_hooks = bool(instance.expanded.config.get("raw.lxc"))
+    config = instance.expanded.config
+    own_hooks = bool(config.get("raw.lxc")) or nvidia.wanted(config)
     try:
         pids = await lxc.start(
             instance.ref.storage_name, ctx.paths.containers, paths.conf, paths.log, own_hooks=own_hooks
@@ -299,7 +303,7 @@ async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int
     except StartFailed as error:
         raise StartFailed(
             f"Failed to start the container {instance.name!r}: {error.message}: "
-            f"{remedy(error.message, instance.name)}"
+            f"{nvidia.remedy(config, error.message) or remedy(error.message, instance.name)}"
         ) from error
     if pids is not None:
         return pids.init, pids.monitor

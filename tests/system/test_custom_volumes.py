@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +107,29 @@ def test_a_life_with_lxc(d: Daemon) -> None:
     for pool in ("default", "other"):
         for folder in ("custom", "custom-snapshots"):
             assert list((d.dir / "storage-pools" / pool / folder).iterdir()) == []
+
+
+def test_the_owner_of_a_new_volume(d: Daemon) -> None:
+    """By its own keys, or by those of its pool; a copy has that of its source."""
+    d.do("PATCH", "/1.0/storage-pools/default", {"config": {"volume.initial.gid": "33"}})
+    try:
+        d.lxc("storage", "volume", "create", "default", "v1", "initial.uid=1000", "initial.mode=0750")
+    finally:
+        d.do("PATCH", "/1.0/storage-pools/default", {"config": {"volume.initial.gid": ""}})
+    d.lxc("storage", "volume", "copy", "default/v1", "other/v2")
+    for found in (files_of(d, "v1").stat(), files_of(d, "v2", "other").stat()):
+        assert (found.st_uid, found.st_gid, oct(found.st_mode & 0o7777)) == (1000, 33, "0o750")
+    for key, value in (("initial.mode", "rwx"), ("initial.uid", "-1"), ("initial.gid", "root")):
+        reply = d.api("POST", CUSTOM, {"name": "v3", "config": {key: value}})
+        assert (reply.status, key in reply.error) == (400, True)
+
+
+def test_an_expiry_of_snapshots_by_hand(d: Daemon) -> None:
+    volume(d, snapshots__expiry="1d", snapshots__expiry__manual="3d")
+    d.do("POST", f"{CUSTOM}/v1/snapshots", {"name": "x"})
+    found = d.get(f"{CUSTOM}/v1/snapshots?recursion=1")[0]
+    created, expires = (datetime.fromisoformat(found[key]) for key in ("created_at", "expires_at"))
+    assert expires - created == timedelta(days=3)
 
 
 def test_an_expiry_is_that_of_the_volume_or_of_the_request(d: Daemon) -> None:

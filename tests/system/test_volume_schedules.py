@@ -31,7 +31,12 @@ def test_what_is_due_is_done(place: Path) -> None:
     world.paths.root.mkdir(mode=0o711)
     world.paths.create_directories()
     config = {
-        "often": {"snapshots.schedule": "* * * * *", "snapshots.expiry": "1H", "snapshots.pattern": "auto%d"},
+        "often": {
+            "snapshots.schedule": "* * * * *",
+            "snapshots.expiry": "1H",
+            "snapshots.expiry.manual": "1y",
+            "snapshots.pattern": "auto%d",
+        },
         "broken": {"snapshots.schedule": "* * * * *"},
         "daily": {"snapshots.schedule": "0 6 * * *"},
         "never": {"snapshots.expiry": "1H"},

@@ -32,6 +32,7 @@ _HWADDR_PATTERN = re.compile(r"[0-9A-Fa-fx]{2}(?::[0-9A-Fa-fx]{2}){5}\Z")
 _SYSCALL_LINE = re.compile(r"(?:[a-z0-9_]+(?:[ \t][ -~\t]*)?|\[[a-z0-9_]+\]|#[ -~\t]*)\Z")
 _LXC_LINE = re.compile(r"lxc\.[A-Za-z0-9_.\[\]-]+\s*=.*\Z")
 _FUSE_PROGRAM = re.compile(r"[a-z0-9_.]{1,32}=[A-Za-z0-9_+.-]{1,64}\Z")
+_MODE = re.compile(r"0?[0-7]{3}\Z")
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _HOST = r"(?:\[[0-9A-Fa-f:.%a-z]*\]|[A-Za-z0-9_.-]*)"
 _ADDRESS = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?\Z")

@@ -64,9 +64,35 @@ POOL_KEYS = (
     ),
 )
 
+INITIAL_UID, INITIAL_GID, INITIAL_MODE = "initial.uid", "initial.gid", "initial.mode"
+INITIAL_MODE_DEFAULT = "711"
+
 VOLUME_KEYS = (
     ConfigKey("size", type="size", help="Size of the volume."),
+    *(
+        ConfigKey(
+            name,
+            "integer",
+            "0",
+            live=False,
+            help=f"The {owner} of a new volume's root",
+            validate=checks.user_id,
+        )
+        for name, owner in ((INITIAL_UID, "owner"), (INITIAL_GID, "group"))
+    ),
+    ConfigKey(
+        INITIAL_MODE,
+        default=INITIAL_MODE_DEFAULT,
+        live=False,
+        help="The mode of a new volume's root, octal",
+        validate=checks.mode,
+    ),
     ConfigKey("snapshots.expiry", help="How long snapshots are kept, such as `3d`.", validate=checks.expiry),
+    ConfigKey(
+        "snapshots.expiry.manual",
+        help="How long snapshots are kept that are not taken by schedule.",
+        validate=checks.expiry,
+    ),
     ConfigKey(
         "snapshots.schedule",
         help="When snapshots are taken: cron expressions, or aliases such as `@daily`.",

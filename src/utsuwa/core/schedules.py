@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from cronsim import CronSim, CronSimError
@@ -97,3 +98,9 @@ def add_span(value: str, start: datetime) -> datetime | None:
         return start + span if parts else None
     except (OverflowError, ValueError):
         raise InvalidConfig("must end before the year 10000") from None
+
+
+def default_expiry(config: Mapping[str, str], now: datetime, *, scheduled: bool) -> datetime | None:
+    """Return when a snapshot of now expires by the keys `snapshots.expiry*`; None for never."""
+    manual = "" if scheduled else config.get("snapshots.expiry.manual", "")
+    return add_span(manual or config.get("snapshots.expiry", ""), now)

@@ -5,31 +5,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from utsuwa.core import key_checks as checks
 from utsuwa.core.config_keys import ConfigKey, KeyTable, integer_between
-from utsuwa.core.errors import InvalidConfig
 from utsuwa.devices.base import BindMount, DeviceHost, DeviceType, RunConfig
 from utsuwa.devices.inner_mount import InnerMount, check_path, inner_path
 from utsuwa.devices.names import entry_name
 from utsuwa.host.mounts import detached
 from utsuwa.host.mounts.device_folder import DeviceNumber, Node
 
-_MODE = re.compile(r"0?[0-7]{3}\Z")
 _id = integer_between(0, 2**32 - 2)
 
 
 def monitored_folder() -> Path:
     """Return the directory of the host in which devices that are not required are monitored."""
     return Path(os.environ.get("UTSUWA_DEVMONITOR_DIR") or "/dev")
-
-
-def _check_mode(value: str) -> None:
-    if not _MODE.match(value):
-        raise InvalidConfig("must be an octal mode such as 0660")
 
 
 class UnixDevice(InnerMount):
@@ -51,7 +44,7 @@ class UnixDevice(InnerMount):
             ),
             ConfigKey("uid", type="integer", default="0", help="The owner inside", validate=_id),
             ConfigKey("gid", type="integer", default="0", help="The group inside", validate=_id),
-            ConfigKey("mode", default="0660", help="The mode inside, octal", validate=_check_mode),
+            ConfigKey("mode", default="0660", help="The mode inside, octal", validate=checks.mode),
             ConfigKey(
                 "required",
                 type="bool",

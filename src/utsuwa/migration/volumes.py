@@ -188,7 +188,7 @@ async def receive(ctx: MigrationContext, reception: Reception, operation: Operat
 
             config, description = await _config(ctx, reception), reception.description or found.description
             async with creation(custom, at, volume, config, description, store) as undo:
-                await create.make_empty(custom, at, volume, undo)
+                await create.make_empty(custom, at, volume, undo, config)
                 incoming = Incoming(at, volume, undo, custom.copies, custom.threads)
                 await receive_trees(files, agreed, incoming, operation)
 

@@ -12,7 +12,7 @@ from utsuwa.core import clock, faults
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.core.rollback import Rollback
-from utsuwa.core.schedules import add_span
+from utsuwa.core.schedules import default_expiry
 from utsuwa.core.snapshot_names import DEFAULT_PATTERN, check_snapshot_name, next_name
 from utsuwa.db import snapshots as snapshot_rows
 from utsuwa.db.snapshots import SnapshotRow
@@ -57,9 +57,7 @@ def _running(ctx: Context, ref: InstanceRef) -> Running:
 
 
 def _expiry(instance: Loaded, now: datetime, *, scheduled: bool) -> datetime | None:
-    config = instance.expanded.config
-    manual = "" if scheduled else config.get("snapshots.expiry.manual", "")
-    return add_span(manual or config.get("snapshots.expiry", ""), now)
+    return default_expiry(instance.expanded.config, now, scheduled=scheduled)
 
 
 def _insert(tx: Transaction, row: SnapshotRow, pattern: str) -> SnapshotRow:

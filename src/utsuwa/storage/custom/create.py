@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from utsuwa.core.errors import InUse
 from utsuwa.core.names import check_volume_name
+from utsuwa.core.pool_keys import INITIAL_GID, INITIAL_MODE, INITIAL_MODE_DEFAULT, INITIAL_UID
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.volumes import Volume
 from utsuwa.db import storage_volumes, volume_users
@@ -17,9 +19,6 @@ from utsuwa.storage import intentions
 from utsuwa.storage.custom.context import NO_MAP, CustomContext, creation, first_config, get
 from utsuwa.storage.custom.uses import Place
 from utsuwa.storage.known_pools import KnownPool
-
-_MODE = 0o711
-"""The mode of the root of a new volume, which belongs to root."""
 
 
 async def create(ctx: CustomContext, place: Place, config: Mapping[str, str], description: str) -> None:
@@ -31,24 +30,27 @@ async def create(ctx: CustomContext, place: Place, config: Mapping[str, str], de
     pool, volume = place
     check_volume_name(volume.name)
     at = await ctx.pools.ensure_available(pool)
-    async with (
-        ctx.locks.hold(pool, volume),
-        creation(ctx, at, volume, first_config(at, config), description) as undo,
-    ):
-        await make_empty(ctx, at, volume, undo)
+    first = first_config(at, config)
+    async with ctx.locks.hold(pool, volume), creation(ctx, at, volume, first, description) as undo:
+        await make_empty(ctx, at, volume, undo, first)
     ctx.lifecycle("created", place, {"type": "custom"})
 
 
-async def make_empty(ctx: CustomContext, pool: KnownPool, volume: Volume, undo: Rollback) -> None:
+async def make_empty(
+    ctx: CustomContext, pool: KnownPool, volume: Volume, undo: Rollback, config: Mapping[str, str]
+) -> None:
     """Create the files of a new volume, an empty tree. Raises OutOfSpace, HostError."""
     revert = partial(ctx.threads.remove.run, pool.driver.delete_volume, volume)
-    await ctx.threads.quick.make(undo, revert, pool.driver.create_volume, volume, NO_MAP, _fill)
+    await ctx.threads.quick.make(
+        undo, revert, pool.driver.create_volume, volume, NO_MAP, partial(_fill, config)
+    )
 
 
-def _fill(folder: Path) -> None:
+def _fill(config: Mapping[str, str], folder: Path) -> None:
     rootfs = folder / "rootfs"
-    rootfs.mkdir(mode=_MODE)
-    rootfs.chmod(_MODE)
+    rootfs.mkdir(mode=0o700)
+    os.chown(rootfs, *(int(config.get(key) or "0") for key in (INITIAL_UID, INITIAL_GID)))
+    rootfs.chmod(int(config.get(INITIAL_MODE) or INITIAL_MODE_DEFAULT, 8))
 
 
 async def delete(ctx: CustomContext, place: Place) -> None:

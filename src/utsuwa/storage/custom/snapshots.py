@@ -10,7 +10,7 @@ from typing import Any
 
 from utsuwa.core import clock
 from utsuwa.core.errors import AlreadyExists, NotFound
-from utsuwa.core.schedules import add_span, is_due
+from utsuwa.core.schedules import default_expiry, is_due
 from utsuwa.core.snapshot_names import DEFAULT_PATTERN, check_snapshot_name, next_name
 from utsuwa.core.volumes import Volume
 from utsuwa.db import storage_volumes, volume_snapshots
@@ -43,7 +43,12 @@ async def check_create(ctx: CustomContext, place: Place, request: StorageVolumeS
 
 
 def _planned(
-    tx: Transaction, place: Place, request: StorageVolumeSnapshotsPost, now: datetime
+    tx: Transaction,
+    place: Place,
+    request: StorageVolumeSnapshotsPost,
+    now: datetime,
+    *,
+    scheduled: bool = False,
 ) -> tuple[VolumeRow, str, datetime | None]:
     """Return the volume, and name and expiry of its new snapshot."""
     row = get(tx, place)
@@ -54,11 +59,13 @@ def _planned(
     pattern = row.config.get("snapshots.pattern") or DEFAULT_PATTERN
     name = check_snapshot_name(request.name or next_name(pattern, taken, now.astimezone()))
     if request.expires_at is None:
-        return row, name, add_span(row.config.get("snapshots.expiry", ""), now)
+        return row, name, default_expiry(row.config, now, scheduled=scheduled)
     return row, name, clock.from_wire(request.expires_at)
 
 
-async def create(ctx: CustomContext, place: Place, request: StorageVolumeSnapshotsPost) -> None:
+async def create(
+    ctx: CustomContext, place: Place, request: StorageVolumeSnapshotsPost, *, scheduled: bool = False
+) -> None:
     """Take a snapshot; processes of running instances that use the volume do not run meanwhile.
 
     Raises NotFound, InvalidName, AlreadyExists, InvalidRequest (time), InUse (by the server itself),
@@ -69,7 +76,8 @@ async def create(ctx: CustomContext, place: Place, request: StorageVolumeSnapsho
     async with ctx.quiet(ctx.uses.instances(place)), ctx.locks.hold(pool, volume):
         ctx.uses.check_not_reserved(place)
         now = clock.now()
-        row, name, expires = await ctx.database.read("new snapshot", _planned, place, request, now)
+        planned = partial(_planned, scheduled=scheduled)
+        row, name, expires = await ctx.database.read("new snapshot", planned, place, request, now)
         snapshot = volume.snapshot_named(name)
         also = partial(volume_snapshots.take, volume=row, name=name, created_at=now, expires_at=expires)
         intention = intentions.of_snapshot(CREATION, name)
@@ -161,7 +169,7 @@ async def look(ctx: CustomContext, now: datetime) -> None:
     for row in rows:
         schedule = row.config.get("snapshots.schedule", "")
         if schedule and row.here and not row.half_made and is_due(schedule, now.astimezone(), row.id):
-            work = create(ctx, place_of(row), StorageVolumeSnapshotsPost())
+            work = create(ctx, place_of(row), StorageVolumeSnapshotsPost(), scheduled=True)
             await _try(place_of(row)[1], "a scheduled snapshot", work)
 
 

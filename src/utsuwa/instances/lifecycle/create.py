@@ -329,7 +329,8 @@ async def discard(ctx: Context, instance: Loaded) -> None:
 
 
 def create_log_folder(ctx: Context, instance: Loaded) -> None:
-    """Discard logs of an earlier instance of that name."""
+    """Discard logs of an earlier instance of that name. Raises Unavailable."""
+    ctx.logs.check_available()
     folder = ctx.paths.instance_logs(instance.ref.storage_name)
     if folder.exists():
         remove_tree(folder)

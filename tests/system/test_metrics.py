@@ -187,6 +187,37 @@ def test_address_that_cannot_be_used_is_refused(d: Daemon, address: str) -> None
     assert tls.request(address, "GET", URL).status == 403  # the old one is still served
 
 
+# ---- what the daemon does
+
+
+def test_the_debug_address_has_that_alone_for_whom_the_server_trusts(d: Daemon, identity: Identity) -> None:
+    address = tls.free_address()
+    d.lxc("config", "set", "core.debug_address", address)
+    url = "/internal/debug/tasks"
+    assert tls.request(address, "GET", url, identity=identity).status == 403
+    body = {"type": "client", "name": "admin", "certificate": base64.b64encode(identity.der).decode()}
+    d.do("POST", "/1.0/certificates", body)
+    try:
+        names_of_tasks = [
+            task["name"] for task in tls.request(address, "GET", url, identity=identity).metadata
+        ]
+        assert names_of_tasks
+        waiting = [task for task in d.get(url) if any("serve_until_stopped" in f for f in task["frames"])]
+        assert len(waiting) == 1
+        assert any("MainThread" in thread["name"] for thread in d.get("/internal/debug/threads"))
+        memory = d.get("/internal/debug/memory")
+        assert memory["objects"] >= sum(memory["types"].values()) > 0
+        assert tls.request(address, "GET", "/1.0", identity=identity).status == 404
+        restricted = {"type": "client", "name": "admin", "restricted": True, "projects": ["web"]}
+        d.do("PUT", f"/1.0/certificates/{identity.fingerprint}", restricted)
+        assert tls.request(address, "GET", url, identity=identity).status == 403
+    finally:
+        d.do("DELETE", f"/1.0/certificates/{identity.fingerprint}")
+        d.lxc("config", "unset", "core.debug_address")
+    with pytest.raises(ConnectionRefusedError):
+        tls.request(address, "GET", url, identity=identity)
+
+
 # ---- the client
 
 

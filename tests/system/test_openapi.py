@@ -151,6 +151,9 @@ def test_the_server(checker: Checker, no_config: None) -> None:
     checker.good("GET", "/openapi.json")
     checker.good("GET", "/internal/ready")
     checker.good("GET", "/internal/gc")
+    assert checker.good("GET", "/internal/debug/tasks")
+    assert checker.good("GET", "/internal/debug/threads")
+    assert checker.good("GET", "/internal/debug/memory")["resident"] > 0
     checker.good("GET", "/internal/sql?schema=1")
     checker.good("POST", "/internal/sql", {"query": "SELECT 1 AS one; DELETE FROM profiles WHERE id = 0"})
     checker.good("POST", "/internal/testing/warnings", {"type_code": 0, "message": "m"})

@@ -165,3 +165,10 @@ def test_internal_routes_require_root() -> None:
     assert internal["/internal/shutdown"] is Access.ROOT
     assert internal["/internal/gc"] is Access.ROOT
     assert Access.PUBLIC not in internal.values()
+
+
+def test_what_the_daemon_does_is_not_for_callers_restricted_to_projects() -> None:
+    for route in all_routes():
+        if route.path.startswith("/internal/debug/"):
+            with pytest.raises(Forbidden):
+                require(Scope(frozenset({"web"}), Policy(restricted=True)), route.concerns, route.needs, None)

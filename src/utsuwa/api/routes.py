@@ -11,6 +11,7 @@ from aiohttp import web
 from utsuwa.api import (
     certificates,
     cluster,
+    debug,
     events,
     images,
     instance_exec,
@@ -68,6 +69,7 @@ _MODULES = (
     cluster,
     web_page,
     internal,
+    debug,
 )
 
 _INSTANCES = "/1.0/instances"

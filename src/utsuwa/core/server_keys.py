@@ -72,7 +72,11 @@ _CORE = (
         validate=integer_between(1, 4294967294),
     ),
     _later("core.bgp_routerid", help="BGP router id of this server."),
-    _later("core.debug_address", help="Address of the debug server.", validate=checks.listen_address),
+    ConfigKey(
+        "core.debug_address",
+        help="Address and port where it is shown what the daemon does; the default port is 8444.",
+        validate=checks.listen_address,
+    ),
     _later("core.dns_address", help="Address of the DNS server.", validate=checks.listen_address),
     ConfigKey(
         "core.metrics_address",

@@ -73,6 +73,7 @@ ENDS_TOO_OFTEN = WarningType(1019, MODERATE, "An instance ends again and again",
 CPUS_NOT_ASSIGNED = WarningType(1018, MODERATE, "CPUs of an instance not assigned")
 SERVER_VOLUME_UNAVAILABLE = WarningType(1021, HIGH, "A volume of the server unavailable")
 NO_CRIU = WarningType(1022, MODERATE, "Running state of instances cannot be saved", lasting=True)
+DEBUG_UNAVAILABLE = WarningType(1023, LOW, "Debug address unavailable")
 METRICS_UNAVAILABLE = WarningType(1020, MODERATE, "Metrics address unavailable")
 
 BY_CODE: Final = {

@@ -10,13 +10,13 @@ from functools import partial
 
 from aiohttp import web
 
-from utsuwa.api import metrics
+from utsuwa.api import debug, metrics
 from utsuwa.api.application import Application
 from utsuwa.api.routes import all_routes
 from utsuwa.api.services import Services
 from utsuwa.core.errors import Unavailable
 from utsuwa.core.paths import StatePaths
-from utsuwa.daemon.https import API_ADDRESS, METRICS_ADDRESS, HttpsListener
+from utsuwa.daemon.https import API_ADDRESS, DEBUG_ADDRESS, METRICS_ADDRESS, HttpsListener
 from utsuwa.daemon.loopback import LoopbackListener
 from utsuwa.daemon.serving import UnixListener, bind_unix, judge_group, socket_group, unix_peer
 from utsuwa.httpd.protocol import HttpServer
@@ -67,9 +67,14 @@ class Endpoints:
         self._services, self._loopback, self._retries = services, loopback, retries
         self._api = Application(services, all_routes(), identify, unprivileged_only=unprivileged_only)
         only_metrics = Application(services, metrics.ROUTES, identify)
+        only_debug = Application(services, debug.ROUTES, identify)
         self._https = tuple(
             HttpsListener(key, serving.handle, make_context, trust, services.warnings, retries)
-            for key, serving in ((API_ADDRESS, self._api), (METRICS_ADDRESS, only_metrics))
+            for key, serving in (
+                (API_ADDRESS, self._api),
+                (METRICS_ADDRESS, only_metrics),
+                (DEBUG_ADDRESS, only_debug),
+            )
         )
         for listener in self._https:
             services.server.on_change(listener.config_changed)

@@ -15,7 +15,12 @@ from functools import partial
 from typing import Any
 
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.warning_types import HTTPS_UNAVAILABLE, METRICS_UNAVAILABLE, WarningType
+from utsuwa.core.warning_types import (
+    DEBUG_UNAVAILABLE,
+    HTTPS_UNAVAILABLE,
+    METRICS_UNAVAILABLE,
+    WarningType,
+)
 from utsuwa.daemon.tls_port import Limits, TlsPort
 from utsuwa.httpd.protocol import Handle
 from utsuwa.operations.retries import Retries
@@ -39,6 +44,7 @@ class AddressKey:
 
 API_ADDRESS = AddressKey("core.https_address", 8443, HTTPS_UNAVAILABLE)
 METRICS_ADDRESS = AddressKey("core.metrics_address", 9100, METRICS_UNAVAILABLE)
+DEBUG_ADDRESS = AddressKey("core.debug_address", 8444, DEBUG_UNAVAILABLE)
 
 
 def parse_address(key: AddressKey, text: str) -> tuple[str, int]:

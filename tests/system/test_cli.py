@@ -409,6 +409,9 @@ def test_completion_knows_names(shared_daemon: Daemon, c1: str) -> None:
         (("add", "c1", "x", "nic", "netw"), "network=\n"),
         (("remove", "c1", "d"), "data\n"),
         (("set", "local:c1", "data", "prop"), "propagation=\n"),
+        (("set", "c1", "data", "propagation=s"), "propagation=shared\npropagation=slave\n"),
+        (("set", "c1", "data", "propagation", "s"), "shared\nslave\n"),
+        (("add", "c1", "x", "disk", "readonly="), "readonly=false\nreadonly=true\n"),
         (("unset", "c1", "data", "shi"), "shift\n"),
         (("get", "c1", "missing", ""), ""),
     ):

@@ -59,6 +59,10 @@ def test_profiles_between_projects(module_daemon: Daemon) -> None:
     utsuwa_client(d, "project", "delete", "web")
 
 
+ALLOWED = ("credentials", "headers", "methods", "origin")
+ENFORCED = ["hard", "soft"]
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -69,6 +73,17 @@ def test_profiles_between_projects(module_daemon: Daemon) -> None:
         (["profile", "set", "default", "security.pri"], ["security.privileged="]),
         (["profile", "unset", "default", "security.pri"], ["security.privileged"]),
         (["config", "unset", "c1", "security.pri"], ["security.privileged"]),
+        (
+            ["config", "set", "core.https_a"],
+            ["core.https_address=", *(f"core.https_allowed_{x}=" for x in ALLOWED)],
+        ),
+        (["config", "unset", "core.proxy_h"], ["core.proxy_http", "core.proxy_https"]),
+        (["config", "set", "c1", "limits.memory.enforce="], [f"limits.memory.enforce={x}" for x in ENFORCED]),
+        (["config", "set", "c1", "limits.memory.enforce", ""], ENFORCED),
+        (["config", "set", "c1", "user.x", ""], []),
+        (["config", "set", "c1", "user.x=1", "security.nest"], ["security.nesting="]),
+        (["launch", "x", "-c", "security.nesting="], ["security.nesting=false", "security.nesting=true"]),
+        (["project", "set", "default", "restricted=t"], ["restricted=true"]),
     ],
 )
 def test_completion(module_daemon: Daemon, words: list[str], found: list[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from utsuwa.api.metadata import configuration
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.storage.drivers import DRIVERS
 from utsuwa.wire.codec import decode_json, encode
 
 
-def _keys(kind: str, group: str) -> dict[str, dict[str, str]]:
+def _keys(kind: str, group: str) -> dict[str, dict[str, Any]]:
     listed = configuration()["configs"][kind][group]["keys"]
     return {name: facts for entry in listed for name, facts in entry.items()}
 
@@ -33,6 +35,8 @@ def test_description_of_a_key() -> None:
     assert _keys("instance", "security")["security.secureboot"]["condition"] == "virtual machine"
     assert _keys("server", "core")["core.https_address"]["scope"] == "local"
     assert _keys("server", "core")["core.trust_password"]["scope"] == "global"
+    assert _keys("instance", "boot")["boot.autorestart"]["choices"] == ["true", "false"]
+    assert _keys("devices", "disk")["propagation"]["choices"][0] == "private"
     assert _keys("project", "features")["features.images"]["type"] == "bool"
     assert "pool" in _keys("devices", "disk")
     assert "host_name" in _keys("devices", "nic_p2p")

@@ -25,7 +25,7 @@ async def get_configuration(request: Request) -> Result:
 
 @cache
 def configuration() -> dict[str, Any]:
-    """Return all keys by type of object and group, in LXD's format."""
+    """Return all keys by type of object and group, in LXD's format, with `choices` where there are few."""
     return {
         "configs": {
             "instance": _groups(INSTANCE_KEY_GROUPS, live=True),
@@ -57,14 +57,16 @@ def _groups(
     }
 
 
-def _shown(key: ConfigKey, *, live: bool, scoped: bool) -> dict[str, str]:
-    shown = {
+def _shown(key: ConfigKey, *, live: bool, scoped: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {
         "type": "string" if key.type == "size" else key.type,
         "shortdesc": key.help,
         "longdesc": "" if key.in_force else _NO_EFFECT,
     }
     if key.default:
         shown["defaultdesc"] = f"`{key.default}`"
+    if key.choices:
+        shown["choices"] = list(key.choices)
     if key.scope:
         shown["condition"] = key.scope.replace("-", " ")
     if live:

@@ -23,6 +23,17 @@ Validator = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class _OneOf:
+    """The validator of keys with a few values, which clients are told."""
+
+    allowed: tuple[str, ...]
+
+    def __call__(self, value: str) -> None:
+        if value not in self.allowed:
+            raise InvalidConfig(f"must be one of {', '.join(self.allowed)}")
+
+
+@dataclass(frozen=True)
 class ConfigKey:
     """One key. `name` may contain one `*` wildcard (`environment.*`, `linux.sysctl.*`)."""
 
@@ -44,6 +55,13 @@ class ConfigKey:
     """Whether values may contain line breaks, in addition to the key families that always may."""
     in_force: bool = True
     """False for a key that is validated and stored, but has no effect in this version."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it can have, if these are few."""
+        if self.type == "bool":
+            return ("true", "false")
+        return self.validate.allowed if isinstance(self.validate, _OneOf) else ()
 
 
 @dataclass(frozen=True)
@@ -171,11 +189,7 @@ def without_volatile(config: Mapping[str, str]) -> dict[str, str]:
 
 
 def one_of(*allowed: str) -> Validator:
-    def check(value: str) -> None:
-        if value not in allowed:
-            raise InvalidConfig(f"must be one of {', '.join(allowed)}")
-
-    return check
+    return _OneOf(allowed)
 
 
 def integer_between(low: int, high: int) -> Validator:

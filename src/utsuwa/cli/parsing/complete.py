@@ -16,6 +16,7 @@ from utsuwa.core.errors import UtsuwaError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from utsuwa.cli.session import Session
     from utsuwa.client.server import Server
@@ -62,11 +63,21 @@ def candidates(before: list[str], word: str) -> list[str]:
             found += _alias_names(before)
     elif command.complete:
         place = min(len(arguments), len(command.complete) - 1)
-        kind = command.complete[place]
-        found = _own_snapshots(arguments[0]) if kind == "own-snapshots" else _named(kind, word, arguments)
+        found = _at(command.complete[place], place, word, arguments)
     else:
         found = []
     return sorted({name for name in found if name.startswith(word)})
+
+
+def _at(kind: str | tuple[str, ...], place: int, word: str, arguments: list[str]) -> Iterable[str]:
+    """Return the candidates for an argument of a kind, of which the first one is at `place`."""
+    if kind == "own-snapshots":
+        return _own_snapshots(arguments[0])
+    if "-keys" in kind and len(arguments) > place and "=" not in arguments[-1]:  # `set web KEY VALUE`
+        return [word.partition("=")[2] for word in _named(kind, f"{arguments[-1]}=", arguments)]
+    if isinstance(kind, str):  # `instances+server-keys`: of either kind
+        return [name for one in kind.split("+") for name in _named(one, word, arguments)]
+    return kind
 
 
 def _flag_words(word: str, flags: tuple[Flag, ...]) -> list[str]:
@@ -127,11 +138,11 @@ def _named(kind: str | tuple[str, ...], word: str, arguments: list[str] | None =
     if kind in of_client:
         return list(of_client[kind])
     if kind.startswith("device"):
-        return _of_devices(session, kind, arguments or [])
+        return _of_devices(session, kind, word, arguments or [])
     if kind.startswith("volume") or kind == "pools-and-volumes":
         return _of_volumes(session, kind, word, arguments or [])
     if kind.endswith(("-key", "-keys")):
-        return _keys(session, kind)
+        return _keys(session, kind, word)
     if kind == "storage-drivers":
         return _storage_drivers(session)
     remote, colon, _ = word.partition(":")
@@ -163,15 +174,27 @@ def _members(session: Session, kind: str, remote: str) -> list[str]:
     return [str(record[field]) for record in found if wanted is None or record["status"] in wanted]
 
 
-def _keys(session: Session, kind: str) -> list[str]:
+def _keys(session: Session, kind: str, word: str) -> list[str]:
     """Return the configuration keys from the server's metadata, for `instance-keys` etc. with `=`."""
     configs = session.server().get("/1.0/metadata/configuration")["configs"]
     groups = configs[kind.partition("-")[0]]
-    suffix = "=" if kind.endswith("-keys") else ""
-    return [f"{key}{suffix}" for group in groups.values() for entry in group["keys"] for key in entry]
+    return _keys_or_values(_entries(groups.values()), word, plural=kind.endswith("-keys"))
 
 
-def _of_devices(session: Session, kind: str, arguments: list[str]) -> list[str]:
+def _entries(groups: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the descriptions of keys by their names."""
+    return {key: facts for group in groups for entry in group["keys"] for key, facts in entry.items()}
+
+
+def _keys_or_values(entries: dict[str, dict[str, Any]], word: str, *, plural: bool) -> list[str]:
+    """Return the keys, in the `plural` with `=`; after the `=` of a key, that with each of its values."""
+    key, equals, _ = word.partition("=")
+    if equals:
+        return [f"{key}={value}" for value in entries.get(key, {}).get("choices", ())]
+    return [f"{name}=" for name in entries] if plural else list(entries)
+
+
+def _of_devices(session: Session, kind: str, word: str, arguments: list[str]) -> list[str]:
     """Return the names of devices (`devices of instances`), their keys, or those of a type.
 
     The arguments are their holder, and for keys a device or, in `device-keys of a type`, its type at last.
@@ -186,14 +209,8 @@ def _of_devices(session: Session, kind: str, arguments: list[str]) -> list[str]:
             return list(devices)
         device_type = devices.get(arguments[1], {}).get("type", "")
     groups = session.server().get("/1.0/metadata/configuration")["configs"]["devices"]
-    suffix = "=" if what == "device-keys" else ""
-    return [
-        f"{key}{suffix}"
-        for name, group in groups.items()
-        if _is_group_of(name, device_type)
-        for entry in group["keys"]
-        for key in entry
-    ]
+    entries = _entries(group for name, group in groups.items() if _is_group_of(name, device_type))
+    return _keys_or_values(entries, word, plural=what == "device-keys")
 
 
 def _of_volumes(session: Session, kind: str, word: str, arguments: list[str]) -> list[str]:
@@ -211,10 +228,8 @@ def _of_volumes(session: Session, kind: str, word: str, arguments: list[str]) ->
     server, pool = session.target(arguments[0])
     if kind.startswith("volume-key"):
         driver = server.get(path_to("storage-pools", pool))["driver"]
-        groups = server.get("/1.0/metadata/configuration")["configs"][f"storage_{driver}"]
-        keys = [key for group in groups.values() for entry in group["keys"] for key in entry]
-        suffix = "=" if kind == "volume-keys" else ""
-        return [f"{key.removeprefix('volume.')}{suffix}" for key in keys if key.startswith("volume.")]
+        groups = server.get("/1.0/metadata/configuration")["configs"][f"storage_volume_{driver}"]
+        return _keys_or_values(_entries(groups.values()), word, plural=kind == "volume-keys")
     names = _names_in(server, path_to("storage-pools", pool, "volumes", "custom"))
     if kind == "volume-snapshots":
         above = f"{arguments[1]}/"

@@ -140,6 +140,7 @@ CREATIONS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("what", CREATIONS)
 def test_creations_that_cannot_be(d: Daemon, what: str) -> None:
+    """None of them takes the name, which the next one has again (lxd#5597, lxd#10639)."""
     body, status, words = CREATIONS[what]
     request = {"name": "new", "source": IMAGE, **body}
     if what == "no source":

@@ -103,6 +103,7 @@ def tree(folder: Path) -> dict[bytes, tuple[str, int, bytes]]:
 
 
 def test_directories_are_transferred_recursively(c1: Daemon, here: Path) -> None:
+    """With owners, modes, links as links, and names of any bytes (lxd#2759, lxd#2970, lxd#6874)."""
     source = here / "source"
     (source / "sub dir/deep").mkdir(parents=True)
     (source / "locked").mkdir(mode=0o500)

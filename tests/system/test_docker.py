@@ -169,7 +169,7 @@ def test_newer_docker(newer: Box) -> None:
 
 @pytest.mark.long
 def test_newer_runc(newer: Box) -> None:
-    """That of sid opens settings below /proc/sys in another way."""
+    """That of sid opens settings below /proc/sys in another way (incus#2623, lxd#16902, runc#4968)."""
     runc = packages.of_sid("runc")
     newer.daemon.lxc("file", "push", str(runc), f"box/root/{runc.name}")
     newer.run(f"dpkg --install /root/{runc.name}")

@@ -194,7 +194,7 @@ async def test_a_new_file_that_cannot_be_written_is_removed(helper: Helper, root
 async def test_links_that_are_exchanged_lead_nowhere(
     helper: Helper, rootfs: Path, tree: Path, tmp_path: Path
 ) -> None:
-    """A directory on the way is exchanged with a symlink to the outside, all the time."""
+    """A directory on the way is exchanged with a symlink to the outside, all the time (lxd#789)."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o777)
     (tree / "a").mkdir()

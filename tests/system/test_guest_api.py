@@ -27,6 +27,7 @@ def launch(daemon: Daemon, busybox: str, name: str = "c1", **config: str) -> Gue
 
 
 def test_an_instance_reads_what_is_meant_for_it(shared_daemon: Daemon, busybox: str) -> None:
+    """Byte for byte, and nothing else (lxd#1751, lxd#7587, cloud-init#4062)."""
     d = shared_daemon
     text = "ü%s\n" * 50_000
     guest = launch(d, busybox, **{"user.foo": "bar %s bar", "cloud-init.user-data": "#cloud-config"})

@@ -292,6 +292,7 @@ def test_profiles_of_a_project_come_and_go_with_their_feature(daemon: Daemon) ->
 
 
 def test_cached_image_is_deleted_with_its_project(daemon: Daemon, busybox_image: Image) -> None:
+    """It does not keep an otherwise empty one from being deleted (lxd#17316, lxd#13507, lxd#5634)."""
     daemon.do("POST", "/1.0/projects", {"name": "web"})
     split = [str(busybox_image.metadata), str(busybox_image.rootfs)]
     daemon.lxc("image", "import", *split, "--project", "web")

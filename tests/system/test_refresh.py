@@ -124,6 +124,7 @@ def test_without_snapshots(source: Daemon, pool: str) -> None:
 
 
 def test_bad_requests_change_nothing(source: Daemon) -> None:
+    """Among them one for a running copy (lxd#17464, lxd#9165)."""
     d = source
     d.lxc("copy", "c1", "c2")
     d.lxc("start", "c2")

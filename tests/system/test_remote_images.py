@@ -152,6 +152,7 @@ def test_a_cached_image_stays_when_it_is_imported(daemon: Daemon, image_server: 
 def test_a_refresh_replaces_the_image_and_keeps_its_aliases(
     daemon: Daemon, image_server: ImageServer, newer_image: Image
 ) -> None:
+    """And with nothing new it keeps the image (lxd#3562, lxd#10120)."""
     create(daemon, "c1", image_server.source("busybox"), start=True)
     old = only_image(daemon)["fingerprint"]
     daemon.do("POST", "/1.0/images/aliases", {"name": "mine", "target": old})

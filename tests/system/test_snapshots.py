@@ -161,6 +161,7 @@ def test_restore_reverts_files_and_configuration(shared_daemon: Daemon, busybox:
 
 
 def test_an_ephemeral_instance_survives_a_restore(shared_daemon: Daemon, busybox: str) -> None:
+    """It is stopped for that, which would delete it (lxd#5906)."""
     d = shared_daemon
     d.lxc("launch", busybox, "c1", "--ephemeral")
     d.lxc("snapshot", "c1", "one")
@@ -174,6 +175,7 @@ def test_an_ephemeral_instance_survives_a_restore(shared_daemon: Daemon, busybox
 def test_a_restore_of_what_does_not_exist_changes_nothing(
     shared_daemon: Daemon, busybox: str, name: str
 ) -> None:
+    """It runs on, untouched (lxc#224)."""
     d = shared_daemon
     if d.api("GET", "/1.0/instances/c1").status == 404:
         d.lxc("launch", busybox, "c1")

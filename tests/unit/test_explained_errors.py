@@ -11,7 +11,7 @@ from tests.system import test_explained_errors as system
 from utsuwa.core.errors import HostError, InvalidConfig, ProcessFailed
 from utsuwa.host import lxc
 from utsuwa.host.cgroups.limits import LimitFacts
-from utsuwa.instances.confinement import limits
+from utsuwa.instances.confinement import limits, nvidia
 from utsuwa.instances.lifecycle.start_remedies import remedy
 from utsuwa.security import idmap
 from utsuwa.security.apparmor import Mode, Profiles, Support
@@ -23,6 +23,7 @@ HERE = frozenset(
         "no range of ids for root in subuid",
         "a rule of raw.apparmor that cannot be parsed",
         "lxc is not installed",
+        "NVIDIA's libraries on a host without NVIDIA's program",
     }
 )
 """Rows that the tests below are about."""
@@ -63,6 +64,13 @@ def test_missing_swap_accounting() -> None:
     with pytest.raises(InvalidConfig) as raised:
         limits.check({"limits.memory.swap": "1GiB"}, facts)
     assert raised.value.message == expected("a size of swap without swap accounting")
+
+
+def test_missing_program_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utsuwa.instances.confinement.nvidia.shutil.which", lambda name, path: None)
+    with pytest.raises(InvalidConfig) as raised:
+        nvidia.check_host({"nvidia.runtime": "true"})
+    assert raised.value.message == expected("NVIDIA's libraries on a host without NVIDIA's program")
 
 
 @pytest.mark.parametrize(

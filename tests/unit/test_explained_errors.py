@@ -66,10 +66,10 @@ def test_missing_swap_accounting() -> None:
     assert raised.value.message == expected("a size of swap without swap accounting")
 
 
-def test_missing_program_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_program_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("utsuwa.instances.confinement.nvidia.shutil.which", lambda name, path: None)
     with pytest.raises(InvalidConfig) as raised:
-        nvidia.check_host({"nvidia.runtime": "true"})
+        await nvidia.check_host({"nvidia.runtime": "true"})
     assert raised.value.message == expected("NVIDIA's libraries on a host without NVIDIA's program")
 
 

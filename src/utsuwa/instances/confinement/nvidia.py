@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import InvalidConfig
+from utsuwa.core.threads import in_thread
 from utsuwa.host.processes.run import PATH
 from utsuwa.instances.confinement.conf_lines import Pair
 
@@ -38,16 +39,16 @@ def check(config: Mapping[str, str]) -> None:
         )
 
 
-def check_host(config: Mapping[str, str]) -> None:
-    """Raise InvalidConfig if this host lacks what the config needs. Blocking."""
+async def check_host(config: Mapping[str, str]) -> None:
+    """Raise InvalidConfig if this host lacks what the config needs."""
     if not wanted(config):
         return
-    if shutil.which(_PROGRAM, path=PATH) is None:
+    if await in_thread(shutil.which, _PROGRAM, path=PATH) is None:
         raise InvalidConfig(
             f"'nvidia.runtime' needs the program {_PROGRAM}, which this host does not have: install NVIDIA's "
             "package libnvidia-container-tools, or unset the key"
         )
-    if not HOOK.exists():
+    if not await in_thread(HOOK.exists):
         raise InvalidConfig(
             f"'nvidia.runtime' needs {HOOK}, which this host does not have: install Debian's package "
             "'lxc', or unset the key"

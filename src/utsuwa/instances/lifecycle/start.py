@@ -116,7 +116,7 @@ async def check_restart(ctx: Context, ref: InstanceRef) -> None:
         ctx.database.engine.check_room()
         await ctx.storage.pools.ensure_available(instance.pool)
         await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
-        await in_thread(nvidia.check_host, instance.expanded.config)
+        await nvidia.check_host(instance.expanded.config)
         if limits.limited(instance.expanded.config):
             limits.check(instance.expanded.config, await in_thread(cgroup_limits.read_limit_facts))
         idmap = identity.next_idmap(instance)
@@ -209,7 +209,7 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     paths = ctx.runtime_paths(instance)
     await ctx.storage.pools.ensure_available(instance.pool)
     await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
-    await in_thread(nvidia.check_host, instance.expanded.config)
+    await nvidia.check_host(instance.expanded.config)
     instance = await identity.with_permitted_idmap(ctx, instance)
     await identity.refuse_shift(ctx, instance)
     idmap = identity.next_idmap(instance)

@@ -222,7 +222,7 @@ class Daemon(Endpoint):
         self.delete_instances()
         self.delete_projects()
         for image in self.get("/1.0/images?recursion=1"):
-            self.do("DELETE", f"/1.0/images/{image['fingerprint']}")
+            self.do("DELETE", f"/1.0/images/{image['fingerprint']}", timeout=300)
         self.do("PATCH", "/1.0/profiles/default", {"devices": {}})
         default = self.get("/1.0/profiles/default")
         self.do("PUT", "/1.0/profiles/default", {**default, "config": {}, "devices": {}})

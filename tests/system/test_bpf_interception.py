@@ -67,8 +67,8 @@ def guest(module_daemon: Daemon, busybox: str) -> Iterator[Guest]:
     module_daemon.delete_instances()
 
 
-def python(guest: Guest, code: str, user: int = 0) -> object:
-    return guest.python(_BPF + code, user)
+def python(guest: Guest, code: str, user: int = 0, timeout: float = 60) -> object:
+    return guest.python(_BPF + code, user, timeout)
 
 
 def test_a_device_program_takes_away_a_device(guest: Guest) -> None:
@@ -410,6 +410,7 @@ print(json.dumps([[name(result) for result in refused], results]))
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
 def test_the_number_of_programs_is_limited(guest: Guest) -> None:
     """Those that are gone do not count; a new worker finds the others by their name."""
     found = python(
@@ -425,6 +426,7 @@ for fd in fds:
     os.close(fd)
 print(json.dumps([*enough, name(load())]))
 """,
+        timeout=300,
     )
     assert found == [True, "ENOMEM", "ok"]
 

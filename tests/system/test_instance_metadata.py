@@ -189,6 +189,29 @@ def test_a_changed_template_is_applied_at_the_next_start(instance: Daemon) -> No
     assert template(d, "GET", "motd.tpl").body.startswith(b"{{ instance.name }}")
 
 
+def test_templates_of_the_creation_outlast_a_new_name(instance: Daemon) -> None:
+    d = instance
+    entries = {f"/etc/{when}": {"when": [when], "template": "x.tpl"} for when in ("create", "copy", "rename")}
+    assert d.api("PATCH", METADATA, {"templates": entries}).status == 200
+    template(d, "POST", "x.tpl", b"{{ trigger }} {{ instance.name }}\n")
+
+    def made(name: str) -> str:
+        d.lxc("start", name)
+        shown = d.lxc(
+            "exec", name, "--", "sh", "-c", "cat /etc/create /etc/copy /etc/rename 2>/dev/null || true"
+        )
+        d.lxc("stop", "--force", name)
+        return shown.stdout
+
+    d.lxc("copy", "c1", "c2")
+    d.lxc("rename", "c1", "c3")
+    assert made("c3") == "create c3\n"
+    d.do("POST", "/1.0/instances/c2", {"name": "c4", "config": {"user.a": "b"}})
+    assert made("c4") == "copy c4\n"
+    d.lxc("rename", "c3", "c1")
+    assert made("c1") == "create c3\nrename c1\n"
+
+
 def test_lifecycle_events(instance: Daemon) -> None:
     d = instance
     with background(d, "monitor", "--type=lifecycle", "--format=json") as monitor:

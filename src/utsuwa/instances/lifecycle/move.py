@@ -74,7 +74,7 @@ def _moved(instance: Loaded, new: InstanceRef, request: InstancePost) -> Instanc
     given = {key: value for key, value in request.config.items() if not create.is_own_volatile(key)}
     config = {key: value for key, value in {**data.config, **given}.items() if value != ""}
     if new.name != instance.name:
-        config |= rename.config_of_renamed()
+        config |= rename.config_of_renamed(config)
     profiles = data.profiles if request.profiles is None else list(request.profiles)
     return replace(
         instance.row, ref=new, data=replace(data, config=config, devices=devices, profiles=profiles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from utsuwa.core.errors import AlreadyExists, InvalidRequest
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.refs import InstanceRef
 from utsuwa.db import instances as instance_rows
+from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.instances import identity
@@ -36,21 +38,25 @@ async def rename(ctx: Context, ref: InstanceRef, new: str) -> None:
     first, second = sorted((ref, renamed))
     async with ctx.locks.hold("instance", first), ctx.locks.hold("instance", second):
         instance = await check(ctx, ref, new)
-        note = partial(_note, row_id=instance.row.id, new=renamed)
+        note = partial(_note, row=instance.row, new=renamed)
         await ctx.storage.volumes.rename(instance.pool, instance.ref.volume, renamed.volume, note)
         await asyncio.to_thread(move_logs, ctx, ref, renamed)
     await ctx.networks.refresh(ref, renamed)
     ctx.lifecycle("renamed", renamed, {"old_name": ref.name})
 
 
-def _note(tx: Transaction, row_id: int, new: InstanceRef) -> None:
-    instance_rows.rename(tx, row_id, new)
-    instance_rows.patch_config(tx, row_id, config_of_renamed())
+def _note(tx: Transaction, row: InstanceRow, new: InstanceRef) -> None:
+    instance_rows.rename(tx, row.id, new)
+    instance_rows.patch_config(tx, row.id, config_of_renamed(row.data.config))
 
 
-def config_of_renamed() -> dict[str, str]:
-    """Return the keys that change with an instance's name."""
-    return {"volatile.apply_template": "rename", **identity.new_cloud_init_id()}
+def config_of_renamed(config: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys that change with the name of an instance that has this config.
+
+    The templates of its creation are applied at its first start, whatever its name is by then.
+    """
+    pending = config.get("volatile.apply_template") or "rename"
+    return {"volatile.apply_template": pending, **identity.new_cloud_init_id()}
 
 
 def move_logs(ctx: Context, before: InstanceRef, after: InstanceRef) -> None:

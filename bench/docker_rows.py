@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from tests.stock.guest import IMPORT_BUSYBOX
+from tests.stock.checks.nested import IMPORT_BUSYBOX
 from tests.support import packages
 from tests.support.images import ROOT
 from tests.support.netbox import NetBox, until

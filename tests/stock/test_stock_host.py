@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.stock import guest, machine
+from tests.stock import machine, sequence
 from tests.support.long import usually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(machine.LIMIT + 600)]
-CHECKS = (*guest.BEFORE_REBOOT, *guest.AFTER_REBOOT)
+CHECKS = (*sequence.BEFORE_REBOOT, *sequence.AFTER_REBOOT)
 USUAL, NAMES = [check.name for check in CHECKS if not check.long], [check.name for check in CHECKS]
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.root, pytest.mark.debian]
 
 TABLE = tomllib.loads((Path(__file__).parents[1] / "support/sandboxing.toml").read_text())
 UNITS: dict[str, dict[str, Any]] = TABLE["units"]
-"""The same options are tested under AppArmor by `tests/stock/guest.py`."""
+"""The same options are tested under AppArmor by `tests/stock/checks/apparmor.py`."""
 RELEASES = {"debian12": images.debian, "debian13": images.debian_13}
 
 

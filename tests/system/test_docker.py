@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stock.guest import FILL_MEMORY, IMPORT_BUSYBOX, RUN_DOCKER, SERVE
+from tests.stock.checks.limits import FILL_MEMORY
+from tests.stock.checks.nested import IMPORT_BUSYBOX, RUN_DOCKER, SERVE
 from tests.support import images, packages
 from tests.support.boxed import boxed_daemon
 from tests.support.daemon import Daemon

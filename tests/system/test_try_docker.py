@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stock.guest import FILL_MEMORY
+from tests.stock.checks.limits import FILL_MEMORY
 from tests.support import images, try_site
 from tests.support.daemon import Daemon
 from tests.support.images import Image

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.stock import disk, guest, machine
+from tests.stock import disk, machine, sequence
+from tests.stock.checks import apparmor
 
 pytestmark = pytest.mark.processes
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.mark.parametrize("options", [["--release", "potato"], ["--release=potato", "-x"], ["--release"]])
@@ -24,8 +26,16 @@ def test_unknown_release(options: list[str]) -> None:
 
 
 def test_checks_have_names_of_their_own() -> None:
-    names = [check.name for check in (*guest.BEFORE_REBOOT, *guest.AFTER_REBOOT)]
-    assert len(names) == len(set(names)) > len(guest.OPERATIONS) >= 10
+    names = [check.name for check in (*sequence.BEFORE_REBOOT, *sequence.AFTER_REBOOT)]
+    assert len(names) == len(set(names)) > len(apparmor.OPERATIONS) >= 10
+
+
+def test_the_machine_needs_no_packages_for_its_checks() -> None:
+    """As `guest.py` finds them, without the last word, which would run them."""
+    found = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module('tests.stock.sequence')"
+    command = ["/usr/bin/python3", "-I", "-S", "-B", "-c", found, str(ROOT)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_report_grows_while_its_last_line_is_being_written() -> None:

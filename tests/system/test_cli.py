@@ -226,6 +226,8 @@ def test_configuration_of_an_instance(shared_daemon: Daemon, busybox: str) -> No
     utsuwa_client(d, "config", "set", "c1", "user.a=1", "user.b=x=y")
     utsuwa_client(d, "config", "set", "c1", "user.c", "old form")
     utsuwa_client(d, "config", "set", "c1", "user.d=-", input=b"two\nlines\n")
+    no_text = utsuwa_client(d, "config", "set", "c1", "user.d=-", input=b"\xff", check=False)
+    assert (no_text.returncode, "Standard input is not text in UTF-8" in no_text.stderr) == (1, True)
     config = d.get("/1.0/instances/c1")["config"]
     assert [config[f"user.{key}"] for key in "abcd"] == ["1", "x=y", "old form", "two\nlines\n"]
     utsuwa_client(d, "config", "unset", "c1", "user.a")

@@ -85,7 +85,10 @@ def changes(arguments: list[str]) -> dict[str, str]:
 def _from_input() -> str:
     import sys
 
-    return sys.stdin.read()
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise UsageError("Standard input is not text in UTF-8, which values have to be") from None
 
 
 def clock(time: datetime) -> str:

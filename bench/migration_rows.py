@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import wire
+from tests.support import packages
+
+from bench import ssh, wire
 from bench.daemons import ADDRESS, Daemon
 from bench.live_rows import LiveRows
 from bench.places import Place
@@ -78,7 +80,7 @@ class MigrationRows:
             for place in places:
                 _run(place.daemon.wire, place.name(f"y{number}"), _each(FAR_MIB // 100))
             turns("far-refresh", partial(self._copy, f"y{number}", refresh=True))
-        if bench.wants("far-copy-big"):
+        if bench.wants("far-copy-big") or bench.wants("far-copy-big-alone"):
             with self._stopped(places, f"z{number}", BUSYBOX, _BIG):
                 turns("far-copy-big", partial(self._copy_big, f"z{number}"))
 
@@ -95,23 +97,38 @@ class MigrationRows:
     def _copy(self, name: str, place: Place, *, keep: bool = False, refresh: bool = False) -> float:
         """Copy a container to the other daemon; without `keep`, the copy is removed after that."""
         near, far, whole = place.daemon.wire, self._wire(place), place.name(name)
-        os.sync()
-        seconds = timed(lambda: _pull(near, far, whole, place.pool, refresh=refresh))
+        seconds = _synced(lambda: _pull(near, far, whole, place.pool, refresh=refresh))
         if not keep:
             wire.remove(far, whole)
         return seconds
 
     def _copy_big(self, name: str, place: Place) -> float:
-        """As a multiple of what two processes of rsync take, connected by a socket."""
+        """As a multiple of what rsync takes over ssh; that of two of its processes alone is a row as well."""
+        files = packages.missing_from(self._bench.images[DEBIAN], ssh.PACKAGES)
         with tempfile.TemporaryDirectory(prefix="ub-", dir=place.daemon.home.parent) as folder:
-            source, target = Path(folder, "big"), Path(folder, "copied")
-            with source.open("wb") as file:
-                for _ in range(BIG_MIB):
-                    file.write(os.urandom(1 << 20))
-            os.sync()
+            source, target, home = (Path(folder, name) for name in ("big", "copied", "ssh"))
+            home.mkdir()
+            _fill(source)
+            with ssh.serving(place.daemon.box, files, home) as shell:
+                over_ssh = _synced(partial(shell.rsync, source, target))
+            target.unlink()
             command = ["rsync", "--whole-file", str(source), str(target)]
-            rsync = timed(lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL))
-        return self._copy(name, place) / rsync
+            alone = _synced(lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL))
+        seconds = self._copy(name, place)
+        self._bench.samples.measure("far-copy-big-alone", place.subject.label, lambda: seconds / alone)
+        return seconds / over_ssh
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb") as file:
+        for _ in range(BIG_MIB):
+            file.write(os.urandom(1 << 20))
+
+
+def _synced(action: Callable[[], object]) -> float:
+    """Seconds of the action, after everything that was written before is on disk."""
+    os.sync()
+    return timed(action)
 
 
 def _listen(connection: Wire, address: str) -> None:

@@ -117,7 +117,13 @@ ROWS = (
     Row(
         "far-copy-big",
         "migration",
-        "copy to another daemon, a file of {big} MiB, as a multiple of `rsync`",
+        "copy to another daemon, a file of {big} MiB, as a multiple of `rsync` over `ssh`",
+        unit="x",
+    ),
+    Row(
+        "far-copy-big-alone",
+        "migration",
+        "the same, as a multiple of `rsync` without `ssh`",
         unit="x",
     ),
     Row("live-busybox", "migration", "downtime of a move of a running container, busybox"),

@@ -67,12 +67,12 @@ def test_anything_else_is_refused(document: bytes) -> None:
 
 
 def test_servers_agree_on_what_both_can_do_and_prefer_layers() -> None:
-    everything = OwnFeatures(links=True, stream=True, layers=True)
+    everything = OwnFeatures(links=True, stream=True, layers=True, zeros=True)
     both = common(everything, everything)
-    assert (both.links, both.stream, both.layers) == (True, False, True)
+    assert (both.links, both.stream, both.layers, both.zeros) == (True, False, True, True)
     assert common(everything, OwnFeatures(links=True, stream=True)).stream
     least = common(everything, OwnFeatures(links=True))
-    assert (least.links, least.stream, least.layers) == (True, False, False)
+    assert (least.links, least.stream, least.layers, least.zeros) == (True, False, False, False)
     assert common(everything, None) == common(OwnFeatures(layers=True), everything) == OwnFeatures()
 
 

@@ -45,6 +45,39 @@ async def test_streams_follow_each_other() -> None:
     assert await stream.document() == b"c"
 
 
+async def test_zeros_are_counted_if_both_sides_can() -> None:
+    data = [bytes(2**18), bytes(100), b"x" + bytes(5000), bytes(4096), b"y" * 5000]
+    socket = Socket()
+    sender = Stream(socket)
+    sender.counts_zeros = True
+    for part in data:
+        await sender.send(part)
+    await sender.end()
+    assert socket.sent == [str(2**18), data[1], data[2], "4096", data[4], ""]
+    receiver = Stream(Socket(*socket.sent))
+    receiver.counts_zeros = True
+    assert await receiver.document() == b"".join(data)
+    socket.sent.clear()
+    for part in (bytes(2**20 - 5000), bytes(4096), bytes(4096), b"x", bytes(5000)):
+        await sender.send(part, more=True)
+    await sender.end()
+    assert socket.sent == [str(2**20 - 904), "4096", b"x", "5000", ""]
+    plain = Socket()
+    await Stream(plain).send(data[0])
+    assert plain.sent == [data[0]]
+    assert await Stream(Socket(b"a", "4096", b"b", "")).document() == b"a"
+
+
+@pytest.mark.parametrize(
+    "count", ["0", "-1", "1048577", "9999999", "99999999999", "x", "1.5", " 7", "７", "0x10"]
+)
+async def test_a_number_of_zeros_is_checked(count: str) -> None:
+    stream = Stream(Socket(count))
+    stream.counts_zeros = True
+    with pytest.raises(InvalidRequest, match="invalid number of zeros"):
+        await stream.read()
+
+
 async def test_a_peer_that_disappears_is_an_error() -> None:
     with pytest.raises(Unavailable):
         await Stream(Socket(b"a", None)).document()

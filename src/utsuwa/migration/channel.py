@@ -1,13 +1,15 @@
 """The websockets of a migration: messages on the one for control, streams of bytes on that for files.
 
 A stream consists of binary messages and ends with an empty text message, in each direction; after that the
-next stream follows on the same websocket.
+next stream follows on the same websocket. If both sides have agreed on it, other text messages are numbers of
+zero bytes, of which preallocated files such as systemd's journal mostly consist.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import TypeVar
 
 from utsuwa.core.errors import InvalidRequest, Unavailable, UtsuwaError
 from utsuwa.core.protobuf import InvalidMessage, Message
+from utsuwa.core.threads import in_thread
 from utsuwa.migration.messages import Control, Header
 from utsuwa.migration.racing import all_of
 from utsuwa.operations.websocket import WebSocket
@@ -29,6 +32,10 @@ MAX_DOCUMENT = 16 * 2**20
 _MAX_REASON = 500
 _PART = 2**20
 """Bytes of a document in one message."""
+_ZEROS = bytes(2**20)
+"""As many as one message may stand for."""
+_LEAST_ZEROS = 4096
+_COUNT = re.compile(r"[1-9][0-9]{0,6}\Z")
 
 M = TypeVar("M", bound=Message)
 
@@ -44,18 +51,33 @@ class Stream:
         """When something was last sent or received."""
         self._patience = float(STALL_SECONDS)
         self._hurried = asyncio.Event()
+        self.counts_zeros = False
+        """Whether both sides tell numbers of zero bytes in place of them."""
+        self._held = 0
+        """The zero bytes that the other side has not been told of yet."""
 
     async def read(self) -> bytes | None:
-        """Return the next part of the stream; None at its end."""
+        """Return the next part of the stream; None at its end. Raises InvalidRequest."""
         message = await self._socket.read()
         if message is None:
             raise _gone()
         self.moved = time.monotonic()
-        return message if isinstance(message, bytes) else None
+        if isinstance(message, bytes):
+            return message
+        return _zeros(message) if message and self.counts_zeros else None
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, *, more: bool = False) -> None:
+        """Send a part. If `more` follows whatever the other side does, zeros may wait for that."""
+        zeros = self.counts_zeros and len(data) >= _LEAST_ZEROS and _ZEROS.startswith(data)
         try:
-            await self._socket.send_bytes(data)
+            if self._held and (not zeros or self._held + len(data) > len(_ZEROS)):
+                await self._send_held()
+            if zeros:
+                self._held += len(data)
+            else:
+                await self._socket.send_bytes(data)
+            if not more:
+                await self._send_held()
         except (ConnectionError, RuntimeError) as error:
             raise _gone() from error
         self.moved = time.monotonic()
@@ -63,9 +85,15 @@ class Stream:
     async def end(self) -> None:
         """End the stream of this direction."""
         try:
+            await self._send_held()
             await self._socket.send_str("")
         except (ConnectionError, RuntimeError) as error:
             raise _gone() from error
+
+    async def _send_held(self) -> None:
+        count, self._held = self._held, 0
+        if count:
+            await self._socket.send_str(str(count))
 
     async def document(self) -> bytes:
         """Return a complete stream. Raises InvalidRequest if it is too large."""
@@ -109,11 +137,18 @@ class Stream:
                     await self._hurried.wait()
 
 
+def _zeros(count: str) -> bytes:
+    """Return as many zero bytes as a message says. Raises InvalidRequest."""
+    if not _COUNT.match(count) or int(count) > len(_ZEROS):
+        raise InvalidRequest("The other server sent an invalid number of zeros")
+    return _ZEROS[: int(count)]
+
+
 async def _decoded(kind: type[M], message: bytes | str) -> M:
     try:
         if isinstance(message, str):
             raise InvalidMessage("it is text")
-        return await asyncio.to_thread(kind.decode, message)
+        return await in_thread(kind.decode, message)
     except InvalidMessage as error:
         raise InvalidRequest(f"The other server sent an invalid message: {error}") from error
 

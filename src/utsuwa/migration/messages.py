@@ -151,6 +151,8 @@ class OwnFeatures(Message):
     """A running instance is stopped before the last of three passes, and then started by the target."""
     states: SavedStates | None = None
     """Saved running states follow the first pass of the tree, or the layers."""
+    zeros: bool | None = None
+    """Zero bytes of files are counted in place of being sent."""
 
     FIELDS: ClassVar = {
         1: Field("links", "bool"),
@@ -158,6 +160,7 @@ class OwnFeatures(Message):
         6: Field("states", SavedStates),
         7: Field("stream", "bool"),
         8: Field("layers", "bool"),
+        9: Field("zeros", "bool"),
         20: Field("live", LiveTerms),
     }
 

@@ -39,6 +39,7 @@ def common(one: OwnFeatures | None, other: OwnFeatures | None) -> OwnFeatures:
         stream=bool(one.stream and other.stream) and not layers,
         layers=layers,
         handover=bool(one.handover and other.handover),
+        zeros=bool(one.zeros and other.zeros),
     )
 
 

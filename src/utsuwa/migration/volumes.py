@@ -105,7 +105,7 @@ async def _offered(
             rsync=features(compress=await ctx.compresses(pool)),
             volume_size=0,
             index_version=INDEX_VERSION,
-            own=OwnFeatures(links=True, stream=True),
+            own=OwnFeatures(links=True, stream=True, zeros=True),
         ),
         index=encoded,
         opened=opened,

@@ -48,28 +48,6 @@ def member(name: str, type: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return found
 
 
-def waiting(told: bytes, more: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Have a program be told what it does, which then reads more."""
-    return subprocess.run(streams.waiting()[0], input=told + more, capture_output=True, timeout=30)
-
-
-def test_a_program_may_be_told_later_what_it_does(tmp_path: Path, target: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "file").write_bytes(os.urandom(300_000))
-    sent = waiting(streams.to_send(source))
-    received = waiting(streams.to_receive(target), sent.stdout)
-    assert (sent.returncode, received.returncode) == (0, 0)
-    assert differences(tree(source), tree(target)) == []
-
-
-@pytest.mark.parametrize("size", [0, 3, 10])
-def test_a_program_that_is_not_told_what_it_does_ends(tmp_path: Path, target: Path, size: int) -> None:
-    (target / "file").touch()
-    done = waiting(streams.to_send(target)[:size])
-    assert (done.returncode, done.stdout) == (1, b"")
-
-
 def test_a_tree_arrives_as_it_is(tmp_path: Path, target: Path) -> None:
     source = tmp_path / "source"
     names = [

@@ -1,40 +1,85 @@
-"""Programs that transfer layers, started before it is known which ones.
+"""Sandboxes that transfer layers, built before it is known which ones.
 
-Most of the time that such a program takes passes until it can begin: meanwhile, both sides agree on the rest.
+Meanwhile, both sides agree on the rest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
-from utsuwa.host.archives import streams
-from utsuwa.migration.rsync import Program
+from utsuwa.core.tasks import finish
+from utsuwa.host.helper.sandbox import Job, Sandbox
+from utsuwa.migration.channel import Stream
+from utsuwa.migration.rsync import Ends, connect
+
+Build = Callable[[], Awaitable[Sandbox]]
+"""Has a sandbox built."""
 
 
-class Programs:
-    """A waiting program (`streams.waiting`), and another one when that is used and more are needed."""
+class LayerTransfer:
+    """A sandbox that is being built for one layer. It is to be ended in any case (`end`)."""
 
-    def __init__(self) -> None:
-        self._waiting: Program | None = None
+    def __init__(self, build: Build) -> None:
+        self._building = asyncio.ensure_future(build())
+
+    async def send(self, stream: Stream, tree: Path, count: Callable[[int], None], rate: int = 0) -> None:
+        """Send a tree. Raises as `rsync.connect`, and HostError."""
+        await self._exchange("send", stream, tree, count, rate)
+
+    async def receive(self, stream: Stream, tree: Path, count: Callable[[int], None]) -> None:
+        """Receive what `send` sends into an empty directory. Raises as `send`."""
+        await self._exchange("receive", stream, tree, count, 0)
+
+    async def _exchange(
+        self, job: Job, stream: Stream, tree: Path, count: Callable[[int], None], rate: int
+    ) -> None:
+        sandbox = await self._building
+        ends = Ends()
+        try:
+            await sandbox.tell(job, tree, ends.their_input, ends.their_output)
+            ends.close_theirs()
+            await connect(stream, ends, sandbox.wait(), count, rate=rate, archive=True)
+        finally:
+            ends.close()
+
+    async def end(self) -> None:
+        """End it, and wait for that."""
+        await finish(self._end())
+
+    async def _end(self) -> None:
+        self._building.cancel()
+        await asyncio.wait([self._building])
+        if not self._building.cancelled() and self._building.exception() is None:
+            await self._building.result().end()
+
+
+class LayerTransfers:
+    """The sandbox that waits for the next layer, and another one when that is used and more are needed."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._waiting: LayerTransfer | None = None
 
     def start(self) -> None:
-        """Start one, if none is waiting."""
+        """Have one built, if none is waiting."""
         if self._waiting is None:
-            self._waiting = Program(streams.waiting())
+            self._waiting = LayerTransfer(self._build)
 
     @contextlib.asynccontextmanager
-    async def next(self, *, more: bool) -> AsyncIterator[Program]:
-        """Have a program for the block, and start another one if there will be `more`."""
+    async def next(self, *, more: bool) -> AsyncIterator[LayerTransfer]:
+        """Have one for the block, and another one built if there will be `more`."""
         self.start()
-        program, self._waiting = self._waiting, None
-        assert program is not None  # noqa: S101 - `start`
+        transfer, self._waiting = self._waiting, None
+        assert transfer is not None  # noqa: S101 - `start`
         try:
             if more:
                 self.start()
-            yield program
+            yield transfer
         finally:
-            await program.end()
+            await transfer.end()
 
     async def end(self) -> None:
         """End the one that is not used."""
@@ -44,9 +89,9 @@ class Programs:
 
 
 @contextlib.asynccontextmanager
-async def programs(*, start: bool) -> AsyncIterator[Programs]:
-    """Have programs for the block; the first one is started now, if `start`."""
-    found = Programs()
+async def transfers(build: Build, *, start: bool) -> AsyncIterator[LayerTransfers]:
+    """Have them for the block; the first one is built now, if `start`."""
+    found = LayerTransfers(build)
     try:
         if start:
             found.start()

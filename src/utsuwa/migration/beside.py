@@ -7,7 +7,6 @@ those that transfer trees would take much longer to start than to run.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
@@ -19,7 +18,6 @@ from typing import Annotated
 import msgspec
 
 from utsuwa.core.errors import InvalidImage, InvalidRequest, OutOfSpace
-from utsuwa.core.tasks import finish
 from utsuwa.core.threads import in_thread
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.migration import extents
@@ -46,10 +44,10 @@ async def scratch(parent: Path) -> AsyncIterator[Path]:
     """Create a directory for the block."""
     folder = parent / secrets.token_hex(8)
     try:
-        await finish(asyncio.to_thread(folder.mkdir, mode=0o700))
+        await in_thread(folder.mkdir, mode=0o700)
         yield folder
     finally:
-        await finish(asyncio.to_thread(remove_tree, folder))
+        await in_thread(remove_tree, folder)
 
 
 async def send(files: Stream, parent: Path, volumes: Sequence[Path]) -> None:
@@ -82,9 +80,9 @@ async def receive(files: Stream, folder: Path, count: int) -> None:
     Raises InvalidRequest, also if it is too much, OutOfSpace, Unavailable.
     """
     document = await files.document()
-    listed = await asyncio.to_thread(_checked, document, count)
+    listed = await in_thread(_checked, document, count)
     try:
-        places = await finish(asyncio.to_thread(_prepare, folder, listed))
+        places = await in_thread(_prepare, folder, listed)
         await extents.receive(files, extents.Extents(places), lambda _: None)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -24,6 +24,7 @@ from yarl import URL
 from utsuwa.core.errors import InvalidRequest, Unavailable
 from utsuwa.core.keepalive import keep_alive
 from utsuwa.core.proxies import Proxies
+from utsuwa.core.threads import in_thread
 from utsuwa.images.remote.records import check_url
 from utsuwa.images.remote.web import CONNECT_SECONDS, proxy_for, shown, translated
 from utsuwa.migration.channel import ControlChannel, Stream
@@ -145,7 +146,7 @@ async def opened(
     With a `heartbeat`, in seconds, they are lost when the other server does not answer to that, even if there
     is a proxy in between; otherwise when its host does not answer.
     """
-    context = await asyncio.to_thread(client_context, remote.certificate, None)
+    context = await in_thread(client_context, remote.certificate, None)
     async with (
         ClientSession(
             connector=TCPConnector(ssl=context, force_close=True),

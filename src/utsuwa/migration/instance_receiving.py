@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from utsuwa.instances.lifecycle import create
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.snapshots import rows
 from utsuwa.migration import ahead, layers_receiving, received_snapshots
-from utsuwa.migration.ahead import Programs
+from utsuwa.migration.ahead import LayerTransfers
 from utsuwa.migration.channel import ControlChannel, Stream, reporting
 from utsuwa.migration.connecting import Remote
 from utsuwa.migration.context import MigrationContext
@@ -202,11 +203,14 @@ async def fill_new(
     ctx, instance = reception.ctx, reception.instance
     place = (instance.pool, instance.ref.volume, instance.expanded.root_size)
     receive_states = partial(_receive_states, reception, files, agreed, operation)
-    async with Rollback() as undo, ahead.programs(start=bool(agreed.own.layers)) as programs:
+    async with (
+        Rollback() as undo,
+        ahead.transfers(ctx.instances.helper.sandbox, start=bool(agreed.own.layers)) as transfers,
+    ):
         found = await receive_index(files, agreed)
         if agreed.own.layers:
             async with ctx.storage.layers.created(*place) as layered:
-                await _receive_layers(reception, files, agreed, layered, programs, operation)
+                await _receive_layers(reception, files, agreed, layered, transfers, operation)
                 await receive_states()
         else:
             async with ctx.storage.receiving.created(*place, base) as incoming:
@@ -232,6 +236,11 @@ async def fill_new(
         undo.keep()
 
 
+def _transfers(reception: Reception, agreed: Agreed) -> AbstractAsyncContextManager[LayerTransfers]:
+    """Have what receives layers, which is started now if there will be any."""
+    return ahead.transfers(reception.ctx.instances.helper.sandbox, start=bool(agreed.own.layers))
+
+
 async def _receive_states(reception: Reception, files: Stream, agreed: Agreed, operation: Operation) -> None:
     if agreed.states is None:
         return
@@ -252,7 +261,7 @@ async def _receive_layers(
     files: Stream,
     agreed: Agreed,
     layered: LayeredVolume,
-    programs: Programs,
+    transfers: LayerTransfers,
     operation: Operation,
 ) -> None:
     await layers_receiving.receive(
@@ -260,7 +269,7 @@ async def _receive_layers(
         layered,
         agreed.answer.snapshot_names,
         lambda fingerprint: _image(reception, fingerprint),
-        programs,
+        transfers,
         scratch=reception.ctx.folder,
         progress=Progress(operation, agreed.name),
     )
@@ -326,11 +335,11 @@ async def _fill_copy(
         [row.ref.name for row in new],
         [row.ref.name for row in gone],
     )
-    async with ahead.programs(start=bool(agreed.own.layers)) as programs:
+    async with _transfers(reception, agreed) as transfers:
         found = await receive_index(files, agreed)
         if agreed.own.layers:
             async with ctx.storage.layers.replaced(*replacement) as layered:
-                await _receive_layers(reception, files, agreed, layered, programs, operation)
+                await _receive_layers(reception, files, agreed, layered, transfers, operation)
         else:
             async with ctx.storage.receiving.replaced(*replacement) as incoming:
                 await receive_trees(files, agreed, incoming, operation)

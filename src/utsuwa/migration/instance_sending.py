@@ -172,6 +172,7 @@ class _Source:
                 links=True,
                 stream=not running,
                 layers=layers,
+                zeros=True,
                 handover=wanted.handover or None,
                 live=live,
                 states=states.offered(self.instance, self.snapshots, own=own_state),
@@ -220,7 +221,7 @@ class _Source:
         def opened(names: Sequence[str]) -> contextlib.AbstractAsyncContextManager[OutgoingLayers]:
             return layers.outgoing(pool, whole, self._volumes(names), mounted, self.quiet())
 
-        return Layered(opened, self.folder)
+        return Layered(opened, self.folder, self.ctx.instances.helper.sandbox)
 
     @property
     def _names(self) -> list[str]:

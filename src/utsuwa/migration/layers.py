@@ -1,9 +1,10 @@
 """Volumes that are transferred layer by layer, between two pools of which both have layers.
 
-After the index, the source says of which layers each snapshot and the volume consist, and the target which of
-them it lacks. Then comes what is beside the trees, and of each such layer, the oldest first, a document with
-what an archive cannot contain, and an archive of its files. A layer is transferred once, however many
-snapshots share it, and not at all if the target has it: that of an image, and in a refresh those of the copy.
+After the index, the source says of which layers each snapshot and the volume consist, and sends what is
+beside the trees, without waiting for answers; the target says which layers it lacks. Then comes of each of
+these, the oldest first, a document with what an archive cannot contain, and an archive of its files. A layer
+is transferred once, however many snapshots share it, and not at all if the target has it: that of an image,
+and in a refresh those of the copy.
 """
 
 from __future__ import annotations

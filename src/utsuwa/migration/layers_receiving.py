@@ -8,9 +8,8 @@ from pathlib import Path
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidImage
 from utsuwa.core.image_source import ImageSource
-from utsuwa.host.archives import streams
 from utsuwa.migration import beside, layers
-from utsuwa.migration.ahead import Programs
+from utsuwa.migration.ahead import LayerTransfers
 from utsuwa.migration.channel import Stream
 from utsuwa.migration.progress import Progress
 from utsuwa.storage.layer_transfer import fingerprint_of
@@ -25,7 +24,7 @@ async def receive(
     volume: LayeredVolume,
     names: list[str],
     find_image: FindImage,
-    programs: Programs,
+    transfers: LayerTransfers,
     *,
     scratch: Path,
     progress: Progress,
@@ -46,10 +45,10 @@ async def receive(
     async with beside.scratch(scratch) as metadata:
         await beside.receive(files, metadata, len(chains))
         for number, layer in enumerate(wanted, 1):
-            async with programs.next(more=number < len(wanted)) as program:
+            async with transfers.next(more=number < len(wanted)) as transfer:
                 marks = await files.document()
                 tree = await volume.threads.quick.run(volume.layers.place, layer)
-                await program.exchange(files, progress.add, told=streams.to_receive(tree))
+                await transfer.receive(files, tree, progress.add)
             await volume.threads.fill.run(volume.layers.complete, layer, marks)
             faults.point("migration received layer")
         for number, name in enumerate([*names, None]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from utsuwa.core import faults
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.threads import in_thread
 from utsuwa.host import rsync
 from utsuwa.host.archives import streams
 from utsuwa.migration import beside, index, messages
@@ -88,6 +88,7 @@ async def agree(
         links=True,
         stream=empty and owners.privileged,
         layers=layers,
+        zeros=True,
         handover=True,
         states=None if states is None else states.wanted,
     )
@@ -99,9 +100,10 @@ async def agree(
 
 async def receive_index(files: Stream, agreed: Agreed) -> Index:
     """Receive and confirm the index; an empty one if the other server has none. Raises InvalidRequest."""
+    files.counts_zeros = bool(agreed.own.zeros)
     if not agreed.answer.index_version:
         return Index()
-    found = await asyncio.to_thread(index.decode, await files.document())
+    found = await in_thread(index.decode, await files.document())
     await files.send(index.answer(refresh=bool(agreed.answer.refresh)))
     await files.end()
     return found
@@ -160,7 +162,7 @@ async def _receive(
             if metadata is not None:
                 await beside.receive(files, metadata, 1)
                 metadata = beside.of_volume(metadata, 0)
-            await exchange(files, streams.receiving(folder / "rootfs"), progress.add)
+            await exchange(files, streams.receiving(folder / "rootfs"), progress.add, archive=True)
         else:
             options = options_of(agreed.offer, agreed.answer)
             command = rsync.receiving(folder / "rootfs", metadata, agreed.owners, options)

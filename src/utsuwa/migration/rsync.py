@@ -7,20 +7,18 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from utsuwa.core.errors import HostError, InvalidRequest, OutOfSpace, ProcessFailed
-from utsuwa.core.tasks import finish
 from utsuwa.host.processes import pipes
 from utsuwa.host.processes.run import run
 from utsuwa.migration.channel import Stream
-from utsuwa.migration.racing import all_of
+from utsuwa.migration.racing import Work, all_of
 
 _CHUNK = 2**18
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
-class _Ends:
+class Ends:
     """The ends of two pipes, each of which is closed once."""
 
     def __init__(self) -> None:
@@ -36,6 +34,10 @@ class _Ends:
                 self._open.discard(descriptor)
                 os.close(descriptor)
 
+    def close_theirs(self) -> None:
+        """The program has its ends."""
+        self.close(self.their_input, self.their_output)
+
 
 Command = tuple[Sequence[str], Mapping[str, str | None]]
 """A command of `host.rsync` or `host.archives.streams`."""
@@ -48,96 +50,72 @@ async def exchange(
     accept: Sequence[int] = (0,),
     rate: int = 0,
     gate: asyncio.Event | None = None,
+    *,
+    archive: bool = False,
 ) -> None:
-    """Run a command until both directions have ended, as `Program.exchange`.
+    """Run a command until both directions have ended, as `connect`.
 
     With a `gate`, the program is started, but hears nothing of the other side before that is set: an rsync
     that sends has not looked at the files yet.
     """
-    program = Program(command, accept)
+    argv, env = command
+    ends = Ends()
+    program = run(
+        argv,
+        stdin_fd=ends.their_input,
+        stdout_fd=ends.their_output,
+        accept=accept,
+        timeout=None,
+        env=env,
+        started=ends.close_theirs,
+    )
     try:
-        await program.exchange(stream, count, rate=rate, gate=gate)
+        await connect(stream, ends, program, count, rate=rate, gate=gate, archive=archive)
     finally:
-        await program.end()
+        ends.close()
 
 
-class Program:
-    """A program of one stream, which is being started. It is to be ended in any case (`end`)."""
+async def connect(
+    stream: Stream,
+    ends: Ends,
+    program: Work,
+    count: Callable[[int], None],
+    *,
+    rate: int = 0,
+    gate: asyncio.Event | None = None,
+    archive: bool = False,
+) -> None:
+    """Connect a program, which ends with the coroutine, to a stream until both directions have ended.
 
-    def __init__(self, command: Command, accept: Sequence[int] = (0,)) -> None:
-        argv, env = command
-        self._ends = _Ends()
-        ends = self._ends
-        self._run = asyncio.create_task(
-            run(
-                argv,
-                stdin_fd=ends.their_input,
-                stdout_fd=ends.their_output,
-                accept=accept,
-                timeout=None,
-                env=env,
-                started=partial(ends.close, ends.their_input, ends.their_output),
-            )
-        )
+    `count` is called with the bytes that are sent or received; `rate` is the most that are sent in a second,
+    if it is not 0. What an `archive` consists of does not depend on the other side. Raises InvalidRequest if
+    the program fails, OutOfSpace, Unavailable.
+    """
 
-    async def exchange(
-        self,
-        stream: Stream,
-        count: Callable[[int], None],
-        *,
-        told: bytes = b"",
-        rate: int = 0,
-        gate: asyncio.Event | None = None,
-    ) -> None:
-        """Connect it to a stream until both directions have ended.
+    async def pump_out() -> None:
+        began, sent = time.monotonic(), 0
+        while data := await pipes.read(ends.our_output, _CHUNK):
+            await stream.send(data, more=archive)
+            count(len(data))
+            sent += len(data)
+            if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
+                await asyncio.sleep(ahead)
+        await stream.end()
 
-        `told` is written to it before anything else; `count` is called with the bytes that are sent or
-        received; `rate` is the most that are sent in a second, if it is not 0. Raises InvalidRequest if the
-        program fails, OutOfSpace, Unavailable.
-        """
-        ends = self._ends
+    async def pump_in() -> None:
+        """Forward what is received; what comes when the program has ended is discarded."""
+        if gate is not None:
+            await gate.wait()
+        while (data := await stream.read()) is not None:
+            count(len(data))
+            with contextlib.suppress(BrokenPipeError):
+                await pipes.write(ends.our_input, data)
+        ends.close(ends.our_input)
 
-        async def program() -> None:
-            await self._run
-
-        async def pump_out() -> None:
-            began, sent = time.monotonic(), 0
-            while data := await pipes.read(ends.our_output, _CHUNK):
-                await stream.send(data)
-                count(len(data))
-                sent += len(data)
-                if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
-                    await asyncio.sleep(ahead)
-            await stream.end()
-
-        async def pump_in() -> None:
-            """Forward what is received; what comes when the program has ended is discarded."""
-            await self._write(told)
-            if gate is not None:
-                await gate.wait()
-            while (data := await stream.read()) is not None:
-                count(len(data))
-                await self._write(data)
-            ends.close(ends.our_input)
-
-        try:
-            await all_of(program(), pump_out(), pump_in(), watched_by=stream.watch())
-        except ProcessFailed as error:
-            raise _explained(error) from error
-
-    async def _write(self, data: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            await pipes.write(self._ends.our_input, data)
-
-    async def end(self) -> None:
-        """End it, and wait for that."""
-        self._run.cancel()
-        try:
-            await finish(asyncio.wait([self._run]))
-        finally:
-            self._ends.close()
-            if not self._run.cancelled():
-                self._run.exception()  # whoever has used it knows
+    try:
+        await all_of(program, pump_out(), pump_in(), watched_by=stream.watch())
+    except ProcessFailed as error:
+        raise _explained(error) from error
 
 
 def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:

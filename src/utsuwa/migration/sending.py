@@ -85,6 +85,7 @@ class Sending:
         self._offered = offered
         self._options = options_of(offered.header, answer)
         self._own = common(offered.header.own, answer.own)
+        files.counts_zeros = bool(self._own.zeros)
         self._names = chosen_snapshots(offered.header, answer)
         self._states = chosen_states(offered.header, answer)
         self._indexed = (answer.index_version or 0) > 0
@@ -94,17 +95,7 @@ class Sending:
 
     async def everything(self) -> None:
         if self._own.layers and self._offered.layered is not None:
-            async with ahead.programs(start=True) as programs:
-                await self.describe()
-                await layers_sending.send(
-                    self._files,
-                    self._offered.layered,
-                    self._names,
-                    programs,
-                    scratch=self._offered.scratch,
-                    progress=Progress(self._operation, self._offered.name),
-                    rate=self._rate,
-                )
+            await self._layers(self._offered.layered)
             await self._send_states()
             faults.point("migration sent")
             return
@@ -116,11 +107,29 @@ class Sending:
             await self.tree(changing=self._offered.inconsistent)
         faults.point("migration sent")
 
+    async def _layers(self, layered: Layered) -> None:
+        """Send all in layers. What does not depend on the other server's answers does not wait for these."""
+        progress = Progress(self._operation, self._offered.name)
+        async with ahead.transfers(layered.build, start=True) as transfers:
+            await self._send_index()
+            async with layered.opened(self._names) as found:
+                scratch = self._offered.scratch
+                await layers_sending.offer(self._files, layered, found, self._names, scratch=scratch)
+                await self._index_confirmed()
+                await layers_sending.send(self._files, found, transfers, progress=progress, rate=self._rate)
+
     async def describe(self) -> None:
         """Send the index."""
+        await self._send_index()
+        await self._index_confirmed()
+
+    async def _send_index(self) -> None:
         if self._indexed:
             await self._files.send(await self._offered.index(self._names))
             await self._files.end()
+
+    async def _index_confirmed(self) -> None:
+        if self._indexed:
             index.check_answer(await self._files.document())
 
     async def snapshots(self) -> None:
@@ -160,7 +169,8 @@ class Sending:
             self._own.stream = False  # what follows is mostly the same
             if tree.beside is not None:
                 await beside.send(self._files, self._offered.scratch, [tree.beside])
-            await exchange(self._files, streams.sending(tree.rootfs), progress.add, rate=self._rate)
+            command = streams.sending(tree.rootfs)
+            await exchange(self._files, command, progress.add, rate=self._rate, archive=True)
             return
         command = rsync.sending(tree.rootfs, tree.beside, self._options, bandwidth=self._offered.bandwidth)
         accept = (0, rsync.VANISHED) if changing else (0,)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 
 from utsuwa.host import syscalls
 from utsuwa.host.archives import scan
@@ -34,10 +33,14 @@ _ENVIRONMENT = {
     "TZ": "UTC0",
     "TMPDIR": "/target",
 }
+_INERT = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_READ_ONLY = syscalls.MOUNT_ATTR_RDONLY | _INERT
 _MEMORY = 4 * 2**30
 """Limit of the address space of each program, in bytes."""
 _SCAN_MEMORY = 2**30
-_SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
+_SIGINT, _SIGKILL, _SIGPIPE, _SIGXFSZ = 2, 9, 13, 25
+_IGNORED = (_SIGINT, _SIGPIPE, _SIGXFSZ)
+"""Signals that Python or the helper ignores, and programs must not."""
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_DETACH = 2
@@ -59,8 +62,8 @@ _PACK = (
     "--pax-option=delete=atime,delete=ctime", "--warning=no-file-ignored", "--one-file-system",
 )  # fmt: skip
 """With the times of modification in nanoseconds."""
+ANY_SIZE = -1
 _LARGE_BLOCKS = "--blocking-factor=256"
-TOLD_SIZE = 4
 _STREAMS = ("send", "receive")
 """Jobs that end with the status of their program."""
 
@@ -70,24 +73,39 @@ def main(arguments: Sequence[str]) -> None:
 
     `arguments`: the pid of the parent, the archive, the target (empty for none), another file that is only
     read (empty for none), the maximum size of a file in bytes, and then the job: a name and its arguments.
-    If there is only the pid, the others are read from stdin (`_told`).
 
     Ends the process. The exit statuses of the programs are the last line of stderr, except for `_STREAMS`.
     """
-    parent, *words = arguments
+    parent, archive, target, base, size, job, *rest = arguments
     kernel.set_death_signal(_SIGKILL)
     if os.getppid() != int(parent):
         os._exit(1)
-    archive, target, base, size, job, *rest = words or _told()
     if job in ("check", "split", "tar"):
         import tarfile  # noqa: F401 - for `scan`, which cannot do it any more
+
+    def work() -> int:
+        opened = enter(archive, target, base, writable=job != "send")
+        if job in _STREAMS:
+            return stream(job, int(size))
+        _confine(int(size), _WRITER_CAPABILITIES if target else ())
+        _end(_JOBS[job](opened, *rest))
+
+    os._exit(_status(begin(work)))
+
+
+def begin(work: Callable[[], int]) -> int:
+    """Start the first process in new namespaces, whose exit status is the result of `work`; return its pid.
+
+    It is killed when this process ends, which is in the same namespaces then but for that of processes.
+    """
     os.umask(0o022)
     syscalls.unshare(sum(kernel.NAMESPACES[name] for name in ("mnt", "net", "ipc", "uts", "pid")))
-    alive, _held = os.pipe()
+    alive, held = os.pipe()
     child = os.fork()
     if child:
-        os._exit(_status(child))
-    os.close(_held)
+        os.close(alive)
+        return child
+    os.close(held)
     kernel.set_death_signal(_SIGKILL)
     os.set_blocking(alive, False)
     try:
@@ -96,33 +114,19 @@ def main(arguments: Sequence[str]) -> None:
     except BlockingIOError:
         os.close(alive)
     try:
-        opened = _enter(archive, target, base, writable=job != "send")
-        capabilities = _READER_CAPABILITIES if job == "send" else _WRITER_CAPABILITIES
-        _confine(int(size), capabilities if target else ())
-        statuses = _JOBS[job](opened, *rest)
+        os._exit(work())
     except OSError as error:
         _say(f"the sandbox cannot be set up: {error}")
         os._exit(1)
-    if job in _STREAMS:
-        os._exit(statuses[0])
-    _end(statuses)
 
 
-def _told() -> list[str]:
-    """Read the arguments from stdin: after their size in `TOLD_SIZE` bytes, with a NUL between them."""
-    size = int.from_bytes(_read(TOLD_SIZE), "big")
-    return os.fsdecode(_read(size)).split("\0")
+def stream(job: str, size: int = ANY_SIZE) -> int:
+    """Do one of `_STREAMS`, with files of at most `size` bytes; return the exit status of its program.
 
-
-def _read(size: int) -> bytes:
-    """Read that many bytes from stdin, and not one more; end the process if there are less."""
-    data = b""
-    while len(data) < size:
-        part = os.read(0, size - len(data))
-        if not part:
-            os._exit(1)  # nothing is to be done
-        data += part
-    return data
+    The target is the working directory. What this process may do is limited for good.
+    """
+    _confine(size, _READER_CAPABILITIES if job == "send" else _WRITER_CAPABILITIES)
+    return _JOBS[job]({})[0]
 
 
 def _end(statuses: Sequence[int]) -> NoReturn:
@@ -134,7 +138,7 @@ def _report(statuses: Sequence[int]) -> None:
     _say("status " + " ".join(map(str, statuses)))
 
 
-def _enter(archive: str, target: str, base: str, *, writable: bool) -> Files:
+def enter(archive: str = "", target: str = "", base: str = "", *, writable: bool = False) -> Files:
     """Make the new root the only one that there is; return the open files.
 
     It is read-only, but for the target if that is `writable`.
@@ -149,8 +153,7 @@ def _enter(archive: str, target: str, base: str, *, writable: bool) -> Files:
     folders = {name: _view(f"/{name}") for name in _FOLDERS if _is_folder(f"/{name}")}
     links = {name: os.readlink(f"/{name}") for name in _FOLDERS if os.path.islink(f"/{name}")}  # noqa: PTH114, PTH115
     if target:
-        attributes = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
-        folders["target"] = _view(target, attributes) if writable else _view(target)
+        folders["target"] = _view(target, target_attributes(writable=writable))
     syscalls.mount("utsuwa", _NEW_ROOT, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=1m")
     os.chdir(_NEW_ROOT)
     for name, link in links.items():
@@ -170,10 +173,12 @@ def _enter(archive: str, target: str, base: str, *, writable: bool) -> Files:
     return files
 
 
-def _view(
-    source: str | int,
-    attributes: int = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV,
-) -> int:
+def target_attributes(*, writable: bool) -> int:
+    """Return the attributes of the mount of a target."""
+    return _INERT if writable else _READ_ONLY
+
+
+def _view(source: str | int, attributes: int = _READ_ONLY) -> int:
     """Return a detached mount that shows a file or directory."""
     mount = syscalls.open_tree(source)
     syscalls.mount_setattr(mount, attr_set=attributes)
@@ -311,9 +316,7 @@ def _start(words: Sequence[str], stdin: int, stdout: int) -> int | None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
     try:
-        return os.posix_spawnp(
-            words[0], list(words), _ENVIRONMENT, file_actions=actions, setsigdef=(_SIGPIPE, _SIGXFSZ)
-        )
+        return os.posix_spawnp(words[0], list(words), _ENVIRONMENT, file_actions=actions, setsigdef=_IGNORED)
     except FileNotFoundError:
         _say(f"{words[0]}: command not found")
         return None
@@ -328,5 +331,4 @@ def _status(pid: int | None) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    os.write(2, f"{line}\n".encode())

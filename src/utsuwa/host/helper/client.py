@@ -30,6 +30,7 @@ from utsuwa.host.helper.messages import (
 )
 from utsuwa.host.helper.mounting import Mounting
 from utsuwa.host.helper.replies import HelperGone, judge, receive
+from utsuwa.host.helper.sandbox import Sandbox
 from utsuwa.host.helper.session import FileSession
 from utsuwa.host.processes import pipes
 from utsuwa.host.processes.pidfds import Process
@@ -305,6 +306,10 @@ class Helper:
         Its worker is root of the user namespace, None for a privileged container's.
         """
         return await FileSession.begin(partial(self._send, "files", {}), root, user_namespace)
+
+    async def sandbox(self) -> Sandbox:
+        """Have a sandbox built for one job on a tree, of which it is told later."""
+        return await Sandbox.begin(partial(self._send, "sandbox", {}))
 
     async def allow_device(self, name: str, lxcpath: Path, rule: str, *, allow: bool) -> None:
         """Let the cgroup of a running container use a device (`c 10:200 rwm`), or not any more."""

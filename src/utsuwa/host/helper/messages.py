@@ -119,6 +119,22 @@ class MountsRequest(TypedDict):
     """`mounts`: a session, whose only descriptor is the socket for calls."""
 
 
+class SandboxRequest(TypedDict):
+    """`sandbox`: its descriptors are the socket on which it is told its job, and its stderr.
+
+    The reply, when it has ended, is the exit status.
+    """
+
+
+class SandboxJob(TypedDict):
+    """The job of a sandbox: `send` or `receive`.
+
+    Its descriptors are the mount of the tree, and the streams of the program.
+    """
+
+    job: str
+
+
 class Call(TypedDict):
     """A call in a session; descriptors may come with it."""
 

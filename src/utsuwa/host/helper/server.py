@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from utsuwa.host.helper import kernel, protocol, rtnetlink
+from utsuwa.host.helper import kernel, protocol, rtnetlink, sandboxes
 from utsuwa.host.helper.attach import Command, attach_by_liblxc, follow
 from utsuwa.host.helper.calls import FileCalls, enter_user_namespace, serve
 from utsuwa.host.helper.confinement import ConfinedProcess, read_back
@@ -254,6 +254,16 @@ class Worker:
         with socket.socket(fileno=fds[0]) as sock:
             serve(sock, MountCalls().methods())
 
+    def sandbox(self, reply: socket.socket, _request: messages.SandboxRequest, fds: list[int]) -> None:
+        """Have a sandbox do one job, and reply with its exit status."""
+        calls, errors = fds
+        os.dup2(errors, 2)
+        os.close(errors)
+        with socket.socket(fileno=calls) as sock:
+            pid = sandboxes.begin(sock)
+        _pid, status = os.waitpid(pid, 0)
+        protocol.send(reply, {"ok": os.waitstatus_to_exitcode(status)})
+
     def intercept(self, reply: socket.socket, _request: object, fds: list[int]) -> None:
         """Serve the monitor of a container, until it ends; this outlives the daemon."""
         with socket.socket(fileno=fds[0]) as connection:
@@ -295,6 +305,7 @@ _OPERATIONS: dict[str, Callable[[Worker, socket.socket, Any, list[int]], None]] 
     "intercept": Worker.intercept,
     "mounts": Worker.mounts,
     "network": Worker.network,
+    "sandbox": Worker.sandbox,
     "state": Worker.state,
 }
 

@@ -294,6 +294,10 @@ def test_images(shared_daemon: Daemon, busybox_image: Image, tmp_path: Path) -> 
     fingerprint = re.fullmatch(r"Image imported with fingerprint: ([0-9a-f]{64})\n", said.stdout)
     assert fingerprint
     utsuwa_client(d, "image", "set-property", "one", "release", "9")
+    utsuwa_client(d, "image", "alias", "create", "one/more", "one", "--description", "One more")
+    listed = utsuwa_client(d, "image", "alias", "list", "one/more", "-f", "csv").stdout
+    assert listed.endswith(",CONTAINER,One more\n")
+    utsuwa_client(d, "image", "alias", "delete", "one/more")
     utsuwa_client(d, "image", "alias", "rename", "one", "two")
     assert (
         utsuwa_client(d, "image", "list", "release=9", "-c", "lF", "-f", "csv").stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from utsuwa.cli import sources
 from utsuwa.cli.output.render import show_list
 from utsuwa.cli.parsing.command import Command, format_flag
+from utsuwa.cli.parsing.flags import TEXT, Flag
 from utsuwa.client.server import path_to
 
 TYPE_CHECKING = False
@@ -31,10 +32,11 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
     )
 
 
-def _create(session: Session, arguments: list[str], _flags: Flags) -> None:
+def _create(session: Session, arguments: list[str], flags: Flags) -> None:
     server, name = session.target(arguments[0])
     target = server.get(path_to("images", sources.fingerprint(server, arguments[1])))["fingerprint"]
-    server.post("/1.0/images/aliases", {"name": name, "target": target})
+    described = {"description": flags.text("description")}
+    server.post("/1.0/images/aliases", {"name": name, "target": target, **described})
 
 
 def _delete(session: Session, arguments: list[str], _flags: Flags) -> None:
@@ -82,6 +84,7 @@ COMMAND = Command(
             "Create aliases for existing images",
             _create,
             args="[<remote>:]<alias> <image>",
+            flags=(Flag("description", "Image alias description", kind=TEXT),),
             complete=((), "images"),
             example=("utsuwa image alias create deb 5ae1c5b4c7d8", "Create the alias `deb`."),
         ),

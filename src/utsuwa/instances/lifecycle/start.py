@@ -143,6 +143,19 @@ def _report_full_disk(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """The limits that a container starts with."""
+
+    lines: list[Pair]
+    """Those for lxc.conf."""
+    place: cpu_balance.Place
+    nodes: Mapping[str, str | None]
+    """The change of the volatile key with the chosen NUMA node."""
+    disks: io_limits.Limits
+    """The limits of requests to disks."""
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A container that can be started: what was done to the host for it, and its configuration."""
 
@@ -150,11 +163,12 @@ class _Prepared:
     host: DeviceHost
     steps: device_steps.Steps
     spec: lxcconf.ContainerSpec
-    place: cpu_balance.Place
-    nodes: Mapping[str, str | None]
-    """The change of the volatile key with the chosen NUMA node."""
-    disks: io_limits.Limits
-    """The limits of requests to disks."""
+    limits: _Limits
+
+    @property
+    def volatile(self) -> dict[str, str | None]:
+        """The changes of volatile keys that the start stores."""
+        return {**self.steps.volatile, **self.limits.nodes}
 
 
 async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: Rollback) -> Running:
@@ -168,7 +182,7 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
     try:
         # If the daemon is killed after this, its next start finds the container by name, and its id map and
         # devices in the database.
-        await _store_start(ctx, instance, {**steps.volatile, **prepared.nodes}, undo)
+        await _store_start(ctx, instance, prepared.volatile, undo)
     finally:
         await asyncio.wait([files])
     files.result()
@@ -191,13 +205,13 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
         init_pid=pid,
         monitor_pid=monitor,
         devices=instance.expanded.devices,
-        config=device_steps.with_changes(instance.expanded.config, {**steps.volatile, **prepared.nodes}),
+        config=device_steps.with_changes(instance.expanded.config, prepared.volatile),
         idmap=prepared.spec.idmap,
-        cpus=prepared.place.cpus,
-        memory_nodes=prepared.place.memory_nodes,
+        cpus=prepared.limits.place.cpus,
+        memory_nodes=prepared.limits.place.memory_nodes,
     )
     if saved is not None:
-        await resume.apply_limits(ctx, running, prepared.disks)
+        await resume.apply_limits(ctx, running, prepared.limits.disks)
     return running
 
 
@@ -213,29 +227,21 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     instance = await identity.with_permitted_idmap(ctx, instance)
     await identity.refuse_shift(ctx, instance)
     idmap = identity.next_idmap(instance)
-    undo.push(
-        ctx.storage.volumes.unmount, instance.pool, instance.ref.volume
-    )  # also if cancelled during the mount
-    rootfs = await ctx.storage.volumes.mount(instance.pool, instance.ref.volume, idmap)
-    if interception.intercepts(instance.expanded.config, "mknod"):
-        await in_thread(mounts.with_devices, rootfs)
+    rootfs = await _mount_root(ctx, instance, idmap, undo)
     if saved is None:
         await _apply_templates(ctx, instance, rootfs, idmap)
     host = device_host.host_of(ctx, instance, idmap)
     if saved is not None:
         host = nic.with_addresses(host, saved.record.hwaddrs)
     undo.push(confinement.remove, ctx, instance)
-    own = await in_thread(_make_device_folder, host)
-    prepared = await in_thread(_own_mounts, ctx, host)
+    device_nodes = await in_thread(_make_device_folder, host)
+    own_mounts = await in_thread(_own_mounts, ctx, host)
     steps = await device_steps.start_all(host, undo)
     if saved is not None:
         resume.check(instance, saved, idmap, [pair.name for pair in steps.nics])
     if steps.read_only_root:
         await in_thread(_protect_root, rootfs)
-    lines, place, chosen = await _limits(ctx, instance)
-    wanted = await device_steps.io_limits(host)
-    if wanted:
-        lines += await in_thread(io_limits.lines, wanted)
+    wanted = await _limits(ctx, instance, await device_steps.io_limits(host))
     spec = lxcconf.ContainerSpec(
         name=instance.name,
         architecture=instance.data.architecture,
@@ -246,15 +252,25 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
         console_log=paths.console,
         post_stop=ctx.paths.post_stop,
         target=paths.target,
-        nodes=own,
-        mounts=[*prepared, *steps.mounts],
+        nodes=device_nodes,
+        mounts=[*own_mounts, *steps.mounts],
         device_rules=[device.rule for device in steps.allowed_devices],
         nics=steps.nics,
         read_only_root=steps.read_only_root,
-        limits=lines,
+        limits=wanted.lines,
         apparmor=await confinement.load_apparmor(ctx, instance),
     )
-    return _Prepared(instance, host, steps, spec, place, chosen, wanted)
+    return _Prepared(instance, host, steps, spec, wanted)
+
+
+async def _mount_root(ctx: Context, instance: Loaded, idmap: IdMap, undo: Rollback) -> Path:
+    """Mount the root file system of the instance under this id map, and return where."""
+    volumes, volume = ctx.storage.volumes, instance.ref.volume
+    undo.push(volumes.unmount, instance.pool, volume)  # also if cancelled during the mount
+    rootfs = await volumes.mount(instance.pool, volume, idmap)
+    if interception.intercepts(instance.expanded.config, "mknod"):
+        await in_thread(mounts.with_devices, rootfs)
+    return rootfs
 
 
 def _protect_root(rootfs: Path) -> None:
@@ -277,20 +293,20 @@ def _own_mounts(ctx: Context, host: DeviceHost) -> list[BindMount]:
     return mounts
 
 
-async def _limits(
-    ctx: Context, instance: Loaded
-) -> tuple[list[Pair], cpu_balance.Place, dict[str, str | None]]:
-    """Return the limits as lines for lxc.conf, the assigned CPUs, and changes of volatile keys."""
+async def _limits(ctx: Context, instance: Loaded, disks: io_limits.Limits) -> _Limits:
+    """Choose CPUs and NUMA nodes, and return all limits, with those of requests to `disks`."""
     config = instance.expanded.config
+    of_disks = await in_thread(io_limits.lines, disks) if disks else []
     if not limits.limited(config):
-        return [], cpu_balance.Place(), {CHOSEN_NODES: None} if CHOSEN_NODES in config else {}
+        unset = {CHOSEN_NODES: None} if CHOSEN_NODES in config else {}
+        return _Limits(of_disks, cpu_balance.Place(), unset, disks)
     facts = await in_thread(cgroup_limits.read_limit_facts)
     limits.check(config, facts)
     chosen = cpu_balance.choose_nodes(ctx, instance.ref, config, facts)
     wish = CpuWish.of(device_steps.with_changes(config, chosen))
     place = cpu_balance.for_start(ctx, instance.ref, wish, facts)
     lines = limits.start_lines(config, facts) + limits.cpuset_lines(*place, facts)
-    return lines, place, chosen
+    return _Limits(lines + of_disks, place, chosen, disks)
 
 
 async def _run(ctx: Context, instance: Loaded, paths: RuntimePaths) -> tuple[int, int | None]:

@@ -105,8 +105,9 @@ class CopyManager:
         """
         at = await self._pools.ensure_available(pool)
         async with self._locks.hold(pool, snapshot.whole):
-            fingerprint = await self._threads.quick.run(at.images.image_of, snapshot)
-            needed = await self._threads.quick.run(at.images.image_of, snapshot.whole)
+            fingerprint, needed = await self._threads.quick.run(
+                lambda: (at.images.image_of(snapshot), at.images.image_of(snapshot.whole))
+            )
             await self._threads.remove.run(at.driver.delete_volume, snapshot)
             await self.update_link(at, snapshot)
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 
 from utsuwa.core import clock
@@ -17,7 +18,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.instances.context import Context, load, load_all
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.snapshots import rows
-from utsuwa.instances.snapshots.loading import editable, find
+from utsuwa.instances.snapshots.loading import editable, find, load_with_instance
 from utsuwa.wire.edits import Change, IfMatch, edited
 from utsuwa.wire.snapshots import SnapshotPut
 
@@ -62,16 +63,32 @@ async def rename(ctx: Context, ref: SnapshotRef, new: str) -> None:
     ctx.snapshot_lifecycle("renamed", SnapshotRef(ref.instance, new), {"old_name": ref.name})
 
 
-async def check_delete(ctx: Context, ref: SnapshotRef) -> tuple[Loaded, SnapshotRow]:
-    """Return the instance and the row of a snapshot that may be deleted. Raises NotFound, OtherMember."""
-    instance = await load(ctx, ref.instance)
-    return instance, (await find(ctx, ref)).row
+@dataclass(frozen=True)
+class Deletion:
+    """A snapshot that may be deleted, and its instance, as they were loaded."""
+
+    instance: Loaded
+    row: SnapshotRow
+    moment: int | None
+    """When they were read, for `Database.unchanged_since`."""
 
 
-async def delete(ctx: Context, ref: SnapshotRef) -> None:
-    """Delete a snapshot; a daemon that is killed meanwhile completes this at its next start."""
+async def check_delete(ctx: Context, ref: SnapshotRef) -> Deletion:
+    """Return what a `delete` that follows would delete. Raises NotFound, OtherMember."""
+    moment = ctx.database.moment()
+    instance, snapshot = await load_with_instance(ctx, ref)
+    return Deletion(instance, snapshot.row, moment)
+
+
+async def delete(ctx: Context, ref: SnapshotRef, checked: Deletion | None = None) -> None:
+    """Delete a snapshot; a daemon that is killed meanwhile completes this at its next start.
+
+    What was `checked` is checked again if anything has changed since. Raises as `check_delete`.
+    """
     async with ctx.locks.hold("instance", ref.instance), Rollback() as undo:
-        instance, row = await check_delete(ctx, ref)
+        if checked is None or not ctx.database.unchanged_since(checked.moment):
+            checked = await check_delete(ctx, ref)
+        instance, row = checked.instance, checked.row
         undo.push(ctx.database.write, "snapshot stays", snapshot_rows.set_ready, row.id)
         await ctx.database.write("snapshot is deleted", snapshot_rows.set_deleting, row.id)
         await remove(ctx, instance, row)

@@ -56,8 +56,9 @@ class SnapshotManager:
     async def delete(self, ref: SnapshotRef) -> Operation:
         """Raises as `change.check_delete`."""
         ctx = self._ctx
-        await change.check_delete(ctx, ref)
-        return ctx.in_background(kinds.SNAPSHOT_DELETE, ref.instance, partial(change.delete, ctx, ref))
+        checked = await change.check_delete(ctx, ref)
+        work = partial(change.delete, ctx, ref, checked)
+        return ctx.in_background(kinds.SNAPSHOT_DELETE, ref.instance, work)
 
     async def sweep(self) -> None:
         """Remove what interrupted creations and deletions left on this member."""

@@ -74,10 +74,13 @@ def test_the_program_is_told_what_to_mount(d: Daemon, c1: str) -> None:
     assert called[:2] == ["--user", "configure"]
     assert {"--utility", "--video", "--require=cuda>=12.0"} <= set(called)
     assert not any(word.startswith("--device") for word in called)
-    d.lxc("stop", "-f", c1)
-    d.lxc("config", "set", c1, "environment.NVIDIA_VISIBLE_DEVICES", "0")
-    d.lxc("start", c1)
-    assert "--device=0" in box_of(d).run("cat", CALLS).split()
+
+
+@pytest.mark.parametrize("name", ["BASH_ENV", "LD_PRELOAD", "PATH", "NVIDIA_VISIBLE_DEVICES"])
+def test_no_variable_of_the_instance_reaches_the_program(d: Daemon, c1: str, name: str) -> None:
+    reply = d.api("PATCH", f"/1.0/instances/{c1}", {"config": {f"environment.{name}": "all"}})
+    assert (reply.status, "cannot be set with 'nvidia.runtime'" in reply.error) == (400, True)
+    d.do("PATCH", f"/1.0/instances/{c1}", {"config": {"environment.LANG": "C.UTF-8"}})
 
 
 def test_a_program_that_fails_fails_the_start(d: Daemon, c1: str) -> None:

@@ -68,6 +68,7 @@ def test_unrestricted_project_allows_everything() -> None:
         ({}, {"raw.apparmor": "deny /x r,"}, False),
         ({}, {"linux.kernel_modules": "loop"}, False),
         ({}, {"linux.sysctl.net.ipv4.ip_forward": "1"}, False),
+        ({}, {"nvidia.runtime": "true"}, False),
         ({}, {"security.idmap.base": "100000"}, False),
         ({}, {"security.syscalls.deny": "mount"}, False),
         ({}, {"security.syscalls.deny_default": "false"}, False),

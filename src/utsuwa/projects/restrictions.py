@@ -37,7 +37,7 @@ _LOW_LEVEL = frozenset(
         "security.idmap.size",
     }
 )
-_LOW_LEVEL_PREFIXES = ("linux.sysctl.", "security.bpffs.", "security.syscalls.")
+_LOW_LEVEL_PREFIXES = ("linux.sysctl.", "nvidia.", "security.bpffs.", "security.syscalls.")
 _INTERCEPT = "security.syscalls.intercept."
 _MOUNTS = (f"{_INTERCEPT}mount.allowed", f"{_INTERCEPT}mount.shift")
 """Interception by which the host's kernel mounts file systems of the instance."""

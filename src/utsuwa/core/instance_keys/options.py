@@ -167,9 +167,8 @@ NVIDIA = (
         live=False,
         scope="container",
         help="Capabilities of the NVIDIA driver to make available in the instance.",
-        validate=checks.list_of(
-            "all", "compute", "compat32", "display", "graphics", "ngx", "utility", "video"
-        ),
+        # not `ngx`, with which liblxc's hook would fail each start
+        validate=checks.list_of("all", "compute", "compat32", "display", "graphics", "utility", "video"),
     ),
     ConfigKey("nvidia.require.cuda", live=False, scope="container", help="Required CUDA version."),
     ConfigKey("nvidia.require.driver", live=False, scope="container", help="Required driver version."),

@@ -2,6 +2,10 @@
 
 NVIDIA's program mounts them; liblxc's hook for it passes on what the environment says. GPUs are devices of
 the instance, which the keys here do not add.
+
+The hook, a script of the shell, and the program run with the instance's root and environment, but outside of
+its root file system, AppArmor profile and seccomp filter. No variable by which its owner could have them run or
+load something else may therefore reach them.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ _REQUIRED = {
     "nvidia.require.cuda": "NVIDIA_REQUIRE_CUDA",
     "nvidia.require.driver": "NVIDIA_REQUIRE_DRIVER",
 }
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+_HARMLESS = frozenset({"HOME", "LANG", "TZ", "USER", *_PROXIES, *map(str.upper, _PROXIES)})
+"""Variables of `environment.*` that neither choose what programs run or load nor what is mounted."""
 
 
 def wanted(config: Mapping[str, str]) -> bool:
@@ -33,10 +40,19 @@ def wanted(config: Mapping[str, str]) -> bool:
 
 def check(config: Mapping[str, str]) -> None:
     """Raise InvalidConfig for a config that no host can satisfy."""
-    if wanted(config) and parse_bool(config.get("security.privileged", "")):
+    if not wanted(config):
+        return
+    if parse_bool(config.get("security.privileged", "")):
         raise InvalidConfig(
             "'nvidia.runtime' is for unprivileged instances only: unset it or security.privileged"
         )
+    for key in config:
+        kind, _, name = key.partition(".")
+        if kind == "environment" and name not in _HARMLESS and not name.startswith("LC_"):
+            raise InvalidConfig(
+                f"{key[:80]!r} cannot be set with 'nvidia.runtime', as NVIDIA's program on the host would get "
+                "it too: set the variable inside the instance"
+            )
 
 
 async def check_host(config: Mapping[str, str]) -> None:
@@ -63,12 +79,14 @@ def remedy(config: Mapping[str, str], reason: str) -> str:
 
 
 def environment(config: Mapping[str, str]) -> Iterator[Pair]:
-    """Yield what the hook reads, as lines of lxc.conf. Variables of `environment.*` that follow win."""
+    """Yield what the hook reads, as lines of lxc.conf."""
     if not wanted(config):
         return
+    words = [word.strip() for word in (config.get("nvidia.driver.capabilities") or _CAPABILITIES).split(",")]
     variables = {
         _DEVICES: "none",
-        "NVIDIA_DRIVER_CAPABILITIES": config.get("nvidia.driver.capabilities") or _CAPABILITIES,
+        # liblxc's hook knows `all` on its own only
+        "NVIDIA_DRIVER_CAPABILITIES": "all" if "all" in words else ",".join(words),
         **{name: config[key] for key, name in _REQUIRED.items() if config.get(key)},
     }
     for name, value in variables.items():

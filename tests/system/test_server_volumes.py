@@ -1,8 +1,7 @@
-"""`storage.images_volume`, `.backups_volume` and `.logs_volume`: files of the server on custom volumes."""
+"""`storage.images_volume` and `storage.backups_volume`: files of the server on custom volumes."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,80 +174,3 @@ def test_images_are_not_lost_while_their_volume_is_not_available(d: Daemon) -> N
         pool.with_name("away").rename(pool)
         d.start()
     d.lxc("init", "busybox", "c1")
-
-
-# ---- logs of instances
-
-
-LOGS = "storage.logs_volume"
-
-
-@pytest.fixture
-def logs(d: Daemon) -> Iterator[Path]:
-    """The directory of the logs, which is back in the state directory after the test."""
-    yield d.dir / "logs"
-    d.delete_instances()
-    put(d, "", LOGS)
-    assert not d.dir.joinpath("logs").is_symlink()
-
-
-def test_logs_move_while_no_instance_runs(d: Daemon, logs: Path) -> None:
-    d.lxc("launch", "busybox", "c1")
-    assert "'c1' is running, and writes logs: stop all instances first" in refused(d, "default/v1", LOGS)
-    assert not logs.is_symlink()
-    d.lxc("stop", "-f", "c1")
-    with socket.socket(socket.AF_UNIX) as left:  # as that of a console, left by a killed program
-        left.bind(str(logs / "c1" / "left.socket"))
-    d.lxc("config", "set", LOGS, "default/v1")
-    assert logs.is_symlink()
-    assert volume_files(d, "default", "v1") == ["c1"]
-    assert not (logs / "c1" / "left.socket").exists()
-    assert "/1.0/instances/c1/logs/lxc.log" in d.get("/1.0/instances/c1/logs")
-    d.lxc("start", "c1")
-    assert "'c1' is running" in refused(d, "", LOGS)
-    d.restart()
-    assert d.get("/1.0/instances/c1")["status"] == "Running"
-    d.lxc("exec", "c1", "--", "true")
-    d.lxc("restart", "-f", "c1")
-    d.lxc("stop", "-f", "c1")
-    d.lxc("rename", "c1", "c2")
-    d.lxc("init", "busybox", "c3")
-    assert volume_files(d, "default", "v1") == ["c2", "c3"]
-    d.lxc("delete", "c3")
-    put(d, "", LOGS)
-    assert sorted(path.name for path in logs.iterdir()) == ["c2"]
-    assert volume_files(d, "default", "v1") == []
-    d.lxc("start", "c2")
-
-
-def test_nothing_starts_while_the_volume_of_logs_is_not_available(d: Daemon, logs: Path) -> None:
-    d.lxc("init", "busybox", "c1")
-    put(d, "other/v2", LOGS)
-    pool = d.dir / "storage-pools/other"
-    d.stop()
-    pool.rename(pool.with_name("away"))
-    d.start()
-    try:
-        assert d.get("/1.0/instances") == ["/1.0/instances/c1"]
-        for command in (("start", "c1"), ("init", "busybox", "c2")):
-            assert "logs are on a volume that is not available" in d.lxc(*command, check=False).stderr
-        assert d.get("/1.0/instances") == ["/1.0/instances/c1"]
-    finally:
-        d.stop()
-        pool.with_name("away").rename(pool)
-        d.start()
-    d.lxc("start", "c1")
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_move_of_logs_that_is_killed_leaves_them_at_one_place(
-    d: Daemon, faults: Faults, logs: Path, there: bool
-) -> None:
-    d.lxc("init", "busybox", "c1")
-    if not there:
-        put(d, "default/v1", LOGS)
-    with faults.kill_at(d, "relocation exchanged"):
-        put(d, "default/v1" if there else "", LOGS)
-    assert logs.is_symlink() is not there
-    assert volume_files(d, "default", "v1") == ([] if there else ["c1"])
-    d.lxc("start", "c1")

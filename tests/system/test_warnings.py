@@ -113,13 +113,13 @@ def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> N
     d.lxc("config", "unset", "c1", "cluster.evacuate")
     d.lxc("config", "unset", "c1", "security.bpffs.delegate_cmds")
     d.lxc("profile", "set", "default", "security.bpffs.path=/sys/fs/bpf")
-    d.lxc("config", "set", "core.syslog_socket=true")
+    d.lxc("config", "set", "storage.logs_volume=default/logs")
     assert named() == {
-        "": ("new", "core.bgp_asn, core.syslog_socket"),
+        "": ("new", "core.bgp_asn, storage.logs_volume"),
         "/1.0/instances/c1": ("new", "security.bpffs.path"),
     }
     d.lxc("profile", "unset", "default", "security.bpffs.path")
-    d.lxc("config", "unset", "core.syslog_socket")
+    d.lxc("config", "unset", "storage.logs_volume")
     d.lxc("config", "unset", "core.bgp_asn")
     assert {status for status, _ in named().values()} == {"resolved"}
     d.lxc("delete", "c1")

@@ -373,11 +373,7 @@ _MISCELLANEOUS = (
         help="Custom volume (POOL/VOLUME) that holds the images' files, in place of the state directory.",
         validate=checks.pool_volume,
     ),
-    ConfigKey(
-        "storage.logs_volume",
-        help="Custom volume (POOL/VOLUME) that holds the instances' logs, in place of the state directory.",
-        validate=checks.pool_volume,
-    ),
+    _later("storage.logs_volume", help="Volume (POOL/VOLUME) for logs."),
     _later("storage.linstor.ca_cert", multiline=True, help="Certificate of the LINSTOR controller's CA."),
     _later("storage.linstor.client_cert", multiline=True, help="This server's certificate for LINSTOR."),
     _later("storage.linstor.client_key", multiline=True, help="This server's key for LINSTOR.", secret=True),

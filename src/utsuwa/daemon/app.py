@@ -50,9 +50,7 @@ from utsuwa.instances.guest.sockets import GuestSockets
 from utsuwa.instances.lifecycle.freeze import held_all
 from utsuwa.instances.lifecycle.lxcfs_follower import LxcfsFollower
 from utsuwa.instances.lifecycle.profile_follower import judge_profile
-from utsuwa.instances.log_folders import LogFolders
 from utsuwa.instances.manager import InstanceManager
-from utsuwa.instances.model import RuntimeTable
 from utsuwa.migration.context import MigrationContext
 from utsuwa.migration.manager import MigrationManager
 from utsuwa.networks.manager import NetworkManager
@@ -107,8 +105,6 @@ class Daemon:
         self._endpoints = Endpoints(paths, group, passed_socket)
         self._stack = AsyncExitStack()
         self._criu = CriuFinder(paths.criu, paths.criu_proof)
-        self._runtime = RuntimeTable()
-        self._logs = LogFolders(paths.logs, self._runtime)
         self._told = asyncio.Event()
         self._hurry = asyncio.Event()
         """Set when running operations are not to be waited for any longer."""
@@ -305,7 +301,6 @@ class Daemon:
             (
                 ServerFiles("storage.images_volume", self._paths.images, images.paused),
                 ServerFiles("storage.backups_volume", self._paths.backups),
-                ServerFiles("storage.logs_volume", self._paths.logs, self._logs.paused),
             ),
             self._warnings,
             self._retries,
@@ -338,8 +333,6 @@ class Daemon:
             cgroup=owner,
             criu=self._criu,
             settings=self._server_config,
-            logs=self._logs,
-            runtime=self._runtime,
             boot_id=facts.boot_id(),
             policy=Policy(unprivileged_only=UNPRIVILEGED_ONLY),
         )

@@ -26,7 +26,6 @@ from utsuwa.images.manager import ImageManager
 from utsuwa.images.remote.manager import RemoteImages
 from utsuwa.instances.files.places import Places
 from utsuwa.instances.guest.sockets import GuestSockets
-from utsuwa.instances.log_folders import LogFolders
 from utsuwa.instances.model import Loaded, Running, RuntimePaths, RuntimeTable, not_found
 from utsuwa.instances.templates.process import TemplateProcess
 from utsuwa.networks.attachments import Attachments
@@ -62,10 +61,9 @@ class Context:
     """The name of the daemon's own cgroup, below which all of its containers are."""
     criu: CriuFinder
     settings: ServerConfig
-    logs: LogFolders
-    runtime: RuntimeTable
     boot_id: str
     """The kernel's id of this boot, which distinguishes a reboot of the host from a restart of the daemon."""
+    runtime: RuntimeTable = field(default_factory=RuntimeTable)
     locks: NamedLocks = field(default_factory=NamedLocks)
     files: Places = field(default_factory=Places)
     templates: TemplateProcess = field(default_factory=TemplateProcess)

@@ -1,4 +1,4 @@
-"""Custom volumes that hold files of the server itself (`storage.images_volume` and the like).
+"""Custom volumes that hold files of the server itself (`storage.images_volume`, `storage.backups_volume`).
 
 The directory of the state directory is then a symlink to the volume. What is configured decides: a start
 after an interrupted change moves the files to where the stored config has them.

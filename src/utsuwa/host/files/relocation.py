@@ -75,7 +75,7 @@ def _other(path: Path) -> Path:
 def _copy_entries(source: Path, target: Path) -> None:
     for entry in content(source):
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, target / entry.name, symlinks=True, ignore=_sockets)
+            shutil.copytree(entry, target / entry.name, symlinks=True)
         else:
             shutil.copy2(entry, target / entry.name, follow_symlinks=False)
     handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -83,11 +83,6 @@ def _copy_entries(source: Path, target: Path) -> None:
         syscalls.syncfs(handle)
     finally:
         os.close(handle)
-
-
-def _sockets(folder: str, names: list[str]) -> list[str]:
-    """Return those that a program has left: they cannot be copied, and nothing listens there any more."""
-    return [name for name in names if Path(folder, name).is_socket()]
 
 
 def _exchange(path: Path, other: Path) -> None:

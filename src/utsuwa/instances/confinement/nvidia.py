@@ -4,8 +4,8 @@ NVIDIA's program mounts them; liblxc's hook for it passes on what the environmen
 the instance, which the keys here do not add.
 
 The hook, a script of the shell, and the program run with the instance's root and environment, but outside of
-its root file system, AppArmor profile and seccomp filter. No variable by which its owner could have them run or
-load something else may therefore reach them.
+its root file system, AppArmor profile and seccomp filter. No variable by which its owner could have them run
+or load something else may therefore reach them.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def check(config: Mapping[str, str]) -> None:
         kind, _, name = key.partition(".")
         if kind == "environment" and name not in _HARMLESS and not name.startswith("LC_"):
             raise InvalidConfig(
-                f"{key[:80]!r} cannot be set with 'nvidia.runtime', as NVIDIA's program on the host would get "
-                "it too: set the variable inside the instance"
+                f"{key[:80]!r} cannot be set with 'nvidia.runtime', as NVIDIA's program on the host would "
+                "get it too: set the variable inside the instance"
             )
 
 

@@ -329,8 +329,7 @@ async def discard(ctx: Context, instance: Loaded) -> None:
 
 
 def create_log_folder(ctx: Context, instance: Loaded) -> None:
-    """Discard logs of an earlier instance of that name. Raises Unavailable."""
-    ctx.logs.check_available()
+    """Discard logs of an earlier instance of that name."""
     folder = ctx.paths.instance_logs(instance.ref.storage_name)
     if folder.exists():
         remove_tree(folder)

@@ -63,8 +63,6 @@ async def sweep(ctx: Context) -> None:
 
 
 def _remove_unknown_logs(ctx: Context, known: set[str]) -> None:
-    if not ctx.paths.logs.is_dir():  # its volume is not available: there is a warning of that already
-        return
     for folder in ctx.paths.logs.iterdir():
         if folder.is_dir() and folder.name not in known:
             remove_tree(folder)

@@ -95,14 +95,13 @@ async def start(
             saved = await own_state.load(ctx, instance)
         if saved is None:
             await own_state.discard(ctx, instance)
-        with ctx.logs.used():
-            async with Rollback() as undo:
-                with _report_full_disk(ctx.paths.root):
-                    running = await _bring_up(ctx, instance, saved, undo)
-                undo.keep()
-            if saved is not None:
-                await asyncio.gather(announce.announce(running), own_state.discard(ctx, instance))
-            ctx.runtime.add(running)
+        async with Rollback() as undo:
+            with _report_full_disk(ctx.paths.root):
+                running = await _bring_up(ctx, instance, saved, undo)
+            undo.keep()
+        if saved is not None:
+            await asyncio.gather(announce.announce(running), own_state.discard(ctx, instance))
+        ctx.runtime.add(running)
         watch.begin(running)
     await cpu_balance.try_to_rebalance(ctx)
     await requirements.judge(ctx, running)

@@ -78,6 +78,13 @@ ENFORCED = ["hard", "soft"]
             ["core.https_address=", *(f"core.https_allowed_{x}=" for x in ALLOWED)],
         ),
         (["config", "unset", "core.proxy_h"], ["core.proxy_http", "core.proxy_https"]),
+        (
+            ["config", "set", "core.https_address=:1", "core.proxy_h"],
+            ["core.proxy_http=", "core.proxy_https="],
+        ),
+        (["config", "set", "local:", "core.proxy_h"], ["core.proxy_http=", "core.proxy_https="]),
+        (["config", "set", "images.auto_update_cached", ""], ["false", "true"]),
+        (["config", "get", "images.auto_update_cached", ""], []),
         (["config", "set", "c1", "limits.memory.enforce="], [f"limits.memory.enforce={x}" for x in ENFORCED]),
         (["config", "set", "c1", "limits.memory.enforce", ""], ENFORCED),
         (["config", "set", "c1", "user.x", ""], []),

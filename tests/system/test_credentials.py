@@ -36,7 +36,9 @@ def test_init_finds_them_and_only_root_reads_them(
     assert base64.b64decode(inside(d, "base64", f"{FOLDER}/two")) == BYTES
     assert inside(d, "stat", "-c", "%a %u %g", f"{FOLDER}/one") == "400 0 0\n"
     assert inside(d, "cat", f"{FOLDER}/one", user="1000") == ""
-    inside(d, "sh", "-c", f"echo x >{FOLDER}/one; rm {FOLDER}/one; umount {FOLDER}/one")
+    inside(d, "sh", "-c", f"echo x >{FOLDER}/one; chmod 644 {FOLDER}/one; rm -f {FOLDER}/one")
+    assert inside(d, "cat", f"{FOLDER}/one") == "first\nsecond"
+    assert inside(d, "stat", "-c", "%a", f"{FOLDER}/one") == "400\n"
     d.lxc("config", "set", "c1", "systemd.credential.one", "third")
     d.lxc("config", "unset", "c1", "systemd.credential-binary.two")
     d.lxc("restart", "--force", "c1")
@@ -64,6 +66,9 @@ def test_invalid_ones_change_nothing(shared_daemon: Daemon, busybox: str) -> Non
     ):
         reply = d.api("PATCH", "/1.0/instances/c1", {"config": {key: value}})
         assert (reply.status, reason in reply.error) == (400, True), reply.error
+    many = {f"systemd.credential.c{n}": "1" for n in range(1000)}
+    reply = d.api("PATCH", "/1.0/instances/c1", {"config": many})
+    assert (reply.status, "at most 1000 credentials, not 1001" in reply.error) == (400, True), reply.error
     ended = utsuwa_client(d, "config", "set", "c1", "systemd.credential-binary.one=MQ==", check=False)
     assert ended.returncode == 1
     assert d.get("/1.0/instances/c1") == before

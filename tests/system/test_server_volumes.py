@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,8 +71,10 @@ def images(daemon: Daemon) -> list[str]:
 def test_images_move_to_a_volume_and_back(d: Daemon) -> None:
     before = images(d)
     assert len(before) == 2
+    os.chown(root_of(d, "default", "v1"), 1000, 1000)  # as by initial.uid
     d.lxc("config", "set", KEY, "default/v1")
     assert d.dir.joinpath("images").is_symlink()
+    assert root_of(d, "default", "v1").stat().st_uid == 0
     assert images(d) == volume_files(d, "default", "v1") == before
     assert root_of(d, "default", "v1").stat().st_mode & 0o777 == 0o700
     put(d, "other/v2")

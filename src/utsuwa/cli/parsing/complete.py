@@ -62,11 +62,31 @@ def candidates(before: list[str], word: str) -> list[str]:
         if command is ROOT:
             found += _alias_names(before)
     elif command.complete:
-        place = min(len(arguments), len(command.complete) - 1)
-        found = _at(command.complete[place], place, word, arguments)
+        kinds = _kinds(command.complete, arguments)
+        place = min(len(arguments), len(kinds) - 1)
+        found = _at(kinds[place], place, word, arguments) if kinds else []
     else:
         found = []
     return sorted({name for name in found if name.startswith(word)})
+
+
+def _kinds(
+    kinds: tuple[str | tuple[str, ...], ...], arguments: list[str]
+) -> tuple[str | tuple[str, ...], ...]:
+    """Return the kinds of arguments of a command, given those before the last word.
+
+    Where the first may be an instance or a key of the server (`instances+server-keys`), keys of the server
+    follow a server or such a key, as names of instances contain neither a dot nor `=`.
+    """
+    first = kinds[0]
+    if not arguments or not isinstance(first, str) or "+server-key" not in first:
+        return kinds
+    of_server = first.partition("+")[2]
+    if arguments[0].endswith(":"):
+        return (first, of_server)
+    if "." not in arguments[0] and "=" not in arguments[0]:
+        return kinds
+    return (of_server,) if of_server.endswith("-keys") else ()
 
 
 def _at(kind: str | tuple[str, ...], place: int, word: str, arguments: list[str]) -> Iterable[str]:

@@ -39,6 +39,7 @@ def relocate(path: Path, target: Path | None) -> None:
         if target is None:
             other.mkdir(mode=0o700)
         else:
+            os.chown(target, 0, 0)  # a volume may belong to somebody else
             target.chmod(0o700)
             other.symlink_to(target)
         faults.point("relocation begun")

@@ -69,7 +69,7 @@ class DeviceFolder:
         self.path.mkdir(mode=0o700)
         if os.statvfs(self.path).f_flag & os.ST_NODEV:
             with contextlib.suppress(PermissionError):  # in a user namespace no nodes open anyway
-                syscalls.mount("utsuwa", self.path, "tmpfs", 0, "size=1m,mode=0700")
+                syscalls.mount("utsuwa", self.path, "tmpfs", 0, "size=16m,mode=0700")
         os.chown(self.path, idmap.host_uid(0), idmap.host_gid(0))
         self.path.chmod(0o100)
 

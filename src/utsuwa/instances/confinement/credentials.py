@@ -22,6 +22,8 @@ VARIABLE = "CREDENTIALS_DIRECTORY"
 _TEXT, _BINARY = "systemd.credential.", "systemd.credential-binary."
 _MAX_TOTAL = 2**20
 """Bytes of all credentials together that systemd accepts."""
+_MAX_COUNT = 1000
+"""Credentials of an instance, as each is a mount."""
 
 
 def given(config: Mapping[str, str]) -> bool:
@@ -30,8 +32,10 @@ def given(config: Mapping[str, str]) -> bool:
 
 
 def check(config: Mapping[str, str]) -> None:
-    """Raise InvalidConfig if credentials exclude each other, or are too large together."""
+    """Raise InvalidConfig if credentials exclude each other, are too many, or too large together."""
     found = _contents(config)
+    if len(found) > _MAX_COUNT:
+        raise InvalidConfig(f"An instance can have at most {_MAX_COUNT} credentials, not {len(found)}")
     total = sum(len(content) for content in found.values())
     if total > _MAX_TOTAL:
         raise InvalidConfig(

@@ -191,7 +191,6 @@ EXTENSIONS: tuple[str, ...] = (
     "nvidia_runtime",
     "nvidia_runtime_config",
     "instance_systemd_credentials",
-    "daemon_storage_logs",
     "storage_initial_owner",
     "instance_checkpoint",
     "instance_planned_downtime",

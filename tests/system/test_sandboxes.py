@@ -128,7 +128,10 @@ async def test_the_tree_is_all_that_it_reaches(
         await until(lambda: running(helper, "tar"))
         (tar,) = running(helper, "tar")
         first = int(status(tar)["PPid"])
+        assert helper._process is not None
         for pid in (first, tar):
+            for group in (os.getsid, os.getpgid):
+                assert group(pid) != group(helper._process.pid)
             assert not namespaces(str(pid)) & namespaces("self")
             for kind in ("CapEff", "CapPrm", "CapBnd"):
                 assert int(status(pid)[kind], 16) == capabilities

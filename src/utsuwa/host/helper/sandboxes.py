@@ -1,7 +1,7 @@
 """The helper's side of sandboxes: a worker builds that of `jail` before it is told what to do in it.
 
 That takes less than the start of an interpreter. The first process of the sandbox keeps nothing open of what
-is open here, and sees the tree of its job as a mount that the daemon has made.
+is open here, has a session of its own, and sees the tree of its job as a mount that the daemon has made.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def begin(calls: socket.socket) -> int:
 
 
 def _serve(calls: socket.socket) -> int:
+    os.setsid()  # a signal to its process group must not reach the helper, whatever their namespaces
     jail.enter()
     received = protocol.receive(calls)
     if received is None:

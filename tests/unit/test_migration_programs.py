@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from utsuwa.core.errors import InvalidRequest, OutOfSpace
 from utsuwa.host.helper.sandbox import Sandbox
 from utsuwa.migration.ahead import transfers
 from utsuwa.migration.channel import Stream
@@ -52,6 +54,56 @@ async def test_a_transfer_that_is_cancelled_leaves_nothing_open(tmp_path: Path) 
     await asyncio.wait([transfer])
     assert transfer.cancelled()
     assert pipes() == before
+
+
+class Endless(Silent):
+    """A websocket on which the same comes again and again, for longer than anybody should read."""
+
+    def __init__(self, message: bytes | str) -> None:
+        self._message = message
+        self.read_so_far = 0
+
+    async def read(self) -> bytes | str | None:
+        self.read_so_far += 1
+        assert self.read_so_far < 10_000
+        return self._message
+
+    async def send_str(self, data: str) -> None:
+        assert data == ""
+
+
+def endless(message: bytes | str) -> tuple[Endless, Stream]:
+    socket = Endless(message)
+    stream = Stream(socket)
+    stream.counts_zeros = True
+    return socket, stream
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("message", [str(2**20), bytes(2**12)], ids=["zeros", "data"])
+async def test_what_comes_after_the_end_is_refused_and_stops_nothing_else(message: bytes | str) -> None:
+    socket, stream = endless(message)
+    steps = [0]
+
+    async def watch() -> None:
+        while True:
+            steps.append(socket.read_so_far)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    with pytest.raises(InvalidRequest, match="sends more than the files"):
+        await exchange(stream, (["true"], {}), lambda _: None)
+    watching.cancel()
+    at_once = 2**20 // 2**12 if isinstance(message, bytes) else 1  # as much as a pipe takes
+    assert max(after - before for before, after in pairwise(steps)) <= at_once + 1
+
+
+@pytest.mark.processes
+async def test_the_reason_of_a_failure_is_told_whatever_comes_meanwhile() -> None:
+    _, stream = endless(str(2**20))
+    program = "exec <&-; sleep 0.1; echo 'tar: x: Cannot write: No space left on device' >&2; exit 2"
+    with pytest.raises(OutOfSpace):
+        await exchange(stream, (["sh", "-c", program], {}), lambda _: None)
 
 
 async def test_a_sandbox_that_is_not_needed_is_ended_however_far_it_is() -> None:

@@ -40,7 +40,7 @@ class Extents:
         self._descriptor = -1
         self._at = self._size = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Blocking. Raises InvalidRequest if there are too many bytes, OSError."""
         rest = memoryview(data)
         while rest:

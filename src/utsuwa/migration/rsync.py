@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from utsuwa.migration.channel import Stream
 from utsuwa.migration.racing import Work, all_of
 
 _CHUNK = 2**18
+_MOST_DISCARDED = 16 * 2**20
+"""Bytes that may still come for a program that does not read any more: the end of an archive is padded."""
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
@@ -89,8 +90,13 @@ async def connect(
 
     `count` is called with the bytes that are sent or received; `rate` is the most that are sent in a second,
     if it is not 0. What an `archive` consists of does not depend on the other side. Raises InvalidRequest if
-    the program fails, OutOfSpace, Unavailable.
+    the program fails or the other side does not end, OutOfSpace, Unavailable.
     """
+    ended = asyncio.Event()
+
+    async def run_program() -> None:
+        await program
+        ended.set()
 
     async def pump_out() -> None:
         began, sent = time.monotonic(), 0
@@ -103,19 +109,37 @@ async def connect(
         await stream.end()
 
     async def pump_in() -> None:
-        """Forward what is received; what comes when the program has ended is discarded."""
         if gate is not None:
             await gate.wait()
-        while (data := await stream.read()) is not None:
-            count(len(data))
-            with contextlib.suppress(BrokenPipeError):
-                await pipes.write(ends.our_input, data)
+        await _forward(stream, ends.our_input, count, ended)
         ends.close(ends.our_input)
 
     try:
-        await all_of(program, pump_out(), pump_in(), watched_by=stream.watch())
+        await all_of(run_program(), pump_out(), pump_in(), watched_by=stream.watch())
     except ProcessFailed as error:
         raise _explained(error) from error
+    finally:
+        program.close()  # if this was cancelled before it has begun
+
+
+async def _forward(
+    stream: Stream, program_input: int, count: Callable[[int], None], ended: asyncio.Event
+) -> None:
+    """Forward what is received; what comes when the program does not read any more is discarded.
+
+    Raises InvalidRequest if that is too much, once the program has `ended`.
+    """
+    discarded = 0
+    while (data := await stream.read()) is not None:
+        count(len(data))
+        try:
+            await pipes.write(program_input, data)
+        except BrokenPipeError:
+            discarded += len(data)
+            if discarded > _MOST_DISCARDED:
+                await ended.wait()  # if it has failed, that is what is told
+                raise InvalidRequest("The other server sends more than the files that it has") from None
+            await asyncio.sleep(0)
 
 
 def _explained(error: ProcessFailed) -> InvalidRequest | OutOfSpace | HostError:

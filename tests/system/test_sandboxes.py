@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.whole_trees import differences, tree
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.helper import sandbox as sandbox_client
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.helper.sandbox import Job, Sandbox
 from utsuwa.host.helper.server import IDLE_WORKERS
@@ -150,11 +152,36 @@ async def test_nothing_is_left_of_one_that_is_ended(helper: Helper, tmp_path: Pa
     async with told(helper, "receive", tmp_path):
         await until(lambda: running(helper, "tar"))
         (tar,) = running(helper, "tar")
-    assert not Path(f"/proc/{tar}").exists() or status(tar)["State"].startswith(("Z", "X"))
+    with suppress(FileNotFoundError, ProcessLookupError):
+        assert entries(tar, "fd") == set()
     unused = await helper.sandbox()
     await until(lambda: len(descendants_of(helper)) > IDLE_WORKERS + 1)
     await unused.end()
     await until(lambda: len(descendants_of(helper)) == IDLE_WORKERS)
+
+
+async def test_nothing_stays_open_if_the_caller_gives_up(
+    helper: Helper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, made, view = threading.Event(), threading.Event(), list[int](), sandbox_client._view
+
+    def slow_view(tree: Path, *, writable: bool) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        made.append(view(tree, writable=writable))
+        return made[0]
+
+    monkeypatch.setattr(sandbox_client, "_view", slow_view)
+    sandbox = await helper.sandbox()
+    telling = asyncio.create_task(sandbox.tell("send", tmp_path, 0, 1))
+    assert await asyncio.to_thread(begun.wait, 60)
+    telling.cancel()
+    go_on.set()
+    await asyncio.wait([telling])
+    await sandbox.end()
+    assert telling.cancelled()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made[0])
 
 
 async def test_the_reason_of_a_failure_is_told(helper: Helper, tmp_path: Path) -> None:

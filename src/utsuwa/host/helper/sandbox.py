@@ -55,14 +55,20 @@ class Sandbox:
 
     async def tell(self, job: Job, tree: Path, input: int, output: int) -> None:
         """Tell it its job; the descriptors still belong to the caller. Raises HostError."""
-        mount = await in_thread(_view, tree, writable=job == "receive")
         told: SandboxJob = {"job": job}
+        mounts: list[int] = []  # closed also if this is cancelled while the thread makes it
+
+        def view() -> None:
+            mounts.append(_view(tree, writable=job == "receive"))
+
         try:
-            protocol.send(self._calls, told, (mount, input, output))
+            await in_thread(view)
+            protocol.send(self._calls, told, (*mounts, input, output))
         except OSError as error:
             raise HostError(f"The sandbox for {tree} has ended: {error.strerror}") from error
         finally:
-            os.close(mount)
+            for mount in mounts:
+                os.close(mount)
 
     async def wait(self) -> None:
         """Wait until it has done its job. Raises ProcessFailed if that has failed, HostError."""

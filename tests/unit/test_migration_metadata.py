@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ import pytest
 
 from tests.unit.test_migration_channel import Socket
 from utsuwa.core.errors import InvalidRequest, OutOfSpace
+from utsuwa.core.threads import begin_in_thread
 from utsuwa.migration import beside, extents
 from utsuwa.migration.channel import Stream
 
@@ -84,6 +87,19 @@ async def test_all_volumes_together_have_a_limit(tmp_path: Path, monkeypatch: py
     await beside.receive(Stream(Socket(listed(*most), "", "")), volume(tmp_path / "a", {}), 1)
     with pytest.raises(InvalidRequest, match="too large"):
         await beside.receive(Stream(Socket(listed(*more), "", "")), volume(tmp_path / "b", {}), 1)
+
+
+async def test_short_work_does_not_share_its_threads_with_that_of_other_servers(tmp_path: Path) -> None:
+    go_on = threading.Event()
+    held = [begin_in_thread(go_on.wait, 60) for _ in range(20)]
+    try:
+        async with beside.scratch(tmp_path) as folder:
+            await beside.receive(Stream(Socket(listed([b"templates", b"x"]), "", "")), folder, 1)
+            assert content(folder) == {"0/templates/x": b""}
+        assert not any(work.done() for work in held)
+    finally:
+        go_on.set()
+        await asyncio.gather(*held)
 
 
 async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

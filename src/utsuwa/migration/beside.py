@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 
 from utsuwa.core.errors import InvalidImage, InvalidRequest, OutOfSpace
-from utsuwa.core.threads import in_thread
+from utsuwa.core.threads import Threads
 from utsuwa.host.files.filetree import remove_tree
 from utsuwa.migration import extents
 from utsuwa.migration.channel import Stream
@@ -31,6 +31,8 @@ _MAX_DEPTH = 50
 """Names in a path."""
 _MAX_NAMES = 200_000
 """Names in all paths of all volumes, each of which may be a file or directory to create."""
+_threads = Threads(4, "metadata")
+"""For lists that take seconds, as other servers may send them."""
 
 _Path = Annotated[list[bytes], msgspec.Meta(max_length=_MAX_DEPTH)]
 """The names of a file and the directories that it is in, which need not be UTF-8, the outermost first."""
@@ -44,16 +46,16 @@ async def scratch(parent: Path) -> AsyncIterator[Path]:
     """Create a directory for the block."""
     folder = parent / secrets.token_hex(8)
     try:
-        await in_thread(folder.mkdir, mode=0o700)
+        await _threads.run(folder.mkdir, mode=0o700)
         yield folder
     finally:
-        await in_thread(remove_tree, folder)
+        await _threads.run(remove_tree, folder)
 
 
 async def send(files: Stream, parent: Path, volumes: Sequence[Path]) -> None:
     """Send what is beside the trees of volumes, given by their directories."""
     async with scratch(parent) as folder:
-        listed = await in_thread(_gather, folder, volumes)
+        listed = await _threads.run(_gather, folder, volumes)
         await files.send_document(msgspec.json.encode(listed))
         paths = [_place(folder, number, path) for number, own in enumerate(listed) for path, _ in own]
         await extents.send(files, extents.contents(paths), lambda _: None)
@@ -80,9 +82,9 @@ async def receive(files: Stream, folder: Path, count: int) -> None:
     Raises InvalidRequest, also if it is too much, OutOfSpace, Unavailable.
     """
     document = await files.document()
-    listed = await in_thread(_checked, document, count)
+    listed = await _threads.run(_checked, document, count)
     try:
-        places = await in_thread(_prepare, folder, listed)
+        places = await _threads.run(_prepare, folder, listed)
         await extents.receive(files, extents.Extents(places), lambda _: None)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

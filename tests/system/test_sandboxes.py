@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.whole_trees import differences, tree
 from utsuwa.core.errors import ProcessFailed
+from utsuwa.host.helper import protocol
 from utsuwa.host.helper import sandbox as sandbox_client
 from utsuwa.host.helper.client import Helper
 from utsuwa.host.helper.sandbox import Job, Sandbox
@@ -195,3 +197,21 @@ async def test_the_reason_of_a_failure_is_told(helper: Helper, tmp_path: Path) -
         os.kill(int(status(running(helper, "tar")[0])["PPid"]), 9)
         with pytest.raises(ProcessFailed):
             await sandbox.wait()
+
+
+async def test_the_reason_is_told_if_it_could_not_be_built(tmp_path: Path) -> None:
+    async def fail(descriptors: Sequence[int]) -> socket.socket:
+        lifeline, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline.setblocking(False)
+        with worker:
+            os.write(descriptors[1], b"the sandbox cannot be set up: Cannot allocate memory\n")
+            protocol.send(worker, {"ok": 1})
+        return lifeline
+
+    sandbox = await Sandbox.begin(fail)
+    try:
+        with pytest.raises(ProcessFailed, match="cannot be set up: Cannot allocate memory") as failed:
+            await sandbox.tell("send", tmp_path, 0, 1)
+    finally:
+        await sandbox.end()
+    assert str(tmp_path) not in failed.value.message

@@ -54,7 +54,10 @@ class Sandbox:
         return cls(lifeline, ours, said)
 
     async def tell(self, job: Job, tree: Path, input: int, output: int) -> None:
-        """Tell it its job; the descriptors still belong to the caller. Raises HostError."""
+        """Tell it its job; the descriptors still belong to the caller.
+
+        Raises as `wait` if it could not be built, HostError.
+        """
         told: SandboxJob = {"job": job}
         mounts: list[int] = []  # closed also if this is cancelled while the thread makes it
 
@@ -64,8 +67,9 @@ class Sandbox:
         try:
             await in_thread(view)
             protocol.send(self._calls, told, (*mounts, input, output))
-        except OSError as error:
-            raise HostError(f"The sandbox for {tree} has ended: {error.strerror}") from error
+        except ConnectionError as error:
+            await self.wait()  # which tells the reason
+            raise HostError("The sandbox ended before it had a job") from error
         finally:
             for mount in mounts:
                 os.close(mount)

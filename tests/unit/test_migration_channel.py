@@ -50,8 +50,7 @@ async def test_zeros_are_counted_if_both_sides_can() -> None:
     socket = Socket()
     sender = Stream(socket)
     sender.counts_zeros = True
-    for part in data:
-        await sender.send(part)
+    assert [await sender.send(part) for part in data] == [6, 100, 5001, 4, 5000]
     await sender.end()
     assert socket.sent == [str(2**18), data[1], data[2], "4096", data[4], ""]
     receiver = Stream(Socket(*socket.sent))

@@ -106,6 +106,26 @@ async def test_the_reason_of_a_failure_is_told_whatever_comes_meanwhile() -> Non
         await exchange(stream, (["sh", "-c", program], {}), lambda _: None)
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("archive", [False, True])
+async def test_zeros_that_are_not_sent_do_not_count_for_the_rate(archive: bool) -> None:
+    class Ended(Silent):
+        async def read(self) -> bytes | str | None:
+            return ""
+
+        async def send_str(self, data: str) -> None:
+            sent.append(data)
+
+    sent, counted, size = list[str](), list[int](), 64 * 2**20
+    stream = Stream(Ended())
+    stream.counts_zeros = True
+    command: Command = (["head", f"--bytes={size}", "/dev/zero"], {})
+    async with asyncio.timeout(60):  # at this rate, the zeros themselves would take hours
+        await exchange(stream, command, counted.append, rate=10_000, archive=archive)
+    assert sent.pop() == ""
+    assert sum(map(int, sent)) == sum(counted) == size
+
+
 async def test_a_sandbox_that_is_not_needed_is_ended_however_far_it_is() -> None:
     begun, go_on, ended = asyncio.Event(), asyncio.Event(), list[str]()
 

@@ -69,21 +69,27 @@ class Stream:
         await asyncio.sleep(0)  # what a few bytes stand for must not keep everything else waiting
         return _zeros(message)
 
-    async def send(self, data: bytes, *, more: bool = False) -> None:
-        """Send a part. If `more` follows whatever the other side does, zeros may wait for that."""
+    async def send(self, data: bytes, *, more: bool = False) -> int:
+        """Send a part; return the number of bytes that were sent for it, and for others that have waited.
+
+        If `more` follows whatever the other side does, zeros may wait for that.
+        """
+        sent = 0
         zeros = self.counts_zeros and len(data) >= _LEAST_ZEROS and _ZEROS.startswith(data)
         try:
             if self._held and (not zeros or self._held + len(data) > len(_ZEROS)):
-                await self._send_held()
+                sent += await self._send_held()
             if zeros:
                 self._held += len(data)
             else:
                 await self._socket.send_bytes(data)
+                sent += len(data)
             if not more:
-                await self._send_held()
+                sent += await self._send_held()
         except (ConnectionError, RuntimeError) as error:
             raise _gone() from error
         self.moved = time.monotonic()
+        return sent
 
     async def end(self) -> None:
         """End the stream of this direction."""
@@ -93,10 +99,11 @@ class Stream:
         except (ConnectionError, RuntimeError) as error:
             raise _gone() from error
 
-    async def _send_held(self) -> None:
-        count, self._held = self._held, 0
-        if count:
-            await self._socket.send_str(str(count))
+    async def _send_held(self) -> int:
+        message, self._held = str(self._held or ""), 0
+        if message:
+            await self._socket.send_str(message)
+        return len(message)
 
     async def document(self) -> bytes:
         """Return a complete stream. Raises InvalidRequest if it is too large."""

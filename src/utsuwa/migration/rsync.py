@@ -89,8 +89,9 @@ async def connect(
     """Connect a program, which ends with the coroutine, to a stream until both directions have ended.
 
     `count` is called with the bytes that are sent or received; `rate` is the most that are sent in a second,
-    if it is not 0. What an `archive` consists of does not depend on the other side. Raises InvalidRequest if
-    the program fails or the other side does not end, OutOfSpace, Unavailable.
+    if it is not 0, without zeros of which only the number is sent. What an `archive` consists of does not
+    depend on the other side. Raises InvalidRequest if the program fails or the other side does not end,
+    OutOfSpace, Unavailable.
     """
     ended = asyncio.Event()
 
@@ -101,9 +102,8 @@ async def connect(
     async def pump_out() -> None:
         began, sent = time.monotonic(), 0
         while data := await pipes.read(ends.our_output, _CHUNK):
-            await stream.send(data, more=archive)
+            sent += await stream.send(data, more=archive)
             count(len(data))
-            sent += len(data)
             if rate and (ahead := began + sent / rate - time.monotonic()) > 0:
                 await asyncio.sleep(ahead)
         await stream.end()

@@ -13,7 +13,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from utsuwa.host import syscalls
 from utsuwa.host.helper import kernel, protocol
@@ -31,10 +31,15 @@ NOT_FOUND = 127
 _PTMX_DEVICE = os.makedev(5, 2)
 _DEFAULT_UMASK = 0o022
 _KILL_ROUNDS = 200
+_SEARCH_SECONDS = 0.005
 _HELD_SECONDS = 20.0
 """If its monitor refuses a process, liblxc waits for the end of that, and so does who would release it."""
 _ATTEMPTS = 10
 """How often liblxc is asked to create a process that it loses, as every thirtieth on a busy host."""
+_PAUSE_SECONDS = 0.02
+_LOST_SECONDS = 5.0
+"""What liblxc has left ends by itself within milliseconds, unless it cannot run: it may be frozen."""
+_KILLED_SECONDS = 1.0
 _CONTAINER = b"container=lxc"
 """The variable that liblxc adds to every environment."""
 
@@ -203,7 +208,7 @@ def attach_by_liblxc(
 
     `container` returns a new handle. Without AppArmor, a process whose system calls are intercepted waits for
     nothing before it sends its listener. If that overtakes the pid, which another process sends on the same
-    socket, liblxc fails and leaves the process behind; then it is tried again.
+    socket, liblxc fails and leaves the process behind; then it is tried again, unless that process hangs.
     """
     attempts = _ATTEMPTS
     while True:
@@ -211,8 +216,9 @@ def attach_by_liblxc(
             return _attach(container(), command, stdio)
         except LiblxcError:
             attempts -= 1
-            if not _reap_lost() or not attempts:
+            if not _reap_lost(command.proc) or not attempts:
                 raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _attach(container: Container, command: Command, stdio: Sequence[int]) -> tuple[int, list[int]]:
@@ -233,13 +239,31 @@ def _attach(container: Container, command: Command, stdio: Sequence[int]) -> tup
     return pid, master
 
 
-def _reap_lost() -> bool:
-    """Wait for the end of processes that liblxc has left behind; return whether there were any."""
-    found = False
+def _reap_lost(proc: int) -> bool:
+    """Wait for the end of processes that liblxc has left behind; return whether there were any.
+
+    Return False also if they had to be killed; what does not end even then is left to the host's init.
+    """
+    found = _reap(_LOST_SECONDS)
+    if found is not None:
+        return found
+    for pid in _children(proc):
+        os.kill(pid, signal.SIGKILL)
+    _reap(_KILLED_SECONDS)
+    return False
+
+
+def _reap(seconds: float) -> bool | None:
+    """Wait until all children have ended; return whether there were any, None if some have not in time."""
+    found, deadline = False, time.monotonic() + seconds
     with contextlib.suppress(ChildProcessError):
         while True:
-            os.waitpid(-1, 0)
-            found = True
+            ended, _status = os.waitpid(-1, os.WNOHANG)
+            found = found or bool(ended)
+            if not ended:
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(_SEARCH_SECONDS)
     return found
 
 
@@ -345,12 +369,21 @@ def kill_session(proc: int, leader: int) -> None:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        time.sleep(0.005)
+        time.sleep(_SEARCH_SECONDS)
 
 
 def session_members(proc: int, leader: int) -> list[int]:
     """Return the processes of a session, except zombies."""
-    found = []
+    return [pid for pid, _parent, session in _processes(proc) if session == leader]
+
+
+def _children(proc: int) -> list[int]:
+    """Return the children of this process, except zombies."""
+    return [pid for pid, parent, _session in _processes(proc) if parent == os.getpid()]
+
+
+def _processes(proc: int) -> Iterator[tuple[int, int, int]]:
+    """Yield pid, parent and session of each process, except zombies."""
     for entry in os.listdir(proc):
         if entry.isdigit():
             try:
@@ -358,11 +391,10 @@ def session_members(proc: int, leader: int) -> list[int]:
             except OSError:
                 continue
             try:
-                state, _parent, _group, session = os.read(file, 4096).rpartition(b")")[2].split()[:4]
+                state, parent, _group, session = os.read(file, 4096).rpartition(b")")[2].split()[:4]
             except (OSError, ValueError):
                 continue
             finally:
                 os.close(file)
-            if int(session) == leader and state not in (b"Z", b"X"):
-                found.append(int(entry))
-    return found
+            if state not in (b"Z", b"X"):
+                yield int(entry), int(parent), int(session)

@@ -203,10 +203,7 @@ async def fill_new(
     ctx, instance = reception.ctx, reception.instance
     place = (instance.pool, instance.ref.volume, instance.expanded.root_size)
     receive_states = partial(_receive_states, reception, files, agreed, operation)
-    async with (
-        Rollback() as undo,
-        ahead.transfers(ctx.instances.helper.sandbox, start=bool(agreed.own.layers)) as transfers,
-    ):
+    async with Rollback() as undo, _transfers(reception, agreed) as transfers:
         found = await receive_index(files, agreed)
         if agreed.own.layers:
             async with ctx.storage.layers.created(*place) as layered:

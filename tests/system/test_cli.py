@@ -226,10 +226,12 @@ def test_configuration_of_an_instance(shared_daemon: Daemon, busybox: str) -> No
     utsuwa_client(d, "config", "set", "c1", "user.a=1", "user.b=x=y")
     utsuwa_client(d, "config", "set", "c1", "user.c", "old form")
     utsuwa_client(d, "config", "set", "c1", "user.d=-", input=b"two\nlines\n")
+    utsuwa_client(d, "config", "set", "c1", "user.e=-", input=b"two\r\nlines\r")
     no_text = utsuwa_client(d, "config", "set", "c1", "user.d=-", input=b"\xff", check=False)
     assert (no_text.returncode, "Standard input is not text in UTF-8" in no_text.stderr) == (1, True)
     config = d.get("/1.0/instances/c1")["config"]
     assert [config[f"user.{key}"] for key in "abcd"] == ["1", "x=y", "old form", "two\nlines\n"]
+    assert config["user.e"] == "two\r\nlines\r"
     utsuwa_client(d, "config", "unset", "c1", "user.a")
     text = utsuwa_client(d, "config", "show", "c1").stdout
     assert "user.d: |\n    two\n    lines\n" in text

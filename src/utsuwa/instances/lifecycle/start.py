@@ -113,9 +113,7 @@ async def check_restart(ctx: Context, ref: InstanceRef) -> None:
         instance = await load(ctx, ref)
         judge(instance.data, instance.expanded, instance.restrictions, ctx.policy)
         ctx.database.engine.check_room()
-        await ctx.storage.pools.ensure_available(instance.pool)
-        await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
-        await nvidia.check_host(instance.expanded.config)
+        await _ready_host(ctx, instance)
         if limits.limited(instance.expanded.config):
             limits.check(instance.expanded.config, await in_thread(cgroup_limits.read_limit_facts))
         idmap = identity.next_idmap(instance)
@@ -220,9 +218,7 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
     For a container whose state is restored, templates are not applied: its disk stays as it was then.
     """
     paths = ctx.runtime_paths(instance)
-    await ctx.storage.pools.ensure_available(instance.pool)
-    await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
-    await nvidia.check_host(instance.expanded.config)
+    await _ready_host(ctx, instance)
     instance = await identity.with_permitted_idmap(ctx, instance)
     await identity.refuse_shift(ctx, instance)
     idmap = identity.next_idmap(instance)
@@ -260,6 +256,16 @@ async def _prepare(ctx: Context, instance: Loaded, saved: Saved | None, undo: Ro
         apparmor=await confinement.load_apparmor(ctx, instance),
     )
     return _Prepared(instance, host, steps, spec, wanted)
+
+
+async def _ready_host(ctx: Context, instance: Loaded) -> None:
+    """Have what the instance needs of the host besides its devices: its pool, kernel modules, programs.
+
+    Raises Unavailable, InvalidConfig.
+    """
+    await ctx.storage.pools.ensure_available(instance.pool)
+    await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
+    await nvidia.check_host(instance.expanded.config)
 
 
 async def _mount_root(ctx: Context, instance: Loaded, idmap: IdMap, undo: Rollback) -> Path:

@@ -236,9 +236,14 @@ def list_of(*allowed: str) -> Validator:
     return check
 
 
+def from_base64(value: str) -> bytes:
+    """Decode a value, which may have line breaks. Raises ValueError."""
+    return b64decode("".join(value.split()), validate=True)
+
+
 def base64(value: str) -> None:
     try:
-        b64decode("".join(value.split()), validate=True)
+        from_base64(value)
     except ValueError as error:
         raise InvalidConfig("must be in base64") from error
 

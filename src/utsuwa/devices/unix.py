@@ -17,8 +17,6 @@ from utsuwa.devices.names import entry_name
 from utsuwa.host.mounts import detached
 from utsuwa.host.mounts.device_folder import DeviceNumber, Node
 
-_id = integer_between(0, 2**32 - 2)
-
 
 def monitored_folder() -> Path:
     """Return the directory of the host in which devices that are not required are monitored."""
@@ -42,8 +40,8 @@ class UnixDevice(InnerMount):
             ConfigKey(
                 "minor", type="integer", help="The minor number", validate=integer_between(0, 2**20 - 1)
             ),
-            ConfigKey("uid", type="integer", default="0", help="The owner inside", validate=_id),
-            ConfigKey("gid", type="integer", default="0", help="The group inside", validate=_id),
+            ConfigKey("uid", type="integer", default="0", help="The owner inside", validate=checks.user_id),
+            ConfigKey("gid", type="integer", default="0", help="The group inside", validate=checks.user_id),
             ConfigKey("mode", default="0660", help="The mode inside, octal", validate=checks.mode),
             ConfigKey(
                 "required",

@@ -35,8 +35,8 @@ def _list(session: Session, arguments: list[str], flags: Flags) -> None:
 def _create(session: Session, arguments: list[str], flags: Flags) -> None:
     server, name = session.target(arguments[0])
     target = server.get(path_to("images", sources.fingerprint(server, arguments[1])))["fingerprint"]
-    described = {"description": flags.text("description")}
-    server.post("/1.0/images/aliases", {"name": name, "target": target, **described})
+    description = flags.text("description")
+    server.post("/1.0/images/aliases", {"name": name, "target": target, "description": description})
 
 
 def _delete(session: Session, arguments: list[str], _flags: Flags) -> None:

@@ -7,11 +7,11 @@ variable that systemd defines for containers.
 from __future__ import annotations
 
 import os
-from base64 import b64decode
 from collections.abc import Mapping
 
 from utsuwa.core.errors import InvalidConfig
 from utsuwa.core.idmap import IdMap
+from utsuwa.core.key_checks import from_base64
 from utsuwa.devices import BindMount
 from utsuwa.host.mounts.device_folder import DeviceFolder
 
@@ -68,5 +68,5 @@ def _contents(config: Mapping[str, str]) -> dict[str, bytes]:
         name = key.removeprefix(_TEXT).removeprefix(_BINARY)
         if name in found:
             raise InvalidConfig(f"{_TEXT + name!r} excludes {_BINARY + name!r}: set one of them only")
-        found[name] = value.encode() if key.startswith(_TEXT) else b64decode("".join(value.split()))
+        found[name] = value.encode() if key.startswith(_TEXT) else from_base64(value)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +39,7 @@ async def reserve(
         await save.check(ctx, _running(ctx, ref))
     now = clock.now()
     if request.expires_at is None:
-        expires = _expiry(instance, now, scheduled=scheduled)
+        expires = default_expiry(instance.expanded.config, now, scheduled=scheduled)
     else:
         expires = clock.from_wire(request.expires_at)
     data = replace(instance.data, stateful=request.stateful)
@@ -54,10 +53,6 @@ def _running(ctx: Context, ref: InstanceRef) -> Running:
     if found is None:
         raise InvalidRequest(f"The instance {ref.name!r} is not running, so it has no running state to save")
     return found
-
-
-def _expiry(instance: Loaded, now: datetime, *, scheduled: bool) -> datetime | None:
-    return default_expiry(instance.expanded.config, now, scheduled=scheduled)
 
 
 def _insert(tx: Transaction, row: SnapshotRow, pattern: str) -> SnapshotRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tests.support.networks import prepared
 from tests.support.pools import WAYS, TestedPool, as_kernel_leaves_it, load, source
 from tests.support.tls import Identity, make_identity
 from utsuwa.core.image_source import ImageSource
+from utsuwa.host.helper.client import Helper
 from utsuwa.host.mounts import mounts
 from utsuwa.host.mounts.userns import close_user_namespaces
 
@@ -59,6 +60,14 @@ def pool(place: Path, way: str) -> TestedPool:
 def image(files: Path, way: str) -> ImageSource:
     """The small image in the form of a way."""
     return source(files, way)
+
+
+@pytest.fixture
+async def helper() -> AsyncIterator[Helper]:
+    found = Helper()
+    await found.start()
+    yield found
+    await found.close()
 
 
 @pytest.fixture

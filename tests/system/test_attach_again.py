@@ -44,14 +44,6 @@ def box() -> Iterator[Box]:
 
 
 @pytest.fixture
-async def helper() -> AsyncIterator[Helper]:
-    made = Helper()
-    await made.start()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 async def cache(box: Box, helper: Helper) -> AsyncIterator[AttachCache]:
     await box.start()
     pid = await helper.init_pid(box.name, box.lxcpath)

@@ -47,14 +47,6 @@ def tree(rootfs: Path) -> Path:
     return rootfs.parent / "tree"
 
 
-@pytest.fixture
-async def helper() -> AsyncIterator[Helper]:
-    helper = Helper()
-    await helper.start()
-    yield helper
-    await helper.close()
-
-
 @asynccontextmanager
 async def session_in(helper: Helper, root: Path, idmap: IdMap = MAP) -> AsyncIterator[FileSession]:
     fd = os.open(root, os.O_PATH)

@@ -116,14 +116,6 @@ def box() -> Iterator[Box]:
 
 
 @pytest.fixture
-async def helper() -> AsyncIterator[Helper]:
-    found = Helper()
-    await found.start()
-    yield found
-    await found.close()
-
-
-@pytest.fixture
 async def running(box: Box, helper: Helper) -> AsyncIterator[Box]:
     await box.start()
     yield box

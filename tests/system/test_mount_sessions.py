@@ -65,14 +65,6 @@ def tree(tmp_path: Path) -> Iterator[int]:
     os.close(tree)
 
 
-@pytest.fixture
-async def helper() -> AsyncIterator[Helper]:
-    helper = Helper()
-    await helper.start()
-    yield helper
-    await helper.close()
-
-
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

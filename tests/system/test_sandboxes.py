@@ -27,14 +27,6 @@ _ROOT = {"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "target"}
 _READER, _WRITER = sum(1 << n for n in (1, 2)), sum(1 << n for n in (0, 1, 2, 3, 4, 27, 31))
 
 
-@pytest.fixture
-async def helper() -> AsyncIterator[Helper]:
-    found = Helper()
-    await found.start()
-    yield found
-    await found.close()
-
-
 @asynccontextmanager
 async def told(helper: Helper, job: Job, place: Path) -> AsyncIterator[tuple[Sandbox, int, int]]:
     """Have a sandbox with a job, and the other ends of its input and its output."""

@@ -59,6 +59,16 @@ tar -C /root/image -c . | {} import - busybox
 """Makes an image of the busybox inside, for Docker or Podman."""
 
 
+def _limits_and_publishes(program: str, port: int) -> None:
+    """Expect the limit of a container's memory to hold, and another one's port to be reached from outside."""
+    no_memory(inside("box", f"{program} run --rm --memory 64m busybox {FILL_MEMORY}"))
+    published = f"{program} run --detach --publish {port}:80 busybox sh -c '{SERVE}'"
+    web = inside("box", f"{published} && hostname -I")
+    expect(web.code == 0, web)
+    address = web.out.splitlines()[-1].split()[0]
+    wait_for("the port", lambda: fetch(f"http://{address}:{port}/") == "served\n")
+
+
 @checks("docker: it works in an instance, on overlays, with limits and published ports", long=True)
 def docker() -> str:
     files = [str(CHECKOUT / "docker" / name) for name in ("metadata.tar.xz", "rootfs.squashfs")]
@@ -72,11 +82,7 @@ def docker() -> str:
     expect(ran.out == "0\n", ran)
     driver = inside("box", "docker info --format '{{.Driver}} {{.SecurityOptions}}'")
     expect(driver.out.startswith("overlay2 "), driver)
-    no_memory(inside("box", f"docker run --rm --memory 64m busybox {FILL_MEMORY}"))
-    web = inside("box", f"docker run --detach --publish 8080:80 busybox sh -c '{SERVE}' && hostname -I")
-    expect(web.code == 0, web)
-    address = web.out.splitlines()[-1].split()[0]
-    wait_for("the port", lambda: fetch(f"http://{address}:8080/") == "served\n")
+    _limits_and_publishes("docker", 8080)
     return f"{driver.out}{_denials()}"
 
 
@@ -97,11 +103,7 @@ def podman() -> str:
     expect(imported.code == 0, imported)
     driver = inside("box", "podman info --format '{{.Store.GraphDriverName}} {{.Host.OCIRuntime.Name}}'")
     expect(driver.out.startswith("overlay "), driver)
-    no_memory(inside("box", f"podman run --rm --memory 64m busybox {FILL_MEMORY}"))
-    web = inside("box", f"podman run --detach --publish 8081:80 busybox sh -c '{SERVE}' && hostname -I")
-    expect(web.code == 0, web)
-    address = web.out.splitlines()[-1].split()[0]
-    wait_for("the port", lambda: fetch(f"http://{address}:8081/") == "served\n")
+    _limits_and_publishes("podman", 8081)
     denials = _denials()
     expect(not denials, denials)
     return driver.out

@@ -41,7 +41,9 @@ def trusting(identity: Identity, **more: Any) -> TrustStore:
 
 NOW = [datetime.now(UTC)]
 KEYS: dict[str, PrivateKey] = {
+    "P-256": ec.generate_private_key(ec.SECP256R1()),
     "P-384": ec.generate_private_key(ec.SECP384R1()),
+    "P-521": ec.generate_private_key(ec.SECP521R1()),
     "RSA": rsa.generate_private_key(65537, 2048),
 }
 
@@ -152,6 +154,6 @@ def test_generated_keys_can_sign_and_others_say_why_not(tmp_path: Path) -> None:
     config = ClientConfig(str(tmp_path / "new"))
     keypair.ensure(config)
     assert client.sign(config, 60).count(".") == 2
-    unsuitable = make_identity(tmp_path, "x")
+    unsuitable = make_identity(tmp_path, "x", key=ec.generate_private_key(ec.SECP256K1()))
     with pytest.raises(InvalidRequest, match="replace the pair"):
         client.sign(as_config(tmp_path, unsuitable), 60)

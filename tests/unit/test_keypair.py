@@ -37,7 +37,7 @@ def test_certificate_fields(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) 
     certificate = x509.load_pem_x509_certificate(ensure_key_pair(paths).pem.encode())
     key = certificate.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    assert key.curve.name == "secp384r1"
+    assert key.curve.name == "secp256r1"
     assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "root@box"
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["box", "localhost"]

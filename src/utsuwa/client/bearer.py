@@ -54,15 +54,19 @@ def _signed(key: PrivateKeyTypes, claims: dict[str, object]) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
     from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+    hash_of = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
     if isinstance(key, rsa.RSAPrivateKey):
         signed = _encoded({"alg": "RS256", "typ": "JWT"}) + b"." + _encoded(claims)
         signature = key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
-    elif isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
-        signed = _encoded({"alg": "ES384", "typ": "JWT"}) + b"." + _encoded(claims)
-        r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384())))
-        signature = r.to_bytes(48) + s.to_bytes(48)
+    elif isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in hash_of:
+        digest = hash_of[key.curve.name]
+        signed = _encoded({"alg": f"ES{digest.digest_size * 8}", "typ": "JWT"}) + b"." + _encoded(claims)
+        size = (key.key_size + 7) // 8
+        r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(digest)))
+        signature = r.to_bytes(size) + s.to_bytes(size)
     else:
-        raise InvalidRequest("client.key is neither an RSA key nor one on the curve P-384: replace the pair")
+        curves = "P-256, P-384 or P-521"
+        raise InvalidRequest(f"client.key is neither an RSA key nor one on {curves}: replace the pair")
     return (signed + b"." + _base64url(signature)).decode()
 
 

@@ -193,16 +193,26 @@ def test_what_is_done_before_restored_processes_run(tmp_path: Path) -> None:
         cgroups=str(tmp_path),
         parent="none",
         owner="0:0",
+        ports={"veth1": "br0", "veth2": "it's"},
     )
-    script = tmp_path / "actions"
+    script, ip = tmp_path / "actions", tmp_path / "ip"
     script.write_text(commands.action_script(actions))
+    ip.write_text('#!/bin/sh\nprintf "<%s>" "$@" >>"$0 was run"\n')
+    ip.chmod(0o755)
 
     def run(action: str) -> None:
-        env = {"PATH": "/usr/bin:/bin", "CRTOOLS_SCRIPT_ACTION": action, "CRTOOLS_INIT_PID": str(os.getpid())}
+        env = {
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "CRTOOLS_SCRIPT_ACTION": action,
+            "CRTOOLS_INIT_PID": str(os.getpid()),
+        }
         subprocess.run(["sh", str(script)], env=env, check=True)
 
     run("pre-restore")
+    assert not ip.with_name("ip was run").exists()
     run("post-restore")
+    joined = "<link><set><dev><veth1><master><br0><link><set><dev><veth2><master><it's>"
+    assert ip.with_name("ip was run").read_text() == joined
     assert actions.init_file.read_text() == f"{os.getpid()}\n"
     assert not actions.used.exists()
     run("pre-resume")

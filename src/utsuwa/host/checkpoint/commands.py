@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 CONSOLE = "/dev/console"
@@ -137,14 +137,21 @@ class Actions:
     """The name of the cgroup above the container's."""
     owner: str
     """`uid:gid` of the container's root on the host."""
+    ports: Mapping[str, str] = field(default_factory=dict)
+    """The bridges by the ends of interfaces on the host that join them."""
 
 
 def action_script(actions: Actions) -> str:
     """Return the script that CRIU runs at each stage of a restore.
 
-    CRIU creates the cgroups of version 2 without their owner, who could not move processes there.
+    CRIU creates the cgroups of version 2 without their owner, who could not move processes there. It restores
+    addresses some time before connections, and what peers send in between would be answered by resets: so
+    interfaces join their bridges after that.
     """
     q = shlex.quote
+    joins = "".join(
+        f"        ip link set dev {q(port)} master {q(bridge)}\n" for port, bridge in actions.ports.items()
+    )
     return f"""\
 #!/bin/sh
 # Run by CRIU at each stage of a restore.
@@ -152,6 +159,7 @@ set -e
 case $CRTOOLS_SCRIPT_ACTION in
     post-restore)
         echo "$CRTOOLS_INIT_PID" >{q(str(actions.init_file))}
+{joins}\
         mount={q(actions.cgroups)} parent={q(actions.parent)} owner={q(actions.owner)}
         [ -n "$mount" ] || exit 0
         path=$(sed -n 's/^0:://p' "/proc/$CRTOOLS_INIT_PID/cgroup")

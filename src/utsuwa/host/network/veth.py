@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utsuwa.core import faults
 from utsuwa.core.errors import HostError, InvalidConfig
@@ -56,8 +56,20 @@ def create(pair: Pair, pid: int) -> None:
 
 
 def prepare(pair: Pair, name: str) -> None:
-    """As `create`, but with the inner end on the host as `name`, from where CRIU takes it."""
-    _create(pair, name, netlink.text(netlink.IFLA_IFNAME, name))
+    """As `create`, but with the inner end on the host as `name`, from where CRIU takes it.
+
+    The host's end does not join the bridge yet: `commands.action_script` does that.
+    """
+    if pair.bridge:
+        _bridge_index(pair)  # so that a missing one is found now
+    _create(replace(pair, bridge=""), name, netlink.text(netlink.IFLA_IFNAME, name))
+
+
+def _bridge_index(pair: Pair) -> int:
+    index = index_of(pair.bridge)
+    if index is None:
+        raise HostError(f"The host has no bridge {pair.bridge!r}")
+    return index
 
 
 def _create(pair: Pair, inner_name: str, *inner: bytes) -> None:
@@ -65,10 +77,7 @@ def _create(pair: Pair, inner_name: str, *inner: bytes) -> None:
     if pair.mtu is not None:
         both.append(netlink.number(netlink.IFLA_MTU, pair.mtu))
     if pair.bridge:
-        index = index_of(pair.bridge)
-        if index is None:
-            raise HostError(f"The host has no bridge {pair.bridge!r}")
-        master.append(netlink.number(netlink.IFLA_MASTER, index))
+        master.append(netlink.number(netlink.IFLA_MASTER, _bridge_index(pair)))
     peer = netlink.attribute(netlink.VETH_INFO_PEER, b"".join((netlink.link(), *inner, *both)))
     try:
         netlink.add_link(pair.host_name, "veth", *both, *master, data=peer, up=True)

@@ -160,6 +160,7 @@ class Resumption:
             cgroups="" if unified is None else str(unified),
             parent=self.ctx.cgroup,
             owner=f"{ids.host_uid(0)}:{ids.host_gid(0)}",
+            ports={pair.host_name: pair.bridge for pair in self.spec.nics if pair.bridge},
         )
         script = folder / "actions"
         job = commands.Restore(

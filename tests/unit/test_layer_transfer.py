@@ -102,6 +102,16 @@ def test_sockets_get_what_they_had(layer: Path, tmp_path: Path) -> None:
     assert (status.st_mtime_ns, place.parent.stat().st_mtime_ns) == (5, before)
 
 
+def test_marks_of_directories_are_found_at_any_depth(layer: Path) -> None:
+    (layer / "a" / "c" / "d").mkdir(parents=True)
+    os.setxattr(layer / "a" / "b\n", "trusted.overlay.opaque", b"y")
+    os.setxattr(layer / "a" / "c" / "d", "trusted.overlay.redirect", b"/e")
+    os.setxattr(layer / "a" / "c", "user.other", b"y")
+    marks = layer_marks.parse(layer_marks.collect(layer))
+    found = {(mark.path, mark.kind, mark.value) for mark in marks}
+    assert found == {(b"a/b\n", b"o", b"y"), (b"a/c/d", b"r", b"/e")}
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -19,6 +19,7 @@ from utsuwa.host import syscalls
 _OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
 _KINDS = {b"o": _OPAQUE, b"r": _REDIRECT}
 _SOCKET = b"s"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PATH = 4096
 _MAX_ID = 2**32 - 2
 
@@ -38,23 +39,58 @@ def collect(tree: Path) -> bytes:
 
 
 def _marks(tree: Path) -> Iterator[Mark]:
-    for below, _, _, fd in os.fwalk(tree):
-        path = os.fsencode(os.path.relpath(below, tree))
-        there = os.listxattr(fd)
-        for kind, name in _KINDS.items():
-            if name in there:
-                yield Mark(path, kind, os.getxattr(fd, name))
-        with os.scandir(fd) as entries:
-            sockets = [entry.name for entry in entries if _is_socket(entry)]
-        for name in sockets:
-            status = os.lstat(name, dir_fd=fd)
-            mode = stat.S_IMODE(status.st_mode)
-            values = (mode, status.st_uid, status.st_gid, status.st_mtime_ns)
-            yield Mark(path + b"/" + os.fsencode(name), _SOCKET, b" ".join(b"%d" % value for value in values))
+    """Yield the marks of all directories, which are all that is opened, and of the sockets in them."""
+    waiting = [_Folder(".", os.open(tree, _FOLDER))]
+    try:
+        while waiting:
+            folder = waiting[-1]
+            if folder.below is None:
+                folder.below = []
+                yield from _marks_in(folder, folder.below)
+            elif folder.below:
+                name = folder.below.pop()
+                path = name if folder is waiting[0] else f"{folder.path}/{name}"
+                waiting.append(_Folder(path, os.open(name, _FOLDER, dir_fd=folder.fd)))
+            else:
+                os.close(waiting.pop().fd)
+    finally:
+        for folder in waiting:
+            os.close(folder.fd)
+
+
+@dataclass
+class _Folder:
+    """An open directory. `below` are the names of those in it that are still to be looked at, once known."""
+
+    path: str
+    fd: int
+    below: list[str] | None = None
+
+
+def _marks_in(folder: _Folder, below: list[str]) -> Iterator[Mark]:
+    """Yield the marks of a directory and of sockets in it; add the names of the directories in it."""
+    path = os.fsencode(folder.path)
+    there = os.listxattr(folder.fd)
+    for kind, name in _KINDS.items():
+        if name in there:
+            yield Mark(path, kind, os.getxattr(folder.fd, name))
+    sockets = []
+    with os.scandir(folder.fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.name)
+            elif _is_socket(entry):
+                sockets.append(entry.name)
+    for name in sockets:
+        status = os.lstat(name, dir_fd=folder.fd)
+        mode = stat.S_IMODE(status.st_mode)
+        values = (mode, status.st_uid, status.st_gid, status.st_mtime_ns)
+        yield Mark(path + b"/" + os.fsencode(name), _SOCKET, b" ".join(b"%d" % value for value in values))
 
 
 def _is_socket(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+    """Return whether what is not a directory is a socket, at best without looking at its inode."""
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
         return False
     return stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
 

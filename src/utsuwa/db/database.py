@@ -227,7 +227,8 @@ class Database:
         """As `begin`, for steps that only change what a power failure ends (interfaces, mounts and cgroups of
         running containers), or what the next start removes unless it is mentioned (files of images).
 
-        Only the next start of a killed daemon needs what was written, so this does not have it synced.
+        Only the next start of a killed daemon needs what was written, so this does not have it synced. Other
+        callers have something else to do until that has happened (`settle`).
         """
         self.engine.check_room()
         result, _ = await self._commit(name, partial(_call, fn, args, kwargs), sync=False)

@@ -61,8 +61,13 @@ class MigrationContext:
         return (await self.storage.pools.get(pool)).config
 
     async def compresses(self, pool: str) -> bool:
-        """Whether rsync compresses what goes to or from a pool."""
-        return parse_bool((await self.pool_config(pool)).get("rsync.compression", "true"))
+        """As the function, for a pool. Raises NotFound."""
+        return compresses(await self.pool_config(pool))
+
+
+def compresses(config: Mapping[str, str]) -> bool:
+    """Return whether rsync compresses what goes to or from a pool with this config."""
+    return parse_bool(config.get("rsync.compression", "true"))
 
 
 def remote_of_source(

@@ -66,7 +66,7 @@ async def hand_over(
         async with ctx.instances.locks.hold("instance", wanted.ref):
             container = await check_handover(ctx, wanted)
             before = await load(ctx.instances, wanted.ref)
-            sending = await begin(control, files, await offer(ctx, wanted), operation)
+            sending = await begin(control, files, await offer(ctx, wanted, before), operation)
             if sending.answer.own is None or not sending.answer.own.handover:
                 raise InvalidRequest(
                     "The other server cannot start the instance in place of this one: copy it with "

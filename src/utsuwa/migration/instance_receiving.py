@@ -92,10 +92,10 @@ async def receive(reception: Reception, operation: Operation) -> None:
             reporting(control),
         ):
             async with ctx.locks.hold("instance", instance.ref):
+                base = await base_of(reception)  # meanwhile, the other server prepares its offer
                 offer = await receive_offer(control, without_snapshots=reception.without_snapshots)
                 _check_handover(reception, offer)
                 found = await received_snapshots.offered(ctx, instance, offer, reception.scope.policy)
-                base = await base_of(reception)
                 names = [row.ref.name for row in found]
                 agreed = await agree_on(reception, control, offer, names, empty=base is None)
                 verdict = Verdict(control)
@@ -205,9 +205,10 @@ async def fill_new(
     receive_states = partial(_receive_states, reception, files, agreed, operation)
     async with Rollback() as undo, _transfers(reception, agreed) as transfers:
         found = await receive_index(files, agreed)
+        await ctx.instances.database.settle()
         if agreed.own.layers:
             async with ctx.storage.layers.created(*place) as layered:
-                await _receive_layers(reception, files, agreed, layered, transfers, operation)
+                await _receive_layers(reception, files, agreed, layered, transfers, operation, base)
                 await receive_states()
         else:
             async with ctx.storage.receiving.created(*place, base) as incoming:
@@ -260,12 +261,20 @@ async def _receive_layers(
     layered: LayeredVolume,
     transfers: LayerTransfers,
     operation: Operation,
+    base: ImageSource | None = None,
 ) -> None:
+    """Receive layers. The image of which the instance was made need not be looked for if it is known."""
+
+    async def find_image(fingerprint: str) -> ImageSource | None:
+        if base is not None and base.fingerprint == fingerprint:
+            return base
+        return await _image(reception, fingerprint)
+
     await layers_receiving.receive(
         files,
         layered,
         agreed.answer.snapshot_names,
-        lambda fingerprint: _image(reception, fingerprint),
+        find_image,
         transfers,
         scratch=reception.ctx.folder,
         progress=Progress(operation, agreed.name),

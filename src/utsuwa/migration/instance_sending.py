@@ -17,7 +17,7 @@ from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.db.volume_snapshots import VolumeSnapshotRow
-from utsuwa.instances.context import load
+from utsuwa.instances.context import Seen, look
 from utsuwa.instances.lifecycle import freeze
 from utsuwa.instances.model import Loaded, Running
 from utsuwa.instances.running_state import saved
@@ -25,7 +25,7 @@ from utsuwa.instances.snapshots import loading, rows
 from utsuwa.migration import index, states
 from utsuwa.migration.channel import reporting
 from utsuwa.migration.connecting import Remote
-from utsuwa.migration.context import MigrationContext
+from utsuwa.migration.context import MigrationContext, compresses
 from utsuwa.migration.layers_sending import Layered
 from utsuwa.migration.messages import (
     INDEX_VERSION,
@@ -60,9 +60,13 @@ class Wanted:
     """Whether the instance, which is running, is stopped, and started by the other server."""
 
 
-async def check(ctx: MigrationContext, wanted: Wanted) -> None:
-    """Raise what sending would raise now: NotFound, OtherMember, NotSupportedYet, Unavailable (pool)."""
-    instance = await load(ctx.instances, wanted.ref)
+async def check(ctx: MigrationContext, wanted: Wanted) -> Seen:
+    """Return the instance, if it can be sent now.
+
+    Raises NotFound, OtherMember, InvalidRequest, NotSupportedYet, Unavailable (pool).
+    """
+    seen = await look(ctx.instances, wanted.ref)
+    instance = seen.instance
     if wanted.snapshot is not None:
         snapshot = await loading.find(ctx.instances, SnapshotRef(wanted.ref, wanted.snapshot))
         if wanted.with_state and not snapshot.row.data.stateful:
@@ -79,22 +83,25 @@ async def check(ctx: MigrationContext, wanted: Wanted) -> None:
             "not transferred to other servers: make a new instance there, and transfer what it needs of them "
             "from inside, such as with `docker save`"
         )
+    return seen
 
 
 async def send_instance(
-    ctx: MigrationContext, wanted: Wanted, remote: Remote | None, operation: Operation
+    ctx: MigrationContext, wanted: Wanted, remote: Remote | None, seen: Seen, operation: Operation
 ) -> None:
     """Send an instance to the other server, and return once that has it. Its lock is held meanwhile.
 
-    Raises as `check` and `sending.send`.
+    `seen` is the result of `check`, which is done again if anything was written since. Raises as that and
+    `sending.send`.
     """
     async with (
         ctx.connected(operation, remote) as (control, files),
         reporting(control),
         ctx.instances.locks.hold("instance", wanted.ref),
     ):
-        await check(ctx, wanted)
-        await send(control, files, await offer(ctx, wanted), operation)
+        if not ctx.instances.database.unchanged_since(seen.moment):
+            seen = await check(ctx, wanted)
+        await send(control, files, await offer(ctx, wanted, seen.instance), operation)
 
 
 async def snapshots_of(ctx: MigrationContext, wanted: Wanted) -> list[SnapshotRow]:
@@ -103,24 +110,27 @@ async def snapshots_of(ctx: MigrationContext, wanted: Wanted) -> list[SnapshotRo
     return [found.row for found in await loading.find_of(ctx.instances, wanted.ref)]
 
 
-async def offer(ctx: MigrationContext, wanted: Wanted, live: LiveTerms | None = None) -> Offered:
-    """Return what is offered, with the running state if `live`.
+async def offer(
+    ctx: MigrationContext, wanted: Wanted, instance: Loaded, live: LiveTerms | None = None
+) -> Offered:
+    """Return what is offered of an instance, with the running state if `live`.
 
     The caller holds the instance's lock, and has called `check`.
     """
     source = _Source(
         ctx,
         wanted,
-        await load(ctx.instances, wanted.ref),
+        instance,
         await snapshots_of(ctx, wanted),
         ctx.instances.runtime.get(wanted.ref) if wanted.snapshot is None else None,
     )
     # The last pass of some moves is by trees, and a layer cannot be copied while it changes.
     changing = source.container is not None and wanted.inconsistent
     layered = None if wanted.handover or live is not None or changing else await source.layered()
+    config = await ctx.pool_config(instance.pool)
     return Offered(
-        name=source.instance.name,
-        header=await source.header(layers=layered is not None, live=live),
+        name=instance.name,
+        header=source.header(layers=layered is not None, compress=compresses(config), live=live),
         index=source.index,
         opened=source.opened,
         quiet=source.quiet,
@@ -128,7 +138,7 @@ async def offer(ctx: MigrationContext, wanted: Wanted, live: LiveTerms | None = 
         layered=layered,
         folder=source.folder,
         inconsistent=wanted.inconsistent,
-        bandwidth=(await ctx.pool_config(source.instance.pool)).get("rsync.bwlimit", ""),
+        bandwidth=config.get("rsync.bwlimit", ""),
     )
 
 
@@ -157,7 +167,7 @@ class _Source:
     def folder(self, name: str | None) -> Path:
         return self.ctx.storage.volumes.folder(self.instance.pool, self._volume(name))
 
-    async def header(self, *, layers: bool, live: LiveTerms | None) -> Header:
+    def header(self, *, layers: bool, compress: bool, live: LiveTerms | None) -> Header:
         running, wanted = self.container is not None, self.wanted
         own_state = wanted.with_state if wanted.snapshot is not None else self.instance.data.stateful
         return Header(
@@ -166,7 +176,7 @@ class _Source:
             idmap=owners_message(self._owners),
             snapshot_names=self._names,
             snapshots=[_message(row) for row in self.snapshots],
-            rsync=features(compress=await self.ctx.compresses(self.instance.pool)),
+            rsync=features(compress=compress),
             index_version=INDEX_VERSION,
             own=OwnFeatures(
                 links=True,

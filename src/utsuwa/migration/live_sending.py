@@ -88,7 +88,7 @@ async def send_live(
         criu = await ctx.instances.criu.find()
         instance = await load(ctx.instances, wanted.ref)
         ticket = Ticket.new() if remote is None else None
-        offered = await offer(ctx, wanted, live=terms(wanted.ref.name, ticket))
+        offered = await offer(ctx, wanted, instance, live=terms(wanted.ref.name, ticket))
         operation.set_progress(STAGE, f"{instance.name}: files")
         sending = await begin(control, files, offered, operation)
         record = _record(instance, remote, ticket, sending)

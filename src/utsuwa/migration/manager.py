@@ -127,8 +127,8 @@ class MigrationManager:
             await check_live(ctx, wanted)
             work = partial(send_live, ctx, self._moves, self._decided, wanted, remote)
         else:
-            await check(ctx, wanted)
-            work = partial(send_instance, ctx, wanted, remote)
+            seen = await check(ctx, wanted)
+            work = partial(send_instance, ctx, wanted, remote, seen)
         sockets = () if remote is not None else LIVE_SOCKETS if live else SOCKETS
         return ctx.instances.operations.start(
             kinds.INSTANCE_SEND, ref.project, work, names=[ref.name], websockets=sockets

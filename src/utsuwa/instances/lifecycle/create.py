@@ -104,7 +104,8 @@ async def reserve_received(ctx: Context, policy: Policy, project: str, request: 
 
     It stays the instance of which cloud-init knows that it has set it up, if the request says so; that is
     the difference between a move and a copy. In a restricted project, it gets new MAC addresses and whatever
-    else its owner must not choose.
+    else its owner must not choose. The row is written to disk while the other server is connected to: nothing
+    may be created before the database has settled.
     """
     rules = await ctx.database.read("restrictions", restrictions.get, project)
     request = msgspec.structs.replace(request, config=rules.without_volatile(request.config))
@@ -114,7 +115,8 @@ async def reserve_received(ctx: Context, policy: Policy, project: str, request: 
     if instance_id := request.config.get("volatile.cloud-init.instance-id", ""):
         kept["volatile.cloud-init.instance-id"] = instance_id
     row = row.with_config({**row.data.config, **kept, "volatile.apply_template": "copy"})
-    instance = await check_and_store(ctx, policy, row, request.config)
+    instance = await check_and_store(ctx, policy, row, request.config, synced=False)
+    ctx.database.sync_soon()
     await ctx.networks.refresh(instance.ref)
     return instance
 
@@ -143,9 +145,12 @@ def remote_source(source: InstanceSource) -> RemoteSource:
 
 
 async def check_and_store(
-    ctx: Context, policy: Policy, row: InstanceRow, requested: Mapping[str, str]
+    ctx: Context, policy: Policy, row: InstanceRow, requested: Mapping[str, str], *, synced: bool = True
 ) -> Loaded:
-    """Check with the profiles as they are when the row is stored; `requested` is the request's config."""
+    """Check with the profiles as they are when the row is stored; `requested` is the request's config.
+
+    The row is on disk then, unless it need not be `synced`.
+    """
     if any(key.startswith(VOLATILE) for key in requested):
         rules = await ctx.database.read("restrictions", restrictions.get, row.ref.project)
         rules.check_volatile({}, requested)
@@ -153,7 +158,7 @@ async def check_and_store(
         instance = await _checked(ctx, policy, row)
         async with allocations.hold(ctx, row.ref.project, row.data.profiles):
             if await merged(ctx, row) == instance:
-                return await _insert(ctx, instance)
+                return await _insert(ctx, instance, synced=synced)
 
 
 async def _checked(ctx: Context, policy: Policy, row: InstanceRow) -> Loaded:
@@ -179,11 +184,12 @@ async def _check_pool(ctx: Context, instance: Loaded) -> None:
         ) from error
 
 
-async def _insert(ctx: Context, instance: Loaded) -> Loaded:
+async def _insert(ctx: Context, instance: Loaded, *, synced: bool) -> Loaded:
     given = await identity.reserve(ctx, instance)
     await allocations.check(ctx, [instance], given)
     stored = instance.row.with_config({**instance.data.config, **given})
-    row_id = await ctx.database.begin("reserve instance", _insert_within_limits, stored)
+    insert = ctx.database.begin if synced else ctx.database.note
+    row_id = await insert("reserve instance", _insert_within_limits, stored)
     return replace(instance, row=replace(stored, id=row_id))
 
 

@@ -291,6 +291,28 @@ def test_read_reports_pending_data(server: ServerContext, client: Identity) -> N
     assert wire.ours.pending() == 0
 
 
+def test_many_records_are_encrypted_at_a_time(
+    server: ServerContext, client: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = Wire(server, client_context(client))
+    wire.shake_hands()
+    sizes: list[int] = []
+    send = SSL.Connection.send
+
+    def counted(connection: SSL.Connection, data: memoryview) -> int:
+        sizes.append(send(connection, data))
+        return sizes[-1]
+
+    monkeypatch.setattr(SSL.Connection, "send", counted)
+    content = bytes(range(256)) * 4096
+    assert wire.ours.write(content) == len(content) == sum(sizes)
+    assert len(sizes) * 4 * 16 * 1024 <= len(content)
+    got = b""
+    while len(got) < len(content):
+        got += wire.theirs.read(1 << 20)
+    assert got == content
+
+
 def test_goodbyes_meet(server: ServerContext, client: Identity) -> None:
     wire = Wire(server, client_context(client))
     wire.shake_hands()

@@ -27,7 +27,11 @@ TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _RECORD = 16 * 1024
 """Maximum payload of a TLS record, and of one read."""
 _CHUNK = 256 * 1024
-"""Number of bytes to encrypt, or to move between the buffers, at a time."""
+"""Number of bytes to move between the buffers at a time."""
+_PLAIN = 128 * 1024
+"""Number of bytes to encrypt at a time, which then are still in the processor's cache."""
+_PARTIAL_WRITE = 1
+"""OpenSSL's `SSL_MODE_ENABLE_PARTIAL_WRITE`, which pyOpenSSL sets, but does not name."""
 
 
 class ServerContext(ssl.SSLContext):
@@ -68,6 +72,7 @@ def _openssl_context(certificate: Path, key: Path) -> SSL.Context:
     context.set_cipher_list(TLS12_CIPHERS)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.clear_mode(_PARTIAL_WRITE)  # or each record would be a call, and a pass through the buffers
     context.use_certificate_chain_file(str(certificate))
     context.use_privatekey_file(str(key))
     context.check_privatekey()
@@ -147,7 +152,7 @@ class PeerConnection(Peer):
         """Encrypt all of `data`: event loops would copy the remainder each time."""
         rest = memoryview(data).cast("B")
         while rest:
-            sent = self._run(partial(self._connection.send, rest[:_CHUNK]))
+            sent = self._run(partial(self._connection.send, rest[:_PLAIN]))
             self._flush()
             rest = rest[sent:]
         return len(data)

@@ -2,13 +2,15 @@
 
 Bodies come from schemathesis, which reads the description, or from good bodies of which something is
 replaced, so that what lies behind the checks of shape is reached as well. Names in paths mostly exist.
+To make a request takes longer than to answer it, so most are variants of others.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -79,18 +81,29 @@ NONSENSE = (
     b'--x\r\nContent-Disposition: form-data; name="metadata"\r\n\r\nno\r\n--x--\r\n', b"--x\r\n\r\n--x--",
     b"--x",
 )  # fmt: skip
+JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    -(2**63),
+    2**64,
+    1.5,
+    1e308,
+    [],
+    {},
+    [[]],
+    {"": ""},
+)
+ALPHABETS = (128, 128, 256, 0x3000, 0x110000)
+"""How many of the first characters of Unicode strange texts are made of; of all, some are surrogates."""
 
 strange = st.sampled_from(STRANGE) | st.text(max_size=30).filter(lambda text: not text.startswith("/"))
 text = st.sampled_from(PLAIN) | strange
-junk: Strategy = (
-    st.sampled_from(
-        [None, True, False, 0, 1, -1, 2**31, 2**63, -(2**63), 2**64, 1.5, 1e308, [], {}, [[]], {"": ""}]
-    )
-    | strange
-    | st.lists(strange, max_size=3)
-    | st.dictionaries(strange, strange, max_size=3)
-    | st.dictionaries(strange, st.dictionaries(strange, strange, max_size=2), max_size=2)
-)
 header_text = st.text(
     st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=60
 )
@@ -247,30 +260,67 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-@st.composite
-def spoiled(draw: Draw, good: Strategy) -> Any:
+def spoiled(good: Strategy) -> Strategy:
     """A good value, of which up to two parts are replaced, taken away or added."""
-    value = draw(good)
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2]))):
-        value = _spoil(draw, value)
-    return value
+
+    def build(value: Any, seed: int) -> Any:
+        chance = random.Random(seed)
+        for _ in range(chance.choice([0, 0, 0, 1, 1, 2])):
+            value = _spoil(chance, value)
+        return value
+
+    return st.builds(build, good, st.integers(0, 2**32))
 
 
-def _spoil(draw: Draw, value: Any) -> Any:
-    if isinstance(value, dict) and value and not _once_in(draw, 8):
-        key = draw(st.sampled_from(sorted(value)))
+def _spoil(chance: random.Random, value: Any) -> Any:
+    if isinstance(value, dict) and value and chance.randrange(8):
+        key = chance.choice(sorted(value))
         rest = {name: inner for name, inner in value.items() if name != key}
-        match draw(st.sampled_from(["inside", "inside", "inside", "gone", "renamed"])):
+        match chance.choice(["inside", "inside", "inside", "gone", "renamed"]):
             case "gone":
                 return rest
             case "renamed":
-                return {**rest, draw(strange): value[key]}
+                return {**rest, _strange(chance): value[key]}
             case _:
-                return {**value, key: _spoil(draw, value[key])}
-    if isinstance(value, list) and value and not _once_in(draw, 4):
-        place = draw(st.integers(0, len(value) - 1))
-        return [*value[:place], _spoil(draw, value[place]), *value[place + 1 :]]
-    return draw(strange) if isinstance(value, str) and not _once_in(draw, 3) else draw(junk)
+                return {**value, key: _spoil(chance, value[key])}
+    if isinstance(value, list) and value and chance.randrange(4):
+        place = chance.randrange(len(value))
+        return [*value[:place], _spoil(chance, value[place]), *value[place + 1 :]]
+    return _strange(chance) if isinstance(value, str) and chance.randrange(3) else _junk(chance)
+
+
+def _strange(chance: random.Random) -> str:
+    if chance.randrange(2):
+        return chance.choice(STRANGE)
+    return "".join(chr(chance.randrange(chance.choice(ALPHABETS))) for _ in range(chance.randrange(30)))
+
+
+def _junk(chance: random.Random) -> Any:
+    match chance.randrange(5):
+        case 0:
+            return chance.choice(JUNK)
+        case 1:
+            return [_strange(chance) for _ in range(chance.randrange(4))]
+        case 2:
+            return {_strange(chance): _strange(chance) for _ in range(chance.randrange(4))}
+        case 3:
+            return {_strange(chance): {_strange(chance): _strange(chance)}}
+        case _:
+            return _strange(chance)
+
+
+def variant(probe: Probe, chance: random.Random) -> Probe:
+    """The same request with another part of its body or query spoiled; much faster than a new one."""
+    if probe.body is not None and chance.randrange(3):
+        try:
+            return replace(probe, body=_json(_spoil(chance, json.loads(probe.body))))
+        except (ValueError, RecursionError):
+            return replace(probe, body=chance.choice(NONSENSE))
+    # Without `timeout`, which would be waited for.
+    name = chance.choice(("recursion", "filter", *(name for name in QUERY if name != "timeout")))
+    value = chance.choice(FILTERS) if name == "filter" else _strange(chance)
+    encoded = f"{quote(name)}={quote(value.encode('utf-8', 'replace')[:6000])}"
+    return replace(probe, url=probe.url + ("&" if "?" in probe.url else "?") + encoded)
 
 
 # ---- bodies that are good

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
+import random
 import re
 import socket
 import threading
@@ -21,13 +23,15 @@ from schemathesis.core.failures import FailureGroup
 
 from tests.support.api import Reply, UnixConnection
 from tests.support.daemon import Daemon
-from tests.support.fuzz_requests import OPERATION, Known, Probe, Requests
+from tests.support.fuzz_requests import OPERATION, Known, Probe, Requests, variant
 
 ANSWER_SECONDS = 30
 SETTLE_SECONDS = 60
 AHEAD = 20
 """Requests that are made while earlier ones are answered."""
-RENEWED_AFTER = 50
+VARIANTS = 3
+"""Requests that follow each one, in which another part is spoiled."""
+RENEWED_AFTER = 100
 """Requests, until what they have deleted is made again."""
 DEVICES = {
     "root": {"type": "disk", "path": "/", "pool": "default"},
@@ -144,7 +148,7 @@ class Fuzzer:
 
         @seed(number)
         @settings(
-            max_examples=count,
+            max_examples=-(-count // (1 + VARIANTS)),
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -153,13 +157,15 @@ class Fuzzer:
         @given(self.requests.probe())
         def one(probe: Probe) -> None:
             nonlocal sent
-            if sent < count:
+            chance = random.Random(f"{number}:{sent}")
+            variants = (variant(probe, chance) for _ in range(VARIANTS))
+            for each in itertools.islice(itertools.chain([probe], variants), count - sent):
                 if sent % RENEWED_AFTER == 0:
                     wait(0)
                     self.furnish()
                 sent += 1
                 wait(AHEAD)
-                under_way.append(threads.submit(self.send, probe))
+                under_way.append(threads.submit(self.send, each))
 
         with ThreadPoolExecutor(self.clients) as threads:
             one()

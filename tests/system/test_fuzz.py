@@ -2,7 +2,7 @@
 
 Variables of the environment:
 
-- `UTSUWA_FUZZ_REQUESTS`: how many requests, 1000 or, in long runs, 20,000 unless it says otherwise;
+- `UTSUWA_FUZZ_REQUESTS`: how many requests, 4000 or, in long runs, 20,000 unless it says otherwise;
 - `UTSUWA_FUZZ_SEED`: the seed of a run that failed, which is printed;
 - `UTSUWA_FUZZ_ROUND`: the number of one round of that run, to be repeated alone;
 - `UTSUWA_FUZZ_CLIENTS`: how many clients at once; with more than one no run is like another;
@@ -38,12 +38,12 @@ pytestmark = [
     pytest.mark.timeout(3600),
 ]
 
-REQUESTS = int(os.environ.get("UTSUWA_FUZZ_REQUESTS", amount(1000, long=20000)))
+REQUESTS = int(os.environ.get("UTSUWA_FUZZ_REQUESTS", amount(4000, long=20000)))
 SEED = os.environ.get("UTSUWA_FUZZ_SEED") or secrets.token_hex(4)
 ONLY = os.environ.get("UTSUWA_FUZZ_ROUND")
 CLIENTS = int(os.environ.get("UTSUWA_FUZZ_CLIENTS", "1"))
 TABLE = os.environ.get("UTSUWA_FUZZ_TABLE")
-ROUND = amount(500, long=1000)
+ROUND = amount(2000, long=4000)
 """Requests, until all is deleted and made anew."""
 GROWTH = 1.2
 """How much memory the daemon may need in the end, of what it needed after the first round."""
@@ -63,7 +63,7 @@ def module_daemon() -> Iterator[Daemon]:
 def certificate(folder: Path, name: str) -> str:
     """One for a client in base64, as clients send it."""
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes"]
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         + ["-days", "10", "-subj", f"/CN={name}", "-keyout", folder / "key", "-out", folder / name],
         check=True,
         capture_output=True,

@@ -667,3 +667,18 @@ async def test_writes_of_one_s_own_are_known(file_database: Database) -> None:
     assert not file_database.unchanged_since(after)
     assert file_database.moment_after(moment, writes=1) is None
     assert file_database.moment_after(None, writes=1) is None
+
+
+async def test_a_transaction_knows_whether_anything_was_written_since_a_moment(
+    file_database: Database,
+) -> None:
+    def moment(tx: Transaction) -> int | None:
+        return tx.moment
+
+    began = file_database.moment()
+    assert began is not None
+    assert await file_database.read("read", moment) is None
+    assert await file_database.write("first", moment) == began
+    assert await file_database.commit("second", moment) == began + 1
+    both = await asyncio.gather(*(file_database.write("both", moment) for _ in range(2)))
+    assert both == [began + 2, None]  # the other one may have written before it

@@ -45,6 +45,18 @@ def _one(tx: Transaction, key: str) -> str | None:
     return config.load(tx).get(key)
 
 
+async def test_only_so_many_results_are_kept(database: Database) -> None:
+    first = await database.recall("test", _named, "first")
+    for number in range(1000):
+        await database.recall("test", _named, str(number))
+    assert await database.recall("test", _named, "first") is not first
+    assert len(database._remembered) < 1000
+
+
+def _named(tx: Transaction, name: str) -> list[str]:
+    return [name]
+
+
 async def test_what_is_read_during_a_change_is_not_kept(database: Database) -> None:
     await _store(database, a="1")
     written, go_on = threading.Event(), threading.Event()

@@ -30,6 +30,8 @@ T = TypeVar("T")
 _SLOW_SECONDS = 0.5
 _SYNC_SECONDS = 0.2
 """After which a commit that nobody waits for is synced; usually another one has covered it by then."""
+_MOST_REMEMBERED = 100
+"""Maximum number of results that are remembered."""
 _WAIT_SECONDS = 60
 """Seconds that a transaction waits for a free connection."""
 
@@ -114,8 +116,8 @@ class Database:
     ) -> T:
         """As `read`, but return the result of the last call if nothing was written since.
 
-        For lists, which clients poll more often than they change. Nobody must modify the result. Arguments
-        are hashable, and `fn` is the same object each time.
+        For lists, which clients poll more often than they change, and for what a client reads to change it.
+        Nobody must modify the result. Arguments are hashable, and `fn` is the same object each time.
         """
         key = (fn, args, tuple(kwargs.items()))
         if not self.unchanged_since(self._remembered_at):
@@ -126,6 +128,8 @@ class Database:
         moment = self._remembered_at
         result = await self.read(name, fn, *args, **kwargs)
         if moment == self._remembered_at and self.unchanged_since(moment):
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
             self._remembered[key] = result
         return result
 
@@ -190,6 +194,7 @@ class Database:
         self, name: str, work: Callable[[Transaction], T], *, sync: bool = True
     ) -> tuple[T, Future[None] | None]:
         """Run a write transaction; return its result, and what is done when it is on disk."""
+        work = partial(_begin_at, self.moment(), work)
         self._begun += 1
         try:
             return await self._commit_in_turn(name, work, sync=sync)
@@ -238,6 +243,11 @@ class Database:
 
 def _call(fn: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object], tx: Transaction) -> T:
     return fn(tx, *args, **kwargs)
+
+
+def _begin_at(moment: int | None, work: Callable[[Transaction], T], tx: Transaction) -> T:
+    tx.moment = moment
+    return work(tx)
 
 
 class _Pool:

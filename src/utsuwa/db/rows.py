@@ -107,20 +107,25 @@ def load_config(tx: Transaction, table: sa.Table, owner: str, owners: Owners) ->
 
 
 class _ConfigChanges(NamedTuple):
-    """The statements that change single keys of the config in one table."""
+    """The statements that change the config in one table: single keys, and all of one owner."""
 
     insert: PreparedChange
     delete: PreparedChange
+    clear: PreparedChange
+
+
+_OF_OWNER = sa.bindparam("of_owner", type_=sa.Integer)
 
 
 @cache
 def _config_changes(table: sa.Table, owner: str) -> _ConfigChanges:
-    of_owner = sa.bindparam("of_owner", type_=sa.Integer)
+    of_owner = _OF_OWNER
     pair = {"key": sa.bindparam("new_key", type_=sa.Text), "value": sa.bindparam("new_value", type_=sa.Text)}
     old_key = sa.bindparam("old_key", type_=sa.Text)
     return _ConfigChanges(
         PreparedChange(table.insert().values({owner: of_owner, **pair})),
         PreparedChange(table.delete().where(table.c[owner] == of_owner, table.c.key == old_key)),
+        PreparedChange(table.delete().where(table.c[owner] == of_owner)),
     )
 
 
@@ -138,7 +143,7 @@ def insert_config(
 def replace_config(
     tx: Transaction, table: sa.Table, owner: str, owner_id: int, config: Mapping[str, str]
 ) -> None:
-    tx.execute(table.delete().where(table.c[owner] == owner_id))
+    tx.run(_config_changes(table, owner).clear, [{"of_owner": owner_id}])
     insert_config(tx, table, owner, owner_id, config)
 
 
@@ -257,6 +262,24 @@ def read_config(text: str | None) -> Config:
     return {} if text is None else _decode_config(text)
 
 
+class _DeviceDeletions(NamedTuple):
+    """The statements that delete devices: single ones, and all of one owner."""
+
+    delete: PreparedChange
+    clear: PreparedChange
+
+
+@cache
+def _device_deletions(tables: DeviceTables) -> _DeviceDeletions:
+    table = tables.devices
+    is_owner = table.c[tables.owner] == _OF_OWNER
+    old_name = sa.bindparam("old_name", type_=sa.Text)
+    return _DeviceDeletions(
+        PreparedChange(table.delete().where(is_owner, table.c.name == old_name)),
+        PreparedChange(table.delete().where(is_owner)),
+    )
+
+
 def insert_devices(
     tx: Transaction, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
@@ -271,8 +294,7 @@ def insert_devices(
 def replace_devices(
     tx: Transaction, tables: DeviceTables, owner_id: int, devices: Mapping[str, Mapping[str, str]]
 ) -> None:
-    table = tables.devices
-    tx.execute(table.delete().where(table.c[tables.owner] == owner_id))
+    tx.run(_device_deletions(tables).clear, [{"of_owner": owner_id}])
     insert_devices(tx, tables, owner_id, devices)
 
 
@@ -288,10 +310,9 @@ def change_devices(
     Raises InvalidConfig for an unknown type.
     """
     changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-    gone = sorted(changed & old.keys())
+    gone = [{"of_owner": owner_id, "old_name": name} for name in sorted(changed & old.keys())]
     if gone:
-        table = tables.devices
-        tx.execute(table.delete().where(table.c[tables.owner] == owner_id, table.c.name.in_(gone)))
+        tx.run(_device_deletions(tables).delete, gone)
     insert_devices(tx, tables, owner_id, {name: new[name] for name in sorted(changed & new.keys())})
 
 

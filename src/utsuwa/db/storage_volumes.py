@@ -68,6 +68,14 @@ def get(tx: Transaction, project: str, pool: str, type: int, name: str) -> Volum
     return max(found, key=lambda row: row.here)
 
 
+def get_id(tx: Transaction, project: str, pool: str, type: int, name: str) -> int:
+    """Return the id of a volume, as `get`; one query."""
+    found = tx.fetch(_ID, project=project, pool=pool, type=type, name=name, own=tx.member)
+    if not found:
+        raise not_found(pool, name)
+    return int(found[0][0])
+
+
 def get_all(
     tx: Transaction, project: str | None, pool: str | None = None, type: int | None = None
 ) -> list[VolumeRow]:
@@ -167,6 +175,14 @@ _IS = {
     "name": storage_volumes.c.name == sa.bindparam("name", type_=sa.Text),
     "member": storage_volumes.c.member_id == sa.bindparam("member", type_=sa.Integer),
 }
+
+
+_ID = Prepared(
+    sa.select(storage_volumes.c.id)
+    .select_from(_SOURCE)
+    .where(*(_IS[name] for name in ("project", "pool", "type", "name")))
+    .order_by(storage_volumes.c.member_id != sa.bindparam("own", type_=sa.Integer))
+)
 
 
 @cache

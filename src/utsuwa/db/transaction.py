@@ -192,6 +192,8 @@ class Transaction:
         self._connection: sa.Connection | None = connection
         self.member = member
         """The id of this daemon's member, which new rows belong to."""
+        self.moment: int | None = None
+        """When one that writes has begun, as `Database.moment` tells it; None for one that reads."""
 
     @property
     def connection(self) -> sa.Connection:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import cast
+from typing import NamedTuple, cast
 
 import sqlalchemy as sa
 
@@ -22,7 +22,7 @@ from utsuwa.db.schema import (
 )
 from utsuwa.db.schema import storage_volumes as storage_volumes_table
 from utsuwa.db.storage_volumes import VolumeRow
-from utsuwa.db.transaction import Transaction
+from utsuwa.db.transaction import Prepared, PreparedChange, Transaction
 
 _TABLE = storage_volumes_snapshots
 _OWNER = "storage_volume_snapshot_id"
@@ -62,42 +62,18 @@ def take(
 
 def get_of(tx: Transaction, volume_id: int) -> list[VolumeSnapshotRow]:
     """Return the snapshots of a volume, oldest first, in two queries."""
-    return _load(tx, _TABLE.c.storage_volume_id == volume_id)[volume_id]
+    return _load(tx, _OF_VOLUME, volume_id=volume_id)[volume_id]
 
 
 def get_on(tx: Transaction, pool: str) -> Mapping[int, list[VolumeSnapshotRow]]:
     """Return the snapshots of all volumes on a pool by the volume's id, oldest first, in two queries."""
-    volumes = (
-        sa.select(storage_volumes_table.c.id)
-        .join(storage_pools, storage_pools.c.id == storage_volumes_table.c.storage_pool_id)
-        .where(storage_pools.c.name == pool)
-    )
-    return _load(tx, _TABLE.c.storage_volume_id.in_(volumes))
-
-
-def _load(tx: Transaction, where: sa.ColumnElement[bool]) -> defaultdict[int, list[VolumeSnapshotRow]]:
-    query = sa.select(_TABLE).where(where).order_by(_TABLE.c.creation_date, _TABLE.c.id)
-    rows_found = tx.execute(query).all()
-    owners = sa.select(_TABLE.c.id).where(where)
-    config = rows.load_config(tx, storage_volumes_snapshots_config, _OWNER, owners)
-    found: defaultdict[int, list[VolumeSnapshotRow]] = defaultdict(list)
-    for r in rows_found:
-        row = VolumeSnapshotRow(
-            name=r.name,
-            description=r.description,
-            created_at=cast(datetime, read_time(r.creation_date)),
-            expires_at=read_time(r.expiry_date),
-            config=config[r.id],
-        )
-        found[r.storage_volume_id].append(row)
-    return found
+    return _load(tx, _ON_POOL, pool=pool)
 
 
 def get(tx: Transaction, volume: VolumeRow, name: str) -> VolumeSnapshotRow:
     """Return one snapshot of a volume. Raises NotFound."""
-    for row in get_of(tx, volume.id):
-        if row.name == name:
-            return row
+    for row in _load(tx, _ONE, volume_id=volume.id, name=name)[volume.id]:
+        return row
     raise NotFound(f"Snapshot {name!r} of storage volume {volume.name!r} not found")
 
 
@@ -133,9 +109,10 @@ def update(tx: Transaction, volume_id: int, name: str, description: str, expires
 
 def restore(tx: Transaction, volume: VolumeRow, name: str) -> None:
     """Give a volume the description and the `user.*` keys of a snapshot, if that has a row."""
-    for row in get_of(tx, volume.id):
-        if row.name == name:
-            storage_volumes.update(tx, with_free_config(volume, row.description, row.config))
+    for row in _load(tx, _ONE, volume_id=volume.id, name=name)[volume.id]:
+        restored = with_free_config(volume, row.description, row.config)
+        if restored != volume:
+            storage_volumes.update(tx, restored)
 
 
 def with_free_config(volume: VolumeRow, description: str, config: dict[str, str]) -> VolumeRow:
@@ -153,8 +130,64 @@ def rename(tx: Transaction, volume_id: int, old: str, new: str) -> None:
 
 def delete(tx: Transaction, volume_id: int, name: str) -> None:
     """Delete a snapshot's row and its config, if they exist."""
-    tx.execute(_TABLE.delete().where(_is(volume_id, name)))
+    tx.run(_DELETION, [{"of_volume": volume_id, "old_name": name}])
 
 
 def _is(volume_id: int, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(_TABLE.c.storage_volume_id == volume_id, _TABLE.c.name == name)
+
+
+class _Queries(NamedTuple):
+    rows: Prepared
+    config: Prepared
+
+
+_COLUMNS = ("storage_volume_id", "id", "name", "description", "creation_date", "expiry_date")
+
+
+def _queries(where: sa.ColumnElement[bool]) -> _Queries:
+    owners = sa.select(_TABLE.c.id).where(where)
+    return _Queries(
+        Prepared(
+            sa.select(*(_TABLE.c[column] for column in _COLUMNS))
+            .where(where)
+            .order_by(_TABLE.c.creation_date, _TABLE.c.id)
+        ),
+        Prepared(rows.config_query(storage_volumes_snapshots_config, _OWNER, owners)),
+    )
+
+
+_IS_OF_VOLUME = _TABLE.c.storage_volume_id == sa.bindparam("volume_id", type_=sa.Integer)
+_OF_VOLUME = _queries(_IS_OF_VOLUME)
+_ONE = _queries(sa.and_(_IS_OF_VOLUME, _TABLE.c.name == sa.bindparam("name", type_=sa.Text)))
+_ON_POOL = _queries(
+    _TABLE.c.storage_volume_id.in_(
+        sa.select(storage_volumes_table.c.id)
+        .join(storage_pools, storage_pools.c.id == storage_volumes_table.c.storage_pool_id)
+        .where(storage_pools.c.name == sa.bindparam("pool", type_=sa.Text))
+    )
+)
+_DELETION = PreparedChange(
+    _TABLE.delete().where(
+        _TABLE.c.storage_volume_id == sa.bindparam("of_volume", type_=sa.Integer),
+        _TABLE.c.name == sa.bindparam("old_name", type_=sa.Text),
+    )
+)
+
+
+def _load(
+    tx: Transaction, queries: _Queries, **values: str | int
+) -> defaultdict[int, list[VolumeSnapshotRow]]:
+    found: defaultdict[int, list[VolumeSnapshotRow]] = defaultdict(list)
+    own_rows = tx.fetch(queries.rows, **values)
+    config = rows.configs(tx.fetch(queries.config, **values)) if own_rows else {}
+    for volume_id, row_id, name, description, created, expires in own_rows:
+        row = VolumeSnapshotRow(
+            name=name,
+            description=description,
+            created_at=cast(datetime, read_time(created)),
+            expires_at=read_time(expires),
+            config=config[row_id],
+        )
+        found[volume_id].append(row)
+    return found

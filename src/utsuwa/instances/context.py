@@ -115,6 +115,10 @@ class Context:
         await self.database.write("patch instance config", instance_rows.patch_config, row_id, changes)
 
 
+Parts = tuple[InstanceRow, Sequence[ProfileRow], Restrictions]
+"""An instance's row, its profiles in order, and the restrictions of its project: what `merge` takes."""
+
+
 def merge(row: InstanceRow, profiles: Sequence[ProfileRow], restrictions: Restrictions) -> Loaded:
     """Return the instance, expanded by its profiles, in order; `restrictions` are those of its project."""
     return Loaded(row, expand(profiles, row.data), restrictions)
@@ -180,7 +184,15 @@ async def find(ctx: Context, ref: InstanceRef) -> Loaded:
     Raises NotFound, also while it is being created, and UnknownCode if its row or that of a profile is
     unreadable.
     """
-    return await ctx.database.read("instance", fetch, ref)
+    return merge(*await recall_parts(ctx, ref))
+
+
+async def recall_parts(ctx: Context, ref: InstanceRef) -> Parts:
+    """Return what `fetch_parts` returns, without reading it if nothing was written since the last time.
+
+    It must not be modified.
+    """
+    return await ctx.database.recall("instance", fetch_parts, ref)
 
 
 def fetch(tx: Transaction, ref: InstanceRef) -> Loaded:
@@ -188,7 +200,7 @@ def fetch(tx: Transaction, ref: InstanceRef) -> Loaded:
     return merge(*fetch_parts(tx, ref))
 
 
-def fetch_parts(tx: Transaction, ref: InstanceRef) -> tuple[InstanceRow, list[ProfileRow], Restrictions]:
+def fetch_parts(tx: Transaction, ref: InstanceRef) -> Parts:
     """Return what `merge` makes a ready instance of. Raises as `find`."""
     row = instance_rows.get(tx, ref)
     if row.state != "ready":

@@ -19,6 +19,7 @@ from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as rows
 from utsuwa.db.transaction import Transaction
 from utsuwa.projects.expanded import expanded
+from utsuwa.projects.limits import limits_of
 from utsuwa.security.idmap import parse_raw
 
 Config = Mapping[str, str]
@@ -64,6 +65,8 @@ class Restrictions:
     config: Config | None = field(default=None)
     mac_pattern: str = ""
     """The project's pattern of new MAC addresses; empty for that of the server."""
+    limited: bool = False
+    """Whether the project has limits, which depend on its other objects as well (`projects.limits`)."""
 
     def value(self, name: str) -> str:
         """Return the value of `restricted.<name>`, or its default."""
@@ -289,7 +292,12 @@ def restrictions_of(project: str, config: Config) -> Restrictions:
     """Return the restrictions that a project's config specifies."""
     restricted = parse_bool(config.get("restricted", ""))
     own = {key: value for key, value in config.items() if key.startswith("restricted.")}
-    return Restrictions(project, own if restricted else None, config.get("network.hwaddr_pattern", ""))
+    return Restrictions(
+        project,
+        own if restricted else None,
+        config.get("network.hwaddr_pattern", ""),
+        limited=bool(limits_of(config)),
+    )
 
 
 def get(tx: Transaction, project: str) -> Restrictions:

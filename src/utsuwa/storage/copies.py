@@ -29,7 +29,7 @@ from utsuwa.storage.links import Links
 from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
 from utsuwa.storage.threads import StorageThreads
-from utsuwa.storage.volume_rows import row_of
+from utsuwa.storage.volume_rows import id_of
 from utsuwa.storage.volumes import Change, VolumeManager
 
 log = logging.getLogger(__name__)
@@ -340,9 +340,9 @@ class CopyManager:
 
 
 def _intend(tx: Transaction, pool: str, volume: Volume, intention: str) -> int:
-    row = row_of(tx, pool, volume)
-    storage_volumes.set_new_name(tx, row.id, intention)
-    return row.id
+    row_id = id_of(tx, pool, volume)
+    storage_volumes.set_new_name(tx, row_id, intention)
+    return row_id
 
 
 def _complete(tx: Transaction, row_id: int, also: Change | None) -> None:

@@ -41,7 +41,7 @@ from utsuwa.storage.pool_images import PoolImages
 from utsuwa.storage.pools import PoolManager
 from utsuwa.storage.progress import shown
 from utsuwa.storage.threads import StorageThreads
-from utsuwa.storage.volume_rows import new_row, row_of
+from utsuwa.storage.volume_rows import id_of, new_row, row_of
 from utsuwa.wire.edits import Change as Edit
 from utsuwa.wire.edits import IfMatch, edited
 from utsuwa.wire.storage import StorageVolumePut
@@ -456,7 +456,7 @@ def _users_of(users: Users, row: VolumeRow) -> Sequence[User]:
 def _forget(tx: Transaction, pool: str, volume: Volume, also: Change | None, fingerprint: str | None) -> bool:
     """Remove the row of a volume; return whether a project has the image of which it was created."""
     with contextlib.suppress(NotFound):
-        storage_volumes.delete(tx, row_of(tx, pool, volume).id)
+        storage_volumes.delete(tx, id_of(tx, pool, volume))
     if also is not None:
         also(tx)
     return fingerprint is not None and bool(image_rows.projects_with(tx, fingerprint))
@@ -478,9 +478,9 @@ def note_size(tx: Transaction, pool: str, volume: Volume, shown: Mapping[str, st
 
 
 def _intended(tx: Transaction, pool: str, volume: Volume, new: Volume) -> int:
-    row = row_of(tx, pool, volume)
-    storage_volumes.set_new_name(tx, row.id, intentions.renaming(volume, new))
-    return row.id
+    row_id = id_of(tx, pool, volume)
+    storage_volumes.set_new_name(tx, row_id, intentions.renaming(volume, new))
+    return row_id
 
 
 def _renamed(tx: Transaction, row_id: int, pool: str, new: Volume, also: Change | None) -> None:

@@ -17,7 +17,7 @@ from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.instances import allocations
 from utsuwa.instances.confinement import limits
-from utsuwa.instances.context import Context, check_here, fetch_parts, merge
+from utsuwa.instances.context import Context, Parts, check_here, merge, recall_parts
 from utsuwa.instances.lifecycle import changes
 from utsuwa.instances.lifecycle.create import (
     check_by_liblxc,
@@ -68,7 +68,7 @@ async def check(ctx: Context, policy: Policy, ref: InstanceRef, wanted: Edit, if
     """
     moment = ctx.database.moment()
     proposal = await _propose(ctx, ref, wanted, if_match)
-    await _check(ctx, policy, proposal)
+    await check_proposal(ctx, policy, proposal)
     return replace(proposal, moment=moment)
 
 
@@ -90,8 +90,7 @@ async def edit(
     async with ctx.locks.hold("instance", ref), _applied(ctx, policy, propose, checked) as (plan, changed):
         async with allocations.hold(ctx, ref.project, changed[0].data.profiles):
             rows = await changes.rows_to_store(ctx, plan, changed)
-            store = _store_changes if ctx.database.unchanged_since(plan.moment) else _store
-            await ctx.database.write("update instance", store, plan, rows)
+            await ctx.database.write("update instance", _store, plan, rows)
         for new in changed:
             ctx.runtime.update(new)
             ctx.warn_of_keys(new)
@@ -99,23 +98,28 @@ async def edit(
 
 
 async def _propose(ctx: Context, ref: InstanceRef, wanted: Edit, if_match: IfMatch) -> Proposal:
-    return await ctx.database.read("change of instance", _proposed, ref, wanted, if_match)
-
-
-def _proposed(tx: Transaction, ref: InstanceRef, wanted: Edit, if_match: IfMatch) -> Proposal:
-    stored, profiles, restrictions = fetch_parts(tx, ref)
-    old = check_here(merge(stored, profiles, restrictions))
+    parts = await recall_parts(ctx, ref)
+    old = check_here(merge(*parts))
     row = _edited(old, wanted, if_match)
-    if row.data.profiles != old.data.profiles:
-        return _with_row(tx, old, row)
-    return _within_limits(tx, old, merge(row, profiles, restrictions))
+    proposal = proposed_alone(parts, old, row)
+    if proposal is None:
+        proposal = await ctx.database.read("change of instance", proposed, old, row)
+    return proposal
 
 
-def _with_row(tx: Transaction, old: Loaded, row: InstanceRow) -> Proposal:
-    return _within_limits(tx, old, merge_stored(tx, row))
+def proposed_alone(parts: Parts, old: Loaded, row: InstanceRow) -> Proposal | None:
+    """As `proposed`, of `parts` that have been merged to `old`; None if it depends on anything else."""
+    _, profiles, restrictions = parts
+    if row.data.profiles != old.data.profiles or restrictions.limited:
+        return None
+    return Proposal(old, merge(row, profiles, restrictions))
 
 
-def _within_limits(tx: Transaction, old: Loaded, new: Loaded) -> Proposal:
+def proposed(tx: Transaction, old: Loaded, row: InstanceRow) -> Proposal:
+    """Return the change of an instance to another row. Raises NotFound (profile)."""
+    new = merge_stored(tx, row)
+    if not new.restrictions.limited:
+        return Proposal(old, new)
     changed = {new.row.id: (new.expanded.config, new.expanded.devices)}
     try:
         project_limits.check(tx, new.project, changed)
@@ -170,12 +174,13 @@ async def checked(
 
     One that `moves` may get another name, project and pool.
     """
-    proposal = await ctx.database.read("change of instance", _with_row, old, row)
-    await _check(ctx, policy, proposal, moves=moves)
+    proposal = await ctx.database.read("change of instance", proposed, old, row)
+    await check_proposal(ctx, policy, proposal, moves=moves)
     return proposal.new
 
 
-async def _check(ctx: Context, policy: Policy, proposal: Proposal, *, moves: bool = False) -> None:
+async def check_proposal(ctx: Context, policy: Policy, proposal: Proposal, *, moves: bool = False) -> None:
+    """Raise the errors of `edit` if the changed instance is not valid; `moves` as in `checked`."""
     old, new = proposal.old, proposal.new
     judge(new.data, new.expanded, new.restrictions, policy)
     await changes.check_change(ctx, old, new, moves=moves)
@@ -212,17 +217,20 @@ async def prepared(
     *,
     moves: bool = False,
     moment: int | None = None,
+    writes: int = 0,
 ) -> AsyncIterator[Callable[[Transaction], None]]:
     """Prepare a change that the block stores with other changes, in one transaction, by what is yielded.
 
     Raises the errors of `edit`; so does the function in the transaction. `new` is what `checked` has returned
     for the row: it is checked again only if a profile has changed since, or anything since the `moment`
-    before it was read. `moves` as there.
+    before it was read. `moves` as there. `writes` is the number of transactions with which the block records
+    what it is about to do: if there were no others, nothing is checked again when the change is stored.
     """
-    propose = partial(ctx.database.read, "change of instance", _with_row, old, row)
+    propose = partial(ctx.database.read, "change of instance", proposed, old, row)
     checked = None if new is None else Proposal(old, new, moment=moment)
     async with _applied(ctx, policy, propose, checked, moves=moves) as (plan, changed):
-        yield partial(_store, plan=plan, rows=await changes.rows_to_store(ctx, plan, changed))
+        rows = await changes.rows_to_store(ctx, plan, changed)
+        yield partial(_store, plan=plan, rows=rows, writes=writes)
 
 
 async def _check_and_reserve(
@@ -238,7 +246,7 @@ async def _check_and_reserve(
     while checked is None or (plan := await _reserve(ctx, propose, checked, undo)) is None:
         moment = ctx.database.moment()
         checked = replace(await propose(), moment=moment)
-        await _check(ctx, policy, checked, moves=moves)
+        await check_proposal(ctx, policy, checked, moves=moves)
     return plan
 
 
@@ -258,17 +266,17 @@ async def _reserve(ctx: Context, propose: Propose, checked: Proposal, undo: Roll
         return await changes.reserve(ctx, [(checked.old, new)], undo, moment=moment)
 
 
-def _store_changes(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow]) -> None:
-    """As `_store`, where nothing has changed since the moment of the plan: what was checked still holds."""
-    for stored, row in zip(changes.stored_data(plan), rows, strict=True):
-        instance_rows.update(tx, row, stored)
-
-
-def _store(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow]) -> None:
+def _store(tx: Transaction, plan: changes.Plan, rows: Sequence[InstanceRow], writes: int = 0) -> None:
     """Store a changed instance with its final `rows`, in which the volatile keys are.
 
-    Raises Busy if a profile was changed since, Forbidden if the project's limits are exceeded now.
+    What was checked still holds if there were no other `writes` since the moment of the plan than those that
+    recorded the change. Raises Busy if a profile was changed since, Forbidden if the project's limits are
+    exceeded now.
     """
+    if tx.moment is not None and plan.moment is not None and tx.moment == plan.moment + writes:
+        for stored, row in zip(changes.stored_data(plan), rows, strict=True):
+            instance_rows.update(tx, row, stored)
+        return
     ((_, new),) = plan.instances
     if merge_stored(tx, new.row) != new:
         raise Busy("A profile of the instance was changed at the same time: try again")

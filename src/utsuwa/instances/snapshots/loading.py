@@ -11,6 +11,7 @@ from utsuwa.core.errors import NotFound
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import snapshots as snapshot_rows
+from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.instances import context
@@ -44,19 +45,33 @@ async def load_with_instance(ctx: Context, ref: SnapshotRef) -> tuple[Loaded, Lo
 
     Raises NotFound, UnknownCode, OtherMember.
     """
+    parts, snapshot = await ctx.database.read("snapshot and instance", fetch_with_instance, ref)
+    return context.check_here(context.merge(*parts)), snapshot
 
-    def fetch(tx: Transaction) -> tuple[Loaded, LoadedSnapshot]:
-        instance = context.check_here(context.fetch(tx, ref.instance))
-        return instance, _fetch(tx, ref)
 
-    return await ctx.database.read("snapshot and instance", fetch)
+def fetch_with_instance(tx: Transaction, ref: SnapshotRef) -> tuple[context.Parts, LoadedSnapshot]:
+    """Return a complete snapshot, and what `merge` makes its instance of. Raises NotFound, UnknownCode."""
+    parts = context.fetch_parts(tx, ref.instance)
+    return parts, _with_profiles(tx, _fetch_row(tx, ref), parts[1])
 
 
 def _fetch(tx: Transaction, ref: SnapshotRef) -> LoadedSnapshot:
+    return _expanded(tx, [_fetch_row(tx, ref)])[0]
+
+
+def _fetch_row(tx: Transaction, ref: SnapshotRef) -> SnapshotRow:
     row = snapshot_rows.get(tx, ref)
     if row.state != "ready":
         raise NotFound(snapshot_rows.missing(ref))
-    return _expanded(tx, [row])[0]
+    return row
+
+
+def _with_profiles(tx: Transaction, row: SnapshotRow, known: Sequence[ProfileRow]) -> LoadedSnapshot:
+    """Expand a snapshot by its profiles, which mostly are those of its instance and `known`."""
+    profiles = {profile.id: profile for profile in known}
+    if not profiles.keys() >= set(row.data.profile_ids):
+        return _expanded(tx, [row])[0]
+    return LoadedSnapshot(row, expand((profiles[i] for i in row.data.profile_ids), row.data))
 
 
 async def find_of(ctx: Context, instance: InstanceRef) -> list[LoadedSnapshot]:

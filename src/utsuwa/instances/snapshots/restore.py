@@ -12,13 +12,13 @@ from utsuwa.db import volume_snapshots
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.instances import identity
-from utsuwa.instances.context import Context
+from utsuwa.instances.context import Context, check_here, merge
 from utsuwa.instances.lifecycle import device_host, device_steps, update
 from utsuwa.instances.model import Loaded
 from utsuwa.instances.running_state import saved
 from utsuwa.instances.running_state.saved import Saved
 from utsuwa.instances.snapshots import rows
-from utsuwa.instances.snapshots.loading import LoadedSnapshot, load_with_instance
+from utsuwa.instances.snapshots.loading import LoadedSnapshot, fetch_with_instance
 from utsuwa.storage.copying import Copying
 from utsuwa.wire.edits import IfMatch
 
@@ -42,23 +42,51 @@ class Judged:
     """When they were read, for `Database.unchanged_since`."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An instance and a snapshot as they were loaded, and the result of a restore, or why there is none."""
+
+    instance: Loaded
+    snapshot: LoadedSnapshot
+    proposal: update.Proposal | UtsuwaError
+
+
 async def check(ctx: Context, policy: Policy, ref: SnapshotRef, if_match: IfMatch) -> Judged:
     """Raise what `restore` would raise now; NotFound if the snapshot does not exist, PreconditionFailed.
 
     Returns what was checked, for a `restore` that follows.
     """
     moment = ctx.database.moment()
-    instance, snapshot = await load_with_instance(ctx, ref)
-    if_match(update.editable(instance.data))
-    await ctx.storage.pools.ensure_available(instance.pool)
-    return replace(await _judged(ctx, policy, instance, snapshot), moment=moment)
+    found = await _load(ctx, ref)
+    if_match(update.editable(found.instance.data))
+    await ctx.storage.pools.ensure_available(found.instance.pool)
+    return replace(await _judged(ctx, policy, found), moment=moment)
 
 
-async def _judged(ctx: Context, policy: Policy, instance: Loaded, snapshot: LoadedSnapshot) -> Judged:
+async def _load(ctx: Context, ref: SnapshotRef) -> _Found:
+    """Raises as `load_with_instance`."""
+
+    def fetch(tx: Transaction) -> _Found:
+        parts, snapshot = fetch_with_instance(tx, ref)
+        instance = check_here(merge(*parts))
+        row = _restored(instance, snapshot)
+        try:
+            proposal = update.proposed_alone(parts, instance, row) or update.proposed(tx, instance, row)
+        except UtsuwaError as error:
+            return _Found(instance, snapshot, error)
+        return _Found(instance, snapshot, proposal)
+
+    return await ctx.database.read("snapshot and instance", fetch)
+
+
+async def _judged(ctx: Context, policy: Policy, found: _Found) -> Judged:
     """Return the restored instance, if it is valid and its profiles, pool and networks exist."""
-    row = _restored(instance, snapshot)
+    instance, snapshot, proposal = found.instance, found.snapshot, found.proposal
     try:
-        new = await update.checked(ctx, policy, instance, row)
+        if isinstance(proposal, UtsuwaError):
+            raise proposal
+        await update.check_proposal(ctx, policy, proposal)
+        new = proposal.new
         await device_steps.check_all(device_host.host_of(ctx, new, identity.next_idmap(instance)))
     except UtsuwaError as error:
         raise InvalidRequest(
@@ -95,11 +123,13 @@ async def restore(ctx: Context, policy: Policy, ref: SnapshotRef, judged: Judged
             raise InvalidRequest(f"The instance {ref.instance.name!r} was started: stop it to restore it")
         instance = judged.instance
         if not ctx.database.unchanged_since(judged.moment):
-            instance, snapshot = await load_with_instance(ctx, ref)
-            if (instance, snapshot) != (judged.instance, judged.snapshot):
-                judged = await _judged(ctx, policy, instance, snapshot)
+            found = await _load(ctx, ref)
+            instance = found.instance
+            if (instance, found.snapshot) != (judged.instance, judged.snapshot):
+                judged = await _judged(ctx, policy, found)
         new, moment = judged.new, judged.moment
-        async with update.prepared(ctx, policy, instance, new.row, new, moment=moment) as store:
+        # The replacement of the files is recorded by one transaction before that which completes it.
+        async with update.prepared(ctx, policy, instance, new.row, new, moment=moment, writes=1) as store:
             pool, idmap = instance.pool, identity.next_idmap(instance)
 
             def also(tx: Transaction) -> None:

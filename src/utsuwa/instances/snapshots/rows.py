@@ -18,6 +18,10 @@ def volume_of(tx: Transaction, pool: str, instance: InstanceRef) -> VolumeRow:
     return storage_volumes.get(tx, instance.project, pool, VOLUME_CONTAINER, instance.name)
 
 
+def _volume_id(tx: Transaction, pool: str, instance: InstanceRef) -> int:
+    return storage_volumes.get_id(tx, instance.project, pool, VOLUME_CONTAINER, instance.name)
+
+
 def complete(tx: Transaction, pool: str, row: SnapshotRow) -> None:
     """Replace the row that reserved the name of a snapshot, whose files exist now."""
     snapshot_rows.delete(tx, row.id)
@@ -39,9 +43,9 @@ def copy(tx: Transaction, source: VolumeRow, target: VolumeRow, new: Sequence[Sn
 def rename(tx: Transaction, pool: str, row: SnapshotRow, new: str) -> None:
     """Raises AlreadyExists."""
     snapshot_rows.rename(tx, row.id, new)
-    volume_snapshots.rename(tx, volume_of(tx, pool, row.ref.instance).id, row.ref.name, new)
+    volume_snapshots.rename(tx, _volume_id(tx, pool, row.ref.instance), row.ref.name, new)
 
 
 def delete(tx: Transaction, pool: str, row: SnapshotRow) -> None:
     snapshot_rows.delete(tx, row.id)
-    volume_snapshots.delete(tx, volume_of(tx, pool, row.ref.instance).id, row.ref.name)
+    volume_snapshots.delete(tx, _volume_id(tx, pool, row.ref.instance), row.ref.name)

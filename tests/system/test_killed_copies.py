@@ -171,7 +171,7 @@ CHOSEN: list[tuple[str, Step, str]] = [
     ("overlay", snapshot, "layer is frozen"),
     ("overlay", snapshot_while_mounted, "before copy_volume"),
     ("overlay", rename_snapshot, "after rename_volume"),
-    ("overlay", delete_snapshot, "after delete_volume"),
+    ("overlay", delete_snapshot, "snapshot is removed"),
     ("overlay", restore, "volume is moved away"),
     ("overlay", restore, "after swap_files"),
     ("dir", restore, "volume is moved away"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from utsuwa.core.errors import InvalidConfig
@@ -73,24 +74,32 @@ class KeyTable:
     free_prefixes: tuple[str, ...] = ("user.",)
     refused_scope: Scope = ""
     """Keys of this scope are known, but rejected on this kind of object."""
-    _exact: dict[str, ConfigKey] = field(default_factory=dict, compare=False, repr=False)
-    _patterns: list[tuple[re.Pattern[str], ConfigKey]] = field(
-        default_factory=list, compare=False, repr=False
-    )
 
-    def __post_init__(self) -> None:
-        for key in self.keys:
-            if "*" in key.name:
-                pattern = re.compile(re.escape(key.name).replace(r"\*", f"(?:{key.part})") + r"\Z")
-                self._patterns.append((pattern, key))
-            else:
-                self._exact[key.name] = key
+    @cached_property
+    def _exact(self) -> Mapping[str, ConfigKey]:
+        return {key.name: key for key in self.keys if "*" not in key.name}
+
+    @cached_property
+    def _families(self) -> Mapping[str, ConfigKey]:
+        """The keys with a wildcard, by the group of `_pattern` that matches their names."""
+        keys = (key for key in self.keys if "*" in key.name)
+        return {f"_{number}": key for number, key in enumerate(keys)}
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """One for all: a name of an unknown or late family would be matched with each of dozens otherwise."""
+        names = (
+            f"(?P<{group}>{re.escape(key.name)})".replace(r"\*", f"(?:{key.part})")
+            for group, key in self._families.items()
+        )
+        return re.compile(rf"(?:{'|'.join(names)})\Z")
 
     def find(self, name: str) -> ConfigKey | None:
         found = self._exact.get(name)
         if found is not None:
             return found
-        return next((key for pattern, key in self._patterns if pattern.match(name)), None)
+        match = self._pattern.match(name) if self._families else None
+        return None if match is None else self._families[match.lastgroup or ""]
 
     def without_effect(self, names: Iterable[str]) -> list[str]:
         """Return the keys, of those that are set, that have no effect in this version."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 DEFAULT_ROOT = Path("/var/lib/utsuwa")
@@ -109,7 +110,7 @@ class StatePaths:
     def networks(self) -> Path:
         return self.root / "networks"
 
-    @property
+    @cached_property
     def devices(self) -> Path:
         return self.root / "devices"
 

@@ -26,7 +26,7 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     config = expanded.config
     INSTANCE_KEYS.check(data.config)
     device_types.check_devices(data.devices, profile=False)
-    INSTANCE_KEYS.check(config)
+    INSTANCE_KEYS.check({key: value for key, value in config.items() if data.config.get(key) != value})
     check_raw_lxc(config.get("raw.lxc", ""), policy)
     if policy.unprivileged_only and parse_bool(config.get("security.privileged", "")):
         raise Forbidden("This server allows unprivileged instances only: unset security.privileged")

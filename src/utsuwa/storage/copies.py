@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 
+from utsuwa.core import faults
 from utsuwa.core.errors import UtsuwaError
 from utsuwa.core.idmap import IdMap
 from utsuwa.core.image_source import ImageSource
@@ -101,15 +102,21 @@ class CopyManager:
     async def delete_snapshot(self, pool: str, snapshot: Volume) -> None:
         """Delete the files of a snapshot, as far as they exist; the others keep all of theirs.
 
-        Raises NotFound (pool), Unavailable, HostError.
+        What the caller has committed is on disk before. Raises NotFound (pool), Unavailable, HostError.
         """
         at = await self._pools.ensure_available(pool)
+
+        def delete_files() -> None:
+            at.driver.delete_volume(snapshot)
+            faults.point("snapshot is removed")
+            self._links.update_snapshots(at.driver, snapshot.whole)
+
         async with self._locks.hold(pool, snapshot.whole):
             fingerprint, needed = await self._threads.quick.run(
                 lambda: (at.images.image_of(snapshot), at.images.image_of(snapshot.whole))
             )
-            await self._threads.remove.run(at.driver.delete_volume, snapshot)
-            await self.update_link(at, snapshot)
+            await self._database.settle()
+            await self._threads.remove.run(delete_files)
         if (
             fingerprint is not None and fingerprint != needed
         ):  # finding other users takes long if they are many

@@ -148,15 +148,16 @@ async def check_change(ctx: Context, old: Loaded, new: Loaded, *, moves: bool = 
     """
     if not moves:
         _check_root_pool(old, new)
-    await device_updates.check_added(_host(ctx, old, new, ctx.runtime.get(old.ref)), old.expanded.devices)
-    check_running(ctx, old, new)
+    host = _host(ctx, old, new, ctx.runtime.get(old.ref))
+    await device_updates.check_added(host, old.expanded.devices)
+    check_running(ctx, old, new, host)
 
 
-def check_running(ctx: Context, old: Loaded, new: Loaded) -> None:
+def check_running(ctx: Context, old: Loaded, new: Loaded, host: DeviceHost | None = None) -> None:
     """The part of `check_change` that depends on whether the instance is running now."""
     running = ctx.runtime.get(old.ref)
     if running is not None and new.expanded.devices != running.devices:
-        device_types.check_free_inside(_host(ctx, old, new, running), running.devices)
+        device_types.check_free_inside(host or _host(ctx, old, new, running), running.devices)
 
 
 def _check_root_pool(old: Loaded, new: Loaded) -> None:

@@ -90,7 +90,8 @@ async def delete(ctx: Context, ref: SnapshotRef, checked: Deletion | None = None
             checked = await check_delete(ctx, ref)
         instance, row = checked.instance, checked.row
         undo.push(ctx.database.write, "snapshot stays", snapshot_rows.set_ready, row.id)
-        await ctx.database.write("snapshot is deleted", snapshot_rows.set_deleting, row.id)
+        await ctx.database.commit("snapshot is deleted", snapshot_rows.set_deleting, row.id)
+        ctx.database.sync_soon()
         await remove(ctx, instance, row)
         undo.keep()
     ctx.snapshot_lifecycle("deleted", ref)

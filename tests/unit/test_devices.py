@@ -537,3 +537,13 @@ async def test_names_and_addresses_as_the_server_chooses(interfaces: set[str]) -
     assert started.volatile == {"host_name": "lxd163e000a01"}
     named = await devices.load("eth0", own | {"host_name": "h7"}).start(replace(host(), naming=naming))
     assert named.volatile == {"host_name": "h7"}
+
+
+def test_devices_that_were_validated_before_are_compared_with_the_others_only() -> None:
+    valid = {"a": HOST | {"path": "/a"}}
+    with pytest.raises(InvalidConfig, match="'b'.*'source'"):
+        devices.check_devices({**valid, "b": HOST | {"path": "/b", "source": ""}}, profile=False, valid=valid)
+    with pytest.raises(InvalidConfig, match="is taken by device"):
+        devices.check_devices({**valid, "b": HOST | {"path": "/a"}}, profile=False, valid=valid)
+    with pytest.raises(InvalidConfig, match="'a'.*'source'"):
+        devices.check_devices({"a": valid["a"] | {"source": ""}}, profile=False, valid=valid)

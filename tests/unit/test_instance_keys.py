@@ -358,6 +358,17 @@ def test_any_config_is_accepted_or_rejected_with_a_reason(config: dict[str, str]
         assert all("\n" not in name and "\0" not in name for name in config)
 
 
+@pytest.mark.parametrize("table", [INSTANCE_KEYS, PROFILE_KEYS, SERVER_KEYS, PROJECT_KEYS])
+def test_every_key_is_found_by_its_names(table: KeyTable) -> None:
+    for key in table.keys:
+        found = table.find(key.name.replace("*", "some"))
+        assert found is not None
+        # A wildcard may also match more of the name: `volatile.*.hwaddr` that of a `last_state`.
+        assert found is key or found.name.rpartition("*")[2] in key.name
+        if "*" in key.name:
+            assert table.find(key.name.replace("*", "")) is not key
+
+
 @given(st.sets(st.integers(0, 200), min_size=1))
 def test_cpu_sets_are_accepted_in_any_notation(numbers: set[int]) -> None:
     key_checks.number_set(",".join(str(n) for n in numbers))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
 from utsuwa.core.names import check_object_name
 from utsuwa.db import codes
+from utsuwa.devices import io_limits
 from utsuwa.devices.base import (
     BindMount,
     Device,
@@ -37,6 +39,7 @@ __all__ = [
     "RunningContainer",
     "check_devices",
     "check_free_inside",
+    "limits_requests",
     "load",
     "monitored_folder",
     "ordered",
@@ -49,6 +52,8 @@ Devices = Mapping[str, Mapping[str, str]]
 DEVICE_TYPES: tuple[DeviceType, ...] = (DISK, NIC, NONE, UNIX_BLOCK, UNIX_CHAR)
 _BY_NAME = {kind.name: kind for kind in DEVICE_TYPES}
 _KNOWN = ", ".join(sorted(_BY_NAME))
+
+_NONE_VALID: Devices = MappingProxyType({})
 
 LATER = codes.DEVICE_TYPES.keys() - _BY_NAME.keys()
 """Types of the API that are not supported yet."""
@@ -80,18 +85,26 @@ def ordered(devices: Devices) -> list[Device]:
     return sorted(found, key=lambda device: (device.place, device.name))
 
 
+def limits_requests(config: Mapping[str, str]) -> bool:
+    """Return whether a device may have limits of requests to disks (`Device.io_limits`)."""
+    return any(config.get(name) for name in io_limits.NAMES)
+
+
 def watched(devices: Devices) -> set[Path]:
     """Return the paths on the host that devices follow while the container runs."""
     found = (load(name, config).watched for name, config in devices.items())
     return {path for path in found if path is not None}
 
 
-def check_devices(devices: Devices, *, profile: bool) -> None:
+def check_devices(devices: Devices, *, profile: bool, valid: Devices = _NONE_VALID) -> None:
     """Validate all devices of a profile, or the expanded devices of an instance.
 
-    Raises InvalidConfig or NotSupportedYet with the first problem; the message names device and key.
+    Those that are the same in `valid` have been validated one by one before. Raises InvalidConfig or
+    NotSupportedYet with the first problem; the message names device and key.
     """
     for name, config in devices.items():
+        if valid.get(name) == config:
+            continue
         check_object_name("Device", name)
         load(name, config, instance=not profile).validate()
     _check_unique_names(devices)

@@ -36,5 +36,5 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     seccomp.check(config)
     interception.check(config)
     apparmor.check_raw(config.get("raw.apparmor", ""))
-    device_types.check_devices(expanded.devices, profile=False)
+    device_types.check_devices(expanded.devices, profile=False, valid=data.devices)
     expanded.root_disk()

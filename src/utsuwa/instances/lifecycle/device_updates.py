@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -104,9 +104,9 @@ async def change_running(
     Raises InvalidConfig for a device that cannot be changed while the container is running.
     """
     steps = Steps()
-    old_host = replace(host, devices=old)
-    undo.push(_follow_config, replace(old_host, config=old_config))
-    for device in reversed(device_types.ordered(old)):
+    old_host, old_devices = replace(host, devices=old), device_types.ordered(old)
+    undo.push(_follow_config, replace(old_host, config=old_config), old_devices)
+    for device in reversed(old_devices):
         name = device.name
         if name not in changes or in_place(name, old[name], changes[name]):
             continue
@@ -114,7 +114,8 @@ async def change_running(
         steps.take(name, await device.detach(old_host))
         undo.push(_attach_again, device, replace(old_host, config=before))
     new_host = replace(host, devices=new, reserved={name: c.reserved for name, c in changes.items()})
-    for device in device_types.ordered(new):
+    devices = device_types.ordered(new)
+    for device in devices:
         name = device.name
         if name not in changes:
             continue
@@ -126,12 +127,12 @@ async def change_running(
             steps.take(name, await device.attach(now))
             undo.push(device.detach, replace(now, config=steps.config_over(host.config)))
     await _change_io_limits(host, old, new, undo)
-    await _follow_config(replace(new_host, config=steps.config_over(host.config)))
+    await _follow_config(replace(new_host, config=steps.config_over(host.config)), devices)
     return steps
 
 
-async def _follow_config(host: DeviceHost) -> None:
-    for device in device_types.ordered(host.devices):
+async def _follow_config(host: DeviceHost, devices: Iterable[Device]) -> None:
+    for device in devices:
         await device.follow_config(host)
 
 
@@ -198,6 +199,8 @@ async def _io_limits_before(host: DeviceHost) -> io.Limits:
 
 
 async def _change_io_limits(host: DeviceHost, old: Devices, new: Devices, undo: Rollback) -> None:
+    if not any(device_types.limits_requests(config) for config in (*old.values(), *new.values())):
+        return
     before = await _io_limits_before(replace(host, devices=old))
     after = await io_limits(replace(host, devices=new))
     if before != after and host.init_pid is not None:

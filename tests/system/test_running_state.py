@@ -483,6 +483,29 @@ def test_devices_that_the_state_lacks(d: Daemon) -> None:
     counts_on(d, 1)
 
 
+def test_what_was_mounted_of_the_host_may_have_been_replaced(d: Daemon, tmp_path: Path) -> None:
+    """The mounts show what is there now: a file as editors replace it, and a directory."""
+    file, place = tmp_path / "file", tmp_path / "folder"
+    file.write_text("old\n")
+    place.mkdir()
+    launch(d)
+    add = ("config", "device", "add", "c1")
+    d.lxc(*add, "file", "disk", f"source={file}", "path=/mnt/file")
+    d.lxc(*add, "folder", "disk", f"source={place}", "path=/mnt/folder")
+    (tmp_path / "new").write_text("new\n")
+    (tmp_path / "new").rename(file)
+    place.rmdir()
+    place.mkdir()
+    d.lxc("snapshot", "--stateful", "c1", "s")
+    for back in (("restore", "--stateful", "c1", "s"), ("start", "c1")):
+        d.lxc(*back)
+        counts_on(d, 1)
+        assert d.lxc("exec", "c1", "--", "cat", "/mnt/file").stdout == "new\n"
+        (place / "seen").touch()
+        assert d.lxc("exec", "c1", "--", "ls", "/mnt/folder").stdout == "seen\n"
+        d.lxc("stop", "--stateful", "c1")
+
+
 def test_a_pool_without_room_for_the_state(d: Daemon, small_disk: Path) -> None:
     d.do(
         "POST",

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.cgroup_host import Host, with_v2
-from utsuwa.host.checkpoint import diagnosis, interfaces, obstacles, route_images, sockets
+from utsuwa.core import protobuf
+from utsuwa.host.checkpoint import diagnosis, interfaces, mount_images, obstacles, route_images, sockets
+from utsuwa.host.checkpoint.image_format import with_messages
 from utsuwa.host.checkpoint.obstacles import Obstacle
 from utsuwa.instances.running_state import preflight
 
@@ -289,6 +291,20 @@ def test_any_bytes_as_routes(image: bytes) -> None:
     healed = route_images.without_marks(image)
     assert len(healed) == len(image)
     assert route_images.without_marks(healed) == healed
+
+
+def test_mounts_of_the_host_lose_the_mark_of_deleted_files(tmp_path: Path) -> None:
+    """And nothing else; those of the container's own files keep it."""
+    root, deleted, key = (
+        protobuf.encoded(6, 2, b"/f"),
+        protobuf.encoded(16, 0, 1),
+        protobuf.encoded(18, 2, b"/mnt"),
+    )
+    given = with_messages(bytes(8), [root + deleted + key, root + deleted, root + key])
+    (tmp_path / "mountpoints-9.img").write_bytes(given)
+    mount_images.heal(tmp_path)
+    healed = with_messages(bytes(8), [root + key, root + deleted, root + key])
+    assert (tmp_path / "mountpoints-9.img").read_bytes() == healed
 
 
 def test_many_obstacles_in_one_sentence() -> None:

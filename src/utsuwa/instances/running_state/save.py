@@ -28,6 +28,7 @@ from utsuwa.host.checkpoint import (
     directories,
     dumping,
     failures,
+    mount_images,
     packets,
     places,
     route_images,
@@ -189,6 +190,7 @@ async def _dump(
 
 
 def _complete_images(fresh: Path, init_pid: int, record: saved.Record) -> None:
+    mount_images.heal(fresh)
     route_images.heal(fresh)
     watches.name(fresh, init_pid)
     saved.store(fresh, record)

@@ -112,6 +112,18 @@ def test_a_refreshed_copy_is_like_its_source(source: Daemon, client: str, pool: 
     assert files(d, pool) == ["containers-snapshots/c2/s2", "containers-snapshots/c2/s3", "containers/c2"]
 
 
+def test_the_own_client_leaves_a_copy_on_its_pool(source: Daemon) -> None:
+    """Whether the root disk of either is its own or that of a profile."""
+    d = source
+    for name, pool, original in (("c2", "dir", "c1"), ("c3", "default", "c2")):
+        utsuwa_client(d, "copy", original, name, "--storage", pool)
+        d.lxc("config", "set", original, "user.color", name)
+        utsuwa_client(d, "copy", original, name, "--refresh")
+        copy = d.get(f"/1.0/instances/{name}")
+        assert copy["expanded_devices"]["root"]["pool"] == pool
+        assert copy["config"]["user.color"] == name
+
+
 @pytest.mark.parametrize("pool", usually(["default"], POOLS))
 def test_without_snapshots(source: Daemon, pool: str) -> None:
     d = source

@@ -48,6 +48,8 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
     if refresh:
         # Without volatile keys, so that the copy keeps its own.
         kept = {key: value for key, value in settings["config"].items() if not key.startswith("volatile.")}
+        if not flags.text("storage"):
+            _stay_on_pool(settings["devices"], record, target.get(instance_path(new), **where))
         answer = target.put(path_to("instances", new), settings | {"config": kept}, **where)
         session.settle(target, answer, f"Refreshing {new}")
 
@@ -169,11 +171,23 @@ def _devices(record: dict[str, Any], flags: Flags) -> dict[str, dict[str, str]]:
     expanded = record["expanded_devices"]
     override_devices(devices, flags.many("device"), lambda name: expanded.get(name, {}))
     if pool := flags.text("storage"):
-        root = next((n for n, d in expanded.items() if d["type"] == "disk" and d.get("path") == "/"), "root")
+        root = _root_name(expanded)
         if root not in devices:
             devices[root] = dict(expanded.get(root, {"type": "disk", "path": "/"}))
         devices[root]["pool"] = pool
     return devices
+
+
+def _root_name(expanded: dict[str, dict[str, str]]) -> str:
+    return next((n for n, d in expanded.items() if d["type"] == "disk" and d.get("path") == "/"), "root")
+
+
+def _stay_on_pool(devices: dict[str, dict[str, str]], record: dict[str, Any], there: dict[str, Any]) -> None:
+    """Leave the root disk of an existing copy on the pool where it is, with the settings of the source's."""
+    root = _root_name(there["expanded_devices"])
+    if root in devices or root in there["devices"]:
+        found = there["expanded_devices"][root]
+        devices[root] = record["expanded_devices"].get(root, found) | {"pool": found["pool"]}
 
 
 def _profiles(record: dict[str, Any], flags: Flags) -> list[str]:

@@ -114,6 +114,11 @@ def test_a_copy_has_the_states_of_snapshots_under_its_own_name_only(both: Server
     both.lxc("copy", "near:c1", "far:third")
     utsuwa(both, "copy", "near:c1", "far:c1", "--refresh")
     assert stateful(both.far, "c1") == (False, [("live", True)])
+    utsuwa(both, "delete", "far:c1")
+    utsuwa(both, "copy", "near:c1/live", "far:c1")  # with a state of its own, of files that it loses now
+    utsuwa(both, "copy", "near:c1", "far:c1", "--refresh")
+    assert stateful(both.far, "c1") == (False, [("live", False)])
+    utsuwa(both, "start", "far:c1")
     assert "cannot be moved" in utsuwa(both, "move", "near:c1", "far:fourth", check=False)
     utsuwa(both, "move", "near:c1", "far:fourth", "--stateless")
     assert stateful(both.far, "fourth") == (False, [("live", False)])

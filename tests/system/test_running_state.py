@@ -526,7 +526,7 @@ def test_a_pool_without_room_for_the_state(d: Daemon, small_disk: Path) -> None:
 
 
 def test_what_becomes_of_the_state_of_a_stopped_instance(d: Daemon) -> None:
-    """A rename keeps it, a rebuild and a restore discard it, and a move to another pool is refused."""
+    """A rename keeps it; a rebuild, a restore and a refresh discard it; a move to another pool is refused."""
     launch(d)
     d.lxc("snapshot", "--stateful", "c1", "s")
     d.lxc("stop", "--stateful", "c1")
@@ -541,7 +541,7 @@ def test_what_becomes_of_the_state_of_a_stopped_instance(d: Daemon) -> None:
     utsuwa_client(d, "move", "c3", "-s", "dir")
     for name, stateful in (("c2", True), ("c3", False)):
         assert d.get(f"/1.0/instances/{name}/snapshots/s")["stateful"] is stateful
-    for change in (("restore", "c2", "s"), ("rebuild", "busybox", "c2")):
+    for change in (("restore", "c2", "s"), ("rebuild", "busybox", "c2"), ("copy", "c3", "c2", "--refresh")):
         d.lxc("stop", "--stateful", "c2")
         utsuwa_client(d, *change)
         assert shown(d, "c2") == ("Stopped", False)

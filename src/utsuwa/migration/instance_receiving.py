@@ -332,6 +332,7 @@ async def _fill_copy(
         for snapshot in gone:
             rows.delete(tx, instance.pool, snapshot)
         received_snapshots.insert(tx, rows.volume_of(tx, instance.pool, instance.ref).id, new, found)
+        instance_rows.set_stateful(tx, instance.row.id, stateful=False)  # that of the files it had
 
     replacement = (
         instance.pool,

@@ -9,6 +9,7 @@ from utsuwa.core.errors import InvalidRequest, NotFound
 from utsuwa.core.names import check_instance_name
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.scope import Scope
+from utsuwa.db import instances as instance_rows
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.instances.context import Context, load
@@ -73,6 +74,7 @@ async def _refresh(ctx: Context, instance: Loaded, source: Source, request: Inst
         old = rows.volume_of(tx, source.pool, source.instance.ref)
         volume = rows.volume_of(tx, instance.pool, instance.ref)
         rows.copy(tx, old, volume, [copy.copied(instance, snapshot) for snapshot in new])
+        instance_rows.set_stateful(tx, instance.row.id, stateful=False)  # that of the files it had
 
     copying = copy.files_of(ctx, source, instance, new)
     await ctx.storage.copies.refresh(copying, also, [snapshot.ref.name for snapshot in gone])

@@ -20,11 +20,11 @@ _FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class Ends:
-    """The ends of two pipes, each of which is closed once."""
+    """The ends of two wide pipes, each of which is closed once."""
 
     def __init__(self) -> None:
-        self.their_input, self.our_input = pipes.pipe()
-        self.our_output, self.their_output = pipes.pipe()
+        self.their_input, self.our_input = pipes.wide_pipe()
+        self.our_output, self.their_output = pipes.wide_pipe()
         self._open = {self.their_input, self.our_input, self.our_output, self.their_output}
         for descriptor in (self.our_input, self.our_output):
             os.set_blocking(descriptor, False)
@@ -134,7 +134,7 @@ async def _forward(
         count(len(data))
         try:
             await pipes.write(program_input, data)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             discarded += len(data)
             if discarded > _MOST_DISCARDED:
                 await ended.wait()  # if it has failed, that is what is told

@@ -84,7 +84,11 @@ def test_an_instance_is_copied_with_snapshots_and_refreshed(
     world.run(near, "init", f"{source}:busybox", f"{source}:c1")
     write(world, source, OWNERS, "before")
     words = ("snapshot", "create") if near == "incus" else ("snapshot",)
+    if source == "utsuwa":  # what it notes of a running instance, others do not know
+        world.run(near, "start", f"{source}:c1")
     world.run(near, *words, f"{source}:c1", "first")
+    if source == "utsuwa":
+        world.run(near, "stop", f"{source}:c1", "--force")
     write(world, source, OWNERS, "after")
     world.run(client, "copy", f"{source}:c1", f"{target}:c2", "--mode", mode)
     assert read(world, target, "c2", OWNERS) == ("after", "1000")
@@ -156,9 +160,26 @@ def test_the_own_client_copies_between_the_others(world: World, way: tuple[str, 
         write(world, source, OWNERS, "before")
         world.run("utsuwa", "copy", f"{source}:c1", f"{target}:c2", "--mode", "relay")
         assert read(world, target, "c2", OWNERS) == ("before", "1000")
+        write(world, source, OWNERS, "after")
+        world.run("utsuwa", "copy", f"{source}:c1", f"{target}:c2", "--refresh")
+        assert read(world, target, "c2", OWNERS) == ("after", "1000")
     finally:
         for name in way:
             delete_all(world.servers[name])
+
+
+@pytest.mark.parametrize("target", ["lxd", "incus"])
+def test_the_own_client_moves_a_running_instance_without_its_state(world: World, target: str) -> None:
+    world.run("utsuwa", "launch", "utsuwa:busybox", "utsuwa:c1")
+    try:
+        write(world, "utsuwa", OWNERS, "running")
+        world.run("utsuwa", "snapshot", "utsuwa:c1", "first")
+        world.run("utsuwa", "move", "utsuwa:c1", f"{target}:c2", "--stateless")
+        assert read(world, target, "c2", OWNERS) == ("running", "1000")
+        assert world.daemon.get("/1.0/instances") == []
+    finally:
+        world.daemon.delete_instances()
+        delete_all(world.servers[target])
 
 
 @pytest.fixture

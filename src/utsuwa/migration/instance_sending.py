@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from utsuwa.db.transaction import Transaction
 from utsuwa.db.volume_snapshots import VolumeSnapshotRow
 from utsuwa.instances.context import Seen, look
 from utsuwa.instances.lifecycle import freeze
-from utsuwa.instances.model import Loaded, Running
+from utsuwa.instances.model import CHOSEN_NODES, Loaded, Running
 from utsuwa.instances.running_state import saved
 from utsuwa.instances.snapshots import loading, rows
 from utsuwa.migration import index, states
@@ -43,6 +43,9 @@ from utsuwa.migration.negotiation import features, owners_message
 from utsuwa.migration.sending import Offered, Tree, send
 from utsuwa.operations.operations import Operation
 from utsuwa.storage.layer_transfer import OutgoingLayers
+
+_LAST_STATE = "volatile.last_state."
+_IDMAP = "volatile.last_state.idmap"
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ def _message(row: SnapshotRow) -> SnapshotMessage:
     data = row.data
     return SnapshotMessage(
         name=row.ref.name,
-        config=key_values(data.config),
+        config=key_values(_without_last_run(data.config)),
         profiles=list(data.profiles),
         ephemeral=data.ephemeral,
         devices=[DeviceMessage(name, key_values(device)) for name, device in data.devices.items()],
@@ -259,6 +262,15 @@ def _message(row: SnapshotRow) -> SnapshotMessage:
         creation_date=seconds(row.created_at),
         expiry_date=0 if row.expires_at is None else seconds(row.expires_at),
     )
+
+
+def _without_last_run(config: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what concerns this host alone: other programs refuse keys that they do not know."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key != CHOSEN_NODES and (key == _IDMAP or not key.startswith(_LAST_STATE))
+    }
 
 
 def key_values(config: dict[str, str]) -> list[KeyValue]:

@@ -46,10 +46,10 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
     else:
         new = _copy_here(session, source, name, new, record, settings, flags)
     if refresh:
-        # Without volatile keys, so that the copy keeps its own.
-        kept = {key: value for key, value in settings["config"].items() if not key.startswith("volatile.")}
+        there = target.get(instance_path(new), **where)
         if not flags.text("storage"):
-            _stay_on_pool(settings["devices"], record, target.get(instance_path(new), **where))
+            _stay_on_pool(settings["devices"], record, there)
+        kept = _with_volatile_of(there["config"], settings["config"])
         answer = target.put(path_to("instances", new), settings | {"config": kept}, **where)
         session.settle(target, answer, f"Refreshing {new}")
 
@@ -165,6 +165,15 @@ def _config(record: dict[str, Any], flags: Flags) -> dict[str, str]:
     return own | pairs(flags.many("config"))
 
 
+def _moved(config: dict[str, str]) -> dict[str, str]:
+    """Leave out what concerns the source alone: LXD refuses keys that it does not know."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key in _KEPT or not key.startswith(("volatile.last_state.", "volatile.cpu."))
+    }
+
+
 def _devices(record: dict[str, Any], flags: Flags) -> dict[str, dict[str, str]]:
     """Return the devices of the source, changed by `--device` and `--storage`, also those of profiles."""
     devices = {name: dict(device) for name, device in record["devices"].items()}
@@ -180,6 +189,12 @@ def _devices(record: dict[str, Any], flags: Flags) -> dict[str, dict[str, str]]:
 
 def _root_name(expanded: dict[str, dict[str, str]]) -> str:
     return next((n for n, d in expanded.items() if d["type"] == "disk" and d.get("path") == "/"), "root")
+
+
+def _with_volatile_of(there: dict[str, str], config: dict[str, str]) -> dict[str, str]:
+    """Return a configuration for a copy, which keeps its own volatile keys: LXD wants to be told them."""
+    kept = {key: value for key, value in there.items() if key.startswith("volatile.")}
+    return {key: value for key, value in config.items() if not key.startswith("volatile.")} | kept
 
 
 def _stay_on_pool(devices: dict[str, dict[str, str]], record: dict[str, Any], there: dict[str, Any]) -> None:
@@ -225,7 +240,7 @@ def _move_away(session: Session, source: tuple[str, str], target: tuple[str, str
     if record["expanded_config"].get("security.protection.delete") in ("true", "1", "yes", "on"):
         raise CommandFailed(f"{name} is protected: unset security.protection.delete first")
     settings = _settings(record, flags)
-    settings["config"] = record["config"] | pairs(flags.many("config"))
+    settings["config"] = _moved(record["config"]) | pairs(flags.many("config"))
     settings["ephemeral"] = record["ephemeral"]
     settings["stateful"] = record["stateful"] and not flags.on("stateless")
     downtime = _downtime(session, server, session.server(target[0]), (name, target[1]), record, flags)

@@ -164,10 +164,12 @@ def test_what_passes_by_itself(host: Host) -> None:
 
 def test_mounts_made_inside(host: Host) -> None:
     info = ROOT + "3 1 0:9 / /mnt/o rw - overlay x rw\n4 1 0:8 / /mnt/f rw - fuse.sshfs x rw\n"
+    info += "6 1 0:6 / /sys/fs/bpf rw - bpf x rw\n"
     (host.proc / "7/mountinfo").write_text(info + "5 2 0:7 / /run/credentials/a.service rw - ramfs x rw\n")
-    overlay, fuse, credentials = found(host)
+    overlay, fuse, bpf, credentials = found(host)
     assert overlay.remedy == "unmount /mnt/o in the instance"
     assert "fuse.sshfs" in fuse.reason
+    assert bpf.remedy == "unmount /sys/fs/bpf in the instance"
     assert "migration.stateful" in credentials.remedy
 
 

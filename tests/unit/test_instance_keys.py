@@ -214,6 +214,7 @@ def test_keys_that_are_live() -> None:
             "limits.memory.oom_priority",
             "linux.sysctl.net.ipv4.ip_forward",
             "raw.lxc",
+            "security.bpffs.delegate_cmds",
             "security.devlxd",
             "security.idmap.isolated",
             "security.nesting",
@@ -228,7 +229,7 @@ def test_keys_that_are_live() -> None:
             "snapshots.schedule",
         )
     )
-    assert not in_force("security.bpffs.path")
+    assert not in_force("oci.entrypoint")
 
 
 @pytest.mark.parametrize("groups", [INSTANCE_KEY_GROUPS, SERVER_KEY_GROUPS])

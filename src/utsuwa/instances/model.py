@@ -19,6 +19,7 @@ from utsuwa.db.warnings import Subject
 from utsuwa.host.cgroups.accounting import Accounts
 from utsuwa.host.cgroups.usage import Meter
 from utsuwa.host.helper.client import AttachCache
+from utsuwa.host.helper.mounting import InnerPath
 from utsuwa.host.processes.pidfds import Process
 from utsuwa.profiles.expand import Expanded
 from utsuwa.projects.restrictions import Restrictions
@@ -169,6 +170,10 @@ class Running:
         # raw.lxc may affect attached processes in ways that cannot be read back.
         self.attach_cache = None if self.config.get("raw.lxc") else AttachCache(self.init)
         self.cpu_wish = CpuWish.of(self.config)
+
+    def inside(self, path: str) -> InnerPath:
+        """Return a path in the container, for calls of the helper's sessions for mounts."""
+        return InnerPath(self.init, path, self.idmap.host_uid(0), self.idmap.host_gid(0))
 
     @property
     def restarting(self) -> bool:

@@ -8,7 +8,7 @@ from utsuwa.core.errors import Forbidden, InvalidRequest
 from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.scope import Policy
 from utsuwa.db.instance_data import InstanceData
-from utsuwa.instances.confinement import credentials, nvidia
+from utsuwa.instances.confinement import bpf_tokens, credentials, nvidia
 from utsuwa.instances.confinement.raw_lxc import check_raw_lxc
 from utsuwa.profiles.expand import Expanded
 from utsuwa.projects.restrictions import Restrictions
@@ -33,6 +33,7 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     restrictions.check(config, expanded.devices, profile=False)
     credentials.check(config)
     nvidia.check(config)
+    bpf_tokens.check(config)
     seccomp.check(config)
     interception.check(config)
     apparmor.check_raw(config.get("raw.apparmor", ""))

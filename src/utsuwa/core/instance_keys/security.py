@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from utsuwa.core import key_checks as checks
 from utsuwa.core.config_keys import ConfigKey
-from utsuwa.core.instance_keys.records import for_vms, later
+from utsuwa.core.instance_keys.records import for_vms
 
 
 def _bool_now(name: str, default: str, help: str, *, live: bool = False) -> ConfigKey:
@@ -106,15 +106,21 @@ SECURITY = (
     _interception("setxattr", "Set the allowed extended attributes for the instance."),
     _interception("sysinfo", "Answer sysinfo() with the instance's limits."),
     *(
-        later(f"security.bpffs.delegate_{name}", "list", live=False, scope="container", help=help)
+        ConfigKey(
+            f"security.bpffs.delegate_{name}",
+            live=False,
+            scope="container",
+            help=f"{help} that the instance may use with a token, such as `any`.",
+            validate=checks.delegation,
+        )
         for name, help in (
-            ("attachs", "Attach types of BPF programs that the instance may use."),
-            ("cmds", "bpf() commands that the instance may use."),
-            ("maps", "Types of BPF maps that the instance may use."),
-            ("progs", "Types of BPF programs that the instance may use."),
+            ("attachs", "Attach types of BPF programs"),
+            ("cmds", "Commands of bpf()"),
+            ("maps", "Types of BPF maps"),
+            ("progs", "Types of BPF programs"),
         )
     ),
-    later(
+    ConfigKey(
         "security.bpffs.path",
         default="/sys/fs/bpf",
         live=False,

@@ -305,7 +305,7 @@ def _mounts(folder: Path, disks: frozenset[str], *, prepared: bool) -> Iterator[
 def _is_foreign(fstype: str, target: str) -> bool:
     if fstype.startswith("fuse") and fstype not in ("fuse.lxcfs", "fusectl"):  # which are the host's
         return True
-    return fstype == "ramfs" or (fstype == "overlay" and target != "/")
+    return fstype in ("bpf", "ramfs") or (fstype == "overlay" and target != "/")
 
 
 def _unread_netlink(folder: Path) -> bool:

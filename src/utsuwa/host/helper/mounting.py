@@ -7,6 +7,7 @@ takes several times the processor time of a mount.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,10 @@ class Mounting:
         `propagation` are flags of mount(2).
         """
         await self._call("mount", inside, propagation, fds=(tree,))
+
+    async def mount_bpf(self, inside: InnerPath, options: Sequence[tuple[str, str]]) -> None:
+        """Mount a BPF file system of the container's with these options, as `mount`."""
+        await self._call("mount_bpf", inside, options)
 
     async def unmount(self, inside: InnerPath, *, remove_file: bool = False) -> bool:
         """Unmount what is mounted at a path; return whether anything was.

@@ -7,7 +7,9 @@ Paths are resolved in the container, by its own root: neither symlinks nor `..` 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import stat
 
 from utsuwa.host import syscalls
@@ -40,7 +42,12 @@ class MountCalls:
         kernel.set_not_dumpable()
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
-        return {"mount": self.attach, "unmount": self.detach, "mounted": self.mounted}
+        return {
+            "mount": self.attach,
+            "mount_bpf": self.attach_bpf,
+            "unmount": self.detach,
+            "mounted": self.mounted,
+        }
 
     def attach(self, init: int, tree: int, path: str, uid: int, gid: int, propagation: int) -> None:
         """Attach a detached mount at `path`, which is created with its parents if it does not exist."""
@@ -54,6 +61,23 @@ class MountCalls:
             if propagation:
                 recursive = bool(propagation & syscalls.MS_REC)
                 syscalls.mount_setattr(tree, propagation=propagation & ~syscalls.MS_REC, recursive=recursive)
+
+    def attach_bpf(self, init: int, path: str, uid: int, gid: int, options: list[tuple[str, str]]) -> None:
+        """Attach a new BPF file system of the container's, with options that only the host's root can set."""
+        context = _opened_inside(init, "bpf")
+        try:
+            for key, value in options:
+                syscalls.fsconfig_string(context, key, value)
+            syscalls.fsconfig_create(context)
+            tree = syscalls.fsmount(
+                context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+            )
+        finally:
+            os.close(context)
+        try:
+            self.attach(init, tree, path, uid, gid, 0)
+        finally:
+            os.close(tree)
 
     def detach(self, init: int, path: str, uid: int, gid: int, remove_file: bool) -> bool:
         """Unmount what is mounted at `path`; return whether anything was.
@@ -111,6 +135,30 @@ class MountCalls:
             _own_files_as(0, 0)
         except BaseException:
             os._exit(_NOT_RETURNED)
+
+
+def _opened_inside(init: int, kind: str) -> int:
+    """Return a context of a new file system that will belong to a container's user namespace.
+
+    A process can open one in its own namespace only, and could not return from that of a container.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if not child:
+            try:
+                kernel.setns(init, kernel.NAMESPACES["user"] | kernel.NAMESPACES["mnt"])
+                socket.send_fds(theirs, [b"\0"], [syscalls.fsopen(kind)])
+            except OSError as error:
+                os._exit(error.errno or errno.EIO)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            number = os.waitstatus_to_exitcode(status)
+            raise OSError(number, os.strerror(number) if number > 0 else "it was killed")
+        _, (context,), _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        return context
 
 
 def _own_files_as(uid: int, gid: int) -> None:

@@ -94,7 +94,7 @@ class _Container:
         running = self.ctx.runtime.get(self.instance.ref)
         if running is None:
             raise ProcessLookupError
-        return InnerPath(running.init, path, self.idmap.host_uid(0), self.idmap.host_gid(0))
+        return running.inside(path)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from utsuwa.core.errors import HostError
-from utsuwa.host.helper.mounting import InnerPath
 from utsuwa.host.mounts import detached
 from utsuwa.host.mounts.mounts import Mount, parse_mountinfo
 from utsuwa.host.system import lxcfs
@@ -82,7 +81,7 @@ class LxcfsFollower:
             there = places.get(place)
             if there is not None and (there.fstype != lxcfs.FILESYSTEM or there.device == self._device):
                 continue  # it is there, or covered by a mount of the guest's own
-            inside = InnerPath(running.init, place, running.idmap.host_uid(0), running.idmap.host_gid(0))
+            inside = running.inside(place)
             tree = await asyncio.to_thread(detached.copy_of, file)
             try:
                 if there is not None:

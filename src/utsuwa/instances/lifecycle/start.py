@@ -28,7 +28,16 @@ from utsuwa.host.mounts import mounts
 from utsuwa.host.processes import pidfds
 from utsuwa.host.system import kernel_modules
 from utsuwa.instances import identity
-from utsuwa.instances.confinement import cpu_balance, credentials, host_facts, limits, lxcconf, nodes, nvidia
+from utsuwa.instances.confinement import (
+    bpf_tokens,
+    cpu_balance,
+    credentials,
+    host_facts,
+    limits,
+    lxcconf,
+    nodes,
+    nvidia,
+)
 from utsuwa.instances.confinement import policies as confinement
 from utsuwa.instances.confinement.conf_lines import Pair
 from utsuwa.instances.context import Context, Seen, load, load_again
@@ -209,6 +218,7 @@ async def _bring_up(ctx: Context, instance: Loaded, saved: Saved | None, undo: R
     )
     if saved is not None:
         await resume.apply_limits(ctx, running, prepared.limits.disks)
+    await bpf_tokens.mount(ctx.helper.mounting, running)
     return running
 
 
@@ -266,6 +276,7 @@ async def _ready_host(ctx: Context, instance: Loaded) -> None:
     await ctx.storage.pools.ensure_available(instance.pool)
     await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
     await nvidia.check_host(instance.expanded.config)
+    bpf_tokens.check_host(instance.expanded.config)
 
 
 async def _mount_root(ctx: Context, instance: Loaded, idmap: IdMap, undo: Rollback) -> Path:

@@ -124,6 +124,31 @@ def test_what_cannot_be_moved_is_refused_before_anything_moves(both: Hosts) -> N
     both.far.do("PATCH", url, {"restricted": False, "projects": []})
 
 
+def test_who_waits_for_a_move_does_not_start_it_here_again(both: Hosts) -> None:
+    both.lxc("launch", "busybox", "c1")
+    both.near.lxc("exec", "c1", "--", "dd", "if=/dev/urandom", "of=/large", "bs=1M", "count=5")
+    both.near.do("PATCH", "/1.0/storage-pools/default", {"config": {"rsync.bwlimit": "1MiB"}})
+    moving = threading.Thread(target=both.lxc, args=("move", "near:c1", "far:c1"))
+    moving.start()
+    try:
+        until(lambda: is_sending(both.near))
+        actions = [{"action": action, "timeout": 60} for action in ("restart", "stop", "start")]
+        replies = [both.near.api("PUT", "/1.0/instances/c1/state", action) for action in actions]
+        for reply in replies:
+            assert "has moved to another server" in both.near.wait(reply)["err"]
+    finally:
+        moving.join()
+        both.near.do("PATCH", "/1.0/storage-pools/default", {"config": {"rsync.bwlimit": ""}})
+    assert both.where("c1") == ["far"]
+    assert both.state(both.near, "c1") == ""
+
+
+def is_sending(daemon: Daemon) -> bool:
+    """Return whether a running instance is being sent, whose lock is held then."""
+    running = daemon.get("/1.0/operations?recursion=1").get("running", [])
+    return any("live_migrate_instance_progress" in (one["metadata"] or {}) for one in running)
+
+
 def test_what_fails_on_the_other_host_goes_on_here(both: Hosts) -> None:
     both.lxc("launch", "busybox", "c1")
     both.serve("c1")

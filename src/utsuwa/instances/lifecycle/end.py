@@ -237,6 +237,8 @@ async def restart_failed(ctx: Context, running: Running, restart: PendingRestart
     """Revert what a restart has recorded that failed or was cancelled before the container had ended."""
     if running.pending_restart is restart:
         running.pending_restart = None
+    if running.moved:  # which its end has recorded
+        return
     async with ctx.locks.hold("instance", running.ref):
         if ctx.runtime.get(running.ref) is running:
             if running.pending_restart is None:

@@ -46,6 +46,7 @@ from utsuwa.instances.lifecycle import device_host, device_steps, orphans
 from utsuwa.instances.lifecycle.create import check_by_liblxc
 from utsuwa.instances.lifecycle.end import Watch
 from utsuwa.instances.lifecycle.start_remedies import remedy
+from utsuwa.instances.lifecycle.stop import Moved
 from utsuwa.instances.model import (
     CHOSEN_NODES,
     POWER,
@@ -87,11 +88,14 @@ async def start(
     Its own saved running state is restored, or discarded if `stateless`; `saved` is restored in its place.
 
     Raises InvalidRequest if it is already running, InvalidConfig or NotFound if its configuration refers to
-    something that does not exist, StartFailed with liblxc's reason, or NotStartedAgain if the start belongs
-    to a `restart` that was cancelled. On failure, all preparations are undone.
+    something that does not exist, StartFailed with liblxc's reason, NotStartedAgain if the start belongs
+    to a `restart` that was cancelled, or Moved. On failure, all preparations are undone.
     """
     cgroup_moves.warm_soon()
+    before = ctx.runtime.get(ref)
     async with ctx.locks.hold("instance", ref):
+        if before is not None and before.moved:  # who wanted it to run has not seen that it is elsewhere
+            raise Moved(ref.name)
         if restart is not None and restart.cancelled:
             raise NotStartedAgain(
                 f"The instance {ref.name!r} is not started again: another request has stopped it"

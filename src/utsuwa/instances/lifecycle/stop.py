@@ -8,7 +8,7 @@ import logging
 import signal
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import HostError, InvalidRequest, NotFound, UtsuwaError
+from utsuwa.core.errors import Conflict, HostError, InvalidRequest, NotFound, UtsuwaError
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import moves as cgroup_moves
@@ -36,6 +36,15 @@ class NotStoppedInTime(UtsuwaError):
     status = 400
 
 
+class Moved(Conflict):
+    """The container went over to another server while a request waited for it."""
+
+    key = "moved"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The instance {name!r} has moved to another server meanwhile")
+
+
 def running(ctx: Context, ref: InstanceRef) -> Running:
     """Return the running container. Raises InvalidRequest if it is stopped."""
     found = ctx.runtime.get(ref)
@@ -49,7 +58,8 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
 
     With `force` it is killed. Otherwise it has `seconds` to stop (CLEAN_STOP_LIMIT if not positive); after
     that, NotStoppedInTime is raised and it keeps running. With `reboot`, its reboot signal is preferred. If
-    cancelled while waiting, nothing more is done to the container.
+    cancelled while waiting, nothing more is done to the container. Raises Moved if it has gone over to
+    another server meanwhile.
     """
     container = running(ctx, ref)
     if force:
@@ -59,13 +69,12 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
     wanted = await signals.configured(ctx, container, *(("reboot", "halt") if reboot else ("halt",)))
     number = await signals.wait_for_handler(container, wanted)
     async with ctx.locks.hold("instance", ref):
-        if ctx.runtime.get(ref) is not container:
-            return
-        check_thawed(container)
-        if parse_bool(container.config.get("boot.autorestart", "")):
-            marker = ctx.runtime_paths(container).stop_requested
-            await in_thread(marker.touch)
-        container.init.send_signal(number)
+        if ctx.runtime.get(ref) is container:
+            check_thawed(container)
+            if parse_bool(container.config.get("boot.autorestart", "")):
+                marker = ctx.runtime_paths(container).stop_requested
+                await in_thread(marker.touch)
+            container.init.send_signal(number)
     try:
         await asyncio.wait_for(container.ended.wait(), seconds if seconds > 0 else CLEAN_STOP_LIMIT)
     except TimeoutError:
@@ -73,7 +82,13 @@ async def stop(ctx: Context, ref: InstanceRef, *, force: bool, seconds: float, r
             f"The instance {ref.name!r} did not stop in time: look at its console "
             f"(`utsuwa console --show-log {ref.name}`), or stop it with `utsuwa stop --force {ref.name}`"
         ) from None
+    await _settled(container)
+
+
+async def _settled(container: Running) -> None:
     await container.settled.wait()
+    if container.moved:
+        raise Moved(container.name)
 
 
 def check_thawed(container: Running) -> None:
@@ -88,7 +103,7 @@ def check_thawed(container: Running) -> None:
 async def kill(ctx: Context, container: Running) -> None:
     """Kill a container's init, and thereby all of its processes, and wait for the end.
 
-    If `lxc.signal.stop` is configured, that signal is tried first.
+    If `lxc.signal.stop` is configured, that signal is tried first. Raises Moved as `stop`.
     """
     container.forced = True
     if container.frozen:
@@ -108,7 +123,7 @@ async def kill(ctx: Context, container: Running) -> None:
             await asyncio.wait_for(container.ended.wait(), STOP_SIGNAL_GRACE)
     if not container.ended.is_set():
         await _kill_now(ctx, container)
-    await container.settled.wait()
+    await _settled(container)
 
 
 async def _kill_now(ctx: Context, container: Running) -> None:

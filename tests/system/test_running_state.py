@@ -215,6 +215,22 @@ def test_a_snapshot_has_disk_and_memory_of_one_instant(d: Daemon, pool: str) -> 
     assert not saved.parent.exists()
 
 
+def test_snapshots_that_wait_for_a_stateful_stop(d: Daemon) -> None:
+    """They have the lock before what cleans up after the container: there are files, but no processes."""
+    launch(d)
+    stop = d.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "stateful": True})
+    url = "/1.0/instances/c1/snapshots"
+    warm, cold = (
+        d.api("POST", url, {"name": n, "stateful": s}) for n, s in (("warm", True), ("cold", False))
+    )
+    assert d.wait(stop)["err"] == ""
+    assert d.wait(warm)["err"] == "The instance 'c1' has ended meanwhile: its state was not saved"
+    assert d.wait(cold)["err"] == ""
+    assert [s["name"] for s in d.get(f"{url}?recursion=1")] == ["cold"]
+    d.lxc("start", "c1")
+    counts_on(d, 1)
+
+
 # ---- refusals and failures
 
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from utsuwa.core import faults
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import HostError, InvalidRequest
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.threads import in_thread
 from utsuwa.host.cgroups import freezer
@@ -48,18 +48,24 @@ async def unfreeze(ctx: Context, ref: InstanceRef) -> None:
 
 @asynccontextmanager
 async def held(ctx: Context, container: Running) -> AsyncIterator[None]:
-    """Keep a container's processes from running; does nothing if they are frozen already.
+    """Keep a container's processes from running; does nothing if they are frozen already, or have ended.
 
     The caller holds the instance's lock. If the daemon is killed meanwhile, its next start thaws them. They
     stay frozen if it is undecided whether the container runs elsewhere (`RuntimePaths.undecided`).
     """
-    if container.frozen:
+    if container.frozen or container.init.ended:
         yield
         return
     marker, undecided = ctx.runtime_paths(container).held, ctx.runtime_paths(container).undecided
     await in_thread(marker.touch)
     try:
-        async with freezer.frozen(container.init_pid, container.ref.storage_name, unless=undecided):
+        async with AsyncExitStack() as stack:
+            frozen = freezer.frozen(container.init_pid, container.ref.storage_name, unless=undecided)
+            try:
+                await stack.enter_async_context(frozen)
+            except HostError:
+                if not container.init.ended:
+                    raise
             faults.point("container held")
             yield
     finally:

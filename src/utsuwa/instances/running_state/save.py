@@ -93,13 +93,15 @@ async def save(
     frozen, so that its disk is that of the same instant; then it runs on. If it `ends` instead, it gets no
     packets either. `held` is called before each attempt to save it, when it has been frozen for that; it
     runs on after one that fails. If anything fails, nothing is left. Raises NotSaved with the reason,
-    OutOfSpace.
+    OutOfSpace, InvalidRequest if the container has ended.
     """
+    _check_runs(container)
     await _refuse(ctx, instance, container)
     for attempt in range(1, _TRIES + 1):
         failure = await _attempt(ctx, instance, container, criu, meanwhile, held, ends=ends)
         if failure is None:
             return
+        _check_runs(container)
         log.info(
             "the state of %r was not saved: %s",
             container.name,
@@ -112,6 +114,12 @@ async def save(
             await asyncio.to_thread(directories.look_up, container.init_pid)
         else:
             await asyncio.sleep(_PAUSE)
+
+
+def _check_runs(container: Running) -> None:
+    """Raise InvalidRequest if a container has ended: what could not be read of it, that explains."""
+    if container.init.ended:
+        raise InvalidRequest(f"The instance {container.name!r} has ended meanwhile: its state was not saved")
 
 
 async def _refuse(ctx: Context, instance: Loaded, container: Running) -> None:
@@ -204,6 +212,7 @@ def _plan(
         console = os.stat(proc / "root/dev/console")  # noqa: PTH116 - of another mount namespace
         inner = mounts.parse_mountinfo((proc / "mountinfo").read_bytes())
     except OSError as error:
+        _check_runs(container)
         raise HostError(f"The container {container.name!r} cannot be examined: {error}") from error
     host = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
     disks = [device.get("path", "") for device in container.devices.values() if device.get("type") == "disk"]

@@ -215,17 +215,19 @@ def test_a_snapshot_has_disk_and_memory_of_one_instant(d: Daemon, pool: str) -> 
     assert not saved.parent.exists()
 
 
-def test_snapshots_that_wait_for_a_stateful_stop(d: Daemon) -> None:
-    """They have the lock before what cleans up after the container: there are files, but no processes."""
+def test_what_waits_for_a_stateful_stop(d: Daemon) -> None:
+    """It has the lock before what cleans up after the container: there are files, but no processes."""
     launch(d)
     stop = d.api("PUT", "/1.0/instances/c1/state", {"action": "stop", "stateful": True})
     url = "/1.0/instances/c1/snapshots"
     warm, cold = (
         d.api("POST", url, {"name": n, "stateful": s}) for n, s in (("warm", True), ("cold", False))
     )
+    pause = d.api("PUT", "/1.0/instances/c1/state", {"action": "freeze"})
     assert d.wait(stop)["err"] == ""
     assert d.wait(warm)["err"] == "The instance 'c1' has ended meanwhile: its state was not saved"
     assert d.wait(cold)["err"] == ""
+    assert "has ended meanwhile" in d.wait(pause)["err"]
     assert [s["name"] for s in d.get(f"{url}?recursion=1")] == ["cold"]
     d.lxc("start", "c1")
     counts_on(d, 1)
@@ -497,6 +499,38 @@ def test_devices_that_the_state_lacks(d: Daemon) -> None:
     d.lxc("config", "device", "remove", "c1", "eth1")
     d.lxc("start", "c1")
     counts_on(d, 1)
+
+
+def test_disks_and_devices_that_were_added_since(d: Daemon, tmp_path: Path) -> None:
+    """They are mounted when the processes go on, saved again with them, and removed like others."""
+    (tmp_path / "file").touch()
+    tmp_path.chmod(0o755)
+    d.do("POST", "/1.0/storage-pools/default/volumes/custom", {"name": "v1"})
+    launch(d)
+    d.lxc("config", "device", "add", "c1", "old", "disk", f"source={tmp_path}", "path=/mnt/old")
+    d.lxc("stop", "--stateful", "c1")
+    added = {
+        "folder": ("disk", f"source={tmp_path}", "path=/mnt/folder"),
+        "volume": ("disk", "pool=default", "source=v1", "path=/mnt/volume"),
+        "node": ("unix-char", "source=/dev/zero", "path=/dev/zero9"),
+        "none": ("disk", f"source={tmp_path}/none", "path=/mnt/none", "required=false"),
+    }
+    for name, words in added.items():
+        d.lxc("config", "device", "add", "c1", name, *words)
+    d.lxc("start", "c1")
+    counts_on(d, 1)
+    run = ("exec", "c1", "--", "sh", "-c")
+    d.lxc(*run, "ls /mnt/old/file /mnt/folder/file && head -c 1 /dev/zero9 && touch /mnt/volume/x")
+    for _ in range(2):
+        d.lxc("stop", "--stateful", "c1")
+        d.lxc("start", "c1")
+    d.lxc(*run, "ls /mnt/old/file /mnt/folder/file /mnt/volume/x && head -c 1 /dev/zero9")
+    for name in added:
+        d.lxc("config", "device", "remove", "c1", name)
+    assert "/mnt/" not in d.lxc(*run, "grep -v /mnt/old /proc/mounts").stdout
+    assert d.lxc(*run, "ls /dev/zero9", check=False).returncode
+    d.lxc("delete", "--force", "c1")
+    d.do("DELETE", "/1.0/storage-pools/default/volumes/custom/v1")
 
 
 def test_what_was_mounted_of_the_host_may_have_been_replaced(d: Daemon, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from utsuwa import devices as device_types
 from utsuwa.core import faults
 from utsuwa.core.rollback import Rollback
 from utsuwa.devices import BindMount, DeviceHost, RunConfig
+from utsuwa.devices.inner_mount import InnerMount
 from utsuwa.host.cgroups import io_limits as io
 from utsuwa.host.mounts.device_folder import DeviceNumber
 from utsuwa.host.network.veth import Pair
@@ -90,6 +91,20 @@ async def started_all(host: DeviceHost, steps: Steps) -> None:
     faults.point("container started")
     for device in device_types.ordered(host.devices):
         await device.started(now)
+
+
+async def attach_missing(host: DeviceHost) -> None:
+    """Mount devices that a restored container lacks: they were added after its state was saved.
+
+    The failure of one is logged, as the processes run already.
+    """
+    for device in device_types.ordered(host.devices):
+        if isinstance(device, InnerMount):
+            try:
+                if not await device.attached(host):
+                    await device.attach(host)
+            except Exception:
+                log.exception("device %r of instance %r is not attached", device.name, host.instance.name)
 
 
 async def killed_all(host: DeviceHost) -> None:

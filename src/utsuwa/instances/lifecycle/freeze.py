@@ -23,6 +23,8 @@ async def freeze(ctx: Context, ref: InstanceRef) -> None:
         container = running(ctx, ref)
         if container.frozen:
             raise InvalidRequest(f"The instance {ref.name!r} is already frozen")
+        if container.init.ended:
+            raise InvalidRequest(f"The instance {ref.name!r} has ended meanwhile")
         await ctx.helper.freeze(container.ref.storage_name, ctx.paths.containers)
         container.frozen = True
         if container.forced:  # killed meanwhile: frozen processes would not end

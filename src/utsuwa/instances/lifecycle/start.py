@@ -116,6 +116,10 @@ async def start(
             await asyncio.gather(announce.announce(running), own_state.discard(ctx, instance))
         ctx.runtime.add(running)
         watch.begin(running)
+        if saved is not None:
+            await device_steps.attach_missing(
+                device_host.host_of(ctx, instance, running.idmap, running.init_pid)
+            )
     await cpu_balance.try_to_rebalance(ctx)
     await requirements.judge(ctx, running)
 

@@ -127,9 +127,13 @@ def test_directories_are_transferred_recursively(c1: Daemon, here: Path) -> None
     inside(c1, "mkfifo /tmp/x/source/fifo")
     said = file(c1, "pull", "-r", "c1/tmp/x/source", "back")[1]
     assert said == "Skipped /tmp/x/source/fifo: a FIFO, not a regular file\n"
-    assert tree(here / "back") == expected
-    file(c1, "pull", "-r", "c1/tmp/x/source", "back", status=0)
     assert tree(here / "back/source") == expected
+    file(c1, "pull", "-r", "c1/tmp/x/source", "back", status=0)  # again, with the same result
+    assert tree(here / "back/source") == expected
+    assert [path.name for path in (here / "back").iterdir()] == ["source"]
+    c1.lxc("file", "pull", "-r", "c1/tmp/x/source/sub dir", str(here / "theirs"))
+    file(c1, "pull", "-r", "c1/tmp/x/source/sub dir", "ours")
+    assert sorted(tree(here / "ours")) == sorted(tree(here / "theirs"))
 
 
 def test_a_pulled_tree_is_one_request(c1: Daemon, here: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_pulled_tree_is_one_request(c1: Daemon, here: Path) -> None:
     said = file(c1, "--debug", "pull", "-r", "c1/tmp/t", "back")[1]
     assert "Skipped /tmp/t/deep/fifo: a FIFO, not a regular file\n" in said
     assert said.count("> GET /1.0/instances/c1/files") == 1
-    back = here / "back"
+    back = here / "back/t"
     assert (back / "first").stat().st_ino == (back / "deep/second").stat().st_ino
     assert stat.S_IMODE((back / "first").stat().st_mode) == 0o604
     assert stat.S_IMODE((back / "deep").stat().st_mode) == 0o2750
@@ -168,7 +172,7 @@ def test_a_file_that_cannot_be_read_ends_a_pull(c1: Daemon, here: Path) -> None:
     said = file(c1, "pull", "-r", "c1/proc/sys/net/ipv4/route", "back", status=1)[1]
     assert "/proc/sys/net/ipv4/route/flush: " in said
     file(c1, "pull", "-r", "c1/tmp/t", "back2")
-    assert (here / "back2/a").read_text() == "1\n"
+    assert (here / "back2/t/a").read_text() == "1\n"
 
 
 def test_a_tree_without_its_own_name(c1: Daemon, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +303,7 @@ def test_whole_trees_for_a_server_that_takes_no_archives(c1: Daemon, here: Path)
     assert inside(c1, "cat /tmp/tree/link") == "content"
     pulling = [sys.executable, "-c", WITHOUT_ARCHIVES, "file", "pull", "-r", "c1/tmp/tree", "back"]
     subprocess.run(pulling, env=environment(c1), capture_output=True, timeout=60, check=True)
-    assert tree(here / "back") == tree(here / "tree")
+    assert tree(here / "back/tree") == tree(here / "tree")
 
 
 def test_a_full_disk(c1: Daemon, here: Path) -> None:

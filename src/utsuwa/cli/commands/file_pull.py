@@ -41,7 +41,7 @@ def _run(session: Session, arguments: list[str], flags: Flags) -> None:
     pulling = _Pull(session, recursive=flags.on("recursive"))
     for files, path in found:
         name = posixpath.basename(posixpath.normpath(path))
-        pulling.pull(files, path, os.path.join(target, name) if into and name else target)
+        pulling.pull(files, path, name, target, into=into)
 
 
 def _make_local_directories(path: str, *, parents: bool) -> None:
@@ -71,12 +71,19 @@ class _Pull:
         self._recursive = recursive
         self._line = progress.Line(session.shows_progress)
 
-    def pull(self, files: RemoteFiles, path: str, target: str) -> None:
+    def pull(self, files: RemoteFiles, path: str, name: str, target: str, *, into: bool) -> None:
+        """Write what is at the path to the target, or `into` it. A directory is always put into its target, which
+        is created: so the same command has the same result when it is repeated."""
         file = files.get(path, archive=self._recursive)
         if file.type == "directory" and not self._recursive:
             file.content()
             raise CommandFailed("Can't pull a directory without --recursive")
         try:
+            if file.type in ("archive", "directory"):
+                os.makedirs(target, exist_ok=True)
+                into = True
+            if into and name:
+                target = os.path.join(target, name)
             if file.type == "archive":
                 self._unpack(files, file, path, target)
             elif file.type == "directory":

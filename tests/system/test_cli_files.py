@@ -52,10 +52,15 @@ def test_push_and_pull(c1: Daemon, here: Path) -> None:
     (here / "f").write_text("hello")
     (here / "f").chmod(0o640)
     os.chown(here / "f", 7, 8)
+    (here / "large").write_bytes(os.urandom(3_000_000))
     file(c1, "push", "f", "c1/tmp/")
     assert inside(c1, "stat -c '%a %u %g' /tmp/f; cat /tmp/f").split() == ["640", "7", "8", "hello"]
     file(c1, "push", "--uid=1", "--gid", "2", "--mode=604", "f", "c1/tmp/g")
     assert inside(c1, "stat -c '%a %u %g' /tmp/g").split() == ["604", "1", "2"]
+    for name in ("f", "large"):
+        for mode in ("4755", "1777", "2710"):
+            file(c1, "push", f"--mode={mode}", name, "c1/tmp/special")
+            assert inside(c1, "stat -c %a /tmp/special; rm /tmp/special").split() == [mode]
     file(c1, "push", "-", "c1/tmp/in", stdin=b"typed")
     assert inside(c1, "cat /tmp/in; stat -c ' %a' /tmp/in") == "typed 600\n"
     file(c1, "pull", "c1/tmp/g", "back")
@@ -64,7 +69,6 @@ def test_push_and_pull(c1: Daemon, here: Path) -> None:
     assert file(c1, "pull", "c1/tmp/in", "-")[0] == b"typed"
     file(c1, "pull", "c1/tmp/f", "c1/tmp/in", "both")
     assert sorted(path.name for path in (here / "both").iterdir()) == ["f", "in"]
-    (here / "large").write_bytes(os.urandom(3_000_000))
     file(c1, "push", "large", "local:c1/tmp/")
     file(c1, "pull", "c1/tmp/large", "large2")
     assert (here / "large2").read_bytes() == (here / "large").read_bytes()

@@ -215,7 +215,7 @@ def _headers(kind: str, owner: Owner) -> dict[str, str]:
     if owner.gid is not None:
         headers["X-LXD-gid"] = str(owner.gid)
     if owner.mode is not None:
-        headers["X-LXD-mode"] = f"{owner.mode:04o}"
+        headers["X-LXD-mode"] = f"0{owner.mode:o}"  # servers take a number without a leading 0 as decimal
     return headers
 
 

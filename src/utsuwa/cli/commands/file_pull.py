@@ -72,8 +72,10 @@ class _Pull:
         self._line = progress.Line(session.shows_progress)
 
     def pull(self, files: RemoteFiles, path: str, name: str, target: str, *, into: bool) -> None:
-        """Write what is at the path to the target, or `into` it. A directory is always put into its target, which
-        is created: so the same command has the same result when it is repeated."""
+        """Write what is at the path to the target, or `into` it.
+
+        A directory is always put into the target, which is created: a repeated command has the same result.
+        """
         file = files.get(path, archive=self._recursive)
         if file.type == "directory" and not self._recursive:
             file.content()

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 from functools import partial
 
 from utsuwa.host import syscalls
@@ -135,7 +136,7 @@ class _Unnamed:
     """A file without a name, which is gone when it is closed before `publish`."""
 
     def __init__(self, folder: int, name: str, mode: int, owner: tuple[int, int]) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._mode = folder, name, mode
         self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode & 0o777, dir_fd=folder)
         try:
             claim(self.fd, mode, owner)
@@ -145,6 +146,7 @@ class _Unnamed:
 
     def publish(self) -> None:
         """Raises FileExistsError."""
+        _complete_mode(self.fd, self._mode)
         os.link(f"/proc/self/fd/{self.fd}", self._name, dst_dir_fd=self._folder)
 
     def move(self, folder: int, name: str) -> None:
@@ -161,7 +163,7 @@ class _Named:
     """A file with a temporary name; its lock tells that its process is alive."""
 
     def __init__(self, folder: int, name: str, mode: int, owner: tuple[int, int]) -> None:
-        self._folder, self._target, self._name = folder, folder, name
+        self._folder, self._target, self._name, self._mode = folder, folder, name, mode
         self._sweep()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
@@ -189,6 +191,7 @@ class _Named:
 
     def publish(self) -> None:
         """Raises FileExistsError."""
+        _complete_mode(self.fd, self._mode)
         old, folder, name = self._temporary, self._target, self._name
         try:
             syscalls.renameat2(self._folder, old, folder, name, replace=False)
@@ -226,6 +229,12 @@ class _Named:
                     os.unlink(name, dir_fd=self._folder)
                 finally:
                     os.close(fd)
+
+
+def _complete_mode(fd: int, mode: int) -> None:
+    """Set the bits set-user-ID and set-group-ID again, which the kernel removes when content is written."""
+    if mode & (stat.S_ISUID | stat.S_ISGID):
+        os.fchmod(fd, mode)
 
 
 def put(

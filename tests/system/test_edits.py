@@ -129,6 +129,23 @@ def test_of_clients_with_the_same_etag_one_gets_through(
         assert statuses == [200] + [412] * (AT_ONCE - 1), name
 
 
+def test_unknown_keys_cannot_be_unset(shared_daemon: Daemon, objects: dict[str, Kind]) -> None:
+    """As that is a known key which is spelled wrongly, and still set."""
+    volumes = f"{objects['pool'].url}/volumes/custom"
+    shared_daemon.do("POST", volumes, {"name": "data"})
+    configs = {**objects, "volume": Kind(f"{volumes}/data")}
+    for name in (*(name for name in WITH_MAPS if name != "image"), "volume"):
+        url = configs[name].url
+        config = shared_daemon.get(url)["config"]
+        for method, kept in (("PATCH", {}), ("PUT", config)):
+            reply = shared_daemon.api(method, url, {"config": {**kept, "limits.memry": ""}})
+            assert reply.status == 400, (name, method)
+            assert reply.error.startswith("Unknown configuration key 'limits.memry'"), (name, method)
+        shared_daemon.do("PATCH", url, {"config": {"user.none": ""}})
+        assert shared_daemon.get(url)["config"] == config, name
+    shared_daemon.do("DELETE", f"{volumes}/data")
+
+
 def test_names_are_escaped_in_urls(shared_daemon: Daemon, objects: dict[str, Kind], alias_url: str) -> None:
     assert alias_url in shared_daemon.get("/1.0/images/aliases")
     reply = shared_daemon.api("POST", alias_url, {"name": "a/b?c=d#e%"})

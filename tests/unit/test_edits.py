@@ -40,6 +40,13 @@ def test_patch_merges_maps_by_key_and_replaces_the_rest() -> None:
     assert edited(now, merge(ImagePatch(profiles=["c"])), any_state).profiles == ["c"]
 
 
+def test_a_key_that_is_not_there_is_not_unset_by_a_patch() -> None:
+    """The table of its keys judges whether there may be one."""
+    assert patch(b'{"config": {"user.x": ""}}').config == {**NOW.config, "user.x": ""}
+    now = ImagePut(properties={"os": "x"})
+    assert edited(now, merge(ImagePatch(properties={"no": ""})), any_state) == now
+
+
 def test_a_patch_may_keep_empty_values() -> None:
     change = merge(ProfilePatch(config={"user.b": ""}), empty_removes=False)
     assert edited(NOW, change, any_state).config == {"user.a": "1", "user.b": ""}

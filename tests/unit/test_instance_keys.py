@@ -392,3 +392,11 @@ def test_a_soft_limit_is_never_above_the_hard_one(soft: int, hard: int) -> None:
     else:
         with pytest.raises(InvalidConfig):
             key_checks.kernel_limit(text)
+
+
+def test_empty_values_unset_known_keys() -> None:
+    given = {"limits.memory": "", "user.x": "", "limits.cpu": "2"}
+    assert INSTANCE_KEYS.set_only(given) == {"limits.cpu": "2"}
+    with pytest.raises(InvalidConfig, match="Unknown configuration key 'limits.memry'.*'limits.memory'"):
+        INSTANCE_KEYS.set_only({"limits.memry": ""})
+    assert INSTANCE_KEYS.set_only({"limits.later": ""}, {"limits.later": "1"}) == {}  # of another version

@@ -298,6 +298,18 @@ async def test_a_limit_below_the_usage_is_refused(projects: ProjectManager, data
     await patch(projects, "web", limits_containers="2", limits_memory="2GiB", limits_disk="2GiB")
 
 
+async def test_new_limits_are_of_pools_that_exist(projects: ProjectManager, database: Database) -> None:
+    """A limit of another one would limit nothing."""
+    with pytest.raises(InvalidConfig, match=r"'limits\.disk\.pool\.q': this storage pool does not exist"):
+        await projects.create(ProjectsPost(name="web", config={"limits.disk.pool.q": "1GiB"}))
+    await projects.create(ProjectsPost(name="web", config={"limits.disk.pool.p": "1GiB"}))
+    with pytest.raises(InvalidConfig, match=r"'limits\.disk\.pool\.q'"):
+        await patch(projects, "web", limits_disk_pool_q="1GiB")
+    pool = await database.read("test", pool_rows.get, "p")
+    await database.write("test", pool_rows.delete, pool.id)
+    await patch(projects, "web", limits_disk_pool_p="2GiB", user_x="1")  # it may be deleted later
+
+
 async def test_limit_of_zero_cannot_be_added_up(projects: ProjectManager, database: Database) -> None:
     await projects.create(ProjectsPost(name="web"))
     await use(database, "c1", "default", project="web", limits_memory="0")

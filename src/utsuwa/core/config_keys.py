@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -111,6 +111,16 @@ class KeyTable:
         problems = list(self._problems(config))
         if problems:
             raise InvalidConfig("; ".join(problems))
+
+    def set_only(self, config: Mapping[str, str], old: Collection[str] = ()) -> dict[str, str]:
+        """Return the config without keys whose value is empty, which means unset.
+
+        Raises InvalidConfig for those that are neither known nor in the `old` config: who unsets a key that
+        is spelled wrongly would believe it gone.
+        """
+        unset = {key: value for key, value in config.items() if not value}
+        self.check({key: value for key, value in unset.items() if key not in old})
+        return {key: value for key, value in config.items() if value}
 
     def _problems(self, config: Mapping[str, str]) -> Iterable[str]:
         for name, value in config.items():

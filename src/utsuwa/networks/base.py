@@ -113,7 +113,7 @@ class NetworkDriver(ABC, Generic[S]):
 
     def with_defaults(self, config: Mapping[str, str]) -> dict[str, str]:
         """Return the config of a new network, with defaults for unset keys."""
-        return {key: value for key, value in config.items() if value}
+        return dict(config)
 
     async def with_auto_values(
         self, name: str, config: Mapping[str, str], taken: Callable[[], Awaitable[Collection[Subnet]]]

@@ -178,7 +178,8 @@ class NetworkManager:
         async with self._one_change(), Rollback() as undo:
             old = await self._row(project, name)
             wanted = edited(editable(old), change, if_match)
-            config = {key: value for key, value in without_volatile(wanted.config).items() if value}
+            keys = network_type(old.type).keys
+            config = keys.set_only(without_volatile(wanted.config), old.config)
             new = await self._filled(replace(old, description=wanted.description, config=config))
             await self._database.read("restrictions", _check_rules, new)
             await self._check_ports(project, self._live.read(new))
@@ -270,7 +271,8 @@ class NetworkManager:
 
     async def _first_row(self, given: NetworkRow) -> NetworkRow:
         """Return the row of a new network, with defaults of the driver."""
-        config = self._live.driver(given.type).with_defaults(without_volatile(given.config))
+        config = network_type(given.type).keys.set_only(without_volatile(given.config))
+        config = self._live.driver(given.type).with_defaults(config)
         return await self._filled(replace(given, config=config))
 
     async def _row(self, project: str, name: str) -> NetworkRow:

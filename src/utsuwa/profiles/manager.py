@@ -60,7 +60,7 @@ def _with(row: ProfileRow, wanted: ProfilePut) -> ProfileRow:
     return replace(
         row,
         description=wanted.description,
-        config=_set_only(wanted.config),
+        config=PROFILE_KEYS.set_only(wanted.config, row.config),
         devices=_copied(wanted.devices),
     )
 
@@ -115,7 +115,7 @@ class ProfileManager:
             project=await effective(self._database, project, "profiles"),
             name=check_object_name("Profile", request.name),
             description=request.description,
-            config=_set_only(request.config),
+            config=PROFILE_KEYS.set_only(request.config),
             devices=_copied(request.devices),
         )
         await self._check(policy, row)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from utsuwa.core.config_keys import parse_bool
-from utsuwa.core.errors import AlreadyExists, Forbidden, InUse, InvalidRequest
+from utsuwa.core.errors import AlreadyExists, Forbidden, InUse, InvalidConfig, InvalidRequest
 from utsuwa.core.names import DEFAULT_PROJECT, check_project_name
 from utsuwa.core.project_keys import NEW_PROJECT, PROJECT_KEYS
 from utsuwa.core.scope import Scope
@@ -17,6 +17,7 @@ from utsuwa.core.urls import object_url
 from utsuwa.db import images as image_rows
 from utsuwa.db import profiles as profile_rows
 from utsuwa.db import projects as rows
+from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.projects import Contents, ProjectRow
@@ -33,6 +34,8 @@ DEFAULT_PROFILE = "default"
 
 _RENAME_SECONDS = 5.0
 """Seconds that a request to rename a project waits for the end of the operation, which is short."""
+
+_POOL_LIMIT = "limits.disk.pool."
 
 DropCached = Callable[[str], Awaitable[None]]
 """Removes the cached images of a project."""
@@ -122,7 +125,7 @@ class ProjectManager:
         Raises InvalidName, InvalidConfig, AlreadyExists.
         """
         name = check_project_name(request.name)
-        config = {**NEW_PROJECT, **_set_only(request.config)}
+        config = {**NEW_PROJECT, **PROJECT_KEYS.set_only(request.config)}
         PROJECT_KEYS.check(config)
         row = ProjectRow(id=0, name=name, description=request.description, config=config)
         await self._database.write("create project", _insert, row)
@@ -217,6 +220,7 @@ def _limit(key: str, text: str) -> int:
 
 
 def _insert(tx: Transaction, row: ProjectRow) -> None:
+    _check_pools(tx, row.config, {})
     rows.insert(tx, row)
     if row.has("profiles"):
         _insert_default_profile(tx, row.name)
@@ -235,12 +239,8 @@ def _share_images(tx: Transaction, row: ProjectRow) -> None:
 
 
 def _with(row: ProjectRow, wanted: ProjectPut) -> ProjectRow:
-    return replace(row, description=wanted.description, config=_set_only(wanted.config))
-
-
-def _set_only(config: Mapping[str, str]) -> dict[str, str]:
-    """Return the config without keys whose value is empty, which means unset."""
-    return {key: value for key, value in config.items() if value}
+    config = PROJECT_KEYS.set_only(wanted.config, row.config)
+    return replace(row, description=wanted.description, config=config)
 
 
 def _features(config: Mapping[str, str]) -> set[str]:
@@ -253,6 +253,7 @@ def _update(tx: Transaction, change: Change[ProjectPut], if_match: IfMatch, name
     old = rows.get(tx, name)
     new = _with(old, edited(editable(old), change, if_match))
     PROJECT_KEYS.check(new.config)
+    _check_pools(tx, new.config, old.config)
     if _features(old.config) != _features(new.config):
         _check_empty(tx, name, without_cache=True)  # cached images refer to profiles, too
     rows.update(tx, new)
@@ -266,6 +267,18 @@ def _update(tx: Transaction, change: Change[ProjectPut], if_match: IfMatch, name
         rules.check(tx, name)
     except Forbidden as error:
         raise InvalidRequest(f"The project cannot be changed so: {error.message}") from error
+
+
+def _check_pools(tx: Transaction, config: Mapping[str, str], old: Mapping[str, str]) -> None:
+    """Raise InvalidConfig for a new limit on a pool that does not exist, which would limit nothing."""
+    new = sorted(key for key in config if key.startswith(_POOL_LIMIT) and key not in old)
+    known = {pool.name for pool in pool_rows.get_all(tx)} if new else frozenset[str]()
+    for key in new:
+        if key.removeprefix(_POOL_LIMIT) not in known:
+            raise InvalidConfig(
+                f"Invalid key {key!r}: this storage pool does not exist: create it, or choose one of "
+                "`utsuwa storage list`"
+            )
 
 
 def _check_rename(tx: Transaction, name: str, new: str) -> None:

@@ -212,7 +212,7 @@ class PoolManager:
         self._lifecycle("created", name, {"driver": row.driver})
 
     def _first_row(self, name: str, kind: DriverType, description: str, config: Mapping[str, str]) -> PoolRow:
-        given = {key: value for key, value in without_volatile(config).items() if value}
+        given = kind.pool_keys.set_only(without_volatile(config))
         kind.pool_keys.check(given)
         if "source" in given:
             given["source"] = str(self._checked_source(name, given["source"]))
@@ -243,8 +243,8 @@ class PoolManager:
         async with self._locks.hold(name):
             row = await self.get(name)
             new = edits.edited(editable(row), change, if_match)
-            wanted = {key: value for key, value in new.config.items() if value}
             pool = self._known.get(name)
+            wanted = pool.kind.pool_keys.set_only(new.config, row.config)
             for key in pool.kind.fixed:
                 if key in row.config:
                     wanted.setdefault(key, row.config[key])

@@ -49,7 +49,7 @@ def merge(body: msgspec.Struct, *, empty_removes: bool = True) -> Change[Any]:
 
     def change(current: R) -> R:
         given = {
-            name: _merged(getattr(current, name), value, empty_removes=empty_removes)
+            name: _merged(name, getattr(current, name), value, empty_removes=empty_removes)
             for name, value in _fields(body)
             if value is not msgspec.UNSET
         }
@@ -62,7 +62,12 @@ def _fields(record: msgspec.Struct) -> list[tuple[str, Any]]:
     return [(name, getattr(record, name)) for name in record.__struct_fields__]
 
 
-def _merged(old: Any, new: Any, *, empty_removes: bool) -> Any:
+def _merged(name: str, old: Any, new: Any, *, empty_removes: bool) -> Any:
     if not isinstance(new, dict):
         return new
-    return {key: value for key, value in {**old, **new}.items() if not empty_removes or value != ""}
+
+    def stays(key: str, value: Any) -> bool:
+        # What a config does not have anyway is left to the table of its keys, which refuses unknown ones.
+        return value != "" or not empty_removes or (name == "config" and key not in old)
+
+    return {key: value for key, value in {**old, **new}.items() if stays(key, value)}

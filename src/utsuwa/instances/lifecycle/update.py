@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from utsuwa.core.errors import Busy, Forbidden
+from utsuwa.core.instance_keys import INSTANCE_KEYS
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.rollback import Rollback
 from utsuwa.core.scope import Policy
@@ -163,8 +164,8 @@ def with_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> Mapping[str
 
 def with_own_volatile(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in old.items() if is_own_volatile(key)}
-    others = {key: value for key, value in new.items() if not is_own_volatile(key) and value != ""}
-    return {**others, **kept}
+    others = {key: value for key, value in new.items() if not is_own_volatile(key)}
+    return {**INSTANCE_KEYS.set_only(others, old), **kept}
 
 
 async def checked(

@@ -131,7 +131,7 @@ def first_config(pool: KnownPool, given: Mapping[str, str]) -> dict[str, str]:
     defaults = {
         key.removeprefix(prefix): value for key, value in pool.config.items() if key.startswith(prefix)
     }
-    wanted = {key: value for key, value in without_volatile(given).items() if value}
+    wanted = pool.kind.custom_keys.set_only(without_volatile(given))
     if is_unmapped(wanted) or is_shifted(wanted):  # the other one's default would contradict
         defaults = {key: value for key, value in defaults.items() if key not in (SHIFTED, UNMAPPED)}
     config = {**defaults, **wanted}
@@ -156,7 +156,7 @@ def config_of_copy(pool: KnownPool, config: Mapping[str, str]) -> dict[str, str]
 def with_size_shown(pool: KnownPool, config: Mapping[str, str], old: Mapping[str, str]) -> dict[str, str]:
     """Return a config with the volatile keys of another one; they say whether the size is enforced."""
     kept = {key: value for key, value in old.items() if key.startswith(VOLATILE) and key != ENFORCED_KEY}
-    free = {key: value for key, value in without_volatile(config).items() if value}
+    free = pool.kind.custom_keys.set_only(without_volatile(config), old)
     return {**free, **kept, **shown_size(pool, free.get("size", ""))}
 
 

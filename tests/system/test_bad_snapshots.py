@@ -83,6 +83,12 @@ def test_sources_that_are_no_names(d: Daemon, what: str, key: str) -> None:
     check_sentence(reply.error)
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+def test_of_an_instance_that_is_not_there_its_snapshots_are_not_missed(d: Daemon, method: str) -> None:
+    body = None if method in ("GET", "DELETE") else {"name": "new"}
+    refused(d.api(method, "/1.0/instances/none/snapshots/one", body), 404, "Instance not found")
+
+
 # ---- bodies
 
 
@@ -101,6 +107,7 @@ BODIES: dict[str, tuple[str, str, object, int]] = {
     "a rename to another one": ("POST", ONE, {"name": "two"}, 409),
     "a restore of a number": ("PUT", UP, {"restore": 1}, 400),
     "a restore of a list": ("PUT", UP, {"restore": ["one"]}, 400),
+    "a restore by PATCH": ("PATCH", UP, {"restore": "one"}, 400),
     "a copy of nothing": ("POST", "/1.0/instances", {"name": "new", "source": {"type": "copy"}}, 404),
     "a copy of null": (
         "POST",
@@ -232,7 +239,7 @@ def test_of_two_edits_by_the_same_etag_one_gets_through(module_up: Daemon) -> No
 def test_an_etag_of_yesterday(d: Daemon) -> None:
     for method in ("PUT", "PATCH"):
         refused(d.api(method, ONE, {"description": "x"}, headers={"If-Match": "other"}), 412, "ETag")
-        refused(d.api(method, UP, {"restore": "one"}, headers={"If-Match": "other"}), 412, "ETag")
+    refused(d.api("PUT", UP, {"restore": "one"}, headers={"If-Match": "other"}), 412, "ETag")
 
 
 # ---- restores of what needs something that is gone (incus#2868, lxd#10113)

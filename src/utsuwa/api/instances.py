@@ -101,6 +101,8 @@ async def put_instance(request: Request) -> Result:
 
 async def patch_instance(request: Request) -> Result:
     body = await request.body(InstancePatch)
+    if body.restore:
+        raise InvalidRequest("A snapshot is restored by PUT, not by PATCH")
     await request.services.instances.edit(
         request.scope.policy, request.instance, merge(body), request.if_match
     )

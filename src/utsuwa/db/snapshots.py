@@ -12,6 +12,7 @@ from utsuwa.core.errors import NotFound
 from utsuwa.core.names import LONE_MEMBER
 from utsuwa.core.refs import InstanceRef, SnapshotRef
 from utsuwa.db import codes, instance_data, rows
+from utsuwa.db import instances as instance_rows
 from utsuwa.db.instance_data import DataQueries, DataTables, InstanceData, StoredData
 from utsuwa.db.projects import effective
 from utsuwa.db.schema import (
@@ -68,10 +69,11 @@ def missing(ref: SnapshotRef) -> str:
 
 
 def get(tx: Transaction, ref: SnapshotRef) -> SnapshotRow:
-    """Raises NotFound, UnknownCode."""
+    """Raises NotFound (also the instance), UnknownCode."""
     instance = ref.instance
     found = _fetch(tx, _ONE, project=instance.project, instance=instance.name, name=ref.name)
     if not found:
+        instance_rows.get(tx, instance)  # raises the more important error
         raise NotFound(missing(ref))
     if found[0].state == codes.UNKNOWN:
         raise codes.unreadable(f"Snapshot {ref.name!r} of instance {instance.name!r}")

@@ -77,13 +77,17 @@ class InstancePut(msgspec.Struct, kw_only=True):
 
 
 class InstancePatch(msgspec.Struct, kw_only=True):
-    """A part of an instance to merge: config by key, devices by name, other fields as given."""
+    """A part of an instance to merge: config by key, devices by name, other fields as given.
+
+    `restore` is known in order to be refused.
+    """
 
     architecture: str | UnsetType = UNSET
     config: dict[str, str] | UnsetType = UNSET
     devices: dict[str, dict[str, str]] | UnsetType = UNSET
     ephemeral: bool | UnsetType = UNSET
     profiles: list[str] | UnsetType = UNSET
+    restore: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
 
 

@@ -372,6 +372,16 @@ def test_limits_of_a_project(d: Daemon) -> None:
     assert d.get("/1.0/projects/small/state")["resources"]["disk"]["Usage"] == 60_000_000
 
 
+def test_users_are_those_of_the_volume_and_not_of_its_snapshots(d: Daemon) -> None:
+    volume(d)
+    d.do("POST", f"{CUSTOM}/v1/snapshots", {"name": "s0"})
+    disk = {"type": "disk", "pool": "default", "source": "v1", "path": "/srv"}
+    d.do("POST", "/1.0/profiles", {"name": "data", "devices": {"data": disk}})
+    listed = {found["name"]: found["used_by"] for found in d.get(f"{CUSTOM}?recursion=1")}
+    assert listed == {"v1": ["/1.0/profiles/data"], "v1/s0": []}
+    d.do("DELETE", "/1.0/profiles/data")
+
+
 def test_events_and_operations(d: Daemon) -> None:
     """The operation of a copy names the volume, in the project of the request."""
     volume(d)

@@ -187,7 +187,7 @@ def _records(scope: Scope, shown: ShownVolume) -> Iterator[StorageVolume]:
             config=snapshot.config,
             description=snapshot.description,
             created_at=snapshot.created_at,
-            used_by=[of_instance] if row.type == VOLUME_CONTAINER else record.used_by,
+            used_by=[of_instance] if row.type == VOLUME_CONTAINER else [],
         )
 
 

@@ -116,6 +116,36 @@ def test_privileged_container_can_use_its_devices(daemon: Daemon, dev: Path) -> 
     shell(daemon, "echo >/dev/null")
 
 
+@pytest.mark.parametrize("way", ["started", "hot-plugged"])
+def test_names_of_devices_may_be_paths(daemon: Daemon, dev: Path, way: str) -> None:
+    """As users of LXD name them; two that differ only in the first slash are different ones."""
+    (dev / "shared").mkdir(exist_ok=True)
+    (dev / "shared/file").write_text("here\n")
+    devices = {
+        "/dev/full": device(path="/dev/full", major=FULL[0], minor=FULL[1]),
+        "dev/full": device(path="/dev/other", major=FULL[0], minor=FULL[1]),
+        "/mnt/data": {"type": "disk", "source": str(dev / "shared"), "path": "/mnt/data"},
+        "nics/two": {"type": "nic", "nictype": "p2p", "name": "two"},
+    }
+    if way == "started":
+        daemon.lxc("stop", "-f", "c2")
+    daemon.do("PATCH", "/1.0/instances/c2", {"devices": devices})
+    if way == "started":
+        daemon.lxc("start", "c2")
+    look_at = "stat -c %t:%T /dev/full /dev/other; cat /mnt/data/file; ls /sys/class/net"
+    assert shell(daemon, look_at, "c2").split() == ["1:7", "1:7", "here", "eth0", "lo", "two"]
+    assert daemon.get("/1.0/instances/c2")["config"]["volatile.nics/two.hwaddr"]
+    daemon.lxc("config", "device", "remove", "c2", *devices)
+    look_at = "ls /mnt/data /sys/class/net; grep -c -e /mnt -e full -e other /proc/mounts"
+    assert shell(daemon, look_at, "c2", check=False).split() == [
+        "/mnt/data:",
+        "/sys/class/net:",
+        "eth0",
+        "lo",
+        "0",
+    ]
+
+
 def test_two_devices_at_one_path(daemon: Daemon, dev: Path) -> None:
     """The first by name is the one to be seen."""
     first, second = device(path="/tmp/x", major=1, minor=5), device(path="/tmp/x", major=1, minor=7)

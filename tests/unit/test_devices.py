@@ -222,7 +222,9 @@ def test_invalid_devices(config: dict[str, str], error: type[Exception], message
         assert "'dev0'" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 65, "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["", "/", "a//b", "a/", "../b", "a/..", "..", "x" * 65, "a/" + "x" * 63, "a\nb"]
+)
 def test_device_names_are_checked(name: str) -> None:
     with pytest.raises(InvalidName):
         devices.check_devices({name: P2P}, profile=True)
@@ -310,6 +312,8 @@ def test_entries_of_devices_differ() -> None:
         ("unix", "a-b", "/c"),
         ("unix", "a", "/b-c"),
         ("unix", "a", "/b/c"),
+        ("unix", "/a", "/b/c"),
+        ("unix", "/a/b", "/c"),
         ("unix", "a-.b", "/c"),
         ("unix", "a", "/" + "x" * 300),
         ("unix", "a", "/" + "x" * 301),

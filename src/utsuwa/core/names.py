@@ -33,7 +33,7 @@ def check_instance_name(name: str) -> str:
 
 
 def check_object_name(kind: str, name: str) -> str:
-    """Check the name of a profile, pool, project, network or device.
+    """Check the name of a profile, pool, project or network.
 
     At most 64 printable characters, no slash, no leading dot or dash.
     """
@@ -45,6 +45,15 @@ def check_object_name(kind: str, name: str) -> str:
         raise InvalidName(f"Invalid {kind.lower()} name {name!r}: no slashes, spaces, quotes or leading dots")
     if not name.isprintable():
         raise InvalidName(f"Invalid {kind.lower()} name {name!r}: control characters")
+    return name
+
+
+def check_device_name(name: str) -> str:
+    """Check the name of a device: as that of an object, but it may be a path, such as `/dev/fuse`."""
+    for part in name.removeprefix("/").split("/"):
+        check_object_name("Device", part)
+    if len(name) > 64:
+        raise InvalidName(f"Device name {name[:70]!r} is longer than 64 characters")
     return name
 
 

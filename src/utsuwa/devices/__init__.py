@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from utsuwa.core.errors import InvalidConfig, NotSupportedYet
-from utsuwa.core.names import check_object_name
+from utsuwa.core.names import check_device_name
 from utsuwa.db import codes
 from utsuwa.devices import io_limits
 from utsuwa.devices.base import (
@@ -105,7 +105,7 @@ def check_devices(devices: Devices, *, profile: bool, valid: Devices = _NONE_VAL
     for name, config in devices.items():
         if valid.get(name) == config:
             continue
-        check_object_name("Device", name)
+        check_device_name(name)
         load(name, config, instance=not profile).validate()
     _check_unique_names(devices)
     _check_unique_paths(devices)

@@ -11,7 +11,8 @@ _LONGEST = 200
 
 def entry_name(kind: str, device: str, path: str = "") -> str:
     """Return the name for a device, and its path inside if it has one; distinct for distinct arguments."""
-    parts = [kind, _encoded(device).replace(".", "-."), *([_encoded(path)] if path else [])]
+    inside = [_encoded(path.removeprefix("/"))] if path else []
+    parts = [kind, _encoded(device).replace(".", "-."), *inside]
     name = ".".join(parts)
     if len(os.fsencode(name)) <= _LONGEST:
         return name
@@ -19,4 +20,4 @@ def entry_name(kind: str, device: str, path: str = "") -> str:
 
 
 def _encoded(text: str) -> str:
-    return text.removeprefix("/").replace("-", "--").replace("/", "-")
+    return text.replace("-", "--").replace("/", "-")

@@ -75,13 +75,25 @@ def test_nothing_is_mounted_without_the_keys(shared_daemon: Daemon, busybox: str
 
 
 def test_a_name_that_the_kernel_does_not_know_fails_the_start(shared_daemon: Daemon, busybox: str) -> None:
-    shared_daemon.lxc("init", busybox, "c1", "-c", "security.bpffs.delegate_progs=no_such_type")
-    failed = shared_daemon.lxc("start", "c1", check=False)
+    """Nothing is done before that is known: a running instance goes on."""
+    shared_daemon.lxc("launch", busybox, "c1")
+    shared_daemon.lxc("config", "set", "c1", "security.bpffs.delegate_progs=no_such_type")
+    failed = shared_daemon.lxc("restart", "c1", check=False)
     assert failed.returncode == 1
-    assert "names that this kernel knows" in failed.stderr
-    assert shared_daemon.get("/1.0/instances/c1")["status"] == "Stopped"
+    assert "has a name that this kernel does not know" in failed.stderr
+    assert shared_daemon.get("/1.0/instances/c1")["status"] == "Running"
+    shared_daemon.lxc("stop", "-f", "c1")
+    assert "does not know" in shared_daemon.lxc("start", "c1", check=False).stderr
     shared_daemon.lxc("config", "unset", "c1", "security.bpffs.delegate_progs")
     shared_daemon.lxc("start", "c1")
+
+
+def test_a_path_where_nothing_can_be_mounted_fails_the_start(shared_daemon: Daemon, busybox: str) -> None:
+    keys = ["-c", "security.bpffs.delegate_cmds=any", "-c", "security.bpffs.path=/proc/none"]
+    shared_daemon.lxc("init", busybox, "c1", *keys)
+    failed = shared_daemon.lxc("start", "c1", check=False)
+    assert "set security.bpffs.path to a directory" in failed.stderr
+    assert shared_daemon.get("/1.0/instances/c1")["status"] == "Stopped"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,7 @@ def test_a_name_that_the_kernel_does_not_know_fails_the_start(shared_daemon: Dae
     [
         ("security.bpffs.delegate_cmds=prog load", "must be 'any', or names or numbers"),
         ("security.bpffs.delegate_cmds=any,size=1", "must be 'any', or names or numbers"),
+        (f"security.bpffs.delegate_cmds={'a:' * 127}aa", "255 characters at most"),
         ("security.bpffs.path=run", "absolute"),
     ],
 )

@@ -122,6 +122,11 @@ def test_the_own_client_leaves_a_copy_on_its_pool(source: Daemon) -> None:
         copy = d.get(f"/1.0/instances/{name}")
         assert copy["expanded_devices"]["root"]["pool"] == pool
         assert copy["config"]["user.color"] == name
+    utsuwa_client(d, "copy", "c2", "c3", "--refresh", "--device", "root,user.x=y")
+    assert d.get("/1.0/instances/c3")["devices"]["root"]["user.x"] == "y"
+    for flags in (("--storage", "dir"), ("--device", "root,pool=spare")):
+        done = utsuwa_client(d, "copy", "c2", "c3", "--refresh", *flags, check=False)
+        assert "c3 is on the pool default" in done.stderr
 
 
 @pytest.mark.parametrize("pool", usually(["default"], POOLS))

@@ -108,17 +108,17 @@ def test_keys_without_effect_are_named(shared_daemon: Daemon, busybox: str) -> N
         "": ("new", "core.bgp_asn"),
         "/1.0/instances/c1": ("new", "cluster.evacuate"),
     }
-    d.lxc("config", "set", "c1", "security.bpffs.delegate_cmds=any")
-    assert named()["/1.0/instances/c1"][1] == "cluster.evacuate, security.bpffs.delegate_cmds"
+    d.lxc("config", "set", "c1", "oci.cwd=/srv")
+    assert named()["/1.0/instances/c1"][1] == "cluster.evacuate, oci.cwd"
     d.lxc("config", "unset", "c1", "cluster.evacuate")
-    d.lxc("config", "unset", "c1", "security.bpffs.delegate_cmds")
-    d.lxc("profile", "set", "default", "security.bpffs.path=/sys/fs/bpf")
+    d.lxc("config", "unset", "c1", "oci.cwd")
+    d.lxc("profile", "set", "default", "oci.entrypoint=/bin/sh")
     d.lxc("config", "set", "storage.logs_volume=default/logs")
     assert named() == {
         "": ("new", "core.bgp_asn, storage.logs_volume"),
-        "/1.0/instances/c1": ("new", "security.bpffs.path"),
+        "/1.0/instances/c1": ("new", "oci.entrypoint"),
     }
-    d.lxc("profile", "unset", "default", "security.bpffs.path")
+    d.lxc("profile", "unset", "default", "oci.entrypoint")
     d.lxc("config", "unset", "storage.logs_volume")
     d.lxc("config", "unset", "core.bgp_asn")
     assert {status for status, _ in named().values()} == {"resolved"}

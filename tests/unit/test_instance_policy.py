@@ -20,6 +20,7 @@ FREE, RESTRICTED, UNPRIVILEGED = Policy(), Policy(restricted=True), Policy(unpri
 ROOT = {"root": {"type": "disk", "path": "/", "pool": "default"}}
 HOOK = {"raw.lxc": "lxc.hook.pre-start = /bin/true"}
 HARMLESS = {"raw.lxc": "lxc.environment = A=B"}
+BPF = {"security.bpffs.delegate_cmds": "any"}
 IDMAP = {"raw.lxc": "lxc.idmap = u 0 0 1"}
 PRIVILEGED = {"security.privileged": "true"}
 
@@ -48,6 +49,9 @@ def check(instance: Loaded, policy: Policy) -> None:
         (PRIVILEGED, FREE, None),
         (PRIVILEGED, UNPRIVILEGED, Forbidden),
         ({"security.privileged": "false"}, UNPRIVILEGED, None),
+        (BPF, FREE, None),
+        (BPF, UNPRIVILEGED, Forbidden),
+        ({**BPF, **PRIVILEGED}, FREE, InvalidConfig),
         (HOOK, FREE, None),
         (HOOK, UNPRIVILEGED, None),
         (HOOK, RESTRICTED, InvalidConfig),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import HostError, InvalidRequest
 from utsuwa.core.pool_keys import bytes_per_second
 from utsuwa.migration import layers
 from utsuwa.migration.messages import OwnFeatures
@@ -110,6 +110,21 @@ def test_marks_of_directories_are_found_at_any_depth(layer: Path) -> None:
     marks = layer_marks.parse(layer_marks.collect(layer))
     found = {(mark.path, mark.kind, mark.value) for mark in marks}
     assert found == {(b"a/b\n", b"o", b"y"), (b"a/c/d", b"r", b"/e")}
+
+
+def test_directories_without_an_end_are_refused(layer: Path) -> None:
+    """A guest can nest them; each one that is open takes memory and a descriptor of the daemon."""
+    deepest = layer.joinpath(*("x" for _ in range(1001)))
+    deepest.mkdir(parents=True)
+    try:
+        with pytest.raises(HostError, match="more than 1000 levels deep"):
+            layer_marks.collect(layer)
+        deepest.rmdir()
+        assert layer_marks.collect(layer) == b""
+    finally:  # pytest could not remove so many
+        for folder in (deepest, *deepest.parents[:1000]):
+            if folder.exists():
+                folder.rmdir()
 
 
 @pytest.mark.parametrize(

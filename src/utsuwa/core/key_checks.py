@@ -20,7 +20,9 @@ MAX_CPUS = 8192
 MAX_ID = 2**32 - 2
 """The highest user or group id; the one above it means "no id"."""
 
-_DELEGATION = re.compile(r"[A-Za-z0-9_]{1,60}(?:[:,] ?[A-Za-z0-9_]{1,60}){0,100}\Z")
+_DELEGATION = re.compile(r"[A-Za-z0-9_]{1,60}(?:[:,] ?[A-Za-z0-9_]{1,60})*\Z")
+_MAX_OPTION = 255
+"""Maximum length of a mount option of the kernel."""
 _ALLOWANCE = re.compile(r"(?:([0-9]{1,3})%|([0-9]{1,6})ms/([0-9]{1,6})ms)\Z")
 _SET_PART = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
 _KERNEL_LIMIT = re.compile(r"(unlimited|[0-9]{1,19})(?::(unlimited|[0-9]{1,19}))?\Z")
@@ -261,8 +263,10 @@ def absolute_path(value: str) -> None:
 
 def delegation(value: str) -> None:
     """Check a mount option of bpffs: `any`, or names, which the kernel knows, or masks."""
-    if not _DELEGATION.match(value):
-        raise InvalidConfig("must be 'any', or names or numbers with ':' or ',' in between")
+    if len(value) > _MAX_OPTION or not _DELEGATION.match(value):
+        raise InvalidConfig(
+            f"must be 'any', or names or numbers with ':' or ',' in between, {_MAX_OPTION} characters at most"
+        )
 
 
 def absolute_paths(value: str) -> None:

@@ -7,7 +7,7 @@ import stat
 
 from utsuwa.core.config_keys import ConfigKey, one_of
 from utsuwa.core.errors import InvalidConfig
-from utsuwa.core.threads import begin_in_thread, in_thread
+from utsuwa.core.threads import in_thread
 from utsuwa.devices import io_limits
 from utsuwa.devices.base import BindMount, DeviceHost, RunConfig
 from utsuwa.devices.inner_mount import InnerMount, check_path
@@ -116,24 +116,18 @@ class MountedDisk(InnerMount):
         await in_thread(host.folder.unmount, self._entry)
 
     async def attach(self, host: DeviceHost) -> RunConfig:
-        marking = begin_in_thread(host.folder.mark, self._entry)
-        tree = None
+        tree = await self.open_tree(host)
+        if tree is None:
+            return RunConfig()
         try:
-            try:
-                tree = await self.open_tree(host)
-            finally:
-                await marking
-            if tree is None:
-                await in_thread(host.folder.discard, self._entry)
-                return RunConfig()
+            await in_thread(host.folder.mark, self._entry)
             await self.attach_tree(host, tree, PROPAGATIONS[self.config.get("propagation") or "rprivate"])
         except BaseException:
             await in_thread(host.folder.discard, self._entry)
             await self.closed(host)
             raise
         finally:
-            if tree is not None:
-                os.close(tree)
+            os.close(tree)
         return RunConfig()
 
     async def attached(self, host: DeviceHost) -> bool:

@@ -30,6 +30,8 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     check_raw_lxc(config.get("raw.lxc", ""), policy)
     if policy.unprivileged_only and parse_bool(config.get("security.privileged", "")):
         raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
+    if policy.unprivileged_only and bpf_tokens.options(config):
+        raise Forbidden("This server allows unprivileged instances only: unset security.bpffs.delegate_*")
     restrictions.check(config, expanded.devices, profile=False)
     credentials.check(config)
     nvidia.check(config)

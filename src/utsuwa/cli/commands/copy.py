@@ -10,6 +10,7 @@ from utsuwa.cli.migrating import MODES, RELAY, Migration
 from utsuwa.cli.output.values import override_devices, pairs
 from utsuwa.cli.parsing.command import Command
 from utsuwa.cli.parsing.flags import MANY, TEXT, Flag
+from utsuwa.client.errors import ApiError
 from utsuwa.client.server import instance_path, path_to
 from utsuwa.client.statuses import RUNNING
 
@@ -40,6 +41,8 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
     record = source.get(instance_path(name))
     settings = _settings(record, flags)
     where = {"project": project} if project else {}
+    if refresh and new:
+        _check_pool(_named_pool(record, settings, flags), _existing(target, new, where))
     if target is not source:
         new = new or _same_name(name)
         _send(session, (remote, name), (to, new), record, settings, flags)
@@ -47,8 +50,7 @@ def _copy(session: Session, arguments: list[str], flags: Flags) -> None:
         new = _copy_here(session, source, name, new, record, settings, flags)
     if refresh:
         there = target.get(instance_path(new), **where)
-        if not flags.text("storage"):
-            _stay_on_pool(settings["devices"], record, there)
+        _stay_on_pool(settings["devices"], record, there)
         kept = _with_volatile_of(there["config"], settings["config"])
         answer = target.put(path_to("instances", new), settings | {"config": kept}, **where)
         session.settle(target, answer, f"Refreshing {new}")
@@ -180,14 +182,16 @@ def _devices(record: dict[str, Any], flags: Flags) -> dict[str, dict[str, str]]:
     expanded = record["expanded_devices"]
     override_devices(devices, flags.many("device"), lambda name: expanded.get(name, {}))
     if pool := flags.text("storage"):
-        root = _root_name(expanded)
+        root = _root_of(record)
         if root not in devices:
             devices[root] = dict(expanded.get(root, {"type": "disk", "path": "/"}))
         devices[root]["pool"] = pool
     return devices
 
 
-def _root_name(expanded: dict[str, dict[str, str]]) -> str:
+def _root_of(record: dict[str, Any]) -> str:
+    """Return the name of the root disk of an instance."""
+    expanded = record["expanded_devices"]
     return next((n for n, d in expanded.items() if d["type"] == "disk" and d.get("path") == "/"), "root")
 
 
@@ -197,12 +201,44 @@ def _with_volatile_of(there: dict[str, str], config: dict[str, str]) -> dict[str
     return {key: value for key, value in config.items() if not key.startswith("volatile.")} | kept
 
 
+def _existing(server: Server, name: str, where: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = server.get(instance_path(name), **where)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return None
+    return found
+
+
+def _named_pool(record: dict[str, Any], settings: dict[str, Any], flags: Flags) -> str:
+    """Return the pool that flags name; empty if they name none, or by `--device` that of the source."""
+    root = _root_of(record)
+    wanted: str = settings["devices"].get(root, {}).get("pool", "")
+    changed = wanted != record["expanded_devices"].get(root, {}).get("pool")
+    return flags.text("storage") or (wanted if changed else "")
+
+
+def _check_pool(wanted: str, there: dict[str, Any] | None) -> None:
+    """Raise CommandFailed if an existing copy is on another pool than the one that is wanted, if any."""
+    if there is None or not wanted:
+        return
+    pool = there["expanded_devices"].get(_root_of(there), {}).get("pool")
+    if wanted != pool:
+        name = there["name"]
+        raise CommandFailed(
+            f"{name} is on the pool {pool}, and a refresh does not move it to {wanted}: move it first with "
+            f"`utsuwa move {name} --storage {wanted}`, or name no pool"
+        )
+
+
 def _stay_on_pool(devices: dict[str, dict[str, str]], record: dict[str, Any], there: dict[str, Any]) -> None:
     """Leave the root disk of an existing copy on the pool where it is, with the settings of the source's."""
-    root = _root_name(there["expanded_devices"])
-    if root in devices or root in there["devices"]:
-        found = there["expanded_devices"][root]
-        devices[root] = record["expanded_devices"].get(root, found) | {"pool": found["pool"]}
+    root, name = _root_of(record), _root_of(there)
+    if name in there["devices"] or root in devices:
+        found = there["expanded_devices"][name]
+        wanted = record["expanded_devices"].get(root, found) | devices.pop(root, {})
+        devices[name] = wanted | {"pool": found["pool"]}
 
 
 def _profiles(record: dict[str, Any], flags: Flags) -> list[str]:

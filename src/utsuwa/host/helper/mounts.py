@@ -146,13 +146,15 @@ def _opened_inside(init: int, kind: str) -> int:
     with ours, theirs:
         child = os.fork()
         if not child:
+            code = errno.EIO
             try:
                 kernel.setns(init, kernel.NAMESPACES["user"] | kernel.NAMESPACES["mnt"])
                 socket.send_fds(theirs, [b"\0"], [syscalls.fsopen(kind)])
+                code = 0
             except OSError as error:
-                os._exit(error.errno or errno.EIO)
+                code = error.errno or code
             finally:
-                os._exit(0)
+                os._exit(code)
         _, status = os.waitpid(child, 0)
         if status:
             number = os.waitstatus_to_exitcode(status)

@@ -76,7 +76,7 @@ def wide_pipe() -> tuple[int, int]:
     """Create a pair of sockets that is used as a pipe is; return its read and write ends.
 
     It is for large amounts: the memory of a pipe is taken and given back page by page, which takes twice the
-    processor time. If the reader leaves something behind, the writer gets ECONNRESET in place of EPIPE.
+    processor time. If the reader leaves something behind, a writer that waits gets ECONNRESET, not EPIPE.
     """
     reading, writing = socket.socketpair()
     reading.shutdown(socket.SHUT_WR)

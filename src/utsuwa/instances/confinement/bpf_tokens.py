@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import HostError, InvalidConfig, StartFailed
+from utsuwa.core.threads import in_thread
+from utsuwa.host import syscalls
 
 if TYPE_CHECKING:
     from utsuwa.host.helper.mounting import Mounting
@@ -43,14 +45,38 @@ def check(config: Mapping[str, str]) -> None:
         )
 
 
-def check_host(config: Mapping[str, str], release: str = os.uname().release) -> None:
-    """Raise InvalidConfig if this host lacks what the config needs."""
+async def check_host(config: Mapping[str, str]) -> None:
+    """Raise InvalidConfig if this host lacks what the config needs, or does not know a name in it."""
+    wanted = options(config)
+    if wanted:
+        check_kernel(os.uname().release)
+        await in_thread(_try, wanted)
+
+
+def check_kernel(release: str) -> None:
+    """Raise InvalidConfig if a version of Linux has no tokens."""
     version = re.match(r"(\d+)\.(\d+)", release)
-    if options(config) and version is not None and tuple(map(int, version.groups())) < FIRST:
+    if version is not None and tuple(map(int, version.groups())) < FIRST:
         raise InvalidConfig(
             f"'{_DELEGATE}*' needs Linux {'.'.join(map(str, FIRST))} or newer, and this host has {release}: "
             "unset the keys"
         )
+
+
+def _try(wanted: Sequence[tuple[str, str]]) -> None:
+    """Prepare a file system of the host's, which is never mounted."""
+    context = syscalls.fsopen("bpf")
+    try:
+        for key, value in wanted:
+            try:
+                syscalls.fsconfig_string(context, key, value)
+            except OSError as error:
+                raise InvalidConfig(
+                    f"'{_PREFIX}{key}' has a name that this kernel does not know, or it refuses to delegate "
+                    f"that: {value[:60]!r}: {error.strerror}"
+                ) from error
+    finally:
+        os.close(context)
 
 
 async def mount(mounting: Mounting, running: Running) -> None:
@@ -63,6 +89,6 @@ async def mount(mounting: Mounting, running: Running) -> None:
         await mounting.mount_bpf(running.inside(path), wanted)
     except (HostError, ProcessLookupError) as error:
         raise StartFailed(
-            f"Failed to mount the BPF file system of {running.name!r} at {path}: {error}: check that "
-            f"'{_DELEGATE}*' have names that this kernel knows"
+            f"Failed to mount the BPF file system of {running.name!r} at {path}: {error}: set {_PATH} to a "
+            f"directory in which mounts are possible, or unset '{_DELEGATE}*'"
         ) from error

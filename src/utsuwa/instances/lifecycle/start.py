@@ -284,7 +284,7 @@ async def _ready_host(ctx: Context, instance: Loaded) -> None:
     await ctx.storage.pools.ensure_available(instance.pool)
     await kernel_modules.load(instance.expanded.config.get("linux.kernel_modules", ""))
     await nvidia.check_host(instance.expanded.config)
-    bpf_tokens.check_host(instance.expanded.config)
+    await bpf_tokens.check_host(instance.expanded.config)
 
 
 async def _mount_root(ctx: Context, instance: Loaded, idmap: IdMap, undo: Rollback) -> Path:

@@ -10,10 +10,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utsuwa.core.errors import InvalidRequest
+from utsuwa.core.errors import HostError, InvalidRequest
 from utsuwa.host import syscalls
 
 _OPAQUE, _REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
@@ -21,6 +21,8 @@ _KINDS = {b"o": _OPAQUE, b"r": _REDIRECT}
 _SOCKET = b"s"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PATH = 4096
+_MAX_DEPTH = 1000
+"""Maximum number of directories that are open at a time: a guest can nest them without an end."""
 _MAX_ID = 2**32 - 2
 
 
@@ -46,11 +48,16 @@ def _marks(tree: Path) -> Iterator[Mark]:
             folder = waiting[-1]
             if folder.below is None:
                 folder.below = []
-                yield from _marks_in(folder, folder.below)
+                for mark in _marks_in(folder, folder.below):
+                    at = b"/".join(os.fsencode(above.name) for above in waiting[1:]) or b"."
+                    yield replace(mark, path=at + b"/" + mark.path if mark.path else at)
             elif folder.below:
+                if len(waiting) > _MAX_DEPTH:
+                    raise HostError(
+                        f"there are directories in {tree} that are more than {_MAX_DEPTH} levels deep"
+                    )
                 name = folder.below.pop()
-                path = name if folder is waiting[0] else f"{folder.path}/{name}"
-                waiting.append(_Folder(path, os.open(name, _FOLDER, dir_fd=folder.fd)))
+                waiting.append(_Folder(name, os.open(name, _FOLDER, dir_fd=folder.fd)))
             else:
                 os.close(waiting.pop().fd)
     finally:
@@ -62,18 +69,17 @@ def _marks(tree: Path) -> Iterator[Mark]:
 class _Folder:
     """An open directory. `below` are the names of those in it that are still to be looked at, once known."""
 
-    path: str
+    name: str
     fd: int
     below: list[str] | None = None
 
 
 def _marks_in(folder: _Folder, below: list[str]) -> Iterator[Mark]:
-    """Yield the marks of a directory and of sockets in it; add the names of the directories in it."""
-    path = os.fsencode(folder.path)
+    """Yield the marks of a directory and of sockets in it, by paths from there; add the directories in it."""
     there = os.listxattr(folder.fd)
     for kind, name in _KINDS.items():
         if name in there:
-            yield Mark(path, kind, os.getxattr(folder.fd, name))
+            yield Mark(b"", kind, os.getxattr(folder.fd, name))
     sockets = []
     with os.scandir(folder.fd) as entries:
         for entry in entries:
@@ -85,7 +91,7 @@ def _marks_in(folder: _Folder, below: list[str]) -> Iterator[Mark]:
         status = os.lstat(name, dir_fd=folder.fd)
         mode = stat.S_IMODE(status.st_mode)
         values = (mode, status.st_uid, status.st_gid, status.st_mtime_ns)
-        yield Mark(path + b"/" + os.fsencode(name), _SOCKET, b" ".join(b"%d" % value for value in values))
+        yield Mark(os.fsencode(name), _SOCKET, b" ".join(b"%d" % value for value in values))
 
 
 def _is_socket(entry: os.DirEntry[str]) -> bool:

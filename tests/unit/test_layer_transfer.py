@@ -114,17 +114,18 @@ def test_marks_of_directories_are_found_at_any_depth(layer: Path) -> None:
 
 def test_directories_without_an_end_are_refused(layer: Path) -> None:
     """A guest can nest them; each one that is open takes memory and a descriptor of the daemon."""
-    deepest = layer.joinpath(*("x" for _ in range(1001)))
-    deepest.mkdir(parents=True)
+    nested = [layer]
+    for _ in range(1001):
+        nested.append(nested[-1] / "x")
+        nested[-1].mkdir()
     try:
         with pytest.raises(HostError, match="more than 1000 levels deep"):
             layer_marks.collect(layer)
-        deepest.rmdir()
+        nested.pop().rmdir()
         assert layer_marks.collect(layer) == b""
-    finally:  # pytest could not remove so many
-        for folder in (deepest, *deepest.parents[:1000]):
-            if folder.exists():
-                folder.rmdir()
+    finally:
+        while len(nested) > 1:  # pytest could not remove so many
+            nested.pop().rmdir()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""State directories as the first start of a daemon leaves them, made without its separate process."""
+"""State directories and databases as the first start of a daemon leaves them, made without its process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from utsuwa.security.keypair import ensure_key_pair
 def prepare(paths: StatePaths) -> None:
     """Create the database and a key pair, as `utsuwa.daemon.prepare` does."""
     paths.create_directories()
-    paths.database.touch(mode=0o600)
-    paths.database.write_bytes(_database())
+    sqlite(paths.database)
     ensure_key_pair(paths)
+
+
+def sqlite(path: Path) -> Sqlite:
+    """Create a database with the tables of this version: all migrations take 0.2 s of processor time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(_database())
+    return Sqlite(path)
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from tests.support import prepared
 from tests.support.postgres import PostgresServer
 from utsuwa.db.database import Database
 from utsuwa.db.engine import Engine
@@ -23,9 +24,7 @@ def prepared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     """One database with its tables for all tests, each of which leaves it as it was."""
     if request.param == "postgres":
         return Postgres(cast(str, request.getfixturevalue("postgres_template")))
-    engine = Sqlite(tmp_path_factory.mktemp("prepared") / "utsuwa.db")
-    engine.prepare()
-    return engine
+    return prepared.sqlite(tmp_path_factory.mktemp("prepared") / "utsuwa.db")
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def tx(prepared_engine: Engine) -> Iterator[Transaction]:
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     """A database of the test's own."""
     if request.param == "sqlite":
-        return Sqlite(tmp_path / "database" / "utsuwa.db")
+        return prepared.sqlite(tmp_path / "database" / "utsuwa.db")
     server = cast(PostgresServer, request.getfixturevalue("postgres"))
     return Postgres(server.new_database(cast(str, request.getfixturevalue("postgres_template"))))
 

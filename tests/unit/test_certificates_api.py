@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import tls
+from tests.support import prepared, tls
 from tests.support.api import Reply
 from tests.support.listener import listening
 from tests.support.tls import Identity, client_context, connect, make_identity
@@ -28,7 +28,6 @@ from utsuwa.core.scope import EVERYTHING
 from utsuwa.db import projects as project_rows
 from utsuwa.db.database import Database
 from utsuwa.db.projects import ProjectRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.operations.events import EventHub
 from utsuwa.operations.join_tokens import INVALID_TOKEN, JoinTokens
 from utsuwa.operations.operations import Operation, Operations
@@ -100,7 +99,7 @@ def alice(folder: Path) -> Identity:
 
 @pytest.fixture
 async def server(context: ServerContext, tmp_path: Path) -> AsyncIterator[Server]:
-    database = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    database = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     config = ServerConfig(database)
     events = EventHub()
     manager = CertificateManager(database, events)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import prepared
 from utsuwa.core.errors import HostError
 from utsuwa.db import config
 from utsuwa.db.database import Database
@@ -49,7 +50,7 @@ class _SlowDisk(Sqlite):
 
 @pytest.fixture
 def disk(tmp_path: Path) -> _SlowDisk:
-    return _SlowDisk(tmp_path / "utsuwa.db")
+    return _SlowDisk(prepared.sqlite(tmp_path / "utsuwa.db").path)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError
 
+from tests.support import prepared
 from utsuwa.core.errors import HostError, OutOfSpace, Unavailable
 from utsuwa.core.paths import StatePaths
 from utsuwa.db import config, schema, upgrade
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def file_database(path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(path))
+    opened = await Database.open(prepared.sqlite(path))
     yield opened
     await opened.close()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.support import prepared
 from utsuwa.core.errors import (
     AlreadyExists,
     HostError,
@@ -32,7 +33,6 @@ from utsuwa.db import images as image_rows
 from utsuwa.db import members, schema
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.transaction import Transaction
 from utsuwa.host.archives import check
 from utsuwa.images import records
@@ -137,7 +137,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(check, "check_image", lambda metadata, rootfs, stopper: METADATA)
     paths = StatePaths(tmp_path)
     paths.create_directories()
-    database = await Database.open(Sqlite(paths.database))
+    database = await Database.open(prepared.sqlite(paths.database))
     try:
         await database.write("test", _make_projects)
         yield Setting(database, paths)

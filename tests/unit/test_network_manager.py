@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import prepared
 from tests.support.instances import C1, instance_row, ref
 from tests.support.members import second_member
 from tests.support.open_warnings import Judged, OpenWarnings, no_retries
@@ -34,7 +35,6 @@ from utsuwa.db import networks as rows
 from utsuwa.db import schema
 from utsuwa.db.database import Database
 from utsuwa.db.networks import NetworkRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.host.network import addressing, bridges, ip_switches
 from utsuwa.host.network.link_events import LinkEvents
 from utsuwa.networks import base, live
@@ -117,7 +117,7 @@ class Host(BridgeDriver):
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    opened = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     yield opened
     await opened.close()
 

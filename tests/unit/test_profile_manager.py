@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import prepared
 from tests.support.managers import ROOT, Events, use
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -29,7 +30,6 @@ from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.projects import ProjectRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.profiles.manager import ProfileManager, Store, editable
@@ -91,7 +91,7 @@ class Follow:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    opened = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     await opened.write("test", pool_rows.insert, PoolRow(0, "p", "dir", state="ready"))
     yield opened
     await opened.close()

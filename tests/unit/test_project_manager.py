@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support import prepared
 from tests.support.managers import Events, use
 from utsuwa.core.errors import (
     AlreadyExists,
@@ -31,7 +32,6 @@ from utsuwa.db import storage_pools as pool_rows
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.transaction import Transaction
 from utsuwa.operations.operations import Operations
@@ -66,7 +66,7 @@ def changed_meanwhile(source: Any) -> None:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    opened = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     await opened.write("test", pool_rows.insert, PoolRow(0, "p", "dir", state="ready"))
     yield opened
     await opened.close()

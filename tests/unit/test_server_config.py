@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support import prepared
 from utsuwa.core.errors import InvalidConfig, OutOfSpace
 from utsuwa.db import config as rows
 from utsuwa.db.database import Database
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.security.passwords import MAX_PASSWORD, verify_password
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
 from utsuwa.wire.edits import any_state, merge, replace
@@ -26,7 +26,7 @@ ADDRESS = "core.https_address"
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    opened = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     yield opened
     await opened.close()
 
@@ -246,7 +246,7 @@ def test_any_sequence_of_changes_is_applied(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[bool, dict[str, str]]]
 ) -> None:
     async def body() -> None:
-        database = await Database.open(Sqlite(tmp_path_factory.mktemp("db") / "utsuwa.db"))
+        database = await Database.open(prepared.sqlite(tmp_path_factory.mktemp("db") / "utsuwa.db"))
         config = ServerConfig(database)
         model: dict[str, str] = {}
         for merging, change in changes:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import prepared
 from tests.support.postgres import PostgresServer
 from utsuwa.core.errors import OtherMember
 from utsuwa.core.scope import EVERYTHING, NOTHING, Scope
 from utsuwa.db import members, schema
 from utsuwa.db.database import Database
 from utsuwa.db.postgres import Postgres
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.operations import kinds
 from utsuwa.operations import shared as module
 from utsuwa.operations.events import EventHub
@@ -129,7 +129,7 @@ async def test_a_daemon_that_was_killed_is_forgotten_at_its_next_start(pair: tup
 
 async def test_single_daemon_stores_no_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BRIEF", 0.0)
-    member = Member(await Database.open(Sqlite(tmp_path / "utsuwa.db")))
+    member = Member(await Database.open(prepared.sqlite(tmp_path / "utsuwa.db")))
     member.operations.start(kinds.COMMAND_EXEC, "default", forever)
     await asyncio.sleep(0.05)
     assert not await member.database.read("test", lambda tx: tx.execute(schema.operations.select()).all())

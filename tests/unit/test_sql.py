@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import prepared
 from utsuwa.core.errors import InvalidRequest
 from utsuwa.daemon.sql import shown, table
 from utsuwa.db.database import Database
 from utsuwa.db.sql import MAX_QUERY, Outcome, dump, execute, split
-from utsuwa.db.sqlite import Sqlite
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(Sqlite(tmp_path / "database" / "utsuwa.db"))
+    opened = await Database.open(prepared.sqlite(tmp_path / "database" / "utsuwa.db"))
     yield opened
     await opened.close()
 

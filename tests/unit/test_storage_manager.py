@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import prepared
 from tests.support.instances import instance_row
 from tests.support.members import second_member
 from tests.support.open_warnings import OpenWarnings, no_retries
@@ -42,7 +43,6 @@ from utsuwa.db.codes import VOLUME_CONTAINER, VOLUME_IMAGE
 from utsuwa.db.database import Database
 from utsuwa.db.images import ImageRow
 from utsuwa.db.profiles import ProfileRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.storage_pools import PoolRow
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
@@ -252,7 +252,7 @@ async def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     paths = StatePaths(tmp_path / "state")
     paths.root.mkdir()
     paths.create_directories()
-    database = await Database.open(Sqlite(paths.database))
+    database = await Database.open(prepared.sqlite(paths.database))
     made = Setting(database, paths)
     monkeypatch.setattr(module, "driver_type", made.kind)
     monkeypatch.setattr(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import prepared
 from utsuwa.core.errors import Forbidden, Unavailable
 from utsuwa.db.database import Database
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.security import trust_password
 from utsuwa.security.passwords import UNKNOWN_PASSWORD, hash_password
 from utsuwa.security.server_config import TRUST_PASSWORD, ServerConfig
@@ -22,7 +22,7 @@ from utsuwa.wire.server import ServerPut
 
 @pytest.fixture
 async def config(tmp_path: Path) -> AsyncIterator[ServerConfig]:
-    database = await Database.open(Sqlite(tmp_path / "utsuwa.db"))
+    database = await Database.open(prepared.sqlite(tmp_path / "utsuwa.db"))
     yield ServerConfig(database)
     await database.close()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import prepared
 from utsuwa.core import clock
 from utsuwa.core.refs import InstanceRef
 from utsuwa.core.volumes import Volume
@@ -16,7 +17,6 @@ from utsuwa.db.instance_data import InstanceData
 from utsuwa.db.instances import InstanceRow
 from utsuwa.db.profiles import ProfileRow
 from utsuwa.db.projects import ProjectRow
-from utsuwa.db.sqlite import Sqlite
 from utsuwa.db.transaction import Transaction
 from utsuwa.db.volume_users import User
 
@@ -28,7 +28,7 @@ V1 = Volume("custom", "default", "v1")
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    found = await Database.open(Sqlite(tmp_path / "test.db"))
+    found = await Database.open(prepared.sqlite(tmp_path / "test.db"))
     yield found
     await found.close()
 

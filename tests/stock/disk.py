@@ -20,6 +20,8 @@ ROOT = HERE.parents[1]
 SOURCES = HERE / "sources.sh"
 HOST = "bookworm"
 """The suite of the host that runs the tests."""
+PYTHON = Path("/usr/bin/python3")
+"""Debian's, which is that of the machine as well if that is of the same suite."""
 CARRIED = ("acl", "libcap2-bin")
 """Packages for a container, which has no network to fetch them from; it is a Debian 12, as this host is."""
 
@@ -65,7 +67,7 @@ def prepare(release: Release, folder: Path) -> Disks:
         system / "initrd.img",
         system / "system.img",
         _bundle(release.suite, folder),
-        _checkout(folder),
+        _checkout(release, folder),
     )
 
 
@@ -91,7 +93,7 @@ def _bundle(suite: str, folder: Path) -> Path:
     return _make_image(content, folder / "bundle.img", "bundle")
 
 
-def _checkout(folder: Path) -> Path:
+def _checkout(release: Release, folder: Path) -> Path:
     content = folder / "content"
     listed = _run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.decode().split("\0"):
@@ -106,6 +108,11 @@ def _checkout(folder: Path) -> Path:
         docker = images.debian_13_with_docker()
         shutil.copytree(docker.metadata.parent, content / "docker")
         shutil.copy2(packages.of_sid("runc"), content / "docker")
+    if release.suite == HOST:
+        # To compile Python takes the emulated machine half a minute. Users' checkouts have nothing compiled,
+        # but only the checks, and that of the host before Utsuwa is installed, are run from this one.
+        parts = [content / "src", content / "tests"]
+        _run(PYTHON, "-m", "compileall", "-q", "-j0", "--invalidation-mode=unchecked-hash", *parts)
     return _make_image(content, folder / "checkout.img", "checkout")
 
 

@@ -34,9 +34,9 @@ _AREAS = (
     host_limits,
     nested,
     public_site,
-    service,
 )
 BEFORE_REBOOT = Checks(check for area in _AREAS for check in area.checks)
+BEFORE_REBOOT += [*limits.processors, *service.checks]
 AFTER_REBOOT = Checks([*reboot.checks, *public_site.after_reboot])
 
 

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.stock.checks.asking import (
+    DAEMON,
     TIMEOUT,
+    begin,
     configure,
     delete,
     init_of,
@@ -35,16 +36,12 @@ checks = Checks()
 @checks("apparmor: the profile is enforced on init and on what is run by exec")
 def profile_enforced() -> str:
     pid, _ = init_of("first")
-    child = subprocess.Popen(
-        ["utsuwa", "exec", "first", "--", "sleep", "1234"], stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        wait_for("the sleep inside", lambda: run("pgrep", "-xf", "sleep 1234").code == 0)
-        executed = int(must("pgrep", "-xf", "sleep 1234").split()[0])
-        labels = [Path(f"/proc/{p}/attr/current").read_text().strip("\0\n") for p in (pid, executed)]
-        os.kill(executed, signal.SIGKILL)
-    finally:
-        child.wait(timeout=TIMEOUT)
+    running = begin("first", "sleep", "1234")
+    wait_for("the sleep inside", lambda: run("pgrep", "-xf", "sleep 1234").code == 0)
+    executed = int(must("pgrep", "-xf", "sleep 1234").split()[0])
+    labels = [Path(f"/proc/{p}/attr/current").read_text().strip("\0\n") for p in (pid, executed)]
+    os.kill(executed, signal.SIGKILL)
+    DAEMON.wait(running, timeout=TIMEOUT)
     expect(re.fullmatch(r"utsuwa-\w+_first\b.* \(enforce\)", labels[0]), f"init is under {labels[0]!r}")
     expect(labels[0] == labels[1], f"exec runs under {labels[1]!r}")
     return labels[0]

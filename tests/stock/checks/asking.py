@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stock.checks.check import expect
-from tests.support.api import Endpoint
+from tests.support.api import Endpoint, Reply
 
 DAEMON = Endpoint(Path("/var/lib/utsuwa/unix.socket"))
 """Asked for what is done often: emulation takes seconds to start a client."""
@@ -54,6 +54,21 @@ def act(method: str, url: str, body: object = None) -> Any:
     return DAEMON.do(method, url, body, timeout=TIMEOUT)
 
 
+def refused(method: str, url: str, body: object = None) -> str:
+    """The reason why it is refused or fails; raises AssertionError if it does not."""
+    reply = DAEMON.api(method, url, body, timeout=TIMEOUT)
+    reason = DAEMON.wait(reply, timeout=TIMEOUT)["err"] if reply.status == 202 else reply.error
+    expect(reason, f"{method} {url} was not refused")
+    return str(reason)
+
+
+def begin(container: str, *command: str) -> Reply:
+    """Begin to run a command in a container; what is returned is to be waited for."""
+    reply = DAEMON.api("POST", f"/1.0/instances/{container}/exec", {"command": command}, timeout=TIMEOUT)
+    expect(reply.status == 202, reply)
+    return reply
+
+
 def inside(container: str, script: str) -> Ended:
     """Run a script in a container; where it cannot be run, the reason is what it wrote."""
     command = {"command": ["sh", "-c", script], "record-output": True}
@@ -74,8 +89,8 @@ def launch(container: str, config: dict[str, str] | None = None) -> None:
     start(container)
 
 
-def start(container: str) -> None:
-    act("PUT", f"/1.0/instances/{container}/state", {"action": "start"})
+def start(container: str, *, stateful: bool = False) -> None:
+    act("PUT", f"/1.0/instances/{container}/state", {"action": "start", "stateful": stateful})
 
 
 def configure(container: str, config: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.stock.checks.asking import (
+    configure,
     delete,
     fetch,
     inside,
@@ -12,6 +13,7 @@ from tests.stock.checks.asking import (
     launch,
     must,
     push,
+    refused,
     run,
     start,
     state_of,
@@ -34,17 +36,18 @@ def kernel_modules() -> str:
     launch("moduled", {"linux.kernel_modules": "overlay, dummy"})
     try:
         expect(loaded.exists(), "the module dummy was not loaded")
-        refused = run("utsuwa", "config", "set", "moduled", "linux.kernel_modules=no_such_module")
-        expect(refused.code != 0 and "'no_such_module'" in refused.err, refused)
+        missing = {"linux.kernel_modules": "no_such_module"}
+        reason = refused("PATCH", "/1.0/instances/moduled", {"config": missing})
+        expect("'no_such_module'" in reason, reason)
         kill("moduled")
-        utsuwa("config", "set", "moduled", "linux.kernel_modules=no_such_module")
-        stopped = run("utsuwa", "start", "moduled")
-        expect("'no_such_module' of linux.kernel_modules was not loaded" in stopped.err, stopped)
+        configure("moduled", missing)
+        reason = refused("PUT", "/1.0/instances/moduled/state", {"action": "start"})
+        expect("'no_such_module' of linux.kernel_modules was not loaded" in reason, reason)
         expect(state_of("moduled")["status"] == "Stopped", "it runs")
     finally:
         delete("moduled")
         run("modprobe", "--remove", "dummy")
-    return stopped.err
+    return reason
 
 
 RUN_DOCKER = "docker run --rm --sysctl net.ipv4.ip_forward=0 busybox cat /proc/sys/net/ipv4/ip_forward"

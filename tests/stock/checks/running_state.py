@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.stock.checks.asking import delete, init_of, inside, launch, must, query, utsuwa, wait_for
+from tests.stock.checks.asking import act, delete, init_of, inside, launch, must, query, start, wait_for
 from tests.stock.checks.check import Checks, expect
 
 checks = Checks()
@@ -40,16 +40,18 @@ def criu_works() -> str:
     launch("kept")
     expect(inside("kept", f"setsid sh -c '{STEPS}' </dev/null >/dev/null 2>&1 &").code == 0, "no steps")
     wait_for("steps", lambda: _steps("kept") > 0)
-    return utsuwa("info", "--checkpoint", "kept")
+    found = query("/1.0/instances/kept/checkpoint")
+    expect(found["possible"], found)
+    return str(found["criu"])
 
 
 @checks("running state: a container that is renamed while it is stopped goes on, under its new profile")
 def stateful_stop() -> str:
     before, label = _steps("kept"), _label("kept")
-    utsuwa("snapshot", "--stateful", "kept", "warm")
-    utsuwa("stop", "--stateful", "kept")
-    utsuwa("rename", "kept", "saved")
-    utsuwa("start", "saved")
+    act("POST", "/1.0/instances/kept/snapshots", {"name": "warm", "stateful": True})
+    act("PUT", "/1.0/instances/kept/state", {"action": "stop", "stateful": True})
+    act("POST", "/1.0/instances/kept", {"name": "saved"})
+    start("saved", stateful=True)
     now = _label("saved")
     expect(now == label.replace("_kept", "_saved") != label, (label, now))
     expect("/proc/uptime fuse.lxcfs" in inside("saved", "cat /proc/mounts").out, "lxcfs is gone")
@@ -60,7 +62,7 @@ def stateful_stop() -> str:
 def stateful_restore() -> str:
     label = _label("saved")
     try:
-        utsuwa("restore", "--stateful", "saved", "warm")
+        act("PUT", "/1.0/instances/saved", {"restore": "warm", "stateful": True})
         expect(_label("saved") == label, _label("saved"))
         return _steps_on("saved", 1)
     finally:

@@ -172,7 +172,7 @@ def a_context(helper: Any, *containers: Running) -> Any:
 
 
 async def test_a_container_killed_while_being_frozen_is_unfrozen() -> None:
-    container = a_running()
+    container = running_container("c1", os.getpid())
     helper = Frozen(lambda: setattr(container, "forced", True))
     with pytest.raises(InvalidRequest, match="being stopped"):
         await freeze.freeze(a_context(helper, container), C1)

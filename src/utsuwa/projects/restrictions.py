@@ -65,8 +65,11 @@ class Restrictions:
     config: Config | None = field(default=None)
     mac_pattern: str = ""
     """The project's pattern of new MAC addresses; empty for that of the server."""
-    limited: bool = False
-    """Whether the project has limits, which depend on its other objects as well (`projects.limits`)."""
+    limited: bool = field(default=False, compare=False)
+    """Whether the project has limits, which depend on its other objects as well (`projects.limits`).
+
+    Whoever stores something checks these then, and says which one is exceeded.
+    """
 
     def value(self, name: str) -> str:
         """Return the value of `restricted.<name>`, or its default."""

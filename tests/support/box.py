@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -130,8 +131,20 @@ class Box:
         self.wait_for_end()
         for cgroup in sorted(Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}"), reverse=True):
             for below, _folders, _files in os.walk(cgroup, topdown=False):
-                Path(below).rmdir()
+                _remove_cgroup(Path(below))
         shutil.rmtree(self.folder)
+
+
+def _remove_cgroup(folder: Path, seconds: float = 5) -> None:
+    """Remove a cgroup; a process that is exiting has no command line any more, but still its cgroup."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def program(code: bytes) -> bytes:

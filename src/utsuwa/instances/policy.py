@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from utsuwa import devices as device_types
 from utsuwa.core.config_keys import parse_bool
 from utsuwa.core.errors import Forbidden, InvalidRequest
@@ -28,10 +30,8 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     device_types.check_devices(data.devices, profile=False)
     INSTANCE_KEYS.check({key: value for key, value in config.items() if data.config.get(key) != value})
     check_raw_lxc(config.get("raw.lxc", ""), policy)
-    if policy.unprivileged_only and parse_bool(config.get("security.privileged", "")):
-        raise Forbidden("This server allows unprivileged instances only: unset security.privileged")
-    if policy.unprivileged_only and bpf_tokens.options(config):
-        raise Forbidden("This server allows unprivileged instances only: unset security.bpffs.delegate_*")
+    if policy.unprivileged_only:
+        _check_unprivileged(config)
     restrictions.check(config, expanded.devices, profile=False)
     credentials.check(config)
     nvidia.check(config)
@@ -41,3 +41,17 @@ def judge(data: InstanceData, expanded: Expanded, restrictions: Restrictions, po
     apparmor.check_raw(config.get("raw.apparmor", ""))
     device_types.check_devices(expanded.devices, profile=False, valid=data.devices)
     expanded.root_disk()
+
+
+def _check_unprivileged(config: Mapping[str, str]) -> None:
+    """Refuse what gives root of an instance rights of the host's root. Raises Forbidden.
+
+    Of `raw.idmap`, that may be any id: the host's root is among them.
+    """
+    only = "This server allows unprivileged instances only: unset"
+    if parse_bool(config.get("security.privileged", "")):
+        raise Forbidden(f"{only} security.privileged")
+    if config.get("raw.idmap"):
+        raise Forbidden(f"{only} raw.idmap")
+    if bpf_tokens.options(config):
+        raise Forbidden(f"{only} security.bpffs.delegate_*")

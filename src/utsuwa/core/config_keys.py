@@ -113,14 +113,16 @@ class KeyTable:
             raise InvalidConfig("; ".join(problems))
 
     def set_only(self, config: Mapping[str, str], old: Collection[str] = ()) -> dict[str, str]:
-        """Return the config without keys whose value is empty, which means unset.
-
-        Raises InvalidConfig for those that are neither known nor in the `old` config: who unsets a key that
-        is spelled wrongly would believe it gone.
-        """
-        unset = {key: value for key, value in config.items() if not value}
-        self.check({key: value for key, value in unset.items() if key not in old})
+        """Return the config without keys whose value is empty, which means unset; raises as `check_unset`."""
+        self.check_unset(config, old)
         return {key: value for key, value in config.items() if value}
+
+    def check_unset(self, config: Mapping[str, str], old: Collection[str] = ()) -> None:
+        """Raise InvalidConfig for empty values of keys that are neither known nor in the `old` config.
+
+        Who unsets a key that is spelled wrongly would believe it gone.
+        """
+        self.check({key: value for key, value in config.items() if not value and key not in old})
 
     def _problems(self, config: Mapping[str, str]) -> Iterable[str]:
         for name, value in config.items():

@@ -119,13 +119,13 @@ _OF_OWNER = sa.bindparam("of_owner", type_=sa.Integer)
 
 @cache
 def _config_changes(table: sa.Table, owner: str) -> _ConfigChanges:
-    of_owner = _OF_OWNER
+    is_owner = table.c[owner] == _OF_OWNER
     pair = {"key": sa.bindparam("new_key", type_=sa.Text), "value": sa.bindparam("new_value", type_=sa.Text)}
     old_key = sa.bindparam("old_key", type_=sa.Text)
     return _ConfigChanges(
-        PreparedChange(table.insert().values({owner: of_owner, **pair})),
-        PreparedChange(table.delete().where(table.c[owner] == of_owner, table.c.key == old_key)),
-        PreparedChange(table.delete().where(table.c[owner] == of_owner)),
+        PreparedChange(table.insert().values({owner: _OF_OWNER, **pair})),
+        PreparedChange(table.delete().where(is_owner, table.c.key == old_key)),
+        PreparedChange(table.delete().where(is_owner)),
     )
 
 

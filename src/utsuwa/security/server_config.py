@@ -124,7 +124,7 @@ class ServerConfig:
                 values[key] = value
             else:
                 raise InvalidConfig(f"Invalid value for {key[:60]!r}: must be a string")
-        self._table.set_only(values, self._config)  # raises for unknown ones that are to be unset
+        self._table.check_unset(values, self._config)
         new = {key: value for key, value in values.items() if value != self._config.get(key, "")}
         self._check(new)
         if new.get(TRUST_PASSWORD):

@@ -6,20 +6,16 @@ from collections.abc import Sequence
 
 from utsuwa.core.refs import InstanceRef
 from utsuwa.db import snapshots as snapshot_rows
-from utsuwa.db import storage_volumes, volume_snapshots
-from utsuwa.db.codes import VOLUME_CONTAINER
+from utsuwa.db import volume_snapshots
 from utsuwa.db.snapshots import SnapshotRow
 from utsuwa.db.storage_volumes import VolumeRow
 from utsuwa.db.transaction import Transaction
+from utsuwa.storage.volume_rows import id_of, row_of
 
 
 def volume_of(tx: Transaction, pool: str, instance: InstanceRef) -> VolumeRow:
     """Return the row of an instance's root volume. Raises NotFound."""
-    return storage_volumes.get(tx, instance.project, pool, VOLUME_CONTAINER, instance.name)
-
-
-def _volume_id(tx: Transaction, pool: str, instance: InstanceRef) -> int:
-    return storage_volumes.get_id(tx, instance.project, pool, VOLUME_CONTAINER, instance.name)
+    return row_of(tx, pool, instance.volume)
 
 
 def complete(tx: Transaction, pool: str, row: SnapshotRow) -> None:
@@ -43,9 +39,9 @@ def copy(tx: Transaction, source: VolumeRow, target: VolumeRow, new: Sequence[Sn
 def rename(tx: Transaction, pool: str, row: SnapshotRow, new: str) -> None:
     """Raises AlreadyExists."""
     snapshot_rows.rename(tx, row.id, new)
-    volume_snapshots.rename(tx, _volume_id(tx, pool, row.ref.instance), row.ref.name, new)
+    volume_snapshots.rename(tx, id_of(tx, pool, row.ref.instance.volume), row.ref.name, new)
 
 
 def delete(tx: Transaction, pool: str, row: SnapshotRow) -> None:
     snapshot_rows.delete(tx, row.id)
-    volume_snapshots.delete(tx, _volume_id(tx, pool, row.ref.instance), row.ref.name)
+    volume_snapshots.delete(tx, id_of(tx, pool, row.ref.instance.volume), row.ref.name)
